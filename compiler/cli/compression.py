@@ -30,9 +30,9 @@ def compress_to_file(
     import compiler
     from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
     from compiler.cli.output import print_json, print_line
+    from compiler.cli.paths import check_report, check_writable
     from compiler.cli.progress import Steps
     from compiler.inspection.model_inspection import model_inputs
-    from compiler.inspection.summary import check_report, check_writable
 
     path = output if output is not None else Path(model.with_suffix(".twm").name)
     check_writable(path)

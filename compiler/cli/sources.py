@@ -10,7 +10,6 @@ from typing import Any
 from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes, split_shapes
 from compiler.cli.progress import Steps
 from compiler.inspection.contents import is_module_file
-from compiler.inspection.model_inspection import model_inputs
 
 
 @dataclass
@@ -53,6 +52,8 @@ def prepare(
     if is_module_file(path):
         specs = compiler.load(path, trusted_keys=trusted_keys or None).inputs
     else:
+        from compiler.inspection.model_inspection import model_inputs  # loads TVM
+
         trusted_keys = None
         # Sizes of inputs shape the compilation; sizes of dimensions that stay dynamic are for the run.
         names = {each.name for each in model_inputs(path)} if parsed else set()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ArtifactError, InvalidModelError, OptionError, StorageError
+from compiler.errors import InvalidModelError
 from compiler.frontends.file_types import is_language_model
 from compiler.inspection.contents import accelerator_text, is_module_file, plan_text, target_text
 from compiler.profiling.tensor_fields import tensor_list
@@ -85,47 +84,6 @@ def coverage_of(path: Path) -> Coverage | None:
     return Coverage(nodes, rewritten)
 
 
-def check_is_module(path: Path) -> None:
-    """Tell a model from a module, for commands that take modules only.
-
-    Raises:
-        ArtifactError: the file is a model.
-    """
-    if path.suffix in {".onnx", ".pt2"} and not is_module_file(path):
-        raise ArtifactError(
-            f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
-        )
-
-
-def check_writable(path: Path) -> None:
-    """Check that a file can be written, before minutes of work.
-
-    Raises:
-        StorageError: the path is a folder, or its folder is missing or read-only.
-    """
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder", "give the name of a file in it: --output NAME.twm")
-    folder = path.parent
-    if not folder.is_dir():
-        raise StorageError(f"the folder {folder} does not exist", "make it, or write elsewhere with --output")
-    if not os.access(folder, os.W_OK):
-        raise StorageError(f"the folder {folder} cannot be written", "write elsewhere with --output")
-
-
-def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Check that a report can be written, before minutes of work; None stands for no report.
-
-    Raises:
-        OptionError: its name does not end in one of `suffixes`.
-        StorageError: as of `check_writable`.
-    """
-    if path is None:
-        return
-    if path.suffix not in suffixes:
-        raise OptionError(f"{path}: the name of this file must end in {' or '.join(suffixes)}")
-    check_writable(path)
-
-
 def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Mapping[str, float]) -> Summary:
     """Summarize a module that was written to `path`."""
     manifest = module.manifest
@@ -154,16 +112,3 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
             str(spec) for spec in manifest.outputs if spec.name not in {each.output for each in manifest.states}
         ],
     )
-
-
-def check_folder(folder: Path) -> None:
-    """Check that a folder can be written, before minutes of work.
-
-    Raises:
-        StorageError: it is a file, or it or the folder it would be made in is read-only.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder} is a file, not a folder", "give another --output")
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not os.access(existing, os.W_OK):
-        raise StorageError(f"the folder {existing} cannot be written", "give another --output")

@@ -108,9 +108,9 @@ def _bench_there(
     from dataclasses import asdict
 
     from compiler.cli.output import print_facts, print_json
+    from compiler.cli.paths import check_is_module
     from compiler.cli.progress import Steps
     from compiler.device.push import measure
-    from compiler.inspection.summary import check_is_module
     from compiler.reports.formatting import format_seconds
 
     check_is_module(file)

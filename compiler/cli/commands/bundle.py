@@ -75,9 +75,9 @@ def _bundle(
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import read_artifact
+    from compiler.cli.paths import check_is_module
     from compiler.driver.compile import find_target, translated_target_errors
     from compiler.errors import OptionError
-    from compiler.inspection.summary import check_is_module
 
     check_is_module(module)
     if triton is not None and (static or output is not None):

@@ -78,7 +78,7 @@ def _semantic_cache(
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line
-    from compiler.inspection.summary import check_report
+    from compiler.cli.paths import check_report
     from compiler.serving.caches.embedder import TextEmbedder
     from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache, read_pairs
 
@@ -124,7 +124,7 @@ def _cascade(
 
     from compiler.cli.arguments import load_archive
     from compiler.cli.output import print_json, print_line
-    from compiler.inspection.summary import check_report
+    from compiler.cli.paths import check_report
     from compiler.runtime import load
     from compiler.serving.policies.cascade_calibration import calibrate_cascade
     from compiler.serving.policies.classification import classification_accuracy

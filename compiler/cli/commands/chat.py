@@ -53,8 +53,8 @@ def _chat(
     threads: options.Threads = None,
     trusted: options.TrustedKeys = None,
 ) -> None:
+    from compiler.cli.paths import check_is_module
     from compiler.generation import load
-    from compiler.inspection.summary import check_is_module
 
     check_is_module(module)
     chosen = generation.generation_options(

@@ -136,9 +136,10 @@ def _compile(
     from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
+    from compiler.cli.paths import check_writable
     from compiler.cli.progress import Steps
     from compiler.inspection.model_inspection import model_inputs
-    from compiler.inspection.summary import check_writable, coverage_of, summarize
+    from compiler.inspection.summary import coverage_of, summarize
 
     name = f"{model.resolve().name}.twm" if model.is_dir() else model.with_suffix(".twm").name
     path = output if output is not None else Path(name)

@@ -63,8 +63,8 @@ def _generate(
     as_json: options.Json = False,
 ) -> None:
     from compiler.cli.output import print_json, print_note
+    from compiler.cli.paths import check_is_module
     from compiler.generation import load
-    from compiler.inspection.summary import check_is_module
 
     check_is_module(module)
     chosen = generation.generation_options(

@@ -46,13 +46,14 @@ def _inspect(
     from compiler.cli.output import print_json
     from compiler.errors import OptionError
     from compiler.inspection.contents import inspect_module, is_module_file
-    from compiler.inspection.model_inspection import inspect_model, model_inputs
 
     if is_module_file(file):
         if shape or constant:
             raise OptionError("--shape and --constant are for models", f"{file} is compiled already")
         inspection = inspect_module(file)
     else:
+        from compiler.inspection.model_inspection import inspect_model, model_inputs  # loads TVM
+
         specs: dict[str, Any] = {each.name: each for each in model_inputs(file)} if constant or shape else {}
         constants = parse_arrays(constant or [], "--constant", specs)
         shapes, sizes = divide_shapes(parse_shapes(shape or []), specs)

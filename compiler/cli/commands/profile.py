@@ -60,13 +60,13 @@ def _profile(
 ) -> None:
     import compiler
     from compiler.cli.output import print_json
+    from compiler.cli.paths import check_writable_folder
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
-    from compiler.inspection.summary import check_folder
     from compiler.profiling.difference import differences, layer_times, read_profile
 
     if output is not None:
-        check_folder(output)
+        check_writable_folder(output)
 
     def measured(path: Path) -> Any:
         prepared = prepare(path, target, shape, inputs, threads)

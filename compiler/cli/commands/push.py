@@ -59,10 +59,10 @@ def _push(
 ) -> None:
     from compiler.cli.output import print_facts, print_json, print_note
     from compiler.cli.passphrases import load_credentials
+    from compiler.cli.paths import check_is_module
     from compiler.cli.progress import Steps
     from compiler.device.connection import is_loopback
     from compiler.device.push import push
-    from compiler.inspection.summary import check_is_module
     from compiler.reports.formatting import format_seconds
 
     check_is_module(module)

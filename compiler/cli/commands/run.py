@@ -50,7 +50,7 @@ def _run(
     import compiler
     from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
     from compiler.cli.output import print_json, print_note
-    from compiler.inspection.summary import check_is_module, check_writable
+    from compiler.cli.paths import check_is_module, check_writable
     from compiler.profiling.outputs import describe_arrays, save_arrays
     from compiler.profiling.workload import complete_inputs, made_up_note
 

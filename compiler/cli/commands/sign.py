@@ -45,7 +45,7 @@ def _sign(
     from compiler.artifact.keys import public_of
     from compiler.cli.output import print_json, print_line
     from compiler.cli.passphrases import load_private_key
-    from compiler.inspection.summary import check_is_module
+    from compiler.cli.paths import check_is_module
 
     check_is_module(module)
     private = load_private_key(key, KeyKind.SIGNING, passphrase_file)
@@ -64,8 +64,8 @@ def _verify(
 ) -> None:
     from compiler.artifact import public_keys, read_artifact, signatures_of
     from compiler.cli.output import print_json, print_line
+    from compiler.cli.paths import check_is_module
     from compiler.errors import OptionError
-    from compiler.inspection.summary import check_is_module
 
     if not trusted:
         raise OptionError("no key to verify with is given", "name those that you trust: --trusted-key FILE")

@@ -100,9 +100,9 @@ def _tune(
     from compiler.cli.arguments import parse_arrays, parse_duration, parse_shapes
     from compiler.cli.exit_codes import EXIT_INTERRUPTED
     from compiler.cli.output import print_json
+    from compiler.cli.paths import check_report
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.inspection.model_inspection import model_inputs
-    from compiler.inspection.summary import check_report
 
     check_report(report, (".html",))
     _check_kind(model, pack, take)

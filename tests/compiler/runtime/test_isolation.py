@@ -136,3 +136,15 @@ except MissingDependencyError as error:
     print(error)
 """
     assert "/missing.so" in _python(code, path, TENSORWRIGHT_RUNTIME_LIBRARY="/missing.so")
+
+
+@pytest.mark.parametrize("command", ["run", "profile", "inspect"])
+def test_commands_for_modules_load_no_compiler(command: str, path: Path) -> None:
+    code = f"""
+import sys
+from compiler.cli import main
+assert main([{command!r}, sys.argv[1]]) == 0
+bad = {{"tvm", "torch", "onnx"}} & set(sys.modules)
+assert not bad, bad
+"""
+    _python(code, path)

@@ -1,0 +1,63 @@
+"""Checks of the paths that a command is given, before any work; they load neither TVM nor a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from compiler.errors import ArtifactError, OptionError, StorageError
+from compiler.inspection.contents import is_module_file
+
+
+def check_is_module(path: Path) -> None:
+    """Tell a model from a module, for commands that take modules only.
+
+    Raises:
+        ArtifactError: the file is a model.
+    """
+    if path.suffix in {".onnx", ".pt2"} and not is_module_file(path):
+        raise ArtifactError(
+            f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before minutes of work.
+
+    Raises:
+        StorageError: the path is a folder, or its folder is missing or read-only.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder", "give the name of a file in it: --output NAME.twm")
+    folder = path.parent
+    if not folder.is_dir():
+        raise StorageError(f"the folder {folder} does not exist", "make it, or write elsewhere with --output")
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"the folder {folder} cannot be written", "write elsewhere with --output")
+
+
+def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Check that a report can be written, before minutes of work; None stands for no report.
+
+    Raises:
+        OptionError: its name does not end in one of `suffixes`.
+        StorageError: as of `check_writable`.
+    """
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise OptionError(f"{path}: the name of this file must end in {' or '.join(suffixes)}")
+    check_writable(path)
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Check that a folder can be written, before minutes of work.
+
+    Raises:
+        StorageError: it is a file, or it or the folder it would be made in is read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file, not a folder", "give another --output")
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        raise StorageError(f"the folder {existing} cannot be written", "give another --output")
