@@ -17,6 +17,7 @@ from targets.toolchain import Compiler, Linker, find_binary_utility, find_compil
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import IRModule
+    from targets.measure import Measurer
 
 
 class Target(ABC):
@@ -156,6 +157,10 @@ class Target(ABC):
     def unrunnable_kernels(self, mod: IRModule) -> Sequence[str]:
         """Names of a scheduled module's kernels that this target could not run; the compilation then stops."""
         return ()
+
+    def measurer(self) -> Measurer | None:
+        """What computes the cost of kernels where no device is at hand to time them; None where nothing can."""
+        return None
 
     def simulator(self) -> Any | None:
         """What runs the kernels of a device on this machine's processor: `load(library)` gives TVM's module.

@@ -98,6 +98,7 @@ class KernelProvenance(_Model):
     Attributes:
         source: the rule's analytic default, a tuning record, or "as-is": no rule served the kernel.
         origin: the file of the tuning record.
+        measure: how the record says that the config is faster: "timed", or the name of what counted or modelled it.
         operations: arithmetic operations of one call: a number, or a formula of the names in `symbols`; None where
             they depend on the data.
         symbols: where a call's arguments give the size of each name: (argument, axis); axis -1 is the argument itself.
@@ -107,6 +108,7 @@ class KernelProvenance(_Model):
     rule: Name
     source: Literal["default", "record", "as-is"]
     origin: Name | None = None
+    measure: Name | None = None
     config: dict[str, JsonValue] = Field(default_factory=dict)
     operations: Name | None = None
     symbols: dict[Name, Annotated[tuple[int, int], Field(strict=False)]] = Field(default_factory=dict)

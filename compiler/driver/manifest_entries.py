@@ -119,6 +119,7 @@ def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[Kerne
                 source="as-is" if entry.rule is None else "record" if entry.source == "record" else "default",
                 config=dict(entry.config),
                 origin=tuned.origin(entry.workload) if tuned is not None and entry.source == "record" else None,
+                measure=tuned.measure(entry.workload) if tuned is not None and entry.source == "record" else None,
                 operations=count.formula if count is not None else None,
                 symbols=count.symbols if count is not None else {},
             )

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint, target_description
-from compiler.records.record_set import alternative_taken_over, by_task, newest_of_models, taken_over, without_stale
+from compiler.records.record_set import (
+    MIN_GAIN_ELSEWHERE,
+    alternative_taken_over,
+    by_task,
+    newest_of_models,
+    of_measures,
+    taken_over,
+    without_stale,
+)
 from compiler.records.records import ChosenKernel, Loaded, ModelLine, Record, read
 from schedules.config import Config
 from schedules.gpu import gpu_rules
 from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 from schedules.selection.registry import rules
+from targets.measure import TIMED, Measure
 
 if TYPE_CHECKING:
     import targets
@@ -73,13 +82,19 @@ class TunedConfigs:
     def __init__(self, target: targets.Target, loaded: Loaded, model: str = "") -> None:
         self._machine = target.machine
         own = fingerprint(target_description(target))
-        self._records = {task: group for (where, task), group in by_task(loaded.records).items() if where == own}
-        lines = [line for line in newest_of_models(loaded.models) if (line.target, line.model) == (own, model)]
+        measurer = target.measurer()
+        self._margin = MIN_GAIN_ELSEWHERE if measurer is None else measurer.margin
+        fits = (lambda _: False) if measurer is None else measurer.fits
+        records, unfit = of_measures((each for each in loaded.records if each.target == own), fits)
+        models, _ = of_measures((each for each in loaded.models if each.target == own), fits)
+        self._records = {task: group for (_, task), group in by_task(records).items()}
+        lines = [line for line in newest_of_models(models) if line.model == model]
         self.tuned_itself: ModelLine | None = lines[0] if lines else None
         self._chosen = {each.kernel: each for each in (self.tuned_itself.choices if self.tuned_itself else ())}
         self._alternatives: dict[str, Record] = {}
         self._origins: dict[str, str] = {}
-        self.problems = list(loaded.problems)
+        self._measures: dict[str, Measure] = {}
+        self.problems = [*loaded.problems, *unfit]
 
     def __bool__(self) -> bool:
         return bool(self._records or self._chosen)
@@ -90,15 +105,15 @@ class TunedConfigs:
         if self.tuned_itself is not None:
             chosen = self._chosen.get(key)
             found = None if chosen is None else self._checked(chosen, rule, workload)
-            origin = self.tuned_itself.origin
+            origin, measure = self.tuned_itself.origin, self.tuned_itself.measure
         else:
             record = self._alternatives.get(key) or taken_over(
-                self._inside(key, rule, workload), rule.default(workload, self._machine)
+                self._inside(key, rule, workload), rule.default(workload, self._machine), self._margin
             )
             found = None if record is None else Config.of(record.config)
-            origin = "" if record is None else record.origin
+            origin, measure = ("", TIMED) if record is None else (record.origin, record.measure)
         if found is not None:
-            self._origins[key] = origin
+            self._origins[key], self._measures[key] = origin, measure
         return found
 
     def choose(self, alternatives: Sequence[Alternative]) -> int:
@@ -137,6 +152,10 @@ class TunedConfigs:
             return None
         path = Path(origin)
         return f"tuning_logs/{path.name}" if path.parent == shipped_folder() else str(path)
+
+    def measure(self, task: str) -> str | None:
+        """The name of the measure by which the config used for a task won; None where no record gave one."""
+        return self._measures[task].name if task in self._measures else None
 
 
 def _rule(alternative: Alternative) -> ScheduleRule:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from compiler.records.records import ModelLine, Record
+from targets.measure import TIMED, Measure
+
+_Line = TypeVar("_Line", Record, ModelLine)
 
 MIN_GAIN = 0.01
 """A config replaces the default if it is faster by at least this share, and by more than the spread."""
@@ -36,25 +40,42 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
     return kept, lines
 
 
+def of_measures(lines: Iterable[_Line], fits: Callable[[Measure], bool]) -> tuple[list[_Line], list[str]]:
+    """The records, or lines about models, whose measure a target has, and one note for each measure that it has not."""
+    kept: list[_Line] = []
+    unfit: Counter[str] = Counter()
+    for line in lines:
+        if line.measure == TIMED or fits(line.measure):
+            kept.append(line)
+        else:
+            unfit[str(line.measure)] += 1
+    notes = [f"{count} tuning record(s) ignored: {name} is no measure of this target" for name, count in unfit.items()]
+    return kept, notes
+
+
 def deduplicated(records: Iterable[Record]) -> list[Record]:
     """One record per target, task, config, method and place (alone, or in which model): the last one that succeeded,
     else the last one."""
-    found: dict[tuple[str | bool, ...], Record] = {}
+    found: dict[tuple[Hashable, ...], Record] = {}
     for record in records:
-        key = (record.target, record.task, record.config_key, record.method, record.in_model, record.model)
+        key = (record.target, record.task, record.config_key, record.comparable, record.in_model, record.model)
         if record.status == "ok" or key not in found or found[key].status != "ok":
             found[key] = record
     return list(found.values())
 
 
 def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
-    """The line that was written last for each target and model."""
+    """The line that was written last for each target and model; those that were timed come before others."""
     found: dict[tuple[str, str], ModelLine] = {}
     for line in models:
         key = (line.target, line.model)
-        if key not in found or line.unix_time >= found[key].unix_time:
+        if key not in found or _age(line) >= _age(found[key]):
             found[key] = line
     return list(found.values())
+
+
+def _age(line: ModelLine) -> tuple[bool, int]:
+    return line.measure == TIMED, line.unix_time
 
 
 def merged(*sets: Iterable[Record]) -> list[Record]:
@@ -86,37 +107,43 @@ def essential(records: Iterable[Record]) -> list[Record]:
 
 def _default_beside(chosen: Record, group: Sequence[Record]) -> Record | None:
     """The default's record that is comparable with one, alone."""
-    return next((each for each in _alone(group) if each.is_default and each.method == chosen.method), None)
+    return next((each for each in _alone(group) if each.is_default and each.comparable == chosen.comparable), None)
 
 
 def _alone(records: Iterable[Record]) -> list[Record]:
-    return [each for each in records if each.status == "ok" and each.seconds is not None and not each.in_model]
+    return [each for each in records if each.status == "ok" and each.cost is not None and not each.in_model]
 
 
 def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
     """Of one task's records the one that is fastest alone; None when none succeeded.
 
     It is the default's unless another beats that by more than chance, and by a share of `least`. Times taken by
-    different methods are not compared: those count that the last default was measured by.
+    different methods are not compared: those count that the last default was measured by, and a clock's before a
+    model's.
     """
     measured = _alone(records)
     if not measured:
         return None
-    newest = max(measured, key=lambda record: (record.is_default, record.unix_time))
-    measured = [record for record in measured if record.method == newest.method]
+    newest = max(measured, key=lambda record: (record.measure == TIMED, record.is_default, record.unix_time))
+    measured = [record for record in measured if record.comparable == newest.comparable]
     # The minimum over many configs measured once is biased by luck: where leaders were compared again, one of them is
     # taken.
     compared = [record for record in measured if record.compared]
-    fastest = min(compared or measured, key=_seconds)
+    fastest = min(compared or measured, key=_cost)
     default = next((record for record in measured if record.is_default), None)
     return fastest if default is None or wins(fastest, default, least) else default
 
 
-def taken_over(records: Iterable[Record], default: Mapping[str, object]) -> Record | None:
+def taken_over(
+    records: Iterable[Record], default: Mapping[str, object], margin: float = MIN_GAIN_ELSEWHERE
+) -> Record | None:
     """The record to use in a model that none of them was measured in, in place of the config that is the default today.
 
     What won in some model, and was slower in none; else what is faster alone by `MIN_GAIN_ELSEWHERE`. None when today's
     default was never measured: records that beat another default say nothing of this one.
+
+    Args:
+        margin: in place of `MIN_GAIN_ELSEWHERE` for costs that were not timed.
     """
     known = [as_of_today(record, default) for record in deduplicated(records)]
     if not any(record.is_default and record.status == "ok" for record in known):
@@ -126,7 +153,9 @@ def taken_over(records: Iterable[Record], default: Mapping[str, object]) -> Reco
     if won:
         return max(won, key=lambda record: min(gain for gain, _ in gains[record.config_key]))
     lost = {config for config, each in gains.items() if any(gain <= 1.0 for gain, _ in each)}
-    return best([record for record in known if record.config_key not in lost], MIN_GAIN_ELSEWHERE)
+    left = [record for record in known if record.config_key not in lost]
+    timed = any(record.measure == TIMED and record.status == "ok" for record in left)
+    return best(left, MIN_GAIN_ELSEWHERE if timed else margin)
 
 
 def alternative_taken_over(
@@ -159,12 +188,12 @@ def alternative_taken_over(
 def _gains_in_models(records: Iterable[Record], untuned: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:
     """By config, for every model where it stood in for an untuned kernel: how many times as fast it was there, and the
     share by which that may be off."""
-    beside = {(each.model, each.method): each for each in untuned if each.in_model and each.status == "ok"}
+    beside = {(each.model, each.comparable): each for each in untuned if each.in_model and each.status == "ok"}
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        default = beside.get((record.model, record.method))
-        if record.in_model and record.seconds and default is not None and record is not default:
-            gain = _seconds(default) / record.seconds
+        default = beside.get((record.model, record.comparable))
+        if record.in_model and record.cost and default is not None and record is not default:
+            gain = _cost(default) / record.cost
             found.setdefault(record.config_key, []).append((gain, max(record.spread, default.spread)))
     return found
 
@@ -181,12 +210,12 @@ def as_of_today(record: Record, default: Mapping[str, object]) -> Record:
 def wins(challenger: Record, default: Record, least: float = MIN_GAIN) -> bool:
     """Whether a config is faster than the default by more than chance, and by a share of `least`."""
     margin = max(least, challenger.spread, default.spread)
-    return _seconds(challenger) * (1 + margin) < _seconds(default)
+    return _cost(challenger) * (1 + margin) < _cost(default)
 
 
-def _seconds(record: Record) -> float:
-    assert record.seconds is not None
-    return record.seconds
+def _cost(record: Record) -> float:
+    assert record.cost is not None
+    return record.cost
 
 
 @dataclass(frozen=True)
@@ -226,4 +255,4 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
 def _gain(records: Sequence[Record]) -> float | None:
     chosen = best(deduplicated(records))
     default = None if chosen is None else _default_beside(chosen, deduplicated(records))
-    return None if chosen is None or default is None else _seconds(default) / _seconds(chosen)
+    return None if chosen is None or default is None else _cost(default) / _cost(chosen)

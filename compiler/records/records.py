@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compiler.artifact.storage import write_atomically
 from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint
+from targets.measure import TIMED, Measure
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The newest schema version that is read. A line holds the version that introduced its kind and fields."""
 FSYNC_SECONDS = 1.0
 """A file is flushed to the disk at most this long after a record, and when it is closed."""
@@ -55,7 +56,8 @@ class Record(_Line):
         rule, rule_version, workload: what was scheduled; together with `target` the key.
         config: the knobs.
         status: "ok", or how the trial failed.
-        seconds: of one run, a low quantile over `runs`; None unless "ok".
+        seconds: of one run, a low quantile over `runs`; None unless "ok", or where the measure counts cycles.
+        cycles: of one run, where the measure counts those; else None.
         spread: how far repeated measurements lay apart, as a share of `seconds`.
         is_default: the config is the rule's own default.
         compared: measured in turns with the default and other leaders, which says more than a time by itself.
@@ -64,6 +66,7 @@ class Record(_Line):
         device: where it ran.
         method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out; "timed":
             by the clock of a graphics processor, CUDA graphs of calls being launched whole.
+        measure: what `seconds` or `cycles` are: timed, counted or modelled, and by what.
         unix_time: when, in seconds.
         note: what went wrong, in short.
         origin: the file it was read from; not stored.
@@ -77,6 +80,7 @@ class Record(_Line):
     config: KnobValues
     status: Status = "ok"
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    cycles: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     spread: float = 0.0
     runs: int = 0
     is_default: bool = False
@@ -85,6 +89,7 @@ class Record(_Line):
     model: str = ""
     device: str = "local"
     method: Literal["parallel", "serial", "timed"] = "parallel"
+    measure: Measure = TIMED
     unix_time: int = 0
     note: str = ""
     origin: str = Field(default="", exclude=True)
@@ -93,6 +98,16 @@ class Record(_Line):
     def task(self) -> str:
         """The key of the task within a target, as `schedules.selection.apply.record_key` writes it."""
         return f"{self.rule}@{self.rule_version}/{self.workload}"
+
+    @property
+    def cost(self) -> float | None:
+        """Of one run in the unit of the measure; None unless "ok"."""
+        return self.cycles if self.measure.unit == "cycles" else self.seconds
+
+    @property
+    def comparable(self) -> tuple[Measure, str]:
+        """Equal for records whose costs may be compared."""
+        return self.measure, self.method
 
     @property
     def config_key(self) -> str:
@@ -129,9 +144,10 @@ class ModelLine(_Line):
         target, model: fingerprints; see `identity`.
         name: of the model, for people.
         choices: all kernels that run otherwise than untuned; empty where nothing was found to win.
-        untuned, tuned: seconds of a run of each module; None where whole runs were not compared.
+        settings: what was chosen for the model as a whole, where a target has such settings (an accelerator's).
+        untuned, tuned: cost of a run of each module in the measure's unit; None where whole runs were not compared.
         spread: the share by which the ratio of the two may be off.
-        method, device, unix_time, origin: as of a `Record`.
+        measure, method, device, unix_time, origin: as of a `Record`.
     """
 
     schema_version: Annotated[int, Field(alias="v")] = 2
@@ -140,10 +156,12 @@ class ModelLine(_Line):
     model: str
     name: str = ""
     choices: tuple[ChosenKernel, ...] = ()
+    settings: KnobValues = Field(default_factory=dict)
     untuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     tuned: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     spread: float = 0.0
     method: Literal["parallel", "serial", "timed"] = "parallel"
+    measure: Measure = TIMED
     device: str = "local"
     unix_time: int = 0
     origin: str = Field(default="", exclude=True)
@@ -155,8 +173,10 @@ Line = TargetLine | Record | ModelLine
 def encode(line: Line) -> bytes:
     """A line of a record file, with its end."""
     values = line.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    timed = isinstance(line, Record | ModelLine) and line.method == "timed"
-    version = max(line.schema_version, 3) if timed else line.schema_version
+    version = line.schema_version
+    if isinstance(line, Record | ModelLine):
+        # Earlier versions know no measure but the clock, and no method "timed".
+        version = max(version, 4 if line.measure != TIMED else 3 if line.method == "timed" else version)
     return json.dumps({"v": version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
 
 

@@ -18,8 +18,9 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 import tvm
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.tuning.measuring.candidate_pool import CandidatePool
 from compiler.tuning.measuring.messages import AS_IT_IS, Argument, KernelTask
-from compiler.tuning.measuring.pool import MeasurementPool, Trial
+from compiler.tuning.measuring.pool import Trial
 from schedules.codegen.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
 from schedules.config import Config
 from schedules.conv.tiling import accumulators
@@ -48,7 +49,7 @@ class Peaks:
     nbytes: float = 0.0
 
 
-def measure_peaks(pool: MeasurementPool, machine: Machine) -> tuple[Peaks, str]:
+def measure_peaks(pool: CandidatePool, machine: Machine) -> tuple[Peaks, str]:
     """The peaks of the first device that is free, and what went wrong ("" if nothing)."""
     if pool.memory != "cpu":
         return Peaks(), ""  # the kernels below are for processors; without peaks, no kernel is held to its limit

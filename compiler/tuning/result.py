@@ -13,6 +13,7 @@ from compiler.tuning.progress import SearchCost
 from compiler.tuning.session import Session
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Extracted
+from targets.measure import TIMED, Measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class TuneResult:
         before, after: seconds of one run of the model spent in kernels, untuned and tuned.
         records: the file that was appended to.
         resumed: trials found in the records.
+        measure: what the times are: taken by a clock, or computed and by what.
         method: "parallel" or "serial": see `compiler.records.records.Record`.
         history: (seconds since the start, trials, seconds of the model).
         predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
@@ -72,6 +74,7 @@ class TuneResult:
     resumed: int
     records: Path
     method: str
+    measure: Measure = TIMED
     history: tuple[tuple[float, int, float], ...] = ()
     predictions: tuple[tuple[str, float, float], ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +112,7 @@ def result_of(session: Session, extracted: Extracted, path: Path, **ended: Any) 
         trials=progress.trials,
         records=path,
         method=session.method,
+        measure=session.measure,
         history=tuple(progress.history),
         predictions=tuple(session.predictions),
         skipped=extracted.skipped,

@@ -13,13 +13,14 @@ from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWrit
 from compiler.tuning.budget import next_task, seconds_of_model
 from compiler.tuning.cost_models import CostModel, Sample, Subject
 from compiler.tuning.lower_bounds import least_seconds, measure_peaks
-from compiler.tuning.measuring.messages import Effort, Outcome
-from compiler.tuning.measuring.pool import MeasurementPool, Trial
-from compiler.tuning.measuring.statistics import spread, typical
+from compiler.tuning.measuring.candidate_pool import CandidatePool
+from compiler.tuning.measuring.messages import Effort, Outcome, summed_up
+from compiler.tuning.measuring.pool import Trial
 from compiler.tuning.progress import Limits, Progress, SearchCost
 from compiler.tuning.search import Search, serves
 from compiler.tuning.state import TaskState
 from schedules.config import Config
+from targets.measure import Measure
 
 if TYPE_CHECKING:
     import targets
@@ -53,7 +54,7 @@ class Session:
         self,
         target: targets.Target,
         tasks: Sequence[Task],
-        pool: MeasurementPool,
+        pool: CandidatePool,
         writer: RecordWriter,
         cost_model: CostModel,
         search: Search,
@@ -66,7 +67,8 @@ class Session:
         self._notify = notify or (lambda _: None)
         for task in tasks:
             task.tunable = serves(search, task)
-        self.states = [TaskState(task, target.machine) for task in tasks]
+        margin = max(MIN_GAIN_OF_ALTERNATIVES, pool.margin)
+        self.states = [TaskState(task, target.machine, margin=margin) for task in tasks]
         _join_alternatives(self.states)
         self._samples: list[Sample] = []
         self._began = time.monotonic()
@@ -77,18 +79,23 @@ class Session:
         self.predictions: list[tuple[str, float, float]] = []  # (task, score, seconds) of proposed configs
 
     @property
+    def measure(self) -> Measure:
+        """What the numbers of this session are."""
+        return self._pool.measure
+
+    @property
     def method(self) -> Literal["serial", "parallel"]:
         """How times are taken; see `records.Record.method`."""
         return "serial" if self._pool.serial else "parallel"
 
     def resume(self, records: Sequence[Record]) -> int:
         """Take in earlier trials of these tasks on this target, measured the same way; how many there were."""
-        states = {state.task.key: state for state in self.states}
+        states, comparable = {state.task.key: state for state in self.states}, (self.measure, self.method)
         count = 0
         for record in deduplicated(records):
             state = states.get(record.task)
             config = Config.of(record.config)
-            if state is None or record.target != self._writer.target or record.method != self.method:
+            if state is None or record.target != self._writer.target or record.comparable != comparable:
                 continue
             if record.in_model:
                 continue  # no time of the kernel alone
@@ -214,11 +221,12 @@ class Session:
             self.progress.trials += state.task.tunable
             self._report(self.progress.phase, state)
 
-        began = time.monotonic()
         effort = Effort(give_up_above=give_up_above)
+        began = time.monotonic()
         self._pool.trials([Trial(state.task.key, config, effort) for state, config in chosen], emit)
-        for state in states.values():
-            state.seconds += (time.monotonic() - began) / len(states)
+        if not self.measure.deterministic:  # else the clock must not decide which task comes next
+            for state in states.values():
+                state.seconds += (time.monotonic() - began) / len(states)
         return failures
 
     def _compare_leaders(self) -> None:
@@ -258,7 +266,7 @@ class Session:
         fastest = min(measured, key=lambda each: each.seconds or 0.0)
         assert default.seconds is not None
         assert fastest.seconds is not None
-        margin = 1 + max(MIN_GAIN, fastest.spread, default.spread)
+        margin = 1 + max(self._pool.margin, fastest.spread, default.spread)
         chosen = fastest if fastest.seconds * margin < default.seconds else default
         state.results[state.task.default] = default.seconds
         state.best = (chosen.config, chosen.seconds or default.seconds)
@@ -283,8 +291,8 @@ class Session:
             if chosen.task.key not in compared.tuned.kernels:
                 continue
             assert chosen.best is not None
-            default = _summed_up(state.task.default, compared.untuned.kernels[state.task.key])
-            challenger = _summed_up(chosen.best[0], compared.tuned.kernels[chosen.task.key])
+            default = summed_up(state.task.default, compared.untuned.kernels[state.task.key])
+            challenger = summed_up(chosen.best[0], compared.tuned.kernels[chosen.task.key])
             for each, outcome in ((state, default), (chosen, challenger)):
                 self._writer.append(self._record(each, outcome, compared=True, in_model=True))
             before, after = default.seconds or 0.0, challenger.seconds or 0.0
@@ -322,6 +330,7 @@ class Session:
                 tuned=None if compared is None else compared.tuned.latency,
                 spread=0.0 if compared is None else round(compared.spread, 4),
                 method=self.method,
+                measure=self.measure,
                 device=self._origin.device,
                 unix_time=int(time.time()),
             )
@@ -344,6 +353,7 @@ class Session:
             model=self._origin.model_key if in_model else "",
             device=self._origin.device,
             method=self.method,
+            measure=self.measure,
             unix_time=int(time.time()),
             note=outcome.note,
         )
@@ -363,10 +373,6 @@ class Session:
             progress.history.append((progress.seconds, progress.trials, now))
         progress.now = now
         self._notify(progress)
-
-
-def _summed_up(config: Config, samples: Sequence[float]) -> Outcome:
-    return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples))
 
 
 def _join_alternatives(states: Sequence[TaskState]) -> None:

@@ -15,6 +15,7 @@ from compiler.tuning.progress import Progress
 
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
+_MEASURES = ("auto", "timed", "modelled")
 _TIMINGS = ("auto", "parallel", "serial")
 
 
@@ -30,6 +31,7 @@ class TuningOptions:
     precision: str = "float32"
     threads: int | None = None
     timing: str = "auto"
+    measure: str = "auto"
     cost_model: str | CostModel = "xgboost"
     search: str = "evolutionary"
     seed: int = 0
@@ -46,6 +48,11 @@ class TuningOptions:
         """Of records."""
         return Path(self.records) if self.records is not None else user_folder()
 
+    @property
+    def names_devices(self) -> bool:
+        """Whether other devices than this machine are named."""
+        return any(device != LOCAL for device in self.devices)
+
     def check(self) -> None:
         """Raises OptionError for what cannot be done."""
         if self.trials is not None and self.trials < 1:
@@ -54,6 +61,10 @@ class TuningOptions:
             raise OptionError(f"time_budget={self.time_budget}: it has to be a positive number of seconds")
         if self.timing not in _TIMINGS:
             raise OptionError(f"timing {self.timing!r} is not supported", "use auto, parallel or serial")
+        if self.measure not in _MEASURES:
+            raise OptionError(f"measure {self.measure!r} is not supported", f"use {', '.join(_MEASURES)}")
+        if self.measure == "modelled" and self.names_devices:
+            raise OptionError("measure 'modelled' uses no device", "leave out the devices, or measure='timed'")
         if not self.devices:
             raise OptionError("no device is named", "leave devices out for this machine")
         for device in self.devices:

@@ -20,6 +20,7 @@ class TaskState:
     """A task and its trials.
 
     Attributes:
+        margin: the share by which an alternative must be faster to take the task's place.
         lower_bound: seconds that no config can beat, as `lower_bounds.least_seconds` counts them; 0 when not known.
         results: seconds of every config that was tried; None where the trial failed.
         best: the fastest config so far and its seconds.
@@ -33,6 +34,7 @@ class TaskState:
 
     task: Task
     machine: Machine
+    margin: float = MIN_GAIN_OF_ALTERNATIVES
     lower_bound: float = 0.0
     results: dict[Config, float | None] = field(default_factory=dict)
     best: tuple[Config, float] | None = None
@@ -64,7 +66,7 @@ class TaskState:
     def fastest_alternative(self) -> TaskState:
         """Of the alternatives to do what this task does; this one unless another is faster by more than chance."""
         fastest = min(self.alternatives, key=lambda alternative: alternative.best_seconds, default=self)
-        return fastest if fastest.best_seconds * (1 + MIN_GAIN_OF_ALTERNATIVES) < self.best_seconds else self
+        return fastest if fastest.best_seconds * (1 + self.margin) < self.best_seconds else self
 
     @property
     def contested(self) -> bool:

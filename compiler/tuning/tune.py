@@ -13,7 +13,6 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 import targets
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
-from compiler.errors import OptionError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
@@ -23,7 +22,9 @@ from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import ModelComparison
+from compiler.tuning.measuring.choice import choose_measurer
 from compiler.tuning.measuring.devices import check_device
+from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.measuring.runners import LOCAL
 from compiler.tuning.progress import Limits, Progress
@@ -32,7 +33,7 @@ from compiler.tuning.search import searches
 from compiler.tuning.session import Origin, Session
 from compiler.tuning.settings import TuningOptions
 from compiler.tuning.tasks import extract_tasks
-from targets.cuda.target import CudaTarget
+from targets.measure import Measurer
 
 _COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every estimate
 _LEADERS_SHARE = 0.08  # of the time, for the leaders
@@ -56,6 +57,7 @@ def tune(
     precision: str = "float32",
     threads: int | None = None,
     timing: str = "auto",
+    measure: str = "auto",
     cost_model: str | CostModel = "xgboost",
     search: str = "evolutionary",
     seed: int = 0,
@@ -74,6 +76,8 @@ def tune(
         credentials: keys for encrypted connections, by device; a tensorwright-server that has keys takes no other.
         timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
             use too; "auto" looks whether others do.
+        measure: "timed" runs kernels on a device, or here; "modelled" computes their cost by the target's measurer;
+            "auto" times them where a device is named or this machine can run them, and else computes it.
         cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
         search: a name of `compiler.tuning.search.searches.names()`.
         seed: of the search.
@@ -91,6 +95,7 @@ def tune(
         precision=precision,
         threads=threads,
         timing=timing,
+        measure=measure,
         cost_model=cost_model,
         search=search,
         seed=seed,
@@ -102,7 +107,7 @@ def tune(
 
 def _tuned(source: object, target: targets.Target, options: TuningOptions, imports: ImportOptions) -> TuneResult:
     options.check()
-    _check_target(target, options)
+    measurer = choose_measurer(target, options)
     began = time.monotonic()
     remote = [device for device in options.devices if device != LOCAL]
     unchecked = [note for device in remote if (note := check_device(device, target, options.credentials.get(device)))]
@@ -112,15 +117,16 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
     extracted = extract_tasks(model.mod, target, for_passes, alternatives=target.pipeline == "processor")
     compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)
     key = model_fingerprint(model.mod, options.precision)
-    seconds, local, serial = options.seconds, LOCAL in options.devices, _serial(options)
+    local = LOCAL in options.devices and measurer is None
+    seconds, serial = options.seconds, _serial(options) if measurer is None else False
     deadline = math.inf if seconds is None else began + seconds
     with (
         RecordWriter.in_folder(options.folder, target_description(target)) as writer,
-        MeasurementPool(target, options.devices, serial=serial, credentials=options.credentials) as pool,
+        _pool(target, options, measurer, serial=serial) as pool,
         ModelComparison(model, target, for_passes, options.threads, serial=serial) as comparison,
     ):
         search = searches.make(options.search, seed=options.seed)
-        origin = Origin(",".join(options.devices), key, model_name(source))
+        origin = Origin(",".join(options.devices) if measurer is None else "", key, model_name(source))
         session = Session(
             target, extracted.tasks, pool, writer, _cost_model(options), search, origin=origin, notify=options.progress
         )
@@ -139,21 +145,12 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
         return result_of(session, extracted, writer.path, resumed=resumed, interrupted=interrupted, latency=latency)
 
 
-def _check_target(target: targets.Target, options: TuningOptions) -> None:
-    """Raises OptionError where kernels of the target cannot be timed on one of the devices."""
-    if isinstance(target, CudaTarget) and target.simulated:
-        raise OptionError(f"target {target.name!r} is simulated: its kernels take no time", "tune for a device")
-    if not target.times_kernels and LOCAL in options.devices:
-        raise OptionError(
-            f"kernels of target {target.name!r} cannot be timed on this machine",
-            "name the tensorwright-server of a bundle that runs beside the device (--device HOST:PORT), or write a "
-            "folder of candidates (--pack DIR) and run DIR/run there",
-        )
-    if LOCAL in options.devices and not target.fits_this_machine():
-        raise OptionError(
-            f"target {target.name!r} cannot be measured here: it needs {', '.join(target.missing_features())}",
-            "name a device: devices=['HOST:PORT'] of an RPC server",
-        )
+def _pool(
+    target: targets.Target, options: TuningOptions, measurer: Measurer | None, *, serial: bool
+) -> MeasurementPool | EstimatingPool:
+    if measurer is None:
+        return MeasurementPool(target, options.devices, serial=serial, credentials=options.credentials)
+    return EstimatingPool(target, measurer)
 
 
 def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bool) -> float:

@@ -81,6 +81,13 @@ def _tune(
             help="parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
         ),
     ] = "auto",
+    measure: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="timed: on a device or here; modelled: computed from the generated code; auto: timed where possible.",
+        ),
+    ] = "auto",
     cost_model: Annotated[str, typer.Option(metavar="NAME", help="The model that ranks configurations.")] = "xgboost",
     search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configurations.")] = "evolutionary",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the search.")] = 0,
@@ -130,6 +137,7 @@ def _tune(
             precision=precision,
             threads=threads,
             timing=timing,
+            measure=measure,
             cost_model=cost_model,
             search=search,
             seed=seed,
@@ -276,7 +284,10 @@ def _print(result: Any) -> None:
             ("kernels of a run", f"{format_seconds(result.before)} -> {format_seconds(result.after)} ({gain:.2f} x)"),
             *_latency(result),
             ("trials", f"{result.trials} in {format_seconds(result.seconds)} ({rate:.1f}/s), {result.resumed} before"),
-            ("timing", result.method),
+            (
+                "measure",
+                f"{result.measure}, {result.method}" if result.measure.kind == "timed" else str(result.measure),
+            ),
             ("records", str(result.records)),
         ]
     )

@@ -58,14 +58,18 @@ class Builder:
         try:
             library, tasks = self._build(request)
         except Exception as error:  # TVM raises whatever its passes raise
-            text = f"{type(error).__name__}: {error}".strip().splitlines()
-            return Built(None, 1, (text[-1] if text else "")[-300:], time.perf_counter() - start)
+            return Built(None, 1, in_short(error), time.perf_counter() - start)
         return Built(library, tasks, "", time.perf_counter() - start)
 
     def _build(self, request: BuildRequest) -> tuple[KernelLibrary, int]:
+        function = self.scheduled(request)
+        return self.linked(function), parallel_tasks(function)
+
+    def scheduled(self, request: BuildRequest) -> Any:
+        """The PrimFunc that a request describes. Raises NotScheduledError, and whatever TVM raises."""
         kernel, rule_name = self._kernels[request.key]
         if rule_name == AS_IT_IS:
-            return self.linked(kernel.function), parallel_tasks(kernel.function)
+            return kernel.function
         rule = self._rules[self._target.reference_rule if request.config is None else rule_name]
         workload = rule.match(kernel, self._machine)
         if workload is None:
@@ -73,8 +77,7 @@ class Builder:
         config = request.config
         if config is None:
             config = rule.default(workload, self._machine) if rule.space(workload, self._machine).knobs else Config()
-        function = apply_rule(rule, kernel, workload, config, self._machine)
-        return self.linked(function), parallel_tasks(function)
+        return apply_rule(rule, kernel, workload, config, self._machine)
 
     def linked(self, function: Any) -> KernelLibrary:
         """A scheduled PrimFunc as a shared library."""
@@ -84,10 +87,14 @@ class Builder:
             workspaces = _results(function, count)
         return KernelLibrary(self._code(function), workspaces)
 
-    def _code(self, function: Any) -> bytes:
+    def module(self, function: Any) -> Any:
+        """TVM's module of a scheduled PrimFunc."""
         function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
         with self._engine_target:
-            library = tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._engine_target, PIPELINE)
+            return tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._engine_target, PIPELINE)
+
+    def _code(self, function: Any) -> bytes:
+        library = self.module(function)
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             path = Path(folder) / "kernel.so"
             if self._target.fits_this_machine():
@@ -97,6 +104,12 @@ class Builder:
             else:
                 self._target.export_library(library, path)
             return path.read_bytes()
+
+
+def in_short(error: Exception) -> str:
+    """The last line of an exception's text, for a record."""
+    text = f"{type(error).__name__}: {error}".strip().splitlines()
+    return (text[-1] if text else "")[-300:]
 
 
 def _results(function: Any, count: int) -> tuple[Argument, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from compiler.device.credentials import Credentials
+from compiler.tuning.measuring.statistics import spread, typical
 from schedules.config import Config
 
 Failure = Literal["build-error", "crash", "timeout", "wrong-numbers", "run-error"]
@@ -70,6 +72,15 @@ class Built:
     tasks: int = 1
     error: str = ""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The cost of a kernel in the unit of the measurer, with its parts; or an error."""
+
+    cost: float | None
+    parts: dict[str, float] = field(default_factory=dict)
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,11 @@ class Outcome:
     runs: int = 0
     note: str = ""
     built: Built | None = field(default=None, repr=False)
+
+
+def summed_up(config: Config, samples: Sequence[float]) -> Outcome:
+    """The outcome of a config whose calls took so many seconds each."""
+    return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.device.credentials import Credentials
 from compiler.errors import UserError
+from compiler.records.record_set import MIN_GAIN
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
 from compiler.tuning.measuring.messages import (
     BuildRequest,
@@ -29,6 +30,7 @@ from compiler.tuning.measuring.messages import (
 from compiler.tuning.measuring.runners import LOCAL, is_reachable
 from compiler.tuning.measuring.statistics import spread, typical
 from schedules.config import Config
+from targets.measure import TIMED
 
 if TYPE_CHECKING:
     import targets
@@ -92,6 +94,9 @@ class MeasurementPool:
     `serial` is for a machine that others use too: local kernels run on one thread, by processor time, and the time on
     all cores follows from how evenly the tasks share out: T * ceil(tasks / cores) / tasks.
     """
+
+    measure = TIMED
+    margin = MIN_GAIN
 
     def __init__(
         self,

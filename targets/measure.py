@@ -1,0 +1,108 @@
+"""How good a kernel is, and how that is known: timed on a device, or computed where there is none.
+
+A target without a device at hand has a `Measurer`: a model of its processor, or its compiler's own estimate. What one
+measure gives is never compared with what another does: each tuning record names its measure.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
+
+MeasureKind = Literal["timed", "cycles", "modelled"]
+Unit = Literal["s", "cycles"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a number of a tuning record is.
+
+    Attributes:
+        kind: "timed": by a clock, where the kernel ran; "cycles": counted by the device's own compiler or simulator;
+            "modelled": computed from the generated code by a model of the processor.
+        name: of the measure, the same for all numbers that may be used together: "timed", "llvm-mca+cache cortex-a76".
+        unit: of its numbers.
+        version: of the tool that counts or models; numbers of two versions are not compared with each other.
+    """
+
+    kind: MeasureKind = "timed"
+    name: str = "timed"
+    unit: Unit = "s"
+    version: str = ""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same kernel always gets the same number, on a busy machine as well."""
+        return self.kind != "timed"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.version})" if self.version else self.name
+
+
+TIMED = Measure()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of one call of a kernel in the unit of its measure, and what it is made of, for people."""
+
+    cost: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class ScheduledKernel(Protocol):
+    """A candidate: a kernel scheduled with one config.
+
+    Attributes:
+        function: the scheduled PrimFunc, of static shapes.
+        constants: the positions of its parameters that are weights.
+        constant_bytes: bytes of weights that the whole model reads between two calls of the kernel.
+    """
+
+    @property
+    def function(self) -> PrimFunc: ...
+
+    @property
+    def constants(self) -> frozenset[int]: ...
+
+    @property
+    def constant_bytes(self) -> int: ...
+
+    def build(self) -> Any:
+        """TVM's module of machine code or source (`inspect_source`), by the project's lowering."""
+
+
+class Measurer(ABC):
+    """Computes the cost of kernels without a device: deterministic, and safe to use in parallel processes.
+
+    Attributes:
+        kind, name, unit: as of `Measure`.
+        margin: the share by which a candidate must beat the default to replace it: the error of the model itself, as
+            proven where times can be measured.
+    """
+
+    kind: MeasureKind
+    name: str
+    unit: Unit = "s"
+    margin: float
+
+    @abstractmethod
+    def version(self) -> str:
+        """The version of the tool that the numbers depend on. Raises ToolchainMissing, naming the package."""
+
+    def measure(self) -> Measure:
+        """What its numbers are. Raises ToolchainMissing, as `version` does."""
+        return Measure(self.kind, self.name, self.unit, self.version())
+
+    def fits(self, measure: Measure) -> bool:
+        """Whether numbers of a record are of this measure, by any version of its tool."""
+        return (measure.kind, measure.name, measure.unit) == (self.kind, self.name, self.unit)
+
+    @abstractmethod
+    def estimate(self, kernel: ScheduledKernel) -> Estimate:
+        """The cost of one call of a kernel. What it raises costs the candidate, as a build error does."""
