@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from compiler.serving.app.application import Application, Limits, Routes
+from compiler.serving.app.application import Application, Routes
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.completions import Completions
 from compiler.serving.app.embeddings import Embeddings
+from compiler.serving.app.http import Limits
 from compiler.serving.app.observability import Observability
 from compiler.serving.app.open_inference import OpenInference
 from compiler.serving.app.openai_models import OpenAIModels

@@ -1,12 +1,12 @@
-"""Requests and answers of HTTP as the routes see them, on top of ASGI."""
+"""Requests and answers of HTTP as the routes see them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from compiler.errors import InputError, UserError
+from compiler.errors import InputError, OptionError, UserError
 from compiler.serving.request import ServiceLevel
 from compiler.support.optional import optional_module
 
@@ -17,6 +17,7 @@ Header = tuple[bytes, bytes]
 Number = TypeVar("Number", int, float)
 
 JSON: Header = (b"content-type", b"application/json")
+CLOSE: Header = (b"connection", b"close")
 LATENCY_HEADER = b"tensorwright-latency-ms"
 """A request's header: milliseconds from its arrival after which an answer is of no use."""
 
@@ -30,6 +31,23 @@ class HttpError(UserError):
         super().__init__(message, hint)
         self.status = status
         self.headers = headers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may take.
+
+    Attributes:
+        max_request_bytes: of a body, unpacked.
+        body_seconds: until the whole body has to be here.
+    """
+
+    max_request_bytes: int = 64 << 20
+    body_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_request_bytes < 1 or not self.body_seconds > 0:
+            raise OptionError("limits of requests must be above 0")
 
 
 @dataclass(eq=False)
@@ -90,6 +108,29 @@ class StreamReply:
         (b"cache-control", b"no-store"),
     )
     status: int = 200
+
+
+class Handler(Protocol):
+    """What answers requests, whichever server reads them: `admit`, then the body, then `answer`, and `finished`."""
+
+    limits: Limits
+
+    def admit(self, call: Call) -> None:
+        """Check a request's headers before its body is read. Raises HttpError."""
+
+    async def answer(self, call: Call) -> Reply | StreamReply:
+        """The answer to a request whose body is here; errors are answers too."""
+
+    def refused(self, call: Call, error: Exception) -> Reply:
+        """The answer to a request whose body is not read, after which the connection is closed."""
+
+    def finished(self, call: Call, status: int, client: str) -> None:
+        """Count and log a request that was answered; status 499: its client went away before."""
+
+
+def too_large(limit: int) -> HttpError:
+    """A request whose body is larger than the limit."""
+    return HttpError(413, f"the request is larger than {limit} bytes")
 
 
 def json_reply(content: Any, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError
-from compiler.serving.app.application import Limits
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions
+from compiler.serving.app.http import Limits
 from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
 from compiler.serving.options import options_from
 from compiler.serving.ray.options import RayOptions

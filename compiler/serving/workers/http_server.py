@@ -1,25 +1,20 @@
-"""uvicorn, with bounds on what a connection takes before it asks for anything."""
+"""`Server`: listens for connections of HTTP, with bounds on what they take, and drains them at its end."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from socket import socket
 
 from compiler.errors import OptionError
-from compiler.support.optional import optional_module
+from compiler.serving.app.http import Handler
+from compiler.serving.workers.connection import Connection
 
-uvicorn: Any = optional_module("uvicorn", "serve", "speaks HTTP")
-_PURPOSE = "parses HTTP"
-_httptools: Any = optional_module("httptools", "serve", _PURPOSE)
-_HttpToolsProtocol: Any = optional_module("uvicorn.protocols.http.httptools_impl", "serve", _PURPOSE).HttpToolsProtocol
-_MAX_HEADER_BYTES = 64 << 10
-_log = logging.getLogger(__name__)
+_BACKLOG = 2048
+_PERIOD = 0.25  # seconds between two looks at what has to arrive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,55 +45,84 @@ class HttpOptions:
             raise OptionError("TLS needs a certificate", "give --tls-certificate")
 
 
-class Server(uvicorn.Server):
-    """A uvicorn server whose signals are handled by whoever runs it, and that says when it answers."""
+class Server:
+    """Serves a handler of requests until `stop`; an `Owner` of its connections."""
 
-    def __init__(self, app: Any, options: HttpOptions, started: Callable[[], None] = lambda: None) -> None:
-        super().__init__(_config(app, options))
+    def __init__(self, handler: Handler, options: HttpOptions, started: Callable[[], None] = lambda: None) -> None:
+        """Make one.
+
+        Args:
+            started: called when connections are accepted.
+
+        Raises:
+            OptionError: a certificate or key cannot be read, or does not fit.
+        """
+        self.handler = handler
+        self.connections: set[Connection] = set()
+        self.header_seconds = options.header_seconds
+        self.keep_alive_seconds = options.keep_alive_seconds
+        self.max_connections = options.max_connections
+        self._drain_seconds = options.drain_seconds
+        self._tls = _tls(options)
         self._started = started
+        self._stopping = asyncio.Event()
 
-    def capture_signals(self) -> AbstractContextManager[None]:
-        """None are captured: `stop` ends the server."""
-        return nullcontext()
-
-    async def startup(self, sockets: Any = None) -> None:
-        """See uvicorn."""
-        await super().startup(sockets)
-        if self.started:
-            self._started()
+    async def serve(self, sockets: Sequence[socket]) -> None:
+        """Accept connections of bound sockets until `stop`, and end once requests are answered, in time or not."""
+        loop = asyncio.get_running_loop()
+        servers = [
+            await loop.create_server(lambda: Connection(self), sock=each, ssl=self._tls, backlog=_BACKLOG)
+            for each in sockets
+        ]
+        looking = loop.create_task(self._look())
+        self._started()
+        await self._stopping.wait()
+        for server in servers:
+            server.close()
+        for connection in tuple(self.connections):
+            connection.shutdown()
+        await self._drained()
+        looking.cancel()
 
     def stop(self) -> None:
         """Take no more connections, and end once requests are answered."""
-        self.should_exit = True
+        self._stopping.set()
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_PERIOD)
+            now = loop.time()
+            for connection in tuple(self.connections):
+                connection.expire(now)
+
+    async def _drained(self) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_seconds
+        while self.connections and loop.time() < until:
+            await asyncio.sleep(0.02)
+        for connection in tuple(self.connections):
+            connection.abort()
+        while self.connections:
+            await asyncio.sleep(0)
 
 
-def _config(app: Any, options: HttpOptions) -> Any:
-    protocol = type("Protocol", (GuardedProtocol,), {"header_seconds": options.header_seconds})
-    tls: dict[str, Any] = {}
-    if options.certificate is not None:
-        tls = {
-            "ssl_certfile": str(options.certificate),
-            "ssl_keyfile": None if options.private_key is None else str(options.private_key),
-            "ssl_keyfile_password": _password(options.private_key_password_file),
-        }
+def _tls(options: HttpOptions) -> ssl.SSLContext | None:
+    if options.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        password = _password(options.private_key_password_file)
+        context.load_cert_chain(options.certificate, options.private_key, password or "")
         if options.client_ca is not None:
-            tls |= {"ssl_ca_certs": str(options.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return uvicorn.Config(
-        app,
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=options.keep_alive_seconds,
-        timeout_graceful_shutdown=options.drain_seconds,
-        limit_concurrency=options.max_connections,
-        backlog=2048,
-        **tls,
-    )
+            context.load_verify_locations(options.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise OptionError(
+            f"the certificate {options.certificate} cannot be served: {error}",
+            "give PEM files that belong together; of an encrypted key its password as well",
+        ) from error
+    return context
 
 
 def _password(path: Path | None) -> str | None:
@@ -108,60 +132,3 @@ def _password(path: Path | None) -> str | None:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"the password file {path} cannot be read: {error}") from error
-
-
-class GuardedProtocol(_HttpToolsProtocol):
-    """A connection that has to send whole headers in time, and no more than a bound of them."""
-
-    header_seconds = 10.0
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._header_timer: asyncio.TimerHandle | None = None
-        self._header_bytes = 0
-        self._in_headers = True
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Wait for the headers of the first request."""
-        super().connection_made(transport)
-        self._wait_for_headers()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        """The first byte of a request."""
-        super().on_message_begin()
-        self._wait_for_headers()
-
-    def on_headers_complete(self) -> None:
-        """All headers are here."""
-        self._stop_waiting()
-        self._in_headers = False
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Bound what arrives before headers are whole."""
-        super().data_received(data)
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > _MAX_HEADER_BYTES:
-                self._stop_waiting()
-                self.transport.abort()
-
-    def _wait_for_headers(self) -> None:
-        self._in_headers, self._header_bytes = True, 0
-        if self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.header_seconds, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _give_up(self) -> None:
-        self._header_timer = None
-        if not self.transport.is_closing():
-            self.transport.abort()

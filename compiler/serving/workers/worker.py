@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError, TensorwrightError
-from compiler.serving.app.application import Application, Limits, access_log
+from compiler.serving.app.application import Application, access_log
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions, create_app
+from compiler.serving.app.http import Limits
 from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
 from compiler.serving.options import options_from
 from compiler.serving.repository import Repository
@@ -189,7 +190,6 @@ def _configure_logs(options: WorkerOptions) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(message)s"
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     access_log.setLevel(logging.INFO if options.access_log else logging.WARNING)
     if options.access_log:
         handler = (

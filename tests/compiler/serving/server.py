@@ -39,6 +39,7 @@ class Running:
 
     port: int
     app: Application
+    server: Server
 
     @property
     def url(self) -> str:
@@ -96,7 +97,7 @@ def serving(
         thread.join()
         raise made["error"]
     try:
-        yield Running(sock.getsockname()[1], made["app"])
+        yield Running(sock.getsockname()[1], made["app"], made["server"])
     finally:
         made["loop"].call_soon_threadsafe(made["server"].stop)
         thread.join()

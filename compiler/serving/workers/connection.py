@@ -1,0 +1,326 @@
+"""`Connection`: HTTP/1.1 on one connection of a client, parsed by httptools (llhttp).
+
+Requests of one connection are answered one after another. No timer runs for a connection: the server looks after all of
+them (`expire`) a few times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+import time
+from collections import deque
+from contextlib import aclosing, suppress
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply, too_large
+from compiler.support.optional import optional_module
+
+_httptools: Any = optional_module("httptools", "serve", "parses HTTP")
+_MAX_HEADER_BYTES = 64 << 10
+_JOINED_BYTES = 64 << 10  # of a body that is copied behind its headers
+_LINGER_SECONDS = 2.0  # what a refused client still sends is read for so long, that it can read the answer
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """The server of connections."""
+
+    handler: Handler
+    connections: set[Connection]
+    header_seconds: float
+    keep_alive_seconds: float
+    max_connections: int
+
+
+class _Reading(Enum):
+    """What is read next."""
+
+    IDLE = 0
+    HEADERS = 1
+    BODY = 2
+    NOTHING = 3
+
+
+class Connection(asyncio.Protocol):
+    """A connection; made by the event loop's server for each."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner, self._handler = owner, owner.handler
+        self._loop = asyncio.get_running_loop()
+        self._parser = _httptools.HttpRequestParser(self)
+        self._transport: Any = None
+        self._client = "-"
+        self._reading = _Reading.IDLE
+        self._until: float | None = None
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header_bytes = 0
+        self._call: Call | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._pending: deque[tuple[Call | None, Reply | None, bool]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._gone = self._ending = False
+
+    # Of the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the headers of the first request."""
+        self._transport = transport
+        self._owner.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self._client = peer[0] if isinstance(peer, tuple) else "-"
+        self._until = self._loop.time() + self._owner.header_seconds
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: what it asked for is cancelled."""
+        self._owner.connections.discard(self)
+        self._gone, self._reading, self._until = True, _Reading.NOTHING, None
+        self._pending.clear()
+        self.resume_writing()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived."""
+        if self._reading is _Reading.NOTHING:
+            return
+        try:
+            self._parser.feed_data(data)
+        except _httptools.HttpParserUpgrade:
+            self._reading = _Reading.NOTHING  # no other protocol is spoken; the request is answered as any
+        except _httptools.HttpParserError:
+            self._refuse(None, HttpError(400, "the request is not valid HTTP"))
+        if self._reading is _Reading.HEADERS:
+            self._header_bytes += len(data)
+            if self._header_bytes > _MAX_HEADER_BYTES:
+                self._transport.abort()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than answers are written."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """The client has read enough."""
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    # Of the parser
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._reading = _Reading.HEADERS
+        self._url, self._headers, self._header_bytes = b"", {}, 0
+        self._until = self._loop.time() + self._owner.header_seconds
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; of several of one name the last counts."""
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """All headers are here: a request that is refused by them is not read on."""
+        if self._reading is _Reading.NOTHING:
+            return
+        call = Call(self._parser.get_method().decode("latin-1"), "", self._headers, b"", time.monotonic())
+        try:
+            call.path = _path(self._url)
+            if len(self._owner.connections) > self._owner.max_connections:
+                raise HttpError(503, "too many connections are open")
+            self._handler.admit(call)
+        except Exception as error:  # becomes an answer
+            self._refuse(call, error)
+            return
+        self._call, self._body, self._body_bytes = call, [], 0
+        self._reading = _Reading.BODY
+        self._until = self._loop.time() + self._handler.limits.body_seconds
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._task is None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if self._reading is not _Reading.BODY:
+            return
+        self._body.append(body)
+        self._body_bytes += len(body)
+        limit = self._handler.limits.max_request_bytes
+        if self._body_bytes > limit:
+            self._refuse(self._call, too_large(limit))
+
+    def on_message_complete(self) -> None:
+        """A whole request is here."""
+        call = self._call
+        if self._reading is not _Reading.BODY or call is None:
+            return
+        call.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._call, self._body = None, []
+        self._reading, self._until = _Reading.IDLE, None
+        parser = self._parser
+        keeps = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
+        self._pending.append((call, None, keeps))
+        if self._task is None:
+            self._next()
+        else:
+            self._transport.pause_reading()
+
+    # Of the server
+
+    def shutdown(self) -> None:
+        """Close, after what was accepted is answered."""
+        self._ending = True
+        if self._task is None and not self._pending and self._reading is not _Reading.BODY:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def expire(self, now: float) -> None:
+        """Give up what did not arrive in time; `now` is the event loop's clock."""
+        if self._until is None or now < self._until:
+            return
+        self._until = None
+        if self._reading is _Reading.BODY:
+            seconds = self._handler.limits.body_seconds
+            self._refuse(self._call, HttpError(408, f"the request took more than {seconds:g} s to arrive"))
+        else:
+            self._transport.abort()
+
+    # Answers
+
+    def _refuse(self, call: Call | None, error: Exception) -> None:
+        """Answer by an error, in its turn, and close."""
+        asked = call or Call("GET", "", {}, b"", time.monotonic())
+        self._call, self._body = None, []
+        self._reading, self._until = _Reading.NOTHING, None
+        self._pending.append((call, self._handler.refused(asked, error), False))
+        if self._task is None:
+            self._next()
+
+    def _next(self) -> None:
+        """Begin to answer the next of the requests that are here."""
+        while self._pending and self._task is None and not self._gone:
+            call, reply, keeps = self._pending.popleft()
+            if reply is None:
+                assert call is not None
+                self._task = self._loop.create_task(self._answer(call, keeps and not self._ending))
+                return
+            self._write(reply, call is not None and call.method == "HEAD", keeps)
+            if call is not None:
+                self._handler.finished(call, reply.status, self._client)
+            self._end()
+
+    async def _answer(self, call: Call, keeps: bool) -> None:
+        status = 499
+        try:
+            reply = await self._handler.answer(call)
+            keeps = keeps and not self._ending
+            status = reply.status
+            if isinstance(reply, Reply):
+                self._write(reply, call.method == "HEAD", keeps)
+            else:
+                chunked = self._parser.get_http_version() == "1.1"
+                keeps = keeps and chunked
+                await self._stream(reply, chunked, keeps)
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+        except Exception:  # in the middle of a stream: what was written stays without its end
+            _log.exception("an answer to %s broke off", call.path)
+            keeps = False
+            self._transport.abort()
+        finally:
+            self._task = None
+            self._handler.finished(call, status, self._client)
+        self._answered(keeps)
+
+    def _answered(self, keeps: bool) -> None:
+        if self._gone:
+            return
+        if not keeps:
+            self._pending.clear()
+            self._end()
+        elif self._pending:
+            self._next()
+            if not self._pending:
+                self._transport.resume_reading()
+        elif self._reading is _Reading.IDLE:
+            self._until = self._loop.time() + self._owner.keep_alive_seconds
+
+    def _write(self, reply: Reply, bodiless: bool, keeps: bool) -> None:
+        body = reply.body
+        head = b"%b%d\r\n\r\n" % (_head(reply.status, reply.headers, keeps), len(body))
+        if bodiless:
+            self._transport.write(head)
+        elif len(body) <= _JOINED_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    async def _stream(self, reply: StreamReply, chunked: bool, keeps: bool) -> None:
+        headers = (*reply.headers, *(((b"transfer-encoding", b"chunked"),) if chunked else ()))
+        async with aclosing(reply.pieces) as pieces:  # type: ignore[type-var]
+            self._transport.write(_fields(reply.status, headers, keeps) + b"\r\n")
+            async for piece in pieces:
+                if piece:
+                    self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                if self._writable is not None:
+                    await self._writable
+            if chunked:
+                self._transport.write(b"0\r\n\r\n")
+
+    def _end(self) -> None:
+        """Nothing more is answered: close, once the client has had time to read what was."""
+        mid_request = self._reading is _Reading.NOTHING
+        self._reading = _Reading.NOTHING
+        if mid_request and not self._ending and self._transport.can_write_eof():
+            with suppress(OSError):  # the client is gone already, which the event loop tells
+                self._transport.write_eof()
+            self._until = self._loop.time() + _LINGER_SECONDS
+        else:
+            self._transport.close()
+
+
+@lru_cache(maxsize=256)
+def _fields(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
+    """Status line and headers, without the empty line at their end."""
+    fields = dict(headers) if keeps else {**dict(headers), CLOSE[0]: CLOSE[1]}
+    lines = [b"%b: %b\r\n" % each for each in fields.items()]
+    return b"HTTP/1.1 %d %b\r\n" % (status, http.HTTPStatus(status).phrase.encode()) + b"".join(lines)
+
+
+@lru_cache(maxsize=256)
+def _head(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
+    return _fields(status, headers, keeps) + b"content-length: "
+
+
+def _path(url: bytes) -> str:
+    """The path of a request's target, unquoted. Raises HttpError."""
+    if len(url) <= 256:
+        return _short_path(url)
+    return _parsed_path(url)
+
+
+def _parsed_path(url: bytes) -> str:
+    try:
+        raw: bytes | None = _httptools.parse_url(url).path
+    except _httptools.HttpParserInvalidURLError:
+        raw = None
+    if raw is None:
+        raise HttpError(400, "the request's target is not a path")
+    path = raw.decode("latin-1")
+    return unquote(path) if "%" in path else path
+
+
+_short_path = lru_cache(maxsize=256)(_parsed_path)
