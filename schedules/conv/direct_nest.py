@@ -36,7 +36,7 @@ from schedules.conv.dynamic_sizes import (
     row_parts,
 )
 from schedules.conv.flat_pixels import flat_sizes
-from schedules.conv.tiling import SMALL_FLOPS, Place, divisors
+from schedules.conv.tiling import Place, divisors, suits_one_core
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
@@ -89,7 +89,7 @@ class DirectNest:
         tasks: Any = batch * self.chunks
         for count in self.cuts:
             tasks = tasks * count
-        small = isinstance(tasks, int) and (self.work.flops < SMALL_FLOPS or machine.cores == 1)
+        small = isinstance(tasks, int) and (suits_one_core(self.work) or machine.cores == 1)
         loop = repeat if small else parallel
         return sequence(self.bindings, loop("task", tasks, self._task))
 

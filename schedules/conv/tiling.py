@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from schedules.conv.workload import ConvWorkload, WindowWorkload
@@ -12,7 +13,9 @@ from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30
 MAX_TASKS_PER_CORE = 16
-SMALL_FLOPS = 600_000  # some 6 microseconds: with less work, a second thread does not pay off
+# Some 6 microseconds on one core: with less arithmetic and fewer bytes, a second thread does not pay off.
+SMALL_FLOPS = 600_000
+SMALL_BYTES = 384 << 10  # of weights
 
 
 def accumulators(machine: Machine) -> int:
@@ -24,6 +27,15 @@ def accumulators(machine: Machine) -> int:
         return machine.register_sums
     registers = machine.vector_registers
     return registers - 4 if registers >= 32 else max(4, registers // 2)
+
+
+def suits_one_core(work: ConvWorkload) -> bool:
+    """Whether a second thread does not pay off: little arithmetic for an image, and few weights to read.
+
+    Of one pixel, as in squeeze-and-excitation, a convolution takes as long as its weights take to arrive.
+    """
+    weights = work.filters * work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
+    return work.flops < SMALL_FLOPS and weights < SMALL_BYTES
 
 
 def channel_unroll(pixels: int, blocks: int) -> int:

@@ -34,7 +34,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD
 from schedules.conv.dynamic_sizes import Sizes, least, open_repeat, parts_of
 from schedules.conv.estimates import winograd_estimate
-from schedules.conv.tiling import SMALL_FLOPS, accumulators, block_choices, channel_unroll, divisors
+from schedules.conv.tiling import accumulators, block_choices, channel_unroll, divisors, suits_one_core
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
@@ -142,7 +142,7 @@ class WinogradNest:
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
         counts = [parts_of(size, self.tile) for size in self.sizes.out]
         self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
-        small = self.work.batch == 1 and not self.work.is_open and self.work.flops < SMALL_FLOPS
+        small = self.work.batch == 1 and not self.work.is_open and suits_one_core(self.work)
         loop = repeat if small or machine.cores == 1 else parallel
         tasks = loop("task", batch * (self.cut.parts * self.cut.chunks), self._task)
         return sequence(self.sizes.bindings, self.cut.bindings, tasks)
