@@ -33,7 +33,7 @@ def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: in
     for size in work.out_spatial[:-2]:
         images *= size
     blocks_now = images * ceil_div(height, rows) * ceil_div(work.out_spatial[-1], columns)
-    splits = chunk_choices(work) if work.groups > 1 else divisors(work.out_blocks // blocks)
+    splits = chunk_choices(work) if work.groups > 1 else _chunks_of_tiles(work.out_blocks, blocks)
     chunks = 1
     if blocks_now < 4 * machine.cores:
         rows, chunks = _balance(work, machine, images, rows, columns, splits)
@@ -41,6 +41,13 @@ def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: in
     if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
         unroll = 4  # few and short tiles have many weights to ask for: in several places of a channel block
     return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
+
+
+def _chunks_of_tiles(out_blocks: int, blocks: int) -> tuple[int, ...]:
+    """Into how many equal tasks output blocks may be cut: at whole register tiles where these divide them."""
+    even = out_blocks % blocks == 0
+    each = {count: out_blocks // count for count in divisors(out_blocks)}
+    return tuple(count for count, size in each.items() if (size % blocks == 0 if even else size >= blocks))
 
 
 def _balance(

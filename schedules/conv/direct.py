@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
-from schedules.conv.defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, even_blocks, tile_for
+from schedules.conv.defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, tile_for
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.estimates import direct_estimate
-from schedules.conv.tiling import MAX_PIXELS, accumulators, block_choices
+from schedules.conv.tiling import MAX_PIXELS, accumulators, uneven_block_choices
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
@@ -45,7 +45,7 @@ class ConvDirect(CpuRule):
         return ConfigSpace(
             {
                 "pixels": tuple(range(1, min(width, MAX_PIXELS) + 1)),
-                "blocks": block_choices(even_blocks(workload), machine),
+                "blocks": uneven_block_choices(workload.last_group_out_blocks, machine),
                 "rows": tuple(range(1, height + 1)),
                 "columns": tuple(range(1, width + 1)),
                 "chunks": chunk_choices(workload),
@@ -54,8 +54,7 @@ class ConvDirect(CpuRule):
             (
                 lambda config: config.integer("pixels") * config.integer("blocks") <= limit,
                 lambda config: (
-                    workload.groups > 1
-                    or workload.out_blocks % (config.integer("chunks") * config.integer("blocks")) == 0
+                    workload.groups > 1 or workload.out_blocks >= config.integer("chunks") * config.integer("blocks")
                 ),
                 lambda config: (
                     config["columns"] == workload.out_spatial[-1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 from schedules.codegen.nest import (
     allocate,
@@ -158,8 +159,18 @@ class DirectNest:
         """`count` output blocks from `first` on, all of one group."""
         self.scratch = None
         copied = self._fill_scratch(place) if self.work.reaches_outside else []
-        steps = count // self.blocks
-        return sequence(copied, repeat("co", steps, lambda step: self._rows(place, first + step * self.blocks)))
+        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
+
+    def _all_blocks(self, first: Expr | int, count: int, body: Callable[[Self, Any], Stmt]) -> Stmt:
+        """`body(nest, block)` for each register tile's first of `count` output blocks: whole tiles, then what is left
+        as one of fewer blocks."""
+        steps, rest = divmod(count, self.blocks)
+        whole = repeat("co", steps, lambda step: body(self, first + step * self.blocks)) if steps else None
+        if not rest:
+            return sequence(whole)
+        last = copy(self)
+        last.blocks = rest
+        return sequence(whole, body(last, first + steps * self.blocks))
 
     # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
 

@@ -283,8 +283,7 @@ class PairsNest(DotNest):
 
     def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
         copied = self._fill_scratch(place)
-        steps = count // self.blocks
-        return sequence(copied, repeat("co", steps, lambda step: self._widened(place, first + step * self.blocks)))
+        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._widened(place, block)))
 
     def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
         quads = self.quads

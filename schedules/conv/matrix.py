@@ -101,9 +101,8 @@ class MatrixNest(DotNest):
         self.fill = word(work.fill + work.shift & 0xFF)
 
     def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
-        steps = count // self.blocks
         copied = self._fill_scratch(place)
-        return sequence(copied, repeat("co", steps, lambda step: self._rows(place, first + step * self.blocks)))
+        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
 
     def _copy(self, source: Sequence[Any], target: Sequence[Expr]) -> Stmt:
         """Eight channels of a pixel: two blocks of the input. What lies behind its last meets weights of zero."""

@@ -29,6 +29,9 @@ def accumulators(machine: Machine) -> int:
     return registers - 4 if registers >= 32 else max(4, registers // 2)
 
 
+_UNEVEN = 1.05  # what tiles of two widths have to win: they are twice the code
+
+
 def suits_one_core(work: ConvWorkload) -> bool:
     """Whether a second thread does not pay off: little arithmetic for an image, and few weights to read.
 
@@ -78,12 +81,26 @@ def block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
     return tuple(size for size in range(1, min(out_blocks, limit, 8) + 1) if out_blocks % size == 0)
 
 
+def uneven_block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
+    """`block_choices`, and numbers that leave a tile of fewer blocks at the end."""
+    return tuple(range(1, min(out_blocks, accumulators(machine), 8) + 1))
+
+
 def register_tile(width: int, out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
     """(pixels, channel blocks) of least cost for rows of `width` pixels."""
     limit = accumulators(machine)
+
+    def cost(pixels: int, blocks: int) -> float:
+        whole = row_cost(machine, width, pixels, blocks, load_cycles)
+        rest = out_blocks % blocks
+        if not rest:
+            return whole
+        last = row_cost(machine, width, pixels, rest, load_cycles)
+        return _UNEVEN * (whole * (out_blocks - rest) + last * rest) / out_blocks
+
     choices = [
-        (row_cost(machine, width, pixels, blocks, load_cycles), -pixels * blocks, pixels, blocks)
-        for blocks in block_choices(out_blocks, machine)
+        (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
+        for blocks in uneven_block_choices(out_blocks, machine)
         for pixels in range(1, min(width, limit // blocks, MAX_PIXELS) + 1)
         if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
     ]

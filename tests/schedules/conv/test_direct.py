@@ -137,17 +137,19 @@ def test_a_row_too_long_for_the_cache_is_cut() -> None:
 
 
 def test_every_config_of_a_small_space_is_right() -> None:
-    """The knobs a tuner may turn change nothing but speed."""
-    work = ConvWorkload(1, 5, 16, (4, 5), (2, 3), (1, 1), (1, 1), ((0, 1), (1, 1)), "float32", 32, 1, 16)
+    """The knobs a tuner may turn change nothing but speed. Tiles of two of the three blocks leave one."""
+    work = ConvWorkload(1, 5, 16, (4, 5), (2, 3), (1, 1), (1, 1), ((0, 1), (1, 1)), "float32", 48, 1, 16)
     rule = ConvDirect()
     space = [config for config in rule.space(work, AVX512) if config["unroll"] in (1, 4)]
     rng = np.random.default_rng(1)
     values = rng.standard_normal((1, 5, 4, 5), dtype=np.float32)
-    filters = rng.standard_normal((32, 5, 2, 3), dtype=np.float32)
+    filters = rng.standard_normal((48, 5, 2, 3), dtype=np.float32)
     expected = reference_conv(values, filters, work.strides, work.dilations, work.pad, 1)
-    for config in space[:: len(space) // 12]:
+    some = space[:: len(space) // 12]
+    assert any(config["blocks"] == 2 and config["chunks"] == 1 for config in some)
+    for config in some:
         got = _run_config(work, rule, config, values, filters)
-        np.testing.assert_allclose(unpack(got, 32), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(unpack(got, 48), expected, rtol=1e-5, atol=1e-5)
 
 
 def _run_config(work: ConvWorkload, rule: ConvDirect, config: Any, values: Any, filters: Any) -> Any:
@@ -156,7 +158,7 @@ def _run_config(work: ConvWorkload, rule: ConvDirect, config: Any, values: Any, 
     from tests.schedules.blocked import host
 
     data = te.placeholder((1, 1, 4, 5, 16), name="data")
-    weight = te.placeholder((2, 1, 2, 3, 16, 16), name="weight")
+    weight = te.placeholder((3, 1, 2, 3, 16, 16), name="weight")
     conv = conv_compute.conv_direct(data, weight, work)
     function = te.create_prim_func([data, weight, conv]).with_attr("global_symbol", "main")
     kernel = Kernel.of(function)
@@ -169,12 +171,19 @@ def _run_config(work: ConvWorkload, rule: ConvDirect, config: Any, values: Any, 
 def test_defaults_lie_in_their_space() -> None:
     for machine in MACHINES.values():
         lanes = machine.lanes("float32")
-        for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7), (3, 1), (960, 1)):
+        for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7), (208, 14), (3, 1), (960, 1)):
             work = ConvWorkload(
                 1, channels, lanes, (size, size), (1, 1), (1, 1), (1, 1), ((0, 0),) * 2, "float32", channels, 1, lanes
             )
             rule = ConvDirect()
             rule.space(work, machine).check(rule.default(work, machine))
+
+
+def test_a_prime_number_of_blocks_is_cut_into_tiles_of_two_widths() -> None:
+    none = ((0, 0), (0, 0))
+    work = ConvWorkload(1, 208, 16, (14, 14), (1, 1), (1, 1), (1, 1), none, "float32", 208, 1, 16)
+    machine = AVX512.model_copy(update={"fma_ports": 2})
+    assert ConvDirect().default(work, machine)["blocks"] == 2
 
 
 @pytest.mark.parametrize(("in_block", "outermost"), [(1, "k1"), (16, "k0")])
