@@ -1,19 +1,26 @@
 """`torch.compile(model, backend="tensorwright")`: inference through modules of this compiler.
 
-Found by PyTorch through the entry point `torch_dynamo_backends`. A graph is compiled at its first call, once for each
-combination of input sizes; parameters are constants of the compiled module and it is compiled anew when they change.
+Found by PyTorch through the entry point `torch_dynamo_backends`. A graph is compiled at its first call. Dimensions that
+PyTorch captured as dynamic stay so: one module serves all their sizes. Parameters are constants of the compiled module,
+which is compiled anew when they change; inputs that the graph writes to, such as a static cache, are updated in place.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import torch
 import torch.utils.dlpack
 
 import compiler
-from compiler.errors import OptionError
+from compiler.errors import OptionError, UserError
+from compiler.frontends.torch.graph_arguments import BoundGraph, GraphArguments, grown_axes
+
+Array = np.ndarray[Any, Any]
 
 
 def tensorwright_backend(
@@ -25,14 +32,17 @@ def tensorwright_backend(
         options: keyword arguments of `tensorwright.compile`, e.g.
             `torch.compile(..., options={"target": "x86-64-v3"})`.
     """
-    return _CompiledGraph(graph, dict(options or {}))
+    return _CompiledGraph(graph, GraphArguments.of(graph, example_inputs), dict(options or {}))
 
 
 class _CompiledGraph:
-    def __init__(self, graph: torch.fx.GraphModule, options: dict[str, Any]) -> None:
+    def __init__(self, graph: torch.fx.GraphModule, arguments: GraphArguments, options: dict[str, Any]) -> None:
         self._graph = graph
+        self._arguments = arguments
         self._options = options
         self._modules: dict[tuple[Any, ...], _Specialization] = {}
+        self._fixed = False  # symbolic dimensions cannot be compiled
+        self._grown = grown_axes(graph)
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
         if torch.is_grad_enabled() and any(_needs_gradient(argument) for argument in arguments):
@@ -40,78 +50,74 @@ class _CompiledGraph:
                 "the tensorwright backend compiles inference, and this call would record gradients",
                 "call the model inside torch.no_grad() or torch.inference_mode()",
             )
-        key = tuple(_signature(argument) for argument in arguments)
+        key = self._arguments.signature(arguments, fixed=self._fixed)
         specialization = self._modules.get(key)
         if specialization is None or specialization.is_stale(arguments):
-            specialization = _Specialization(self._graph, arguments, self._options)
-            self._modules[key] = specialization
-        return specialization(arguments)
+            specialization = self._compiled(arguments)
+            self._modules[self._arguments.signature(arguments, fixed=self._fixed)] = specialization
+        results = specialization(arguments)
+        for index, axis in self._grown.items():
+            torch._dynamo.maybe_mark_dynamic(results[index], axis % results[index].ndim)
+        return results
+
+    def _compiled(self, arguments: Sequence[Any]) -> _Specialization:
+        dynamic = None if self._fixed else self._arguments.dynamic_shapes()
+        if dynamic is None:
+            return _Specialization(self._graph, self._arguments, arguments, None, self._options)
+        try:
+            return _Specialization(self._graph, self._arguments, arguments, dynamic, self._options)
+        except UserError as error:
+            specialization = _Specialization(self._graph, self._arguments, arguments, None, self._options)
+            self._fixed = True
+            problem = "the tensorwright backend compiles this graph once for each combination of sizes"
+            warnings.warn(f"{problem}: {error}", stacklevel=2)
+            return specialization
 
 
 class _Specialization:
-    """A graph compiled for one combination of sizes, with its parameters as constants."""
-
-    def __init__(self, graph: torch.fx.GraphModule, arguments: Sequence[Any], options: dict[str, Any]) -> None:
-        self._fixed = [index for index, argument in enumerate(arguments) if _is_fixed(argument)]
-        self._versions = self._parameter_versions(arguments)
-        self._moving = [index for index in range(len(arguments)) if index not in set(self._fixed)]
-        bound = _BoundGraph(graph, [arguments[index] for index in self._fixed], self._fixed, len(arguments))
-        example_inputs = tuple(arguments[index].detach() for index in self._moving)
-        self._module = compiler.compile(bound.eval(), example_inputs=example_inputs, **options)
-
-    def is_stale(self, arguments: Sequence[Any]) -> bool:
-        return self._versions != self._parameter_versions(arguments)
-
-    def __call__(self, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-        tensors = [arguments[index].detach() for index in self._moving]
-        outputs = self._module.run(tensors, outputs="dlpack")
-        return tuple(torch.utils.dlpack.from_dlpack(output) for output in outputs.values())
-
-    def _parameter_versions(self, arguments: Sequence[Any]) -> list[tuple[int, int]]:
-        tensors = [arguments[index] for index in self._fixed if isinstance(arguments[index], torch.Tensor)]
-        return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-
-
-class _BoundGraph(torch.nn.Module):
-    """A captured graph with some of its arguments given: parameters, buffers and sizes."""
+    """A graph compiled with its parameters as constants, for the sizes of these arguments but for `dynamic` ones."""
 
     def __init__(
-        self, graph: torch.fx.GraphModule, values: Sequence[Any], positions: Sequence[int], arity: int
+        self,
+        graph: torch.fx.GraphModule,
+        arguments: GraphArguments,
+        values: Sequence[Any],
+        dynamic: Any,
+        options: dict[str, Any],
     ) -> None:
-        super().__init__()
-        self._graph = graph
-        self._arity = arity
-        self._numbers: dict[int, Any] = {}
-        self._names: dict[int, str] = {}
-        for position, value in zip(positions, values, strict=True):
-            if isinstance(value, torch.Tensor):
-                self._names[position] = f"argument_{position}"
-                self.register_buffer(self._names[position], value.detach())
-            else:
-                self._numbers[position] = value
+        self._arguments = arguments
+        self._versions = arguments.constant_versions(values)
+        bound = BoundGraph(graph, arguments, values).eval()
+        examples = tuple(values[index].detach() for index in arguments.tensors)
+        shapes = None if dynamic is None else (dynamic,)
+        self._module = compiler.compile(bound, example_inputs=examples, dynamic_shapes=shapes, state=["*"], **options)
+        self._names = [f"tensors_{place}" for place in range(len(examples))]
+        self._states = frozenset(state.input for state in self._module.manifest.states)
+        self._taken = frozenset(each.name for each in self._module.inputs)
 
-    def forward(self, *moving: torch.Tensor) -> Any:
-        remaining = iter(moving)
-        arguments = [
-            getattr(self, self._names[position])
-            if position in self._names
-            else self._numbers[position]
-            if position in self._numbers
-            else next(remaining)
-            for position in range(self._arity)
-        ]
-        return self._graph(*arguments)
+    def is_stale(self, values: Sequence[Any]) -> bool:
+        return self._versions != self._arguments.constant_versions(values)
+
+    def __call__(self, values: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        tensors = {
+            name: values[index].detach()
+            for name, index in zip(self._names, self._arguments.tensors, strict=True)
+            if name in self._taken
+        }
+        if self._states:
+            states = {name: _array_over(tensors.pop(name)) for name in self._states}
+            outputs = self._module.run_in_place(tensors, states, outputs="dlpack")
+        else:
+            outputs = self._module.run(tensors, outputs="dlpack")
+        return tuple(torch.utils.dlpack.from_dlpack(output) for output in outputs.values())
 
 
-def _is_fixed(argument: Any) -> bool:
-    return not isinstance(argument, torch.Tensor) or isinstance(argument, torch.nn.Parameter | torch.nn.Buffer)
+def _array_over(tensor: torch.Tensor) -> Array:
+    """A tensor's memory as numpy has it."""
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    return np.asarray(tensor.numpy())
 
 
 def _needs_gradient(argument: Any) -> bool:
     return isinstance(argument, torch.Tensor) and argument.requires_grad
-
-
-def _signature(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        return tuple(argument.shape), argument.dtype
-    return int(argument) if isinstance(argument, torch.SymInt) else argument

@@ -93,7 +93,8 @@ def compile(
             What nothing else needs is not compiled.
         state: what a session keeps (`Module.session`): of an ONNX model, the output that is the next value of an input,
             where "*" stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs of the usual
-            names; {}: none. Of a PyTorch model, inputs that it writes to; buffers that it writes to always are states.
+            names; {}: none. Of a PyTorch model, inputs that it writes to (["*"]: all of them); buffers that it writes
+            to always are states.
         precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
             convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
             between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention

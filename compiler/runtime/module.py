@@ -207,6 +207,45 @@ class Module:
         """
         return Session(self, capacity, sizes)
 
+    def run_in_place(
+        self,
+        inputs: Mapping[str, Any],
+        states: Mapping[str, Array],
+        *,
+        outputs: OutputKind = "numpy",
+    ) -> dict[str, Any]:
+        """Run the model once on states that the caller keeps; a `Session` keeps them by itself.
+
+        Args:
+            inputs: the other inputs by name, as `run` takes them.
+            states: writeable arrays by the names of the states' inputs. They are updated where they lie if they are
+                contiguous and 64-byte aligned, and copied there and back otherwise.
+            outputs: as for `run`.
+
+        Returns:
+            The outputs by name but for the states.
+
+        Raises:
+            OptionError: the module has other states, or some that grow.
+            InputError, InternalError: as `run`.
+        """
+        wanted = {state.input for state in self.manifest.states}
+        if wanted != set(states) or any(state.grows for state in self.manifest.states):
+            raise OptionError(
+                f"states were given for {', '.join(sorted(states)) or 'no inputs'}; the module updates in place "
+                f"{', '.join(sorted(wanted)) or 'none'}"
+            )
+        executor = self._executor
+        held = executor.hold(states)
+        results = executor.step(inputs, held, self._threads, as_numpy=outputs == "numpy")
+
+        def take(name: str, array: Array) -> None:
+            if array.ctypes.data != states[name].ctypes.data:
+                states[name][...] = array
+
+        executor.changed(held, take)
+        return results
+
     def with_reference(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
     ) -> Module:

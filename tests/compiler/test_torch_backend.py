@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
+import compiler
 from compiler.errors import OptionError
+from compiler.runtime import Module
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +59,64 @@ def test_function_with_several_outputs_and_a_number() -> None:
     x = torch.randn(3, 5)
     for scale in (2.0, 3.0):
         torch.testing.assert_close(compiled(x, scale), function(x, scale), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_generation_compiles_prompt_and_step(cache: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "cache_implementation": cache}
+    prompt = torch.randint(1, 100, (1, 5))
+    expected = model.generate(prompt, **options).tolist()
+    compiled = []
+
+    def counted(source: object, **options: Any) -> Module:
+        compiled.append(compile_one(source, **options))
+        return compiled[-1]
+
+    compile_one = compiler.compile
+    monkeypatch.setattr(compiler, "compile", counted)
+    model.forward = torch.compile(model.forward, backend="tensorwright")
+    assert model.generate(prompt, **options).tolist() == expected
+    assert len(compiled) == 2
+    assert model.generate(prompt, **options).tolist() == expected  # the caches of the first are not those of the second
+    assert len(compiled) == 2
+
+
+def test_dynamic_sizes_that_cannot_be_compiled_are_compiled_one_by_one() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(x, dim=0).abs()
+
+    compiled = torch.compile(function, backend="tensorwright", dynamic=True)
+    x = torch.randn(6, 2)
+    with pytest.warns(UserWarning, match="once for each combination of sizes"):
+        torch.testing.assert_close(compiled(x), function(x))
+    torch.testing.assert_close(compiled(x[:5]), function(x[:5]))
+
+
+def test_inputs_are_written_in_place() -> None:
+    def function(x: torch.Tensor, total: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
+        total.add_(x)
+        half[1:].mul_(2)
+        return total * 3
+
+    compiled = torch.compile(function, backend="tensorwright")
+    x, total, strided = torch.randn(3, 5), torch.randn(3, 5), torch.randn(4, 6)[:, 1:4].to(torch.bfloat16)
+    expected_total, expected_strided = total.clone(), strided.clone()
+    for _ in range(2):
+        expected = function(x, expected_total, expected_strided)
+        torch.testing.assert_close(compiled(x, total, strided), expected)
+        torch.testing.assert_close(total, expected_total)
+        torch.testing.assert_close(strided, expected_strided)
 
 
 def test_recording_gradients_is_refused() -> None:

@@ -59,7 +59,8 @@ def import_torch(
             turn, inputs "cache_0_keys", "cache_0_values", ..., and in `dynamic_shapes` a list of as many.
         dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
         outputs: names of those to return, in this order; all when None.
-        state: names of inputs that the model writes to, which are states then; buffers that it writes to always are.
+        state: names of inputs that the model writes to, which are states then, "*" for all of them; buffers that it
+            writes to always are.
 
     Raises:
         OptionError: no example inputs, a module in training mode, or a name in `outputs` that is none of its outputs.

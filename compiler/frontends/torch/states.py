@@ -31,17 +31,20 @@ def with_states(
     """The program as a function whose inputs and first outputs are its states; as it is where it writes to none.
 
     In-place operators on intermediate values are written out. Buffers that the program writes to are states, inputs
-    that it writes to are where they are `wanted`.
+    that it writes to are where they are `wanted`; "*" stands for all of them.
 
     Raises:
         UnsupportedModelError: the program writes to an input that is not wanted.
         OptionError: it does not write to one that is.
     """
-    if not any(_writes(node.target) for node in program.graph.nodes) and not wanted:
+    every = "*" in (wanted or ())
+    if not any(_writes(node.target) for node in program.graph.nodes) and (every or not wanted):
         return program, []
     functional = program.run_decompositions({})
     signature = functional.graph_signature
     buffers, inputs = dict(signature.buffers_to_mutate), dict(signature.user_inputs_to_mutate)
+    if every:
+        wanted = {*(wanted or ()), *inputs.values()} - {"*"}
     refused = [name for name in inputs.values() if name not in (wanted or ())]
     if refused:
         raise UnsupportedModelError(

@@ -1,0 +1,125 @@
+"""The arguments of a graph that `torch.compile` captured: parameters, sizes, and tensors that each call brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Place = tuple[int, int]  # of a size: which argument, which of its dimensions
+
+
+@dataclass(frozen=True)
+class GraphArguments:
+    """What the arguments of a captured graph are, by their positions.
+
+    `sizes`: integers that are a dimension of a tensor, and where they are read. `dynamic`: symbolic dimensions of
+    tensors. All but `constants`, `sizes` and `numbers` are `tensors`, which the compiled module takes.
+    """
+
+    count: int
+    tensors: tuple[int, ...]
+    constants: tuple[int, ...]
+    numbers: tuple[int, ...]
+    sizes: dict[int, Place]
+    dynamic: dict[int, frozenset[int]]
+
+    @classmethod
+    def of(cls, graph: torch.fx.GraphModule, given: Sequence[Any]) -> GraphArguments:
+        """Those of a graph that is called with the `given` ones first."""
+        placeholders = graph.graph.find_nodes(op="placeholder")
+        fake = [node.meta.get("example_value", value) for node, value in zip(placeholders, given, strict=True)]
+        tensors, constants, numbers = [], [], []
+        places: dict[Any, Place] = {}
+        dynamic: dict[int, frozenset[int]] = {}
+        for index, example in enumerate(fake):
+            if not isinstance(example, torch.Tensor):
+                numbers.append(index)
+            elif isinstance(given[index], torch.nn.Parameter | torch.nn.Buffer):
+                constants.append(index)
+            else:
+                tensors.append(index)
+                axes = {axis: _symbol(size) for axis, size in enumerate(example.shape)}
+                dynamic[index] = frozenset(axis for axis, symbol in axes.items() if symbol is not None)
+                for axis in dynamic[index]:
+                    places.setdefault(axes[axis], (index, axis))
+        sizes = {index: places[_symbol(fake[index])] for index in numbers if _symbol(fake[index]) in places}
+        rest = tuple(index for index in numbers if index not in sizes)
+        return cls(len(given), tuple(tensors), tuple(constants), rest, sizes, dynamic)
+
+    def signature(self, arguments: Sequence[Any], *, fixed: bool) -> tuple[Any, ...]:
+        """Equal for arguments that one module serves; `fixed`: one without symbolic dimensions."""
+        return (
+            fixed,
+            *(
+                (arguments[index].dtype, tuple(self._known(index, arguments[index].shape, fixed)))
+                for index in self.tensors
+            ),
+            *(_number(arguments[index]) for index in self.numbers),
+        )
+
+    def _known(self, index: int, shape: Sequence[int], fixed: bool) -> list[int | None]:
+        open_axes = frozenset() if fixed else self.dynamic[index]
+        return [None if axis in open_axes else int(size) for axis, size in enumerate(shape)]
+
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...] | None:
+        """As `torch.export` takes them, for the tensors in order; None where all sizes are known."""
+        if not any(self.dynamic.values()):
+            return None
+        return tuple(dict.fromkeys(self.dynamic[index], torch.export.Dim.AUTO) for index in self.tensors)
+
+    def constant_versions(self, arguments: Sequence[Any]) -> list[tuple[int, int]]:
+        """These differ once a parameter was changed or replaced."""
+        return [(arguments[index].data_ptr(), arguments[index]._version) for index in self.constants]
+
+
+class BoundGraph(torch.nn.Module):
+    """A captured graph as a module of its tensors alone: parameters are constants, sizes are read from the tensors."""
+
+    def __init__(self, graph: torch.fx.GraphModule, arguments: GraphArguments, values: Sequence[Any]) -> None:
+        super().__init__()
+        self._graph = graph
+        self._arguments = arguments
+        self._numbers = {index: _number(values[index]) for index in arguments.numbers}
+        for index in arguments.constants:
+            self.register_buffer(_constant(index), values[index].detach())
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        given: dict[int, Any] = dict(zip(self._arguments.tensors, tensors, strict=True))
+        given |= self._numbers
+        given |= {index: getattr(self, _constant(index)) for index in self._arguments.constants}
+        given |= {index: given[at].shape[axis] for index, (at, axis) in self._arguments.sizes.items()}
+        return self._graph(*(given[index] for index in range(self._arguments.count)))
+
+
+def grown_axes(graph: torch.fx.GraphModule) -> dict[int, int]:
+    """Outputs that are longer than an input by concatenation, and along which axis: the next call brings them back.
+
+    A cache of keys and values is one. Marked as dynamic, they make the graph for one length the graph for all.
+    """
+    (results,) = graph.graph.output_node().args
+    axes: dict[int, int] = {}
+    for index, node in enumerate(results if isinstance(results, tuple | list) else (results,)):
+        if isinstance(node, torch.fx.Node) and node.target in (torch.cat, torch.concat, torch.concatenate):
+            axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            if isinstance(axis, int):
+                axes[index] = axis
+    return axes
+
+
+def _constant(index: int) -> str:
+    return f"argument_{index}"
+
+
+def _symbol(size: Any) -> Any:
+    """The symbolic expression of a size; None where it is a number."""
+    if not isinstance(size, torch.SymInt):
+        return None
+    expression = size.node.shape_env.replace(size.node.expr)
+    return None if expression.is_number else expression
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, torch.SymInt) else value
