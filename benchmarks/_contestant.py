@@ -1,5 +1,8 @@
 """One contestant in a process of its own: loads a model, then answers each line "SECONDS" on standard input with the
-times of the runs it did (elapsed and processor seconds), as JSON. Started by `_race`."""
+times of the runs it did (elapsed and processor seconds), as JSON. Started by `_race`.
+
+Runs go through the given examples in turn: with a single one, the processor learns the branches that the values decide,
+which it cannot do with values that it has not seen."""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,20 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Run = Callable[[], Any]
+Examples = Sequence[Mapping[str, Array]]
+Run = Callable[[int], Any]  # of the example with this index
 MINIMUM_RUNS = 3
 
 
-def tensorwright(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def tensorwright(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """A compiled module; `path` is a .twm file, and how it was compiled is the caller's business."""
     from compiler.runtime import load
 
     module = load(path)
     module.threads = threads
-    return lambda: list(module.run(inputs).values()), f"tensorwright {version('tensorwright')}"
+    return lambda index: list(module.run(examples[index]).values()), f"tensorwright {version('tensorwright')}"
 
 
-def onnxruntime(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def onnxruntime(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """ONNX Runtime on its CPU provider, all optimizations."""
     import onnxruntime as ort
 
@@ -38,11 +42,11 @@ def onnxruntime(path: str, inputs: Mapping[str, Array], threads: int, precision:
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     wanted = {value.name for value in session.get_inputs()}
-    feeds = {name: array for name, array in inputs.items() if name in wanted}
-    return lambda: session.run(None, feeds), f"onnxruntime {ort.__version__}"
+    feeds = [{name: array for name, array in each.items() if name in wanted} for each in examples]
+    return lambda index: session.run(None, feeds[index]), f"onnxruntime {ort.__version__}"
 
 
-def onnxruntime_cuda(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def onnxruntime_cuda(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """ONNX Runtime on the graphics processor; inputs and outputs are the processor's, as ours are.
 
     Raises RuntimeError when it would run on the processor.
@@ -59,11 +63,11 @@ def onnxruntime_cuda(path: str, inputs: Mapping[str, Array], threads: int, preci
     if session.get_providers()[0] != wanted:
         raise RuntimeError("ONNX Runtime could not load its CUDA provider")
     named = {value.name for value in session.get_inputs()}
-    feeds = {name: array for name, array in inputs.items() if name in named}
-    return lambda: session.run(None, feeds), f"onnxruntime-gpu {ort.__version__}"
+    feeds = [{name: array for name, array in each.items() if name in named} for each in examples]
+    return lambda index: session.run(None, feeds[index]), f"onnxruntime-gpu {ort.__version__}"
 
 
-def torch_compile(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def torch_compile(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """torch.compile on the graphics processor, mode "max-autotune"; `path` is the name of a model of the catalog.
 
     Raises RuntimeError when torch finds no device.
@@ -77,8 +81,8 @@ def torch_compile(path: str, inputs: Mapping[str, Array], threads: int, precisio
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model: Any = torch.compile(CATALOG[path].load().cuda(), mode="max-autotune")
 
-    def run() -> list[Array]:
-        placed = [torch.from_numpy(each).cuda() for each in inputs.values()]
+    def run(index: int) -> list[Array]:
+        placed = [torch.from_numpy(each).cuda() for each in examples[index].values()]
         with torch.inference_mode():
             found = model(*placed)
         return [each.cpu().numpy() for each in (found if isinstance(found, list | tuple) else [found])]
@@ -86,17 +90,17 @@ def torch_compile(path: str, inputs: Mapping[str, Array], threads: int, precisio
     return run, f"torch {torch.__version__}"
 
 
-def openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def openvino(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """OpenVINO, set to latency, at the given precision ("default" leaves it to OpenVINO), for just these shapes."""
-    return _openvino(path, inputs, threads, precision, fixed=True)
+    return _openvino(path, examples, threads, precision, fixed=True)
 
 
-def openvino_dynamic(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def openvino_dynamic(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """The same with the sizes that the file leaves dynamic."""
-    return _openvino(path, inputs, threads, precision, fixed=False)
+    return _openvino(path, examples, threads, precision, fixed=False)
 
 
-def _openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: str, *, fixed: bool) -> tuple[Run, str]:
+def _openvino(path: str, examples: Examples, threads: int, precision: str, *, fixed: bool) -> tuple[Run, str]:
     import openvino as ov
 
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -105,22 +109,22 @@ def _openvino(path: str, inputs: Mapping[str, Array], threads: int, precision: s
     model = ov.Core().read_model(path)
     shapes = {}
     for port in model.inputs:
-        name = next(each for each in port.get_names() if each in inputs)
-        shapes[name] = list(inputs[name].shape)
+        name = next(each for each in port.get_names() if each in examples[0])
+        shapes[name] = list(examples[0][name].shape)
     if fixed:
         model.reshape(shapes)
     compiled = ov.Core().compile_model(model, "CPU", config)
     request = compiled.create_infer_request()
-    feeds = {name: inputs[name] for name in shapes}
+    feeds = [{name: each[name] for name in shapes} for each in examples]
 
-    def run() -> Any:
-        results = request.infer(feeds)
+    def run(index: int) -> Any:
+        results = request.infer(feeds[index])
         return [np.asarray(results[port]) for port in compiled.outputs]
 
     return run, f"openvino {version('openvino')}"
 
 
-def metaschedule(path: str, inputs: Mapping[str, Array], threads: int, precision: str) -> tuple[Run, str]:
+def metaschedule(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
     """A library that `_metaschedule` built with TVM's own pipeline and tuner."""
     import schedules.ir.load_tvm  # noqa: F401
 
@@ -129,17 +133,17 @@ def metaschedule(path: str, inputs: Mapping[str, Array], threads: int, precision
     from tvm import relax
 
     machine = relax.VirtualMachine(tvm.runtime.load_module(path), tvm.cpu())
-    arguments = [tvm.runtime.tensor(array) for array in inputs.values()]
+    arguments = [[tvm.runtime.tensor(array) for array in each.values()] for each in examples]
     call = machine["main"]
 
-    def run() -> list[Array]:
-        result = call(*arguments)
+    def run(index: int) -> list[Array]:
+        result = call(*arguments[index])
         return [each.numpy() for each in (result if isinstance(result, list | tuple | tvm.ir.Array) else [result])]
 
     return run, f"tvm {version('apache-tvm')}"
 
 
-CONTESTANTS: dict[str, Callable[[str, Mapping[str, Array], int, str], tuple[Run, str]]] = {
+CONTESTANTS: dict[str, Callable[[str, Examples, int, str], tuple[Run, str]]] = {
     "tensorwright": tensorwright,
     "onnxruntime": onnxruntime,
     "onnxruntime-cuda": onnxruntime_cuda,
@@ -155,34 +159,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contestant", choices=CONTESTANTS)
     parser.add_argument("path")
-    parser.add_argument("arrays")
+    parser.add_argument("arrays", nargs="+", help=".npz files of inputs, all of the same shapes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="f32")
     parser.add_argument("--outputs", help="write the outputs of the first run to this .npz file")
     options = parser.parse_args()
-    with np.load(options.arrays) as stored:
-        inputs = {name: np.asarray(stored[name], order="C") for name in stored.files}  # scalars stay scalars
+    examples = [_inputs(path) for path in options.arrays]
     start = time.perf_counter()
-    run, label = CONTESTANTS[options.contestant](options.path, inputs, options.threads, options.precision)
-    outputs = run()
+    run, label = CONTESTANTS[options.contestant](options.path, examples, options.threads, options.precision)
+    outputs = run(0)
     loaded = time.perf_counter() - start
     if options.outputs:
         np.savez(options.outputs, *outputs)
     print(json.dumps({"version": label, "load_seconds": loaded}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(_round(run, float(line))), flush=True)
+        print(json.dumps(_round(run, len(examples), float(line))), flush=True)
     return 0
 
 
-def _round(run: Run, seconds: float) -> list[tuple[float, float]]:
+def _inputs(path: str) -> dict[str, Array]:
+    with np.load(path) as stored:
+        return {name: np.asarray(stored[name], order="C") for name in stored.files}  # scalars stay scalars
+
+
+def _round(run: Run, examples: int, seconds: float) -> list[tuple[float, float]]:
     """(elapsed, processor) seconds of each run."""
     for _ in range(2):  # wake the threads, fetch the weights
-        run()
+        run(0)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(times) < MINIMUM_RUNS or time.perf_counter() < end:
+        index = len(times) % examples
         start, used = time.perf_counter(), time.process_time()
-        run()
+        run(index)
         times.append((time.perf_counter() - start, time.process_time() - used))
     return times
 

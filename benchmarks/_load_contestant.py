@@ -51,14 +51,14 @@ def main() -> int:
     marks = [time.perf_counter()]
     IMPORTS[options.contestant]()
     marks.append(time.perf_counter())
-    run, label = CONTESTANTS[options.contestant](options.path, inputs, options.threads, "f32")
+    run, label = CONTESTANTS[options.contestant](options.path, [inputs], options.threads, "f32")
     marks.append(time.perf_counter())
-    run()
+    run(0)
     marks.append(time.perf_counter())
     steady = []
     for _ in range(_STEADY_RUNS):
         start = time.perf_counter()
-        run()
+        run(0)
         steady.append(time.perf_counter() - start)
     imported, loaded, first = np.diff(marks).tolist()
     times = {"import": imported, "load": loaded, "first": first, "steady": min(steady), "peak_bytes": _peak_bytes()}

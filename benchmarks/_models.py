@@ -24,7 +24,8 @@ class Task:
     """One comparison: a model, at one size of its symbolic dimensions.
 
     `path` is the ONNX file, `arrays` an .npz file of the inputs, `shapes` what `compiler.compile` is told, `operations`
-    the multiplications and additions of convolutions and matrix products, as the model states them.
+    the multiplications and additions of convolutions and matrix products, as the model states them. Runs take the
+    inputs of `arrays` and `further_arrays`, which have the same shapes, in turn.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Task:
     arrays: Path
     shapes: Mapping[str, Any] | None
     operations: int
+    further_arrays: tuple[Path, ...] = ()
 
 
 def cache_folder() -> Path:

@@ -78,7 +78,8 @@ class _Process:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         outputs = folder / f"{entry.label}.npz".replace(" ", "-")
-        command = [sys.executable, "-m", "benchmarks._contestant", entry.contestant, str(entry.path), str(task.arrays)]
+        command = [sys.executable, "-m", "benchmarks._contestant", entry.contestant, str(entry.path)]
+        command += [str(path) for path in (task.arrays, *task.further_arrays)]
         command += ["--threads", str(threads), "--precision", entry.precision, "--outputs", str(outputs)]
         environment = {**os.environ, "TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
         environment.update(settings or {})

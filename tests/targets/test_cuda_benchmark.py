@@ -101,10 +101,10 @@ def test_torch_compile_takes_part_where_the_model_is_pytorchs(tmp_path: Path) ->
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it has one")
 def test_onnx_runtime_never_falls_back_to_the_processor(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
-        _contestant.onnxruntime_cuda(str(_task(tmp_path).path), {}, 1, "f32")
+        _contestant.onnxruntime_cuda(str(_task(tmp_path).path), [{}], 1, "f32")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it finds one")
 def test_torch_never_falls_back_to_the_processor() -> None:
     with pytest.raises(RuntimeError, match="no CUDA device"):
-        _contestant.torch_compile("resnet18", {}, 1, "f32")
+        _contestant.torch_compile("resnet18", [{}], 1, "f32")
