@@ -205,7 +205,9 @@ class _Rewriter:
         if port.tensor.unsigned:
             wide = self._emit(relax.op.astype(value, "int32"))
             value = self._emit(relax.op.astype(self._emit(relax.op.subtract(wide, relax.const(128, "int32"))), "int8"))
-        return self._emit(relax.op.permute_dims(value, channels_last(len(port.shape)))) if port.last else value
+        if port.last:
+            value = self._emit(relax.op.permute_dims(value, channels_last(len(port.tensor.shape))))
+        return value if port.arrangement is None else port.arrangement.apply(value, port.tensor.zero, self._emit)
 
     def _give(self, port: Port, value: Expr) -> None:
         """Bind the model's own variable."""

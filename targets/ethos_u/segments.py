@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from targets.ethos_u.arrangement import Arrangement
 from targets.ethos_u.layout import channels_last
 from targets.ethos_u.steps import Emitter, Quantized, Step, Value
 from targets.ethos_u.view import View, variables
@@ -16,16 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Port:
-    """A tensor that goes in or out; `last` where the accelerator has its channels last and the model does not."""
+    """A tensor that goes in or out; `last` where the accelerator has its channels last and the model does not.
+
+    Attributes:
+        arrangement: of an input with its channels last: how the processor lays it out beyond that.
+    """
 
     tensor: Quantized
     last: bool
+    arrangement: Arrangement | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As the accelerator has it."""
         shape = self.tensor.shape
-        return tuple(shape[axis] for axis in channels_last(len(shape))) if self.last else shape
+        found = tuple(shape[axis] for axis in channels_last(len(shape))) if self.last else shape
+        return found if self.arrangement is None else self.arrangement.shape(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +107,9 @@ def _written(
     emitter = Emitter(turns_early)
     values: dict[Any, Value] = {}
     ports = []
+    arrangements = {step.inputs[0].variable: step.arrangement for step in steps if step.arrangement is not None}
     for each in inputs:
-        port = Port(each, len(each.shape) == 4)
+        port = Port(each, len(each.shape) == 4, arrangements.get(each.variable))
         ports.append(port)
         values[each.variable] = Value(emitter.graph.input(port.shape), port.last)
     for step in steps:

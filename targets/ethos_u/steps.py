@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.arrangement import Arrangement
 from targets.ethos_u.layout import channels_first, channels_last
 from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
 
@@ -54,6 +55,22 @@ class Value:
         return channels_first(len(self.tensor.shape))[axis] if self.last else axis
 
 
+Emit = Callable[["Emitter", Sequence[Value]], Value]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to write a step.
+
+    Attributes:
+        arrangement: in which the processor hands over the first input, which it makes and nothing else reads; None as
+            it is.
+    """
+
+    emit: Emit
+    arrangement: Arrangement | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One quantized operator.
@@ -63,6 +80,8 @@ class Step:
         sizes: of the operator, for reports.
         macs: multiply-adds.
         emit: writes it: given the graph and its inputs, the result.
+        forms: other ways to write it, by name, whose result is the same bytes; `tune` chooses among them.
+        arrangement: as of the form that is written.
     """
 
     operator: str
@@ -70,7 +89,14 @@ class Step:
     inputs: tuple[Quantized, ...]
     output: Quantized
     macs: int
-    emit: Callable[[Emitter, Sequence[Value]], Value]
+    emit: Emit
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    arrangement: Arrangement | None = None
+
+    def in_form(self, name: str) -> Step:
+        """The step written in one of its forms."""
+        form = self.forms[name]
+        return replace(self, emit=form.emit, arrangement=form.arrangement)
 
 
 @dataclass(frozen=True)

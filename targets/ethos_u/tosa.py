@@ -56,6 +56,7 @@ class TosaGraph:
         self._made: dict[str, Any] = {}
         self._outputs: set[str] = set()
         self._in_pieces: set[str] = set()
+        self._reshaped: dict[tuple[str, Shape], Tensor] = {}
 
     def serialize(self) -> bytes:
         """The finished graph."""
@@ -140,10 +141,13 @@ class TosaGraph:
         )
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """The same elements in the same order."""
-        if x.shape == shape:
+        """The same elements in the same order; of one tensor each shape is written once: Vela copies otherwise."""
+        if x.shape == tuple(shape):
             return x
-        return self.emit("RESHAPE", [x, self.shape(shape)], shape, x.dtype, "ReshapeAttribute")
+        if (x.name, tuple(shape)) not in self._reshaped:
+            made = self.emit("RESHAPE", [x, self.shape(shape)], shape, x.dtype, "ReshapeAttribute")
+            self._reshaped[x.name, tuple(shape)] = made
+        return self._reshaped[x.name, tuple(shape)]
 
     def transpose(self, x: Tensor, order: Sequence[int]) -> Tensor:
         """Axes permuted; a reshape where only axes of one element move."""

@@ -4,14 +4,16 @@ one out."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from targets.ethos_u.folding import column_channels, in_columns
 from targets.ethos_u.layout import channels_last
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Array, Emit, Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
 
@@ -32,14 +34,23 @@ def total(view: View, call: Call, result: Result) -> Step:
     code = "ADD" if str(call.op.name) == "relax.add" else "SUB"
     common = 2 * max(_reach(each) for each in operands)
 
-    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+    def written(emitter: Emitter, inputs: Sequence[Value], channels: int | None = None) -> Value:
         graph = emitter.graph
         tensors, last = _aligned(emitter, operands, inputs, _GAIN / common)
+        shape = tuple(np.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+        if channels is not None:
+            tensors = [graph.reshape(tensor, in_columns(tensor.shape, channels)) for tensor in tensors]
         wide = _at_one_scale(graph, tensors, operands, common)
         sums = graph.emit(code, wide, _broadcast(wide), "int32", f"{code.title()}Attribute")
-        return emitter.made(emitter.finished(sums, [common / (_GAIN * result.output.scale)], result), last)
+        finished = emitter.finished(sums, [common / (_GAIN * result.output.scale)], result)
+        return emitter.made(graph.reshape(finished, shape), last)
 
-    return _step("addition" if code == "ADD" else "subtraction", operands, result, emit)
+    same = len(operands) == 2 and all(isinstance(each, Quantized) and each.shape == result.output.shape for each in operands)
+    forms = {
+        f"columns of {channels} channels": Form(partial(written, channels=channels))
+        for channels in (column_channels(result.output.shape) if same else ())
+    }
+    return _step("addition" if code == "ADD" else "subtraction", operands, result, written, forms)
 
 
 @operator("relax.multiply", "relax.divide")
@@ -71,10 +82,12 @@ def product(view: View, call: Call, result: Result) -> Step:
     return _step("multiplication", operands, result, emit)
 
 
-def _step(name: str, operands: Sequence[Operand], result: Result, emit: Any) -> Step:
+def _step(
+    name: str, operands: Sequence[Operand], result: Result, emit: Emit, forms: Mapping[str, Form] | None = None
+) -> Step:
     inputs = tuple(each for each in operands if isinstance(each, Quantized))
     kind = name if len(inputs) == len(operands) else f"{name} of a constant"
-    return Step(kind, "x".join(map(str, result.output.shape)), inputs, result.output, 0, emit)
+    return Step(kind, "x".join(map(str, result.output.shape)), inputs, result.output, 0, emit, forms or {})
 
 
 def _operands(view: View, arguments: Sequence[Expr], result: Result) -> list[Operand]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from targets.ethos_u.folding import Dense
 from targets.ethos_u.images import (
     WIDEST_STRIDE,
     Patches,
@@ -23,7 +24,7 @@ from targets.ethos_u.images import (
     image,
 )
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Array, Emit, Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, Weight
 
@@ -69,7 +70,53 @@ def convolution(view: View, call: Call, result: Result) -> Step:
 
     name = "depthwise convolution" if depthwise else "convolution"
     macs = int(np.prod(result.output.shape)) * int(np.prod(weight.values.shape[1:]))
-    return Step(name, "x".join(map(str, weight.values.shape)), (data,), result.output, macs, emit)
+    described = "x".join(map(str, weight.values.shape))
+    whole = _dense(data, ordered, bias, scales, window) if groups == 1 else None
+    forms = {} if whole is None else _forms(whole, data, result)
+    return Step(name, described, (data,), result.output, macs, emit, forms)
+
+
+def _dense(data: Quantized, weight: Array, bias: Array, scales: Array, window: Window) -> Dense:
+    """A convolution with one group, weights (O, kh, kw, C), as what has other forms."""
+    batch, channels, *places = data.shape
+    height, width = (1, *places)[-2:]
+    return Dense((batch, height, width, channels), weight, bias, scales, window, window.results((height, width)))
+
+
+def _forms(whole: Dense, data: Quantized, result: Result) -> dict[str, Form]:
+    """All forms of a convolution."""
+    forms = {name: Form(_in_form(each, data, result)) for name, each in whole.forms().items()}
+    if len(data.shape) == 4:
+        for name, (arrangement, each) in whole.arranged().items():
+            forms[name] = Form(_in_form(each, data, result), arrangement)
+    return forms
+
+
+def _in_form(form: Dense, data: Quantized, result: Result) -> Emit:
+    """Writes a convolution in one of its forms."""
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        x = image(emitter, inputs[0])
+        finished = folded(emitter, x, form, data.zero, result)
+        batch, filters, *places = result.output.shape
+        return from_image(emitter, emitter.graph.reshape(finished, (batch, *(1, *places)[-2:], filters)), len(data.shape))
+
+    return emit
+
+
+def folded(emitter: Emitter, x: Tensor, form: Dense, zero: int, result: Result) -> Tensor:
+    """The result of a convolution in the shape of its form, of the same bytes in any shape."""
+    graph, window = emitter.graph, form.window
+    sums = graph.convolution(
+        graph.reshape(x, form.image),
+        np.ascontiguousarray(form.weight),
+        form.bias,
+        zero,
+        padding=window.padding,
+        strides=window.strides,
+        dilation=window.dilation,
+    )
+    return emitter.finished(sums, [float(each) for each in form.scales], result)
 
 
 def _sums(

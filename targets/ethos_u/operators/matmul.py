@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm.ir import GenericConst
 
-from targets.ethos_u.operators.convolution import check_weight, fitted
+from targets.ethos_u.folding import Dense
+from targets.ethos_u.images import Window
+from targets.ethos_u.operators.convolution import check_weight, fitted, folded
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Emit, Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
 
@@ -52,7 +54,17 @@ def _fully_connected(view: View, call: Call, result: Result) -> Step:
         sums = graph.convolution(x, ordered, bias, data.zero, padding=(0, 0, 0, 0), strides=(1, 1))
         return emitter.made(graph.reshape(emitter.finished(sums, scales, result), result.output.shape), last=False)
 
-    return Step("fully connected", f"{rows}x{depth}x{filters}", (data,), result.output, rows * depth * filters, emit)
+    def in_form(form: Dense) -> Emit:
+        def emit_form(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+            made = folded(emitter, emitter.first(inputs[0]), form, data.zero, result)
+            return emitter.made(emitter.graph.reshape(made, result.output.shape), last=False)
+
+        return emit_form
+
+    whole = Dense((1, rows, 1, depth), ordered, bias, np.asarray(scales), Window((1, 1), (1, 1), (0,) * 4), (rows, 1))
+    forms = {name: Form(in_form(form)) for name, form in whole.forms().items()}
+    macs = rows * depth * filters
+    return Step("fully connected", f"{rows}x{depth}x{filters}", (data,), result.output, macs, emit, forms)
 
 
 def _of_two(view: View, call: Any, result: Result) -> Step:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from targets.ethos_u.images import Window, check_kernel, check_layout, check_strides, from_image, image
+from targets.ethos_u.images import TALLEST_KERNEL, Window, check_kernel, check_layout, check_strides, from_image, image
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
-from targets.ethos_u.tosa import Tensor
+from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
 _TALLEST, _LARGEST = 256, 65536
@@ -73,6 +73,45 @@ def averaged(emitter: Emitter, x: Tensor, data: Quantized, window: Window, resul
         x, ones, bias, data.zero, padding=window.padding, strides=window.strides, depthwise=True
     )
     return emitter.finished(sums, [data.scale / (result.output.scale * window.kernel[0] * window.kernel[1])], result)
+
+
+_STRIP = 8  # channels that are summed side by side
+
+
+def has_strips(shape: Sequence[int]) -> bool:
+    """Whether `place_sums` takes images (1, C, H, W) of that shape."""
+    height, width = (1, *shape[2:])[-2:]
+    return shape[0] == 1 and shape[1] % _STRIP == 0 and height <= TALLEST_KERNEL and width <= TALLEST_KERNEL
+
+
+def place_sums(graph: TosaGraph, x: Tensor, zero: int) -> Tensor:
+    """int32 sums (1, 1, C / 8, 8) of all places of an image (1, H, W, C).
+
+    Channels become columns, so that one weight of 1 serves many of them: with one column, reading weights takes eight
+    times as long as multiplying.
+    """
+    _, height, width, channels = x.shape
+    rows = height * width if height * width <= TALLEST_KERNEL else height
+    columns = height * width * channels // (rows * _STRIP)
+    ones, bias = np.ones((rows, 1, _STRIP, 1), np.int8), np.zeros(_STRIP, np.int32)
+    sums = graph.convolution(
+        graph.reshape(x, (1, rows, columns, _STRIP)), ones, bias, zero, padding=(0,) * 4, strides=(1, 1), depthwise=True
+    )
+    return _folded_sums(graph, sums, channels // _STRIP)
+
+
+def _folded_sums(graph: TosaGraph, sums: Tensor, columns: int) -> Tensor:
+    """The sum of each `columns` columns of int32 (1, 1, n * columns, C), half of them at a time."""
+    count = sums.shape[2] // columns
+    if count == 1:
+        return sums
+    half = count // 2 * columns
+    parts = [graph.slice(sums, (0, 0, start, 0), (1, 1, half, sums.shape[3])) for start in (0, half)]
+    added = graph.emit("ADD", parts, parts[0].shape, "int32", "AddAttribute")
+    if count % 2:
+        last = graph.slice(sums, (0, 0, 2 * half, 0), (1, 1, columns, sums.shape[3]))
+        return graph.emit("ADD", [_folded_sums(graph, added, columns), last], last.shape, "int32", "AddAttribute")
+    return _folded_sums(graph, added, columns)
 
 
 def _windows(call: Any, data: Quantized, result: Result) -> tuple[Window, Window]:

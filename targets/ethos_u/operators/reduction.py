@@ -16,9 +16,9 @@ import numpy as np
 from targets.ethos_u.fixed_point import FixedPoint
 from targets.ethos_u.images import LARGEST_KERNEL, TALLEST_KERNEL, Window, image
 from targets.ethos_u.kernels import Kernel
-from targets.ethos_u.operators.pooling import averaged
+from targets.ethos_u.operators.pooling import averaged, has_strips, place_sums
 from targets.ethos_u.operators.registry import operator
-from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.steps import Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View
 
 if TYPE_CHECKING:
@@ -53,7 +53,16 @@ def total(view: View, call: Call, result: Result) -> Step:
         shape = (data.shape[0], *(1,) * (len(data.shape) - 2), data.shape[1]) if kept else result.output.shape
         return emitter.made(emitter.graph.reshape(pooled, shape), last=kept)
 
-    return Step(name, _sizes(data), (data,), result.output, math.prod(data.shape), emit_pool)
+    def emit_strips(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        if len(data.shape) == 3 and not inputs[0].last:
+            return emit(emitter, inputs)
+        sums = place_sums(emitter.graph, image(emitter, inputs[0]), data.zero)
+        kept = len(result.output.shape) == len(data.shape)
+        shape = (data.shape[0], *(1,) * (len(data.shape) - 2), data.shape[1]) if kept else result.output.shape
+        return emitter.made(emitter.graph.reshape(emitter.finished(sums, [ratio], result), shape), last=kept)
+
+    forms = {"channels in columns": Form(emit_strips)} if has_strips(data.shape) else {}
+    return Step(name, _sizes(data), (data,), result.output, math.prod(data.shape), emit_pool, forms)
 
 
 @operator("relax.max", "relax.min")

@@ -1,0 +1,167 @@
+"""The same convolution over other shapes of the same bytes.
+
+Channels lie last, so neighbors in a row of an image are neighbors in memory: f columns of C channels are one column of
+f * C, and one column of C channels is n columns of C / n. Which of these shapes fills the multipliers, and pads the
+stream of weights least, depends on the sizes: 3 channels leave most of a multiplier's 8 idle, and weights of 56
+channels are stored as those of 64. The sums are the same integers in every form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from targets.ethos_u.arrangement import Arrangement
+from targets.ethos_u.images import LARGEST_KERNEL, TALLEST_KERNEL, WIDEST_STRIDE, Window
+from targets.ethos_u.steps import Array
+
+_DEEPEST = 64  # channels that columns are joined to
+_CHANNELS = 8  # that one multiplier takes at a time: channels are split into multiples of it
+_DEPTH_BLOCK = 32  # and of which weights are stored in groups
+_MOST_PLACES = 65536
+_FEW_CHANNELS = 4  # of images that the processor arranges
+
+
+def in_columns(shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """The shape of an image (N, H, W, C) whose columns hold so many channels."""
+    batch, height, width, depth = shape
+    return batch, height, width * depth // channels, channels
+
+
+def column_channels(shape: tuple[int, ...]) -> list[int]:
+    """For an image (N, C, H, W): how many channels columns could hold instead of C."""
+    if len(shape) != 4:
+        return []
+    _, channels, _, width = shape
+    candidates = {each for each in (16, 32, 64, *(channels // parts for parts in (2, 3, 4))) if each % _CHANNELS == 0}
+    return sorted(each for each in candidates - {0, channels} if width * channels % each == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A convolution with one group of an image (N, H, W, C).
+
+    Attributes:
+        image: the shape that its operand is read in.
+        weight: int8 (O, kh, kw, C).
+        bias: int32 (O).
+        scales: of the result, one per output channel.
+        places: rows and columns of the result.
+    """
+
+    image: tuple[int, int, int, int]
+    weight: Array
+    bias: Array
+    scales: Array
+    window: Window
+    places: tuple[int, int]
+
+    def forms(self) -> dict[str, Dense]:
+        """Other forms that compute the same bytes, by name; those that the accelerator takes."""
+        found = {**dict(self._joined()), **dict(self._split()), **dict(self._flat())}
+        return {name: form for name, form in found.items() if form._fits()}
+
+    def arranged(self) -> dict[str, tuple[Arrangement, Dense]]:
+        """Forms over images that the processor arranges."""
+        batch, height, width, channels = self.image
+        top, bottom, left, _ = self.window.padding
+        columns, (stride_down, stride) = self.window.kernel[1], self.window.strides
+        if channels > _FEW_CHANNELS or columns == 1:
+            return {}
+        needed = (self.places[1] - 1) * stride + self.window.extents[1] - left
+        found = {}
+        windows = Arrangement(left, needed - width, columns, self.window.dilation[1], stride, self.places[1])
+        weight = self.weight.reshape(*self.weight.shape[:2], 1, -1)
+        window = Window((weight.shape[1], 1), (stride_down, 1), (top, bottom, 0, 0), (self.window.dilation[0], 1))
+        image = (batch, height, self.places[1], columns * channels)
+        found["windows by the processor"] = windows, replace(self, image=image, weight=weight, window=window)
+        for factor in range(2, _DEEPEST // channels + 1):
+            whole = -(-(needed + left) // factor) * factor
+            padded = Arrangement(left, whole - left - width)
+            window = replace(self.window, padding=(top, bottom, 0, 0))
+            dense = replace(self, image=(batch, height, whole, channels), window=window)
+            for name, form in dense._joined():
+                if name == f"join {factor} columns" and padded.right >= 0:
+                    found[f"padding by the processor, {name}"] = padded, form
+        return {name: form for name, form in found.items() if form[1]._fits()}
+
+    def _fits(self) -> bool:
+        rows, columns = self.window.extents
+        return (
+            rows <= TALLEST_KERNEL
+            and rows * columns <= LARGEST_KERNEL
+            and max(self.window.strides) <= WIDEST_STRIDE
+            and max(self.image[1:]) <= _MOST_PLACES
+        )
+
+    def _joined(self) -> Iterator[tuple[str, Dense]]:
+        """f columns as one, and so many columns of the result together."""
+        batch, height, width, channels = self.image
+        stride = self.window.strides[1]
+        if self.window.dilation[1] != 1 or self.window.kernel[1] == 1 == stride:
+            return
+        for factor in range(max(2, stride), _DEEPEST // channels + 1):
+            together = factor // stride
+            if width % factor or factor % stride or self.places[1] % together:
+                continue
+            weight, first = self._joined_weight(factor, together)
+            top, bottom, _, _ = self.window.padding
+            columns = self.places[1] // together
+            # Less than nothing where the windows leave out what is at the end.
+            right = columns - 1 + weight.shape[2] + first - width // factor
+            window = Window(
+                (weight.shape[1], weight.shape[2]),
+                (self.window.strides[0], 1),
+                (top, bottom, -first, max(right, 0)),
+                (self.window.dilation[0], 1),
+            )
+            image = (batch, height, width // factor, channels * factor)
+            bias, scales = (np.tile(each, together) for each in (self.bias, self.scales))
+            yield f"join {factor} columns", Dense(image, weight, bias, scales, window, (self.places[0], columns))
+
+    def _joined_weight(self, factor: int, together: int) -> tuple[Array, int]:
+        """(weights of joined columns, the first of them relative to the column of the result)"""
+        filters, rows, columns, channels = self.weight.shape
+        starts = [each * self.window.strides[1] - self.window.padding[2] for each in range(together)]
+        first, last = starts[0] // factor, (starts[-1] + columns - 1) // factor
+        wide = np.zeros((together, filters, rows, (last - first + 1) * factor, channels), np.int8)
+        for place, start in enumerate(starts):
+            begin = start - first * factor
+            wide[place, :, :, begin : begin + columns] = self.weight
+        return wide.reshape(together * filters, rows, last - first + 1, factor * channels), first
+
+    def _split(self) -> Iterator[tuple[str, Dense]]:
+        """One column as n of fewer channels."""
+        batch, height, width, channels = self.image
+        for parts in range(2, channels // _CHANNELS + 1):
+            narrow = channels // parts
+            if channels % parts or narrow % _CHANNELS or (narrow > _DEPTH_BLOCK and narrow % _DEPTH_BLOCK):
+                continue
+            weight = self.weight.reshape(*self.weight.shape[:2], -1, narrow)
+            name = f"split channels in {parts}"
+            if self._is_pointwise:
+                whole = (batch, height * width, parts, narrow)
+                window = Window((1, parts), (1, 1), (0, 0, 0, 0))
+                yield name, replace(self, image=whole, weight=weight, window=window, places=(height * width, 1))
+            if self.window.dilation[1] == 1 and not (self._is_pointwise and width == 1):
+                top, bottom, left, right = self.window.padding
+                window = Window(
+                    (weight.shape[1], weight.shape[2]),
+                    (self.window.strides[0], parts * self.window.strides[1] if self.places[1] > 1 else 1),
+                    (top, bottom, left * parts, right * parts),
+                    (self.window.dilation[0], 1),
+                )
+                whole = (batch, height, width * parts, narrow)
+                yield f"{name}, in rows", replace(self, image=whole, weight=weight, window=window)
+
+    def _flat(self) -> Iterator[tuple[str, Dense]]:
+        """All places in one row."""
+        batch, height, width, channels = self.image
+        if self._is_pointwise and height > 1 and width > 1:
+            yield "flat", replace(self, image=(batch, 1, height * width, channels), places=(1, height * width))
+
+    @property
+    def _is_pointwise(self) -> bool:
+        return self.window == Window((1, 1), (1, 1), (0, 0, 0, 0))
