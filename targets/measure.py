@@ -7,13 +7,16 @@ measure gives is never compared with what another does: each tuning record names
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+from targets.errors import TargetError
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule, PrimFunc
+
+Setting = bool | int | str
 MeasureKind = Literal["timed", "cycles", "modelled"]
 Unit = Literal["s", "cycles"]
 
@@ -106,3 +109,66 @@ class Measurer(ABC):
     @abstractmethod
     def estimate(self, kernel: ScheduledKernel) -> Estimate:
         """The cost of one call of a kernel. What it raises costs the candidate, as a build error does."""
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one run of a whole network costs.
+
+    Attributes:
+        cost: in the unit of the measure.
+        memory: bytes of working memory at its peak.
+        parts: what the cost is made of, and other figures, for people.
+    """
+
+    cost: float
+    memory: int
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Network(Protocol):
+    """A model whose settings are chosen together, since what one layer costs depends on its neighbors.
+
+    Attributes:
+        space: the values of each setting, by name; the first is the default.
+        options: those of the target's compiler, which are worth changing at once and first.
+        groups: other settings that are, those of layers that read one tensor.
+    """
+
+    @property
+    def space(self) -> Mapping[str, tuple[Setting, ...]]: ...
+
+    @property
+    def options(self) -> Sequence[str]: ...
+
+    @property
+    def groups(self) -> Sequence[tuple[str, ...]]: ...
+
+    def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
+        """Of a run with these settings, others being at their defaults.
+
+        Raises:
+            TargetError: the target's compiler refuses them.
+            ValueError: there is no such setting or value.
+        """
+
+    def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
+        """Whether the network with these settings gives the bytes that it has to give, as far as can be checked."""
+
+
+class NetworkMeasurer(Measurer):
+    """A measurer of whole networks, where kernels have no cost of their own."""
+
+    def estimate(self, kernel: ScheduledKernel) -> Estimate:
+        raise TargetError(f"{self.name} measures whole networks, and no kernel by itself")
+
+    @abstractmethod
+    def network(self, mod: IRModule, memory_limit: int | None = None) -> Network:
+        """The network of a module as the target's partition passes take it.
+
+        Args:
+            memory_limit: bytes of working memory that the settings are to keep to.
+
+        Raises:
+            TargetError: nothing of it runs on the accelerator.
+        """

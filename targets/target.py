@@ -158,6 +158,11 @@ class Target(ABC):
         """Names of a scheduled module's kernels that this target could not run; the compilation then stops."""
         return ()
 
+    def accelerator_description(self) -> dict[str, Any] | None:
+        """Where what is tuned runs on an accelerator: plain data that its costs depend on, its name as "accelerator"
+        and "cores" among them. None for a processor."""
+        return None
+
     def measurer(self) -> Measurer | None:
         """What computes the cost of kernels where no device is at hand to time them; None where nothing can."""
         return None

@@ -245,6 +245,21 @@ def parse_duration(text: str) -> float:
     return float(match.group(1)) * _DURATIONS[match.group(2)]
 
 
+_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
+
+
+def parse_bytes(text: str) -> int:
+    """`192KiB`, `1MB` or a number of bytes.
+
+    Raises:
+        OptionError: it is none of these, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match.group(2) not in _BYTES or not float(match.group(1)):
+        raise OptionError(f"{text!r} is not a size in bytes", "write 192KiB, 1MB or a number of bytes")
+    return int(float(match.group(1)) * _BYTES[match.group(2)])
+
+
 def _pairs(texts: Sequence[str], option: str, form: str) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for text in texts:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from compiler.cli.output import message_console
-from compiler.reports.formatting import format_seconds
+from compiler.reports.formatting import format_cost, format_seconds
 
 if TYPE_CHECKING:
     from compiler.tuning.progress import Progress
@@ -65,7 +65,7 @@ def _line(progress: Progress) -> str:
     parts = [
         f"[{progress.seconds:6.1f} s] {progress.phase}",
         f"{progress.trials} trials ({progress.rate:.1f}/s)",
-        f"model {format_seconds(progress.before)} -> {format_seconds(progress.now)}",
+        f"model {format_cost(progress.before, progress.unit)} -> {format_cost(progress.now, progress.unit)}",
     ]
     if progress.current is not None:
         parts.append(progress.current.task.names[0])

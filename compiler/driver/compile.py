@@ -211,6 +211,7 @@ def _compiled(model: ImportedModel, name: str, target: targets.Target, options: 
         options=for_passes,
         configs=tuned if tuned else None,
         choose=tuned.choose if tuned else None,
+        settings=tuned.settings,
     )
     pipeline = run_pipeline(
         model.mod,

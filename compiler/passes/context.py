@@ -15,6 +15,7 @@ from compiler.support.call_list import Step
 from compiler.support.model_nodes import ModelNode
 from compiler.support.operation_count import OperationCount
 from schedules.machine import Machine
+from targets.measure import Setting
 from targets.target import Target
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class PipelineContext:
         shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
         configs: configs of kernels from tuning records, handed to the schedule rules as they are.
         choose: which algorithm a convolution takes; the one estimated to be fastest when None.
+        settings: what a tuning record chose for the model as a whole, for the target's partition passes.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
         expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
         report: what passes report about the module.
@@ -88,6 +90,7 @@ class PipelineContext:
     shape_bounds: Mapping[str, int] = field(default_factory=dict)
     configs: ConfigSource | None = None
     choose: Choice | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     parameters: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     expansions: Expansions = field(default_factory=Expansions)
     report: CompilationReport = field(default_factory=CompilationReport)

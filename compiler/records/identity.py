@@ -43,6 +43,9 @@ def target_description(target: targets.Target) -> dict[str, Any]:
             "machine": {name: machine[name] for name in _DEVICE_FIELDS},
             "engine_target": target.machine.engine_options(),
         }
+    if (accelerator := target.accelerator_description()) is not None:
+        # What is tuned runs on the accelerator, whatever the processor beside it.
+        return {"machine": {"architecture": accelerator["accelerator"], **accelerator}, "engine_target": {}}
     return {
         "machine": {**{name: machine[name] for name in _MACHINE_FIELDS}, "features": sorted(machine["features"])},
         "engine_target": target.describe()["engine_target"],
@@ -67,6 +70,8 @@ def model_fingerprint(mod: tvm.IRModule, precision: str) -> str:
 def file_name(description: dict[str, Any]) -> str:
     """A file name for a target's records that a person can read: processor model, cores, fingerprint."""
     options = description["engine_target"]
+    if "accelerator" in description["machine"]:
+        return f"{description['machine']['accelerator']}-{fingerprint(description)[:8]}.jsonl"
     if "multiprocessors" in description["machine"]:
         count = description["machine"]["multiprocessors"]
         return f"{options['arch']}-{count}-multiprocessors-{fingerprint(description)[:8]}.jsonl"

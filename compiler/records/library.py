@@ -25,12 +25,14 @@ from schedules.gpu import gpu_rules
 from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 from schedules.selection.registry import rules
-from targets.measure import TIMED, Measure
+from targets.measure import TIMED, Measure, Setting
 
 if TYPE_CHECKING:
     import targets
     from schedules.rule import ScheduleRule
 
+NETWORK_RULE, NETWORK_VERSION = "network", 1
+"""Of records of a whole network's settings, which no schedule rule has."""
 USER_FOLDER = "TENSORWRIGHT_RECORDS"
 """Environment variable: the folder of the user's records."""
 PRETRAINED = "cost_model.ubj"
@@ -60,7 +62,8 @@ def pretrained_model() -> Path | None:
 def read_current(path: str | Path) -> Loaded:
     """The records of a file or folder for the current versions of the rules, and a note about the others."""
     loaded = read(path)
-    kept, lines = without_stale(loaded.records, {rule.name: rule.version for rule in (*rules(), *gpu_rules())})
+    versions = {rule.name: rule.version for rule in (*rules(), *gpu_rules())}
+    kept, lines = without_stale(loaded.records, {**versions, NETWORK_RULE: NETWORK_VERSION})
     return Loaded(kept, loaded.targets, loaded.models, [*loaded.problems, *lines])
 
 
@@ -95,6 +98,11 @@ class TunedConfigs:
         self._origins: dict[str, str] = {}
         self._measures: dict[str, Measure] = {}
         self.problems = [*loaded.problems, *unfit]
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What was chosen for the model as a whole, where the target has such settings and the model was tuned."""
+        return dict(self.tuned_itself.settings) if self.tuned_itself is not None else {}
 
     def __bool__(self) -> bool:
         return bool(self._records or self._chosen)

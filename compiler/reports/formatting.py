@@ -15,6 +15,11 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e9:.0f} ns"
 
 
+def format_cost(cost: float, unit: str) -> str:
+    """Of a run: seconds ("s"), or cycles."""
+    return format_seconds(cost) if unit == "s" else f"{cost:,.0f} cycles"
+
+
 def format_bytes(count: float) -> str:
     """A size in binary units: "512 B", "1.50 KiB", "44.6 MiB"."""
     if abs(count) < 1024:

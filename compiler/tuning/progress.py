@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compiler.tuning.state import TaskState
+from targets.measure import Unit
 
 
 @dataclass
@@ -14,7 +15,7 @@ class Progress:
 
     Attributes:
         seconds: since the start; `limit_seconds` and `limit_trials` are what was allowed.
-        before, now: seconds of a run of the model in kernels, untuned and as tuned so far.
+        before, now: of a run of the model in kernels, untuned and as tuned so far, in `unit`: "s" or "cycles".
         phase: what is being done.
         resumed: trials found in the records.
         current: the task being tried.
@@ -30,6 +31,7 @@ class Progress:
     limit_trials: int | None = None
     before: float = 0.0
     now: float = 0.0
+    unit: Unit = "s"
     current: TaskState | None = None
     history: list[tuple[float, int, float]] = field(default_factory=list)
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.reports.formatting import format_seconds
+from compiler.reports.formatting import format_cost
 from compiler.support.notebook import table_html
 from compiler.tuning.progress import SearchCost
 from compiler.tuning.session import Session
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Extracted
-from targets.measure import TIMED, Measure
+from targets.measure import TIMED, Measure, NetworkCost, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,24 @@ class TaskResult:
         return self.default_seconds / self.best_seconds if self.default_seconds and self.best_seconds else 1.0
 
 
+@dataclass(frozen=True)
+class NetworkResult:
+    """What was chosen for a network as a whole: settings that are not at their defaults, and the costs of a run."""
+
+    settings: Mapping[str, Setting]
+    before: NetworkCost
+    after: NetworkCost
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
     """What `tune` returns.
 
     Attributes:
-        before, after: seconds of one run of the model spent in kernels, untuned and tuned.
+        before, after: of one run of the model spent in kernels, untuned and tuned, in the unit of the measure.
         records: the file that was appended to.
         resumed: trials found in the records.
+        network: what was chosen for the model as a whole, where an accelerator runs it; else None.
         measure: what the times are: taken by a clock, or computed and by what.
         method: "parallel" or "serial": see `compiler.records.records.Record`.
         history: (seconds since the start, trials, seconds of the model).
@@ -75,6 +85,7 @@ class TuneResult:
     records: Path
     method: str
     measure: Measure = TIMED
+    network: NetworkResult | None = None
     history: tuple[tuple[float, int, float], ...] = ()
     predictions: tuple[tuple[str, float, float], ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -83,15 +94,18 @@ class TuneResult:
     cost: SearchCost = field(default_factory=SearchCost)
     latency: tuple[float, float] | None = None
 
+    def _cost(self, cost: float) -> str:
+        return format_cost(cost, self.measure.unit)
+
     def __repr__(self) -> str:
         return (
             f"<TuneResult {len(self.tasks)} tasks, {self.trials} trials in {self.seconds:.0f} s: "
-            f"{format_seconds(self.before)} in kernels before, {format_seconds(self.after)} after>"
+            f"{self._cost(self.before)} in kernels before, {self._cost(self.after)} after>"
         )
 
     def _repr_html_(self) -> str:
         rows = [(each.kernel, each.rule, each.trials, f"{each.gain:.2f} times", each.finished) for each in self.tasks]
-        title = f"{self.trials} trials: {format_seconds(self.before)} in kernels, then {format_seconds(self.after)}"
+        title = f"{self.trials} trials: {self._cost(self.before)} in kernels, then {self._cost(self.after)}"
         return table_html(title, ("kernel", "rule", "trials", "gain", "finished"), rows)
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class TuningOptions:
     threads: int | None = None
     timing: str = "auto"
     measure: str = "auto"
+    memory_limit: int | None = None
     cost_model: str | CostModel = "xgboost"
     search: str = "evolutionary"
     seed: int = 0
@@ -65,6 +66,8 @@ class TuningOptions:
             raise OptionError(f"measure {self.measure!r} is not supported", f"use {', '.join(_MEASURES)}")
         if self.measure == "modelled" and self.names_devices:
             raise OptionError("measure 'modelled' uses no device", "leave out the devices, or measure='timed'")
+        if self.memory_limit is not None and self.memory_limit <= 0:
+            raise OptionError(f"memory_limit={self.memory_limit}: it has to be a positive number of bytes")
         if not self.devices:
             raise OptionError("no device is named", "leave devices out for this machine")
         for device in self.devices:

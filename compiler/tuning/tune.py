@@ -13,6 +13,7 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 import targets
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
+from compiler.errors import OptionError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
@@ -27,13 +28,14 @@ from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.measuring.runners import LOCAL
+from compiler.tuning.networks import tune_network
 from compiler.tuning.progress import Limits, Progress
 from compiler.tuning.result import TuneResult, result_of
 from compiler.tuning.search import searches
 from compiler.tuning.session import Origin, Session
 from compiler.tuning.settings import TuningOptions
 from compiler.tuning.tasks import extract_tasks
-from targets.measure import Measurer
+from targets.measure import Measurer, NetworkMeasurer
 
 _COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every estimate
 _LEADERS_SHARE = 0.08  # of the time, for the leaders
@@ -58,6 +60,7 @@ def tune(
     threads: int | None = None,
     timing: str = "auto",
     measure: str = "auto",
+    memory_limit: int | None = None,
     cost_model: str | CostModel = "xgboost",
     search: str = "evolutionary",
     seed: int = 0,
@@ -78,6 +81,8 @@ def tune(
             use too; "auto" looks whether others do.
         measure: "timed" runs kernels on a device, or here; "modelled" computes their cost by the target's measurer;
             "auto" times them where a device is named or this machine can run them, and else computes it.
+        memory_limit: bytes of SRAM that a network on an accelerator has to keep to; the fewest cycles within it are
+            searched. None for no limit.
         cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
         search: a name of `compiler.tuning.search.searches.names()`.
         seed: of the search.
@@ -96,6 +101,7 @@ def tune(
         threads=threads,
         timing=timing,
         measure=measure,
+        memory_limit=memory_limit,
         cost_model=cost_model,
         search=search,
         seed=seed,
@@ -108,10 +114,16 @@ def tune(
 def _tuned(source: object, target: targets.Target, options: TuningOptions, imports: ImportOptions) -> TuneResult:
     options.check()
     measurer = choose_measurer(target, options)
+    if measurer is None and isinstance(target.measurer(), NetworkMeasurer):
+        raise OptionError(f"networks on target {target.name!r} are not timed", "leave devices and measure out")
     began = time.monotonic()
     remote = [device for device in options.devices if device != LOCAL]
     unchecked = [note for device in remote if (note := check_device(device, target, options.credentials.get(device)))]
     model = imports.load(source)
+    if isinstance(measurer, NetworkMeasurer):
+        return tune_network(source, model, target, measurer, options)
+    if options.memory_limit is not None:
+        raise OptionError(f"target {target.name!r} has no limit of memory to tune for", "leave memory_limit out")
     for_passes = PassOptions(options.precision, model.checks)
     extracting = time.monotonic()
     extracted = extract_tasks(model.mod, target, for_passes, alternatives=target.pipeline == "processor")

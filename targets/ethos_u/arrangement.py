@@ -1,7 +1,8 @@
 """How the processor lays out an image that it hands to the accelerator, beyond putting its channels last.
 
-The processor writes each byte of such an image once anyway. Written with its padding, or with the columns of each window
-side by side as channels, it lets the first convolution fill the multipliers, of which 1 or 3 channels leave most idle.
+The processor writes each byte of such an image once anyway. Written with its padding, or with the columns of each
+window side by side as channels, it lets the first convolution fill the multipliers, most of which are idle for 1 or 3
+channels.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from targets.ethos_u.places import bytes_for_places
 from targets.ethos_u.report import partition_report
 from targets.ethos_u.runtime import FUNCTION
 from targets.ethos_u.segments import Port, Schedule, Segment, one_segment, schedule, turned_early
+from targets.ethos_u.settings import NetworkSettings, VelaOptions, in_forms
 from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled, compile_graph, require
 from targets.ethos_u.verification import REASON, agrees, first_wrong
@@ -41,6 +42,10 @@ class Found:
 
     steps: dict[Any, Step] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def write_in(self, forms: Mapping[str, str]) -> None:
+        """Write steps in the forms chosen for them. Raises TargetError where there is no such step or form."""
+        self.steps = dict(zip(self.steps, in_forms(list(self.steps.values()), forms), strict=True))
 
 
 def find(view: View, accelerator: Accelerator) -> Found:
@@ -82,13 +87,15 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     mod = prepared(mod)
     view = View(mod)
     found = find(view, accelerator)
-    plan, compiled = _compiled(view, found, view.results, accelerator)
+    settings = NetworkSettings.of(context.settings)
+    found.write_in(settings.forms)
+    plan, compiled = partitioned(view, found, view.results, accelerator, settings.vela)
     steps = {step.output.variable: step for part in plan.parts.values() for step in part.steps}
     left = [value for variable, value in view.bindings if variable in plan.levels]
     report = partition_report(
         view, steps, found.refused, left, list(plan.parts.values()), list(compiled.values()), accelerator
     )
-    context.report.partition = report
+    context.report.partition = {**report, "settings": dict(context.settings)} if context.settings else report
     if not compiled:
         return mod
     rewritten = _Rewriter(mod, plan, compiled).rewrite(mod["main"])
@@ -96,8 +103,8 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     return relax.transform.DeadCodeElimination(["main"])(relax.transform.Normalize()(mod))
 
 
-def _compiled(
-    view: View, found: Found, results: Expr, accelerator: Accelerator
+def partitioned(
+    view: View, found: Found, results: Expr, accelerator: Accelerator, options: VelaOptions
 ) -> tuple[Schedule, dict[int, Compiled]]:
     """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason; so does
     one from which on what Vela made of a segment, written in either way, does not compute what the segment says.
@@ -115,7 +122,7 @@ def _compiled(
                 plan.parts[level], compiled[level] = right[part.tosa]
                 continue
             try:
-                compiled[level] = compile_graph(part.tosa, accelerator)
+                compiled[level] = compile_graph(part.tosa, accelerator, options)
             except ToolchainMissing:
                 raise
             except TargetError:
@@ -125,17 +132,19 @@ def _compiled(
                 if len(found.steps) == left:
                     raise
                 continue
-            if (agreed := _agreed(part, compiled[level], accelerator)) is not None:
+            if (agreed := _agreed(part, compiled[level], accelerator, options)) is not None:
                 right[part.tosa] = plan.parts[level], compiled[level] = agreed
             else:
-                step = first_wrong(part, accelerator)
+                step = first_wrong(part, accelerator, options)
                 del found.steps[step.output.variable]
                 found.refused.append((step.operator, REASON))
         if len(found.steps) == before:
             return plan, compiled
 
 
-def _agreed(part: Segment, compiled: Compiled, accelerator: Accelerator) -> tuple[Segment, Compiled] | None:
+def _agreed(
+    part: Segment, compiled: Compiled, accelerator: Accelerator, options: VelaOptions
+) -> tuple[Segment, Compiled] | None:
     """A segment, or the same written otherwise, whose program computes what it says; None where neither does."""
     if accelerator.is_u85 or agrees(part, compiled.program):
         return part, compiled
@@ -143,7 +152,7 @@ def _agreed(part: Segment, compiled: Compiled, accelerator: Accelerator) -> tupl
     if other.tosa == part.tosa:
         return None
     try:
-        again = compile_graph(other.tosa, accelerator)
+        again = compile_graph(other.tosa, accelerator, options)
     except ToolchainMissing:
         raise
     except TargetError:  # Vela takes the first way alone

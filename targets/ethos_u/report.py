@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.processor import processor_cycles
 from targets.ethos_u.segments import Port, Segment
-from targets.ethos_u.steps import Step
+from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled
-from targets.ethos_u.view import View, operator_name, registered_name
+from targets.ethos_u.view import View, operator_name, registered_name, static_shape
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
@@ -53,7 +54,7 @@ def partition_report(
         "segments": len(compiled),
     }
     if compiled:
-        report["estimate"] = _estimate(compiled, accelerator)
+        report["estimate"] = {**estimate(compiled, accelerator), "processor_cycles": processor_cycles(left, parts)}
     if len(parts) == 1 and not beside and (tensors := _tensors(view, parts[0])) is not None:
         report["tensors"] = tensors
     return {**report, "summary": _summary(report)}
@@ -101,8 +102,8 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     """The report as text."""
     operators, macs = (round(report[key]["share"] * 100) for key in ("operators", "macs"))
     lines = [f"{report['accelerator']}: {operators} % of the operators, {macs} % of the multiply-adds"]
-    if estimate := report.get("estimate"):
-        lines += _costs(estimate)
+    if costs := report.get("estimate"):
+        lines += _costs(costs)
     if beside := report["operators"]["processor"]:
         lines.append("on the processor: " + ", ".join(f"{name} ({count})" for name, count in beside.items()))
     for entry in report["refused"]:
@@ -110,22 +111,23 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _costs(estimate: Mapping[str, Any]) -> list[str]:
+def _costs(costs: Mapping[str, Any]) -> list[str]:
     """The estimate as text, with the layers that take longest."""
     accessed, peak = (
-        ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in estimate[key].items() if size)
+        ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in costs[key].items() if size)
         for key in ("bytes_accessed", "peak_bytes")
     )
-    largest = sorted(estimate["layers"], key=lambda layer: -int(layer["cycles"]))[:_LINES]
+    largest = sorted(costs["layers"], key=lambda layer: -int(layer["cycles"]))[:_LINES]
     return [
-        f"estimate by Vela: {estimate['cycles']:,} cycles, {estimate['milliseconds']:.3f} ms ({estimate['system']})",
+        f"estimate by Vela: {costs['cycles']:,} cycles, {costs['milliseconds']:.3f} ms ({costs['system']})",
         f"bytes accessed: {accessed}; at most in use: {peak}",
+        f"estimate of the processor's part: {costs['processor_cycles']:,} of its cycles",
         *(
             f"  {layer['operator']} {layer['name']}: {layer['cycles']:,} cycles,"
             f" {round(layer['utilization'] * 100)} % of the multipliers"
             for layer in largest
         ),
-        *([f"  and {len(estimate['layers']) - _LINES} more"] if len(estimate["layers"]) > _LINES else []),
+        *([f"  and {len(costs['layers']) - _LINES} more"] if len(costs["layers"]) > _LINES else []),
     ]
 
 
@@ -147,12 +149,15 @@ def _processor_macs(view: View, steps: Mapping[Any, Step]) -> int:
     return max(0, every - sum(step.macs for step in steps.values() if step.operator in products))
 
 
-def _sizes(expr: Expr) -> list[int] | None:
-    sizes = [int(size) if str(size).isdigit() else -1 for size in getattr(expr.ty, "shape", None) or ()]
-    return None if -1 in sizes else sizes
+def _sizes(expr: Expr) -> tuple[int, ...] | None:
+    """None where they are dynamic."""
+    try:
+        return static_shape(expr)
+    except Unsupported:
+        return None
 
 
-def _estimate(compiled: Sequence[Compiled], accelerator: Accelerator) -> dict[str, Any]:
+def estimate(compiled: Sequence[Compiled], accelerator: Accelerator) -> dict[str, Any]:
     """Vela's totals, and its rows of layers."""
     layers = [_layer(row) for each in compiled for row in each.layers]
     cycles = sum(layer["cycles"] for layer in layers)

@@ -15,6 +15,7 @@ from targets.target import Target
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import IRModule
+    from targets.measure import Measurer
 
 _PRESETS_FILE = Path(__file__).with_name("presets.json")
 
@@ -23,6 +24,7 @@ class EthosU(AcceleratedTarget):
     """Integers on the accelerator, the rest on a processor."""
 
     quantized_everywhere = True
+    times_kernels = False
 
     def __init__(self, name: str, description: str, accelerator: str, cores: int | None = None) -> None:
         from targets.registry import get
@@ -46,6 +48,15 @@ class EthosU(AcceleratedTarget):
             return claim(mod, context, self.accelerator)
 
         return (claim_for_ethos_u,)
+
+    def accelerator_description(self) -> dict[str, Any]:
+        each = self.accelerator
+        return {"accelerator": each.name, "cores": each.cores, "system": each.system, "memory": each.memory}
+
+    def measurer(self) -> Measurer:
+        from targets.ethos_u.network import VelaMeasurer
+
+        return VelaMeasurer(self.accelerator)
 
     def load_runtime(self) -> None:
         from targets.ethos_u.runtime import register

@@ -17,6 +17,7 @@ import numpy as np
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.program import Place, Program
+from targets.ethos_u.settings import VelaOptions
 
 INSTALL = "pip install 'tensorwright[ethos-u]'"
 
@@ -44,7 +45,15 @@ def require() -> None:
             raise ToolchainMissing(f"{package}, which compiles for the Ethos-U, is not installed", INSTALL)
 
 
-def compile_graph(tosa: bytes, accelerator: Accelerator) -> Compiled:
+def version() -> str:
+    """Of Vela. Raises ToolchainMissing where it is not installed."""
+    import importlib.metadata
+
+    require()
+    return importlib.metadata.version("ethos-u-vela")
+
+
+def compile_graph(tosa: bytes, accelerator: Accelerator, options: VelaOptions | None = None) -> Compiled:
     """Compile a graph.
 
     Raises:
@@ -55,7 +64,7 @@ def compile_graph(tosa: bytes, accelerator: Accelerator) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         source = Path(folder) / "graph.tosa"
         source.write_bytes(tosa)
-        said = _run(source, accelerator)
+        said = _run(source, accelerator, options or VelaOptions())
         result = Path(folder) / "graph_vela.npz"
         if not result.exists():
             raise TargetError(f"Vela made nothing of a graph: {said.strip()[-800:]}", "please report the model")
@@ -68,11 +77,13 @@ def compile_graph(tosa: bytes, accelerator: Accelerator) -> Compiled:
     return Compiled(program, layers, summary)
 
 
-def _run(source: Path, accelerator: Accelerator) -> str:
+def _run(source: Path, accelerator: Accelerator, options: VelaOptions) -> str:
     from ethosu.vela import vela
 
     arguments = ["--config", "Arm/vela.ini", "--accelerator-config", accelerator.name]
     arguments += ["--system-config", accelerator.system, "--memory-mode", accelerator.memory]
+    arguments += ["--optimise", options.optimise]
+    arguments += ["--arena-cache-size", str(options.arena)] if options.arena else []
     arguments += ["--output-format", "raw", "--verbose-performance", "--output-dir", str(source.parent), str(source)]
     said = io.StringIO()
     try:

@@ -13,6 +13,7 @@ from targets.ethos_u.program import Program
 from targets.ethos_u.reference import run_graph
 from targets.ethos_u.runtime import execute
 from targets.ethos_u.segments import Segment, one_segment
+from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.steps import Step
 from targets.ethos_u.vela import compile_graph
 
@@ -29,13 +30,13 @@ def agrees(part: Segment, program: Program) -> bool:
     )
 
 
-def first_wrong(part: Segment, accelerator: Accelerator) -> Step:
+def first_wrong(part: Segment, accelerator: Accelerator, options: VelaOptions) -> Step:
     """Of a segment that does not agree, the step at which it begins not to."""
     right, wrong = 0, len(part.steps)
     while wrong - right > 1:
         middle = (right + wrong) // 2
         front = one_segment(part.steps[:middle])
-        if agrees(front, compile_graph(front.tosa, accelerator).program):
+        if agrees(front, compile_graph(front.tosa, accelerator, options).program):
             right = middle
         else:
             wrong = middle

@@ -27,6 +27,9 @@ lost, and the next run goes on from there.
     tensorwright tune model.onnx --target raspberry-pi-5 --device 192.168.1.7:9090
     tensorwright tune model.onnx --target raspberry-pi-5 --device pi@192.168.1.2:9190 --device pi@192.168.1.2:9190
 
+  A network on an Ethos-U, by Vela's cycles, within 128 KiB of SRAM (no device is needed):
+    tensorwright tune quantized.onnx --target cortex-m55+ethos-u55-128 --sram 128KiB
+
   For a graphics processor: candidates compiled here, timed there by the program in the folder, results imported here:
     tensorwright tune model.onnx --target h100 --pack tuning
     scp -r tuning gpu: && ssh gpu tuning/run && scp gpu:tuning/results.json .
@@ -88,6 +91,12 @@ def _tune(
             help="timed: on a device or here; modelled: computed from the generated code; auto: timed where possible.",
         ),
     ] = "auto",
+    sram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Accelerators: keep the network to so much SRAM (192KiB); its cycles are minimized."
+        ),
+    ] = None,
     cost_model: Annotated[str, typer.Option(metavar="NAME", help="The model that ranks configurations.")] = "xgboost",
     search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configurations.")] = "evolutionary",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the search.")] = 0,
@@ -104,7 +113,7 @@ def _tune(
     as_json: options.Json = False,
 ) -> int:
     import compiler
-    from compiler.cli.arguments import parse_arrays, parse_duration, parse_shapes
+    from compiler.cli.arguments import parse_arrays, parse_bytes, parse_duration, parse_shapes
     from compiler.cli.exit_codes import EXIT_INTERRUPTED
     from compiler.cli.output import print_json
     from compiler.cli.paths import check_report
@@ -138,6 +147,7 @@ def _tune(
             threads=threads,
             timing=timing,
             measure=measure,
+            memory_limit=parse_bytes(sram) if sram is not None else None,
             cost_model=cost_model,
             search=search,
             seed=seed,
@@ -255,12 +265,44 @@ def _latency(result: Any) -> list[tuple[str, str]]:
     return [("time per run", f"{format_seconds(before)} -> {format_seconds(after)} ({before / after:.2f} x)")]
 
 
+def _print_network(result: Any) -> None:
+    """Of an accelerator: the settings chosen, and what a run costs without and with them."""
+    from compiler.cli.output import print_facts, print_note, print_table
+    from compiler.reports.formatting import format_bytes, format_cost, format_seconds
+
+    network, unit = result.network, result.measure.unit
+    if network.settings:
+        print_table(("setting", "chosen"), [(name, str(value)) for name, value in network.settings.items()])
+    parts = [name for name in ("accelerator", "processor") if name in network.after.parts]
+    print_facts(
+        [
+            ("cost", f"{format_cost(result.before, unit)} -> {format_cost(result.after, unit)}"),
+            *(
+                (
+                    f"  {name}" + (" (estimate)" if name == "processor" else ""),
+                    " -> ".join(format_cost(each.parts[name], unit) for each in (network.before, network.after)),
+                )
+                for name in parts
+            ),
+            ("SRAM", f"{format_bytes(network.before.memory)} -> {format_bytes(network.after.memory)}"),
+            ("trials", f"{result.trials} in {format_seconds(result.seconds)}, {result.resumed} before"),
+            ("measure", str(result.measure)),
+            ("records", str(result.records)),
+        ]
+    )
+    if result.interrupted:
+        print_note("what was found so far is recorded, and the same command goes on from there")
+
+
 def _print(result: Any) -> None:
     from compiler.cli.output import print_facts, print_note, print_table
     from compiler.reports.formatting import format_seconds
 
     for problem in result.problems:
         print_note(problem)
+    if result.network is not None:
+        _print_network(result)
+        return
     rows = [
         (
             task.kernel,

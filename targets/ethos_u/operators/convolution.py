@@ -99,7 +99,9 @@ def _in_form(form: Dense, data: Quantized, result: Result) -> Emit:
         x = image(emitter, inputs[0])
         finished = folded(emitter, x, form, data.zero, result)
         batch, filters, *places = result.output.shape
-        return from_image(emitter, emitter.graph.reshape(finished, (batch, *(1, *places)[-2:], filters)), len(data.shape))
+        return from_image(
+            emitter, emitter.graph.reshape(finished, (batch, *(1, *places)[-2:], filters)), len(data.shape)
+        )
 
     return emit
 

@@ -12,6 +12,7 @@ import compiler
 from targets.conformance.models import random_inputs
 from targets.ethos_u import verification
 from targets.ethos_u.partition import _agreed
+from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.vela import compile_graph
 from tests.targets.ethos_u.checking import DEFAULT, planned, target_named
 from tests.targets.ethos_u.graphs import QuantizedGraph
@@ -75,7 +76,7 @@ def test_a_segment_is_written_otherwise_before_a_step_is_refused() -> None:
     accelerator = target_named().accelerator
     compiled = compile_graph(segment.tosa, accelerator)
     assert not verification.agrees(segment, compiled.program)  # else nothing is left to avoid
-    agreed = _agreed(segment, compiled, accelerator)
+    agreed = _agreed(segment, compiled, accelerator, VelaOptions())
     assert agreed is not None
     assert agreed[0].steps == segment.steps
     assert verification.agrees(agreed[0], agreed[1].program)

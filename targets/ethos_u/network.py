@@ -1,0 +1,132 @@
+"""A network whose forms and options of Vela are searched by the cycles that Vela estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from targets.errors import TargetError
+from targets.ethos_u.accelerators import Accelerator
+from targets.ethos_u.partition import find, partitioned, prepared
+from targets.ethos_u.processor import processor_cycles
+from targets.ethos_u.report import estimate
+from targets.ethos_u.segments import Schedule, schedule
+from targets.ethos_u.settings import (
+    ARENA,
+    OPTIMISE,
+    PLAIN,
+    STRATEGIES,
+    NetworkSettings,
+    VelaOptions,
+    forms_of,
+    in_forms,
+    step_name,
+)
+from targets.ethos_u.vela import Compiled, compile_graph, version
+from targets.ethos_u.verification import agrees
+from targets.ethos_u.view import View
+from targets.measure import NetworkCost, NetworkMeasurer, Setting
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule
+
+
+class VelaMeasurer(NetworkMeasurer):
+    """Vela's estimate of a network's cycles, and ours of the processor's beside them."""
+
+    kind = "cycles"
+    unit = "cycles"
+    margin = 0.0
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.name = f"vela cycles {accelerator.name}"
+
+    def version(self) -> str:
+        return version()
+
+    def network(self, mod: IRModule, memory_limit: int | None = None) -> EthosUNetwork:
+        return EthosUNetwork(mod, self.accelerator, memory_limit)
+
+
+class EthosUNetwork:
+    """Of a quantized module in front of the phase "partition".
+
+    Raises TargetError where nothing of it runs on the accelerator.
+    """
+
+    def __init__(self, mod: IRModule, accelerator: Accelerator, memory_limit: int | None = None) -> None:
+        self.accelerator = accelerator
+        self._view = View(prepared(mod))
+        found = find(self._view, accelerator)
+        self._steps = list(found.steps.values())
+        variables = list(found.steps)
+        partitioned(self._view, found, self._view.results, accelerator, VelaOptions())
+        if not found.steps:
+            reasons = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.refused}))
+            raise TargetError(
+                f"nothing of the model runs on the {accelerator.name}: {reasons or 'it has no quantized operator'}",
+                "quantize the model for this target first (tensorwright.quantize)",
+            )
+        self._kept = {number: each for number, each in enumerate(variables) if each in found.steps}
+        self._compiled: dict[tuple[bytes, VelaOptions], Compiled] = {}
+        self._names = [step_name(number, step) for number, step in enumerate(self._steps)]
+        self.space: Mapping[str, tuple[Setting, ...]] = {
+            OPTIMISE: STRATEGIES,
+            ARENA: (0,) if memory_limit is None else (0, memory_limit),
+            **{
+                self._names[number]: (PLAIN, *forms)
+                for number in self._kept
+                if (forms := forms_of(self._steps[number], self._steps))
+            },
+        }
+
+    @property
+    def options(self) -> Sequence[str]:
+        """Of Vela."""
+        return OPTIMISE, ARENA
+
+    @property
+    def groups(self) -> Sequence[tuple[str, ...]]:
+        """The steps with forms that read one tensor: one that reads it in another shape alone makes Vela copy it."""
+        readers: dict[object, list[str]] = {}
+        for name, step in zip(self._names, self._steps, strict=True):
+            for each in step.inputs:
+                if name in self.space and name not in readers.setdefault(each.variable, []):
+                    readers[each.variable].append(name)
+        return [tuple(names) for names in readers.values() if len(names) > 1]
+
+    def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
+        """Cycles of the accelerator and, as an estimate, of the processor; bytes of SRAM."""
+        plan, compiled = self._planned(settings)
+        figures = estimate(compiled, self.accelerator)
+        left = [value for variable, value in self._view.bindings if variable in plan.levels]
+        beside = processor_cycles(left, list(plan.parts.values()))
+        parts = {"accelerator": float(figures["cycles"]), "processor": float(beside)}
+        parts |= {f"{name} bytes": float(size) for name, size in figures["bytes_accessed"].items() if size}
+        return NetworkCost(figures["cycles"] + beside, figures["peak_bytes"]["sram"], parts)
+
+    def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
+        """Whether each segment's commands give what its graph says, in the simulator; a U85 has none."""
+        if self.accelerator.is_u85:
+            return True
+        plan, compiled = self._planned(settings)
+        return all(agrees(part, each.program) for part, each in zip(plan.parts.values(), compiled, strict=True))
+
+    def _planned(self, settings: Mapping[str, Setting]) -> tuple[Schedule, list[Compiled]]:
+        chosen = NetworkSettings.of(settings)
+        written = in_forms(self._steps, chosen.forms)
+        steps = {variable: written[number] for number, variable in self._kept.items()}
+        plan = schedule(self._view, steps, self._view.results)
+        return plan, [self._run(part.tosa, chosen.vela) for part in plan.parts.values()]
+
+    def _run(self, tosa: bytes, options: VelaOptions) -> Compiled:
+        key = tosa, options
+        if key not in self._compiled:
+            if len(self._compiled) > _KEPT:
+                self._compiled.pop(next(iter(self._compiled)))
+            self._compiled[key] = compile_graph(tosa, self.accelerator, options)
+        return self._compiled[key]
+
+
+_KEPT = 8  # compiled segments

@@ -1,0 +1,82 @@
+"""What `tune` chooses for a network as a whole: how steps are written, and Vela's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from targets.errors import TargetError
+from targets.ethos_u.steps import Step
+from targets.measure import Setting
+
+PLAIN = "plain"
+OPTIMISE = "vela optimise"
+ARENA = "vela arena"
+STRATEGIES = ("Performance", "Size")
+
+
+@dataclass(frozen=True)
+class VelaOptions:
+    """Options of Vela that change its schedule.
+
+    Attributes:
+        optimise: "Performance", or "Size" for the least memory.
+        arena: bytes of SRAM that its schedule aims at; 0 for the memory mode's own.
+    """
+
+    optimise: str = STRATEGIES[0]
+    arena: int = 0
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Vela's options, and the form of each step that is not written plainly, by `step_name`."""
+
+    vela: VelaOptions = field(default_factory=VelaOptions)
+    forms: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Setting]) -> NetworkSettings:
+        """From the settings of a tuning record. Raises TargetError for values that no record of `tune` has."""
+        optimise, arena = settings.get(OPTIMISE, STRATEGIES[0]), settings.get(ARENA, 0)
+        if optimise not in STRATEGIES:
+            raise TargetError(f"tuning record: {OPTIMISE} is {optimise!r}; Vela has {' and '.join(STRATEGIES)}", _AGAIN)
+        if not isinstance(arena, int) or isinstance(arena, bool) or not 0 <= arena < 1 << 40:
+            raise TargetError(f"tuning record: {ARENA} is {arena!r}, and not a number of bytes", _AGAIN)
+        forms = {name: str(form) for name, form in settings.items() if name not in (OPTIMISE, ARENA) and form != PLAIN}
+        return cls(VelaOptions(str(optimise), arena), forms)
+
+
+_AGAIN = "tune the model again, or leave the record out (records=False)"
+
+
+def step_name(number: int, step: Step) -> str:
+    """Of a setting: where the step is in the network, what it is, and its sizes."""
+    return f"{number} {step.operator} {step.sizes}"
+
+
+def in_forms(steps: Sequence[Step], forms: Mapping[str, str]) -> list[Step]:
+    """The steps, written as chosen.
+
+    Raises:
+        TargetError: there is no such step, or it has no such form.
+    """
+    names = {step_name(number, step): number for number, step in enumerate(steps)}
+    written = list(steps)
+    for name, form in forms.items():
+        if name not in names:
+            raise TargetError(f"tuning record: the network has no step {name!r}", _AGAIN)
+        step = steps[names[name]]
+        if form not in forms_of(step, steps):
+            raise TargetError(f"tuning record: step {name!r} cannot be written as {form!r}", _AGAIN)
+        written[names[name]] = step.in_form(form)
+    return written
+
+
+def forms_of(step: Step, steps: Sequence[Step]) -> list[str]:
+    """The forms that a step can take among these: one that the processor arranges reads what it alone reads, and the
+    processor makes."""
+    free = all(other.output.variable != step.inputs[0].variable for other in steps) and (
+        sum(each.variable == step.inputs[0].variable for other in steps for each in other.inputs) == 1
+    )
+    return [name for name, form in step.forms.items() if form.arrangement is None or free]
