@@ -6,10 +6,8 @@ Greedy: it never waits while a runner is idle, and takes what is queued, up to a
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from compiler.artifact import TensorDescription
@@ -18,13 +16,16 @@ from compiler.serving.batching.costs import Accuracy, Costs
 from compiler.serving.batching.input_checker import InputChecker
 from compiler.serving.batching.module_service import ModuleService, check_outputs, chosen
 from compiler.serving.batching.options import BatchOptions
-from compiler.serving.batching.request_queue import RequestQueue, Result, Waiting
+from compiler.serving.batching.planner import Batch, Planner
+from compiler.serving.batching.request_queue import Result, Waiting
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.tracing import kernel_events
 
 _INLINE_SECONDS = 200e-6  # a run that takes less is made in the event loop: handing it to a thread takes a third of it
+_UNQUEUED_SECONDS = 30e-6  # one that takes less is made at once: queueing takes as long as a batch saves
 _INLINE_ROWS = 64
 _Run = tuple[dict[str, Array], float, float]
+_Answer = tuple[Waiting, Result | BaseException]
 
 
 class Batcher:
@@ -34,13 +35,9 @@ class Batcher:
         self.service = service
         self.options = options or BatchOptions()
         self._inputs, self._outputs = service.inputs, service.outputs
-        self.costs = Costs()
+        self._plan = Planner(self.options, service.runners)
         self._accuracy = Accuracy()
-        self._queue = RequestQueue()
-        self._free = service.runners
-        self._running: dict[int, float] = {}  # when each running batch is expected to end
         self._checker: InputChecker | None = None
-        self._cap = 1
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = self._closing = self._started = False
 
@@ -66,9 +63,14 @@ class Batcher:
         return self.service.identity
 
     @property
+    def costs(self) -> Costs:
+        """What runs take."""
+        return self._plan.costs
+
+    @property
     def queued_rows(self) -> int:
         """How many rows wait."""
-        return self._queue.rows
+        return self._plan.queued_rows
 
     async def start(self) -> None:
         if self._started:
@@ -81,7 +83,8 @@ class Batcher:
             self._checker = InputChecker(self.service.inputs, layout)
             self._inputs = layout.described(self.service.inputs, layout.inputs)
             self._outputs = layout.described(self.service.outputs, layout.outputs)
-            self._cap = self.options.max_batch_size if layout.rows is None else layout.rows
+            self._plan.cap = self.options.max_batch_size if layout.rows is None else layout.rows
+            self._plan.fixed_rows = layout.rows
         self._started = True
 
     async def infer(self, request: Request) -> Response:
@@ -93,51 +96,49 @@ class Batcher:
             rows, key = 1, tuple(array.shape for array in request.inputs.values())
         else:
             rows, key = self._checker.check(request.inputs)
-        expected = self._admit(request, rows, key)
-        if rows > self._cap:
+        if self._at_once(rows, key):
+            run = self._run([request.inputs], rows)
+            self._plan.learn(key, rows, run[2])
+            outputs, timing = self._part(run, 0, rows, rows), Timing(0.0, run[2], rows)
+        elif rows > self._plan.cap:
+            self._admit(request, rows, key)
             outputs, timing = await self._in_parts(request, rows, key)
         else:
+            expected = self._admit(request, rows, key)
             outputs, timing = await self._enqueue(request, request.inputs, rows, key, expected)
         events = await self._traced(request.inputs, rows) if request.traced else ()
         return Response(chosen(outputs, request.outputs), self.service.served_by, timing, events=events)
+
+    def expected_wait(self, now: float) -> float:
+        """Seconds until a request that comes now would start, as far as costs are known."""
+        return self._plan.expected_wait(now)
+
+    def expected_latency(self, key: Hashable, rows: int, now: float) -> float:
+        """Seconds until a request that comes now would be answered, in the mean."""
+        return self._plan.expected_latency(key, rows, now)
+
+    def _at_once(self, rows: int, key: Hashable) -> bool:
+        """Whether a request is so small that it is answered before it would be queued."""
+        plan = self._plan
+        return (
+            plan.has_room
+            and rows <= plan.cap
+            and self.options.min_batch_size == 1
+            and plan.costs.fast_seconds(key, plan.computed(rows)) < _UNQUEUED_SECONDS
+        )
 
     async def _traced(self, inputs: Mapping[str, Array], rows: int) -> tuple[Mapping[str, Any], ...]:
         """A profile of a run of a request alone."""
         layout = self.service.layout
         if layout is not None:
-            rows = min(rows, self._cap)
-            inputs = layout.padded(layout.part_of(inputs, 0, rows), rows, self._computed(rows))
+            rows = min(rows, self._plan.cap)
+            inputs = layout.padded(layout.part_of(inputs, 0, rows), rows, self._plan.computed(rows))
         return await asyncio.wrap_future(self.service.submit(kernel_events, self.service.module, inputs))
-
-    def expected_wait(self, now: float) -> float:
-        """Seconds until a request that comes now would start, as far as costs are known."""
-        work = sum(max(0.0, end - now) for end in self._running.values())
-        return (work + sum(self._work(key, rows) for key, rows in self._queue.groups())) / self.service.runners
-
-    def expected_latency(self, key: Hashable, rows: int, now: float) -> float:
-        """Seconds until a request that comes now would be answered, in the mean.
-
-        Runners end together: what waits and what comes is shared by them, but a run is not.
-        """
-        own = self._work(key, rows)
-        first = 0.0 if self._free > 0 else max(0.0, min(self._running.values(), default=now) - now)
-        return max(self.expected_wait(now) + own / self.service.runners, first + own)
-
-    def _work(self, key: Hashable, rows: int) -> float:
-        """Seconds of so many rows, in batches; 0 for a shape that never ran, so that it is tried."""
-        whole, rest = divmod(rows, self._cap)
-        seconds = whole * (self.costs.seconds(key, self._cap) or 0.0) if whole else 0.0
-        return seconds + ((self.costs.seconds(key, self._computed(rest)) or 0.0) if rest else 0.0)
-
-    def _computed(self, rows: int) -> int:
-        """How many rows a run for so many computes."""
-        layout = self.service.layout
-        return rows if layout is None or layout.rows is None else layout.rows
 
     def _admit(self, request: Request, rows: int, key: Hashable) -> float:
         """Refuse a request for which there is no room, or that would be late; else its expected latency in seconds, 0
         where nobody asks for it."""
-        waiting = self._queue.rows
+        waiting = self._plan.queued_rows
         if waiting and waiting + rows > self.options.max_queue:
             raise OverloadedError(
                 f"{waiting} rows wait for model {self.name!r} already",
@@ -160,8 +161,7 @@ class Batcher:
     ) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = self._loop.create_future()
         now = time.monotonic()
-        waiting = Waiting(inputs, rows, key, request.deadline, request.arrival or now, now, expected, future)
-        self._queue.add(waiting)
+        self._plan.add(Waiting(inputs, rows, key, request.deadline, request.arrival or now, now, expected, future))
         if not self._scheduled:
             # What else is ready in the event loop now is queued before the next batch is taken.
             self._scheduled = True
@@ -170,9 +170,9 @@ class Batcher:
 
     async def _in_parts(self, request: Request, rows: int, key: Hashable) -> Result:
         """A request of more rows than a batch holds."""
-        layout = self.service.layout
+        layout, cap = self.service.layout, self._plan.cap
         assert layout is not None
-        bounds = [(start, min(start + self._cap, rows)) for start in range(0, rows, self._cap)]
+        bounds = [(start, min(start + cap, rows)) for start in range(0, rows, cap)]
         parts = await asyncio.gather(
             *(self._enqueue(request, layout.part_of(request.inputs, *each), each[1] - each[0], key) for each in bounds)
         )
@@ -183,87 +183,70 @@ class Batcher:
         )
 
     def _pump(self) -> None:
+        """Give batches to free runners; they take those after by themselves."""
         self._scheduled = False
-        while self._free > 0 and self._queue:
-            batch = self._take(time.monotonic())
-            if not batch:
-                break
-            self._launch(batch)
-        if self._closing and not self._queue and not self._running:
+        while (batch := self._plan.begin(time.monotonic())).requests:
+            self._refuse(batch.late)
+            if self._is_inline(batch):
+                answers, seconds = self._answers(batch)
+                self._plan.end(batch, seconds)
+                self._give(answers)
+            else:
+                self.service.submit(self._work, batch)
+        self._pause(batch)
+
+    def _pause(self, batch: Batch) -> None:
+        """Nothing can run now."""
+        self._refuse(batch.late)
+        if batch.until is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(batch.until - time.monotonic(), self._pump)
+        if self._closing and self._plan.idle:
             self._drained.set()
 
-    def _take(self, now: float) -> list[Waiting]:
-        """The next batch: those at the head of the queue that can run together; empty: none, or wait for more."""
-        head = self._first(now)
-        if head is None or self._must_wait(head, now):
-            return []
-        cap = max(head.rows, min(self._cap, self._share(head.key, now))) if self._computed(1) == 1 else self._cap
-        batch, rows, deadline = [self._queue.take(head.key)], head.rows, head.deadline
-        while (following := self._queue.waiting(head.key)) is not None and rows + following.rows <= cap:
-            if following.future.done():
-                self._queue.take(head.key)
-                continue
-            ends = [each for each in (deadline, following.deadline) if each is not None]
-            soonest = min(ends) if ends else None
-            if soonest is not None and now + self.costs.careful(head.key, rows + following.rows) > soonest:
-                break  # the batch would be late for one that is in it
-            batch.append(self._queue.take(head.key))
-            rows, deadline = rows + following.rows, soonest
-        return batch
+    def _is_inline(self, batch: Batch) -> bool:
+        rows = batch.rows
+        fast = self._plan.costs.fast_seconds(batch.requests[0].key, self._plan.computed(rows))
+        return rows <= _INLINE_ROWS and fast < _INLINE_SECONDS
 
-    def _share(self, key: Hashable, now: float) -> int:
-        """How many of the rows that wait one runner takes, so that all runners end at the same time."""
-        rows = self._queue.rows_of(key)
-        seconds = self.costs.seconds(key, rows)
-        if not seconds:
-            return -(-rows // self._free)
-        work = seconds + sum(max(0.0, end - now) for end in self._running.values())
-        return math.ceil(rows * min(1.0, work / self.service.runners / seconds))
+    def _work(self, batch: Batch) -> None:
+        """A runner's thread: runs a batch, and those after it."""
+        while batch.requests:
+            answers, seconds = self._answers(batch)
+            following = self._plan.next(batch, seconds, time.monotonic())
+            self._loop.call_soon_threadsafe(self._after, answers, following)
+            batch = following
 
-    def _first(self, now: float) -> Waiting | None:
-        """The first request that still can be answered; those before it are refused, or were cancelled."""
-        while self._queue:
-            head = self._queue.head()
-            seconds = self.costs.seconds(head.key, self._computed(head.rows)) or 0.0
-            late = head.deadline is not None and now + seconds > head.deadline
-            if not late and not head.future.done():
-                return head
-            self._queue.take(head.key)
-            if not head.future.done():
-                self._accuracy.missed()
-                message = f"model {self.name!r} could not answer in time"
-                head.future.set_exception(OverloadedError(message, late=True))
-        return None
+    def _after(self, answers: Sequence[_Answer], following: Batch) -> None:
+        self._give(answers)
+        if following.requests:
+            self._refuse(following.late)
+        else:
+            self._pause(following)
 
-    def _must_wait(self, head: Waiting, now: float) -> bool:
-        """Whether the batch at the head of the queue waits for more rows; a timer ends that."""
-        options = self.options
-        until = head.arrived + options.max_wait_ms / 1000
-        if self._closing or now >= until or self._queue.rows_of(head.key) >= min(options.min_batch_size, self._cap):
-            return False
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(until - now, self._pump)
-        return True
+    def _answers(self, batch: Batch) -> tuple[list[_Answer], float | None]:
+        """Run a batch: what each of its requests gets, and the seconds of the run; None where it failed.
 
-    def _launch(self, batch: Sequence[Waiting]) -> None:
-        rows, key = sum(each.rows for each in batch), batch[0].key
-        expected = self.costs.seconds(key, self._computed(rows))
-        if expected is not None and expected < _INLINE_SECONDS and rows <= _INLINE_ROWS:
-            try:
-                run = self._run([each.inputs for each in batch], rows)
-            except Exception as error:  # told to those who wait
-                self._fail(batch, error)
-            else:
-                self._answer(batch, run)
-            return
-        self._submit(batch, rows, expected or 0.0)
-
-    def _submit(self, batch: Sequence[Waiting], rows: int, expected: float) -> None:
-        self._free -= 1
-        self._running[id(batch)] = time.monotonic() + expected
-        running = self.service.submit(self._run, [each.inputs for each in batch], rows)
-        running.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._finish, batch, done))
+        Where a batch fails, its requests run again, each alone: only those that fail then are at fault.
+        """
+        requests, rows = batch.requests, batch.rows
+        try:
+            run = self._run([each.inputs for each in requests], rows)
+        except TensorwrightError as error:
+            if len(requests) == 1:
+                return [(requests[0], error)], None
+            return [self._answers(Batch([each]))[0][0] for each in requests if not each.future.done()], None
+        except Exception as error:  # told to those who wait
+            return [(each, error) for each in requests], None
+        answers: list[_Answer] = []
+        _, started, seconds = run
+        at = 0
+        for each in requests:
+            timing = Timing(max(0.0, started - each.arrived), seconds, rows)
+            answers.append((each, (self._part(run, at, at + each.rows, rows), timing)))
+            at += each.rows
+        return answers, seconds
 
     def _run(self, parts: Sequence[Mapping[str, Array]], rows: int) -> _Run:
         layout = self.service.layout
@@ -274,46 +257,37 @@ class Batcher:
             inputs = layout.padded(inputs, rows, layout.rows)
         return self.service.run(inputs)
 
-    def _finish(self, batch: Sequence[Waiting], done: Future[_Run]) -> None:
-        del self._running[id(batch)]
-        self._free += 1
-        error = done.exception()
-        if error is None:
-            self._answer(batch, done.result())
-        else:
-            self._fail(batch, error)
-        self._pump()
+    def _part(self, run: _Run, start: int, stop: int, rows: int) -> dict[str, Array]:
+        """Some rows of the outputs of a run for `rows` rows."""
+        layout = self.service.layout
+        if layout is None or (stop - start == rows and self._plan.computed(rows) == rows):
+            return run[0]
+        return layout.rows_of(run[0], start, stop)
 
-    def _answer(self, batch: Sequence[Waiting], run: _Run) -> None:
-        outputs, started, seconds = run
-        rows = sum(each.rows for each in batch)
-        computed = self._computed(rows)
-        self.costs.add(batch[0].key, computed, seconds)
-        layout, at = self.service.layout, 0
-        whole = layout is None or (len(batch) == 1 and computed == rows)
-        for each in batch:
-            own = outputs if whole or layout is None else layout.rows_of(outputs, at, at + each.rows)
-            at += each.rows
-            if each.expected:
-                self._accuracy.add(each.expected, time.monotonic() - each.admitted)
-            if not each.future.done():
-                each.future.set_result((own, Timing(max(0.0, started - each.arrived), seconds, rows)))
-
-    def _fail(self, batch: Sequence[Waiting], error: BaseException) -> None:
-        """Tell a request its error; those of a batch run again, each alone: only those that fail then are at fault."""
-        alone = len(batch) == 1 or not isinstance(error, TensorwrightError)
-        for each in batch:
-            if each.future.done():
+    def _give(self, answers: Sequence[_Answer]) -> None:
+        """Tell requests their results, or why there are none."""
+        now = time.monotonic()
+        for waiting, result in answers:
+            if isinstance(result, BaseException):
+                if not waiting.future.done():
+                    waiting.future.set_exception(result)
                 continue
-            if alone:
+            if waiting.expected:
+                self._accuracy.add(waiting.expected, now - waiting.admitted)
+            if not waiting.future.done():
+                waiting.future.set_result(result)
+
+    def _refuse(self, late: Sequence[Waiting]) -> None:
+        for each in late:
+            self._accuracy.missed()
+            if not each.future.done():
+                error = OverloadedError(f"model {self.name!r} could not answer in time", late=True)
                 each.future.set_exception(error)
-            else:
-                self._submit([each], each.rows, self._work(each.key, each.rows))
 
     async def close(self) -> None:
         if self._closing:
             return
-        self._closing = True
+        self._closing = self._plan.closing = True
         if self._started:
             self._pump()
             await self._drained.wait()

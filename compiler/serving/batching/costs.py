@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable
 
 _SHAPES = 256  # shapes whose costs are kept, those used last
-_FORGET = 0.95  # weight of what was known before, at each run
+_FORGET = 0.99  # weight of what was known before, at each run
+_OUTLIER = 4.0  # how many times its prediction a run counts at most: a thread may wait long for a processor
+_KNOWN = 4.0  # weight of the runs from which on predictions judge others
+_SPREAD = 0.02  # least relative variance of rows that tells a run's fixed part from its rows
+_WORTHWHILE = 0.15  # of a row's time: what the fixed part, shared by the rows of a batch, may be
 _MARGIN = 1.15  # least factor from a mean time to one that is seldom exceeded
 _DEVIATIONS = 3.0
 
@@ -14,17 +19,21 @@ _DEVIATIONS = 3.0
 class _Line:
     """Linear model of seconds over rows: least squares with exponentially decaying weights."""
 
-    __slots__ = ("_n", "_t", "_tx", "_x", "_xx", "deviation")
+    __slots__ = ("_n", "_t", "_tx", "_x", "_xx", "deviation", "fast")
 
     def __init__(self) -> None:
         self._n = self._x = self._xx = self._t = self._tx = 0.0
         self.deviation = 0.0  # of runs from what was predicted, as a share
+        self.fast = 1.0  # from a prediction to what the fastest runs take
 
     def add(self, rows: int, seconds: float) -> None:
         if self._n:
             predicted = self.at(rows)
             share = abs(seconds - predicted) / predicted if predicted > 0 else 0.0
             self.deviation += 0.1 * (min(share, 1.0) - self.deviation)
+            if self._n > _KNOWN and predicted > 0:
+                self.fast = min(seconds / predicted, self.fast + 0.02 * (1 - self.fast))
+                seconds = min(seconds, _OUTLIER * predicted)
         self._n = _FORGET * self._n + 1
         self._x = _FORGET * self._x + rows
         self._xx = _FORGET * self._xx + rows * rows
@@ -33,12 +42,24 @@ class _Line:
 
     def at(self, rows: int) -> float:
         """Predicted seconds; in proportion to the rows as long as runs of one size alone are known."""
-        spread = self._n * self._xx - self._x * self._x
         mean_rows, mean = self._x / self._n, self._t / self._n
-        if spread <= 1e-6 * self._n * self._xx:
-            return mean * rows / mean_rows
-        slope = min(max((self._n * self._tx - self._x * self._t) / spread, 0.0), mean / mean_rows)
-        return mean + slope * (rows - mean_rows)
+        slope = self._slope(1e-6)
+        return mean * rows / mean_rows if slope is None else mean + slope * (rows - mean_rows)
+
+    def enough(self) -> int | None:
+        """From how many rows on a batch is about as cheap a row as any; None as long as that is not known."""
+        slope = self._slope(_SPREAD)
+        if not slope:
+            return None
+        fixed = (self._t - slope * self._x) / self._n
+        return max(1, math.ceil(fixed / slope / _WORTHWHILE))
+
+    def _slope(self, least_spread: float) -> float | None:
+        """Seconds of one more row; None where the numbers of rows do not differ enough to tell."""
+        spread = self._n * self._xx - self._x * self._x
+        if spread <= least_spread * self._n * self._xx:
+            return None
+        return min(max((self._n * self._tx - self._x * self._t) / spread, 0.0), self._t / self._x)
 
 
 class Costs:
@@ -63,10 +84,20 @@ class Costs:
         line = self._lines.get(shape)
         return None if line is None else line.at(rows)
 
+    def fast_seconds(self, shape: Hashable, rows: int) -> float:
+        """What the fastest runs take, those that waited for no other thread; infinite for a shape that never ran."""
+        line = self._lines.get(shape)
+        return math.inf if line is None else line.fast * line.at(rows)
+
     def careful(self, shape: Hashable, rows: int) -> float:
         """What a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""
         line = self._lines.get(shape)
         return 0.0 if line is None else line.at(rows) * max(_MARGIN, 1 + _DEVIATIONS * line.deviation)
+
+    def enough(self, shape: Hashable) -> int | None:
+        """From how many rows on more of them in a batch save next to nothing; None as long as that is not known."""
+        line = self._lines.get(shape)
+        return None if line is None else line.enough()
 
 
 class Accuracy:

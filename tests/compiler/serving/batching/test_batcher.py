@@ -99,6 +99,22 @@ def test_what_waits_is_shared_among_idle_runners() -> None:
     with_batcher(test, runners=2)
 
 
+def test_tiny_runs_are_made_at_once() -> None:
+    async def test(batcher: Batcher, executor: Watched) -> None:
+        for _ in range(20):
+            batcher.costs.add((), 1, 1e-6)
+        x = rows_of(1)
+        waiting = batcher.infer(Request({"x": x}))
+        with pytest.raises(StopIteration) as answered:
+            waiting.send(None)  # it does not wait for the event loop
+        y = batcher.service.module.run({"x": x})["y"]
+        np.testing.assert_array_equal(answered.value.value.outputs["y"], y)
+        with pytest.raises(InputError, match="13"):
+            await infer(batcher, np.full((1, 16), 13.0, np.float32))
+
+    with_batcher(test)
+
+
 def test_a_bad_request_in_a_batch_fails_alone() -> None:
     async def test(batcher: Batcher, executor: Watched) -> None:
         first = await held(batcher, executor)

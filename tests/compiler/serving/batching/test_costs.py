@@ -29,6 +29,29 @@ def test_runs_that_vary_make_estimates_careful() -> None:
     assert costs.careful("a", 1) > 2 * 0.2
 
 
+def test_how_many_rows_are_enough() -> None:
+    costs = Costs()
+    assert costs.enough("a") is None
+    for rows in (4, 4, 4):
+        costs.add("a", rows, 1.0)
+    assert costs.enough("a") is None  # one size alone does not tell
+    for fixed, expected in ((0.0, 1), (0.3, 2), (3.0, 20)):
+        for rows in (1, 2, 8) * 200:
+            costs.add("a", rows, fixed + rows)
+        found = costs.enough("a")
+        assert found is not None
+        assert abs(found - expected) <= 1
+
+
+def test_runs_that_waited_for_a_thread_do_not_hide_the_fast_ones() -> None:
+    costs = Costs()
+    assert costs.fast_seconds("a", 1) == float("inf")
+    for turn in range(40):
+        costs.add("a", 1, 50.0 if turn % 4 == 3 else 1.0)
+    assert costs.seconds("a", 1) > 3.0  # type: ignore[operator]
+    assert costs.fast_seconds("a", 1) < 1.5
+
+
 def test_more_rows_never_cost_less() -> None:
     costs = Costs()
     costs.add("a", 1, 0.5)  # the first run of a shape is slow

@@ -1,0 +1,205 @@
+"""`Planner`: decides which of the requests that wait run next, and together; for the threads of a batcher.
+
+Runners take their next batch from it themselves: none is idle while the event loop gives the last one's answers.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from compiler.serving.batching.costs import Costs
+from compiler.serving.batching.options import BatchOptions
+from compiler.serving.batching.request_queue import RequestQueue, Waiting
+
+_PATIENCE = 2  # batches that a runner has to make of a long queue
+
+
+@dataclass(eq=False)
+class Batch:
+    """What a runner does next.
+
+    Attributes:
+        requests: that run together; empty: nothing can run now.
+        late: requests that can no longer be answered in time, taken from the queue.
+        until: seconds of `time.monotonic()` when to ask again; None: when there are more requests.
+    """
+
+    requests: list[Waiting] = field(default_factory=list)
+    late: list[Waiting] = field(default_factory=list)
+    until: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of all its requests."""
+        return sum(each.rows for each in self.requests)
+
+
+class Planner:
+    """The queue of a batcher, what its runners do now, and what runs cost. Safe for several threads."""
+
+    def __init__(self, options: BatchOptions, runners: int) -> None:
+        self.options, self.runners = options, runners
+        self.costs = Costs()
+        self.cap = 1
+        self.fixed_rows: int | None = None
+        """How many rows each run computes, where the module has a fixed number of them."""
+        self.closing = False
+        self._queue = RequestQueue()
+        self._free = runners
+        self._running: dict[int, float] = {}  # when each running batch is expected to end
+        self._lock = threading.Lock()
+
+    @property
+    def queued_rows(self) -> int:
+        """How many rows wait."""
+        return self._queue.rows
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, and nothing runs."""
+        return not self._queue and not self._running
+
+    @property
+    def has_room(self) -> bool:
+        """Nothing waits, and a runner is free."""
+        return self._free > 0 and not self._queue
+
+    def computed(self, rows: int) -> int:
+        """How many rows a run for so many computes."""
+        return rows if self.fixed_rows is None else self.fixed_rows
+
+    def add(self, waiting: Waiting) -> None:
+        """Put a request at the end of the queue."""
+        with self._lock:
+            self._queue.add(waiting)
+
+    def begin(self, now: float) -> Batch:
+        """The next batch for a free runner, if there is one; it counts as running until `next` or `end`."""
+        with self._lock:
+            return self._begin(now) if self._free > 0 else Batch()
+
+    def next(self, ended: Batch, seconds: float | None, now: float) -> Batch:
+        """The next batch for the runner that ran one; `seconds`: what its run took, None where it failed."""
+        with self._lock:
+            self._end(ended, seconds)
+            return self._begin(now)
+
+    def end(self, ended: Batch, seconds: float | None) -> None:
+        """A batch ended, and its runner takes no other."""
+        with self._lock:
+            self._end(ended, seconds)
+
+    def learn(self, key: Hashable, rows: int, seconds: float) -> None:
+        """A run that was no batch of the queue took so long."""
+        with self._lock:
+            self.costs.add(key, self.computed(rows), seconds)
+
+    def expected_wait(self, now: float) -> float:
+        """Seconds until a request that comes now would start, as far as costs are known."""
+        with self._lock:
+            return self._expected_wait(now)
+
+    def expected_latency(self, key: Hashable, rows: int, now: float) -> float:
+        """Seconds until a request that comes now would be answered, in the mean.
+
+        Runners end together: what waits and what comes is shared by them, but a run is not.
+        """
+        with self._lock:
+            own = self._work(key, rows)
+            first = 0.0 if self._free > 0 else max(0.0, min(self._running.values(), default=now) - now)
+            return max(self._expected_wait(now) + own / self.runners, first + own)
+
+    def _expected_wait(self, now: float) -> float:
+        return (
+            self._running_work(now) + sum(self._work(key, rows) for key, rows in self._queue.groups())
+        ) / self.runners
+
+    def _running_work(self, now: float) -> float:
+        return sum(max(0.0, end - now) for end in self._running.values())
+
+    def _work(self, key: Hashable, rows: int) -> float:
+        """Seconds of so many rows, in batches; 0 for a shape that never ran, so that it is tried."""
+        whole, rest = divmod(rows, self.cap)
+        seconds = whole * (self.costs.seconds(key, self.cap) or 0.0) if whole else 0.0
+        return seconds + ((self.costs.seconds(key, self.computed(rest)) or 0.0) if rest else 0.0)
+
+    def _begin(self, now: float) -> Batch:
+        batch = Batch()
+        head = self._first(batch, now)
+        if head is None or self._must_wait(batch, head, now):
+            return batch
+        self._fill(batch, head, now)
+        rows = self.computed(batch.rows)
+        self._running[id(batch)] = now + (self.costs.seconds(head.key, rows) or 0.0)
+        self._free -= 1
+        return batch
+
+    def _end(self, ended: Batch, seconds: float | None) -> None:
+        del self._running[id(ended)]
+        self._free += 1
+        if seconds is not None:
+            self.costs.add(ended.requests[0].key, self.computed(ended.rows), seconds)
+
+    def _first(self, batch: Batch, now: float) -> Waiting | None:
+        """The first request that still can be answered; those before it are late, or were cancelled."""
+        while self._queue:
+            head = self._queue.head()
+            seconds = self.costs.seconds(head.key, self.computed(head.rows)) or 0.0
+            late = head.deadline is not None and now + seconds > head.deadline
+            if not late and not head.future.done():
+                return head
+            self._queue.take(head.key)
+            if not head.future.done():
+                batch.late.append(head)
+        return None
+
+    def _must_wait(self, batch: Batch, head: Waiting, now: float) -> bool:
+        """Whether the batch at the head of the queue waits for more rows."""
+        options = self.options
+        until = head.arrived + options.max_wait_ms / 1000
+        if self.closing or now >= until or self._queue.rows_of(head.key) >= min(options.min_batch_size, self.cap):
+            return False
+        batch.until = until
+        return True
+
+    def _fill(self, batch: Batch, head: Waiting, now: float) -> None:
+        """Take those at the head of the queue that can run together."""
+        cap = self.cap if self.fixed_rows is not None else max(head.rows, min(self.cap, self._wanted(head.key, now)))
+        batch.requests.append(self._queue.take(head.key))
+        rows, deadline = head.rows, head.deadline
+        while (following := self._queue.waiting(head.key)) is not None and rows + following.rows <= cap:
+            if following.future.done():
+                self._queue.take(head.key)
+                continue
+            soonest = _sooner(deadline, following.deadline)
+            if soonest is not None and now + self.costs.careful(head.key, rows + following.rows) > soonest:
+                break  # the batch would be late for one that is in it
+            batch.requests.append(self._queue.take(head.key))
+            rows, deadline = rows + following.rows, soonest
+
+    def _wanted(self, key: Hashable, now: float) -> int:
+        """How many of the rows that wait the next batch takes.
+
+        No more than save something: each row of a batch waits for all of them. A long queue needs what little there is.
+        """
+        share, enough = self._share(key, now), self.costs.enough(key)
+        if enough is None:
+            return share
+        return min(share, max(enough, -(-self._queue.rows_of(key) // (_PATIENCE * self.runners))))
+
+    def _share(self, key: Hashable, now: float) -> int:
+        """How many of the rows that wait one runner takes, so that all runners end at the same time."""
+        rows = self._queue.rows_of(key)
+        seconds = self.costs.seconds(key, rows)
+        if not seconds:
+            return -(-rows // self._free)
+        work = seconds + self._running_work(now)
+        return math.ceil(rows * min(1.0, work / self.runners / seconds))
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    ends: Sequence[float] = [each for each in (one, other) if each is not None]
+    return min(ends) if ends else None
