@@ -31,6 +31,7 @@ from compiler.errors import TensorwrightError
 from compiler.inspection.roofline import Roofline
 from compiler.profiling.measured import KernelTime
 from compiler.profiling.profile import profile
+from compiler.reports.formatting import plural
 
 _PLAIN = ("fallback", "as-is")
 _CALL_SECONDS = 1e-6
@@ -124,7 +125,7 @@ def _print(findings: Sequence[Finding], options: Any, console: Console) -> None:
     if not findings:
         console.print(f"no kernel above {options.share:.0%} is of the fallback or {options.times:g} times its limit")
         return
-    table = Table(title=f"{options.threads} thread(s), target {options.target}, {options.precision}")
+    table = Table(title=f"{plural(options.threads, 'thread')}, target {options.target}, {options.precision}")
     table.add_column("model", no_wrap=True)
     table.add_column("kernel", overflow="ellipsis", no_wrap=True, max_width=48)
     table.add_column("rule")

@@ -30,6 +30,7 @@ from benchmarks._models import Task, cache_folder, task_of
 from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
 from compiler.artifact import read_artifact
+from compiler.reports.formatting import plural
 
 _COMPILE = """
 import sys, time
@@ -215,9 +216,8 @@ def _difference(ours: Result, peer: Result) -> float:
 
 def _print(rows: list[Row], options: Any, peak: float, versions: set[str], console: Console) -> None:
     peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
-    title = (
-        f"{options.threads} thread(s), target {options.target}, peak {peak / 1e9:.0f} GFLOP/s; {time.strftime('%F')}"
-    )
+    machine = f"{plural(options.threads, 'thread')}, target {options.target}, peak {peak / 1e9:.0f} GFLOP/s"
+    title = f"{machine}; {time.strftime('%F')}"
     table = Table(title=title, caption=", ".join(sorted(versions)))
     table.add_column("model", no_wrap=True)
     for heading in (

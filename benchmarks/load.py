@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks._load_contestant import IMPORTS
 from benchmarks._models import Task, task_of
 from benchmarks.catalog import CATALOG
+from compiler.reports.formatting import plural
 
 _TIMES = ("import", "load", "first", "steady")
 
@@ -75,7 +76,7 @@ def _size(path: Path) -> int:
 
 def table_of(starts: Sequence[Start], threads: int) -> Table:
     """One row for each model and contestant; ratios are to the row above, of the same model."""
-    table = Table(title=f"cold start, {threads} thread(s), files in the page cache, least of all repetitions")
+    table = Table(title=f"cold start, {plural(threads, 'thread')}, files in the page cache, least of all repetitions")
     table.add_column("model")
     table.add_column("contestant")
     headings = ("file MB", "import ms", "load ms", "first run", "load+first", "ratio", "steady ms", "peak MB")

@@ -67,7 +67,8 @@ class UnsupportedModelError(UserError):
 
     def __init__(self, refusals: Sequence[Refusal], hint: str | None = None) -> None:
         lines = "\n".join(f"  - {refusal}" for refusal in refusals)
-        super().__init__(f"{len(refusals)} node(s) cannot be compiled:\n{lines}", hint)
+        count = "1 node" if len(refusals) == 1 else f"{len(refusals)} nodes"
+        super().__init__(f"{count} cannot be compiled:\n{lines}", hint)
         self.refusals = tuple(refusals)
 
 
@@ -80,7 +81,7 @@ class InputValueRequiredError(UserError):
     def __init__(self, refusal: Refusal, inputs: Sequence[str]) -> None:
         names = ", ".join(repr(name) for name in inputs)
         super().__init__(
-            f"{refusal}; its value comes from the model input(s) {names}",
+            f"{refusal}; its value comes from the model {'input' if len(inputs) == 1 else 'inputs'} {names}",
             f"fix the value when compiling: compile(..., constants={{{inputs[0]!r}: array}})" if inputs else None,
         )
         self.refusal = refusal

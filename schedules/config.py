@@ -96,7 +96,10 @@ class ConfigSpace:
         """Raise ConfigError that names the first knob whose value is not in the space."""
         unknown = set(config) - set(self.knobs)
         if unknown:
-            raise ConfigError(f"unknown knob(s) {sorted(unknown)}; this space has {sorted(self.knobs)}")
+            noun = "knob" if len(unknown) == 1 else "knobs"
+            raise ConfigError(
+                f"unknown {noun} {', '.join(sorted(unknown))}; this space has {', '.join(sorted(self.knobs))}"
+            )
         for name, choices in self.knobs.items():
             value: Any = config.get(name)
             if value not in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -22,6 +23,13 @@ os.environ["TENSORWRIGHT_STRICT_RULES"] = "1"
 
 REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
 """Environment variable: fail, rather than skip, tests for which this machine lacks a compiler or an emulator."""
+
+
+def pytest_collection_finish() -> None:
+    """Gives PyTorch one thread: two test processes on two cores would spend their time waiting for each other."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _missing_tool(error: BaseException | None) -> str | None:

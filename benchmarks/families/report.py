@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from compiler.reports.formatting import plural
+
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -49,7 +51,7 @@ HEADINGS = ("family", "net", "sizes", "ours ms", *PEERS.values(), "ratio", "of r
 
 def print_table(rows: Sequence[Row], threads: int, console: Console) -> None:
     """Print the rows and the geometric mean of their ratios."""
-    table = Table(title=f"{threads} thread(s), milliseconds; ratio to the faster peer")
+    table = Table(title=f"{plural(threads, 'thread')}, milliseconds; ratio to the faster peer")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
     for row in rows:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from compiler.records.records import ModelLine, Record
+from compiler.reports.formatting import plural
 from targets.measure import TIMED, Measure
 
 _Line = TypeVar("_Line", Record, ModelLine)
@@ -36,7 +37,7 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
     lines = []
     for (rule, version), count in sorted(stale.items()):
         now = f"the rule is at version {versions[rule]} now" if rule in versions else "there is no such rule"
-        lines.append(f"{count} tuning record(s) of {rule!r} version {version} ignored: {now}")
+        lines.append(f"{plural(count, 'tuning record')} of {rule!r} version {version} ignored: {now}")
     return kept, lines
 
 

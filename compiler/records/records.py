@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compiler.artifact.storage import write_atomically
 from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint
+from compiler.reports.formatting import plural
 from targets.measure import TIMED, Measure
 
 SCHEMA_VERSION = 4
@@ -234,9 +235,9 @@ def read(path: str | Path) -> Loaded:
         else:
             loaded.records.append(parsed.model_copy(update={"origin": str(path)}))
     if damaged:
-        loaded.problems.append(f"{path}: {damaged} damaged line(s) ignored")
+        loaded.problems.append(f"{path}: {plural(damaged, 'damaged line')} ignored")
     if newer:
-        loaded.problems.append(f"{path}: {newer} record(s) of a newer version of Tensorwright ignored")
+        loaded.problems.append(f"{path}: {plural(newer, 'record')} of a newer version of Tensorwright ignored")
     return loaded
 
 

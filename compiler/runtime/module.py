@@ -13,6 +13,7 @@ import numpy as np
 
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
 from compiler.errors import InputError, OptionError, VerificationError
+from compiler.reports.formatting import plural
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
@@ -322,7 +323,7 @@ class Module:
         facts = [
             ("inputs", "\n".join(map(str, manifest.inputs)) or "none"),
             ("outputs", "\n".join(map(str, manifest.outputs))),
-            ("target", f"{manifest.target.name}, {self.threads} thread(s)"),
+            ("target", f"{manifest.target.name}, {plural(self.threads, 'thread')}"),
             ("size", f"code {code / 1e6:.2f} MB, parameters {parameters / 1e6:.2f} MB"),
         ]
         return facts_html(f"Module {manifest.model_name}", facts)

@@ -62,7 +62,7 @@ def host(cores: int | None = None) -> CpuTarget:
         l3_bytes=caches.l3 or defaults.l3_bytes,
     )
     model = _model()
-    description = f"this machine: {model}, {machine.cores} core(s)"
+    description = f"this machine: {model}, {machine.cores} {'core' if machine.cores == 1 else 'cores'}"
     # LLVM's "generic" model implies NEON alone, so what is not reported is not used.
     attributes = signed_features(sorted(features - {"neon"}), ())
     return CpuTarget("host", description, machine, FAMILY, "generic", tuple(sorted(features)), attributes)

@@ -128,7 +128,8 @@ def host(cores: int | None = None) -> Target:
         **_vector_unit(features),
         **_known(mcpu, features),
     )
-    description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {machine.cores} core(s)"
+    count = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {count}"
     return X86Target("host", description, machine, mcpu, tuple(sorted(features)), _corrections(mcpu, features))
 
 

@@ -125,6 +125,7 @@ def _triton(
     as_json: bool,
 ) -> None:
     from compiler.cli.output import print_json, print_line
+    from compiler.reports.formatting import plural
     from compiler.serving.triton import TritonOptions, write_triton_repository
 
     written = write_triton_repository(artifact, module, target, output, TritonOptions(*given))
@@ -132,7 +133,8 @@ def _triton(
         print_json({**asdict(written), "folder": str(written.folder)})
         return
     rows = f"up to {written.max_batch_size} rows a batch" if written.max_batch_size else "no batches"
-    print_line(f"model {written.name!r}, version {written.version}: {written.instances} run(s) at a time, {rows}")
+    runs = plural(written.instances, "run")
+    print_line(f"model {written.name!r}, version {written.version}: {runs} at a time, {rows}")
     print_line(f"wrote {written.folder}; build the backend: make -C {written.folder}/backends/tensorwright")
 
 

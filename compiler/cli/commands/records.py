@@ -124,5 +124,7 @@ def _target_text(target: str, targets: Any) -> str:
     description = targets.get(target)
     if description is None:
         return target
+    from compiler.reports.formatting import plural
+
     model = description["engine_target"].get("mcpu") or description["machine"]["architecture"]
-    return f"{model}, {description['machine']['cores']} core(s), {target[:8]}"
+    return f"{model}, {plural(description['machine']['cores'], 'core')}, {target[:8]}"

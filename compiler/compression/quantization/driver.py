@@ -28,6 +28,7 @@ from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, NothingGainedError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.reports.formatting import plural
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
@@ -228,7 +229,7 @@ def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float
     scores: dict[tuple[int, bool], float] = {}
 
     def holds(count: int, wide: bool = False) -> bool:
-        report(f"evaluate with {count} layer(s) in {'16 bits' if wide else 'float'}" if count else "evaluate")
+        report(f"evaluate with {plural(count, 'layer')} in {'16 bits' if wide else 'float'}" if count else "evaluate")
         scores[count, wide] = score(evaluate, session.candidate(count, wide).module.run)
         return relative_drop(before, scores[count, wide]) <= max_drop
 

@@ -13,7 +13,7 @@ from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURE
 from compiler.compression.quantization.schemes.registry import STATIC
 from compiler.compression.report import save_report
 from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
-from compiler.reports.formatting import format_bytes, format_percent, format_seconds
+from compiler.reports.formatting import format_bytes, format_percent, format_seconds, plural
 from compiler.support.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")
@@ -167,7 +167,7 @@ class QuantizationReport:
 
 def quantization_page(report: QuantizationReport) -> str:
     """The page as HTML text."""
-    samples = f"{report.samples} sample(s)" + (" of random numbers" if report.generated else "")
+    samples = f"{plural(report.samples, 'sample')}" + (" of random numbers" if report.generated else "")
     return render(
         Page(
             title=f"Quantization for {report.target}",
@@ -192,7 +192,7 @@ def _facts(report: QuantizationReport) -> list[Fact]:
     return [
         Fact("score", f"{report.after:.6g}", f"float {report.before:.6g}"),
         Fact("drop", format_percent(report.drop), f"limit {format_percent(report.max_drop)}"),
-        Fact("layers quantized", f"{integer} of {len(layers)}", f"{report.evaluations} model(s) measured"),
+        Fact("layers quantized", f"{integer} of {len(layers)}", f"{plural(report.evaluations, 'model')} measured"),
         Fact("parameters", format_bytes(size.integer_bytes), f"float {format_bytes(size.float_bytes)}"),
         Fact("time per run", format_seconds(size.integer_seconds), f"float {format_seconds(size.float_seconds)}"),
     ]

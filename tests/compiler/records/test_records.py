@@ -97,7 +97,7 @@ def test_damage_in_the_middle_is_reported_once(tmp_path: Path) -> None:
     _append_many(str(path), 5, 1)
     loaded = read(path)
     assert [each.unix_time for each in loaded.records] == [0, 1, 5]
-    assert loaded.problems == [f"{path}: 3 damaged line(s) ignored"]
+    assert loaded.problems == [f"{path}: 3 damaged lines ignored"]
 
 
 def test_what_is_no_record_at_all_is_damage(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_what_is_no_record_at_all_is_damage(tmp_path: Path) -> None:
     loaded = read(path)
     assert [each.unix_time for each in loaded.records] == [0]
     assert loaded.targets == {TARGET: DESCRIPTION}
-    assert loaded.problems == [f"{path}: {len(lines)} damaged line(s) ignored"]
+    assert loaded.problems == [f"{path}: {len(lines)} damaged lines ignored"]
 
 
 def test_random_damage_costs_the_lines_it_hits(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_records_of_a_newer_schema_are_left_alone(tmp_path: Path) -> None:
     path.write_text(json.dumps(newer) + "\n")
     loaded = read(path)
     assert loaded.records == []
-    assert "1 record(s) of a newer version" in loaded.problems[0]
+    assert "1 record of a newer version" in loaded.problems[0]
 
 
 def test_stale_versions_are_ignored_with_one_line_a_rule() -> None:
@@ -181,7 +181,7 @@ def test_stale_versions_are_ignored_with_one_line_a_rule() -> None:
     kept, lines = without_stale(records, {"matmul": 2})
     assert kept == [record(0)]
     assert len(lines) == 2
-    assert "2 tuning record(s) of 'matmul' version 1 ignored: the rule is at version 2 now" in lines[1]
+    assert "2 tuning records of 'matmul' version 1 ignored: the rule is at version 2 now" in lines[1]
 
 
 def test_best_needs_more_than_the_spread() -> None:

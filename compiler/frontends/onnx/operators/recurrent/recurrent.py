@@ -18,6 +18,7 @@ from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Packing
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape
+from compiler.reports.formatting import plural
 from schedules.instructions.finish import finish
 from schedules.machine import Machine
 from schedules.recurrence.cells import Cell
@@ -108,7 +109,9 @@ def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[i
     if context.attribute("hidden_size", hidden) != hidden:
         context.invalid(f"hidden_size is {context.attribute('hidden_size', 0)}, the weights' {hidden}")
     if tuple(recurrent) != (directions, cell.gates * hidden, hidden) or tuple(weights[:2]) != tuple(recurrent[:2]):
-        context.invalid(f"weights of shapes {tuple(weights)} and {tuple(recurrent)} for {directions} direction(s)")
+        context.invalid(
+            f"weights of shapes {tuple(weights)} and {tuple(recurrent)} for {plural(directions, 'direction')}"
+        )
     size = context.shape(0)[2]
     if isinstance(size, int) and size != features:
         context.invalid(f"the data have {size} features, the weights ask for {features}")
