@@ -18,6 +18,8 @@ class GpuMachine(Machine):
     Attributes:
         compute_capability: NVIDIA's version of the instruction set, major times ten plus minor (75 for sm_75).
         shared_bytes: memory that the threads of a block share, for one block.
+        clock_mhz, memory_gb_s, l2_bytes_per_cycle, device_l2_bytes: cycles and speed of the memory and of the L2 cache
+            of the device, and the size of that cache, for the model of its performance; 0 where they are not known.
     """
 
     compute_capability: int = Field(ge=70, le=130)
@@ -25,6 +27,10 @@ class GpuMachine(Machine):
     shared_bytes: int = Field(default=48 << 10, gt=0)
     threads_per_block: int = Field(default=1024, ge=32)
     warp: int = Field(default=32, ge=1)
+    clock_mhz: int = Field(default=0, ge=0)
+    memory_gb_s: int = Field(default=0, ge=0)
+    l2_bytes_per_cycle: int = Field(default=0, ge=0)
+    device_l2_bytes: int = Field(default=0, ge=0)
 
     @property
     def bf16_dot_product(self) -> bool:

@@ -60,6 +60,21 @@ class Nvcc:
         said = self._compile(source, ["-cubin", f"-arch=sm_{compute_capability}", "--ptxas-options=-v"], path)
         return _resources(said)
 
+    def assembled(self, source: str, compute_capability: int) -> tuple[str, list[KernelResources]]:
+        """PTX, and what each of its kernels takes once it is machine code. Raises LinkError."""
+        architecture = f"-arch=sm_{compute_capability}"
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            text, cubin = Path(folder) / "kernels.ptx", Path(folder) / "kernels.cubin"
+            self._compile(source, ["-ptx", architecture], text)
+            said = self._run(["-cubin", architecture, "--ptxas-options=-v", "-o", str(cubin), str(text)])
+            return text.read_text(encoding="utf-8"), _resources(said)
+
+    def version(self) -> str:
+        """As nvcc gives it: "13.0.88". Raises LinkError."""
+        said = self._run(["--version"])
+        found = re.search(r"V(\d[\d.]*)", said)
+        return found[1] if found else said.strip().splitlines()[-1]
+
     def _compile(self, source: str, options: list[str], output: Path) -> str:
         text = output.with_suffix(".cu")
         text.write_text(source, encoding="utf-8")

@@ -21,8 +21,10 @@ from targets.cpu.llvm import LlvmTarget
 from targets.cuda import device as cuda_device
 from targets.cuda.image import replaced_source
 from targets.cuda.nvcc import Nvcc, find_nvcc
+from targets.cuda.performance.measurer import CudaMeasurer
 from targets.cuda.simulator import CudaSimulator
 from targets.errors import TargetError, ToolchainMissing
+from targets.measure import Measurer
 from targets.target import Target
 from targets.toolchain import Compiler, Linker
 
@@ -126,6 +128,9 @@ class CudaTarget(Target):
 
         convolutions = {f"relax.nn.conv{rank}d": legalize_convolution for rank in (1, 2, 3)}
         return {**convolutions, "relax.nn.pad": legalize_pad}
+
+    def measurer(self) -> Measurer | None:
+        return None if self.simulated or not self.machine.clock_mhz else CudaMeasurer(self.machine)
 
     def schedule_rules(self) -> Sequence[Any]:
         return gpu_rules()

@@ -181,7 +181,7 @@ def test_a_server_times_kernels_for_the_tuner(
     records = read(tmp_path).records
     assert {(record.status, record.device) for record in records} == {("ok", address)}
     with pytest.raises(OptionError, match=r"cannot be timed on this machine\n.*tensorwright-server"):
-        compiler.tune(chain(_ROWS, 24), target, trials=2, records=tmp_path)
+        compiler.tune(chain(_ROWS, 24), target, trials=2, records=tmp_path, measure="timed")
     with pytest.raises(OptionError, match="'cuda-simulated' is simulated"):
         compiler.tune(chain(_ROWS, 24), "cuda-simulated", trials=2, records=tmp_path, devices=["127.0.0.1:9"])
 

@@ -1,0 +1,328 @@
+"""Runs the index arithmetic of one block of threads, and notes what its instructions ask of a multiprocessor.
+
+All threads go together: a value is an array of one element a thread. Where their ways part, those that are furthest
+behind in the program go first, which brings them together again behind a branch. What is loaded is not known; branches
+that depend on it are not taken. Time passes as for a block that has the multiprocessor to itself: within a basic block
+an instruction waits for its operands alone, for nvcc's assembler orders them; basic blocks follow each other, and a
+barrier waits for accesses to shared memory. Work between two barriers takes as long as its busiest unit.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from targets.cuda.performance.integers import Value, as_type, signed
+from targets.cuda.performance.program import RESOURCES, SHARED_BY_PARTITIONS, Kind, Program, Step
+from targets.cuda.performance.throughput import PARTITIONS, Multiprocessor
+from targets.cuda.performance.traffic import SECTOR, WARP, FirstLevel, Mask, Traffic
+from targets.errors import TargetError
+
+MOST_STEPS = 3_000_000
+"""A block that executes more instructions is given up: kernels on a single thread do."""
+_BARRIER = 20
+_BRANCH = 2
+_PLACES = {name: place for place, name in enumerate(RESOURCES)}
+_MEMORY, _L2 = _PLACES["memory"], _PLACES["l2"]
+_SCATTERED = 32  # sectors of a warp's access to addresses that are not known
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is started: sizes of a block and of the grid, and values of its parameters that are no pointers."""
+
+    block: tuple[int, int, int]
+    grid: tuple[int, int, int]
+    scalars: Mapping[str, int]
+
+    @property
+    def threads(self) -> int:
+        return self.block[0] * self.block[1] * self.block[2]
+
+    @property
+    def blocks(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@dataclass
+class Demand:
+    """What a block asks of a multiprocessor.
+
+    Attributes:
+        work: cycles that each of `RESOURCES` is busy, all partitions of the multiprocessor being used.
+        cycles: from its start to its end, alone on a multiprocessor.
+        instructions: of all its warps.
+        multiply_adds: of tensor cores.
+        sectors: 32-byte sectors that it gets from or sends to the L2 cache.
+        accesses, scattered: sectors that its accesses to global memory touch, warp by warp; and those of addresses that
+            are not known.
+        conflicts: passes over shared memory, more than the data would need.
+    """
+
+    work: list[float]
+    cycles: float = 0.0
+    instructions: int = 0
+    multiply_adds: float = 0.0
+    sectors: int = 0
+    accesses: int = 0
+    scattered: int = 0
+    shared_passes: int = 0
+    conflicts: int = 0
+
+
+class BlockRun:
+    """The block in the middle of a grid."""
+
+    def __init__(self, program: Program, launch: Launch, model: Multiprocessor, l1_bytes: int) -> None:
+        self._program, self._launch, self._model = program, launch, model
+        self._warps = -(-launch.threads // WARP)
+        lanes = self._warps * WARP
+        self._traffic, self._l1 = Traffic(lanes, model.l1_pass), FirstLevel(l1_bytes)
+        self._values: dict[str, Value] = self._special(lanes)
+        self._ready: dict[str, float] = {}
+        self._demand = Demand([0.0] * len(RESOURCES))
+        self._phase = [0.0] * len(RESOURCES)
+        self._fence = self._phase_began = self._issued = self._shared_done = 0.0
+        self._mask: Mask | None = None
+        self._active = self._warps
+        # A partition that has fewer warps than the others idles while those work.
+        uneven = -(-self._warps // PARTITIONS) * PARTITIONS / self._warps
+        self._slower = [1.0 if each in SHARED_BY_PARTITIONS else uneven for each in RESOURCES]
+
+    def run(self) -> Demand:
+        """Execute the block.
+
+        Raises:
+            TargetError: it does not end within `MOST_STEPS` instructions.
+        """
+        lanes = self._warps * WARP
+        start: Mask | None = None if lanes == self._launch.threads else np.arange(lanes) < self._launch.threads
+        fronts: list[tuple[int, int, Mask | None]] = [(0, 0, start)]
+        counter, steps = 0, 0
+        while fronts:
+            place, _, mask = heapq.heappop(fronts)
+            while fronts and fronts[0][0] == place:
+                mask = _joined(mask, heapq.heappop(fronts)[2])
+            if place >= len(self._program.blocks):
+                continue
+            self._enter(mask)
+            steps += len(self._program.blocks[place]) + 1
+            if steps > MOST_STEPS:
+                raise TargetError(
+                    f"a block of the kernel executes more than {MOST_STEPS} instructions, so it is not modelled",
+                    "time it on a device",
+                )
+            for target, way in self._basic_block(place):
+                counter += 1
+                heapq.heappush(fronts, (target, counter, way))
+        self._end_phase(self._issued)
+        self._demand.cycles = self._fence
+        return self._demand
+
+    def _special(self, lanes: int) -> dict[str, Value]:
+        thread = np.minimum(np.arange(lanes, dtype=np.int64), self._launch.threads - 1)
+        x, y, _ = self._launch.block
+        at = self._launch.blocks // 2
+        gx, gy, gz = self._launch.grid
+        found: dict[str, Value] = {
+            "%tid.x": thread % x if y > 1 or self._launch.block[2] > 1 else thread,
+            "%tid.y": thread // x % y if y > 1 else 0,
+            "%tid.z": thread // (x * y) if self._launch.block[2] > 1 else 0,
+            "%ctaid.x": at % gx,
+            "%ctaid.y": at // gx % gy,
+            "%ctaid.z": at // (gx * gy),
+            "%laneid": thread % WARP,
+        }
+        found |= {f"%ntid.{axis}": size for axis, size in zip("xyz", self._launch.block, strict=True)}
+        found |= {f"%nctaid.{axis}": size for axis, size in zip("xyz", (gx, gy, gz), strict=True)}
+        return found
+
+    def _enter(self, mask: Mask | None) -> None:
+        if mask is not None and mask.all():
+            mask = None
+        self._mask = mask
+        self._active = self._warps if mask is None else int(mask.reshape(-1, WARP).any(axis=1).sum())
+
+    def _basic_block(self, place: int) -> list[tuple[int, Mask | None]]:
+        """Execute it; where its threads go on."""
+        costs, count = self._program.fixed[place]
+        for at, cost in enumerate(costs):
+            if cost:
+                self._phase[at] += cost * self._active
+        self._demand.instructions += count * self._active
+        for step in self._program.blocks[place]:
+            kind = step.kind
+            if kind is Kind.BRANCH:
+                self._fence = max(self._fence, self._issued) + _BRANCH
+                return self._branched(step, place)
+            if kind is Kind.RETURN:
+                returned = self._predicate_mask(step)
+                return [] if returned is None else self._without(returned, place + 1)
+            self._execute(step)
+        self._fence = max(self._fence, self._issued)
+        return [(place + 1, self._mask)]
+
+    def _without(self, mask: Mask, place: int) -> list[tuple[int, Mask | None]]:
+        rest = ~mask if self._mask is None else self._mask & ~mask
+        return [(place, rest)] if rest.any() else []
+
+    def _branched(self, step: Step, place: int) -> list[tuple[int, Mask | None]]:
+        if not step.predicate:
+            return [(step.target, self._mask)]
+        taken = self._predicate_mask(step)
+        if taken is None:
+            return [(step.target, self._mask)]
+        ways: list[tuple[int, Mask | None]] = [(step.target, taken)] if taken.any() else []
+        return ways + self._without(taken, place + 1)
+
+    def _predicate_mask(self, step: Step) -> Mask | None:
+        """The active threads for which an instruction's predicate holds; None for all that are active."""
+        if not step.predicate:
+            return None
+        value = self._values.get(step.predicate)
+        if value is None:
+            value = step.negated  # it is not known, and taken not to hold
+        holds = np.broadcast_to(np.asarray(value, dtype=bool), (self._warps * WARP,))
+        holds = ~holds if step.negated else holds
+        if self._mask is None:
+            return None if holds.all() else holds
+        found = holds & self._mask
+        return None if found.sum() == self._mask.sum() else found
+
+    def _execute(self, step: Step) -> None:
+        mask, active = self._mask, self._active
+        if step.predicate:
+            own = self._predicate_mask(step)
+            mask = self._mask if own is None else own
+            active = self._warps if mask is None else int(mask.reshape(-1, WARP).any(axis=1).sum())
+            for at, cost in enumerate(step.costs):
+                self._phase[at] += cost * active
+            self._demand.instructions += active
+            if not active:
+                return
+        ready = self._ready
+        start = self._fence
+        for register in step.waits_for:
+            start = max(start, ready.get(register, 0.0))
+        self._issued = max(self._issued, start)
+        latency = step.latency
+        value: Value = None
+        if step.kind is Kind.COMPUTE:
+            value = self._computed(step)
+            self._demand.multiply_adds += step.multiply_adds * active
+        elif step.kind is Kind.PARAMETER:
+            value = self._parameter(step)
+        elif step.kind is Kind.BARRIER:
+            self._end_phase(max(self._issued, self._shared_done) + _BARRIER)
+            return
+        else:
+            latency = self._accessed(step, mask, active)
+            if step.space == "shared":
+                self._shared_done = max(self._shared_done, start + latency)
+        for register in step.results:
+            ready[register] = start + latency
+            self._values[register] = self._merged(register, value, mask)
+
+    def _merged(self, register: str, value: Value, mask: Mask | None) -> Value:
+        if mask is None or value is None:
+            return value
+        before = self._values.get(register)
+        return np.where(mask, value, 0 if before is None else before)
+
+    def _computed(self, step: Step) -> Value:
+        if step.operation is None:
+            return None
+        values: list[Any] = []
+        for operand, kind in zip(step.operands, step.kinds, strict=True):
+            value = self._values.get(operand) if isinstance(operand, str) else operand
+            if value is None:
+                return None
+            values.append(as_type(value, kind))
+        found = step.operation(*values)
+        return found if step.bits == 1 else signed(found, step.bits)
+
+    def _parameter(self, step: Step) -> Value:
+        """A scalar's value; pointers lie far apart."""
+        if not step.operands:
+            return None
+        name = step.operands[0]
+        names = [each for _, each in self._program.parameters]
+        if name in self._launch.scalars:
+            return self._launch.scalars[str(name)]
+        kind = {each: kind for kind, each in self._program.parameters}[str(name)]
+        return (names.index(str(name)) + 1) << 40 if kind.endswith("64") else None
+
+    def _accessed(self, step: Step, mask: Mask | None, active: int) -> float:
+        """Note an access; cycles until its result can be used."""
+        base = step.operands[0]
+        address = self._values.get(base) if isinstance(base, str) else base
+        if step.kind in (Kind.MATRIX_LOAD, Kind.MATRIX_STORE):
+            return self._matrix_access(step, address, active)
+        space = step.space
+        if space == "generic" and address is not None:
+            space = "shared" if bool(np.max(address) < 1 << 40) else "global"
+        if space == "shared":
+            passes = active if address is None else self._traffic.of_shared(address + step.offset, step.nbytes, mask)
+            self._note_shared(passes, active * max(1, step.nbytes // 4))
+            return self._model.shared_latency
+        if space in ("local", "const"):
+            self._phase[_MEMORY] += active * max(1, step.nbytes // 4)
+            return self._model.l1_latency
+        return self._global_access(step, address, mask, active)
+
+    def _global_access(self, step: Step, address: Value, mask: Mask | None, active: int) -> float:
+        store = step.kind is Kind.STORE
+        if address is None:
+            sectors = passes = touched = _SCATTERED * active
+            self._demand.scattered += sectors
+        else:
+            access = self._traffic.of_global(address + step.offset, step.nbytes, mask)
+            passes, touched = access.passes, access.of_warps
+            sectors = touched if store else self._l1.misses(access.sectors)
+        self._phase[_MEMORY] += passes
+        self._phase[_L2] += sectors * SECTOR / self._model.l2_bytes
+        self._demand.sectors += sectors
+        self._demand.accesses += touched
+        return self._model.l2_latency if sectors else self._model.l1_latency
+
+    def _matrix_access(self, step: Step, address: Value, active: int) -> float:
+        """A 16 by 16 tile, read as eight rows of 16 bytes at a time, or written as two numbers a thread."""
+        pitch = self._values.get(step.operands[1]) if isinstance(step.operands[1], str) else step.operands[1]
+        words = 16 * 16 * step.nbytes // 128
+        if address is None or not isinstance(pitch, int | np.integer) or step.space != "shared":
+            self._note_shared(words * active, words * active)
+            return step.latency
+        lanes = np.arange(self._warps * WARP) % WARP
+        row_bytes = int(pitch) * step.nbytes
+        at = address + step.offset
+        if step.kind is Kind.MATRIX_STORE:
+            places = lanes // 4 * row_bytes + lanes % 4 * 2 * step.nbytes
+            width, times = 2 * step.nbytes, 4.0
+        else:
+            wide = step.nbytes  # parts of 16 bytes of a row
+            places = lanes % 8 * row_bytes + lanes // 8 % wide * 16 + lanes // (8 * wide) % 2 * 8 * row_bytes
+            width, times = 16, words / 4
+        passes = int(self._traffic.of_shared(at + places, width, self._mask) * times)
+        self._note_shared(passes, words * active)
+        return step.latency
+
+    def _note_shared(self, passes: int, least: int) -> None:
+        self._phase[_MEMORY] += passes
+        self._demand.shared_passes += passes
+        self._demand.conflicts += max(0, passes - least)
+
+    def _end_phase(self, time: float) -> None:
+        """All work up to here is done, and its units have had the time for it."""
+        busy = max(cost * slower for cost, slower in zip(self._phase, self._slower, strict=True))
+        self._fence = self._issued = self._phase_began = max(time, self._phase_began + busy)
+        for at, cost in enumerate(self._phase):
+            self._demand.work[at] += cost
+            self._phase[at] = 0.0
+
+
+def _joined(one: Mask | None, other: Mask | None) -> Mask | None:
+    return None if one is None or other is None else one | other

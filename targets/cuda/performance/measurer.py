@@ -1,0 +1,177 @@
+"""The measure of kernels for graphics processors without a device: nvcc's report, and a model of the processor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from schedules.gpu.machine import GpuMachine
+from targets.cuda.nvcc import Nvcc, find_nvcc
+from targets.cuda.performance import ptx
+from targets.cuda.performance.estimate import Device, LaunchEstimate, estimate_launch
+from targets.cuda.performance.execution import Launch
+from targets.errors import TargetError
+from targets.measure import Estimate, MeasureKind, Measurer, ScheduledKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
+
+MODEL_VERSION = 1
+"""To be raised when the same kernel is estimated otherwise."""
+_AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class CudaMeasurer(Measurer):
+    """Seconds of a kernel by the model in this package.
+
+    `margin`: of published kernels whose times are known, the model's ratios of two are off by less than this for nine
+    pairs of ten (docs/cuda.md).
+    """
+
+    machine: GpuMachine
+    kind: MeasureKind = "modelled"
+    margin: float = 0.25
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"nvcc model sm_{self.machine.compute_capability}"
+
+    def version(self) -> str:
+        return f"nvcc {_version_of(find_nvcc())}, model {MODEL_VERSION}"
+
+    def estimate(self, kernel: ScheduledKernel) -> Estimate:
+        module = kernel.build()
+        launches = kernel_launches(kernel.function)
+        source = str(module.imports[0].inspect_source("cuda"))
+        found = self._launches(source, launches)
+        seconds = sum(each.seconds for each in found)
+        from_memory = self._bytes_from_memory(kernel) / (1e9 * self.machine.memory_gb_s)
+        return Estimate(max(seconds, from_memory), _parts(found, from_memory))
+
+    def _launches(self, source: str, launches: list[Launch]) -> list[LaunchEstimate]:
+        text, resources = find_nvcc().assembled(source, self.machine.compute_capability)
+        kernels = {each.name: each for each in ptx.parse(text)}
+        taken = {each.kernel: each for each in resources}
+        # TVM names launches after their function: name_kernel, name_kernel_1, ...
+        names = sorted(kernels, key=lambda name: (len(name), name))
+        if len(names) != len(launches) or set(names) != set(taken):
+            raise TargetError(
+                f"{len(launches)} launches of a kernel, but nvcc reports on {len(taken)} of {len(names)}",
+                "time it on a device",
+            )
+        return [
+            estimate_launch(kernels[name], taken[name], launch, device_of(self.machine))
+            for name, launch in zip(names, launches, strict=True)
+        ]
+
+    def _bytes_from_memory(self, kernel: ScheduledKernel) -> int:
+        """Bytes that are not in the L2 cache when the kernel is called as part of a model, or do not stay there."""
+        weights, others = 0, 0
+        for place, buffer in enumerate(kernel.function.params):
+            nbytes = _nbytes(buffer)
+            weights += nbytes if place in kernel.constants else 0
+            others += 0 if place in kernel.constants else nbytes
+        cache_bytes = self.machine.device_l2_bytes
+        return weights * (kernel.constant_bytes > cache_bytes) + others * (others > cache_bytes)
+
+
+def device_of(machine: GpuMachine) -> Device:
+    """What the model has to know of a processor."""
+    return Device(
+        machine.compute_capability,
+        machine.multiprocessors,
+        1e6 * machine.clock_mhz,
+        1e9 * machine.memory_gb_s,
+        machine.l2_bytes_per_cycle,
+    )
+
+
+def kernel_launches(function: PrimFunc) -> list[Launch]:
+    """The sizes of a scheduled PrimFunc's launches, in order.
+
+    Raises:
+        TargetError: one is not known before the kernel runs.
+    """
+    found = []
+    for extents in _launches_below(function.body):
+        block, grid = ([extents.get(f"{name}.{axis}", 1) for axis in _AXES] for name in ("threadIdx", "blockIdx"))
+        found.append(Launch((block[0], block[1], block[2]), (grid[0], grid[1], grid[2]), {}))
+    return found
+
+
+def _launches_below(statement: Any) -> Iterator[dict[str, int]]:
+    """The extents of the thread axes of each launch; statements between launches are loops, blocks and sequences."""
+    from schedules.gpu.binding import THREAD
+    from schedules.ir.tir import s_tir, tirx
+
+    if (isinstance(statement, tirx.For) and statement.kind == THREAD) or (
+        isinstance(statement, tirx.AttrStmt) and str(statement.attr_key) == "thread_extent"
+    ):
+        yield _extents(statement)
+    elif isinstance(statement, tirx.SeqStmt):
+        for each in statement.seq:
+            yield from _launches_below(each)
+    elif isinstance(statement, s_tir.SBlockRealize):
+        yield from _launches_below(statement.block.body)
+    elif hasattr(statement, "body"):
+        yield from _launches_below(statement.body)
+
+
+def _extents(statement: Any) -> dict[str, int]:
+    from schedules.gpu.binding import THREAD
+    from schedules.ir.tir import structural_walk, tirx
+
+    found: dict[str, int] = {}
+
+    def note(tag: str, extent: Any) -> None:
+        if not isinstance(extent, tirx.IntImm):
+            raise TargetError(f"the size of a launch ({tag}) is known only at run time", "give its shape")
+        found[tag] = max(found.get(tag, 1), int(extent.value))
+
+    def loop(each: Any) -> None:
+        if each.kind == THREAD:
+            note(str(each.thread_binding.thread_tag), each.extent)
+
+    def attribute(each: Any) -> None:
+        if str(each.attr_key) == "thread_extent":
+            note(str(each.node.thread_tag), each.value)
+
+    structural_walk(statement, (tirx.For, loop), (tirx.AttrStmt, attribute))
+    return found
+
+
+def _nbytes(buffer: Any) -> int:
+    from schedules.ir.stages import dtype_of, shape_of
+    from schedules.machine import dtype_bits
+
+    return math.prod(int(size) for size in shape_of(buffer)) * dtype_bits(dtype_of(buffer)) // 8
+
+
+def _parts(launches: list[LaunchEstimate], from_memory: float) -> dict[str, float]:
+    """What the slowest launch is made of, for people."""
+    slowest = max(launches, key=lambda each: each.seconds)
+    demand = slowest.demand
+    return {
+        "launches": float(len(launches)),
+        "device memory s": from_memory,
+        "registers": float(slowest.resources.registers),
+        "spilled bytes": float(slowest.resources.spill_stores + slowest.resources.spill_loads),
+        "shared bytes": float(slowest.resources.shared),
+        "blocks": float(slowest.blocks),
+        "blocks per multiprocessor": float(slowest.occupancy.blocks),
+        "waves": slowest.waves,
+        "cycles of a block": demand.cycles,
+        "instructions of a block": float(demand.instructions),
+        "multiply-adds of tensor cores": demand.multiply_adds,
+        "bank conflicts": float(demand.conflicts),
+        "L2 bytes of a block": 32.0 * demand.sectors,
+    }
+
+
+@cache
+def _version_of(nvcc: Nvcc) -> str:
+    return nvcc.version()

@@ -1,0 +1,295 @@
+"""Instructions of PTX, taken apart once for `execution`: what they compute and what they ask of a multiprocessor."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from targets.cuda.performance.integers import Operation, integer_operation, result_bits, signed
+from targets.cuda.performance.merging import with_joined_accesses
+from targets.cuda.performance.ptx import TYPE_BYTES, Instruction, Kernel
+from targets.cuda.performance.throughput import Multiprocessor
+from targets.errors import TargetError
+
+RESOURCES = ("issue", "float32", "integer", "float64", "special", "tensor", "memory", "l2")
+"""What instructions keep busy; costs are cycles of one multiprocessor."""
+SHARED_BY_PARTITIONS = ("memory", "l2")
+"""Those that the partitions of a multiprocessor have in common."""
+_NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
+_REGISTER = re.compile(r"%\w+")
+_TILE = re.compile(r"m(\d+)n(\d+)k(\d+)")
+_SPECIAL_FUNCTIONS = ("rcp", "sqrt", "rsqrt", "sin", "cos", "lg2", "ex2", "tanh", "div")
+_WAITS = ("bar", "barrier")
+_LATENCY = {"integer": 5, "float32": 4, "float64": 8, "special": 20, "issue": 4}
+
+
+class Kind(Enum):
+    """How an instruction is executed."""
+
+    COMPUTE = "compute"
+    PARAMETER = "parameter"
+    LOAD = "load"
+    STORE = "store"
+    MATRIX_LOAD = "matrix load"
+    MATRIX_STORE = "matrix store"
+    BARRIER = "barrier"
+    BRANCH = "branch"
+    RETURN = "return"
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction.
+
+    Attributes:
+        costs: of a warp, by place in `RESOURCES`; what depends on addresses comes on top.
+        latency: cycles until the result can be used, without what depends on addresses.
+        results: registers that are written.
+        waits_for: registers that are read.
+        operation, kinds, bits: of an integer instruction, the operands' types and the result's width.
+        operands: of `operation`, or the address (and, of tiles, the row pitch).
+        space, nbytes: of an access; bytes of a thread.
+        target: of a branch.
+    """
+
+    kind: Kind
+    costs: tuple[float, ...]
+    latency: float
+    results: tuple[str, ...]
+    waits_for: tuple[str, ...]
+    operation: Operation | None = None
+    kinds: tuple[str, ...] = ()
+    bits: int = 0
+    operands: tuple[int | str, ...] = ()
+    offset: int = 0
+    space: str = ""
+    nbytes: int = 0
+    target: int = -1
+    predicate: str = ""
+    negated: bool = False
+    multiply_adds: float = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel's steps by basic block, and what its blocks' unconditional steps cost a warp together.
+
+    Attributes:
+        fixed: (costs, how many) of each basic block.
+        symbols: addresses of variables.
+        shared_bytes: of static shared memory.
+    """
+
+    blocks: tuple[tuple[Step, ...], ...]
+    fixed: tuple[tuple[tuple[float, ...], int], ...]
+    symbols: dict[str, int]
+    parameters: tuple[tuple[str, str], ...]
+
+
+class _Reader:
+    def __init__(self, kernel: Kernel, model: Multiprocessor) -> None:
+        self.kernel, self.model = kernel, model
+        self.symbols = _addresses(kernel)
+        self.parameters = {name for _, name in kernel.parameters}
+
+    def step(self, instruction: Instruction) -> Step:
+        opcode, operands = instruction.opcode, instruction.operands
+        name = opcode[0]
+        if name in ("bra", "ret", "exit", "trap", "brkpt"):
+            return self._jump(instruction)
+        if name in _WAITS:
+            return self._made(instruction, Kind.BARRIER, {}, 0, (), operands)
+        if name in ("ld", "ldu", "st", "atom", "red", "cp", "prefetch"):
+            return self._access(instruction)
+        if name == "ldmatrix" or (name == "wmma" and opcode[1] in ("load", "store")):
+            return self._matrix_access(instruction)
+        if (name == "wmma" and opcode[1] == "mma") or name == "mma":
+            return self._multiplication(instruction)
+        if name == "wgmma":
+            raise TargetError("kernels with asynchronous matrix instructions cannot be modelled", "time them")
+        return self._computation(instruction)
+
+    def _made(
+        self,
+        instruction: Instruction,
+        kind: Kind,
+        costs: dict[str, float],
+        latency: float,
+        results: tuple[str, ...],
+        sources: tuple[str, ...],
+        **rest: Any,
+    ) -> Step:
+        found = {"issue": 1 / 4, **costs}
+        waits = [register for each in sources for register in _REGISTER.findall(each)]
+        if instruction.predicate:
+            waits.append(instruction.predicate)
+        return Step(
+            kind,
+            tuple(found.get(each, 0.0) for each in RESOURCES),
+            latency,
+            tuple(_REGISTER.findall(" ".join(results))),
+            tuple(waits),
+            predicate=instruction.predicate,
+            negated=instruction.negated,
+            **rest,
+        )
+
+    def _jump(self, instruction: Instruction) -> Step:
+        if instruction.opcode[0] != "bra":
+            return self._made(instruction, Kind.RETURN, {}, 0, (), ())
+        target = self.kernel.labels[instruction.operands[0]]
+        return self._made(instruction, Kind.BRANCH, {}, 0, (), (), target=target)
+
+    def _computation(self, instruction: Instruction) -> Step:
+        opcode, operands = instruction.opcode, instruction.operands
+        unit, cost, latency = self._unit(opcode)
+        found = integer_operation(opcode)
+        plain = not any(each.startswith(("{", "[")) for each in operands)
+        values = tuple(self._value(each) for each in operands[1:])
+        rest: dict[str, Any] = {}
+        if found is not None and plain and all(each is not None for each in values):
+            operation, kinds = found
+            kinds = tuple(kinds[min(place, len(kinds) - 1)] for place in range(len(values)))
+            rest = {"operation": operation, "kinds": kinds, "bits": result_bits(opcode), "operands": values}
+        return self._made(instruction, Kind.COMPUTE, {unit: cost}, latency, operands[:1], operands[1:], **rest)
+
+    def _unit(self, opcode: tuple[str, ...]) -> tuple[str, float, float]:
+        """What computes, cycles of a warp, and its latency."""
+        name, kinds, model = opcode[0], opcode[1:], self.model
+        kind = next((each for each in reversed(kinds) if each[-1:].isdigit()), "")
+        if name in ("mov", "cvta", "nop", "pragma") or opcode[1:2] == ("pred",):
+            return "issue", 1 / 4, _LATENCY["issue"]
+        if "f64" in kinds:
+            return "float64", 1 / model.float64, _LATENCY["float64"] * max(1, 0.5 / model.float64)
+        if name in _SPECIAL_FUNCTIONS and kind.startswith("f"):
+            return "special", (2 if name == "div" else 1) / model.special, _LATENCY["special"]
+        if name == "cvt" and any(each.startswith(("f", "bf")) for each in kinds):
+            narrow = all(each.startswith(("f", "bf", "r", "x")) for each in kinds)
+            return ("integer", 1 / model.integer, 6) if narrow else ("special", 1 / model.special, _LATENCY["special"])
+        if name in ("fma", "mul", "add", "sub", "mad") and kind.startswith(("f", "bf")):
+            return "float32", 1 / model.float32, _LATENCY["float32"]
+        if name in ("div", "rem"):
+            return "integer", 20 / model.integer, 60
+        if name in ("mul", "mad", "dp4a"):
+            return "float32", 2 / model.float32, _LATENCY["integer"]
+        if name in ("shfl", "vote", "match", "redux"):
+            return "memory", 1.0, 24
+        return "integer", 1 / model.integer * (2 if kind.endswith("64") else 1), _LATENCY["integer"]
+
+    def _access(self, instruction: Instruction) -> Step:
+        opcode, operands = instruction.opcode, instruction.operands
+        store = opcode[0] in ("st", "red", "cp", "prefetch")
+        space = next(
+            (each for each in opcode[1:] if each in ("param", "shared", "global", "local", "const")), "generic"
+        )
+        width = next((int(each[1:]) for each in opcode if each in ("v2", "v4", "v8")), 1)
+        kind = next((each for each in reversed(opcode) if each[-1:].isdigit() and each[0] != "v"), "b32")
+        nbytes = width * TYPE_BYTES.get(re.sub(r"\D", "", kind), 4)
+        if opcode[0] == "cp":
+            if not operands or not operands[-1].strip().isdigit():
+                return self._made(instruction, Kind.COMPUTE, {}, 0, (), ())  # it waits for copies
+            nbytes, space, address = int(operands[-1]), "global", operands[1]
+        else:
+            address = next(each for each in operands if each.startswith("["))
+        base, offset = self._address(address)
+        results, sources = ((), operands) if store else (operands[:1], operands[1:])
+        if space == "param":
+            named = isinstance(base, str) and base in self.parameters and not offset
+            rest: dict[str, Any] = {"operands": (base,)} if named else {}
+            return self._made(instruction, Kind.PARAMETER, {}, _LATENCY["integer"], results, (), **rest)
+        found = Kind.STORE if store else Kind.LOAD
+        place = {"operands": (base,), "offset": offset, "space": space, "nbytes": nbytes}
+        return self._made(instruction, found, {}, self.model.l1_latency, results, sources, **place)
+
+    def _matrix_access(self, instruction: Instruction) -> Step:
+        opcode, operands = instruction.opcode, instruction.operands
+        place = next(at for at, each in enumerate(operands) if each.startswith("["))
+        base, offset = self._address(operands[place])
+        store = opcode[1] == "store"
+        results = () if store else operands[:1]
+        space = "shared" if any(each.startswith("shared") for each in opcode) else "global"
+        kind = TYPE_BYTES.get(re.sub(r"\D", "", opcode[-1]), 2)
+        if opcode[0] == "ldmatrix":
+            count = next((int(each[1:]) for each in opcode if each in ("x1", "x2", "x4")), 1)
+            costs = {"memory": float(count)}
+            return self._made(
+                instruction, Kind.COMPUTE, costs, self.model.shared_latency + 2, results, operands[place:]
+            )
+        last = operands[-1] if operands[-1] != operands[place] and not operands[-1].startswith("{") else "16"
+        pitch = self._value(last)
+        return self._made(
+            instruction,
+            Kind.MATRIX_STORE if store else Kind.MATRIX_LOAD,
+            {},
+            self.model.shared_latency + 6,
+            results,
+            operands,
+            operands=(base, 16 if pitch is None else pitch),
+            offset=offset,
+            space=space,
+            nbytes=kind,
+        )
+
+    def _multiplication(self, instruction: Instruction) -> Step:
+        opcode, operands = instruction.opcode, instruction.operands
+        sizes = next(found for each in opcode if (found := _TILE.fullmatch(each)))
+        count = math.prod(int(each) for each in sizes.groups())
+        kinds = [each for each in opcode if each in ("f16", "bf16", "tf32", "s8", "u8", "f64")]
+        kind = "bf16" if "bf16" in kinds else (kinds[-1] if kinds else "f16").replace("u8", "s8")
+        rate = self.model.tensor.get(kind)
+        if rate is None:
+            raise TargetError(f"the device has no tensor cores for {kind}", "compile for the device it was meant for")
+        costs = {"tensor": count / rate, "issue": max(1, count // 2048) / 4}
+        latency = self.model.tensor_latency + count // 2048
+        return self._made(
+            instruction, Kind.COMPUTE, costs, latency, operands[:1], operands[1:], multiply_adds=float(count)
+        )
+
+    def _address(self, operand: str) -> tuple[int | str | None, int]:
+        base, _, offset = operand.strip("[] ").partition("+")
+        return self._value(base, symbols=True), int(offset or 0)
+
+    def _value(self, operand: str, symbols: bool = False) -> int | str | None:
+        """An immediate, the name of a register, or None for what is neither."""
+        operand = operand.strip()
+        if _NUMBER.fullmatch(operand):
+            return signed(int(operand.rstrip("U"), 0), 64)
+        if operand.startswith("%"):
+            return operand
+        if operand in self.symbols:
+            return self.symbols[operand]
+        return operand if symbols and operand in self.parameters else None
+
+
+def _addresses(kernel: Kernel) -> dict[str, int]:
+    """A place for each variable: those of shared memory from 0 on, as 32-bit addresses count them."""
+    places, ends = {}, {"shared": 0, "local": 0, "global": 1 << 46, "const": 1 << 47}
+    for each in kernel.variables:
+        at = -(-ends[each.space] // each.align) * each.align
+        places[each.name] = at
+        ends[each.space] = at + each.nbytes
+    return places
+
+
+def program_of(kernel: Kernel, model: Multiprocessor) -> Program:
+    """A kernel, taken apart for a multiprocessor.
+
+    Raises:
+        TargetError: it has instructions that are not modelled.
+    """
+    reader = _Reader(kernel, model)
+    blocks = tuple(tuple(map(reader.step, with_joined_accesses(block))) for block in kernel.blocks)
+    fixed = []
+    for block in blocks:
+        always = [step for step in block if not step.predicate or step.kind is Kind.BRANCH]
+        fixed.append((tuple(map(sum, zip(*(each.costs for each in always), strict=True))), len(always)))
+    empty = (0.0,) * len(RESOURCES)
+    return Program(
+        blocks,
+        tuple((costs or empty, count) for costs, count in fixed),
+        reader.symbols,
+        tuple(kernel.parameters),
+    )
