@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
+from socket import AF_UNIX, socket
 
 from compiler.errors import OptionError
 from compiler.serving.app.http import Handler
 from compiler.serving.workers.connection import Connection
+from compiler.serving.workers.distributor import handed
 
 _BACKLOG = 2048
 _PERIOD = 0.25  # seconds between two looks at what has to arrive
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +68,24 @@ class Server:
         self._drain_seconds = options.drain_seconds
         self._tls = _tls(options)
         self._started = started
+        self._opening: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
-    async def serve(self, sockets: Sequence[socket]) -> None:
-        """Accept connections of bound sockets until `stop`, and end once requests are answered, in time or not."""
+    async def serve(self, source: socket) -> None:
+        """Serve until `stop`, and end once requests are answered, in time or not.
+
+        Args:
+            source: a bound socket that connections are accepted from, or a Unix socket over which a `Distributor` gives
+                them.
+        """
         loop = asyncio.get_running_loop()
-        servers = [
-            await loop.create_server(lambda: Connection(self), sock=each, ssl=self._tls, backlog=_BACKLOG)
-            for each in sockets
-        ]
+        close = await (self._receiving(source) if source.family == AF_UNIX else self._accepting(source))
         looking = loop.create_task(self._look())
         self._started()
         await self._stopping.wait()
-        for server in servers:
-            server.close()
+        close()
+        if self._opening:
+            await asyncio.wait(self._opening)
         for connection in tuple(self.connections):
             connection.shutdown()
         await self._drained()
@@ -87,6 +94,45 @@ class Server:
     def stop(self) -> None:
         """Take no more connections, and end once requests are answered."""
         self._stopping.set()
+
+    async def _accepting(self, source: socket) -> Callable[[], None]:
+        """Accept connections; returns what ends that."""
+        timeout = None if self._tls is None else self.header_seconds
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self), sock=source, ssl=self._tls, backlog=_BACKLOG, ssl_handshake_timeout=timeout
+        )
+        return server.close
+
+    async def _receiving(self, source: socket) -> Callable[[], None]:
+        """Take the connections that a distributor gives; returns what ends that, once those given are taken."""
+        loop = asyncio.get_running_loop()
+
+        def take() -> None:
+            try:
+                while (connection := handed(source)) is not None:
+                    connection.setblocking(False)
+                    task = loop.create_task(self._open(connection))
+                    self._opening.add(task)
+                    task.add_done_callback(self._opening.discard)
+            except EOFError:  # no more are given
+                loop.remove_reader(source)
+
+        def end() -> None:
+            take()
+            loop.remove_reader(source)
+
+        loop.add_reader(source, take)
+        return end
+
+    async def _open(self, connection: socket) -> None:
+        timeout = None if self._tls is None else self.header_seconds
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self), connection, ssl=self._tls, ssl_handshake_timeout=timeout
+            )
+        except OSError as error:  # of a handshake: ssl.SSLError is one
+            _log.info("a connection was not opened: %s", error)
+            connection.close()
 
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from typing import Any
 
 from compiler.errors import OptionError, ServiceUnavailableError, StorageError, TensorwrightError
 from compiler.serving.workers.channel import Channel, as_error, open_channel
+from compiler.serving.workers.distributor import Distributor, handing_pair
 from compiler.serving.workers.options import WorkerOptions
 
 _log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(eq=False)
 class _Process:
-    """One worker process."""
+    """One worker process; `handing` is where it is given connections, if it does not accept them itself."""
 
     process: asyncio.subprocess.Process
+    handing: socket.socket | None
     channel: Channel
     ready: asyncio.Future[None]
     reading: asyncio.Task[None]
@@ -77,6 +79,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._folder: str | None = None
+        self._distributor: Distributor | None = None
 
     @property
     def processes(self) -> list[int]:
@@ -90,6 +93,7 @@ class Supervisor:
         """
         if self._options.workers > 1:
             self._folder = tempfile.mkdtemp(prefix="tensorwright-metrics-")
+            self._distributor = Distributor(self._socket, _BACKLOG)
         keepers: list[asyncio.Task[None]] = []
         try:
             workers = [await self._spawn() for _ in range(self._options.workers)]
@@ -100,6 +104,8 @@ class Supervisor:
             await self._stopping.wait()
         finally:
             self._stopping.set()
+            if self._distributor is not None:
+                self._distributor.close()
             self._socket.close()
             await self._end_all()
             await asyncio.gather(*keepers, return_exceptions=True)
@@ -160,9 +166,13 @@ class Supervisor:
     def _forget(self, worker: _Process) -> None:
         self._workers.discard(worker)
         worker.channel.close()
+        if self._distributor is not None and worker.handing is not None:
+            self._distributor.remove(worker.handing)
+            worker.handing.close()
 
     async def _spawn(self) -> _Process:
         ours, theirs = socket.socketpair()
+        handing, source = (None, self._socket) if self._distributor is None else handing_pair()
         environment = dict(os.environ)
         if self._folder is not None:
             environment[_METRICS_FOLDER] = self._folder
@@ -170,31 +180,37 @@ class Supervisor:
             sys.executable,
             "-m",
             "compiler.serving.workers.worker",
-            str(self._socket.fileno()),
+            str(source.fileno()),
             str(theirs.fileno()),
         ]
         process = await asyncio.create_subprocess_exec(
             *command,
-            pass_fds=(self._socket.fileno(), theirs.fileno()),
+            pass_fds=(source.fileno(), theirs.fileno()),
             stdin=subprocess.DEVNULL,
             env=environment,
         )
         theirs.close()
+        if handing is not None:
+            source.close()
         content = pickle.dumps(self._options)
         ours.sendall(len(content).to_bytes(8, "little") + content)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        channel = await open_channel(ours, self._handler(ready))
+        channel = await open_channel(ours, self._handler(ready, handing))
         reading = asyncio.create_task(channel.serve())
         reading.add_done_callback(lambda _: _fail(ready, ServiceUnavailableError("a worker died while starting")))
-        worker = _Process(process, channel, ready, reading)
+        worker = _Process(process, handing, channel, ready, reading)
         self._workers.add(worker)
         return worker
 
-    def _handler(self, ready: asyncio.Future[None]) -> Callable[[Mapping[str, Any]], Awaitable[Any]]:
+    def _handler(
+        self, ready: asyncio.Future[None], handing: socket.socket | None
+    ) -> Callable[[Mapping[str, Any]], Awaitable[Any]]:
         async def handle(message: Mapping[str, Any]) -> Any:
             action = message["action"]
             if action == "ready" and not ready.done():
                 ready.set_result(None)
+                if self._distributor is not None and handing is not None and not self._stopping.is_set():
+                    self._distributor.add(handing)
             elif action == "failed":
                 _fail(ready, as_error(message["error"]))
             elif action == "load":

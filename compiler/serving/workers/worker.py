@@ -1,6 +1,7 @@
-"""A worker process of a server: the application on a socket that it shares with the others.
+"""A worker process of a server: the application on connections of its own.
 
-Started by the supervisor with two inherited sockets: the one that listens, and the channel to the supervisor.
+Started by the supervisor with two inherited sockets: the source of connections (`Server.serve`), and the channel to the
+supervisor.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ async def _nothing(message: Mapping[str, Any]) -> Any:
 @dataclass
 class _Worker:
     options: WorkerOptions
-    listening: socket.socket
+    source: socket.socket
     talking: socket.socket
     _tracer: Tracer | None = None
 
@@ -138,7 +139,7 @@ class _Worker:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
         talking.when_gone(stop)
-        await server.serve(sockets=[self.listening])
+        await server.serve(self.source)
         await app.repository.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
@@ -203,7 +204,7 @@ def _configure_logs(options: WorkerOptions) -> None:
 def main() -> int:
     """Run a worker until it is told to stop, or its supervisor is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's, which has workers end
-    listening, talking = (socket.socket(fileno=int(each)) for each in sys.argv[1:3])
+    source, talking = (socket.socket(fileno=int(each)) for each in sys.argv[1:3])
     options = _read_options(talking)
     _configure_logs(options)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -215,7 +216,7 @@ def main() -> int:
     else:
         loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(_Worker(options, listening, talking).run())
+    return loop.run_until_complete(_Worker(options, source, talking).run())
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def serving(
         server = Server(app, http_options or HttpOptions(), ready.set)
         made.update(app=app, server=server, loop=asyncio.get_running_loop())
         await app.repository.start()
-        await server.serve(sockets=[sock])
+        await server.serve(sock)
         await app.repository.close()
 
     def work() -> None:

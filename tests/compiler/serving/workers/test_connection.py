@@ -66,7 +66,7 @@ def echoing(options: HttpOptions) -> Iterator[tuple[Echo, int]]:
 
     async def run() -> None:
         made["server"] = Server(echo, options, ready.set)
-        await made["server"].serve([sock])
+        await made["server"].serve(sock)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
