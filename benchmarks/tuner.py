@@ -4,15 +4,17 @@
     python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs
     python -m benchmarks.tuner ranking
     python -m benchmarks.tuner transfer
+    python -m benchmarks.tuner modelled
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
     python -m benchmarks.tuner pretrain --records tuning_logs/training logs --output tuning_logs/cost_model.ubj
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
-cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and ranks
-the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a model that
-was trained on the other tasks. `metaschedule` gives TVM's own tuner and ours the same time. Records come from
-`tensorwright tune --records DIR`, or, with many configs of each task, from `collect`, as those in tuning_logs/training.
+cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and
+ranks the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a
+model that was trained on the other tasks. `modelled` orders timed configs by the target's model of its processor.
+`metaschedule` gives TVM's own tuner and ours the same time. Records come from `tensorwright tune --records DIR`, or,
+with many configs of each task, from `collect`, as those in tuning_logs/training.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import _tuner_collect, _tuner_metaschedule, _tuner_quality, _tuner_ranking, _tuner_transfer
+from benchmarks import (
+    _tuner_collect,
+    _tuner_metaschedule,
+    _tuner_modelled,
+    _tuner_quality,
+    _tuner_ranking,
+    _tuner_transfer,
+)
 from benchmarks._models import task_of
 
 _TRAINING = ["tuning_logs/training"]
@@ -44,6 +53,7 @@ def main() -> int:
         "metaschedule": _tuner_metaschedule.compare,
         "pretrain": _pretrain,
         "collect": _tuner_collect.collect,
+        "modelled": _tuner_modelled.compare,
     }
     commands[options.command](options, console)
     return 0
@@ -84,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     transfer.add_argument("--seeds", type=int, default=5, help="runs to average over")
     quality.add_argument("--trials", type=int, default=32)
     quality.add_argument("--tasks", type=int, default=12, help="how many: the largest of each kind")
+    modelled = commands.add_parser("modelled", help="the model of the processor against times on record")
+    modelled.add_argument("models", nargs="*", default=["resnet18", "mobilenet_v2", "minilm-128"])
+    modelled.add_argument("--target", default="host")
+    modelled.add_argument("--tasks", type=int, default=15, help="how many, of each kind in turn")
+    modelled.add_argument("--configs", type=int, default=24, help="of a task")
+    modelled.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
+    modelled.add_argument("--json", type=Path, help="write the table there")
     for each in (quality, collect):
         each.add_argument("--records", required=True, help="a record file or folder")
     for each in (ranking, transfer, pretrain):

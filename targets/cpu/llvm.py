@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.instructions.llvm_options import LLVM_OPTIONS
 from targets.target import Target
+
+if TYPE_CHECKING:
+    from targets.measure import Measurer
 
 
 class LlvmTarget(Target):
@@ -44,6 +47,11 @@ class LlvmTarget(Target):
             "cl-opt": list(LLVM_OPTIONS),
         }
         return {**options, "mattr": list(self.attributes)} if self.attributes else options
+
+    def measurer(self) -> Measurer | None:
+        from targets.cpu.modelled.measurer import PipelineMeasurer, processors
+
+        return PipelineMeasurer(self.triple, self.mcpu, self.machine) if self.mcpu in processors() else None
 
     def tvm_target(self) -> Any:
         from schedules.ir.tir import tvm

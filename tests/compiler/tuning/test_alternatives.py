@@ -14,6 +14,7 @@ import targets
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
+from compiler.records.record_set import MIN_GAIN
 from compiler.records.records import ChosenKernel, ModelLine, RecordWriter, read
 from compiler.tuning import in_model
 from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
@@ -27,7 +28,11 @@ from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.machine import Machine
+from targets.measure import TIMED
 from tests.fuzz.tuning import convolution_model
+
+NONE: Any = None  # of a session's parts that a test does not use
+POOL: Any = SimpleNamespace(serial=False, measure=TIMED, margin=MIN_GAIN)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def test_compile_takes_the_way_that_won_in_the_model(
             writer.append(ModelLine(target=writer.target, model=key, choices=choices))
         for task in [] if tuned_itself else alternatives:
             seconds = 1e-5 if task is wanted else 2e-5
-            session = Session(target, [task], SimpleNamespace(serial=False), writer, None, None, origin=other)  # type: ignore[arg-type]
+            session = Session(target, [task], POOL, writer, NONE, NONE, origin=other)
             for in_model in (False, True):
                 outcome = Outcome(task.default, seconds=seconds)
                 writer.append(session._record(session.states[0], outcome, in_model=in_model))
@@ -143,7 +148,7 @@ def session(tasks: list[Task], tmp_path: Path) -> Session:
     target = targets.get("host", cores=1)
     alternatives = [task for task in tasks if task.rule.name.startswith("conv")]
     writer = RecordWriter.in_folder(tmp_path, target_description(target))
-    pool: Any = SimpleNamespace(serial=False)
+    pool: Any = POOL
     made = Session(target, alternatives, pool, writer, RooflineModel(), RandomSearch(), origin=Origin("", "m", "net"))
     other = next(each for each in made.states if each.task.instead_of)
     for each in made.states:
@@ -207,7 +212,7 @@ def test_what_was_chosen_before_stays_unless_it_is_slower(
 def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     """Both modules run, and their kernels are known by the keys of their records."""
     target = targets.get("host", cores=1)
-    session = Session(target, tasks, SimpleNamespace(serial=False), None, RooflineModel(), RandomSearch())  # type: ignore[arg-type]
+    session = Session(target, tasks, POOL, NONE, RooflineModel(), RandomSearch())
     for each in session.states:
         each.note(each.task.default, 1e-5 if each.task.instead_of else 2e-5)
     choices = Choices(session.states)

@@ -1,0 +1,127 @@
+"""Bytes that a kernel's loop nest moves into each cache: the distinct lines of what fits, over again where it does not.
+
+A loop whose single iterations fit into a cache keeps there what the next iteration reads again; of one whose iterations
+do not, each starts anew (Wolf and Lam 1991).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from targets.cpu.modelled.accesses import Access, Accesses, Nest
+
+LINE = 64
+_USABLE = 0.75  # of a cache: the rest goes to conflicts and to what others hold there
+Footprint = dict[int, float]
+
+
+@dataclass
+class _Level:
+    """What one execution of a loop touches, and one iteration of it, in bytes by buffer."""
+
+    nest: Nest
+    inside: list[Access | _Level]
+    whole: Footprint
+    once: Footprint
+
+
+class Traffic:
+    """Bytes that enter caches during one call of a kernel on one core.
+
+    Args:
+        accesses: of the kernel.
+        tasks: iterations of a parallel loop that the core runs, for a number of all.
+    """
+
+    def __init__(self, accesses: Accesses, cores: int) -> None:
+        self._accesses, self._cores = accesses, cores
+        self._extents: dict[int, int] = {}
+        self._root = self._level(accesses.nest)
+
+    def into(self, capacity: int) -> Footprint:
+        """Bytes by buffer that enter a cache of so many bytes."""
+        return self._missed(self._root, _USABLE * capacity)
+
+    def touched(self) -> Footprint:
+        """Bytes by buffer that the core touches at all."""
+        return self._root.whole
+
+    def _level(self, nest: Nest) -> _Level:
+        extent = -(-nest.extent // self._cores) if nest.parallel else nest.extent
+        self._extents[nest.variable] = extent
+        inside: list[Access | _Level] = [self._level(each) if isinstance(each, Nest) else each for each in nest.body]
+        within = list(_accesses(nest))
+        variables = set(_variables(nest))
+        whole = self._footprint(within, variables)
+        once = self._footprint(within, variables - {nest.variable})
+        return _Level(nest, inside, whole, once)
+
+    def _footprint(self, accesses: Sequence[Access], variables: set[int]) -> Footprint:
+        groups: dict[tuple[int, tuple[tuple[int, float], ...], int, int], set[float]] = {}
+        for each in accesses:
+            terms = tuple((variable, factor) for variable, factor in each.address.terms if variable in variables)
+            groups.setdefault((each.buffer, terms, each.lanes * max(each.stride, 0), each.bytes), set()).add(
+                each.address.constant
+            )
+        found: Footprint = {}
+        for (buffer, terms, span, size), offsets in groups.items():
+            dimensions = [(abs(factor), self._extents[variable]) for variable, factor in terms]
+            found[buffer] = found.get(buffer, 0.0) + _distinct(max(span, size), dimensions, sorted(offsets))
+        return {buffer: min(nbytes, float(self._accesses.nbytes[buffer] + LINE)) for buffer, nbytes in found.items()}
+
+    def _missed(self, level: _Level, capacity: float) -> Footprint:
+        if sum(level.whole.values()) <= capacity or sum(level.once.values()) <= capacity:
+            return level.whole
+        times = self._extents[level.nest.variable]
+        missed: Footprint = {}
+        loose = self._footprint([each for each in level.inside if isinstance(each, Access)], set())
+        parts = [self._missed(each, capacity) for each in level.inside if isinstance(each, _Level)]
+        for part in (loose, *parts):
+            for buffer, nbytes in part.items():
+                missed[buffer] = missed.get(buffer, 0.0) + times * nbytes
+        return missed
+
+
+def _accesses(nest: Nest) -> Iterable[Access]:
+    for each in nest.body:
+        if isinstance(each, Access):
+            yield each
+        else:
+            yield from _accesses(each)
+
+
+def _variables(nest: Nest) -> Iterable[int]:
+    yield nest.variable
+    for each in nest.body:
+        if isinstance(each, Nest):
+            yield from _variables(each)
+
+
+def _steps(offsets: list[float]) -> list[tuple[float, int]]:
+    """Sorted offsets as strides and counts: of the nearest, then of the groups of these, and so on."""
+    steps = []
+    while len(offsets) > 1:
+        nearest = min(after - before for before, after in pairwise(offsets))
+        starts, longest, length = [offsets[0]], 1, 1
+        for before, after in pairwise(offsets):
+            if after - before > nearest:
+                starts.append(after)
+                length = 0
+            length += 1
+            longest = max(longest, length)
+        steps.append((nearest, longest))
+        offsets = starts
+    return steps
+
+
+def _distinct(span: float, dimensions: list[tuple[float, int]], offsets: list[float]) -> float:
+    """Bytes of the lines that an access of `span` bytes reaches, moved by each stride so many times, from offsets."""
+    count = 1.0
+    for stride, times in sorted([*dimensions, *_steps(offsets)]):
+        if stride <= max(span, LINE):
+            span += stride * (times - 1)
+        else:
+            count *= times
+    return count * max(span, LINE)

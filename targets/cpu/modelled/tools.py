@@ -1,0 +1,95 @@
+"""LLVM's command line tools: `llc` compiles the IR of a kernel, `llvm-mca` runs blocks through a processor's pipeline.
+
+Their version must read the IR that TVM's LLVM writes, which is version 22.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+from targets.errors import ToolchainMissing
+from targets.toolchain import install_line
+
+OLDEST = 22
+_NEWEST = 30
+_SECONDS = 20.0
+_VERSION = re.compile(r"LLVM version (\d+)\.(\d+\.\d+)")
+
+
+@dataclass(frozen=True)
+class LlvmTools:
+    """Paths of the two programs, and the version of both."""
+
+    llc: str
+    mca: str
+    version: str
+
+    def compile(self, text: str, mcpu: str) -> str:
+        """Assembly of LLVM IR, with comments that name blocks. Raises ModelError."""
+        return _run([self.llc, "-O3", "--relocation-model=pic", f"--mcpu={mcpu}", "-o", "-", "-"], text)
+
+    def cycles(self, regions: list[str], triple: str, mcpu: str, iterations: list[int]) -> list[float]:
+        """Cycles of one iteration of each region, in a steady state: texts of instructions. Raises ModelError."""
+        found = [0.0] * len(regions)
+        for count in sorted(set(iterations)):
+            places = [place for place, each in enumerate(iterations) if each == count]
+            text = "".join(f"// LLVM-MCA-BEGIN r{place}\n{regions[place]}\n// LLVM-MCA-END\n" for place in places)
+            if triple.startswith("x86"):
+                text = text.replace("// LLVM-MCA", "# LLVM-MCA")
+            command = [self.mca, f"--mtriple={triple}", f"--mcpu={mcpu}", f"--iterations={count}"]
+            command += ["--json", "--all-views=false", "--summary-view", "--skip-unsupported-instructions=any"]
+            for region in json.loads(_run(command, text))["CodeRegions"]:
+                found[int(region["Name"][1:])] = region["SummaryView"]["TotalCycles"] / count
+        return found
+
+
+class ModelError(Exception):
+    """A kernel's cost cannot be computed."""
+
+
+@cache
+def find_tools() -> LlvmTools:
+    """The newest LLVM on PATH. Raises ToolchainMissing, with the package that has them."""
+    seen = []
+    for suffix in (*(f"-{number}" for number in range(_NEWEST, OLDEST - 1, -1)), ""):
+        llc, mca = shutil.which(f"llc{suffix}"), shutil.which(f"llvm-mca{suffix}")
+        if llc is None or mca is None:
+            continue
+        versions = {_version(llc), _version(mca)}
+        seen += sorted(versions)
+        version = versions.pop()
+        if not versions and version and int(version.split(".")[0]) >= OLDEST:
+            return LlvmTools(llc, mca, version)
+    found = f"found version {', '.join(seen)}" if seen else "none is on PATH"
+    raise ToolchainMissing(
+        f"llc and llvm-mca of LLVM {OLDEST} or newer are needed: {found}", install_line(f"llvm-{OLDEST}")
+    )
+
+
+def _version(program: str) -> str:
+    """The version that a program reports; "" where it does not run."""
+    try:
+        text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = _VERSION.search(text)
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
+def _run(command: list[str], text: str) -> str:
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"}
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"{command[0]} took more than {_SECONDS:.0f} s") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise ModelError(f"{command[0]} failed: {lines[0] if lines else f'exit code {done.returncode}'}")
+    return done.stdout
