@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.attention.batched_matrix import BatchedMatrix
-from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, sequence
-from schedules.codegen.parallel import pays_off, repeat
+from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
+from schedules.codegen.parallel import pays_off
 from schedules.instructions.bf16_dot import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
@@ -81,16 +81,16 @@ class Pairs:
                 return tirx.BufferStore(rounded, rounded_run(*halves), [column, run * lanes + lane])
 
             def column(at: Expr) -> Stmt:
-                return repeat(
+                return repeat_symbolic(
                     "run",
                     depth // (2 * lanes),
-                    lambda run: repeat("lane", lanes, lambda lane: words(at, run, lane), VECTORIZED),
+                    lambda run: repeat_symbolic("lane", lanes, lambda lane: words(at, run, lane), VECTORIZED),
                 )
 
             i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
             turned = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
             stage = Stage("turn", (Axis(i, depth // 2), Axis(j, columns)), turned)
-            parts = [tirx.AllocBuffer(rounded), repeat("column", columns, column)]
+            parts = [tirx.AllocBuffer(rounded), repeat_symbolic("column", columns, column)]
             return sequence([*parts, stage_code(stage, machine, parallel=False)])
 
         return [parallel_grid(extents, matrix, machine, parallel=pays_off(self.source.elements, machine))]
@@ -114,7 +114,7 @@ class NarrowRows:
         made = [tirx.AllocBuffer(self.buffer)]
         if self.size % 2:
             zero, end = tirx.IntImm("uint16", 0), expression(self.size)
-            made.append(repeat("row", self.rows, lambda i: tirx.BufferStore(self.buffer, zero, [i, end])))
+            made.append(repeat_symbolic("row", self.rows, lambda i: tirx.BufferStore(self.buffer, zero, [i, end])))
         return made
 
     def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
@@ -123,7 +123,7 @@ class NarrowRows:
 
     def filled(self, value: Operand, lanes: int) -> Stmt:
         """The statement that stores all elements."""
-        return repeat(
+        return repeat_symbolic(
             "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
         )
 
@@ -137,9 +137,9 @@ def in_vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt])
     whole, rest = divmod(extent, lanes)
 
     def vector(at: Expr, size: int) -> Stmt:
-        return repeat("lane", size, lambda lane: body(at + lane), VECTORIZED)
+        return repeat_symbolic("lane", size, lambda lane: body(at + lane), VECTORIZED)
 
-    parts = [repeat(name, whole, lambda run: vector(run * lanes, lanes))] if whole else []
+    parts = [repeat_symbolic(name, whole, lambda run: vector(run * lanes, lanes))] if whole else []
     if rest:
         parts.append(vector(expression(whole * lanes), rest))
     return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)

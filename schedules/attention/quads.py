@@ -12,8 +12,8 @@ from typing import Any
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.pairs import Operand, in_vectors
-from schedules.codegen.nest import expression, lanes_of, parallel_grid, sequence, splat, split_repeat
-from schedules.codegen.parallel import pays_off, repeat
+from schedules.codegen.nest import expression, lanes_of, parallel_grid, repeat_symbolic, sequence, splat, split_repeat
+from schedules.codegen.parallel import pays_off
 from schedules.instructions.int8_dot import dot
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.numbers import ceil_div
@@ -75,7 +75,7 @@ class Quads:
 
         def matrix(outer: list[Expr]) -> Stmt:
             whole, rest = divmod(depth, GROUP)
-            parts = [repeat("step", whole, lambda step: row(outer, expression(step), GROUP))] if whole else []
+            parts = [repeat_symbolic("step", whole, lambda step: row(outer, expression(step), GROUP))] if whole else []
             return sequence([*parts, row(outer, expression(whole), rest)] if rest else parts)
 
         return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
@@ -103,7 +103,7 @@ class Quads:
             i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
             turned = tirx.BufferStore(self.words, tirx.BufferLoad(signed, [j, i]), [*outer, i, j])
             stage = Stage("turn", (Axis(i, steps), Axis(j, columns)), turned)
-            parts = [tirx.AllocBuffer(signed), repeat("column", columns, lambda j: column(expression(j)))]
+            parts = [tirx.AllocBuffer(signed), repeat_symbolic("column", columns, lambda j: column(expression(j)))]
             return sequence([*parts, stage_code(stage, self.machine, parallel=False)])
 
         return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
@@ -132,7 +132,7 @@ class Quads:
 
                 start = tirx.BufferStore(begin, splat(0, "int32", count), place)
                 scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
-                return sequence([start, repeat("step", steps, add), tirx.BufferStore(begin, scaled, place)])
+                return sequence([start, repeat_symbolic("step", steps, add), tirx.BufferStore(begin, scaled, place)])
 
             return split_repeat("column", columns, lanes, vector)
 
@@ -162,13 +162,13 @@ class ByteRows:
             zero = tirx.IntImm("uint8", 0)
 
             def fill(i: Any) -> Stmt:
-                return repeat(
+                return repeat_symbolic(
                     "k",
                     behind,
                     lambda k: tirx.BufferStore(self.buffer, zero, [expression(i), expression(k + self.size)]),
                 )
 
-            made.append(repeat("row", self.rows, fill))
+            made.append(repeat_symbolic("row", self.rows, fill))
         return made
 
     def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
@@ -180,7 +180,7 @@ class ByteRows:
 
     def filled(self, value: Operand, lanes: int) -> Stmt:
         """The statement that stores all bytes."""
-        return repeat(
+        return repeat_symbolic(
             "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
         )
 

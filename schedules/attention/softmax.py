@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import expression, sequence
-from schedules.codegen.parallel import repeat
+from schedules.codegen.nest import expression, repeat_symbolic, sequence
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
@@ -38,7 +37,7 @@ class Softmax:
 
     def code(self) -> list[Stmt]:
         """The statements, in order."""
-        return [self._largest_of_rows(), repeat("row", self.rows, self._powers_of_row)]
+        return [self._largest_of_rows(), repeat_symbolic("row", self.rows, self._powers_of_row)]
 
     @property
     def _lanes(self) -> int:
@@ -65,7 +64,7 @@ class Softmax:
             """`count` keys from `at` on, added to the sums of a register."""
 
             def lane(make: Callable[[Expr], Stmt]) -> Stmt:
-                return repeat("lane", count, make, VECTORIZED)
+                return repeat_symbolic("lane", count, make, VECTORIZED)
 
             def raised(j: Expr) -> Expr:
                 return call(exp, tirx.BufferLoad(self.scores, [i, at + j]) - tirx.BufferLoad(self.largest, [i]))
@@ -82,7 +81,7 @@ class Softmax:
             )
 
         zero = tirx.FloatImm("float32", 0.0)
-        start = repeat("lane", group, lambda j: tirx.BufferStore(sums, zero, [j]), VECTORIZED)
+        start = repeat_symbolic("lane", group, lambda j: tirx.BufferStore(sums, zero, [j]), VECTORIZED)
         joined = join(sums, group, lambda a, b: a + b, "int64")
         total = tirx.BufferStore(self.totals, tirx.BufferLoad(sums, [expression(0)]), [i])
         allocations = [tirx.AllocBuffer(sums), tirx.AllocBuffer(power)]
@@ -99,12 +98,12 @@ def rounded_weights(
         inverse = tirx.BufferLoad(totals, at)
 
         def vector(first: Expr, _: Expr, count: int) -> Stmt:
-            return repeat("lane", count, lambda j: weight(i, first + j, inverse), VECTORIZED)
+            return repeat_symbolic("lane", count, lambda j: weight(i, first + j, inverse), VECTORIZED)
 
         divided = tirx.BufferStore(totals, tirx.FloatImm("float32", 1.0) / inverse, at)
         return sequence([divided, *over_keys(keys, machine.lanes("float32"), vector)])
 
-    return repeat("row", rows, row)
+    return repeat_symbolic("row", rows, row)
 
 
 def over_keys(keys: Any, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) -> list[Stmt]:
@@ -113,18 +112,18 @@ def over_keys(keys: Any, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) 
     group, first = _ACCUMULATORS * lanes, expression(0)
 
     def in_group(at: Expr) -> Stmt:
-        return repeat("register", _ACCUMULATORS, lambda u: vector(at + u * lanes, u * lanes, lanes), UNROLLED)
+        return repeat_symbolic("register", _ACCUMULATORS, lambda u: vector(at + u * lanes, u * lanes, lanes), UNROLLED)
 
     if isinstance(keys, int):
         whole, left = divmod(keys, group)
         done = expression(whole * group)
         rest = [vector(done + at, first, min(lanes, left - at)) for at in range(0, left, lanes)]
-        return [repeat("group", whole, lambda g: in_group(g * group)), *rest] if whole else rest
+        return [repeat_symbolic("group", whole, lambda g: in_group(g * group)), *rest] if whole else rest
     groups = tirx.FloorDiv(keys, expression(group))
     vectors = tirx.FloorDiv(keys - groups * group, expression(lanes))
     after = groups * group + vectors * lanes
     return [
-        repeat("group", groups, lambda g: in_group(g * group)),
-        repeat("vector", vectors, lambda v: vector(groups * group + v * lanes, first, lanes)),
-        repeat("rest", keys - after, lambda j: vector(after + j, first, 1)),
+        repeat_symbolic("group", groups, lambda g: in_group(g * group)),
+        repeat_symbolic("vector", vectors, lambda v: vector(groups * group + v * lanes, first, lanes)),
+        repeat_symbolic("rest", keys - after, lambda j: vector(after + j, first, 1)),
     ]

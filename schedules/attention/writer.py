@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from schedules.attention.batched_matrix import BatchedMatrix, with_contiguous_columns
 from schedules.attention.operands import AttentionParts
 from schedules.attention.pairs import NarrowRows, Operand, Pairs
 from schedules.attention.softmax import Softmax, rounded_weights
-from schedules.codegen.nest import Extent, expression, parallel_grid, sequence
-from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off, repeat
+from schedules.codegen.nest import Extent, expression, parallel_grid, repeat_symbolic, sequence
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.bf16_dot import dot
 from schedules.ir.expression import index
@@ -172,12 +173,16 @@ class AttentionWriter:
         panel = 2 * self.lanes
         if isinstance(columns, int):
             whole, rest = divmod(columns, panel)
-            parts = [repeat("panel", whole, lambda p: tile(p * panel, panel))] if whole else []
+            parts = [repeat_symbolic("panel", whole, lambda p: tile(p * panel, panel))] if whole else []
             return sequence([*parts, tile(index(whole * panel), rest)] if rest else parts)
+
+        def panels(start: Expr, width: int, p: Expr) -> Stmt:
+            return tile(start + p * width, width)
+
         parts, done = [], index(0)
         for width in sorted({panel, self.lanes, 1}, reverse=True):
             count = tirx.FloorDiv(columns - done, index(width))
-            parts.append(repeat("panel", count, lambda p, done=done, width=width: tile(done + p * width, width)))  # type: ignore[misc]
+            parts.append(repeat_symbolic("panel", count, partial(panels, done, width)))
             done = done + count * width
         return sequence(parts)
 

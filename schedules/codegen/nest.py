@@ -63,6 +63,13 @@ def repeat(name: str, extent: Expr | int, body: Body, kind: Stmt = SERIAL, dtype
     return loop(var, extent, body(var), kind)
 
 
+def repeat_symbolic(
+    name: str, extent: Expr | int, body: Callable[[Expr], Stmt], kind: Stmt = SERIAL, dtype: str = _INDEX
+) -> Stmt:
+    """`repeat` for a body that takes an expression: the index of a loop of extent 1 is a constant of the IR."""
+    return repeat(name, extent, lambda i: body(expression(i, dtype)), kind, dtype)
+
+
 def loop(var: Var, extent: Expr | int, body: Stmt, kind: Stmt = SERIAL) -> Stmt:
     """A loop from 0 over a variable that its body already uses, even of extent 1."""
     dtype = str(var.ty)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from schedules.codegen import nest
-from schedules.codegen.nest import SERIAL
 from schedules.ir.expression import index
 from schedules.ir.inline import operations
 from schedules.ir.tir import Expr, Stmt
@@ -33,8 +31,3 @@ def pays_off(amount: Any, machine: Machine, least: int = MIN_PARALLEL_WORK) -> b
     if machine.cores <= 1:
         return False
     return amount >= least if isinstance(amount, int | float) else amount >= index(least, str(amount.ty))
-
-
-def repeat(name: str, extent: Any, body: Callable[[Any], Stmt], kind: Stmt = SERIAL, dtype: str = "int64") -> Stmt:
-    """`nest.repeat`, for bodies that take expressions alone."""
-    return nest.repeat(name, extent, lambda i: body(nest.expression(i, dtype)), kind, dtype)

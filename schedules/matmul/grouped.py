@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import prefetch, sequence
-from schedules.codegen.parallel import repeat
+from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.unpack_bits import unpacked
 from schedules.ir.expression import index
@@ -160,7 +159,7 @@ class GroupedWriter(WriterOfParts[Parts]):
         zero = totals.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
         parts = [*totals.allocations, *zero]
         if whole:
-            parts.append(repeat("group", whole, lambda g: self._group(totals, at, g, self.parts.group)))
+            parts.append(repeat_symbolic("group", whole, lambda g: self._group(totals, at, g, self.parts.group)))
         if rest:
             parts.append(self._group(totals, at, index(whole), rest))
         return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
@@ -201,7 +200,7 @@ class GroupedWriter(WriterOfParts[Parts]):
         return [
             *data.allocations,
             *data.stores(lambda i, place, lane: zero),
-            repeat("k", depth, add),
+            repeat_symbolic("k", depth, add),
             *sums.stores(lambda i, place, lane: zero - of_group(zeros, lane) * data.sum(i, index(0))),
         ]
 
@@ -221,7 +220,7 @@ class GroupedWriter(WriterOfParts[Parts]):
                 code += sums.stores(add)
             return sequence(code)
 
-        parts = [repeat("word", whole, lambda word: step(word, PER_WORD))] if whole else []
+        parts = [repeat_symbolic("word", whole, lambda word: step(word, PER_WORD))] if whole else []
         return [*parts, *([step(index(whole), rest)] if rest else [])]
 
     def _bytes(self, sums: RegisterTile, a: Callable[..., Expr], panel: Expr, first: Expr, depth: int) -> list[Stmt]:
@@ -237,4 +236,4 @@ class GroupedWriter(WriterOfParts[Parts]):
             ahead = [prefetch(packed, panel, first + k + _BYTES_AHEAD, at) for at in asked]
             return sequence([*ahead, *sums.stores(add)])
 
-        return [repeat("k", depth, step)]
+        return [repeat_symbolic("k", depth, step)]

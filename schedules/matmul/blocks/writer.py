@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from schedules.codegen.nest import prefetch, sequence
-from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off, repeat
+from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
+from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.int8_dot import SDOT, USDOT, dot, unit_of
 from schedules.instructions.int8_neon import dot_signed
@@ -109,10 +109,10 @@ class BlockWriter(WriterOfParts[Parts]):
             steps = self.layout.padded_depth(int(self.form.depth.extent)) // STEP
             step = self._integer_step if self.parts.rounded else self._float_step
             if self.parts.rounded:
-                parts.append(repeat("step", steps, lambda k: step(totals, place, k, STEP)))
+                parts.append(repeat_symbolic("step", steps, lambda k: step(totals, place, k, STEP)))
             else:
                 whole, rest = divmod(int(self.form.depth.extent), STEP)
-                parts.append(repeat("step", whole, lambda k: step(totals, place, k, STEP)))
+                parts.append(repeat_symbolic("step", whole, lambda k: step(totals, place, k, STEP)))
                 parts += [step(totals, place, index(whole), rest)] if rest else []
         return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
 
@@ -266,7 +266,7 @@ class BlockWriter(WriterOfParts[Parts]):
                 quads = tirx.FloorDiv(start, index(QUAD))
                 return sequence(self._float_run(sums, place, (quads, 0), start, count))
 
-            code += [repeat("word", whole, words)] if whole else []
+            code += [repeat_symbolic("word", whole, words)] if whole else []
             code += [words(index(whole), rest)] if rest else []
         return [*code, *self._float_end(totals, sums, place, group, (first, size))]
 
@@ -297,7 +297,7 @@ class BlockWriter(WriterOfParts[Parts]):
                 return sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(place, i, first + k)))
 
             zero = tirx.const(0.0, "float32")
-            code += [*data.allocations, *data.stores(lambda i, at, lane: zero), repeat("k", size, add)]
+            code += [*data.allocations, *data.stores(lambda i, at, lane: zero), repeat_symbolic("k", size, add)]
 
         def scaled(i: int, at: Expr, lane: Expr) -> Expr:
             value, weight = sums.sum(i, at), self._of_group("scale", place, lane, group)
@@ -338,7 +338,7 @@ class BlockWriter(WriterOfParts[Parts]):
             return sequence(code)
 
         whole, rest = divmod(depth, places)
-        parts = [repeat("word", whole, lambda word: step(word, places))] if whole else []
+        parts = [repeat_symbolic("word", whole, lambda word: step(word, places))] if whole else []
         return [*parts, *([step(index(whole), rest)] if rest else [])]
 
 
