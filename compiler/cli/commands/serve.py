@@ -119,6 +119,9 @@ def _serve(
         Path | None, typer.Option(metavar="FILE", help="PEM; the server then speaks TLS.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the certificate's private key.")] = None,
+    tls_key_password: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the password of an encrypted private key.")
+    ] = None,
     tls_client_ca: Annotated[
         Path | None, typer.Option(metavar="FILE", help="PEM; clients need a certificate signed by it.")
     ] = None,
@@ -162,6 +165,7 @@ def _serve(
         "drain_seconds": drain,
         "certificate": _path(tls_certificate),
         "private_key": _path(tls_key),
+        "private_key_password_file": _path(tls_key_password),
         "client_ca": _path(tls_client_ca),
     }
     served = WorkerOptions(
