@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
@@ -9,7 +11,10 @@ from urllib.parse import urlsplit
 
 from compiler.serving.app.http import HttpError
 
-_CHALLENGE = (b"www-authenticate", b"Bearer")
+_CHALLENGES = (  # a header each: browsers read but the first scheme of one
+    (b"www-authenticate", b"Bearer"),
+    (b"www-authenticate", b'Basic realm="Tensorwright", charset="UTF-8"'),
+)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -30,12 +35,16 @@ class ApiKeys:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             given = token.strip()
+        elif scheme.lower() == b"basic":
+            given = _password(token)
+            _check_same_site(headers)
         digest = hashlib.sha256(given).digest()
         known = False
         for each in self._digests:
             known |= hmac.compare_digest(digest, each)
         if not known:
-            raise HttpError(401, "a valid API key is required", "send it as Authorization: Bearer KEY", (_CHALLENGE,))
+            hint = "send it as Authorization: Bearer KEY; in a browser it is the password"
+            raise HttpError(401, "a valid API key is required", hint, _CHALLENGES)
 
 
 def check_browser(headers: Mapping[bytes, bytes]) -> None:
@@ -51,6 +60,21 @@ def check_browser(headers: Mapping[bytes, bytes]) -> None:
     origin = headers.get(b"origin")
     if origin is not None and _host(origin) not in _LOOPBACK:
         raise HttpError(403, "pages of other sites are not answered", "serve with API keys")
+
+
+def _password(token: bytes) -> bytes:
+    """The password of basic authentication, with which browsers authenticate; empty where there is none."""
+    try:
+        return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
+
+
+def _check_same_site(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse what a page of another site asks: browsers send a password whichever page asks. Raises HttpError."""
+    origin = headers.get(b"origin")
+    if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+        raise HttpError(403, "pages of other sites are not answered", "send the API key as Authorization: Bearer KEY")
 
 
 def _host(url: bytes) -> str:

@@ -295,8 +295,8 @@ class Connection(asyncio.Protocol):
 @lru_cache(maxsize=256)
 def _fields(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
     """Status line and headers, without the empty line at their end."""
-    fields = dict(headers) if keeps else {**dict(headers), CLOSE[0]: CLOSE[1]}
-    lines = [b"%b: %b\r\n" % each for each in fields.items()]
+    fields = headers if keeps or CLOSE in headers else (*headers, CLOSE)
+    lines = [b"%b: %b\r\n" % each for each in fields]
     return b"HTTP/1.1 %d %b\r\n" % (status, http.HTTPStatus(status).phrase.encode()) + b"".join(lines)
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 import socket
+import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from compiler.serving.app.create import AppOptions
 from compiler.serving.app.http import Limits
 from compiler.serving.configuration import ModelOptions, model_options
 from compiler.serving.workers.http_server import HttpOptions
+from tests.compiler.profiling.conftest import chromium
 from tests.compiler.serving.server import Running, dense_file, serving
 
 KEY = "a-key-of-many-characters"
@@ -60,6 +64,27 @@ def test_the_status_page(server: Running) -> None:
     assert b"Tensorwright server" in answer.body
 
 
+@pytest.mark.skipif(chromium() is None, reason="no Chromium to open the status page in")
+def test_the_status_page_in_a_browser(model: ModelOptions, tmp_path: Path) -> None:
+    with serving([model], AppOptions(keys=ApiKeys([key_digest(KEY)]))) as server:
+        for row in ([0.5] * 16, [0.5] * 16, [0.5] * 15):  # an answer, one of the cache, an error
+            tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "data": row}
+            server.ask("POST", "/v2/models/dense/infer", {"inputs": [tensor]}, {"X-API-Key": KEY})
+        page = _opened(f"http://any:{KEY}@127.0.0.1:{server.port}/status", tmp_path)
+        rows = [re.findall("<td>([^<]*)</td>", each) for each in re.findall("<tr>(?:(?!</tr>).)*</tr>", page)]
+        (shown,) = [each for each in rows if each and each[0] == "dense"]
+        assert shown[1:5] == ["READY", "1", "3", "1"]
+        assert shown[6].endswith(" ms")
+        assert shown[-1] == "33.3 %"  # the error was looked up too
+
+
+def _opened(url: str, folder: Path) -> str:
+    """A page's contents, after its scripts ran."""
+    command = [str(chromium()), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
+    command += ["--virtual-time-budget=3000", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+
+
 def test_a_cached_answer_says_so(server: Running) -> None:
     row = [0.25] * 16
     first, second = (server.infer("dense", "x", row, (1, 16)).json for _ in range(2))
@@ -80,6 +105,11 @@ def test_a_stranger_without_a_key_gets_nothing(model: ModelOptions) -> None:
             assert server.ask("POST", "/v2/repository/models/dense/unload", headers=headers).status == 401
         for headers in ({"Authorization": f"Bearer {KEY}"}, {"authorization": f"bearer {KEY}"}, {"X-API-Key": KEY}):
             assert server.ask("GET", "/v2/models/dense", headers=headers).status == 200
+        basic = {"Authorization": f"Basic {b64encode(f'any:{KEY}'.encode()).decode()}"}
+        for origin, status in ((server.url, 200), ("http://other.example", 403), ("null", 403)):
+            answer = server.ask("POST", "/v2/repository/index", headers={**basic, "Origin": origin})
+            assert answer.status == status
+        assert server.ask("GET", "/v2", headers={"Authorization": "Basic not-base64"}).status == 401
 
 
 def test_api_keys_are_read_from_files_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
