@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.serving.request import Response
+from compiler.serving.tallies import CounterTally, HistogramTally
 from compiler.support.optional import optional_module
 
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -50,17 +51,17 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens of language models.", "model", "kind")
         self.first_token = self._histogram("first_token_seconds", "Seconds to the first token.", _SECONDS, "model")
         self._models: dict[str, _ModelMetrics] = {}
-        self._statuses: dict[tuple[str, str, int], Any] = {}
+        self._statuses: dict[tuple[str, str, int], tuple[CounterTally, HistogramTally]] = {}
 
     def observe_request(self, model: str, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         counted = self._statuses.get((model, route, status))
         if counted is None:
             counted = self._statuses[model, route, status] = (
-                self.requests.labels(model, route, str(status)),
-                self.latency.labels(model, route),
+                CounterTally(self.requests.labels(model, route, str(status))),
+                HistogramTally(self.latency.labels(model, route)),
             )
-        counted[0].inc()
+        counted[0].amount += 1
         counted[1].observe(seconds)
 
     def observe_response(self, response: Response, model: str, rows: int, threads: int = 1) -> None:
@@ -68,22 +69,33 @@ class Metrics:
         own = self._models.get(model)
         if own is None:
             own = self._models[model] = _ModelMetrics(
-                self.queue.labels(model), self.compute.labels(model), self.batch.labels(model), self.rows.labels(model),
-                self.cost.labels(model), self.cost_per_1000.labels(model),
+                HistogramTally(self.queue.labels(model)), HistogramTally(self.compute.labels(model)),
+                HistogramTally(self.batch.labels(model)), CounterTally(self.rows.labels(model)),
+                CounterTally(self.cost.labels(model)),
             )  # fmt: skip
         timing = response.timing
-        own.rows.inc(rows)
-        own.counted_rows += rows
+        own.rows.amount += rows
         if timing.batch_rows:
             own.queue.observe(timing.queued)
             own.compute.observe(timing.computed)
             own.batch.observe(timing.batch_rows)
             if self._price:
-                cost = timing.computed * threads * self._price * min(rows, timing.batch_rows) / timing.batch_rows
-                own.cost.inc(cost)
-                own.counted_cost += cost
-        if self._price:
-            own.cost_per_1000.set(1000 * own.counted_cost / own.counted_rows)
+                share = min(rows, timing.batch_rows) / timing.batch_rows
+                own.cost.amount += timing.computed * threads * self._price * share
+
+    def flush(self) -> None:
+        """Add what was counted to what other processes of the server, and scrapes, see; `text` does it too."""
+        for counter, histogram in self._statuses.values():
+            counter.flush()
+            histogram.flush()
+        for model, own in self._models.items():
+            if self._price:
+                own.counted_rows += own.rows.amount
+                own.counted_cost += own.cost.amount
+                if own.counted_rows:
+                    self.cost_per_1000.labels(model).set(1000 * own.counted_cost / own.counted_rows)
+            for each in (own.queue, own.compute, own.batch, own.rows, own.cost):
+                each.flush()
 
     def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:
         """See `Observer`."""
@@ -114,6 +126,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All numbers in Prometheus' text format, those of all processes of the server."""
+        self.flush()
         registry = self.registry
         if os.environ.get(MULTIPROCESS_FOLDER):
             from prometheus_client import multiprocess
@@ -135,13 +148,12 @@ class Metrics:
 
 @dataclass
 class _ModelMetrics:
-    """What is counted for one model: looking it up by labels each time takes as long as counting."""
+    """What is counted for one model."""
 
-    queue: Any
-    compute: Any
-    batch: Any
-    rows: Any
-    cost: Any
-    cost_per_1000: Any
-    counted_rows: int = 0
+    queue: HistogramTally
+    compute: HistogramTally
+    batch: HistogramTally
+    rows: CounterTally
+    cost: CounterTally
+    counted_rows: float = 0.0
     counted_cost: float = 0.0

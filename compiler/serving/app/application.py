@@ -60,7 +60,7 @@ class Application:
         self.repository = repository
         self.limits = limits or Limits()
         self._routes = tuple(routes)
-        self._metrics = metrics
+        self.metrics = metrics
         self._keys = keys or ApiKeys()
         self._local_only = local_only and not len(self._keys)
         self._asgi = Asgi(self, repository)
@@ -99,7 +99,7 @@ class Application:
     def finished(self, call: Call, status: int, client: str) -> None:
         """See `Handler`."""
         seconds = time.monotonic() - call.arrival
-        self._metrics.observe_request(call.model, call.route, status, seconds)
+        self.metrics.observe_request(call.model, call.route, status, seconds)
         if access_log.isEnabledFor(logging.INFO):
             access_log.info(
                 '%s "%s %s" %d %.3fms %s', client, call.method, _printable(call.path), status, 1000 * seconds,

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from compiler.serving.app.http import HttpError
@@ -15,6 +16,7 @@ _CHALLENGES = (  # a header each: browsers read but the first scheme of one
     (b"www-authenticate", b"Bearer"),
     (b"www-authenticate", b'Basic realm="Tensorwright", charset="UTF-8"'),
 )
+_MAX_HOST_BYTES = 512  # of a name that can be this machine's
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -54,11 +56,10 @@ def check_browser(headers: Mapping[bytes, bytes]) -> None:
 
     Raises HttpError.
     """
-    host = _host(b"//" + headers.get(b"host", b"localhost"))
-    if host not in _LOOPBACK:
+    if not _is_local(b"//" + headers.get(b"host", b"localhost")[:_MAX_HOST_BYTES]):
         raise HttpError(403, "the request's host is not this machine", "serve with API keys to be reached by that name")
     origin = headers.get(b"origin")
-    if origin is not None and _host(origin) not in _LOOPBACK:
+    if origin is not None and not _is_local(origin[:_MAX_HOST_BYTES]):
         raise HttpError(403, "pages of other sites are not answered", "serve with API keys")
 
 
@@ -77,8 +78,9 @@ def _check_same_site(headers: Mapping[bytes, bytes]) -> None:
         raise HttpError(403, "pages of other sites are not answered", "send the API key as Authorization: Bearer KEY")
 
 
-def _host(url: bytes) -> str:
+@lru_cache(maxsize=64)
+def _is_local(url: bytes) -> bool:
     try:
-        return urlsplit(url.decode("latin-1")).hostname or ""
+        return urlsplit(url.decode("latin-1")).hostname in _LOOPBACK
     except ValueError:
-        return ""
+        return False

@@ -24,6 +24,7 @@ from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions, create_app
 from compiler.serving.app.http import Limits
 from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
+from compiler.serving.metrics import Metrics
 from compiler.serving.options import options_from
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer
@@ -33,6 +34,7 @@ from compiler.serving.workers.options import WorkerOptions
 from targets.cpuinfo import usable_cores
 
 _LENGTH_BYTES = 8
+_FLUSH_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 
@@ -104,6 +106,13 @@ class _Talking:
         self._tasks[0].add_done_callback(lambda _: stop())
 
 
+async def _flushed(metrics: Metrics) -> None:
+    """Show other workers what this one counts."""
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        metrics.flush()
+
+
 async def _nothing(message: Mapping[str, Any]) -> Any:
     return None
 
@@ -139,7 +148,9 @@ class _Worker:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
         talking.when_gone(stop)
+        counting = asyncio.create_task(_flushed(app.metrics))
         await server.serve(self.source)
+        counting.cancel()
         await app.repository.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)

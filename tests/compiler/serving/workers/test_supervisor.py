@@ -167,7 +167,8 @@ def test_a_new_version_takes_over_in_all_workers_without_a_failed_request(tmp_pa
             assert json.loads(server.ask("GET", "/v2/models/dense")[1])["versions"] == ["2"]
         shutil.rmtree(tmp_path / "3")
         requests = b'requests_total{model="dense",route="infer",status="200"} ' + f"{len(statuses)}.0".encode()
-        assert requests in server.ask("GET", "/metrics")[1]  # of both workers together
+        while requests not in server.ask("GET", "/metrics")[1]:  # of both workers together, a moment later
+            time.sleep(0.05)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
