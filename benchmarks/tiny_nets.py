@@ -2,11 +2,16 @@
 
 Layers as in https://github.com/mlcommons/tiny/tree/master/benchmark/training. The image classifier of visual wake words
 is MobileNetV2 here (width 0.35), whose inverted residuals ask more of a compiler than MobileNetV1's.
+
+    python -m benchmarks.tiny_nets DIR      # writes each, quantized by ONNX Runtime, as DIR/NAME.onnx
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,3 +128,50 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "resnet8": resnet8,
     "autoencoder": autoencoder,
 }
+
+
+def quantized_by_onnx_runtime(name: str) -> onnx.ModelProto:
+    """A net with int8 tensors and weights per output channel, between QuantizeLinear and DequantizeLinear; calibrated
+    on random inputs."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Samples(CalibrationDataReader):
+        def __init__(self, shape: list[int]) -> None:
+            rng = np.random.default_rng(0)
+            self._left = iter([{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(4)])
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self._left, None)
+
+    model = NETS[name]()
+    shape = [int(each.dim_value) for each in model.graph.input[0].type.tensor_type.shape.dim]
+    with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+        plain, folded, quantized = (Path(folder) / f"{stage}.onnx" for stage in ("plain", "folded", "quantized"))
+        onnx.save(model, plain)
+        quant_pre_process(plain, folded)
+        quantize_static(
+            folded,
+            quantized,
+            Samples(shape),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(quantized)
+
+
+def main() -> None:
+    """Write the quantized nets into a folder."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m benchmarks.tiny_nets DIR")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NETS:
+        onnx.save(quantized_by_onnx_runtime(name), folder / f"{name}.onnx")
+        print(folder / f"{name}.onnx")
+
+
+if __name__ == "__main__":
+    main()

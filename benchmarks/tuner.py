@@ -7,6 +7,7 @@
     python -m benchmarks.tuner modelled
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
+    python -m benchmarks.tuner ethos-u --output benchmarks/results/ethos-u-cycles.json
     python -m benchmarks.tuner pretrain --records tuning_logs/training logs --output tuning_logs/cost_model.ubj
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from benchmarks import (
     _tuner_collect,
+    _tuner_ethos_u,
     _tuner_metaschedule,
     _tuner_modelled,
     _tuner_quality,
@@ -54,6 +56,7 @@ def main() -> int:
         "pretrain": _pretrain,
         "collect": _tuner_collect.collect,
         "modelled": _tuner_modelled.compare,
+        "ethos-u": _tuner_ethos_u.compare,
     }
     commands[options.command](options, console)
     return 0
@@ -70,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train the cost model on all records")
     transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
     metaschedule = commands.add_parser("metaschedule", help="TVM's own tuner with the same time")
+    _tuner_ethos_u.add_options(commands.add_parser("ethos-u", help="cycles on Ethos-U, untuned and tuned"))
     collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
     collect.add_argument("--configs", type=int, default=64, help="of a task")
     collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")

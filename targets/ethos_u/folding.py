@@ -21,6 +21,7 @@ _DEEPEST = 64  # channels that columns are joined to
 _CHANNELS = 8  # that one multiplier takes at a time: channels are split into multiples of it
 _DEPTH_BLOCK = 32  # and of which weights are stored in groups
 _MOST_PLACES = 65536
+_FEW_JOINED = 8  # of a convolution without columns to its kernel: writing its result takes longer than computing it
 _FEW_CHANNELS = 4  # of images that the processor arranges
 
 
@@ -100,9 +101,12 @@ class Dense:
         """f columns as one, and so many columns of the result together."""
         batch, height, width, channels = self.image
         stride = self.window.strides[1]
-        if self.window.dilation[1] != 1 or self.window.kernel[1] == 1 == stride:
+        deepest = _DEEPEST
+        if self.window.kernel[1] == 1 == stride:  # most of the joined weights are 0
+            deepest = 2 * channels if channels <= _FEW_JOINED else 0
+        if self.window.dilation[1] != 1:
             return
-        for factor in range(max(2, stride), _DEEPEST // channels + 1):
+        for factor in range(max(2, stride), deepest // channels + 1):
             together = factor // stride
             if width % factor or factor % stride or self.places[1] % together:
                 continue

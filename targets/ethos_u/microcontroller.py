@@ -14,6 +14,7 @@ import numpy as np
 
 from targets.errors import TargetError
 from targets.ethos_u.program import Place, Program, is_program
+from targets.ethos_u.settings import NetworkSettings
 
 _ALIGNMENT = 16
 _BYTES_A_LINE = 20
@@ -53,7 +54,7 @@ static const uint8_t commands[{command_bytes}] __attribute__((aligned({alignment
 {commands}
 }};
 
-static const uint8_t weights[{weight_bytes}] __attribute__((aligned({alignment}))) = {{
+{place}static {const}uint8_t weights[{weight_bytes}] __attribute__((aligned({alignment}))) = {{
 {weights}
 }};
 
@@ -65,6 +66,9 @@ int {name}_run(struct ethosu_driver *driver{parameters})
     return ethosu_invoke_v3(driver, commands, (int)sizeof(commands), addresses, sizes, {count}, NULL);
 }}
 """
+
+
+_IN_SRAM = "/* Tuned for weights in SRAM: not const, so that the startup code copies them there with other data. */\n"
 
 
 def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) -> dict[str, str]:
@@ -90,6 +94,7 @@ def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) ->
     name = f"net_{name}" if name[0].isdigit() else name
     program = replace(program, scratch={region: size for region, size in program.scratch.items() if size})
     arenas = sorted(program.scratch)
+    in_sram = NetworkSettings.of(report.get("settings", {})).vela.weights_in_sram
     arguments = "".join(f", void *{_arena(program, region)}" for region in arenas)
     common = {"name": name, "guard": name.upper(), "parameters": arguments, "alignment": _ALIGNMENT}
     header = _HEADER.format(
@@ -105,6 +110,8 @@ def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) ->
         commands=_bytes(program.commands),
         weight_bytes=max(len(program.weights), 1),
         weights=_bytes(program.weights or b"\0"),
+        place=_IN_SRAM if in_sram else "",
+        const="" if in_sram else "const ",
         count=max([program.weight_region, *arenas]) + 1,
         assignments="\n".join(_assignments(program)),
     )

@@ -14,8 +14,10 @@ from targets.ethos_u.segments import Schedule, schedule
 from targets.ethos_u.settings import (
     ARENA,
     OPTIMISE,
+    PLACES,
     PLAIN,
     STRATEGIES,
+    WEIGHTS,
     NetworkSettings,
     VelaOptions,
     forms_of,
@@ -73,7 +75,9 @@ class EthosUNetwork:
         self._names = [step_name(number, step) for number, step in enumerate(self._steps)]
         self.space: Mapping[str, tuple[Setting, ...]] = {
             OPTIMISE: STRATEGIES,
+            # Who sets a limit says how much SRAM there is: then weights may lie there, where both fit.
             ARENA: (0,) if memory_limit is None else (0, memory_limit),
+            WEIGHTS: PLACES[:1] if memory_limit is None else PLACES,
             **{
                 self._names[number]: (PLAIN, *forms)
                 for number in self._kept
@@ -84,7 +88,7 @@ class EthosUNetwork:
     @property
     def options(self) -> Sequence[str]:
         """Of Vela."""
-        return OPTIMISE, ARENA
+        return OPTIMISE, ARENA, WEIGHTS
 
     @property
     def groups(self) -> Sequence[tuple[str, ...]]:
@@ -99,10 +103,11 @@ class EthosUNetwork:
     def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
         """Cycles of the accelerator and, as an estimate, of the processor; bytes of SRAM."""
         plan, compiled = self._planned(settings)
-        figures = estimate(compiled, self.accelerator)
+        figures = estimate(compiled, self.accelerator, NetworkSettings.of(settings).vela)
         left = [value for variable, value in self._view.bindings if variable in plan.levels]
         beside = processor_cycles(left, list(plan.parts.values()))
         parts = {"accelerator": float(figures["cycles"]), "processor": float(beside)}
+        parts["multiply-adds"] = float(sum(step.macs for part in plan.parts.values() for step in part.steps))
         parts |= {f"{name} bytes": float(size) for name, size in figures["bytes_accessed"].items() if size}
         return NetworkCost(figures["cycles"] + beside, figures["peak_bytes"]["sram"], parts)
 

@@ -92,9 +92,8 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     plan, compiled = partitioned(view, found, view.results, accelerator, settings.vela)
     steps = {step.output.variable: step for part in plan.parts.values() for step in part.steps}
     left = [value for variable, value in view.bindings if variable in plan.levels]
-    report = partition_report(
-        view, steps, found.refused, left, list(plan.parts.values()), list(compiled.values()), accelerator
-    )
+    parts, programs = list(plan.parts.values()), list(compiled.values())
+    report = partition_report(view, steps, found.refused, left, parts, programs, accelerator, settings.vela)
     context.report.partition = {**report, "settings": dict(context.settings)} if context.settings else report
     if not compiled:
         return mod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.processor import processor_cycles
 from targets.ethos_u.segments import Port, Segment
+from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled
 from targets.ethos_u.view import View, operator_name, registered_name, static_shape
@@ -29,6 +30,7 @@ def partition_report(
     parts: Sequence[Segment],
     compiled: Sequence[Compiled],
     accelerator: Accelerator,
+    options: VelaOptions,
 ) -> dict[str, Any]:
     """The report of the partition pass; `left` are the calls that stay on the processor. Where all is one segment,
     "tensors" are its inputs and outputs in their order, as the accelerator has them.
@@ -54,7 +56,10 @@ def partition_report(
         "segments": len(compiled),
     }
     if compiled:
-        report["estimate"] = {**estimate(compiled, accelerator), "processor_cycles": processor_cycles(left, parts)}
+        report["estimate"] = {
+            **estimate(compiled, accelerator, options),
+            "processor_cycles": processor_cycles(left, parts),
+        }
     if len(parts) == 1 and not beside and (tensors := _tensors(view, parts[0])) is not None:
         report["tensors"] = tensors
     return {**report, "summary": _summary(report)}
@@ -157,28 +162,33 @@ def _sizes(expr: Expr) -> tuple[int, ...] | None:
         return None
 
 
-def estimate(compiled: Sequence[Compiled], accelerator: Accelerator) -> dict[str, Any]:
+def estimate(compiled: Sequence[Compiled], accelerator: Accelerator, options: VelaOptions) -> dict[str, Any]:
     """Vela's totals, and its rows of layers."""
     layers = [_layer(row) for each in compiled for row in each.layers]
     cycles = sum(layer["cycles"] for layer in layers)
     return {
         "source": "Vela 5.2's model of the hardware; not measured, not to be compared across accelerators",
         "system": accelerator.system,
-        "memory_mode": accelerator.memory,
+        "memory_mode": options.memory(accelerator),
         "cycles": cycles,
         "milliseconds": cycles / accelerator.clock_mhz / 1000,
         "bytes_accessed": {
             name: sum(int(float(each.summary.get(f"{name}_total_bytes") or 0)) for each in compiled)
             for name in _MEMORIES
         },
-        "peak_bytes": {
-            name: max(int(float(each.summary.get(f"{name}_memory_used") or 0) * 1024) for each in compiled)
-            for name in _MEMORIES
-        },
+        "peak_bytes": {name: max(_peak(each, name, options) for each in compiled) for name in _MEMORIES},
         "program_bytes": sum(len(each.program.commands) for each in compiled),
         "weight_bytes": sum(len(each.program.weights) for each in compiled),
         "layers": [layer for layer in layers if layer["cycles"]],
     }
+
+
+def _peak(compiled: Compiled, memory: str, options: VelaOptions) -> int:
+    """Bytes in use. Weights that lie in SRAM are Vela's on-chip flash."""
+    if options.weights_in_sram and memory == "on_chip_flash":
+        return 0
+    names = ("sram", "on_chip_flash") if options.weights_in_sram and memory == "sram" else (memory,)
+    return sum(int(float(compiled.summary.get(f"{name}_memory_used") or 0) * 1024) for name in names)
 
 
 _MEMORIES = ("sram", "dram", "on_chip_flash", "off_chip_flash")

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from targets.errors import TargetError
+from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.steps import Step
 from targets.measure import Setting
 
 PLAIN = "plain"
 OPTIMISE = "vela optimise"
 ARENA = "vela arena"
+WEIGHTS = "weights"
 STRATEGIES = ("Performance", "Size")
+PLACES = ("in place", "in SRAM")
+"""Of weights: where the accelerator's memory mode has them, or copied to SRAM once, when the device starts."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,16 @@ class VelaOptions:
     Attributes:
         optimise: "Performance", or "Size" for the least memory.
         arena: bytes of SRAM that its schedule aims at; 0 for the memory mode's own.
+        weights_in_sram: whether the weights lie there too.
     """
 
     optimise: str = STRATEGIES[0]
     arena: int = 0
+    weights_in_sram: bool = False
+
+    def memory(self, accelerator: Accelerator) -> str:
+        """Vela's memory mode."""
+        return _ALL_IN_SRAM if self.weights_in_sram else accelerator.memory
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,15 @@ class NetworkSettings:
             raise TargetError(f"tuning record: {OPTIMISE} is {optimise!r}; Vela has {' and '.join(STRATEGIES)}", _AGAIN)
         if not isinstance(arena, int) or isinstance(arena, bool) or not 0 <= arena < 1 << 40:
             raise TargetError(f"tuning record: {ARENA} is {arena!r}, and not a number of bytes", _AGAIN)
-        forms = {name: str(form) for name, form in settings.items() if name not in (OPTIMISE, ARENA) and form != PLAIN}
-        return cls(VelaOptions(str(optimise), arena), forms)
+        place = settings.get(WEIGHTS, PLACES[0])
+        if place not in PLACES:
+            raise TargetError(f"tuning record: {WEIGHTS} are {place!r}, and not {' or '.join(PLACES)}", _AGAIN)
+        others = (OPTIMISE, ARENA, WEIGHTS)
+        forms = {name: str(form) for name, form in settings.items() if name not in others and form != PLAIN}
+        return cls(VelaOptions(str(optimise), arena, place == PLACES[1]), forms)
 
 
+_ALL_IN_SRAM = "Sram_Only"
 _AGAIN = "tune the model again, or leave the record out (records=False)"
 
 

@@ -81,7 +81,7 @@ def _run(source: Path, accelerator: Accelerator, options: VelaOptions) -> str:
     from ethosu.vela import vela
 
     arguments = ["--config", "Arm/vela.ini", "--accelerator-config", accelerator.name]
-    arguments += ["--system-config", accelerator.system, "--memory-mode", accelerator.memory]
+    arguments += ["--system-config", accelerator.system, "--memory-mode", options.memory(accelerator)]
     arguments += ["--optimise", options.optimise]
     arguments += ["--arena-cache-size", str(options.arena)] if options.arena else []
     arguments += ["--output-format", "raw", "--verbose-performance", "--output-dir", str(source.parent), str(source)]
