@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, product
+from itertools import islice, pairwise, product
 
 import targets
 from compiler.driver.compile import model_name, translated_target_errors
@@ -181,6 +181,15 @@ class _Log:
         return over or (self.options.trials is not None and self.trials >= self.options.trials)
 
 
+def _neighbors(names: Sequence[str], groups: Sequence[tuple[str, ...]]) -> dict[str, set[str]]:
+    """The settings whose change may make another value of one worth trying again: of its groups, and beside it."""
+    near: dict[str, set[str]] = {name: set() for name in names}
+    for group in (*groups, *pairwise(names)):
+        for name in group:
+            near[name].update(group)
+    return near
+
+
 class NetworkSearch:
     """The descent.
 
@@ -204,15 +213,18 @@ class NetworkSearch:
         grouped = list(self._network.groups)
         options = [name for name in self._network.space if name in self._network.options]
         rest = [name for name in self._network.space if name not in options]
+        near = _neighbors(rest, grouped)
+        moved = set(self._network.space)
         for _ in range(_ROUNDS):
-            before = self.best
+            before = dict(self.chosen)
             for names in ((*options,), *grouped, *((name,) for name in rest)):
+                if not any(name in moved or near.get(name, set()) & moved for name in names):
+                    continue
                 for candidate in self._candidates(names):
                     if self._log.is_over:
                         return
                     self._try(candidate)
-            if self.best == before:
-                return
+            moved = {name for name in self._network.space if before.get(name) != self.chosen.get(name)}
 
     def _candidates(self, names: tuple[str, ...]) -> Iterator[dict[str, Setting]]:
         """The chosen settings with each combination of the values of some; one after the other as they are taken."""
