@@ -27,7 +27,7 @@ from compiler.tuning.progress import Progress
 from compiler.tuning.result import NetworkResult, TuneResult
 from compiler.tuning.settings import TuningOptions
 from targets.errors import TargetError
-from targets.measure import Network, NetworkCost, NetworkMeasurer, Setting
+from targets.measure import Measurer, Network, NetworkCost, NetworkMeasurer, Setting
 
 _TOGETHER = 64  # combinations of settings that are tried at once
 _ROUNDS = 4
@@ -49,7 +49,7 @@ def tune_network(
         earlier = read_current(writer.path)
         mine = [each for each in earlier.records if (each.rule, each.workload) == (NETWORK_RULE, key)]
         known = {each.config_key: each.cycles or math.inf for each in mine if each.measure == measurer.measure()}
-        log = _Log(writer, key, measurer, options, began)
+        log = TrialLog(writer, key, measurer, options, began)
         search = NetworkSearch(network, log, options, known if options.memory_limit is None else {})
         interrupted = False
         try:
@@ -131,12 +131,12 @@ def _check_limit(best: NetworkCost, limit: int | None, target: targets.Target) -
 
 
 @dataclass
-class _Log:
+class TrialLog:
     """Records trials, and tells of them."""
 
     writer: RecordWriter
     model: str
-    measurer: NetworkMeasurer
+    measurer: Measurer
     options: TuningOptions
     began: float
     trials: int = 0
@@ -197,7 +197,7 @@ class NetworkSearch:
         default, best: costs; `best` of the settings `chosen`, which leave out those at their defaults.
     """
 
-    def __init__(self, network: Network, log: _Log, options: TuningOptions, known: Mapping[str, float]) -> None:
+    def __init__(self, network: Network, log: TrialLog, options: TuningOptions, known: Mapping[str, float]) -> None:
         self._network, self._log = network, log
         self._limit = options.memory_limit
         self._known = known

@@ -38,6 +38,11 @@ class Accelerator:
         return self.name.startswith("ethos-u85")
 
     @property
+    def measure_name(self) -> str:
+        """Of the cycles that Vela estimates for it, in tuning records."""
+        return f"vela cycles {self.name}"
+
+    @property
     def scratchpad_bytes(self) -> int:
         return self.scratchpad_kib * 1024
 

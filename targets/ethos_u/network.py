@@ -42,7 +42,7 @@ class VelaMeasurer(NetworkMeasurer):
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.name = f"vela cycles {accelerator.name}"
+        self.name = accelerator.measure_name
 
     def version(self) -> str:
         return version()

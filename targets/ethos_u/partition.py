@@ -94,7 +94,10 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     left = [value for variable, value in view.bindings if variable in plan.levels]
     parts, programs = list(plan.parts.values()), list(compiled.values())
     report = partition_report(view, steps, found.refused, left, parts, programs, accelerator, settings.vela)
-    context.report.partition = {**report, "settings": dict(context.settings)} if context.settings else report
+    if context.settings:
+        report["settings"], report["measure"] = dict(context.settings), accelerator.measure_name
+        report["summary"].append(f"{len(context.settings)} settings of a tuning record, by {accelerator.measure_name}")
+    context.report.partition = report
     if not compiled:
         return mod
     rewritten = _Rewriter(mod, plan, compiled).rewrite(mod["main"])
