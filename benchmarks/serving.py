@@ -22,8 +22,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,7 @@ from typing import Any
 from benchmarks._serving_models import build
 from benchmarks._wrk import load
 from benchmarks.triton import triton_contestants
+from targets.cpuinfo import usable_cores
 
 CELLS = (("minilm", 8), ("tiny", 32))
 SLA_MS = 100.0
@@ -75,7 +77,7 @@ def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, 
         best[model][name] = max(value, best[model].get(name, 0.0))
 
     with TemporaryDirectory() as made:
-        servers = {"ours over HTTP": lambda: _embedded(folder), **triton_contestants(folder, Path(made))}
+        servers = {**_own_servers(folder), **triton_contestants(folder, Path(made))}
         for _ in range(rounds):
             for name, server in servers.items():
                 with server() as port:
@@ -90,15 +92,27 @@ def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, 
     return best
 
 
+def _own_servers(folder: Path) -> dict[str, Callable[[], AbstractContextManager[int]]]:
+    """Our server with one worker, and with as many as there are cores."""
+
+    @contextmanager
+    def served(workers: int) -> Iterator[int]:
+        with embedded(folder, "--workers", str(workers)) as (port, _):
+            yield port
+
+    cores = usable_cores()
+    return {f"ours over HTTP, {count} worker{'s' * (count > 1)}": partial(served, count) for count in {1, cores}}
+
+
 @contextmanager
-def _embedded(folder: Path) -> Iterator[int]:
-    """Our server, and its port."""
-    command = [sys.executable, "-m", "compiler.cli", "serve", "--port", "0"]
+def embedded(folder: Path, *flags: str) -> Iterator[tuple[int, int]]:
+    """Our server: its port, and the number of its process."""
+    command = [sys.executable, "-m", "compiler.cli", "serve", "--port", "0", *flags]
     command += [f"{model}={folder / model}.twm" for model, _ in CELLS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
-            yield int(re.findall(r":(\d+)$", process.stdout.readline().strip())[0])
+            yield int(re.findall(r":(\d+)$", process.stdout.readline().strip())[0]), process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
