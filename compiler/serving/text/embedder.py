@@ -23,6 +23,7 @@ _MASKS = ("attention_mask", "mask")
 _POSITIONS = ("position_ids",)
 _MOST_TOKENS = 512
 _LEAST_NORM = 1e-12
+_PADDED_TOLERANCE = 1e-3  # of a vector's largest number: masked tokens change the order of sums
 
 
 class ServiceEmbedder:
@@ -52,6 +53,7 @@ class ServiceEmbedder:
         self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
         self._tokenizer = None if options.tokenizer is None else _read_tokenizer(options.tokenizer)
         self._pad = 0
+        self._padding_is_proven = self._length is not None or options.pad_to_multiple_of == 1
         if self._tokenizer is not None:
             padding = self._tokenizer.padding
             self._pad = padding["pad_id"] if padding is not None else 0
@@ -71,13 +73,17 @@ class ServiceEmbedder:
     async def embed(self, texts: Sequence[Sequence[int]], request: Request) -> tuple[Array, list[Response]]:
         """Vectors of texts given as tokens, float32 (texts, size), and the answers that they come from.
 
-        Raises InputError for an empty text or one that is too long, and what the service raises.
+        Raises InputError for an empty text or one that is too long, OptionError where padding changes vectors, and what
+        the service raises.
         """
         for each in texts:
             if not 0 < len(each) <= self.max_tokens:
                 raise InputError(f"a text has {len(each)} tokens; 1 to {self.max_tokens} are taken")
-        requests = [replace(request, inputs=self._inputs(each), outputs=(self._output,)) for each in texts]
-        responses = await asyncio.gather(*(self._service.infer(each) for each in requests))
+        if not self._padding_is_proven:
+            await self._prove_padding(texts, request)
+        lengths = [self._padded(len(each)) for each in texts]
+        pairs = zip(texts, lengths, strict=True)
+        responses = await asyncio.gather(*(self._infer(text, length, request) for text, length in pairs))
         vectors = np.stack(
             [self._pooled(each.outputs[self._output], len(text)) for each, text in zip(responses, texts, strict=True)]
         )
@@ -85,8 +91,32 @@ class ServiceEmbedder:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _LEAST_NORM)
         return vectors, responses
 
-    def _inputs(self, tokens: Sequence[int]) -> dict[str, Array]:
-        length = self._length or len(tokens)
+    def _padded(self, count: int) -> int:
+        """How many tokens a text of so many is run with."""
+        if self._length is not None:
+            return self._length
+        multiple = self._options.pad_to_multiple_of
+        return min(-(-count // multiple) * multiple, max(count, self.max_tokens))
+
+    async def _prove_padding(self, texts: Sequence[Sequence[int]], request: Request) -> None:
+        """Compare the vectors of a text with and without padding."""
+        text = next((each for each in texts if self._padded(len(each)) > len(each)), None)
+        if text is None:
+            return
+        pair = [await self._infer(text, length, request) for length in (len(text), self._padded(len(text)))]
+        plain, padded = (self._pooled(each.outputs[self._output], len(text)) for each in pair)
+        if not np.allclose(padded, plain, rtol=0, atol=_PADDED_TOLERANCE * float(np.abs(plain).max())):
+            raise OptionError(
+                f"the vectors of model {self._service.name!r} depend on padding",
+                "serve it without pad_to_multiple_of, or compile the model with its attention mask as an input",
+            )
+        self._padding_is_proven = True
+
+    async def _infer(self, text: Sequence[int], length: int, request: Request) -> Response:
+        inputs = self._inputs(text, length)
+        return await self._service.infer(replace(request, inputs=inputs, outputs=(self._output,)))
+
+    def _inputs(self, tokens: Sequence[int], length: int) -> dict[str, Array]:
         return {each.name: self._input(each, tokens, length) for each in self._service.inputs}
 
     def _input(self, tensor: TensorDescription, tokens: Sequence[int], length: int) -> Array:

@@ -17,14 +17,19 @@ class TextOptions:
         pooling: of outputs that have a vector for each token: their mean, the first ("cls") or the last one.
         normalize: vectors have length 1.
         max_tokens: of a text; more are cut off; None: as many as the module takes, 512 where it takes any number.
+        pad_to_multiple_of: texts are padded to such a number of tokens, so that texts of about the same length run in
+            one batch. Vectors must not depend on the padding, which is checked with the first text.
     """
 
     tokenizer: Path | None = None
     pooling: str = "mean"
     normalize: bool = True
     max_tokens: int | None = None
+    pad_to_multiple_of: int = 1
 
     def __post_init__(self) -> None:
+        if self.pad_to_multiple_of < 1:
+            raise OptionError(f"pad_to_multiple_of must be at least 1, not {self.pad_to_multiple_of}")
         if self.pooling not in ("mean", "cls", "last"):
             raise OptionError(f"pooling must be mean, cls or last, not {self.pooling!r}")
 
