@@ -87,12 +87,14 @@ class Measurer(ABC):
         kind, name, unit: as of `Measure`.
         margin: the share by which a candidate must beat the default to replace it: the error of the model itself, as
             proven where times can be measured.
+        margin_of_alternatives: the same for another algorithm, whose code has less in common with the default's.
     """
 
     kind: MeasureKind
     name: str
     unit: Unit = "s"
     margin: float
+    margin_of_alternatives: float = 0.4
 
     @abstractmethod
     def version(self) -> str:

@@ -67,8 +67,7 @@ class Session:
         self._notify = notify or (lambda _: None)
         for task in tasks:
             task.tunable = serves(search, task)
-        margin = max(MIN_GAIN_OF_ALTERNATIVES, pool.margin)
-        self.states = [TaskState(task, target.machine, margin=margin) for task in tasks]
+        self.states = [TaskState(task, target.machine, margin=pool.margin_of_alternatives) for task in tasks]
         _join_alternatives(self.states)
         self._samples: list[Sample] = []
         self._began = time.monotonic()
@@ -118,7 +117,8 @@ class Session:
         self.progress.limit_seconds, self.progress.limit_trials = limits.seconds, limits.trials
         self._measure_defaults()
         self.progress.before = self._model_seconds(default=True)
-        self._find_lower_bounds()
+        if not self.measure.deterministic:  # a model says nothing of what the machine could do
+            self._find_lower_bounds()
         self._search_all(limits)
         self._compare_leaders()
         self._report("searched", None)

@@ -48,6 +48,7 @@ def _records(
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line, print_note
+    from compiler.records.coverage import coverage
     from compiler.records.library import shipped_folder, user_folder
     from compiler.records.record_set import essential, merged, newest_of_models, summary
     from compiler.records.records import Loaded, RecordWriter, read, write_all
@@ -62,8 +63,10 @@ def _records(
         records = essential(records)
     lines = summary(records)
     if as_json:
-        print_json([asdict(line) for line in lines])
+        covered = [asdict(line) for line in coverage(records, models)]
+        print_json({"rules": [asdict(line) for line in lines], "targets": covered})
     else:
+        _print_coverage(coverage(records, models), loaded.targets)
         _print(lines, loaded.targets)
         _print_models(models, loaded.targets)
     if output is not None:
@@ -104,20 +107,40 @@ def _print(lines: Any, targets: Any) -> None:
     print_table(columns, rows, ("kernels", "trials", "failed", "gain"))
 
 
+def _print_coverage(lines: Any, targets: Any) -> None:
+    """Which targets have records, and by which measure."""
+    from compiler.cli.output import print_table
+
+    rows = [
+        (_target_text(line.target, targets), line.measure, str(line.kernels), str(line.models), str(line.changed))
+        for line in lines
+    ]
+    if rows:
+        columns = ("target", "measure", "kernels", "models", "models changed")
+        print_table(columns, rows, columns[2:])
+
+
 def _print_models(models: Any, targets: Any) -> None:
     """What was chosen for whole models, and what it gave."""
     from compiler.cli.output import print_table
-    from compiler.reports.formatting import format_seconds
 
     rows = []
     for line in models:
         times = ("", "", "")
         if line.untuned is not None and line.tuned is not None:
-            times = (format_seconds(line.untuned), format_seconds(line.tuned), f"{line.untuned / line.tuned:.3f}")
+            gain = f"{line.untuned / line.tuned:.3f}"
+            times = (_cost(line, line.untuned), _cost(line, line.tuned), gain)
         rows.append((_target_text(line.target, targets), line.name or line.model, str(len(line.choices)), *times))
     if rows:
         columns = ("target", "model", "kernels changed", "untuned", "tuned", "gain")
         print_table(columns, rows, columns[2:])
+
+
+def _cost(line: Any, cost: float) -> str:
+    """A cost of a whole model in the unit of its measure."""
+    from compiler.reports.formatting import format_seconds
+
+    return format_seconds(cost) if line.measure.unit == "s" else f"{cost:,.0f} {line.measure.unit}"
 
 
 def _target_text(target: str, targets: Any) -> str:

@@ -16,6 +16,7 @@ class CandidatePool(Protocol):
     Attributes:
         measure: what the numbers of the outcomes are.
         margin: the share by which a candidate must beat the default, beside the spread of its samples.
+        margin_of_alternatives: the same for another algorithm.
         serial: times are of one core.
         memory: where kernels find their arguments, as `Target.memory`.
     """
@@ -25,6 +26,9 @@ class CandidatePool(Protocol):
 
     @property
     def margin(self) -> float: ...
+
+    @property
+    def margin_of_alternatives(self) -> float: ...
 
     @property
     def serial(self) -> bool: ...

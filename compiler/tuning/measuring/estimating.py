@@ -35,7 +35,8 @@ class EstimatingPool:
         timeout: float = BUILD_TIMEOUT,
         module: str = ESTIMATE_MODULE,
     ) -> None:
-        self.measure, self.memory, self.margin = measurer.measure(), target.memory, measurer.margin
+        self.measure, self.memory = measurer.measure(), target.memory
+        self.margin, self.margin_of_alternatives = measurer.margin, measurer.margin_of_alternatives
         self.timeout = timeout
         self.workers = [Worker(module, WorkerSetup(target=target)) for _ in range(workers or os.cpu_count() or 1)]
         self._tasks: dict[str, KernelTask] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.device.credentials import Credentials
 from compiler.errors import UserError
-from compiler.records.record_set import MIN_GAIN
+from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
 from compiler.tuning.measuring.messages import (
     BuildRequest,
@@ -96,7 +96,7 @@ class MeasurementPool:
     """
 
     measure = TIMED
-    margin = MIN_GAIN
+    margin, margin_of_alternatives = MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
 
     def __init__(
         self,

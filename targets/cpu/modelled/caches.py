@@ -59,16 +59,17 @@ class Traffic:
         return _Level(nest, inside, whole, once)
 
     def _footprint(self, accesses: Sequence[Access], variables: set[int]) -> Footprint:
-        groups: dict[tuple[int, tuple[tuple[int, float], ...], int, int], set[float]] = {}
+        # Loops beside each other that go over the same addresses have variables of their own.
+        groups: dict[tuple[int, tuple[tuple[float, int], ...], int, int], set[float]] = {}
         for each in accesses:
-            terms = tuple((variable, factor) for variable, factor in each.address.terms if variable in variables)
+            moved = [(abs(by), self._extents[over]) for over, by in each.address.terms if over in variables]
+            terms = tuple(sorted(moved))
             groups.setdefault((each.buffer, terms, each.lanes * max(each.stride, 0), each.bytes), set()).add(
                 each.address.constant
             )
         found: Footprint = {}
         for (buffer, terms, span, size), offsets in groups.items():
-            dimensions = [(abs(factor), self._extents[variable]) for variable, factor in terms]
-            found[buffer] = found.get(buffer, 0.0) + _distinct(max(span, size), dimensions, sorted(offsets))
+            found[buffer] = found.get(buffer, 0.0) + _distinct(max(span, size), terms, sorted(offsets))
         return {buffer: min(nbytes, float(self._accesses.nbytes[buffer] + LINE)) for buffer, nbytes in found.items()}
 
     def _missed(self, level: _Level, capacity: float) -> Footprint:
@@ -116,7 +117,7 @@ def _steps(offsets: list[float]) -> list[tuple[float, int]]:
     return steps
 
 
-def _distinct(span: float, dimensions: list[tuple[float, int]], offsets: list[float]) -> float:
+def _distinct(span: float, dimensions: Sequence[tuple[float, int]], offsets: list[float]) -> float:
     """Bytes of the lines that an access of `span` bytes reaches, moved by each stride so many times, from offsets."""
     count = 1.0
     for stride, times in sorted([*dimensions, *_steps(offsets)]):

@@ -37,7 +37,9 @@ def test_tune_then_look_at_the_records(tensorwright: Run, tmp_path: Path) -> Non
     assert "Latency against trials" in page.read_text()
 
     shown = tensorwright("records", str(records), "--json")
-    lines = {line["rule"]: line for line in json.loads(shown.out)}
+    found = json.loads(shown.out)
+    lines = {line["rule"]: line for line in found["rules"]}
+    assert [(line["measure"], line["models"]) for line in found["targets"]] == [("timed", 1)]
     assert set(lines) == {"conv-direct", "conv-winograd"}  # the ways to compute it
     assert sum(line["trials"] for line in lines.values()) == 9
     assert lines["conv-direct"]["tasks"] == 1

@@ -32,7 +32,7 @@ from targets.measure import TIMED
 from tests.fuzz.tuning import convolution_model
 
 NONE: Any = None  # of a session's parts that a test does not use
-POOL: Any = SimpleNamespace(serial=False, measure=TIMED, margin=MIN_GAIN)
+POOL: Any = SimpleNamespace(serial=False, measure=TIMED, margin=MIN_GAIN, margin_of_alternatives=0.03)
 
 
 @pytest.fixture(scope="module")
