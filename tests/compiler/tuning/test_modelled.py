@@ -36,7 +36,7 @@ def test_the_same_seed_gives_the_same_choice(tmp_path: Path) -> None:
     found = []
     for number in range(2):
         folder = tmp_path / str(number)
-        result = compiler.tune(convolution_model(kernel=1), PI, trials=5, records=folder, seed=3, progress=None)
+        result = compiler.tune(convolution_model(kernel=1), PI, trials=3, records=folder, seed=3, progress=None)
         loaded = read(folder)
         assert result.measure == loaded.records[0].measure
         assert (result.measure.kind, result.measure.name) == ("modelled", "llvm-mca+caches cortex-a76")
