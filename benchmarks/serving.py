@@ -1,4 +1,4 @@
-"""python -m benchmarks.serving [FOLDER] [--rounds N] [--seconds S] [--json FILE]: what serving costs, beside others.
+"""python -m benchmarks.serving [FOLDER] [--rounds N] [--seconds S] [--ray-python FILE] [--json FILE]: costs of serving.
 
 One run, contestants in turns and each in a process of its own, the best of the rounds:
 
@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ from targets.cpuinfo import usable_cores
 
 CELLS = (("minilm", 8), ("tiny", 32))
 SLA_MS = 100.0
+Servers = dict[str, Callable[[], AbstractContextManager[int]]]
 _IN_PROCESS = ("ours", "onnxruntime", "openvino")
 
 
@@ -45,12 +47,13 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("build/serving-models"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--ray-python", type=Path, help="an interpreter that has Ray, for the server on Ray Serve")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("needs wrk: apt-get install wrk")
     build(options.folder)
-    throughput = _throughput(options.folder, options.rounds, options.seconds)
+    throughput = _throughput(options.folder, options.rounds, options.seconds, options.ray_python)
     capacity = throughput["minilm"]["ours in process"]
     found = {
         "throughput": throughput,
@@ -69,7 +72,7 @@ def _contestant(**given: Any) -> dict[str, float]:
     return result
 
 
-def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, float]]:
+def _throughput(folder: Path, rounds: int, seconds: int, ray_python: Path | None) -> dict[str, dict[str, float]]:
     """Requests a second by model and contestant."""
     best: dict[str, dict[str, float]] = {model: {} for model, _ in CELLS}
 
@@ -77,7 +80,7 @@ def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, 
         best[model][name] = max(value, best[model].get(name, 0.0))
 
     with TemporaryDirectory() as made:
-        servers = {**_own_servers(folder), **triton_contestants(folder, Path(made))}
+        servers = {**_own_servers(folder, ray_python), **triton_contestants(folder, Path(made))}
         for _ in range(rounds):
             for name, server in servers.items():
                 with server() as port:
@@ -92,22 +95,33 @@ def _throughput(folder: Path, rounds: int, seconds: int) -> dict[str, dict[str, 
     return best
 
 
-def _own_servers(folder: Path) -> dict[str, Callable[[], AbstractContextManager[int]]]:
-    """Our server with one worker, and with as many as there are cores."""
+def _own_servers(folder: Path, ray_python: Path | None) -> Servers:
+    """Our server with one worker, and with as many as there are cores, by itself and on Ray."""
 
     @contextmanager
     def served(workers: int) -> Iterator[int]:
         with embedded(folder, "--workers", str(workers)) as (port, _):
             yield port
 
+    @contextmanager
+    def on_ray() -> Iterator[int]:
+        with socket.create_server(("127.0.0.1", 0)) as free:  # Ray's proxies take no port 0
+            port = free.getsockname()[1]
+        flags = ("--engine", "ray", "--workers", str(cores), "--port", str(port))
+        with embedded(folder, *flags, python=str(ray_python)):
+            yield port
+
     cores = usable_cores()
-    return {f"ours over HTTP, {count} worker{'s' * (count > 1)}": partial(served, count) for count in {1, cores}}
+    own: Servers = {
+        f"ours over HTTP, {count} worker{'s' * (count > 1)}": partial(served, count) for count in {1, cores}
+    }
+    return own if ray_python is None else {**own, "ours on Ray Serve": on_ray}
 
 
 @contextmanager
-def embedded(folder: Path, *flags: str) -> Iterator[tuple[int, int]]:
+def embedded(folder: Path, *flags: str, python: str = sys.executable) -> Iterator[tuple[int, int]]:
     """Our server: its port, and the number of its process."""
-    command = [sys.executable, "-m", "compiler.cli", "serve", "--port", "0", *flags]
+    command = [python, "-m", "compiler.cli", "serve", "--port", "0", *flags]
     command += [f"{model}={folder / model}.twm" for model, _ in CELLS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
