@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,19 +47,17 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("build/serving-models"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--only", choices=list(_PARTS), help="this part alone; others stay as --json holds them")
     parser.add_argument("--ray-python", type=Path, help="an interpreter that has Ray, for the server on Ray Serve")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("needs wrk: apt-get install wrk")
     build(options.folder)
-    throughput = _throughput(options.folder, options.rounds, options.seconds, options.ray_python)
-    capacity = throughput["minilm"]["ours in process"]
-    found = {
-        "throughput": throughput,
-        "ready_seconds": min(_ready_seconds(options.folder) for _ in range(options.rounds)),
-        **_open_loops(options.folder, capacity, options.rounds, options.seconds),
-    }
+    found: dict[str, Any] = json.loads(options.json.read_text()) if options.only and options.json else {}
+    parts = [options.only] if options.only else list(_PARTS)
+    for part in parts:
+        found |= _PARTS[part](options, found)
     _print(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -72,16 +70,17 @@ def _contestant(**given: Any) -> dict[str, float]:
     return result
 
 
-def _throughput(folder: Path, rounds: int, seconds: int, ray_python: Path | None) -> dict[str, dict[str, float]]:
+def _throughput(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
     """Requests a second by model and contestant."""
+    folder, seconds = options.folder, options.seconds
     best: dict[str, dict[str, float]] = {model: {} for model, _ in CELLS}
 
     def keep(model: str, name: str, value: float) -> None:
         best[model][name] = max(value, best[model].get(name, 0.0))
 
     with TemporaryDirectory() as made:
-        servers = {**_own_servers(folder, ray_python), **triton_contestants(folder, Path(made))}
-        for _ in range(rounds):
+        servers = {**_own_servers(folder, options.ray_python), **triton_contestants(folder, Path(made))}
+        for _ in range(options.rounds):
             for name, server in servers.items():
                 with server() as port:
                     for model, connections in CELLS:
@@ -90,9 +89,9 @@ def _throughput(folder: Path, rounds: int, seconds: int, ray_python: Path | None
             for kind in _IN_PROCESS:
                 for model, connections in CELLS:
                     given = {"folder": str(folder), "connections": connections, "seconds": seconds}
-                    found = _contestant(kind=kind, model=model, **given)
-                    keep(model, f"{kind} in process", found["per_second"])
-    return best
+                    result = _contestant(kind=kind, model=model, **given)
+                    keep(model, f"{kind} in process", result["per_second"])
+    return {"throughput": best}
 
 
 def _own_servers(folder: Path, ray_python: Path | None) -> Servers:
@@ -132,6 +131,10 @@ def embedded(folder: Path, *flags: str, python: str = sys.executable) -> Iterato
             process.wait()
 
 
+def _ready(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ready_seconds": min(_ready_seconds(options.folder) for _ in range(options.rounds))}
+
+
 def _ready_seconds(folder: Path) -> float:
     """From the command to an answer, MiniLM alone."""
     begin = time.perf_counter()
@@ -145,16 +148,35 @@ def _ready_seconds(folder: Path) -> float:
     return seconds
 
 
-def _open_loops(folder: Path, capacity: float, rounds: int, seconds: int) -> dict[str, Any]:
-    """MiniLM at 80 % of the capacity, batched and not; and at 300 % with a deadline."""
-    common = {"kind": "open", "folder": str(folder), "model": "minilm", "seconds": seconds}
-    greedy, alone, overload = [], [], []
-    for _ in range(rounds):
-        greedy.append(_contestant(rate=0.8 * capacity, batched=True, **common))
-        alone.append(_contestant(rate=0.8 * capacity, batched=False, **common))
+def _open_loops(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
+    """MiniLM at 80 % of the capacity, batched and not; and at 300 % with a deadline.
+
+    The ratios of all rounds are kept, beside the best round of each.
+    """
+    capacity = found["throughput"]["minilm"]["ours in process"]
+    common = {"kind": "open", "folder": str(options.folder), "model": "minilm", "seconds": options.seconds}
+    alike: dict[str, list[dict[str, float]]] = {"batched": [], "first in first out": []}
+    overload = []
+    for _ in range(options.rounds):
+        for name, results in alike.items():
+            results.append(_contestant(rate=0.8 * capacity, batched=name == "batched", **common))
         overload.append(_contestant(rate=3 * capacity, batched=True, sla=SLA_MS, **common))
-    best = {"batched": min(greedy, key=_p99), "first in first out": min(alone, key=_p99)}
-    return {"at_80_percent": best, "overload": max(overload, key=lambda each: each["within"])}
+    best = {name: min(results, key=_p99) for name, results in alike.items()}
+    ratios = sorted(
+        batched["p99"] / alone["p99"]
+        for batched, alone in zip(alike["batched"], alike["first in first out"], strict=True)
+    )
+    return {
+        "at_80_percent": {"rate": 0.8 * capacity, "p99_ratios": ratios, **best},
+        "overload": max(overload, key=lambda each: each["within"]),
+    }
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any]]] = {
+    "throughput": _throughput,
+    "ready": _ready,
+    "open": _open_loops,
+}
 
 
 def _p99(found: dict[str, float]) -> float:
@@ -168,11 +190,11 @@ def _print(found: dict[str, Any]) -> None:
         print(f"\n{model}, {connections} connections{'requests/s':>24}{'/ best in process':>20}")
         for name, value in sorted(contestants.items(), key=lambda each: -each[1]):
             print(f"  {name:30}{value:12.0f}{value / best:20.2f}")
-    batched, alone = found["at_80_percent"]["batched"], found["at_80_percent"]["first in first out"]
-    print("\nMiniLM at 80 % load, in process: p50 and p99 in ms")
-    for name, each in found["at_80_percent"].items():
-        print(f"  {name:30}{each['p50']:12.1f}{each['p99']:12.1f}")
-    print(f"  p99, batched / first in first out: {batched['p99'] / alone['p99']:.2f}")
+    at_80 = found["at_80_percent"]
+    print(f"\nMiniLM at 80 % load, {at_80['rate']:.0f} requests/s, in process: p50 and p99 in ms")
+    for name in ("batched", "first in first out"):
+        print(f"  {name:30}{at_80[name]['p50']:12.1f}{at_80[name]['p99']:12.1f}")
+    print(f"  p99, batched / first in first out: {', '.join(f'{each:.2f}' for each in at_80['p99_ratios'])}")
     overload = found["overload"]
     print(f"\nMiniLM at 3 times the capacity, deadline {SLA_MS:.0f} ms")
     print(f"  accepted {overload['served']:.0%}, of these in time {overload['within']:.1%}")

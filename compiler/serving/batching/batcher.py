@@ -23,6 +23,7 @@ from compiler.serving.tracing import kernel_events
 
 _INLINE_SECONDS = 200e-6  # a run that takes less is made in the event loop: handing it to a thread takes a third of it
 _UNQUEUED_SECONDS = 30e-6  # one that takes less is made at once: queueing takes as long as a batch saves
+_LEARNT_RUNS = 8  # of those, one of so many is learned from, which takes as long as some nets
 _INLINE_ROWS = 64
 _Run = tuple[dict[str, Array], float, float]
 _Answer = tuple[Waiting, Result | BaseException]
@@ -40,6 +41,7 @@ class Batcher:
         self._checker: InputChecker | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = self._closing = self._started = False
+        self._at_once_runs = 0
 
     @property
     def name(self) -> str:
@@ -98,7 +100,9 @@ class Batcher:
             rows, key = self._checker.check(request.inputs)
         if self._at_once(rows, key):
             run = self._run([request.inputs], rows)
-            self._plan.learn(key, rows, run[2])
+            self._at_once_runs += 1
+            if not self._at_once_runs % _LEARNT_RUNS:
+                self._plan.learn(key, rows, run[2])
             outputs, timing = self._part(run, 0, rows, rows), Timing(0.0, run[2], rows)
         elif rows > self._plan.cap:
             self._admit(request, rows, key)
