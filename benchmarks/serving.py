@@ -54,7 +54,9 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("needs wrk: apt-get install wrk")
     build(options.folder)
-    found: dict[str, Any] = json.loads(options.json.read_text()) if options.only and options.json else {}
+    found: dict[str, Any] = {}
+    if options.only and options.json and options.json.exists():
+        found = json.loads(options.json.read_text())
     parts = [options.only] if options.only else list(_PARTS)
     for part in parts:
         found |= _PARTS[part](options, found)
@@ -183,23 +185,27 @@ def _p99(found: dict[str, float]) -> float:
     return found["p99"]
 
 
-def _print(found: dict[str, Any]) -> None:
-    for model, connections in CELLS:
+def _print(found: Mapping[str, Any]) -> None:
+    for model, connections in CELLS if "throughput" in found else ():
         contestants = found["throughput"][model]
         best = max(value for name, value in contestants.items() if name.endswith("in process"))
         print(f"\n{model}, {connections} connections{'requests/s':>24}{'/ best in process':>20}")
         for name, value in sorted(contestants.items(), key=lambda each: -each[1]):
             print(f"  {name:30}{value:12.0f}{value / best:20.2f}")
-    at_80 = found["at_80_percent"]
+    if "at_80_percent" in found:
+        _print_open_loops(found["at_80_percent"], found["overload"])
+    if "ready_seconds" in found:
+        print(f"\nready after {found['ready_seconds']:.2f} s (MiniLM)")
+
+
+def _print_open_loops(at_80: Mapping[str, Any], overload: Mapping[str, float]) -> None:
     print(f"\nMiniLM at 80 % load, {at_80['rate']:.0f} requests/s, in process: p50 and p99 in ms")
     for name in ("batched", "first in first out"):
         print(f"  {name:30}{at_80[name]['p50']:12.1f}{at_80[name]['p99']:12.1f}")
     print(f"  p99, batched / first in first out: {', '.join(f'{each:.2f}' for each in at_80['p99_ratios'])}")
-    overload = found["overload"]
     print(f"\nMiniLM at 3 times the capacity, deadline {SLA_MS:.0f} ms")
     print(f"  accepted {overload['served']:.0%}, of these in time {overload['within']:.1%}")
     print(f"  refused within 10 ms {overload['refused_within_10ms']:.1%}, p99 {overload['refused_p99']:.1f} ms")
-    print(f"\nready after {found['ready_seconds']:.2f} s (MiniLM)")
 
 
 if __name__ == "__main__":
