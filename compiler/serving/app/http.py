@@ -39,7 +39,7 @@ class Limits:
 
     Attributes:
         max_request_bytes: of a body, unpacked.
-        body_seconds: until the whole body has to be here.
+        body_seconds: until the whole body has to be here; and how long a client may read nothing of an answer.
     """
 
     max_request_bytes: int = 64 << 20

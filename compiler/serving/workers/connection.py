@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         self._client = "-"
         self._reading = _Reading.IDLE
         self._until: float | None = None
+        self._stalled_until = 0.0
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
@@ -104,8 +105,9 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than answers are written."""
+        """The client reads more slowly than answers are written: no other request of it is answered meanwhile."""
         self._writable = self._loop.create_future()
+        self._stalled_until = self._loop.time() + self._handler.limits.body_seconds
 
     def resume_writing(self) -> None:
         """The client has read enough."""
@@ -187,7 +189,10 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def expire(self, now: float) -> None:
-        """Give up what did not arrive in time; `now` is the event loop's clock."""
+        """Give up what did not arrive in time, and clients that read nothing; `now` is the event loop's clock."""
+        if self._writable is not None and now >= self._stalled_until:
+            self._transport.abort()
+            return
         if self._until is None or now < self._until:
             return
         self._until = None
@@ -229,6 +234,8 @@ class Connection(asyncio.Protocol):
             status = reply.status
             if isinstance(reply, Reply):
                 self._write(reply, call.method == "HEAD", keeps)
+                if self._writable is not None:
+                    await self._writable
             else:
                 chunked = self._parser.get_http_version() == "1.1"
                 keeps = keeps and chunked

@@ -6,8 +6,9 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
 
 from compiler.errors import InputError
@@ -62,7 +63,8 @@ def echoing(options: HttpOptions) -> Iterator[tuple[Echo, int]]:
     """An echo and its port."""
     sock, echo, ready = listen("127.0.0.1", 0), Echo(), threading.Event()
     made: dict[str, Server] = {}
-    loop = asyncio.new_event_loop()
+    loop, failures = asyncio.new_event_loop(), []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
 
     async def run() -> None:
         made["server"] = Server(echo, options, ready.set)
@@ -78,6 +80,7 @@ def echoing(options: HttpOptions) -> Iterator[tuple[Echo, int]]:
         thread.join()
         loop.close()
         sock.close()
+    assert failures == []
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +185,31 @@ def test_what_a_client_asked_for_is_cancelled_when_it_goes() -> None:
             assert echo.asked.wait(60)
         assert echo.cancelled.wait(60)
     assert echo.statuses == [499]
+
+
+def test_a_client_that_reads_nothing_gets_no_more_answers_and_is_given_up() -> None:
+    with echoing(HttpOptions()) as (echo, port), _connected(port) as client:
+        echo.limits = Limits(body_seconds=0.05)
+        with suppress(OSError):  # reset, or a broken pipe
+            for _ in range(1000):
+                client.sendall(_post("/a", bytes(100_000)))
+        assert 0 < len(echo.statuses) < 1000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_broken_requests_in_random_pieces_do_not_break_the_server(server: tuple[Echo, int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    content = _post("/a?b=%20c", b"body", "Expect: 100-continue", "Connection: keep-alive") * 3
+    for _ in range(25):
+        broken = bytearray(content)
+        for at in random.integers(0, len(broken), random.integers(0, 4)):
+            broken[at] = random.integers(0, 256)
+        with _connected(server[1]) as client, suppress(OSError):  # what the server closed
+            for piece in np.array_split(np.frombuffer(bytes(broken), np.uint8), random.integers(1, 6)):
+                client.sendall(piece.tobytes())
+    with _connected(server[1]) as client:
+        client.sendall(_post("/a", b"sound", "Connection: close"))
+        assert _whole(client).endswith(b"POST /a sound")
 
 
 def test_too_many_connections_and_the_end_of_time() -> None:
