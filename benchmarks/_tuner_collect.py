@@ -18,10 +18,13 @@ from compiler.records.identity import target_description
 from compiler.records.library import read_current
 from compiler.records.records import RecordWriter
 from compiler.tuning.cost_models.roofline import RandomModel
+from compiler.tuning.measuring.choice import choose_measurer
+from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.search.evolutionary import RandomSearch
 from compiler.tuning.search.sampling import neighbour
 from compiler.tuning.session import Session
+from compiler.tuning.settings import TuningOptions
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
@@ -35,7 +38,7 @@ def collect(options: Any, console: Console) -> None:
     tasks = _largest(options, target)
     with (
         RecordWriter.in_folder(options.records, target_description(target)) as writer,
-        MeasurementPool(target, serial=options.timing != "parallel") as pool,
+        _pool(target, options) as pool,
     ):
         search = RandomSearch(options.seed)
         session = Session(target, tasks, pool, writer, RandomModel(options.seed), search)
@@ -51,6 +54,13 @@ def collect(options: Any, console: Console) -> None:
             missing = options.configs - len(state.results)
             session.try_configs(state, search.propose(state, by_chance, max(0, missing // 2)))
             session.try_configs(state, _near_best(state, options.configs - len(state.results), generator))
+
+
+def _pool(target: targets.Target, options: Any) -> MeasurementPool | EstimatingPool:
+    measurer = choose_measurer(target, TuningOptions(measure=options.measure))
+    if measurer is not None:
+        return EstimatingPool(target, measurer)
+    return MeasurementPool(target, serial=options.timing != "parallel")
 
 
 def _near_best(state: TaskState, count: int, generator: random.Random) -> list[Config]:

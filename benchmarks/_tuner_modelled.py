@@ -43,6 +43,7 @@ class Row:
         loss: how much slower than the fastest the config is that the model takes for the fastest.
         default: how much slower the default is; None where it was not timed.
         factor: modelled over timed, the median.
+        gain: of the model's fastest over the default, as modelled: it is chosen beyond the measurer's margin.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Row:
     loss: float
     default: float | None
     factor: float
+    gain: float | None
 
 
 def compare(options: Any, console: Console) -> None:
@@ -140,6 +142,7 @@ def _row(task: Task, pairs: Sequence[tuple[float, float, Record]]) -> Row:
     times = np.array([seconds for seconds, _, _ in pairs])
     modelled = np.array([estimate for _, estimate, _ in pairs])
     default = [seconds for seconds, _, record in pairs if record.config == dict(task.default)]
+    beside = [estimate for _, estimate, record in pairs if record.config == dict(task.default)]
     best = times.min()
     return Row(
         task.rule.name,
@@ -151,6 +154,7 @@ def _row(task: Task, pairs: Sequence[tuple[float, float, Record]]) -> Row:
         float(times[np.argmin(modelled)] / best - 1),
         float(default[0] / best - 1) if default else None,
         float(np.median(modelled / times)),
+        float(beside[0] / modelled.min()) if beside else None,
     )
 
 

@@ -47,20 +47,25 @@ def load_samples(paths: Sequence[str | Path]) -> list[Sample]:
     for path in paths:
         loaded.extend(read_current(path))
     alone = [record for record in loaded.records if not record.in_model]
-    records = [record for record in deduplicated(alone) if record.seconds is not None]
+    records = [record for record in deduplicated(alone) if record.cost is not None]
     return samples_of(records, loaded.targets)
 
 
 def by_task(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
-    """Samples by task and machine."""
+    """Samples by task, and by machine and measure in one text."""
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.subject.task, str(sample.subject.machine)), []).append(sample)
+        groups.setdefault((sample.subject.task, source_of(sample)), []).append(sample)
     return groups
 
 
+def source_of(sample: Sample) -> str:
+    """The machine and the measure that a sample is of."""
+    return f"{sample.measure.name} on {sample.subject.machine}"
+
+
 def scores(paths: Sequence[str | Path]) -> list[Score]:
-    """Each model with tasks held out in turns, then with a machine held out."""
+    """Each model with tasks held out in turns, then with each machine held out that is not the one with most trials."""
     groups = by_task(load_samples(paths))
     machines = sorted(
         {machine for _, machine in groups}, key=lambda each: -sum(len(g) for k, g in groups.items() if k[1] == each)
@@ -71,14 +76,19 @@ def scores(paths: Sequence[str | Path]) -> list[Score]:
         found.append(_over_tasks(name, main))
     for machine in machines[1:]:
         other = {key: group for key, group in groups.items() if key[1] == machine}
-        train = [sample for group in main.values() for sample in group]
-        lanes = next(iter(other.values()))[0].subject.machine.vector_bits
+        train = [sample for key, group in groups.items() if key[1] != machine for sample in group]
+        held_out = description_of(next(iter(other.values()))[0])
         for name in ("xgboost", "roofline", "random"):
             model = _trained(name, train)
-            found.append(
-                _score(name, f"a machine of {lanes}-bit vectors", [(group, model) for group in other.values()])
-            )
+            found.append(_score(name, held_out, [(group, model) for group in other.values()]))
     return found
+
+
+def description_of(sample: Sample) -> str:
+    """A machine and its measure, for people."""
+    machine = sample.subject.machine
+    kind = sample.measure.name if sample.measure.deterministic else f"{machine.architecture}, timed"
+    return f"{kind}, {machine.vector_bits}-bit vectors"
 
 
 def _over_tasks(name: str, groups: dict[tuple[str, str], list[Sample]]) -> Score:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
-from benchmarks._tuner_ranking import by_task, load_samples
+from benchmarks._tuner_ranking import by_task, description_of, load_samples
 from compiler.tuning.cost_models import CostModel, Sample
 from compiler.tuning.cost_models.roofline import RandomModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
@@ -31,6 +31,7 @@ class Row:
     `cold` learns from nothing but the task's own trials; `analytic` too, but starts with the analytic model's ranking.
     """
 
+    machine: str
     rule: str
     workload: str
     configs: int
@@ -47,25 +48,41 @@ def measure(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -
     The pre-trained model is trained on the other tasks of the records, and stored in `folder`.
     """
     groups = by_task(load_samples(paths))
-    stored = folder / "trained.ubj"
     for key, group in sorted(groups.items()):
-        if len(group) < least:
-            continue
-        wanted = min(sample.seconds or np.inf for sample in group) / _NEAR
-        trained = XgboostModel()
-        trained.update([sample for other, samples in groups.items() if other[0] != key[0] for sample in samples])
-        trained.save(stored)
-        subject = group[0].subject
-        yield Row(
-            subject.rule,
-            _sizes(subject.workload),
-            len(group),
-            sum((sample.seconds or np.inf) <= wanted for sample in group),
-            _mean(group, wanted, seeds, lambda seed: RandomModel(seed)),
-            _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed, start=RandomModel(seed))),
-            _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed)),
-            _mean(group, wanted, seeds, lambda seed: XgboostModel(stored, seed=seed)),
-        )
+        if len(group) >= least:
+            others = [sample for other, samples in groups.items() if other[0] != key[0] for sample in samples]
+            yield _row(group, others, seeds, folder)
+
+
+def measure_new_machines(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -> Iterator[Row]:
+    """The same for each machine whose costs are modelled, as if it were new: the trained model has seen the other
+    machines' trials, timed and modelled, and none of this one's."""
+    groups = by_task(load_samples(paths))
+    for key, group in sorted(groups.items(), key=lambda each: (each[0][1], each[0][0])):
+        if len(group) >= least and group[0].measure.deterministic:
+            others = [sample for other, samples in groups.items() if other[1] != key[1] for sample in samples]
+            yield _row(group, others, seeds, folder)
+
+
+def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: Path) -> Row:
+    """Of one task; the trained model has learnt from other samples."""
+    stored = folder / "trained.ubj"
+    wanted = min(sample.seconds or np.inf for sample in group) / _NEAR
+    trained = XgboostModel()
+    trained.update(others)
+    trained.save(stored)
+    subject = group[0].subject
+    return Row(
+        description_of(group[0]),
+        subject.rule,
+        _sizes(subject.workload),
+        len(group),
+        sum((sample.seconds or np.inf) <= wanted for sample in group),
+        _mean(group, wanted, seeds, lambda seed: RandomModel(seed)),
+        _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed, start=RandomModel(seed))),
+        _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed)),
+        _mean(group, wanted, seeds, lambda seed: XgboostModel(stored, seed=seed)),
+    )
 
 
 def _sizes(workload: Any) -> str:

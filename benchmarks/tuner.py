@@ -21,7 +21,9 @@ with many configs of each task, from `collect`, as those in tuning_logs/training
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
     collect.add_argument("--configs", type=int, default=64, help="of a task")
     collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")
+    collect.add_argument("--measure", default="auto", choices=("auto", "timed", "modelled"))
     collect.add_argument("--seed", type=int, default=0)
     for each in (rate, quality, metaschedule, collect):
         each.add_argument("models", nargs="+")
@@ -94,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     metaschedule.add_argument(
         "--step", default="all", choices=("all", "ours", "metaschedule", "race"), help="one alone; needs --keep"
     )
+    transfer.add_argument("--new-machines", action="store_true", help="hold out each machine with modelled records")
     transfer.add_argument("--least", type=int, default=30, help="configs that a task must have on record")
     transfer.add_argument("--seeds", type=int, default=5, help="runs to average over")
     quality.add_argument("--trials", type=int, default=32)
@@ -104,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     modelled.add_argument("--tasks", type=int, default=15, help="how many, of each kind in turn")
     modelled.add_argument("--configs", type=int, default=24, help="of a task")
     modelled.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
-    modelled.add_argument("--json", type=Path, help="write the table there")
+    for each in (modelled, ranking, transfer):
+        each.add_argument("--json", type=Path, help="write the table there")
     for each in (quality, collect):
         each.add_argument("--records", required=True, help="a record file or folder")
     for each in (ranking, transfer, pretrain):
@@ -189,7 +194,9 @@ def _ranking(options: Any, console: Console) -> None:
         "regret",
     ):
         table.add_column(heading, justify="left" if heading in ("model", "held out") else "right")
-    for score in _tuner_ranking.scores(options.records):
+    found = _tuner_ranking.scores(options.records)
+    _save(options, [asdict(score) for score in found])
+    for score in found:
         table.add_row(
             score.model,
             score.held_out,
@@ -214,13 +221,24 @@ def _transfer(options: Any, console: Console) -> None:
     import numpy as np
 
     table = Table(title="trials until 95 % of the best on record, mean over the seeds")
-    for heading in ("rule", "workload", "configs", "of them so good", "chance", "cold", "analytic", "pre-trained"):
-        table.add_column(heading, justify="left" if heading in ("rule", "workload") else "right")
+    measure = _tuner_transfer.measure_new_machines if options.new_machines else _tuner_transfer.measure
+    for heading in (
+        "machine",
+        "rule",
+        "workload",
+        "configs",
+        "of them so good",
+        "chance",
+        "cold",
+        "analytic",
+        "pre-trained",
+    ):
+        table.add_column(heading, justify="left" if heading in ("machine", "rule", "workload") else "right")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in _tuner_transfer.measure(options.records, options.least, options.seeds, Path(folder)):
+        for row in measure(options.records, options.least, options.seeds, Path(folder)):
             numbers = (f"{each:.1f}" for each in (row.chance, row.cold, row.analytic, row.pretrained))
-            table.add_row(row.rule, row.workload, str(row.configs), str(row.near), *numbers)
+            table.add_row(row.machine, row.rule, row.workload, str(row.configs), str(row.near), *numbers)
             rows.append(row)
     console.print(table)
     if rows:
@@ -228,6 +246,14 @@ def _transfer(options: Any, console: Console) -> None:
         means = ", ".join(f"{each:.1f}" for each in np.mean(trials, axis=0))
         ratio = np.exp(np.mean([np.log(row.pretrained / row.cold) for row in rows]))
         console.print(f"{len(rows)} tasks, mean trials: {means}; pre-trained over cold, geometric mean: {ratio:.2f}")
+        _save(
+            options, {"tasks": len(rows), "pretrained_over_cold": float(ratio), "rows": [asdict(row) for row in rows]}
+        )
+
+
+def _save(options: Any, table: Any) -> None:
+    if options.json is not None:
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def _pretrain(options: Any, console: Console) -> None:

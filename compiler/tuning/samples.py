@@ -38,13 +38,14 @@ def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, Any
                 subjects[key] = Subject(record.task, rule.name, workload, machine, default)
         subject = subjects[key]
         if subject is not None:
-            samples.append(Sample(subject, Config.of(record.config), record.seconds))
+            samples.append(Sample(subject, Config.of(record.config), record.cost, record.measure))
     return samples
 
 
-def machine_of(description: Mapping[str, Any]) -> Machine:
-    """The machine of a target's description."""
-    return Machine(**description["machine"])
+def machine_of(description: Mapping[str, Any]) -> Machine | None:
+    """The processor of a target's description; None where kernels run on another device."""
+    machine = description["machine"]
+    return Machine(**machine) if "vector_bits" in machine else None
 
 
 def workload_of(key: str) -> Workload | None:

@@ -100,7 +100,7 @@ class Session:
                 continue  # no time of the kernel alone
             if config in state.task.space:
                 state.note(config, record.seconds if record.status == "ok" else None, new=False)
-                self._samples.append(Sample(subject_of(state), config, record.seconds))
+                self._samples.append(Sample(subject_of(state), config, record.cost, self.measure))
                 count += 1
         self.progress.resumed = count
         return count
@@ -215,7 +215,7 @@ class Session:
                 failures[trial.key] = f"{outcome.status}: {outcome.note}"
             if state.task.tunable:
                 self._writer.append(self._record(state, outcome))
-                self._samples.append(Sample(subject_of(state), outcome.config, outcome.seconds))
+                self._samples.append(Sample(subject_of(state), outcome.config, outcome.seconds, self.measure))
             state.note(outcome.config, outcome.seconds, new=state.task.tunable)
             state.keep_leader(outcome, LEADERS)
             self.progress.trials += state.task.tunable

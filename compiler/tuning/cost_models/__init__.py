@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from compiler.support.registry import Registry
 from schedules.config import Config
 from schedules.machine import Machine
+from targets.measure import TIMED, Measure
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sample:
-    """A measurement; seconds is None when the trial failed."""
+    """A cost in the unit of its measure, by which alone it is compared with others; None when the trial failed."""
 
     subject: Subject
     config: Config
     seconds: float | None
+    measure: Measure = TIMED
 
 
 class CostModel(Protocol):

@@ -20,6 +20,7 @@ from compiler.tuning.cost_models import CostModel, Sample, Subject, cost_models
 from compiler.tuning.cost_models.features import FEATURES_VERSION, NAMES, Featurizer
 from compiler.tuning.cost_models.roofline import RooflineModel
 from schedules.config import Config
+from targets.measure import Measure
 
 MIN_SAMPLES = 12
 _SLOWEST = -3.0  # log2: beyond eight times the best it does not matter how slow
@@ -106,7 +107,7 @@ class XgboostModel:
         return self._featurizers[key]
 
     def _row(self, subject: Subject, config: Config) -> list[float]:
-        key = (f"{subject.task}|{subject.machine.vector_bits}|{subject.machine.cores}", config)
+        key = (f"{subject.task}|{subject.machine}", config)
         if key not in self._rows:
             self._rows[key] = self._featurizer(subject).row(config)
         return self._rows[key]
@@ -114,7 +115,7 @@ class XgboostModel:
 
 def relative_speeds(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """log2(best of the task / seconds) of each sample, between `_SLOWEST` and 0."""
-    best: dict[tuple[str, str], float] = {}
+    best: dict[tuple[str, str, Measure], float] = {}
     for each in samples:
         if each.seconds is not None:
             key = _group(each)
@@ -126,5 +127,5 @@ def relative_speeds(samples: Sequence[Sample]) -> NDArray[np.float64]:
     return np.array(values)
 
 
-def _group(sample: Sample) -> tuple[str, str]:
-    return sample.subject.task, str(sample.subject.machine)
+def _group(sample: Sample) -> tuple[str, str, Measure]:
+    return sample.subject.task, str(sample.subject.machine), sample.measure
