@@ -9,7 +9,7 @@ from typing import Any
 from schedules.codegen.nest import Extent, expression
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Axis, Stage, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Stmt, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 
@@ -56,6 +56,10 @@ class BatchedMatrix:
         """The element (*lead, row, column)."""
         return tirx.BufferLoad(self.buffer, self.place(at))
 
+    def load_in_panel(self, lead: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
+        """The element in column `first` + `column`, where a panel begins at `first`."""
+        return self.load(*lead, row, first + column)
+
     def runs_along(self, axis: int) -> bool:
         """Whether neighbours along an axis (-1: columns, -2: rows) are neighbours in memory."""
         return bool(self.indices[-1].same_as(self.variables[axis]))
@@ -72,3 +76,36 @@ def with_contiguous_columns(matrix: BatchedMatrix, machine: Machine) -> tuple[li
     points = [axis.var for axis in axes]
     stage = Stage("turn", axes, tirx.BufferStore(copy, matrix.load(*points), points))
     return [tirx.AllocBuffer(copy), stage_code(stage, machine)], BatchedMatrix.whole(copy)
+
+
+@dataclass(frozen=True, eq=False)
+class PanelMatrix(BatchedMatrix):
+    """A copy (*lead, panels, rows, width): what a register tile reads lies in one piece of memory."""
+
+    width: int = 0
+
+    def load_in_panel(self, lead: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
+        panel = tvm.sym.Analyzer().simplify(tirx.FloorDiv(first, expression(self.width)))
+        return tirx.BufferLoad(self.buffer, [*lead, panel, row, column])
+
+
+def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list[Stmt], PanelMatrix]:
+    """A copy in panels of `width` columns, of which there is a known number: the statements that make it, and it."""
+    *lead, rows, columns = matrix.shape
+    whole, rest = divmod(columns, width)
+    panels = whole + bool(rest)
+    shape = [expression(size) for size in (*lead, panels, rows, width)]
+    copy = tirx.decl_buffer(shape, str(matrix.buffer.dtype), f"{matrix.name}_panels", layout=None)
+    made: list[Stmt] = [tirx.AllocBuffer(copy)]
+    for first, count, lanes in ((0, whole, width), (whole, 1, rest)):
+        if not count or not lanes:
+            continue
+        axes = [Axis(tirx.Var(f"lead{i}", "int64"), size) for i, size in enumerate(lead)]
+        axes += [
+            Axis(tirx.Var(name, "int64"), size) for name, size in (("panel", count), ("row", rows), ("lane", lanes))
+        ]
+        *outer, panel, row, lane = (axis.var for axis in axes)
+        value = matrix.load(*outer, row, (panel + first) * width + lane)
+        stage = Stage("pack", tuple(axes), tirx.BufferStore(copy, value, [*outer, panel + first, row, lane]))
+        made.append(stage_code(stage, machine))
+    return made, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)

@@ -64,6 +64,15 @@ def test_large_scores_do_not_overflow(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", runnable())
+def test_long_keys_and_values_are_read_in_panels(target: str) -> None:
+    operands = [normal((2, 120, 70)), normal((2, 70, 1021), 1), normal((2, 1021, 70), 2)]
+    mod, _ = scheduled(build(False), [(each.shape, "float32") for each in operands], target)
+    assert any("_panels" in function.script() for _, function in mod.functions_items())
+    result = evaluate(build(False), operands, target, "attention")
+    np.testing.assert_allclose(result, exact(*operands), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", runnable())
 def test_masked_keys_count_nothing(target: str) -> None:
     query, key, value = normal((1, 2, 9, 16)), normal((1, 2, 16, 21), 1), normal((1, 2, 21, 8), 2)
     mask = np.zeros((1, 1, 1, 21), "float32")
