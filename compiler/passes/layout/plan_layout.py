@@ -16,6 +16,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout import convolution, elementwise, integer, kernels, pooling, rearrange, transposed  # noqa: F401
+from compiler.passes.layout.regions import plain_values
 from compiler.passes.layout.table import ANCHORS, HANDLERS, NARROW_READERS
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.registry import graph_pass
@@ -77,6 +78,7 @@ def _wanted_narrow(function: Function) -> set[Any]:
 
 def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
     builder.forget_block()
+    builder.kept_plain = plain_values(block)
     for binding in block.bindings:
         if isinstance(binding, relax.MatchCast):
             operand = builder.plain(binding.value)
@@ -89,7 +91,7 @@ def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
 def _plan_binding(binding: Binding, builder: LayoutBuilder) -> None:
     value = binding.value
     builder.start_binding(binding.var, value)
-    answer = _answer(value, builder)
+    answer = None if binding.var in builder.kept_plain else _answer(value, builder)
     if isinstance(answer, Blocked):
         answer = _value_of(answer, binding.var, builder)
     if isinstance(binding.var, relax.DataflowVar):

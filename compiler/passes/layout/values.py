@@ -92,6 +92,7 @@ class LayoutBuilder:
         self.choose = choose
         self.definitions: dict[Any, Any] = {}
         self.wanted_narrow: set[Any] = set()
+        self.kept_plain: set[Any] = set()
         self._widened: dict[Any, Blocked] = {}
         self._builder = builder
         self._mod = mod
