@@ -1,4 +1,4 @@
-"""The models that benchmarks of serving run: a tiny net, and MiniLM as an embedder of 32 tokens."""
+"""The models that benchmarks of serving run: a tiny net, a wide one, and MiniLM as an embedder of 32 tokens."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 TOKENS = 32
 WIDTH = 64
+WIDE = 1024  # inputs of a net of 100 MB of weights, which a batch reads once
 
 
 def build(folder: Path) -> None:
-    """Write tiny.onnx, tiny.twm, minilm.onnx and minilm.twm, those that are missing."""
+    """Write NAME.onnx and NAME.twm for tiny, wide and minilm, those that are missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, export in (("tiny", _export_tiny), ("minilm", _export_minilm)):
+    for name, export in (("tiny", _export_tiny), ("wide", _export_wide), ("minilm", _export_minilm)):
         source, module = folder / f"{name}.onnx", folder / f"{name}.twm"
         if not source.exists():
             export(source)
@@ -30,6 +31,14 @@ def _export_tiny(path: Path) -> None:
     from tests.compiler.building import perceptron
 
     onnx.save(perceptron(batch="batch", width=(WIDTH, 64, 16)), str(path))
+
+
+def _export_wide(path: Path) -> None:
+    import onnx
+
+    from tests.compiler.building import perceptron
+
+    onnx.save(perceptron(batch="batch", width=(WIDE, 4096, 4096, 1024)), str(path))
 
 
 def _export_minilm(path: Path) -> None:
@@ -60,8 +69,8 @@ def _export_minilm(path: Path) -> None:
 
 
 def example(name: str, rows: int = 1, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Random inputs: tiny's x is float32 (rows, 64), MiniLM's input_ids int64 (rows, 32)."""
+    """Random inputs: tiny's x is float32 (rows, 64), wide's (rows, 1024), MiniLM's input_ids int64 (rows, 32)."""
     random = np.random.default_rng(seed)
-    if name == "tiny":
-        return {"x": random.standard_normal((rows, WIDTH)).astype(np.float32)}
+    if name in ("tiny", "wide"):
+        return {"x": random.standard_normal((rows, WIDTH if name == "tiny" else WIDE)).astype(np.float32)}
     return {"input_ids": random.integers(1000, 20000, (rows, TOKENS))}

@@ -14,7 +14,7 @@ from compiler.serving.batching.costs import Costs
 from compiler.serving.batching.options import BatchOptions
 from compiler.serving.batching.request_queue import RequestQueue, Waiting
 
-_PATIENCE = 2  # batches that a runner has to make of a long queue
+_PATIENCE = 3  # batches that a runner has to make of a long queue
 
 
 @dataclass(eq=False)

@@ -31,8 +31,8 @@ def _batches(planner: Planner, seconds: Sequence[float | None]) -> list[int]:
 
 def test_a_batch_takes_no_more_rows_than_save_something_unless_many_wait() -> None:
     loop = asyncio.new_event_loop()
-    assert _batches(_planner(9, runners=1, fixed=0.25, loop=loop), [None] * 3) == [5, 2, 2, 0]
-    assert _batches(_planner(9, runners=1, fixed=0.0, loop=loop), [None] * 4) == [5, 2, 1, 1, 0]
+    assert _batches(_planner(9, runners=1, fixed=0.25, loop=loop), [None] * 4) == [3, 2, 2, 2, 0]
+    assert _batches(_planner(9, runners=1, fixed=0.0, loop=loop), [None] * 5) == [3, 2, 2, 1, 1, 0]
     assert _batches(_planner(9, runners=1, fixed=9.0, loop=loop), [None]) == [9, 0]
     loop.close()
 
