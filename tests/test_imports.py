@@ -41,6 +41,7 @@ LAZY = {
     "compiler.onnx_backend": "importing the backend loads no compiler",
     "compiler.device.tunnel": "a process that only carries bytes loads no TVM",
     "compiler.frontends.llm.transformers_decoder": "torch is loaded for models that are captured alone",
+    "compiler.frontends.llm.transformers_encoder": "torch is loaded for models that are captured alone",
     "compiler.frontends.source": "torch is loaded for PyTorch models alone",
     "compiler.compression.pruning.driver": "torch is loaded for training alone",
     "compiler.runtime.accelerator": "a module without an accelerator loads no targets",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DESCRIPTION_ASSET = "language_model.json"
 TOKENIZER_ASSET = "tokenizer.json"
+ENCODER_ASSET = "encoder.twm"
 
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
@@ -26,6 +27,10 @@ class LanguageModelDescription(BaseModel):
         sequences: whether a run is of several sequences.
         stable_context: the length of a sequence beyond which keys depend on the length, so that longer sequences cannot
             share their beginnings; None where they never do.
+        image_token: stands in a prompt for each row that the encoder returns for images; None for other models.
+        start: what a text begins with where the prompt is empty; of models with an encoder and cross attention.
+        suppressed: tokens that are never generated.
+        suppressed_first: those that are not generated first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -39,3 +44,7 @@ class LanguageModelDescription(BaseModel):
     chat_template: str | None = None
     sequences: bool = False
     stable_context: Annotated[int, Field(ge=1)] | None = None
+    image_token: Token | None = None
+    start: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    suppressed: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    suppressed_first: Annotated[tuple[Token, ...], Field(strict=False)] = ()

@@ -15,6 +15,8 @@ import numpy as np
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from compiler.artifact import Artifact
+from compiler.artifact.format import artifact_bytes
+from compiler.artifact.language_model import ENCODER_ASSET
 from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule
 from compiler.device.simulation import SimulatedModule
@@ -199,6 +201,12 @@ class CompileOptions:
 
 def _compiled(model: ImportedModel, name: str, target: targets.Target, options: CompileOptions) -> Module:
     report = options.report
+    if model.encoder is not None:
+        report("encoder")
+        parts = replace(options, sizes=None, reference_inputs=None)
+        encoder = _compiled(model.encoder, f"{name}-encoder", target, parts)
+        assets = {**model.assets, ENCODER_ASSET: artifact_bytes(encoder.artifact)}
+        model = replace(model, assets=assets, encoder=None)
     for_passes = PassOptions(options.precision, model.checks, model.state_positions(), model.nodes)
     tuned = tuned_configs(target, options.records, model_fingerprint(model.mod, options.precision))
     if options.sizes is not None:

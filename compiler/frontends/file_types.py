@@ -24,6 +24,8 @@ _EXPORT_TENSORFLOW = (
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HEAD = 4096
+# How transformers names classes of models that generate text.
+_GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq", "MTModel")
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a path is a GGUF file, a folder of the transformers library with a causal language model, or one of ONNX
-    Runtime GenAI."""
+    """Whether a path is a GGUF file, a folder of the transformers library with a model that generates text, or one of
+    ONNX Runtime GenAI."""
     try:
         if not path.is_dir():
             with path.open("rb") as file:
@@ -98,7 +100,7 @@ def is_language_model(path: Path) -> bool:
         names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return False  # whoever reads it says what is wrong
-    return isinstance(names, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return isinstance(names, list) and any(str(name).endswith(_GENERATING) for name in names)
 
 
 def check_folder(path: Path) -> None:

@@ -106,7 +106,8 @@ class ImportedModel:
     lines for the user about results that differ from what the model declares. `states` pair inputs with outputs:
     `main` is a pure function of them here, and updates them in place once it is compiled. `nodes` holds the model's
     nodes by the variables of `mod` that are named after them. `assets` are files that go into the module beside its
-    numbers, as a tokenizer, by name.
+    numbers, as a tokenizer, by name. `encoder` is a model of its own whose outputs are inputs of this one: it runs once
+    for each text that this one generates.
     """
 
     mod: tvm.IRModule
@@ -121,6 +122,7 @@ class ImportedModel:
     states: tuple[StateSpec, ...] = ()
     position: PositionSpec | None = None
     nodes: Mapping[str, tuple[ModelNode, ...]] = field(default_factory=dict)
+    encoder: ImportedModel | None = None
 
     def state_positions(self) -> tuple[tuple[int, int], ...]:
         """Of each state that is updated in place, the position of its input and of its output."""

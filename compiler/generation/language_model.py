@@ -12,12 +12,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from compiler.artifact import Key
-from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
+from compiler.artifact.language_model import (
+    DESCRIPTION_ASSET,
+    ENCODER_ASSET,
+    TOKENIZER_ASSET,
+    LanguageModelDescription,
+)
 from compiler.errors import ArtifactError, InputError, OptionError
+from compiler.generation.encoder import Encoder
 from compiler.generation.grammar import Grammar, Grammars
 from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.options import GenerationOptions
-from compiler.generation.output import Output, Piece
+from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.result import Generation
 from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
 from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
@@ -60,6 +66,8 @@ class LanguageModel:
             raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
         content = assets.get(TOKENIZER_ASSET)
         self.tokenizer = None if content is None else Tokenizer(content.tobytes(), self.description)
+        encoder = assets.get(ENCODER_ASSET)
+        self.encoder = None if encoder is None else Encoder(encoder.tobytes(), module, self.description)
         self.draft = draft
         if draft is not None:
             _check_same_tokens(self, draft)
@@ -69,6 +77,7 @@ class LanguageModel:
         prompt: Prompt,
         options: GenerationOptions | None = None,
         *,
+        inputs: Mapping[str, Any] | None = None,
         stream: Callable[[str], object] | None = None,
         cancel: threading.Event | None = None,
         **settings: Any,
@@ -76,28 +85,39 @@ class LanguageModel:
         """Generate a text.
 
         Args:
-            prompt: a text, messages ({"role": ..., "content": ...}) or tokens.
+            prompt: a text, messages ({"role": ..., "content": ...}) or tokens; an empty one of a model that transcribes
+                or translates is how its texts begin.
+            inputs: what the encoder of a model with one reads, by the names of `encoder.inputs`: as
+                {"input_features": ...} of speech, {"pixel_values": ...} of images.
             options: how; None for the defaults, greedy.
             stream: called with each piece of the text as it is known; pieces are whole characters.
             cancel: set it, from another thread or from `stream`, to end the generation after the current token.
             settings: fields of `GenerationOptions` that replace those of `options`.
 
         Raises:
-            InputError: the prompt does not fit the context, is empty, or holds no such tokens.
+            InputError: the prompt does not fit the context, is empty, or holds no such tokens; `inputs` are missing,
+                do not fit the encoder, or do not fit the prompt.
             OptionError: an option has a value that is not allowed.
         """
-        run = self._run(prompt, merged_options(options, settings), cancel)
+        run = self._run(prompt, merged_options(options, settings), cancel, inputs)
         for piece in run:
             if stream is not None and piece.text:
                 stream(piece.text)
         return run.result
 
-    def stream(self, prompt: Prompt, options: GenerationOptions | None = None, **settings: Any) -> Iterator[Piece]:
+    def stream(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Iterator[Piece]:
         """As `generate`, token by token: each `Piece` has a token and the text that it completes.
 
         Leaving the loop ends the generation.
         """
-        yield from self._run(prompt, merged_options(options, settings), None)
+        yield from self._run(prompt, merged_options(options, settings), None, inputs)
 
     def conversation(self, context: int | None = None) -> Conversation:
         """Start a chat, whose cache keeps earlier turns.
@@ -114,6 +134,8 @@ class LanguageModel:
                 f"a prompt cannot be of type {type(prompt).__name__}",
                 "give a text, a list of messages, or a list of tokens",
             )
+        if not prompt and self.description.start:
+            return list(self.description.start)
         if isinstance(prompt, str):
             tokens = self._required_tokenizer().encode(prompt)
         elif all(isinstance(each, Mapping) for each in prompt) and len(prompt):
@@ -135,12 +157,21 @@ class LanguageModel:
             raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
         return self.tokenizer
 
-    def steps(self, slots: int, context: int) -> Steps:
-        """What reads tokens of so many sequences, of at most `context` tokens each."""
+    def steps(self, slots: int, context: int, others: Mapping[str, Any] | None = None) -> Steps:
+        """What reads tokens of so many sequences, of at most `context` tokens each.
+
+        Args:
+            others: what the encoder returned.
+
+        Raises:
+            InputError: the model has an encoder, which was given nothing.
+        """
+        if self.encoder is not None and others is None:
+            others = self.encoder.run(None, ())
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
         if self.description.sequences:
             return BatchedSteps(self.module, slots, capacity)
-        return SessionSteps(self.module, slots, capacity)
+        return SessionSteps(self.module, slots, capacity, others)
 
     def output(self, prompt: Sequence[int], options: GenerationOptions, room: int) -> Output:
         """The result of a sequence, still empty; `room`: how many tokens it can have with the prompt.
@@ -158,7 +189,13 @@ class LanguageModel:
         if options.grammar is not None:
             assert isinstance(options.grammar, Grammar)
             matcher = self._grammars.matcher(options.grammar)
-        return Output(prompt, options, self.description.stop_tokens, self.decode, room, matcher)
+        description = self.description
+        never, never_first = (
+            [token for token in tokens if token < description.vocabulary]  # configurations name tokens of larger ones
+            for tokens in (description.suppressed, description.suppressed_first)
+        )
+        rules = TokenRules(description.stop_tokens, never, never_first)
+        return Output(prompt, options, rules, self.decode, room, matcher)
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -177,12 +214,21 @@ class LanguageModel:
         room = self.draft.description.context if drafts.room is None else drafts.room
         return Speculation(DraftModel(drafts, slot, room), options.speculative)
 
-    def _run(self, prompt: Prompt, options: GenerationOptions, cancel: threading.Event | None) -> Run:
+    def _run(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        cancel: threading.Event | None,
+        inputs: Mapping[str, Any] | None,
+    ) -> Run:
         tokens = self.tokens_of(prompt)
+        if inputs is not None and self.encoder is None:
+            raise InputError("the model has no encoder, and reads the prompt alone", "leave `inputs` out")
         context = self.description.context
         check_fits(tokens, context)
         wanted = max(min(len(tokens) + options.max_new_tokens, context), len(tokens))
-        return self._started(SequenceState(self.steps(1, wanted), context), tokens, options, cancel)
+        others = None if self.encoder is None else self.encoder.run(inputs, tokens)
+        return self._started(SequenceState(self.steps(1, wanted, others), context), tokens, options, cancel)
 
     def _started(
         self, state: SequenceState, tokens: list[int], options: GenerationOptions, cancel: threading.Event | None

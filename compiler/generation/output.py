@@ -36,6 +36,15 @@ class Timing:
     decoded: int = 0
 
 
+@dataclass(frozen=True)
+class TokenRules:
+    """Tokens that end a text, that are never generated, and that are not generated first."""
+
+    stop: Sequence[int] = ()
+    suppressed: Sequence[int] = ()
+    suppressed_first: Sequence[int] = ()
+
+
 class Output:
     """The result of one sequence as it grows.
 
@@ -48,7 +57,7 @@ class Output:
         self,
         prompt: Sequence[int],
         options: GenerationOptions,
-        stop_tokens: Sequence[int],
+        rules: TokenRules,
         decode: Decode,
         room: int,
         matcher: Matcher | None = None,
@@ -56,8 +65,8 @@ class Output:
         """`room`: how many tokens the model can read in all, the prompt's included; `matcher`: of the grammar."""
         self._matcher = matcher
         self._prompt_tokens, self._options, self._room = len(prompt), options, room
-        self._ends = frozenset(stop_tokens)
-        self._sampler = Sampler(options, prompt)
+        self._ends = frozenset(rules.stop)
+        self._sampler = Sampler(options, prompt, rules.suppressed, rules.suppressed_first)
         self._text, self._stop = TextStream(decode, prompt), StopTexts(options.stops)
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,17 @@ _SEED_BITS = 53  # so that JSON holds it exactly
 class Sampler:
     """Chooses tokens of one text."""
 
-    def __init__(self, options: GenerationOptions, seen: Iterable[int]) -> None:
-        """`seen`: the prompt's tokens, which the repetition penalty counts."""
+    def __init__(
+        self,
+        options: GenerationOptions,
+        seen: Iterable[int],
+        suppressed: Sequence[int] = (),
+        suppressed_first: Sequence[int] = (),
+    ) -> None:
+        """`seen`: the prompt's tokens, which the repetition penalty counts; `suppressed`: tokens that are not chosen,
+        and `suppressed_first` those that are not first."""
+        self._suppressed = list(suppressed)
+        self._suppressed_now = sorted({*suppressed, *suppressed_first})
         self._options = options
         self._seen = set(seen)
         self.seed: int | None = None
@@ -35,6 +44,10 @@ class Sampler:
         Raises InputError where they are not finite.
         """
         scores = self._penalized(logits)
+        if self._suppressed_now:
+            scores = scores.copy()
+            scores[self._suppressed_now] = -np.inf
+            self._suppressed_now = self._suppressed
         if allowed is not None:
             scores = np.where(allowed, scores, np.float32(-np.inf))
         token = int(scores.argmax()) if self._random is None else self._drawn(scores, self._random)

@@ -5,7 +5,7 @@ Each sequence has a slot, which holds the keys and values (or other states) of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,7 +74,11 @@ class SessionSteps:
 
     joins = verifies = False
 
-    def __init__(self, module: Module, slots: int, capacity: int) -> None:
+    def __init__(
+        self, module: Module, slots: int, capacity: int, others: Mapping[str, np.ndarray[Any, Any]] | None = None
+    ) -> None:
+        """`others`: inputs beside the tokens, the same in each run: what an encoder returned."""
+        self._others = dict(others or {})
         # Modules without rows, or with a fixed number of them, are not told how many there are.
         self._capacity = capacity if has_open_capacity(module.manifest) else None
         self._module, self.slots = module, slots
@@ -101,7 +105,8 @@ class SessionSteps:
             session.reset()
         elif self.rewinds and session.length != chunk.position:
             session.rewind(session.length - chunk.position)
-        found = session.run({TOKENS: np.asarray([chunk.tokens], np.int64)}, outputs="dlpack")[LOGITS]
+        tokens = np.asarray([chunk.tokens], np.int64)
+        found = session.run({TOKENS: tokens, **self._others}, outputs="dlpack")[LOGITS]
         logits: Logits = np.from_dlpack(found)[0, -1:]
         return logits[: chunk.logits]
 

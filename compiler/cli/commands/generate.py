@@ -28,6 +28,9 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
   An answer in JSON that a schema describes:
     tensorwright generate smollm2.twm -p "Name a city and its country." --json-schema city.json
 
+  Transcribe speech with a model that has an encoder; features.npy is what the model's processor gives:
+    tensorwright generate whisper.twm --input input_features=features.npy -p ""
+
   Text, tokens and tokens per second as JSON; the prompt from standard input:
     tensorwright generate smollm2.twm --json < prompt.txt
 """
@@ -44,6 +47,7 @@ def _generate(
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input if not given.")
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
+    inputs: options.Inputs = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without the chat template.")] = False,
     max_new_tokens: generation.MaxNewTokens = 256,
     temperature: generation.Temperature = 0.0,
@@ -62,6 +66,7 @@ def _generate(
     trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
 ) -> None:
+    from compiler.cli.arguments import parse_arrays
     from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module
     from compiler.generation import load
@@ -81,9 +86,11 @@ def _generate(
     )
     text = prompt if prompt is not None else _standard_input()
     model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
-    templated = not raw and model.description.chat_template is not None
+    templated = bool(text) and not raw and model.description.chat_template is not None
     asked: Any = _messages(text, system) if templated else text
-    result = model.generate(asked, chosen, stream=None if as_json else _write)
+    specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}
+    read = parse_arrays(inputs, "--input", specs) if inputs else None
+    result = model.generate(asked, chosen, inputs=read, stream=None if as_json else _write)
     if as_json:
         rates = {
             "prompt_tokens_per_second": result.prompt_tokens_per_second,

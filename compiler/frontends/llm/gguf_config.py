@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import MOST_LAYERS, DecoderConfig, ExpertsConfig, LayerConfig
+from compiler.frontends.llm.gguf_architecture import GgufArchitecture
 from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.gguf_gpt import GPT_ARCHITECTURES
 from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.rope import Rope, RopeSettings, make_rope
 from compiler.frontends.llm.weights import Checkpoint
 
 _ROPE_FACTORS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
-
-
-@dataclass(frozen=True)
-class GgufArchitecture:
-    """Properties of a GGUF architecture that the metadata lacks.
-
-    Attributes:
-        norms: as of `gguf_names`.
-        interleaved: rows of queries and keys are ordered for rotary embeddings of adjacent pairs.
-        normalized: whether the probabilities of a mixture's chosen experts are scaled to sum to 1.
-        changes: adapts the configuration.
-    """
-
-    norms: str = "pre"
-    interleaved: bool = False
-    normalized: bool = True
-    changes: Callable[[DecoderConfig, GgufFile], DecoderConfig] = lambda config, file: config
 
 
 def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
@@ -51,7 +35,18 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
     checkpoint = Checkpoint(file, str(file.path))
     config = found.changes(_config(file, name, found, checkpoint), file)
     storage = Storage(interleaved=found.interleaved)
-    return config, gguf_names(found.norms), storage, checkpoint
+    return config, _names(found, config, file), storage, checkpoint
+
+
+def _names(found: GgufArchitecture, config: DecoderConfig, file: GgufFile) -> Names:
+    names = gguf_names(found.norms)
+    roles = dict(names.roles)
+    if config.parallel and "blk.0.ffn_norm.weight" not in file.names:  # both parts of a block read what one norm gives
+        del roles["mlp_norm"]
+    if all(f"blk.0.{name}.weight" in file.names for name in found.roles.values()):
+        roles |= found.roles
+    tables = [name if f"{name}.weight" in file.names else None for name in ("position_embd", "token_embd_norm")]
+    return replace(names, roles=roles, positions=tables[0], embedding_norm=tables[1])
 
 
 @dataclass(frozen=True)
@@ -247,4 +242,5 @@ ARCHITECTURES = {
     "granite": GgufArchitecture(interleaved=True, changes=_granite),
     "smollm3": GgufArchitecture(interleaved=True, changes=_smollm3),
     "olmo2": GgufArchitecture(norms="post"),
+    **GPT_ARCHITECTURES,
 }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from compiler.errors import InvalidModelError
+from compiler.frontends.llm.alibi import alibi_slopes
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.family import Family
 from compiler.frontends.llm.names import Names, hugging_face_names
@@ -79,24 +80,17 @@ def _mpt(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     attention.refuse("attn_type", "this kind of attention", unless="multihead_attention")
     attention.refuse("alibi", "a model without ALiBi", unless=True)
     scale, most = attention.optional("softmax_scale"), attention.positive("alibi_bias_max")
-    heads = 1 << (config.heads - 1).bit_length()
-    slopes = [2.0 ** -((head + 1) * most / heads) for head in range(heads)]
-    if heads != config.heads:
-        slopes = [*slopes[1::2], *slopes[::2]][: config.heads]
     return replace(
         config,
         score_scale=config.score_scale if scale is None else scale,
         clip=attention.optional("clip_qkv"),
-        slopes=tuple(slopes),
+        slopes=alibi_slopes(config.heads, most),
     )
 
 
 def _bloom(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     settings.refuse("apply_residual_connection_post_layernorm", "a residual connection behind the norm")
-    power = 1 << (config.heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
-    slopes += [2.0 ** (-4.0 * (2 * head + 1) / power) for head in range(config.heads - power)]
-    return replace(config, slopes=tuple(slopes))
+    return replace(config, slopes=alibi_slopes(config.heads))
 
 
 def _gptj(config: DecoderConfig, settings: Settings) -> DecoderConfig:

@@ -34,8 +34,9 @@ from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.state_space import STATE_SPACE, build_state_space, read_state_space
-from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rules, read_tokenizer_files
 from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
+from compiler.frontends.llm.transformers_encoder import capture_pair, has_encoder
 
 _ENDLESS = 1 << 20  # the context of models whose states do not grow
 
@@ -57,6 +58,8 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         kind = model_type(path)
         if kind in STATE_SPACE:
             return _state_space(path, options)
+        if kind not in FAMILIES and has_encoder(path):
+            return _pair(path, options)
         if kind not in FAMILIES and is_available():
             return _captured(path, options)
         config, names, storage, checkpoint = read_hugging_face(path)
@@ -102,6 +105,25 @@ def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     files.check_fits(found.vocabulary, str(folder))
     description = _description(found.architecture, found.context, found.vocabulary, files)
     return replace(found.model, assets=_assets(description, files))
+
+
+def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
+    """A decoder and what reads speech, an image or another text for it, by transformers' own code."""
+    files = read_tokenizer_files(folder)
+    rules = read_text_rules(folder)
+    found = capture_pair(folder, options)
+    decoder = found.decoder
+    files.check_fits(decoder.vocabulary, str(folder))
+    description = _description(decoder.architecture, decoder.context, decoder.vocabulary, files)
+    description = description.model_copy(
+        update={
+            "image_token": found.image_token,
+            "start": rules.start if found.image_token is None else (),
+            "suppressed": rules.suppressed,
+            "suppressed_first": rules.suppressed_first,
+        }
+    )
+    return replace(decoder.model, assets=_assets(description, files), encoder=found.encoder)
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:

@@ -60,6 +60,30 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     )
 
 
+@dataclass(frozen=True)
+class TextRules:
+    """Tokens that a text begins with, and that are not generated, or not first: `LanguageModelDescription`."""
+
+    start: tuple[int, ...]
+    suppressed: tuple[int, ...]
+    suppressed_first: tuple[int, ...]
+
+
+def read_text_rules(folder: Path) -> TextRules:
+    """Those of a folder: generation_config.json, or else config.json. Raises as `read_tokenizer_files`."""
+    settings = {**_optional_json(folder / "config.json"), **_optional_json(folder / "generation_config.json")}
+
+    def tokens(name: str) -> tuple[int, ...]:
+        return _tokens(settings.get(name), folder, name)
+
+    start = [*tokens("decoder_start_token_id"), *tokens("forced_bos_token_id")]
+    for pair in settings.get("forced_decoder_ids") or []:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] != len(start) or not isinstance(pair[1], int):
+            break  # the language is to be detected, and what comes behind it
+        start.append(pair[1])
+    return TextRules(tuple(start), tokens("suppress_tokens"), tokens("begin_suppress_tokens"))
+
+
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """In a file of its own, or in the settings: one, or several of which one is the default."""
     path = folder / "chat_template.jinja"
@@ -75,10 +99,10 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _tokens(value: Any, folder: Path) -> tuple[int, ...]:
+def _tokens(value: Any, folder: Path, name: str = "eos_token_id") -> tuple[int, ...]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, int) and each >= 0 for each in values):
-        raise InvalidModelError(f"{folder}: 'eos_token_id' is {value!r}")
+        raise InvalidModelError(f"{folder}: {name!r} is {value!r}")
     return tuple(dict.fromkeys(values))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class CapturedDecoder:
 def is_available() -> bool:
     """Whether torch and transformers are installed."""
     try:
-        _packages()
+        packages()
     except MissingDependencyError:
         return False
     return True
@@ -48,11 +48,11 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: torch or transformers is not installed.
     """
-    torch, transformers = _packages()
-    _check(folder, options)
-    model = _loaded(folder, getattr(torch, _TYPES[options.precision]), transformers)
+    torch, transformers = packages()
+    dtype = check_options(folder, options)
+    model = load_model(folder, getattr(torch, dtype), transformers.AutoModelForCausalLM)
     config = model.config.get_text_config()
-    vocabulary, context = int(config.vocab_size), _context(config)
+    vocabulary, context = int(config.vocab_size), context_of(config)
     module = _with_cache(model, context)
     imported = _imported(module, context, torch)
     states = tuple(replace(state, axis=2) for state in imported.states)
@@ -64,12 +64,14 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     return CapturedDecoder(imported, str(model.config.model_type), context, vocabulary)
 
 
-def _packages() -> tuple[Any, Any]:
+def packages() -> tuple[Any, Any]:
+    """torch and transformers. Raises MissingDependencyError."""
     purpose = "captures language models that are not built here"
     return optional_module("torch", "torch", purpose), optional_module("transformers", "transformers", purpose)
 
 
-def _check(folder: Path, options: LanguageModelOptions) -> None:
+def check_options(folder: Path, options: LanguageModelOptions) -> str:
+    """Name of torch's type of the weights. Raises OptionError for options that do not apply to captured models."""
     if options.precision not in _TYPES:
         raise OptionError(
             f"{folder}: precision {options.precision!r} is not supported for models captured from transformers",
@@ -79,22 +81,34 @@ def _check(folder: Path, options: LanguageModelOptions) -> None:
         raise OptionError(
             f"{folder}: sequences, all_logits and cache do not apply to models captured from transformers"
         )
+    return _TYPES[options.precision]
 
 
-def _loaded(folder: Path, dtype: Any, transformers: Any) -> Any:
-    """The model from its safetensors; code of a folder is never run."""
+def load_model(folder: Path, dtype: Any, loader: Any) -> Any:
+    """The model by one of transformers' automatic classes, from safetensors; code of a folder is never run.
+
+    Raises InvalidModelError.
+    """
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise InvalidModelError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
     return model.eval()
 
 
-def _context(config: Any) -> int:
-    context = getattr(config, "max_position_embeddings", None) or MOST_CONTEXT
-    return min(int(context), MOST_CONTEXT)
+def context_of(config: Any, setting: str = "max_position_embeddings") -> int:
+    """How many tokens a model has positions for, at most `MOST_CONTEXT`."""
+    return min(int(getattr(config, setting, None) or MOST_CONTEXT), MOST_CONTEXT)
+
+
+def fixed_cache(layers: Sequence[Any], capacity: int) -> Any:
+    """A cache of transformers with the keys and values of such layers, of fixed capacity."""
+    from transformers import cache_utils
+
+    cache = cache_utils.Cache(layers=[cache_utils.StaticLayer(capacity) for _ in layers])
+    for layer, like in zip(cache.layers, layers, strict=True):
+        layer.lazy_initialization(like.keys, like.values)
+    return cache
 
 
 def _with_cache(model: Any, capacity: int) -> Any:

@@ -49,6 +49,11 @@ def test_greedy_tokens_are_those_of_runs_without_a_cache(model: LanguageModel) -
     assert result.text == bytes(result.tokens).decode(errors="replace")
 
 
+def test_a_model_without_an_encoder_takes_no_inputs(model: LanguageModel) -> None:
+    with pytest.raises(InputError, match="no encoder"):
+        model.generate("Hello", inputs={"pixel_values": np.zeros(1)})
+
+
 def test_pieces_make_up_the_text(model: LanguageModel) -> None:
     pieces: list[str] = []
     result = model.generate("Hi", max_new_tokens=40, temperature=1.5, seed=3, stream=pieces.append)

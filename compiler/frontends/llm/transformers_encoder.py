@@ -1,0 +1,303 @@
+"""Models of two parts, captured from transformers by `torch.export`: one that reads speech, an image or another text
+once, and a decoder that generates with what it found.
+
+What the first part returns is the second's inputs, by name: keys and values of cross attention, or the rows that stand
+in place of an image's tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.llm.options import LanguageModelOptions
+from compiler.frontends.llm.safetensors_folder import read_json
+from compiler.frontends.llm.transformers_decoder import (
+    LOGITS,
+    POSITION,
+    TOKENS,
+    CapturedDecoder,
+    check_options,
+    context_of,
+    fixed_cache,
+    load_model,
+    packages,
+)
+
+_CLASSES = ("ForConditionalGeneration", "ForSpeechSeq2Seq", "MTModel")
+_FEATURES, _ROWS = "features", "rows"
+
+
+@dataclass(frozen=True)
+class CapturedPair:
+    """Both parts, and the token that stands for each row of an image; None for models with cross attention."""
+
+    encoder: ImportedModel
+    decoder: CapturedDecoder
+    image_token: int | None
+
+
+def has_encoder(folder: Path) -> bool:
+    """Whether config.json names a model of two parts. Raises StorageError or InvalidModelError where it is damaged."""
+    names = read_json(folder / "config.json").get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(_CLASSES) for name in names)
+
+
+def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
+    """Capture both parts of the model of a folder. Raises as `capture_decoder`."""
+    torch, transformers = packages()
+    dtype = check_options(folder, options)
+    crosses = bool(read_json(folder / "config.json").get("is_encoder_decoder"))
+    loader = transformers.AutoModelForSeq2SeqLM if crosses else transformers.AutoModelForImageTextToText
+    if crosses and read_json(folder / "config.json").get("model_type") in _speech_types(transformers):
+        loader = transformers.AutoModelForSpeechSeq2Seq
+    model = load_model(folder, getattr(torch, dtype), loader)
+    with torch.no_grad():
+        return _with_cross_attention(model) if crosses else _with_images(folder, model)
+
+
+def _speech_types(transformers: Any) -> Any:
+    return transformers.models.auto.modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+
+
+def _with_cross_attention(model: Any) -> CapturedPair:
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
+
+    config, kind = model.config, str(model.config.model_type)
+    given, dynamic = _read_once(model)
+    cache_name = _cache_argument(model.get_decoder())
+
+    class Encoder(torch.nn.Module):
+        """Returns the keys and values of the decoder's cross attention."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def crossed(self, given: Any) -> dict[str, Any]:
+            hidden = model.get_encoder()(given).last_hidden_state
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            start = torch.zeros((1, 1), dtype=torch.int64)
+            named = {cache_name: cache}
+            model.get_decoder()(input_ids=start, encoder_hidden_states=hidden, use_cache=True, **named)
+            layers = cache.cross_attention_cache.layers
+            tensors = [each for layer in layers for each in (layer.keys, layer.values)]
+            return {f"cross_{index}": each for index, each in enumerate(tensors)}
+
+    class SpeechEncoder(Encoder):
+        def forward(self, input_features: Any) -> dict[str, Any]:
+            return self.crossed(input_features)
+
+    class TextEncoder(Encoder):
+        def forward(self, input_ids: Any) -> dict[str, Any]:
+            return self.crossed(input_ids)
+
+    encoder = TextEncoder() if dynamic else SpeechEncoder()
+    found = encoder(**given)
+    count, context = len(found) // 2, context_of(config, "max_target_positions")
+    own = _own_layers(model, cache_name, count, context)
+    hidden_size = int(config.d_model)
+
+    class Decoder(torch.nn.Module):
+        """Writes to its buffers as it runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            for index, layer in enumerate(own.layers):
+                self.register_buffer(f"key_{index}", layer.keys)
+                self.register_buffer(f"value_{index}", layer.values)
+
+        def forward(self, tokens: Any, position: Any, *cross: Any) -> dict[str, Any]:
+            for index, layer in enumerate(own.layers):
+                layer.keys, layer.values = getattr(self, f"key_{index}"), getattr(self, f"value_{index}")
+                layer.cumulative_length = position.clone()
+            others = DynamicCache()
+            for index in range(count):
+                others.update(cross[2 * index], cross[2 * index + 1], index)
+            cache = EncoderDecoderCache(own, others)
+            cache.is_updated = dict.fromkeys(range(count), True)
+            unread = BaseModelOutput(last_hidden_state=torch.zeros((1, 1, hidden_size), dtype=model.dtype))
+            named = {_cache_argument(model): cache}
+            result = model(decoder_input_ids=tokens, encoder_outputs=unread, use_cache=True, **named)
+            return {LOGITS: result.logits[:, -1:].to(torch.float32)}
+
+    rows = {2: torch.export.Dim(_ROWS, min=1)} if dynamic else {}
+    decoder = _captured(Decoder(), tuple(found.values()), (tuple(rows for _ in found),), context)
+    return CapturedPair(
+        _import(encoder, tuple(given.values()), tuple(dynamic.values())),
+        _described(decoder, kind, context, config),
+        None,
+    )
+
+
+def _read_once(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Example inputs of the encoder, and which of their dimensions are dynamic."""
+    import torch
+
+    config, name = model.config, model.main_input_name
+    if name == "input_features":
+        frames = 2 * int(config.max_source_positions)
+        return {name: torch.zeros((1, int(config.num_mel_bins), frames), dtype=model.dtype)}, {}
+    if name == "input_ids":
+        longest = context_of(config, "max_position_embeddings")
+        length = torch.export.Dim("length", min=1, max=longest)
+        return {name: torch.ones((1, 7), dtype=torch.int64)}, {name: {1: length}}
+    raise OptionError(
+        f"models of type {config.model_type!r} are not supported: their encoder reads {name!r}",
+        "encoders of text (input_ids) and of log-mel spectrograms (input_features) are",
+    )
+
+
+def _own_layers(model: Any, cache_name: str, count: int, context: int) -> Any:
+    """The cache of the decoder's own tokens, sized by a first run."""
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    hidden = torch.zeros((1, 1, int(model.config.d_model)), dtype=model.dtype)
+    start = torch.zeros((1, 1), dtype=torch.int64)
+    named = {cache_name: cache}
+    model.get_decoder()(input_ids=start, encoder_hidden_states=hidden, use_cache=True, **named)
+    layers = cache.self_attention_cache.layers
+    if len(layers) != count:
+        raise OptionError(f"models of type {model.config.model_type!r} are not supported: not all layers keep keys")
+    return fixed_cache(layers, context)
+
+
+def _with_images(folder: Path, model: Any) -> CapturedPair:
+    import torch
+
+    config, kind = model.config, str(model.config.model_type)
+    image_token = getattr(config, "image_token_id", None)
+    if image_token is None:
+        image_token = getattr(config, "image_token_index", None)
+    if image_token is None or not hasattr(model, "get_image_features"):
+        raise OptionError(f"{folder}: models of type {kind!r} are not supported", "models of images and text are")
+    images = _images(folder, model, kind)
+    own: Any = getattr(model.model, "text_model", None) or getattr(model.model, "language_model", None)
+    if own is None or hasattr(model.model, "get_rope_index") or "token_type_ids" in _arguments(model.forward):
+        raise OptionError(
+            f"{folder}: models of type {kind!r} are not supported: positions or masks of their text depend on images"
+        )
+
+    class Encoder(torch.nn.Module):
+        """Returns a row for each token of the images."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: Any) -> dict[str, Any]:
+            found = _image_rows(model, pixel_values)
+            return {_FEATURES: found.reshape(-1, found.shape[-1])}
+
+    example = Encoder()(images)[_FEATURES]
+    text = config.get_text_config()
+    context = context_of(text, "max_position_embeddings")
+    cache_name = _cache_argument(own)
+    cache = _text_cache(own, cache_name, context)
+
+    class Decoder(torch.nn.Module):
+        """Writes to its buffers as it runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            for index, layer in enumerate(cache.layers):
+                self.register_buffer(f"key_{index}", layer.keys)
+                self.register_buffer(f"value_{index}", layer.values)
+
+        def forward(self, tokens: Any, position: Any, features: Any) -> dict[str, Any]:
+            for index, layer in enumerate(cache.layers):
+                layer.keys, layer.values = getattr(self, f"key_{index}"), getattr(self, f"value_{index}")
+                layer.cumulative_length = position.clone()
+            # Images are in the prompt alone, which is read from position 0 on.
+            stands = (tokens == image_token) & (position == 0)
+            places = (torch.cumsum(stands.to(torch.int64), 1) - 1).clamp(0, features.shape[0] - 1)
+            words = model.get_input_embeddings()(tokens)
+            mixed = torch.where(stands[..., None], features[places[0]][None].to(words.dtype), words)
+            hidden = own(inputs_embeds=mixed, use_cache=True, **{cache_name: cache}).last_hidden_state
+            return {LOGITS: model.lm_head(hidden[:, -1:]).to(torch.float32)}
+
+    rows = {0: torch.export.Dim(_ROWS, min=1)}
+    decoder = _captured(Decoder(), (example,), (rows,), context)
+    count = torch.export.Dim("images", min=1, max=64)
+    encoder = _import(Encoder(), (images,), ({images.ndim - 4: count},))
+    return CapturedPair(encoder, _described(decoder, kind, context, text), int(image_token))
+
+
+def _images(folder: Path, model: Any, kind: str) -> Any:
+    """Example images, two of them, as the model's processor gives them."""
+    import torch
+
+    vision = model.config.vision_config
+    size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
+    if not isinstance(size, int):
+        raise OptionError(f"{folder}: models of type {kind!r} are not supported: images have no fixed size")
+    if "pixel_attention_mask" in _arguments(model.get_image_features):
+        return torch.randn((1, 2, channels, size, size), dtype=model.dtype)
+    return torch.randn((2, channels, size, size), dtype=model.dtype)
+
+
+def _image_rows(model: Any, images: Any) -> Any:
+    """Rows of all images: (images, rows, size)."""
+    import torch
+
+    if images.ndim == 5:  # padding images and padded ones are not among them
+        values = images[0]
+        vision = model.model.vision_model
+        side = values.shape[-1] // model.config.vision_config.patch_size
+        mask = torch.ones((values.shape[0], side, side), dtype=torch.bool)
+        return model.model.connector(vision(pixel_values=values, patch_attention_mask=mask).last_hidden_state)
+    found = model.get_image_features(pixel_values=images, return_dict=True).pooler_output
+    return torch.cat(list(found), 0) if isinstance(found, list | tuple) else found
+
+
+def _text_cache(text: Any, cache_name: str, context: int) -> Any:
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    cache = DynamicCache()
+    text(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True, **{cache_name: cache})
+    return fixed_cache(cache.layers, context)
+
+
+def _captured(module: Any, extra: tuple[Any, ...], sizes: tuple[Any, ...], context: int) -> ImportedModel:
+    import torch
+
+    length = torch.export.Dim("n", min=1, max=context)
+    example = (torch.ones((1, 7), dtype=torch.int64), torch.tensor(3), *extra)
+    return _import(module, example, ({1: length}, None, *sizes))
+
+
+def _import(module: Any, example: tuple[Any, ...], dynamic: tuple[Any, ...]) -> ImportedModel:
+    from compiler.frontends.torch import import_torch
+
+    return import_torch(module.eval(), example_inputs=example, dynamic_shapes=dynamic or None)
+
+
+def _described(decoder: ImportedModel, kind: str, context: int, config: Any) -> CapturedDecoder:
+    states = tuple(replace(state, axis=2) for state in decoder.states)
+    rows = next((each.shape[1] for each in decoder.inputs if each.name == TOKENS), None)
+    if rows is None or not states:
+        raise InvalidModelError(f"the decoder of the {kind!r} model does not read tokens and a cache")
+    vocabulary = int(config.vocab_size)
+    tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
+    model = replace(decoder, states=states, position=PositionSpec(POSITION, rows), indices=(*decoder.indices, tokens))
+    return CapturedDecoder(model, kind, context, vocabulary)
+
+
+def _cache_argument(module: Any) -> str:
+    return "cache" if "cache" in _arguments(module.forward) else "past_key_values"
+
+
+def _arguments(function: Any) -> Mapping[str, Any]:
+    return inspect.signature(function).parameters
