@@ -108,8 +108,7 @@ def _distilled(
         )
     net.eval()  # as it is measured; training mode comes later
     job = start(student, common, ImportOptions() if trained is not None else imports)
-    with objective(net, options) as goal:
-        _train(net, goal, options, job.report)
+    train_student(net, options, job.report)
     if trained is not None:
         trained.apply()
 
@@ -119,6 +118,13 @@ def _distilled(
     job.require(after, "train longer, or with another weight= or temperature=")
     settings = {name: getattr(options, name) for name in ("method", "weight", "temperature", "epochs")}
     return job.result(f"distill {options.method}", candidate, after, settings, trained=trained)
+
+
+def train_student(net: torch.nn.Module, options: DistillationOptions, report: Callable[[str], None]) -> None:
+    """Train a student as `distill` does, without importing or measuring it. Raises OptionError and InputError."""
+    options.check()
+    with objective(net, options) as goal:
+        _train(net, goal, options, report)
 
 
 def _adam(learning_rate: float) -> Callable[[Any], Any]:

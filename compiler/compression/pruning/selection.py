@@ -35,7 +35,7 @@ def select_units(
         else [round(amount * len(cell.units)) for cell in cells]
     )
     for cell, count in zip(cells, counts, strict=True):
-        count = _rounded(count, len(cell.units), cell.width, lanes)
+        count = rounded_count(count, len(cell.units), cell.width, lanes)
         order = np.argsort(scores[cell.units], kind="stable")
         removed[cell.units[order[:count]]] = True
     return removed
@@ -59,7 +59,7 @@ def _global_counts(cells: Sequence[Cell], scores: Array, amount: float) -> list[
     return counts
 
 
-def _rounded(count: int, size: int, width: int, lanes: int) -> int:
+def rounded_count(count: int, size: int, width: int, lanes: int) -> int:
     """How many of `size` units go so that what is left fills vectors, and is not nothing."""
     step = max(1, lanes // np.gcd(width, lanes))
     left = size - count

@@ -60,19 +60,29 @@ class Trained:
     def weights(self) -> dict[str, Array]:
         return {name: each.detach().cpu().numpy() for name, each in self.parameters()}
 
-    def mask(self, kept: Mapping[GenericConst, Array]) -> None:
-        """From now on the weights are zero where `kept` is False, and training leaves them there."""
+    def parameter_masks(self, kept: Mapping[GenericConst, Array]) -> dict[str, Array]:
+        """What stays of each parameter, by its name; those of which all stays are left out."""
         total = np.ones(sum(each.numel() for _, each in self.parameters()), np.bool_)
         for constant, stays in kept.items():
             np.logical_and.at(
                 total, self.places[constant].ravel(), np.broadcast_to(stays, self.places[constant].shape).ravel()
             )
-        start = 0
+        start, masks = 0, {}
         for name, parameter in self.parameters():
             part = total[start : start + parameter.numel()].reshape(tuple(parameter.shape))
             start += parameter.numel()
             if not part.all():
-                self.masks[name] = part & self.masks.get(name, np.True_)
+                masks[name] = part
+        return masks
+
+    def mask(self, kept: Mapping[GenericConst, Array]) -> None:
+        """From now on the weights are zero where `kept` is False, and training leaves them there."""
+        self.mask_parameters(self.parameter_masks(kept))
+
+    def mask_parameters(self, masks: Mapping[str, Array]) -> None:
+        """As `mask`, by the names of parameters."""
+        for name, mask in masks.items():
+            self.masks[name] = mask & self.masks.get(name, np.True_)
         self._hold()
 
     def _hold(self) -> None:

@@ -1,0 +1,71 @@
+"""`choice`: a block of a supernet of which a search keeps one of several forms. Needs torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compiler.errors import OptionError
+
+if TYPE_CHECKING:
+    from compiler.searching.knobs import Option
+
+
+class Choice(nn.ModuleList):
+    """A block with several forms; `selected` is the one that computes. All take and give tensors of the same shapes."""
+
+    selected: int
+
+    def __init__(self, forms: list[nn.Module]) -> None:
+        super().__init__(forms)
+        self.selected = len(forms) - 1
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the selected form makes of them."""
+        return self[self.selected](*inputs, **named)
+
+
+def choice(*forms: nn.Module) -> Choice:
+    """A block of a net of which `search` chooses one form; the last one is the net as it is.
+
+    `nn.Identity()` among the forms lets a block go. Channels and layers inside of the forms can be searched as well.
+
+    Args:
+        forms: two modules or more that take and give tensors of equal shapes.
+
+    Raises:
+        OptionError: there are fewer than two, or one is not a module.
+    """
+    wrong = [type(form).__name__ for form in forms if not isinstance(form, nn.Module)]
+    if wrong or len(forms) < 2:
+        raise OptionError(
+            f"choice() has {wrong[0] if wrong else len(forms)}", "give two torch.nn.Modules or more: choice(a, b)"
+        )
+    return Choice(list(forms))
+
+
+def choices_of(net: nn.Module) -> dict[str, Choice]:
+    """The choices of a net by the names of their modules."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, Choice)}
+
+
+def select(net: nn.Module, config: Mapping[str, Option]) -> None:
+    """Let each choice compute what the config says; without a word on it, its last form."""
+    for name, block in choices_of(net).items():
+        block.selected = int(config.get(f"choice {name}", len(block) - 1))
+
+
+def materialized(net: nn.Module, config: Mapping[str, Option]) -> nn.Module:
+    """A copy that shares its parameters with the net and holds the selected forms alone, under the same names."""
+    memo: dict[int, Any] = {id(each): each for each in [*net.parameters(), *net.buffers()]}
+    result = copy.deepcopy(net, memo)
+    select(result, config)
+    for block in choices_of(result).values():
+        for index in range(len(block)):
+            if index != block.selected:
+                block[index] = nn.Identity()
+    return result

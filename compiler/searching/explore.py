@@ -1,0 +1,240 @@
+"""The search itself: seeds, a path of small steps, a sampler of optuna, and small steps around the best in the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from compiler.errors import OptionError, TensorwrightError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.searching.cost import CostModel, Costs, excess
+from compiler.searching.front import Candidate, feasible, pareto
+from compiler.searching.knobs import Config, Knob, Option, key_of, largest, neighbours, smallest, uniform
+from compiler.searching.settings import SearchOptions
+from compiler.searching.study import Study
+
+_BATCH = 8  # candidates that a sampler proposes before the next ones learn from them
+_UNIFORM = (0.25, 0.5, 0.75)
+_STEPS = 5  # of the path to the budget
+_SHARE_OF_PATH = 0.4  # of the trials
+_SHARE_OF_LAST_STEPS = 0.2
+
+
+class Net(Protocol):
+    """What is searched."""
+
+    @property
+    def knobs(self) -> list[Knob]:
+        """What there is to decide."""
+
+    def model(self, config: Config) -> ImportedModel:
+        """A candidate as a graph, for its costs."""
+
+    def score(self, config: Config) -> float:
+        """What `evaluate` says of it."""
+
+
+@dataclass
+class Explorer:
+    """Evaluates configs, each once, and keeps them in the study.
+
+    Attributes:
+        main: the name of the budget's limit that the front is drawn over.
+    """
+
+    net: Net
+    costs: CostModel
+    budget: Mapping[str, float]
+    options: SearchOptions
+    study: Study
+    report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.main = next(iter(self.budget))
+        self._known: dict[tuple[tuple[str, Option], ...], Candidate] = {
+            key_of(each.config): each for each in self.study.finished()
+        }
+        self._costs: dict[tuple[tuple[str, Option], ...], Costs] = {key: each.costs for key, each in self._known.items()}
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All so far."""
+        return list(self._known.values())
+
+    def run(self) -> list[Candidate]:
+        """All candidates in the end.
+
+        Raises:
+            OptionError: `evaluate` fails, or the smallest net there is does not meet the budget.
+        """
+        self.report("measure the net as it is, and the smallest one")
+        self._check_reachable()
+        knobs = self.net.knobs
+        self.evaluate([largest(knobs), *(uniform(knobs, share) for share in _UNIFORM), smallest(knobs)])
+        self._path()
+        self._sample(self.options.trials - self._last_steps)
+        self._refine()
+        return self.candidates
+
+    @property
+    def _last_steps(self) -> int:
+        return round(_SHARE_OF_LAST_STEPS * self.options.trials)
+
+    def costs_of(self, configs: Sequence[Config]) -> list[Costs]:
+        """Costs alone, each config once."""
+        new = {key_of(config): config for config in configs if key_of(config) not in self._costs}
+        found = self.costs.costs([self.net.model(config) for config in new.values()])
+        self._costs |= dict(zip(new, found, strict=True))
+        return [self._costs[key_of(config)] for config in configs]
+
+    def evaluate(self, configs: Sequence[Config]) -> list[Candidate]:
+        """Costs and scores; what is known is not computed again, and what is new is in the study before the next."""
+        costs = self.costs_of(configs)
+        found = []
+        for config, each in zip(configs, costs, strict=True):
+            key = key_of(config)
+            if key not in self._known:
+                self._known[key] = self.study.record(config, lambda config=config, each=each: self._scored(config, each))
+                self._show()
+            found.append(self._known[key])
+        return found
+
+    def _scored(self, config: Config, costs: Costs) -> Candidate:
+        try:
+            value = self.net.score(config)
+        except TensorwrightError as error:
+            decisions = json.dumps({name: option for name, option in config.items()})
+            error.message = f"a candidate of the search cannot be scored: {error.message}\n  it is {decisions}"
+            error.reached = self.candidates
+            raise
+        return Candidate(dict(config), value, costs, excess(costs, self.budget))
+
+    def _check_reachable(self) -> None:
+        """Raises OptionError where even the smallest nets are beyond the budget."""
+        smallests = _smallest_nets(self.net.knobs)
+        costs = self.costs_of(smallests)
+        if min(excess(each, self.budget) for each in costs) > 0:
+            nearest = min(costs, key=lambda each: excess(each, self.budget))
+            raise unreachable(nearest, self.budget)
+
+    def _path(self) -> None:
+        """From the whole net to the budget in steps, each by the knob that costs the least score (NetAdapt, Yang et al.
+        2018): the knob's largest option that saves the step's share, or its smallest."""
+        knobs = [knob for knob in self.net.knobs if len(knob.options) > 1]
+        config = largest(knobs)
+        at = self.evaluate([config])[0]
+        limit = self.budget[self.main]
+        step = max(at.costs[self.main] - limit, 0.0) / _STEPS
+        allowed = round(_SHARE_OF_PATH * self.options.trials)
+        while at.excess > 0 and step > 0 and len(self._known) < allowed:
+            proposals = [each for knob in knobs if (each := self._smaller(knob, at.config, step)) is not None]
+            if not proposals:
+                return
+            found = self.evaluate(proposals[: max(1, self.options.trials - len(self._known))])
+            better = [each for each in found if each.costs[self.main] < at.costs[self.main]]
+            if not better:
+                return
+            at = min(better, key=lambda each: self._price(at, each, step))
+
+    def _price(self, before: Candidate, after: Candidate, step: float) -> tuple[float, float]:
+        """The score that a step costs, per what it saves where it saves less than a whole one."""
+        saved = min((before.costs[self.main] - after.costs[self.main]) / step, 1.0)
+        return (before.score - after.score) / saved, after.costs[self.main]
+
+    def _smaller(self, knob: Knob, config: Config, step: float) -> dict[str, Option] | None:
+        """The knob's largest option below the present one that saves `step`; else its smallest; None without one."""
+        place = knob.options.index(config[knob.name])
+        options = knob.options[:place] if knob.is_ordered else [each for each in knob.options if each != config[knob.name]]
+        if not options:
+            return None
+        at = self.costs_of([config])[0][self.main]
+        ordered = list(reversed(options))
+        low, high = 0, len(ordered) - 1  # smaller options save more: the first that saves enough
+        while low < high:
+            middle = (low + high) // 2
+            saved = at - self.costs_of([{**config, knob.name: ordered[middle]}])[0][self.main]
+            low, high = (low, middle) if saved >= step else (middle + 1, high)
+        return {**config, knob.name: ordered[low]}
+
+    def _sample(self, until: int) -> None:
+        while len(self._known) < until:
+            asked = self.study.proposals(min(_BATCH, until - len(self._known)))
+            try:
+                before = len(self._known)
+                self.costs_of([config for _, config in asked])  # kernels of all are measured together
+                for trial, config in asked:
+                    self._finish(trial, config)
+            finally:
+                for trial, _ in asked:
+                    self.study.fail(trial)
+            if len(self._known) == before and not self.evaluate(self._unknown_neighbours()[:1]):
+                return  # the space holds no more
+
+    def _finish(self, trial: Any, config: dict[str, Option]) -> None:
+        """Store a sampler's trial; what is known already is not computed again."""
+        key = key_of(config)
+        known = self._known.get(key)
+        costs = self.costs_of([config])[0]
+        self._known[key] = self.study.finish(trial, lambda: known or self._scored(config, costs))
+        if known is None:
+            self._show()
+
+    def _refine(self) -> None:
+        """Small steps around the best candidates, until none is better or the trials are used up."""
+        while len(self._known) < self.options.trials:
+            near = self._unknown_neighbours()
+            if not near:
+                return
+            self.evaluate(near[: min(_BATCH, self.options.trials - len(self._known))])
+
+    def _unknown_neighbours(self) -> list[dict[str, Option]]:
+        """Of the best candidates, best first: those within the budget first."""
+        ranked = sorted(self.candidates, key=lambda each: (max(each.excess, 0.0), -each.score))
+        seen: dict[tuple[tuple[str, Option], ...], dict[str, Option]] = {}
+        for candidate in ranked[:4]:
+            for config in neighbours(self.net.knobs, candidate.config):
+                key = key_of(config)
+                if key not in self._known:
+                    seen.setdefault(key, config)
+        return list(seen.values())
+
+    def _show(self) -> None:
+        fits = feasible(self.candidates)
+        best = f"best within the budget {max(each.score for each in fits):.6g}" if fits else "none within the budget yet"
+        front = ", ".join(f"{each.costs[self.main]:.4g} {self.main}: {each.score:.4g}" for each in self._shown())
+        self.report(f"candidate {len(self._known)} of {self.options.trials}: {best}; front {front}")
+
+    def _shown(self) -> list[Candidate]:
+        return pareto(self.candidates, self.main)[:6]
+
+
+def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
+    """The smallest structure with each precision, and with each form of choices, for all layers alike."""
+    found = []
+    for place in range(max((len(knob.options) for knob in knobs if not knob.is_ordered), default=1)):
+        config = smallest(knobs)
+        for knob in knobs:
+            if not knob.is_ordered:
+                config[knob.name] = knob.options[min(place, len(knob.options) - 1)]
+        found.append(config)
+    return found
+
+
+def unreachable(nearest: Costs, budget: Mapping[str, float]) -> OptionError:
+    """The error of a budget that nothing meets."""
+    close = ", ".join(f"{nearest[name]:.4g} {name} of {limit:g}" for name, limit in budget.items())
+    return OptionError(
+        f"no net of the space meets the budget; the closest takes {close}",
+        "allow more, or give space= smaller options (channels, layers, resolution, precision)",
+    )
+
+
+def check_choices(knobs: Sequence[Any]) -> None:
+    """Raises OptionError where there is nothing to decide."""
+    if not knobs:
+        raise OptionError(
+            "the space has no choice: no group of channels or heads, no residual layer and no block of the net can change",
+            "give space= more options, or declare blocks with tensorwright.choice(a, b)",
+        )

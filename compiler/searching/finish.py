@@ -1,0 +1,161 @@
+"""From a config to a module: its weights are finetuned and distilled, its layers quantized, it is verified and
+compiled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from compiler.compression.canonical import canonical
+from compiler.compression.job import Job
+from compiler.compression.quantization import quantize
+from compiler.compression.quantization.layers import find_layers
+from compiler.compression.quantization.precisions import FLOAT, INTEGER
+from compiler.compression.recipe import compress
+from compiler.driver.compile import compile as compile_model
+from compiler.frontends.imported_model import ImportedModel
+from compiler.runtime import Module
+from compiler.searching.cost import CostModel, Costs
+from compiler.searching.graph_net import GraphNet
+from compiler.searching.knobs import Config
+from compiler.searching.precision import SCHEMES, precisions_in
+from compiler.searching.settings import SearchOptions
+from compiler.support.accuracy import score
+
+if TYPE_CHECKING:
+    from compiler.searching.torch_net import TorchNet
+
+_LOST_BY_QUANTIZING = 0.05  # of the score, where the caller gives no limit
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A candidate as it is deployed.
+
+    Attributes:
+        config: as it was searched.
+        model: what was compiled.
+        module: for the target; verified.
+        score: of the model on this machine, where `evaluate` was given its runs.
+        costs: by the names of the budget.
+        steps: what was done to it, in order, as text.
+        seconds: of training and quantizing.
+    """
+
+    config: Config
+    model: ImportedModel
+    module: Module
+    score: float
+    costs: Costs
+    steps: tuple[str, ...]
+    seconds: float
+
+
+@dataclass
+class Finisher:
+    """Finishes candidates of one search.
+
+    Args:
+        job: of the net as it came; `job.evaluate` scores modules that this machine runs.
+        teacher: the net as it came, which distillation learns from; None for models that are not of torch.
+    """
+
+    job: Job
+    net: TorchNet | GraphNet
+    costs: CostModel
+    options: SearchOptions
+    teacher: Any
+    max_drop: float | None
+    report: Callable[[str], None]
+
+    def finish(self, config: Config) -> Finished:
+        """Train, quantize, verify and compile a candidate.
+
+        Raises:
+            AccuracyError: quantizing loses more than it may.
+            VerificationError: the module does not give what the model gives.
+            UserError: of training and compiling.
+        """
+        begun = time.perf_counter()
+        steps: list[str] = []
+        model = self._trained(config, steps)
+        if self.options.recipe is not None:
+            self.report("recipe")
+            model = compress(model, self.options.recipe, **self._common())
+            steps += [row.step for row in model.report.rows[1:]]
+        model = self._quantized(model, precisions_in(config), steps)
+        self.report("compile")
+        samples = self.job.samples
+        known = samples[0] if samples and {spec.name for spec in model.inputs} == set(samples[0]) else None
+        module = compile_model(
+            model, self.costs.target, threads=self.job.threads, reference_inputs=known, progress=None
+        )
+        if module.artifact.reference_outputs and self._runs_here(module):
+            self.report("verify")
+            module.verify()
+            steps.append("verify")
+        return Finished(
+            config,
+            model,
+            module,
+            self.score(model, module),
+            self.costs.costs([model])[0],
+            tuple(steps),
+            time.perf_counter() - begun,
+        )
+
+    def score(self, model: ImportedModel, module: Module) -> float:
+        """Of a model: of its module where this machine runs it, else of one that is compiled for this machine."""
+        assert self.job.evaluate is not None
+        if not self.costs.target.fits_this_machine() or self.costs.target.device:
+            module = compile_model(model, "host", threads=self.job.threads, progress=None)
+        return score(self.job.evaluate, module.run)
+
+    def _runs_here(self, module: Module) -> bool:
+        return self.costs.target.fits_this_machine() and bool(module.artifact.reference_outputs)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "calibration": self.job.samples or None,
+            "evaluate": self.job.evaluate,
+            "max_drop": _LOST_BY_QUANTIZING if self.max_drop is None else self.max_drop,
+            "target": self.job.target,
+            "threads": self.job.threads,
+            "progress": None,
+        }
+
+    def _trained(self, config: Config, steps: list[str]) -> ImportedModel:
+        if isinstance(self.net, GraphNet):
+            return self.net.floats(config)
+        from compiler.searching.subnet import SubNetwork
+
+        work = SubNetwork.of(self.net, config)
+        if self.options.train is not None:
+            self.report("finetune")
+            work.train(self.options.train)
+            steps.append("finetune")
+        if self.options.batches is not None:
+            self.report("distill")
+            work.distill(self.teacher, self.options, self.report)
+            steps.append("distill")
+        return canonical(work.compressed(), self.job.target)
+
+    def _quantized(self, model: ImportedModel, wanted: Mapping[str, str], steps: list[str]) -> ImportedModel:
+        common = self._common()
+        if self.costs.target.quantized_everywhere:
+            steps.append("quantize all layers to int8")
+            return quantize(model, scheme=SCHEMES["int8"], **{**common, "target": self.costs.target})
+        names = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
+        for precision in ("int4", "bf16", "int8"):
+            chosen = [name for name in names if wanted.get(name) == precision]
+            if not chosen:
+                continue
+            self.report(f"quantize {len(chosen)} layer(s) to {precision}")
+            here = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
+            decide = {name: INTEGER if name in chosen else FLOAT for name in here}
+            quantized = quantize(model, scheme=SCHEMES[precision], decide=decide, **common)
+            steps.append(f"quantize {len(chosen)} layer(s) to {precision}")
+            model = replace(ImportedModel(**{name: getattr(quantized, name) for name in vars(model)}))
+        return model

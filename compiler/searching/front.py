@@ -1,0 +1,38 @@
+"""Candidates and their Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.searching.cost import Costs
+from compiler.searching.knobs import Option
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config with what it scores before it is finetuned, and what it costs.
+
+    Attributes:
+        excess: by what share the worst of its costs is beyond the budget; 0 and below within it.
+    """
+
+    config: dict[str, Option]
+    score: float
+    costs: Costs
+    excess: float
+
+
+def feasible(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those within the budget, the best first; of equal scores the cheapest."""
+    fits = [each for each in candidates if each.excess <= 0]
+    return sorted(fits, key=lambda each: (-each.score, each.excess))
+
+
+def pareto(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:
+    """Those that no other beats in score and in the cost of that name, the cheapest first."""
+    front: list[Candidate] = []
+    for each in sorted(candidates, key=lambda each: (each.costs[cost], -each.score)):
+        if not front or each.score > front[-1].score:
+            front.append(each)
+    return front

@@ -1,0 +1,252 @@
+"""A net as a graph whose groups of channels, heads and residual layers may go: what a config makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.compression.layer_names import weight_names
+from compiler.compression.pruning.dependencies import Cell, Dependencies, find_dependencies
+from compiler.compression.pruning.layers import ResidualLayer, find_residual_layers, without_layers
+from compiler.compression.pruning.selection import rounded_count
+from compiler.compression.pruning.shrink import shrink
+from compiler.compression.quantization.edit import Emit, edit_main
+from compiler.compression.quantization.layers import Layer, find_layers
+from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name
+from compiler.passes.rewriting.matching import Array, array_of, as_constant, shape_of
+from compiler.searching.knobs import Config, Knob
+from compiler.searching.settings import Space
+
+_CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
+
+
+@dataclass
+class SearchGraph:
+    """A graph with its prunable groups.
+
+    Attributes:
+        model: as imported; canonical where it is to be quantized.
+        found: which units go together.
+        cells: groups of units that share a knob, by the name of their first weight.
+        order: the units of each cell, those that matter least first.
+    """
+
+    model: ImportedModel
+    found: Dependencies
+    cells: dict[str, Cell]
+    order: dict[str, Array]
+    _layers: dict[str, ResidualLayer] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: ImportedModel, usable: Collection[int] | None = None) -> SearchGraph:
+        """Of an imported model.
+
+        Args:
+            usable: places, in the graph's order, of the producers whose weights may lose units; all when None.
+        """
+        found = find_dependencies(model.mod, weight_names(model))
+        bound = _bound(found, usable)
+        cells: dict[str, Cell] = {}
+        for cell in found.cells:
+            if len(cell.units) > 1 and not bound.intersection(cell.units.tolist()):
+                cells[_free_name(cell.name.rsplit(" ", 1)[0], cells)] = cell
+        scores = found.totals(_squares(found))
+        order = {name: cell.units[np.argsort(scores[cell.units], kind="stable")] for name, cell in cells.items()}
+        graph = cls(model, found, cells, order)
+        graph._layers = {layer.name: layer for layer in find_residual_layers(model)}
+        return graph
+
+    @property
+    def residual_layers(self) -> dict[str, ResidualLayer]:
+        """By name."""
+        return self._layers
+
+    def knobs(self, space: Space, lanes: int) -> list[Knob]:
+        """Of the structure: channels, heads, layers and filters.
+
+        Args:
+            lanes: how many numbers a vector of the machine holds: more than those are kept in multiples of them.
+        """
+        found = []
+        inner = self._inner_cells()
+        expansion = space.channels if space.expansion is None else space.expansion
+        for name, cell in self.cells.items():
+            kind = "heads" if cell.kind == "heads" else "expansion" if name in inner else "channels"
+            shares = {"heads": space.heads, "expansion": expansion, "channels": space.channels}[kind]
+            size = len(cell.units)
+            counts = {size - rounded_count(round((1 - share) * size), size, cell.width, lanes) for share in shares}
+            found.append(Knob(f"{kind} {name}", kind, (*sorted(counts - {size}), size)))
+        if space.layers:
+            found += [Knob(f"layer {name}", "layer", (False, True)) for name in self._layers]
+        if space.kernels:
+            found += self._kernel_knobs(space.kernels)
+        return [knob for knob in found if len(knob.options) > 1 and not _is_kept(knob.name, space.keep)]
+
+    def _inner_cells(self) -> set[str]:
+        """Cells whose weights all are of residual layers' own, and whose channels do not reach the sum."""
+        weights = {weight for layer in self._layers.values() for weight in layer.weights}
+        inner = set()
+        for name, cell in self.cells.items():
+            units = set(cell.units.tolist())
+            givers = [
+                each.constant
+                for each in self.found.producers
+                if each.labels is not None and units.intersection(self.found.units[each.labels].tolist())
+            ]
+            if givers and all(each in weights for each in givers):
+                inner.add(name)
+        return inner
+
+    def _kernel_knobs(self, sizes: Sequence[int]) -> list[Knob]:
+        knobs = []
+        for layer in find_layers(self.model.mod, nodes=self.model.nodes).layers:
+            whole = _kernel_of(layer)
+            usable = tuple(size for size in sorted(set(sizes)) if whole and size < whole and _can_crop(layer, size))
+            knobs.append(Knob(f"kernel {layer.name}", "kernel", (*usable, whole)))
+        return knobs
+
+    def removed(self, config: Config) -> Array:
+        """For each unit whether it goes."""
+        gone = np.zeros(int(self.found.units.max(initial=0)) + 1, np.bool_)
+        for name, cell in self.cells.items():
+            for kind in ("channels", "expansion", "heads"):
+                kept = config.get(f"{kind} {name}")
+                if kept is not None:
+                    gone[self.order[name][: len(cell.units) - int(kept)]] = True
+        return gone
+
+    def dropped(self, config: Config) -> list[str]:
+        """The residual layers that are left out."""
+        return [name for name in self._layers if config.get(f"layer {name}") is False]
+
+    def realized(self, config: Config) -> ImportedModel:
+        """The model with what the config leaves of it, in float."""
+        return reduced(self.model, self.found, self.removed(config), config)
+
+
+def reduced(model: ImportedModel, found: Dependencies, removed: Array, config: Config) -> ImportedModel:
+    """A model without the units that `removed` marks, the residual layers that the config drops, and with its filters.
+
+    Args:
+        found: of `model`.
+    """
+    model = replace(model, mod=shrink(found, removed))
+    if dropped := {name.removeprefix("layer ") for name, kept in config.items() if kept is False}:
+        layers = [each for each in find_residual_layers(model) if each.name in dropped]
+        model = replace(model, mod=without_layers(model.mod, layers))
+    kernels = {name.removeprefix("kernel "): int(size) for name, size in config.items() if name.startswith("kernel ")}
+    return with_kernels(model, kernels) if kernels else model
+
+
+def _squares(found: Dependencies) -> dict[GenericConst, Array]:
+    """What the weights of products matter, element by element."""
+    return {
+        each.constant: array_of(each.constant).astype(np.float64) ** 2
+        for each in found.producers
+        if array_of(each.constant).ndim >= 2
+    }
+
+
+def _bound(found: Dependencies, usable: Collection[int] | None) -> set[int]:
+    if usable is None:
+        return set()
+    return {
+        int(unit)
+        for index, each in enumerate(found.producers)
+        if index not in usable and each.labels is not None
+        for unit in found.units[each.labels]
+    }
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name} #{number}"
+    return free
+
+
+def _is_kept(name: str, keep: Sequence[str]) -> bool:
+    own = name.split(" ", 1)[1]
+    return any(own == each or own.startswith(f"{each}.") for each in keep)
+
+
+def _kernel_of(layer: Layer) -> int:
+    """The size of a convolution's square filter; 0 for anything else."""
+    if operator_name(layer.call) not in _CONVOLUTIONS:
+        return 0
+    sizes = set(layer.weight.shape[2:])
+    return int(sizes.pop()) if len(sizes) == 1 else 0
+
+
+def _can_crop(layer: Layer, size: int) -> bool:
+    attrs = layer.call.attrs
+    less = (_kernel_of(layer) - size) // 2
+    rank = layer.weight.ndim - 2
+    dilation = [int(each) for each in attrs.dilation]
+    return all(int(pad) >= less * dilation[index % rank] for index, pad in enumerate(attrs.padding)) and (
+        (_kernel_of(layer) - size) % 2 == 0
+    )
+
+
+def with_kernels(model: ImportedModel, sizes: Mapping[str, int]) -> ImportedModel:
+    """The model with the filters of these layers cut to the given sizes around their centres."""
+    layers = {layer.variable: layer for layer in find_layers(model.mod, nodes=model.nodes).layers}
+
+    def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
+        layer = layers.get(variable)
+        if layer is None or sizes.get(layer.name, 0) in (0, _kernel_of(layer)):
+            return None
+        return _cropped(layer, sizes[layer.name])
+
+    return replace(model, mod=edit_main(model.mod, edit))
+
+
+def _cropped(layer: Layer, size: int) -> Expr:
+    less = (_kernel_of(layer) - size) // 2
+    attrs, weight = layer.call.attrs, layer.weight
+    rank = weight.ndim - 2
+    inner = (slice(None), slice(None), *[slice(less, less + size)] * rank)
+    dilation = [int(each) for each in attrs.dilation]
+    padding = [int(pad) - less * dilation[index % rank] for index, pad in enumerate(attrs.padding)]
+    make = getattr(relax.op.nn, str(layer.call.op.name).removeprefix("relax.nn."))
+    return make(
+        layer.data,
+        as_constant(np.ascontiguousarray(weight[inner])),
+        strides=[int(each) for each in attrs.strides],
+        padding=padding,
+        dilation=dilation,
+        groups=int(attrs.groups),
+        data_layout=str(attrs.data_layout),
+        kernel_layout=str(attrs.kernel_layout),
+        out_layout=str(attrs.out_layout),
+        out_dtype=attrs.out_dtype,
+    )
+
+
+def with_resolution(model: ImportedModel, name: str, shape: Sequence[int]) -> ImportedModel:
+    """The model behind a bilinear scaling of one of its images, which it then takes in the size `shape` (N, C, H, W)."""
+    position = next(index for index, spec in enumerate(model.inputs) if spec.name == name)
+    main = model.mod["main"]
+    inner = main.params[position]
+    height, width = (int(each) for each in (shape_of(inner) or ())[2:])
+    outer = relax.Var(str(inner.name), relax.TensorType(tuple(shape), inner.ty.dtype))
+    builder = relax.BlockBuilder(model.mod)
+    scaled = builder.normalize(
+        relax.op.image.resize2d(
+            outer, (height, width), layout="NCHW", method="linear", coordinate_transformation_mode="half_pixel"
+        )
+    )
+    blocks = [relax.BindingBlock([relax.VarBinding(inner, scaled)]), *main.body.blocks]
+    params = [outer if index == position else each for index, each in enumerate(main.params)]
+    function = relax.Function(params, relax.SeqExpr(blocks, main.body.body), main.ret_ty, main.is_pure, main.attrs)
+    mod = model.mod.clone()
+    mod.update_func(mod.get_global_var("main"), function)
+    inputs = [replace(spec, shape=tuple(shape)) if index == position else spec for index, spec in enumerate(model.inputs)]
+    return replace(model, mod=relax.transform.Normalize()(mod), inputs=inputs)

@@ -1,0 +1,78 @@
+"""What a search decides: named knobs with a few options each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+Option = int | str | bool | float
+Config = Mapping[str, Option]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One decision.
+
+    Attributes:
+        name: the kind and what it is about, "channels features.3".
+        kind: "channels", "heads", "expansion", "layer", "kernel", "resolution", "precision" or "choice".
+        options: the smallest first; the last one leaves the net as it is. Of "precision" and "choice" they are
+            alternatives in the order given.
+    """
+
+    name: str
+    kind: str
+    options: tuple[Option, ...]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether a smaller option makes a smaller net."""
+        return self.kind not in ("precision", "choice")
+
+
+def largest(knobs: Sequence[Knob]) -> dict[str, Option]:
+    """The net as it is."""
+    return {knob.name: knob.options[-1] for knob in knobs}
+
+
+def smallest(knobs: Sequence[Knob]) -> dict[str, Option]:
+    """The smallest net; alternatives are the first of their lists."""
+    return {knob.name: knob.options[0] for knob in knobs}
+
+
+def sampled(knobs: Sequence[Knob], random: Random) -> dict[str, Option]:
+    """Each option with equal probability."""
+    return {knob.name: random.choice(knob.options) for knob in knobs}
+
+
+def uniform(knobs: Sequence[Knob], share: float) -> dict[str, Option]:
+    """All ordered knobs at about the same share of their options, the rest as they are."""
+    return {
+        knob.name: knob.options[round(share * (len(knob.options) - 1))] if knob.is_ordered else knob.options[-1]
+        for knob in knobs
+    }
+
+
+def neighbours(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
+    """All configs that differ in one knob: by one step of an ordered one, in any way of another."""
+    found: list[dict[str, Option]] = []
+    for knob in knobs:
+        place = knob.options.index(config[knob.name])
+        near = (place - 1, place + 1) if knob.is_ordered else range(len(knob.options))
+        found += [
+            {**config, knob.name: knob.options[index]}
+            for index in near
+            if index != place and 0 <= index < len(knob.options)
+        ]
+    return found
+
+
+def key_of(config: Config) -> tuple[tuple[str, Option], ...]:
+    """Equal for equal configs."""
+    return tuple(sorted(config.items()))
+
+
+def steps_away(knobs: Sequence[Knob], config: Config) -> dict[str, Option]:
+    """The decisions that leave the net other than it is."""
+    return {knob.name: config[knob.name] for knob in knobs if config[knob.name] != knob.options[-1]}

@@ -1,0 +1,125 @@
+"""A precision for each layer: in a candidate while it is searched, and by `quantize` in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from compiler.compression.quantization.affine import Affine, quantize_weight
+from compiler.compression.quantization.edit import Emit, edit_main
+from compiler.compression.quantization.insertion import Numbers, insert_pairs
+from compiler.compression.quantization.integer_only import place_integer_only
+from compiler.compression.quantization.layers import Layer, LayerGraph, find_layers, place
+from compiler.compression.quantization.scheme import Scheme
+from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, make_scheme
+from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.searching.knobs import Config, Knob
+from compiler.searching.settings import Space
+
+# The scheme of `quantize` behind each precision.
+SCHEMES = {"int8": "static-int8", "int4": "weight-int4", "bf16": "bfloat16"}
+_LAYERWISE = SchemeOptions(group=64, scales="float16", rounding="nearest")
+_STEP = 1 / 32  # of activations whose range is not known: it does not change what a kernel takes
+
+
+@dataclass
+class Precisions:
+    """Rounds layers of candidates.
+
+    Attributes:
+        scheme: how the target represents integers.
+        ranges: of activations, by the names of their variables; a step of 1/32 where none is known.
+    """
+
+    scheme: Scheme
+    ranges: Mapping[str, Affine] = field(default_factory=dict)
+
+    def knobs(self, model: ImportedModel, space: Space, keep: Sequence[str] = ()) -> list[Knob]:
+        """One for each layer that has a choice. `model` is canonical."""
+        options = tuple(dict.fromkeys(space.precision))
+        if not options or options == ("float32",):
+            return []
+        if self.scheme.integer_only:
+            return []  # everything computes in 8 bits
+        return [
+            Knob(f"precision {layer.name}", "precision", allowed)
+            for layer in find_layers(model.mod, nodes=model.nodes).layers
+            if not any(layer.name == each or layer.name.startswith(f"{each}.") for each in keep)
+            and len(allowed := tuple(each for each in options if _can_have(layer, each))) > 1
+        ]
+
+    def applied(self, model: ImportedModel, config: Config) -> ImportedModel:
+        """The canonical model with its layers rounded as the config says; whole where the target knows integers
+        alone."""
+        wanted = precisions_in(config)
+        if self.scheme.integer_only:
+            return self._whole(model)
+        by_scheme: dict[str, list[str]] = {}
+        for name, precision in wanted.items():
+            by_scheme.setdefault(precision, []).append(name)
+        for precision in ("int4", "bf16"):
+            if precision in by_scheme:
+                model = _with_weights(model, SCHEMES[precision], by_scheme[precision])
+        if "int8" in by_scheme:
+            model = self._with_int8(model, by_scheme["int8"])
+        return model
+
+    def _with_int8(self, model: ImportedModel, names: Sequence[str]) -> ImportedModel:
+        graph = find_layers(model.mod, self.scheme.operators, model.nodes)
+        graph.look_ups.clear()
+        placement = place(graph, {layer.name for layer in graph.layers} - set(names))
+        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement, graph)))
+
+    def _whole(self, model: ImportedModel) -> ImportedModel:
+        graph = find_layers(model.mod, self.scheme.operators, model.nodes)
+        graph.look_ups.clear()
+        placement = place_integer_only(model.mod, graph, (), self.scheme.operators)
+        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement, graph)))
+
+    def _numbers(self, placement: object, graph: LayerGraph) -> Numbers:  # type: ignore[type-arg]
+        dtype = self.scheme.activations
+        unknown = Affine(dtype, _STEP, 128 if dtype == "uint8" and not self.scheme.symmetric_activations else 0)
+        sites = {site: self.ranges.get(str(site.name), unknown) for site in placement.sites}  # type: ignore[attr-defined]
+        weights = {
+            layer.variable: quantize_weight(
+                layer.weight, layer.product.filters, per_channel=self.scheme.per_channel or layer.is_look_up
+            )
+            for layer in placement.layers  # type: ignore[attr-defined]
+        }
+        return Numbers(sites, weights, {})
+
+
+def precisions_in(config: Config) -> dict[str, str]:
+    """The precision of each layer that is not in float32."""
+    return {
+        name.removeprefix("precision "): str(option)
+        for name, option in config.items()
+        if name.startswith("precision ") and option != "float32"
+    }
+
+
+def _can_have(layer: Layer, precision: str) -> bool:
+    if precision in ("float32", "int8"):
+        return True
+    return make_scheme(SCHEMES[precision], _LAYERWISE).refuses(layer) is None
+
+
+def _with_weights(model: ImportedModel, scheme: str, names: Sequence[str]) -> ImportedModel:
+    """The layers of these names with their weights rounded by a scheme of weights alone."""
+    rounds = make_scheme(scheme, _LAYERWISE)
+    wanted = set(names)
+    layers = {
+        layer.variable: layer
+        for layer in find_layers(model.mod, nodes=model.nodes).layers
+        if layer.name in wanted and rounds.refuses(layer) is None
+    }
+
+    def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
+        layer = layers.get(variable)
+        if layer is None:
+            return None
+        rounded: RoundedLayer = rounds.rounded(layer, None)
+        return rounded.rewritten(layer, call, emit)
+
+    return replace(model, mod=edit_main(model.mod, edit))

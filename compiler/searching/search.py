@@ -1,0 +1,310 @@
+"""`search`: the most accurate net that meets a budget on a target."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import targets
+from compiler.compression.job import Job, JobOptions, import_job
+from compiler.compression.quantization.scheme import scheme_for
+from compiler.compression.samples import Samples
+from compiler.driver.compile import find_target
+from compiler.errors import AccuracyError, OptionError, TensorwrightError
+from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.records.identity import model_fingerprint
+from compiler.searching.accelerator import accelerator_of
+from compiler.searching.cost import CostModel, excess
+from compiler.searching.explore import Explorer, check_choices, unreachable
+from compiler.searching.finish import Finished, Finisher
+from compiler.searching.front import Candidate, feasible
+from compiler.searching.graph_net import GraphNet, calibrated
+from compiler.searching.layer_table import LayerTable
+from compiler.searching.measure import kernel_times
+from compiler.searching.precision import Precisions
+from compiler.searching.report import Original, SearchReport, make_report
+from compiler.searching.result import SearchResult
+from compiler.searching.settings import SearchOptions, Space, check_budget, parse_space
+from compiler.searching.study import Study
+from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
+from compiler.support.progress_bar import automatic, shows_progress
+
+if TYPE_CHECKING:
+    from compiler.searching.torch_net import TorchNet
+
+_SAMPLES = 64  # of the batches, as calibration
+
+
+@shows_progress
+def search(
+    source: object,
+    budget: Mapping[str, float],
+    *,
+    space: Space | Mapping[str, Any] | str | Path | None = None,
+    train: Callable[[Any], object] | None = None,
+    batches: Iterable[Any] | None = None,
+    task: Callable[[Any, Any], Any] | None = None,
+    epochs: int = 5,
+    learning_rate: float = 1e-3,
+    recipe: Any = None,
+    trials: int = 64,
+    sampler: str = "nsga2",
+    seed: int = 0,
+    storage: str | os.PathLike[str] | None = None,
+    finalists: int = 2,
+    calibration: Samples | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float | None = None,
+    target: str | targets.Target = "host",
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = automatic,
+) -> SearchResult:
+    """Search the sub-nets of a net, and the forms of its `choice` blocks, for the most accurate one within a budget.
+
+    Args:
+        source, calibration, evaluate, target, shapes, constants, example_inputs, threads: as `tensorwright.prune`
+            takes them. The sizes of all inputs must be known.
+        budget: limits by name: "ms" (a run), "mb" (parameters), "peak_mb" (activations at the peak); of an
+            accelerator also "cycles" and "sram_kb". The front is drawn over the first.
+        space: what may be changed: a `Space`, a dictionary of its fields, or a YAML file.
+        train: for a `torch.nn.Module`: given a candidate in the end, finetunes it; what was removed stays away.
+        batches: for a `torch.nn.Module`: pairs (inputs, labels), gone through once an epoch. All sub-nets are then
+            trained together before the search, with shared weights, and what is chosen is distilled from the net as it
+            came.
+        task: of outputs and labels, a loss; cross-entropy when None.
+        epochs, learning_rate: of both trainings with `batches`.
+        recipe: steps of `tensorwright.compress` between training and quantizing.
+        trials: how many candidates are scored.
+        sampler: what proposes them between the first and the last: "nsga2" or "tpe", of optuna.
+        storage: a file, made where it is not there, in which candidates are kept as they are found; with it a search
+            that was stopped goes on where it was. What kernels take, and shared weights, lie beside it.
+        finalists: how many of the best candidates are finished; the best of those is chosen.
+        max_drop: how much of the score the chosen net may lose, as a share of the net's as it came; None: no limit.
+
+    Returns:
+        The front, the chosen net, the compiled module, and a report.
+
+    Raises:
+        OptionError: an option is at fault, `evaluate` fails, the space has no choice, or no net of it meets the budget.
+        AccuracyError: the limit max_drop does not hold.
+        MissingDependencyError: optuna is not installed.
+        StorageError: `storage` cannot be used.
+        UserError: of importing, training and compiling. `reached` of an error holds the candidates so far.
+    """
+    options = SearchOptions(
+        budget=budget,
+        space=parse_space(space),
+        train=train,
+        batches=batches if batches is None else list(batches),
+        task=task,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        recipe=recipe,
+        trials=trials,
+        sampler=sampler,
+        seed=seed,
+        storage=storage,
+        finalists=finalists,
+    )
+    options.check()
+    if max_drop is not None:
+        check_max_drop(max_drop)
+    common = JobOptions(target=target, threads=threads, calibration=calibration, evaluate=evaluate, progress=progress)
+    imports = ImportOptions(shapes=shapes, constants=constants, example_inputs=example_inputs)
+    return _Search(source, options, common, imports, max_drop).result()
+
+
+class _Search:
+    """One search, from the net to the result."""
+
+    def __init__(
+        self, source: object, options: SearchOptions, common: JobOptions, imports: ImportOptions, max_drop: float | None
+    ) -> None:
+        self.options, self.max_drop, self.report = options, max_drop, common.report
+        self.target = find_target(common.target, common.threads)
+        here = self.target.fits_this_machine() and not self.target.device
+        self.job = import_job(source, replace(common, target=self.target if here else "host"), imports)
+        _check_sizes(self.job)
+        self.torch_module = source if hasattr(source, "named_parameters") else None
+        if options.trains and self.torch_module is None:
+            raise OptionError("train= and batches= are for a torch.nn.Module", f"this is {type(source).__name__}")
+        self._complete_samples()
+        self._complete_evaluate()
+        self.budget = check_budget(options.budget)
+        self.precisions = Precisions(scheme_for(self.target))
+        self.net = self._net(imports)
+        check_choices(self.net.knobs)
+        self.costs = self._cost_model()
+
+    def _complete_samples(self) -> None:
+        """Calibration from the batches where the caller gave none."""
+        if not self.job.samples and self.options.batches is not None and self.torch_module is not None:
+            from compiler.searching.supernet import samples_of
+
+            self.job.samples = samples_of(self.options.batches, self.job.model.inputs, _SAMPLES)
+
+    def _complete_evaluate(self) -> None:
+        if self.job.evaluate is not None:
+            return
+        if not self.job.samples:
+            raise OptionError("there is nothing to score candidates by", "give evaluate=, or calibration=")
+        module = self.job.compile(self.job.model)
+        self.job.evaluate = likeness(self.job.samples, [dict(module.run(sample)) for sample in self.job.samples])
+
+    def _net(self, imports: ImportOptions) -> TorchNet | GraphNet:
+        space = self.options.space
+        if self.torch_module is not None:
+            from compiler.searching.torch_net import TorchNet, copied
+            from compiler.searching.supernet import inputs_for_statistics
+
+            batches = inputs_for_statistics(self.options.batches, self.job)
+            return TorchNet(copied(self.torch_module), self.job, imports, space, self.precisions, batches)
+        if space.resolution:
+            raise OptionError("space= has a resolution, which needs a torch.nn.Module", "leave it out")
+        if "int8" in space.precision and self.job.samples:
+            self.precisions = calibrated(self.job, self.precisions)
+        return GraphNet(self.job, space, self.precisions)
+
+    def _cost_model(self) -> CostModel:
+        accelerator = accelerator_of(self.target)
+        table = None
+        if accelerator is None and "ms" in self.budget:
+            path = None if self.options.storage is None else Path(f"{os.fspath(self.options.storage)}.layers.json")
+            table = LayerTable(self.target, kernel_times(self.target, self.job.threads), path)
+        return CostModel(self.target, self.budget, table, accelerator)
+
+    def _identity(self) -> str:
+        """Of what a storage is for."""
+        options = self.options
+        told = [
+            model_fingerprint(self.job.model.mod, "float32"),
+            _digest_of_weights(self.torch_module),
+            [(knob.name, knob.options) for knob in self.net.knobs],
+            self.budget,
+            self.target.describe(),
+            options.seed,
+            options.epochs,
+        ]
+        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+    def result(self) -> SearchResult:
+        """Raises as `search` does."""
+        self.report("score the net as it is")
+        assert self.job.evaluate is not None
+        original = score(self.job.evaluate, self.job.compile(self.job.model).run)
+        study = Study(
+            self.net.knobs,
+            next(iter(self.budget)),
+            self._identity(),
+            sampler=self.options.sampler,
+            seed=self.options.seed,
+            storage=self.options.storage,
+        )
+        explorer = Explorer(self.net, self.costs, self.budget, self.options, study, self.report)
+        trained = self._train_shared()
+        begun = time.perf_counter()
+        candidates = explorer.run()
+        searched = time.perf_counter() - begun
+        finisher = Finisher(
+            self.job, self.net, self.costs, self.options, self.torch_module, self.max_drop, self.report
+        )
+        before = Original(original, self.costs.costs([self._as_it_came()])[0])
+        chosen, finished = self._chosen(explorer, finisher, before)
+        report = make_report(explorer, chosen, finished, before, trained, searched)
+        result = SearchResult(self.job.name, report, chosen, finished.model, finished.module, finisher, tuple(candidates))
+        drop = relative_drop(original, finished.score)
+        if self.max_drop is not None and drop > self.max_drop:
+            error = AccuracyError(
+                f"the limit max_drop={self.max_drop} does not hold: {original:.6g} as it came, {finished.score:.6g} within"
+                " the budget",
+                "allow a larger budget, train longer, or give space= finer options",
+            )
+            error.reached = result
+            raise error
+        return result
+
+    def _as_it_came(self) -> Any:
+        """The original net's graph, in float unless the target computes in integers alone."""
+        return self.precisions.applied(self.job.model, {})
+
+    def _train_shared(self) -> float:
+        """Train the weights that sub-nets share; seconds. What an earlier run trained is read."""
+        if self.options.batches is None:
+            return 0.0
+        from compiler.searching.supernet import shared_weights
+
+        begun = time.perf_counter()
+        assert not isinstance(self.net, GraphNet)
+        shared_weights(self.net, self.options, self.report)
+        return time.perf_counter() - begun
+
+    def _chosen(self, explorer: Explorer, finisher: Finisher, before: Original) -> tuple[Candidate, Finished]:
+        """The best of the finalists that meets the budget as a whole module."""
+        ranked = feasible(explorer.candidates)
+        if not ranked:
+            nearest = min(explorer.candidates, key=lambda each: each.excess)
+            error = unreachable(nearest.costs, self.budget)
+            error.reached = explorer.candidates
+            raise error
+        found: list[tuple[Candidate, Finished]] = []
+        failed: TensorwrightError | None = None
+        for candidate in ranked:
+            if len(found) == self.options.finalists:
+                break
+            if not self._fits_as_a_whole(candidate):
+                continue
+            self.report(f"finish finalist {len(found) + 1}")
+            try:
+                finished = finisher.finish(candidate.config)
+            except AccuracyError as error:
+                failed = error
+                continue
+            if excess(finished.costs, self.budget) <= 0:
+                found.append((candidate, finished))
+        if not found:
+            error = failed or unreachable(min(ranked, key=lambda each: each.excess).costs, self.budget)
+            error.reached = explorer.candidates
+            raise error
+        return max(found, key=lambda each: each[1].score)
+
+    def _fits_as_a_whole(self, candidate: Candidate) -> bool:
+        """Run the candidate's module as a whole where it can be timed: the table is off by some per cent."""
+        table = self.costs.table
+        if table is None or "ms" not in self.budget:
+            return True
+        model = self.net.model(candidate.config)
+        seconds = table.whole(model, table.lowered(model))
+        return seconds is None or 1e3 * seconds <= self.budget["ms"]
+
+
+def _check_sizes(job: Job) -> None:
+    for spec in job.model.inputs:
+        if symbolic := [size for size in spec.shape if not isinstance(size, int)]:
+            raise OptionError(
+                f"the input {spec.name!r} has the symbolic size {symbolic[0]!r}, and costs need numbers",
+                f"shapes={{{spec.name!r}: (1, ...)}}",
+            )
+
+
+def _digest_of_weights(net: Any) -> str:
+    """Of a torch net's parameters, which its graph's fingerprint leaves out."""
+    digest = hashlib.sha256()
+    if net is not None:
+        for name, each in sorted(net.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(each.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+__all__ = ["SearchResult", "search"]

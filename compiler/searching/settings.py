@@ -1,0 +1,150 @@
+"""The settings of `search`, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from compiler.compression.recipe_file import read_recipe
+from compiler.errors import OptionError
+from compiler.passes.registry import did_you_mean
+
+SAMPLERS = ("nsga2", "tpe")
+PRECISIONS = ("float32", "bf16", "int8", "int4")
+# What a budget may limit, and how it reads.
+LIMITS = {
+    "ms": "milliseconds of a run",
+    "cycles": "cycles of the accelerator",
+    "mb": "megabytes of parameters as the module stores them",
+    "peak_mb": "megabytes of activations at the peak of a run",
+    "sram_kb": "kibibytes of the accelerator's memory",
+}
+_SPACE_EXAMPLE = "space={'channels': [0.25, 0.5, 0.75], 'layers': True, 'precision': ['int8', 'float32']}"
+
+
+class Space(BaseModel):
+    """What may be changed; a YAML file with the key `space` holds the same.
+
+    Attributes:
+        channels: shares of the channels that a group may keep; 1 is always among the options.
+        heads: the same for heads of attention.
+        expansion: the same for channels inside residual layers, which the sum does not see; `channels` when None.
+        layers: whether residual layers may be left out.
+        kernels: sizes that square filters may be cut to, around their centre.
+        resolution: shares of the height and width that images may be scaled to before the net sees them.
+        precision: of each layer's weights (bf16, int4) or of its product (int8); the last one is the net as it is.
+        keep: names of layers, or their beginnings, that stay as they are.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    channels: tuple[float, ...] = (0.25, 0.5, 0.75)
+    heads: tuple[float, ...] = (0.5,)
+    expansion: tuple[float, ...] | None = None
+    layers: bool = True
+    kernels: tuple[int, ...] = ()
+    resolution: tuple[float, ...] = ()
+    precision: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+    @field_validator("channels", "heads", "expansion", "resolution")
+    @classmethod
+    def _are_shares(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and not all(0 < each <= 1 for each in value):
+            raise ValueError("give shares above 0 and up to 1")
+        return value
+
+    @field_validator("kernels")
+    @classmethod
+    def _are_odd(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(each > 0 and each % 2 for each in value):
+            raise ValueError("sizes of filters are odd numbers: what is cut around the centre keeps it")
+        return value
+
+    @field_validator("precision")
+    @classmethod
+    def _are_precisions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [each for each in value if each not in PRECISIONS]:
+            raise ValueError(f"{', '.join(unknown)}: use some of {', '.join(PRECISIONS)}")
+        return value
+
+
+def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
+    """A space of any form that `search` takes. Raises OptionError or StorageError."""
+    if isinstance(space, Space):
+        return space
+    if isinstance(space, str | Path):
+        content = read_recipe(Path(space))
+        space = content.get("space") if isinstance(content, Mapping) and set(content) == {"space"} else content
+    if space is not None and not isinstance(space, Mapping):
+        raise OptionError(f"space= is a {type(space).__name__}", _SPACE_EXAMPLE)
+    try:
+        return Space(**{str(name): value for name, value in (space or {}).items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        unknown = first["type"] == "extra_forbidden"
+        hint = did_you_mean(name, list(Space.model_fields)) if unknown else _SPACE_EXAMPLE
+        raise OptionError(f"space= has {name!r}: {first['msg']}", hint) from error
+
+
+def check_budget(budget: Mapping[str, float]) -> dict[str, float]:
+    """Limits by name. Raises OptionError."""
+    example = "budget={'ms': 5}, or several of " + ", ".join(LIMITS)
+    if not isinstance(budget, Mapping) or not budget:
+        raise OptionError(f"budget={budget!r}", example)
+    for name, limit in budget.items():
+        if name not in LIMITS:
+            raise OptionError(f"budget= has {name!r}", did_you_mean(str(name), list(LIMITS)))
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+            raise OptionError(f"budget= has {name}={limit!r}", "give a number above 0")
+    return {name: float(limit) for name, limit in budget.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What `search` is asked for but for the model; it describes the fields."""
+
+    budget: Mapping[str, float]
+    space: Space = Field(default_factory=Space)
+    train: Callable[[Any], object] | None = None
+    batches: Iterable[Any] | None = None
+    task: Callable[[Any, Any], Any] | None = None
+    epochs: int = 5
+    learning_rate: float = 1e-3
+    recipe: Any = None
+    trials: int = 64
+    sampler: str = "nsga2"
+    seed: int = 0
+    storage: str | os.PathLike[str] | None = None
+    finalists: int = 2
+
+    def check(self) -> None:
+        """Raises OptionError for what cannot be done, whatever the model."""
+        check_budget(self.budget)
+        if self.sampler not in SAMPLERS:
+            raise OptionError(f"sampler={self.sampler!r}", f"use one of {', '.join(SAMPLERS)}")
+        for name in ("trials", "finalists", "epochs"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name}={value!r}", "give a whole number of 1 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise OptionError(f"learning_rate={self.learning_rate}", "give a number above 0")
+        if self.train is not None and not callable(self.train):
+            raise OptionError(f"train= is a {type(self.train).__name__}", "give a function that trains the net it gets")
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained."""
+        return self.train is not None or self.batches is not None
+
+
+def names_of(options: type) -> Sequence[str]:
+    """Names of a dataclass's fields."""
+    return [each.name for each in fields(options)]

@@ -1,0 +1,160 @@
+"""The trials in optuna's storage: what a search has found outlives it, and another run goes on from there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import MissingDependencyError, OptionError, StorageError
+from compiler.searching.front import Candidate
+from compiler.searching.knobs import Config, Knob, Option
+
+_NAME = "tensorwright-search"
+_POPULATION = 16
+
+
+class Study:
+    """Trials of one search; a trial is a candidate.
+
+    Args:
+        identity: of the net, the space, the budget and the target: a storage serves one search alone.
+        storage: a file of SQLite, made where it is not there; None keeps trials in memory.
+
+    Raises:
+        MissingDependencyError: optuna is not installed.
+        StorageError: the file cannot be used.
+        OptionError: it holds another search.
+    """
+
+    def __init__(
+        self,
+        knobs: Sequence[Knob],
+        main: str,
+        identity: str,
+        *,
+        sampler: str,
+        seed: int,
+        storage: str | os.PathLike[str] | None,
+    ) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise MissingDependencyError("search needs optuna", "pip install 'tensorwright[search]'") from error
+        self._optuna: Any = optuna
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._knobs, self._main, self._sampler, self._seed = list(knobs), main, sampler, seed
+        self._study = self._opened(storage)
+        held = self._study.user_attrs.get("identity")
+        if held is None:
+            self._study.set_user_attr("identity", identity)
+        elif held != identity:
+            raise OptionError(
+                f"storage={str(storage)!r} holds a search of another net, space, budget, target or seed",
+                "name another file, or remove that one",
+            )
+        self._left_over()
+
+    def _opened(self, storage: str | os.PathLike[str] | None) -> Any:
+        url = None
+        if storage is not None:
+            path = Path(storage)
+            if not path.parent.is_dir():
+                raise StorageError(f"storage={str(storage)!r}: there is no folder {path.parent}")
+            url = f"sqlite:///{path.resolve()}"
+        try:
+            return self._optuna.create_study(
+                storage=url, study_name=_NAME, directions=["maximize", "minimize"], load_if_exists=True
+            )
+        except Exception as error:
+            raise StorageError(
+                f"storage={str(storage)!r} cannot be used: {type(error).__name__}: {str(error).splitlines()[0]}",
+                "name a file of another search, or a new one",
+            ) from error
+
+    def _left_over(self) -> None:
+        """End what a killed run had begun: it is proposed anew."""
+        state = self._optuna.trial.TrialState
+        for trial in self._study.get_trials(states=(state.RUNNING,)):
+            self._study.tell(trial.number, state=state.FAIL)
+
+    def finished(self) -> list[Candidate]:
+        """The candidates that are known."""
+        state = self._optuna.trial.TrialState
+        trials = self._study.get_trials(deepcopy=False, states=(state.COMPLETE,))
+        return [self._candidate(trial) for trial in trials]
+
+    def _candidate(self, trial: Any) -> Candidate:
+        config = {knob.name: knob.options[int(trial.params[knob.name])] for knob in self._knobs}
+        costs = {str(name): float(cost) for name, cost in trial.user_attrs["costs"].items()}
+        return Candidate(config, float(trial.values[0]), costs, float(trial.user_attrs["excess"]))
+
+    def record(self, config: Config, evaluate: Callable[[], Candidate]) -> Candidate:
+        """Evaluate a config as a trial; where that fails, the trial has failed and the error goes on."""
+        self._study.enqueue_trial(self._params(config))
+        return self.finish(self._asked(), evaluate)
+
+    def proposals(self, count: int) -> list[tuple[Any, dict[str, Option]]]:
+        """(trial, config) of what the sampler would try next; each trial is to be finished. The same trials before
+        give the same proposals."""
+        found = []
+        for _ in range(count):
+            trial = self._asked()
+            found.append((trial, {knob.name: knob.options[int(trial.params[knob.name])] for knob in self._knobs}))
+        return found
+
+    def finish(self, trial: Any, evaluate: Callable[[], Candidate]) -> Candidate:
+        """Evaluate a trial and store what is found."""
+        try:
+            found = evaluate()
+        except BaseException:
+            self.fail(trial)
+            raise
+        trial.set_user_attr("costs", found.costs)
+        trial.set_user_attr("excess", found.excess)
+        with self._quiet():
+            trial.set_constraint("budget", found.excess)
+        self._study.tell(trial, [found.score, found.costs[self._main]])
+        return found
+
+    def fail(self, trial: Any) -> None:
+        """End a trial that has no values; nothing where it has ended."""
+        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL, skip_if_finished=True)
+
+    def _asked(self) -> Any:
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = self._made_sampler(self._seed + number)
+        return self._study.ask(self._distributions())
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Without optuna's notes on what may change in it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            yield
+
+    def _made_sampler(self, seed: int) -> Any:
+        """One for each trial, so that what it proposes depends on the trials before alone: also in a run that goes
+        on."""
+        samplers = self._optuna.samplers
+        with self._quiet():
+            if self._sampler == "tpe":
+                return samplers.TPESampler(seed=seed, multivariate=True)
+            return samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+
+    def _params(self, config: Config) -> dict[str, int]:
+        return {knob.name: knob.options.index(config[knob.name]) for knob in self._knobs}
+
+    def _distributions(self) -> dict[str, Any]:
+        distributions = self._optuna.distributions
+        return {
+            knob.name: distributions.IntDistribution(0, len(knob.options) - 1)
+            if knob.is_ordered
+            else distributions.CategoricalDistribution(list(range(len(knob.options))))
+            for knob in self._knobs
+        }
+
+
