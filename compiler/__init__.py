@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
+    from compiler.searching.choice import choice
+    from compiler.searching.result import SearchResult
+    from compiler.searching.search import search
     from compiler.splitting.split import split
     from compiler.tuning.tune import tune
     from targets import Target
@@ -43,7 +46,9 @@ _HOME: dict[str, str | None] = {
     "CompressedModel": "compiler.compression.model",
     "QuantizedModel": "compiler.compression.quantization",
     "Target": "targets",
+    "SearchResult": "compiler.searching.result",
     "bench": "compiler.profiling.bench",
+    "choice": "compiler.searching.choice",
     "compare": "compiler.inspection.comparison",
     "compress": "compiler.compression.recipe",
     "coverage_report": "compiler.frontends.onnx",
@@ -56,6 +61,7 @@ _HOME: dict[str, str | None] = {
     "prune": "compiler.compression.pruning",
     "quantize": "compiler.compression.quantization",
     "register_onnx_operator": "compiler.frontends.onnx.custom",
+    "search": "compiler.searching.search",
     "serving": None,
     "share_weights": "compiler.compression.weight_sharing",
     "split": "compiler.splitting.split",
@@ -68,10 +74,12 @@ __all__ = [
     "CompressedModel",
     "Module",
     "QuantizedModel",
+    "SearchResult",
     "Target",
     "TensorwrightError",
     "__version__",
     "bench",
+    "choice",
     "compare",
     "compile",
     "compress",
@@ -86,6 +94,7 @@ __all__ = [
     "prune",
     "quantize",
     "register_onnx_operator",
+    "search",
     "serving",
     "share_weights",
     "split",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From top to bottom; what stands in one line does not import each other. A package may import what stands below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.cli",),
-    ("compiler.splitting",),
+    ("compiler.searching", "compiler.splitting"),
     ("compiler.onnx_backend", "compiler.compression", "compiler.inspection", "compiler.serving", "compiler.tuning"),
     ("compiler.driver",),
     ("compiler.device", "compiler.generation", "compiler.profiling"),
@@ -44,6 +44,7 @@ LAZY = {
     "compiler.frontends.llm.transformers_encoder": "torch is loaded for models that are captured alone",
     "compiler.frontends.source": "torch is loaded for PyTorch models alone",
     "compiler.compression.pruning.driver": "torch is loaded for training alone",
+    "compiler.searching": "torch is loaded for PyTorch models alone",
     "compiler.runtime.accelerator": "a module without an accelerator loads no targets",
     "compiler.runtime.device": "a module for processors looks for no GPU",
     "compiler.serving.tracing": "a server that gives no profiles loads no profiler",

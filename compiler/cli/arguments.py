@@ -270,3 +270,14 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> list[tuple[str, str]
             raise OptionError(f"{option} {name.strip()} is given twice")
         pairs.append((name.strip(), value))
     return pairs
+
+
+def parse_numbers(texts: Sequence[str], option: str) -> dict[str, float]:
+    """NAME=NUMBER of an option that repeats. Raises OptionError."""
+    found = {}
+    for name, text in _pairs(texts, option, "NAME=NUMBER"):
+        try:
+            found[name] = float(text)
+        except ValueError as error:
+            raise OptionError(f"{option} {name}={text}: {text!r} is no number", f"{option} ms=5") from error
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _OPTIONS = {
+    "budget": "--budget",
     "calibration": "--samples",
     "constants": "--constant",
     "decide": "--decide",
@@ -18,9 +19,12 @@ _OPTIONS = {
     "recipe": "--recipe",
     "records": "--records",
     "runs": "--runs",
+    "sampler": "--sampler",
     "scheme": "--scheme",
     "shapes": "--shape",
     "sizes": "--sizes",
+    "space": "--space",
+    "storage": "--storage",
     "time_budget": "--time-budget",
     "tolerance": "--tolerance",
     "trials": "--trials",

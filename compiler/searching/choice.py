@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from compiler.errors import OptionError
@@ -67,5 +66,5 @@ def materialized(net: nn.Module, config: Mapping[str, Option]) -> nn.Module:
     for block in choices_of(result).values():
         for index in range(len(block)):
             if index != block.selected:
-                block[index] = nn.Identity()
+                block[index] = nn.Identity().train(block.training)
     return result

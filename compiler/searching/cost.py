@@ -21,7 +21,7 @@ class Accelerator(Protocol):
     """Counts what a whole network takes on an accelerator."""
 
     def costs(self, model: ImportedModel) -> Costs:
-        """"cycles", "sram_kb", and "ms" at the accelerator's clock."""
+        """ "cycles", "sram_kb", and "ms" at the accelerator's clock."""
 
 
 class CostModel:
@@ -55,7 +55,9 @@ class CostModel:
         found: list[Costs] = [{} for _ in models]
         if self.accelerator is not None:
             for costs, model in zip(found, models, strict=True):
-                costs.update({name: cost for name, cost in self.accelerator.costs(model).items() if name in self.wanted})
+                costs.update(
+                    {name: cost for name, cost in self.accelerator.costs(model).items() if name in self.wanted}
+                )
         elif "ms" in self.wanted:
             for costs, seconds in zip(found, self._seconds(models), strict=True):
                 costs["ms"] = 1e3 * seconds
@@ -75,7 +77,7 @@ class CostModel:
 
 
 def sizes_of(model: ImportedModel, target: targets.Target) -> Costs:
-    """"mb" of parameters as the module's file holds them, and "peak_mb" of activations, as planned."""
+    """ "mb" of parameters as the module's file holds them, and "peak_mb" of activations, as planned."""
     result = pipeline_of(model, target)
     plans = result.report.memory or {}
     return {

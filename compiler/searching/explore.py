@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from compiler.errors import OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.searching.cost import CostModel, Costs, excess
 from compiler.searching.front import Candidate, feasible, pareto
-from compiler.searching.knobs import Config, Knob, Option, key_of, largest, neighbours, smallest, uniform
+from compiler.searching.knobs import (
+    Config,
+    Key,
+    Knob,
+    Option,
+    exchanges,
+    key_of,
+    largest,
+    neighbours,
+    smallest,
+    uniform,
+)
 from compiler.searching.settings import SearchOptions
 from compiler.searching.study import Study
 
@@ -19,7 +31,8 @@ _BATCH = 8  # candidates that a sampler proposes before the next ones learn from
 _UNIFORM = (0.25, 0.5, 0.75)
 _STEPS = 5  # of the path to the budget
 _SHARE_OF_PATH = 0.4  # of the trials
-_SHARE_OF_LAST_STEPS = 0.2
+_SHARE_OF_LAST_STEPS = 0.3
+_MOST_STEPS = 48  # from one candidate
 
 
 class Net(Protocol):
@@ -53,10 +66,8 @@ class Explorer:
 
     def __post_init__(self) -> None:
         self.main = next(iter(self.budget))
-        self._known: dict[tuple[tuple[str, Option], ...], Candidate] = {
-            key_of(each.config): each for each in self.study.finished()
-        }
-        self._costs: dict[tuple[tuple[str, Option], ...], Costs] = {key: each.costs for key, each in self._known.items()}
+        self._known: dict[Key, Candidate] = {key_of(each.config): each for each in self.study.finished()}
+        self._costs: dict[Key, Costs] = {key: each.costs for key, each in self._known.items()}
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -96,16 +107,24 @@ class Explorer:
         for config, each in zip(configs, costs, strict=True):
             key = key_of(config)
             if key not in self._known:
-                self._known[key] = self.study.record(config, lambda config=config, each=each: self._scored(config, each))
+                self._known[key] = self.study.record(config, partial(self._scored, config, each))
                 self._show()
             found.append(self._known[key])
         return found
+
+    def looked_up(self, configs: Sequence[Config]) -> list[Candidate]:
+        """As `evaluate`, of configs that are no trials of the search."""
+        costs = self.costs_of(configs)
+        return [
+            self._known.get(key_of(config)) or self._scored(config, each)
+            for config, each in zip(configs, costs, strict=True)
+        ]
 
     def _scored(self, config: Config, costs: Costs) -> Candidate:
         try:
             value = self.net.score(config)
         except TensorwrightError as error:
-            decisions = json.dumps({name: option for name, option in config.items()})
+            decisions = json.dumps(dict(config))
             error.message = f"a candidate of the search cannot be scored: {error.message}\n  it is {decisions}"
             error.reached = self.candidates
             raise
@@ -146,7 +165,9 @@ class Explorer:
     def _smaller(self, knob: Knob, config: Config, step: float) -> dict[str, Option] | None:
         """The knob's largest option below the present one that saves `step`; else its smallest; None without one."""
         place = knob.options.index(config[knob.name])
-        options = knob.options[:place] if knob.is_ordered else [each for each in knob.options if each != config[knob.name]]
+        options = (
+            knob.options[:place] if knob.is_ordered else [each for each in knob.options if each != config[knob.name]]
+        )
         if not options:
             return None
         at = self.costs_of([config])[0][self.main]
@@ -177,22 +198,36 @@ class Explorer:
         key = key_of(config)
         known = self._known.get(key)
         costs = self.costs_of([config])[0]
-        self._known[key] = self.study.finish(trial, lambda: known or self._scored(config, costs))
+        evaluate = partial(self._scored, config, costs) if known is None else partial(_same, known)
+        self._known[key] = self.study.finish(trial, evaluate)
         if known is None:
             self._show()
 
     def _refine(self) -> None:
-        """Small steps around the best candidates, until none is better or the trials are used up."""
+        """Small steps from the best candidates within the budget, until none is better or the trials are used up: one
+        knob larger, or one larger for another that is smaller."""
+        tried: set[Key] = set()
         while len(self._known) < self.options.trials:
-            near = self._unknown_neighbours()
-            if not near:
+            starts = [each for each in feasible(self.candidates) if key_of(each.config) not in tried]
+            if not starts:
+                self._complete()
                 return
+            tried.add(key_of(starts[0].config))
+            steps = [each for each in exchanges(self.net.knobs, starts[0].config) if key_of(each) not in self._known]
+            steps = steps[:_MOST_STEPS]
+            costs = self.costs_of(steps)
+            fits = [each for each, cost in zip(steps, costs, strict=True) if excess(cost, self.budget) <= 0]
+            self.evaluate(fits[: self.options.trials - len(self._known)])
+
+    def _complete(self) -> None:
+        """Where nothing within the budget is left to begin from: steps from what comes closest."""
+        while len(self._known) < self.options.trials and (near := self._unknown_neighbours()):
             self.evaluate(near[: min(_BATCH, self.options.trials - len(self._known))])
 
     def _unknown_neighbours(self) -> list[dict[str, Option]]:
         """Of the best candidates, best first: those within the budget first."""
         ranked = sorted(self.candidates, key=lambda each: (max(each.excess, 0.0), -each.score))
-        seen: dict[tuple[tuple[str, Option], ...], dict[str, Option]] = {}
+        seen: dict[Key, dict[str, Option]] = {}
         for candidate in ranked[:4]:
             for config in neighbours(self.net.knobs, candidate.config):
                 key = key_of(config)
@@ -202,12 +237,18 @@ class Explorer:
 
     def _show(self) -> None:
         fits = feasible(self.candidates)
-        best = f"best within the budget {max(each.score for each in fits):.6g}" if fits else "none within the budget yet"
+        best = (
+            f"best within the budget {max(each.score for each in fits):.6g}" if fits else "none within the budget yet"
+        )
         front = ", ".join(f"{each.costs[self.main]:.4g} {self.main}: {each.score:.4g}" for each in self._shown())
         self.report(f"candidate {len(self._known)} of {self.options.trials}: {best}; front {front}")
 
     def _shown(self) -> list[Candidate]:
         return pareto(self.candidates, self.main)[:6]
+
+
+def _same(candidate: Candidate) -> Candidate:
+    return candidate
 
 
 def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
@@ -235,6 +276,6 @@ def check_choices(knobs: Sequence[Any]) -> None:
     """Raises OptionError where there is nothing to decide."""
     if not knobs:
         raise OptionError(
-            "the space has no choice: no group of channels or heads, no residual layer and no block of the net can change",
+            "the space has no choice: no channels, heads, residual layer, filter or block of the net can change",
             "give space= more options, or declare blocks with tensorwright.choice(a, b)",
         )

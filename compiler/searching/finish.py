@@ -130,16 +130,18 @@ class Finisher:
         if isinstance(self.net, GraphNet):
             return self.net.floats(config)
         from compiler.searching.subnet import SubNetwork
+        from compiler.searching.torch_net import on_threads
 
-        work = SubNetwork.of(self.net, config)
-        if self.options.train is not None:
-            self.report("finetune")
-            work.train(self.options.train)
-            steps.append("finetune")
-        if self.options.batches is not None:
-            self.report("distill")
-            work.distill(self.teacher, self.options, self.report)
-            steps.append("distill")
+        with on_threads(self.job.threads):
+            work = SubNetwork.of(self.net, config)
+            if self.options.train is not None:
+                self.report("finetune")
+                work.train(self.options.train)
+                steps.append("finetune")
+            if self.options.batches is not None:
+                self.report("distill")
+                work.distill(self.teacher, self.options, self.report)
+                steps.append("distill")
         return canonical(work.compressed(), self.job.target)
 
     def _quantized(self, model: ImportedModel, wanted: Mapping[str, str], steps: list[str]) -> ImportedModel:

@@ -231,7 +231,7 @@ def _cropped(layer: Layer, size: int) -> Expr:
 
 
 def with_resolution(model: ImportedModel, name: str, shape: Sequence[int]) -> ImportedModel:
-    """The model behind a bilinear scaling of one of its images, which it then takes in the size `shape` (N, C, H, W)."""
+    """The model behind a bilinear scaling of an image, which it then takes in the size `shape` (N, C, H, W)."""
     position = next(index for index, spec in enumerate(model.inputs) if spec.name == name)
     main = model.mod["main"]
     inner = main.params[position]
@@ -248,5 +248,7 @@ def with_resolution(model: ImportedModel, name: str, shape: Sequence[int]) -> Im
     function = relax.Function(params, relax.SeqExpr(blocks, main.body.body), main.ret_ty, main.is_pure, main.attrs)
     mod = model.mod.clone()
     mod.update_func(mod.get_global_var("main"), function)
-    inputs = [replace(spec, shape=tuple(shape)) if index == position else spec for index, spec in enumerate(model.inputs)]
+    inputs = [
+        replace(spec, shape=tuple(shape)) if index == position else spec for index, spec in enumerate(model.inputs)
+    ]
     return replace(model, mod=relax.transform.Normalize()(mod), inputs=inputs)

@@ -8,6 +8,7 @@ from random import Random
 
 Option = int | str | bool | float
 Config = Mapping[str, Option]
+Key = tuple[tuple[str, Option], ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,26 @@ def neighbours(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]
     return found
 
 
-def key_of(config: Config) -> tuple[tuple[str, Option], ...]:
+def exchanges(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
+    """The configs with one knob larger, or in another way; then those with another one smaller for it."""
+    larger = [each for each in neighbours(knobs, config) if _rises(knobs, config, each)]
+    found = list(larger)
+    for raised in larger:
+        for knob in knobs:
+            place = knob.options.index(config[knob.name])
+            if knob.is_ordered and place and raised[knob.name] == config[knob.name]:
+                found.append({**raised, knob.name: knob.options[place - 1]})
+    return found
+
+
+def _rises(knobs: Sequence[Knob], before: Config, after: Config) -> bool:
+    return not any(
+        knob.is_ordered and knob.options.index(after[knob.name]) < knob.options.index(before[knob.name])
+        for knob in knobs
+    )
+
+
+def key_of(config: Config) -> Key:
     """Equal for equal configs."""
     return tuple(sorted(config.items()))
 

@@ -55,8 +55,14 @@ class KernelTimes(Protocol):
     def name(self) -> str:
         """What it is, in words; the numbers of two measures do not mix."""
 
-    def times(self, model: ImportedModel, lowered: LoweredModel) -> tuple[dict[str, float], float | None]:
-        """(seconds of a call of each kernel by its name in the module, seconds of a whole run where it is known)"""
+    def times(
+        self, model: ImportedModel, lowered: LoweredModel, known: frozenset[str]
+    ) -> tuple[dict[str, float], float | None]:
+        """(seconds of a call of each kernel by its name in the module, seconds of a whole run where it is measured)
+
+        Args:
+            known: keys that need not be among them.
+        """
 
 
 class TimedHere:
@@ -73,7 +79,9 @@ class TimedHere:
     def name(self) -> str:
         return f"timed on {self._runs_on} thread(s)"
 
-    def times(self, model: ImportedModel, lowered: LoweredModel) -> tuple[dict[str, float], float | None]:
+    def times(
+        self, model: ImportedModel, lowered: LoweredModel, known: frozenset[str]
+    ) -> tuple[dict[str, float], float | None]:
         """Raises UserError where the module cannot be built or run."""
         module = compile_model(model, self._target, threads=self._threads, records=False, progress=None)
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
@@ -113,16 +121,17 @@ class LayerTable:
         """Keys that the table lacks."""
         return set(lowered.calls) - set(self._contents.kernels)
 
-    def fill(self, model: ImportedModel, lowered: LoweredModel) -> None:
-        """Measure a model's kernels, and keep those that were not known; its whole run as well."""
+    def fill(self, model: ImportedModel, lowered: LoweredModel) -> float | None:
+        """Measure a model's kernels, and keep those that were not known; its whole run as well, whose seconds these
+        are."""
         before = None if self.missing(lowered) else self._sum(lowered)
-        by_name, run = self._measure.times(model, lowered)
+        by_name, run = self._measure.times(model, lowered, frozenset(self._contents.kernels))
         by_key: dict[str, list[float]] = {}
         for name, seconds in by_name.items():
             if name in lowered.keys:
                 by_key.setdefault(lowered.keys[name], []).append(seconds)
         found = {key: median(each) for key, each in by_key.items()}
-        for key in lowered.calls:  # what the profiler does not see takes nothing that can be told apart from the rest
+        for key in lowered.calls:  # what the profiler does not see cannot be told apart from the rest of a run
             self._contents.kernels.setdefault(key, found.get(key, 0.0))
         if run is not None:
             own = sum(found.get(key, 0.0) * count for key, count in lowered.calls.items())
@@ -130,6 +139,7 @@ class LayerTable:
             self._contents.whole.append(whole)
         if self._path is not None:
             write_json(self._path, self._contents.model_dump())
+        return run
 
     def seconds(self, lowered: LoweredModel) -> float:
         """Of a run whose kernels are all known."""
@@ -182,5 +192,3 @@ def _read(path: Path | None, measure: str) -> _Contents:
             f"{path} holds numbers {contents.measure!r}, this search needs {measure!r}", "name another storage="
         )
     return contents
-
-

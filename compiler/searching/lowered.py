@@ -44,7 +44,9 @@ def lower(model: ImportedModel, target: targets.Target) -> LoweredModel:
     """Lower a model as far as its kernels. Raises UserError and InternalError of the passes."""
     mod = pipeline_of(model, target, until="schedule", unscheduled=True).mod
     keys = {
-        str(variable.name_hint): f"{tvm_ffi.structural_hash(function.without_attr('global_symbol')) & (1 << 64) - 1:016x}"
+        str(
+            variable.name_hint
+        ): f"{tvm_ffi.structural_hash(function.without_attr('global_symbol')) & (1 << 64) - 1:016x}"
         for variable, function in kernels_of(mod)
     }
     calls: Counter[str] = Counter()

@@ -7,11 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import tvm_ffi
 
 import targets
 from compiler.compression.job import Job, JobOptions, import_job
@@ -20,7 +20,6 @@ from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError, TensorwrightError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
-from compiler.records.identity import model_fingerprint
 from compiler.searching.accelerator import accelerator_of
 from compiler.searching.cost import CostModel, excess
 from compiler.searching.explore import Explorer, check_choices, unreachable
@@ -30,7 +29,7 @@ from compiler.searching.graph_net import GraphNet, calibrated
 from compiler.searching.layer_table import LayerTable
 from compiler.searching.measure import kernel_times
 from compiler.searching.precision import Precisions
-from compiler.searching.report import Original, SearchReport, make_report
+from compiler.searching.report import Original, make_report
 from compiler.searching.result import SearchResult
 from compiler.searching.settings import SearchOptions, Space, check_budget, parse_space
 from compiler.searching.study import Study
@@ -136,7 +135,7 @@ class _Search:
         here = self.target.fits_this_machine() and not self.target.device
         self.job = import_job(source, replace(common, target=self.target if here else "host"), imports)
         _check_sizes(self.job)
-        self.torch_module = source if hasattr(source, "named_parameters") else None
+        self.torch_module: Any = source if hasattr(source, "named_parameters") else None
         if options.trains and self.torch_module is None:
             raise OptionError("train= and batches= are for a torch.nn.Module", f"this is {type(source).__name__}")
         self._complete_samples()
@@ -165,8 +164,8 @@ class _Search:
     def _net(self, imports: ImportOptions) -> TorchNet | GraphNet:
         space = self.options.space
         if self.torch_module is not None:
-            from compiler.searching.torch_net import TorchNet, copied
             from compiler.searching.supernet import inputs_for_statistics
+            from compiler.searching.torch_net import TorchNet, copied
 
             batches = inputs_for_statistics(self.options.batches, self.job)
             return TorchNet(copied(self.torch_module), self.job, imports, space, self.precisions, batches)
@@ -188,8 +187,7 @@ class _Search:
         """Of what a storage is for."""
         options = self.options
         told = [
-            model_fingerprint(self.job.model.mod, "float32"),
-            _digest_of_weights(self.torch_module),
+            tvm_ffi.structural_hash(self.job.model.mod),
             [(knob.name, knob.options) for knob in self.net.knobs],
             self.budget,
             self.target.describe(),
@@ -216,18 +214,18 @@ class _Search:
         begun = time.perf_counter()
         candidates = explorer.run()
         searched = time.perf_counter() - begun
-        finisher = Finisher(
-            self.job, self.net, self.costs, self.options, self.torch_module, self.max_drop, self.report
-        )
+        finisher = Finisher(self.job, self.net, self.costs, self.options, self.torch_module, self.max_drop, self.report)
         before = Original(original, self.costs.costs([self._as_it_came()])[0])
         chosen, finished = self._chosen(explorer, finisher, before)
         report = make_report(explorer, chosen, finished, before, trained, searched)
-        result = SearchResult(self.job.name, report, chosen, finished.model, finished.module, finisher, tuple(candidates))
+        result = SearchResult(
+            self.job.name, report, chosen, finished.model, finished.module, finisher, tuple(candidates)
+        )
         drop = relative_drop(original, finished.score)
         if self.max_drop is not None and drop > self.max_drop:
             error = AccuracyError(
-                f"the limit max_drop={self.max_drop} does not hold: {original:.6g} as it came, {finished.score:.6g} within"
-                " the budget",
+                f"the limit max_drop={self.max_drop} does not hold: {original:.6g} as it came, {finished.score:.6g}"
+                " within the budget",
                 "allow a larger budget, train longer, or give space= finer options",
             )
             error.reached = result
@@ -254,9 +252,9 @@ class _Search:
         ranked = feasible(explorer.candidates)
         if not ranked:
             nearest = min(explorer.candidates, key=lambda each: each.excess)
-            error = unreachable(nearest.costs, self.budget)
-            error.reached = explorer.candidates
-            raise error
+            beyond = unreachable(nearest.costs, self.budget)
+            beyond.reached = explorer.candidates
+            raise beyond
         found: list[tuple[Candidate, Finished]] = []
         failed: TensorwrightError | None = None
         for candidate in ranked:
@@ -273,9 +271,9 @@ class _Search:
             if excess(finished.costs, self.budget) <= 0:
                 found.append((candidate, finished))
         if not found:
-            error = failed or unreachable(min(ranked, key=lambda each: each.excess).costs, self.budget)
-            error.reached = explorer.candidates
-            raise error
+            problem = failed or unreachable(min(ranked, key=lambda each: each.excess).costs, self.budget)
+            problem.reached = explorer.candidates
+            raise problem
         return max(found, key=lambda each: each[1].score)
 
     def _fits_as_a_whole(self, candidate: Candidate) -> bool:
@@ -284,7 +282,7 @@ class _Search:
         if table is None or "ms" not in self.budget:
             return True
         model = self.net.model(candidate.config)
-        seconds = table.whole(model, table.lowered(model))
+        seconds = table.fill(model, table.lowered(model))
         return seconds is None or 1e3 * seconds <= self.budget["ms"]
 
 
@@ -295,16 +293,6 @@ def _check_sizes(job: Job) -> None:
                 f"the input {spec.name!r} has the symbolic size {symbolic[0]!r}, and costs need numbers",
                 f"shapes={{{spec.name!r}: (1, ...)}}",
             )
-
-
-def _digest_of_weights(net: Any) -> str:
-    """Of a torch net's parameters, which its graph's fingerprint leaves out."""
-    digest = hashlib.sha256()
-    if net is not None:
-        for name, each in sorted(net.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(each.detach().cpu().numpy()).tobytes())
-    return digest.hexdigest()
 
 
 __all__ = ["SearchResult", "search"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from compiler.compression.recipe_file import read_recipe
 from compiler.errors import OptionError
@@ -112,7 +112,7 @@ class SearchOptions:
     """What `search` is asked for but for the model; it describes the fields."""
 
     budget: Mapping[str, float]
-    space: Space = Field(default_factory=Space)
+    space: Space
     train: Callable[[Any], object] | None = None
     batches: Iterable[Any] | None = None
     task: Callable[[Any, Any], Any] | None = None
@@ -143,8 +143,3 @@ class SearchOptions:
     def trains(self) -> bool:
         """Whether weights are trained."""
         return self.train is not None or self.batches is not None
-
-
-def names_of(options: type) -> Sequence[str]:
-    """Names of a dataclass's fields."""
-    return [each.name for each in fields(options)]

@@ -156,5 +156,3 @@ class Study:
             else distributions.CategoricalDistribution(list(range(len(knob.options))))
             for knob in self._knobs
         }
-
-

@@ -3,19 +3,28 @@ Huang 2019), and all but the largest learn from its outputs (in-place distillati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
+from compiler.artifact.storage import write_atomically
 from compiler.compression.distillation_losses import response
-from compiler.errors import InputError, OptionError
+from compiler.compression.job import Job
+from compiler.errors import InputError, OptionError, StorageError
+from compiler.frontends.imported_model import TensorSpec
+from compiler.passes.rewriting.matching import Array
 from compiler.searching.choice import select
 from compiler.searching.eager import computed
 from compiler.searching.knobs import Config, largest, sampled, smallest
 from compiler.searching.settings import SearchOptions
-from compiler.searching.torch_net import TorchNet
+from compiler.searching.torch_net import TorchNet, on_threads
 
 _RANDOM = 2
 _TEMPERATURE = 1.0
@@ -29,8 +38,9 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
     """
     random = Random(options.seed)
     knobs = [knob for knob in work.knobs if knob.kind != "precision"]
+    shapes = work.shapes(random)
     optimizer = torch.optim.Adam(work.net.parameters(), options.learning_rate)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), on_threads(work.job.threads):
         torch.manual_seed(options.seed)
         for epoch in range(options.epochs):
             report(f"train the shared weights: epoch {epoch + 1} of {options.epochs}")
@@ -38,7 +48,8 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
             for inputs, labels in pairs_of(options.batches):
                 optimizer.zero_grad()
                 wanted = _largest(work, largest(knobs), inputs, labels, options)
-                others: list[Config] = [smallest(knobs), *(sampled(knobs, random) for _ in range(_RANDOM))]
+                drawn = [{**sampled(knobs, random), **random.choice(shapes)} for _ in range(_RANDOM)]
+                others: list[Config] = [smallest(knobs), *drawn]
                 for config in others:
                     select(work.net, config)
                     outputs = computed(work.net, work.sub_net(config), inputs)
@@ -70,3 +81,47 @@ def pairs_of(batches: Iterable[Any] | None) -> Iterator[tuple[list[Any], Any]]:
         yield (list(inputs) if isinstance(inputs, tuple | list) else [inputs]), labels
     if not count:
         raise InputError("batches= holds no batch")
+
+
+def shared_weights(work: TorchNet, options: SearchOptions, report: Callable[[str], None]) -> None:
+    """Train the shared weights, or read what an earlier run of the same search has trained."""
+    path = None if options.storage is None else Path(f"{os.fspath(options.storage)}.weights.safetensors")
+    if path is not None and path.exists():
+        work.net.load_state_dict(_read(path, work.net.state_dict()))
+        return
+    train_shared(work, options, report)
+    if path is not None:
+        # A tensor that several names share is written once for each.
+        contents = save({name: each.detach().clone().contiguous() for name, each in work.net.state_dict().items()})
+        write_atomically(path, [contents])
+
+
+def _read(path: Path, like: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} holds no weights: {error}", "remove it: they are trained anew") from error
+    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in like.items()}:
+        raise StorageError(f"{path} holds the weights of another net", "remove it, or name another storage=")
+    return found
+
+
+def inputs_for_statistics(batches: Iterable[Any] | None, job: Job) -> list[list[Any]]:
+    """Inputs that batch norms of sub-nets see: of the batches, else the calibration."""
+    if batches is not None:
+        return [inputs for inputs, _ in pairs_of(batches)]
+    names = [spec.name for spec in job.model.inputs]
+    return [[torch.as_tensor(sample[name]) for name in names] for sample in job.samples]
+
+
+def samples_of(batches: Iterable[Any], specs: Sequence[TensorSpec], most: int) -> list[dict[str, Array]]:
+    """Rows of the batches as samples of a model with these inputs, whose first axis is the batch."""
+    rows = int(specs[0].shape[0]) if specs and specs[0].shape else 1
+    samples: list[dict[str, Array]] = []
+    for inputs, _ in pairs_of(batches):
+        arrays = [np.asarray(each) for each in inputs]
+        for start in range(0, len(arrays[0]) - rows + 1, rows):
+            samples.append({spec.name: array[start : start + rows] for spec, array in zip(specs, arrays, strict=True)})
+            if len(samples) == most:
+                return samples
+    return samples

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -14,25 +16,24 @@ from torch import nn
 from compiler.compression.canonical import canonical
 from compiler.compression.job import Job
 from compiler.compression.pruning.plan import unit_masks
-from compiler.compression.pruning.training import Trained, trained, translated
-from compiler.compression.quantization.calibration import Tapped
+from compiler.compression.pruning.training import Trained, carried_over, trained
 from compiler.errors import InputError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
-from compiler.passes.rewriting.graph import Var
 from compiler.passes.rewriting.matching import Array
-from compiler.runtime.random_inputs import random_inputs
 from compiler.searching.choice import choices_of, materialized, select
 from compiler.searching.eager import SubNet, computed, has_batch_norm, recalibrated
 from compiler.searching.graph import SearchGraph, with_resolution
-from compiler.searching.knobs import Config, Knob
+from compiler.searching.knobs import Config, Key, Knob, Option, key_of, sampled
 from compiler.searching.precision import Precisions, precisions_in
+from compiler.searching.residual_modules import modules_of_layers
 from compiler.searching.settings import Space
 from compiler.support.accuracy import Run
 from compiler.support.accuracy import score as score_of
 
 _RECALIBRATED = 8  # batches
-_TOLERANCE = 1e-3  # of a tensor's largest element, between torch and the compiled graph
+_REMEMBERED = 4  # sub-nets whose masks are kept
+_SHAPES = 8  # selections of choices and resolutions that are trained
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Skeleton:
 
     def removed_in_tagged(self, config: Config) -> Array:
         """Which units of `tagged.found` go."""
-        return translated(self.graph.removed(config), self.graph.found, self.tagged.found.mod)[1]
+        return carried_over(self.graph.removed(config), self.graph.found, self.tagged.found)
 
     def masks(self, config: Config) -> dict[str, Array]:
         """What stays of each parameter, by its name: of channels, heads and filters."""
@@ -91,6 +92,7 @@ class TorchNet:
         self.net, self.job, self.imports, self.space, self.precisions = net.eval(), job, imports, space, precisions
         self.batches = [list(each) for each in batches][:_RECALIBRATED]
         self._skeletons: dict[tuple[Any, ...], Skeleton] = {}
+        self._subs: dict[Key, SubNet] = {}
         self.knobs: list[Knob] = self._found_knobs()
 
     def _found_knobs(self) -> list[Knob]:
@@ -124,57 +126,72 @@ class TorchNet:
         return self._skeletons[key]
 
     def _made(self, config: Config, share: float) -> Skeleton:
-        net = materialized(self.net, config)
+        net = materialized(self.net, config).eval()
         size, imports = None, self.imports
         if share != 1.0:
             size, imports = _scaled_example(self.imports, share)
         model = imports.load(net)
         tagged = trained(net, imports)
-        usable = {
-            index for index, each in enumerate(tagged.found.producers) if each.constant in tagged.places
-        }
+        usable = {index for index, each in enumerate(tagged.found.producers) if each.constant in tagged.places}
         graph = SearchGraph.of(model, usable)
-        modules = self._modules_of_layers(net, graph) if self.space.layers and graph.residual_layers else {}
+        modules = modules_of_layers(net, graph, _example(imports)) if self.space.layers else {}
         return Skeleton(tagged, graph, modules, size)
 
-    def _modules_of_layers(self, net: nn.Module, graph: SearchGraph) -> dict[str, str]:
-        """By the layer's name the module whose output the sum adds, found by comparing all tensors of one run."""
-        added: dict[str, Var] = {}
-        definitions = _definitions(graph.model)
-        for name, layer in graph.residual_layers.items():
-            left, right = definitions[layer.result].args
-            added[name] = right if left.same_as(layer.passed) else left
-        tapped = Tapped(graph.model, graph.model.mod, list(dict.fromkeys(added.values())), self.job.compile)
-        sample = random_inputs(graph.model.inputs, indices=graph.model.indices)
-        tensors = tapped.run(sample)[1]
-        outputs = _outputs_of_modules(net, [torch.from_numpy(sample[spec.name]) for spec in graph.model.inputs])
-        return {
-            name: module
-            for name, variable in added.items()
-            if (module := _like(tensors[variable], outputs)) is not None
-        }
+    def shapes(self, random: Random) -> list[dict[str, Option]]:
+        """Some combinations of choices and resolutions, each form of each choice among them: those are trained."""
+        blocks = choices_of(self.net)
+        outer = [knob for knob in self.knobs if knob.kind in ("choice", "resolution")]
+        most = max((len(block) for block in blocks.values()), default=1)
+        found: list[dict[str, Option]] = []
+        for place in range(most):
+            forms: dict[str, Option] = {f"choice {name}": place % len(block) for name, block in blocks.items()}
+            found.append({**sampled(outer, random), **forms})
+        while outer and len(found) < max(_SHAPES, most):
+            found.append(sampled(outer, random))
+        return found or [{}]
 
     def sub_net(self, config: Config) -> SubNet:
         """How torch computes a config."""
+        key = key_of(config)
+        if key not in self._subs:
+            while len(self._subs) >= _REMEMBERED:
+                self._subs.pop(next(iter(self._subs)))
+            self._subs[key] = self._made_sub_net(config)
+        return self._subs[key]
+
+    def _is_selected(self, module: str, config: Config) -> bool:
+        """Whether a module is not in a form that the config's choices leave out."""
+        blocks = choices_of(self.net)
+        return all(
+            not module.startswith(f"{name}.")
+            or module.startswith(f"{name}.{config.get(f'choice {name}', len(block) - 1)}.")
+            or module == f"{name}.{config.get(f'choice {name}', len(block) - 1)}"
+            for name, block in blocks.items()
+        )
+
+    def _made_sub_net(self, config: Config) -> SubNet:
         skeleton = self.skeleton(config)
         masks = {name: torch.from_numpy(mask).float() for name, mask in skeleton.masks(config).items()}
         modules = dict(self.net.named_modules())
         precisions = {
             name: precision
             for name, precision in precisions_in(config).items()
-            if isinstance(getattr(modules.get(name), "weight", None), nn.Parameter)
+            if isinstance(getattr(modules.get(name), "weight", None), nn.Parameter) and self._is_selected(name, config)
         }
-        dropped = frozenset(skeleton.modules[name] for name in skeleton.graph.dropped(config) if name in skeleton.modules)
+        dropped = frozenset(
+            skeleton.modules[name] for name in skeleton.graph.dropped(config) if name in skeleton.modules
+        )
         return SubNet(masks, dropped, precisions, skeleton.size)
 
     def score(self, config: Config) -> float:
         """What `evaluate` says of the sub-net with the shared weights. Raises OptionError where it fails."""
         sub = self.sub_net(config)
         select(self.net, config)
-        buffers = recalibrated(self.net, sub, self.batches) if self.batches and has_batch_norm(self.net) else None
         evaluate = self.job.evaluate
         assert evaluate is not None
-        return score_of(evaluate, self._runner(sub, buffers))
+        with on_threads(self.job.threads):
+            buffers = recalibrated(self.net, sub, self.batches) if self.batches and has_batch_norm(self.net) else None
+            return score_of(evaluate, self._runner(sub, buffers))
 
     def _runner(self, sub: SubNet, buffers: Mapping[str, Any] | None) -> Run:
         names = [spec.name for spec in self.job.model.inputs]
@@ -238,40 +255,20 @@ def _scaled_example(imports: ImportOptions, share: float) -> tuple[tuple[int, in
     return (size[0], size[1]), replace(imports, example_inputs=inputs)
 
 
-def _definitions(model: ImportedModel) -> dict[Var, Any]:
-    return {binding.var: binding.value for block in model.mod["main"].body.blocks for binding in block.bindings}
+def _example(imports: ImportOptions) -> dict[str, Any] | list[Any]:
+    given: Any = imports.example_inputs
+    return dict(given) if isinstance(given, Mapping) else list(given or ())
 
 
-def _outputs_of_modules(net: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, Array]:
-    outputs: dict[str, Array] = {}
-    handles = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def remember(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                outputs[name] = output.detach().numpy().copy()
-
-        return remember
-
-    for name, module in net.named_modules():
-        handles.append(module.register_forward_hook(watch(name)))
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Run torch on that many threads; None: on as many as it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
     try:
-        with torch.no_grad():
-            net(*inputs)
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
-
-
-def _like(wanted: Array, outputs: Mapping[str, Array]) -> str | None:
-    """The outermost module that gives this tensor, whatever its shape is seen as; None when none does."""
-    scale = float(np.abs(wanted).max()) or 1.0
-    for name, output in outputs.items():
-        if name and output.size == wanted.size:
-            if np.abs(output.reshape(wanted.shape) - wanted).max() <= _TOLERANCE * scale:
-                return name
-    return None
+        torch.set_num_threads(before)
 
 
 def copied(net: nn.Module) -> nn.Module:

@@ -183,6 +183,11 @@ def _tagged(net: torch.nn.Module) -> torch.nn.Module:
 def translated(removed: Array, source: Dependencies, mod: IRModule) -> tuple[Dependencies, Array]:
     """(dependencies of `mod`, which of its units go): the same graph as that of `source` with other numbers in it."""
     found = find_dependencies(mod)
+    return found, carried_over(removed, source, found)
+
+
+def carried_over(removed: Array, source: Dependencies, found: Dependencies) -> Array:
+    """Which units of `found` go where those of `source` do: dependencies of one graph with other numbers in it."""
     result = np.zeros(int(found.units.max(initial=0)) + 1, np.bool_)
     if len(found.producers) != len(source.producers):
         raise InternalError("the module's graph changed while it was trained")
@@ -191,7 +196,7 @@ def translated(removed: Array, source: Dependencies, mod: IRModule) -> tuple[Dep
         if units is not None and tagged is not None:
             result[units[removed[tagged]]] = True
     result[0] = False
-    return found, result
+    return result
 
 
-__all__: Sequence[str] = ("Finetune", "Loss", "Trained", "trained", "translated")
+__all__: Sequence[str] = ("Finetune", "Loss", "Trained", "carried_over", "trained", "translated")

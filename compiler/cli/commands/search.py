@@ -1,0 +1,126 @@
+"""`tensorwright search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import options
+
+HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
+
+Channels, heads of attention and residual layers may go, filters may shrink, and each layer may have a precision of its
+own. What candidates take is known from a table of kernels, timed here or computed by the target's model. They are
+scored by the mean cosine similarity with the model on the samples. Training and metrics of your own need Python:
+tensorwright.search(net, budget, train=..., evaluate=...).
+
+[bold]Typical[/]
+
+  tensorwright search model.onnx --budget ms=5 --samples a.npz -o model.twm
+
+[bold]Examples[/]
+
+  For a device, from a space in a file, and so that it can be stopped:
+    tensorwright search model.onnx -b ms=5 -b mb=2 -t raspberry-pi-5 --space space.yaml --samples a.npz --storage s.db
+
+  The file:
+    space:
+      channels: [0.5, 0.75]
+      layers: true
+      precision: [int8, float32]
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("search", help=HELP)(_search)
+
+
+def _search(
+    model: options.ModelPath,
+    budget: Annotated[
+        list[str],
+        typer.Option(
+            "--budget",
+            "-b",
+            metavar="NAME=LIMIT",
+            help="A limit: ms, mb (parameters), peak_mb (activations), cycles or sram_kb. Repeat for others.",
+        ),
+    ],
+    space: Annotated[
+        Path | None, typer.Option("--space", metavar="FILE", help="A YAML file that says what may be changed.")
+    ] = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
+    ] = None,
+    target: options.TargetName = "host",
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to score.")] = 64,
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="What proposes candidates: nsga2 or tpe.")] = "nsga2",
+    seed: Annotated[int, typer.Option(metavar="N", help="Another one searches in another order.")] = 0,
+    storage: Annotated[
+        Path | None,
+        typer.Option("--storage", metavar="FILE", help="Keep candidates there; a search that was stopped goes on."),
+    ] = None,
+    family: Annotated[
+        Path | None,
+        typer.Option("--family", metavar="DIR", help="Write a small, a middle and a large net there, for a server."),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="How far the score may drop; no limit if not given.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
+    shape: options.ModelShapes = None,
+    constant: options.Constants = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    import compiler
+    from compiler.cli.arguments import load_archive, parse_arrays, parse_numbers, parse_shapes
+    from compiler.cli.output import print_json, print_line
+    from compiler.cli.paths import check_report, check_writable
+    from compiler.cli.progress import Steps
+    from compiler.inspection.model_inspection import model_inputs
+
+    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    check_writable(path)
+    check_report(report, (".html", ".json"))
+    limits = parse_numbers(budget, "--budget")
+    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    with Steps() as steps:
+        found = compiler.search(
+            model,
+            limits,
+            space=space,
+            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
+            target=target,
+            trials=trials,
+            sampler=sampler,
+            seed=seed,
+            storage=storage,
+            max_drop=max_drop,
+            shapes=parse_shapes(list(shape or [])) or None,
+            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
+            threads=threads,
+            progress=steps,
+        )
+        found.module.export(path)
+        written = None if family is None else found.write_family(family)
+    if report is not None:
+        found.report.save(report)
+    if as_json:
+        variants = {} if written is None else {"family": written.to_dict()}
+        print_json({"path": str(path), **found.report.to_dict(), **variants})
+        return
+    print_line(str(found.report))
+    if written is not None:
+        print_line(str(written))
+    print_line(f"wrote {path}")

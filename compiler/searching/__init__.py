@@ -1,0 +1,1 @@
+"""Architecture search: the most accurate net that meets a budget on a target."""

@@ -1,0 +1,94 @@
+"""Which torch module gives what a residual sum adds: made to give zeros, it leaves the layer out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from tvm import relax
+
+from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.rewriting.graph import Var, operator_name
+from compiler.passes.rewriting.matching import shape_of
+from compiler.passes.rewriting.node_tracker import NodeTracker
+from compiler.searching.graph import SearchGraph
+
+# Operators of one tensor that make zeros of zeros.
+_OF_ZEROS = {
+    "relax.reshape",
+    "relax.permute_dims",
+    "relax.squeeze",
+    "relax.expand_dims",
+    "relax.astype",
+    "relax.nn.relu",
+    "relax.nn.gelu",
+    "relax.nn.silu",
+    "relax.tanh",
+}
+
+
+def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, Any] | Sequence[Any]) -> dict[str, str]:
+    """By the layer's name the module whose output the sum adds; layers without one are left out.
+
+    A module that is called twice, or that gives no tensor of as many elements, is none.
+    """
+    if not graph.residual_layers:
+        return {}
+    definitions = _definitions(graph.model)
+    tracker = NodeTracker(graph.model.nodes)
+    sizes = _sizes_of_outputs(net, example)
+    found = {}
+    for name, layer in graph.residual_layers.items():
+        left, right = definitions[layer.result].args
+        added: Any = right if left.same_as(layer.passed) else left
+        while added is not None:
+            names = [node.name for node in tracker.of(str(added.name))]
+            module = next((each for each in reversed(names) if sizes.get(each) == _size(added)), None)
+            if module is not None:
+                found[name] = module
+                break
+            added = _before(definitions.get(added))
+    return found
+
+
+def _definitions(model: ImportedModel) -> dict[Var, Any]:
+    return {binding.var: binding.value for block in model.mod["main"].body.blocks for binding in block.bindings}
+
+
+def _before(value: Any) -> Any:
+    """The variable that an operator of zeros reads; None for any other value."""
+    if operator_name(value) in _OF_ZEROS and isinstance(value.args[0], relax.Var):
+        return value.args[0]
+    return None
+
+
+def _size(variable: Var) -> int:
+    size = 1
+    for each in shape_of(variable) or ():
+        size *= int(each)
+    return size
+
+
+def _sizes_of_outputs(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]) -> dict[str, int]:
+    """Elements that each module gives, of those that are called once and give a tensor."""
+    sizes: dict[str, int] = {}
+    calls: Counter[str] = Counter()
+
+    def watch(name: str) -> Any:
+        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            calls[name] += 1
+            sizes[name] = output.numel() if isinstance(output, torch.Tensor) else -1
+
+        return note
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in net.named_modules() if name]
+    try:
+        with torch.no_grad():
+            net(**example) if isinstance(example, Mapping) else net(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: size for name, size in sizes.items() if calls[name] == 1}
