@@ -13,6 +13,7 @@ from compiler.compression.job import Job
 from compiler.compression.quantization import quantize
 from compiler.compression.quantization.layers import find_layers
 from compiler.compression.quantization.precisions import FLOAT, INTEGER
+from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.recipe import compress
 from compiler.driver.compile import compile as compile_model
 from compiler.frontends.imported_model import ImportedModel
@@ -157,7 +158,9 @@ class Finisher:
             self.report(f"quantize {len(chosen)} layer(s) to {precision}")
             here = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
             decide = {name: INTEGER if name in chosen else FLOAT for name in here}
-            quantized = quantize(model, scheme=SCHEMES[precision], decide=decide, **common)
+            # The target's integers, in a module that this machine runs.
+            own = {"activations": scheme_for(self.costs.target).activations} if precision == "int8" else {}
+            quantized = quantize(model, scheme=SCHEMES[precision], decide=decide, **own, **common)
             steps.append(f"quantize {len(chosen)} layer(s) to {precision}")
             model = replace(ImportedModel(**{name: getattr(quantized, name) for name in vars(model)}))
         return model

@@ -41,7 +41,8 @@ class GraphNet:
         """What `evaluate` says of the candidate. Raises OptionError where it fails."""
         evaluate = self.job.evaluate
         assert evaluate is not None
-        module = compile_model(self.model(config), "host", threads=self.job.threads, progress=None)
+        model = self.floats(config) if self.precisions.scheme.integer_only else self.model(config)
+        module = compile_model(model, "host", threads=self.job.threads, progress=None)
         return score_of(evaluate, module.run)
 
 
@@ -50,4 +51,4 @@ def calibrated(job: Job, precisions: Precisions) -> Precisions:
     session = Session(job.model, job.samples, precisions.scheme, "mse", (), job.compile, job.report)
     numbers = session.numbers(session.place())
     ranges = {str(site.name): affine for site, affine in numbers.activations.items()}
-    return Precisions(precisions.scheme, ranges)
+    return Precisions(precisions.target, ranges)

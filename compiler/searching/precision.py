@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from compiler.compression.quantization.affine import Affine, quantize_weight
+import targets
+from compiler.compression.quantization.affine import Affine, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
-from compiler.compression.quantization.integer_only import place_integer_only
-from compiler.compression.quantization.layers import Layer, LayerGraph, find_layers, place
-from compiler.compression.quantization.scheme import Scheme
+from compiler.compression.quantization.layers import Layer, Placement, find_layers, place
+from compiler.compression.quantization.scheme import Scheme, scheme_for
 from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, make_scheme
+from compiler.compression.quantization.uncalibrated import uncalibrated
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.searching.knobs import Config, Knob
@@ -28,12 +29,17 @@ class Precisions:
     """Rounds layers of candidates.
 
     Attributes:
-        scheme: how the target represents integers.
+        target: whose integers they are.
         ranges: of activations, by the names of their variables; a step of 1/32 where none is known.
     """
 
-    scheme: Scheme
+    target: targets.Target
     ranges: Mapping[str, Affine] = field(default_factory=dict)
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the target represents integers."""
+        return scheme_for(self.target)
 
     def knobs(self, model: ImportedModel, space: Space, keep: Sequence[str] = ()) -> list[Knob]:
         """One for each layer that has a choice. `model` is canonical."""
@@ -54,7 +60,7 @@ class Precisions:
         alone."""
         wanted = precisions_in(config)
         if self.scheme.integer_only:
-            return self._whole(model)
+            return uncalibrated(model, self.target)
         by_scheme: dict[str, list[str]] = {}
         for name, precision in wanted.items():
             by_scheme.setdefault(precision, []).append(name)
@@ -69,23 +75,17 @@ class Precisions:
         graph = find_layers(model.mod, self.scheme.operators, model.nodes)
         graph.look_ups.clear()
         placement = place(graph, {layer.name for layer in graph.layers} - set(names))
-        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement, graph)))
+        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement)))
 
-    def _whole(self, model: ImportedModel) -> ImportedModel:
-        graph = find_layers(model.mod, self.scheme.operators, model.nodes)
-        graph.look_ups.clear()
-        placement = place_integer_only(model.mod, graph, (), self.scheme.operators)
-        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement, graph)))
-
-    def _numbers(self, placement: object, graph: LayerGraph) -> Numbers:  # type: ignore[type-arg]
-        dtype = self.scheme.activations
-        unknown = Affine(dtype, _STEP, 128 if dtype == "uint8" and not self.scheme.symmetric_activations else 0)
-        sites = {site: self.ranges.get(str(site.name), unknown) for site in placement.sites}  # type: ignore[attr-defined]
+    def _numbers(self, placement: Placement) -> Numbers[QuantizedWeight]:
+        scheme = self.scheme
+        unknown = Affine(scheme.activations, _STEP, 128 if scheme.activations == "uint8" else 0)
+        sites = {site: self.ranges.get(str(site.name), unknown) for site in placement.sites}
         weights = {
             layer.variable: quantize_weight(
-                layer.weight, layer.product.filters, per_channel=self.scheme.per_channel or layer.is_look_up
+                layer.weight, layer.product.filters, per_channel=scheme.per_channel or layer.is_look_up
             )
-            for layer in placement.layers  # type: ignore[attr-defined]
+            for layer in placement.layers
         }
         return Numbers(sites, weights, {})
 

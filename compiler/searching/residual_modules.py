@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tvm import relax
 
 from compiler.frontends.imported_model import ImportedModel
@@ -39,16 +40,18 @@ def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, 
         return {}
     definitions = _definitions(graph.model)
     tracker = NodeTracker(graph.model.nodes)
-    sizes = _sizes_of_outputs(net, example)
+    sizes, norm_after = _watched(net, example)
     found = {}
     for name, layer in graph.residual_layers.items():
         left, right = definitions[layer.result].args
         added: Any = right if left.same_as(layer.passed) else left
         while added is not None:
-            names = [node.name for node in tracker.of(str(added.name))]
-            module = next((each for each in reversed(names) if sizes.get(each) == _size(added)), None)
-            if module is not None:
-                found[name] = module
+            names = {node.name for node in tracker.of(str(added.name))}
+            # Modules come in the order in which they end: the last one gives the sum's operand.
+            modules = [each for each, size in sizes.items() if each in names and size == _size(added)]
+            if modules:
+                # Importing folds a batch norm into the convolution before it.
+                found[name] = norm_after.get(modules[-1], modules[-1])
                 break
             added = _before(definitions.get(added))
     return found
@@ -72,15 +75,23 @@ def _size(variable: Var) -> int:
     return size
 
 
-def _sizes_of_outputs(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]) -> dict[str, int]:
-    """Elements that each module gives, of those that are called once and give a tensor."""
+def _watched(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, int], dict[str, str]]:
+    """(elements that each module gives, of those that are called once and give a tensor, in the order in which they
+    end; by the name of a module the batch norm that reads its result)"""
     sizes: dict[str, int] = {}
     calls: Counter[str] = Counter()
+    givers: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensors, so that no other takes their place in memory
+    norm_after: dict[str, str] = {}
 
     def watch(name: str) -> Any:
-        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
             calls[name] += 1
-            sizes[name] = output.numel() if isinstance(output, torch.Tensor) else -1
+            if not isinstance(output, torch.Tensor):
+                return
+            sizes[name] = output.numel()
+            if isinstance(module, _BatchNorm) and id(inputs[0]) in givers:
+                norm_after[givers[id(inputs[0])][0]] = name
+            givers.setdefault(id(output), (name, output))
 
         return note
 
@@ -91,4 +102,4 @@ def _sizes_of_outputs(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]
     finally:
         for handle in handles:
             handle.remove()
-    return {name: size for name, size in sizes.items() if calls[name] == 1}
+    return {name: size for name, size in sizes.items() if calls[name] == 1}, norm_after

@@ -15,7 +15,6 @@ import tvm_ffi
 
 import targets
 from compiler.compression.job import Job, JobOptions, import_job
-from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError, TensorwrightError
@@ -141,7 +140,7 @@ class _Search:
         self._complete_samples()
         self._complete_evaluate()
         self.budget = check_budget(options.budget)
-        self.precisions = Precisions(scheme_for(self.target))
+        self.precisions = Precisions(self.target)
         self.net = self._net(imports)
         check_choices(self.net.knobs)
         self.costs = self._cost_model()

@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-# isort: split
 import targets
 from compiler.compression.canonical import canonical
 from compiler.compression.job import JobOptions, import_job
-from compiler.compression.quantization.scheme import scheme_for
 from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import ImportOptions
 from compiler.searching.choice import select
@@ -33,7 +30,7 @@ def work() -> TorchNet:
     net = tiny(choices=True)
     imports = ImportOptions(example_inputs=[torch.zeros(1, 1, 8, 8)])
     job = import_job(net, JobOptions(target="host"), imports)
-    return TorchNet(net, job, imports, SPACE, Precisions(scheme_for(targets.get("host"))), ())
+    return TorchNet(net, job, imports, SPACE, Precisions(targets.get("host")), ())
 
 
 def test_every_kind_of_knob_is_found(work: TorchNet) -> None:
@@ -50,7 +47,7 @@ def test_every_kind_of_knob_is_found(work: TorchNet) -> None:
 @pytest.mark.parametrize("form", [0, 1])
 def test_a_sub_net_and_its_graph_give_the_same(work: TorchNet, form: int) -> None:
     floats = {knob.name: "float32" for knob in work.knobs if knob.kind == "precision"}
-    layer = {"layer block.add": form == 1}
+    layer = {"layer block.add": form == 1}  # the first form without it
     config = {**smallest(work.knobs), **floats, **layer, "choice middle": form}
     image = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     select(work.net, config)
