@@ -159,7 +159,9 @@ class Finisher:
             here = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
             decide = {name: INTEGER if name in chosen else FLOAT for name in here}
             # The target's integers, in a module that this machine runs.
-            own = {"activations": scheme_for(self.costs.target).activations} if precision == "int8" else {}
+            own: dict[str, Any] = (
+                {"activations": scheme_for(self.costs.target).activations} if precision == "int8" else {}
+            )
             quantized = quantize(model, scheme=SCHEMES[precision], decide=decide, **own, **common)
             steps.append(f"quantize {len(chosen)} layer(s) to {precision}")
             model = replace(ImportedModel(**{name: getattr(quantized, name) for name in vars(model)}))

@@ -1,0 +1,189 @@
+"""`tensorwright.search` at half the cost of trained nets, beside uniform pruning at the same cost.
+
+    python -m benchmarks.search [--data digits patches] [--target host raspberry-pi-5 cortex-m55+ethos-u55-128]
+
+The data: scikit-learn's digits, and patches of the two photographs that scikit-learn ships, told apart by photograph:
+those of the left part are for training, those of the right part for the score. Uniform pruning keeps the same share of
+every group of channels, the largest with which the budget is met; it is finetuned and distilled as the chosen net is,
+from the same shared weights. Writes benchmarks/results/search.json, a row for each pair, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import compiler
+import compiler.driver.compile
+from benchmarks.digits import Digits, DigitsCnn, load_digits, train
+from compiler.searching.result import SearchResult
+from compiler.searching.settings import Space
+
+Array = NDArray[Any]
+TARGETS = ("host", "raspberry-pi-5", "cortex-m55+ethos-u55-128")
+_RESULTS = Path(__file__).parent / "results" / "search.json"
+_SIZE, _PATCHES = 16, 600  # pixels of a patch's side, patches of each photograph and part
+_SHARES = tuple(step / 20 for step in range(19, 0, -1))
+
+
+def load_patches() -> Digits:
+    """Grey patches (count, 1, 16, 16) of two photographs, and which photograph each is of."""
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    parts: dict[str, list[tuple[Array, int]]] = {"train": [], "test": []}
+    for label, photograph in enumerate(load_sample_images().images):
+        grey = photograph.astype(np.float32).mean(2) / 255
+        middle = grey.shape[1] * 2 // 3
+        for part, (first, last) in {"train": (0, middle), "test": (middle, grey.shape[1])}.items():
+            for _ in range(_PATCHES if part == "train" else _PATCHES // 4):
+                top = int(random.integers(grey.shape[0] - _SIZE))
+                left = int(random.integers(first, last - _SIZE))
+                parts[part].append((grey[top : top + _SIZE, left : left + _SIZE][None], label))
+    found = []
+    for part in ("train", "test"):
+        order = random.permutation(len(parts[part]))
+        images = np.stack([parts[part][index][0] for index in order])
+        found.append((images, np.array([parts[part][index][1] for index in order], np.int64)))
+    return Digits(found[0], found[0], found[1])
+
+
+DATA: dict[str, Callable[[], Digits]] = {"digits": load_digits, "patches": load_patches}
+
+
+def evaluate_on(data: Digits) -> Callable[[Any], float]:
+    """The share of the test images whose class is found, one image a run."""
+    images, labels = data.test
+
+    def evaluate(run: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> float:
+        found = [next(iter(run({"image": image[None]}).values())).argmax() for image in images]
+        return float((np.array(found) == labels).mean())
+
+    return evaluate
+
+
+def batches_of(data: Digits, size: int = 50) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of the training images."""
+    images, labels = (torch.from_numpy(part) for part in data.train)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One row: the net as it came, the chosen one, and the uniformly pruned one."""
+    data = DATA[name]()
+    net = train(DigitsCnn(options.channels), data, epochs=options.epochs)
+    is_accelerator = "ethos" in target
+    cost = "cycles" if is_accelerator else "ms"
+    limit = original_cost(net, target, cost) * options.share
+    space = Space(precision=() if is_accelerator else ("int8", "float32"))
+    result = compiler.search(
+        net,
+        {cost: limit},
+        space=space,
+        batches=batches_of(data),
+        epochs=options.epochs,
+        trials=options.trials,
+        evaluate=evaluate_on(data),
+        target=target,
+        example_inputs=[torch.zeros(1, 1, _SIZE, _SIZE)],
+        threads=1,
+        progress=lambda step: print(f"{name} {target}: {step}", flush=True),
+    )
+    report = result.report
+    uniform = uniformly_pruned(result, cost, limit)
+    return {
+        "data": name,
+        "target": target,
+        "cost": cost,
+        "original": {"score": report.original.score, "cost": report.original.costs[cost]},
+        "limit": limit,
+        "chosen": {"score": report.score, "cost": report.costs[cost], "before_finishing": report.score_before},
+        "decisions": {each.name: each.option for each in report.decisions},
+        "uniform": uniform,
+        "candidates": len(report.points),
+        "search_seconds": report.search_seconds,
+        "training_seconds": report.training_seconds,
+        "table_kernels": report.table,
+        "table_errors": list(report.table_errors),
+    }
+
+
+def original_cost(net: torch.nn.Module, target: str, cost: str) -> float:
+    """Of the net as it came: a budget of twice it takes any candidate, so one trial tells."""
+    from compiler.compression.job import JobOptions, import_job
+    from compiler.frontends.source import ImportOptions
+    from compiler.searching.accelerator import accelerator_of
+    from compiler.searching.cost import CostModel
+    from compiler.searching.layer_table import LayerTable
+    from compiler.searching.measure import kernel_times
+    from compiler.searching.precision import Precisions
+
+    imports = ImportOptions(example_inputs=[torch.zeros(1, 1, _SIZE, _SIZE)])
+    job = import_job(net, JobOptions(target="host", threads=1), imports)
+    found = compiler.driver.compile.find_target(target, 1)
+    accelerator = accelerator_of(found)
+    table = None if accelerator is not None else LayerTable(found, kernel_times(found, 1))
+    model = Precisions(found).applied(job.model, {})
+    return CostModel(found, [cost], table, accelerator).costs([model])[0][cost]
+
+
+def uniformly_pruned(result: SearchResult, cost: str, limit: float) -> dict[str, Any]:
+    """The same share of all groups of channels, the largest within the limit, finished as the chosen net was."""
+    finisher = result._finisher
+    cells = finisher.net.skeleton({}).graph.cells  # type: ignore[union-attr]
+    knobs = [knob for knob in finisher.net.knobs if knob.kind in ("channels", "expansion", "heads")]
+    whole = {knob.name: knob.options[-1] for knob in finisher.net.knobs}
+    for share in _SHARES:
+        kept = {knob.name: max(1, round(share * len(cells[knob.name.split(" ", 1)[1]].units))) for knob in knobs}
+        config = {**whole, **kept}
+        costs = finisher.costs.costs([finisher.net.model(config)])[0]
+        if costs[cost] <= limit:
+            finished = finisher.finish(config)
+            return {"share": share, "score": finished.score, "cost": finished.costs[cost]}
+    return {}
+
+
+def main() -> None:
+    """Measure what is asked for, and write each row as it comes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
+    parser.add_argument("--target", nargs="+", default=list(TARGETS))
+    parser.add_argument("--channels", type=int, default=32, help="of the net")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--share", type=float, default=0.5, help="of the net's own cost that is allowed")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.data:
+        for target in options.target:
+            row = {**measured(name, target, options), "share": options.share}
+            rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
+            same = (name, target, options.share)
+            rows = [each for each in rows if (each["data"], each["target"], each["share"]) != same]
+            _RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+            print_row(row)
+
+
+def print_row(row: Mapping[str, Any]) -> None:
+    """One line of the table."""
+    errors = row["table_errors"]
+    error = f"{np.median(errors):.1%}" if errors else "-"
+    print(
+        f"{row['data']:<10}{row['target']:<28}{row['cost']:<8}"
+        f"original {row['original']['cost']:.5g} {row['original']['score']:.4f}; "
+        f"chosen {row['chosen']['cost']:.5g} {row['chosen']['score']:.4f}; "
+        f"uniform {row['uniform'].get('cost', float('nan')):.5g} {row['uniform'].get('score', float('nan')):.4f}; "
+        f"{row['candidates']} candidates in {row['search_seconds']:.0f} s, table off by {error}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The table of kernels: filled once, added up, compared with whole runs, and read again."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import targets
+from compiler.errors import StorageError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.source import import_model
+from compiler.searching.layer_table import LayerTable, most_needed
+from compiler.searching.lowered import LoweredModel
+
+
+class MadeUpTimes:
+    """A kernel takes a microsecond, a run three more."""
+
+    name = "made up"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def times(
+        self, model: ImportedModel, lowered: LoweredModel, known: frozenset[str]
+    ) -> tuple[dict[str, float], float | None]:
+        self.asked += 1
+        return dict.fromkeys(lowered.keys, 1e-6), 1e-6 * lowered.count + 3e-6
+
+
+def products(*widths: int) -> ImportedModel:
+    """`model_proto`, imported."""
+    return import_model(model_proto(*widths))
+
+
+def model_proto(*widths: int) -> ModelProto:
+    """Matrix products in a row, with a ReLU behind each."""
+    random = np.random.default_rng(0)
+    nodes, weights, name = [], [], "x"
+    for index, (rows, columns) in enumerate(itertools.pairwise(widths)):
+        weights.append(numpy_helper.from_array(random.standard_normal((rows, columns)).astype(np.float32), f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [name, f"w{index}"], [f"h{index}"]))
+        nodes.append(helper.make_node("Relu", [f"h{index}"], [f"r{index}"]))
+        name = f"r{index}"
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, widths[0]])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, widths[-1]])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_kernels_are_measured_once_and_whole_runs_check_the_sum(tmp_path: Path) -> None:
+    path, times = tmp_path / "layers.json", MadeUpTimes()
+    table = LayerTable(targets.get("host"), times, path)
+    large, small = products(16, 32, 32, 8), products(16, 32, 8)
+    lowered = table.lowered(large), table.lowered(small)
+    assert sum(lowered[0].calls.values()) == 3
+    assert set(table.lowered(products(16, 32, 32, 8)).calls) == set(lowered[0].calls)
+    assert most_needed([table.missing(each) for each in lowered]) == 0
+    table.fill(large, lowered[0])
+    assert not table.missing(lowered[1])
+    assert most_needed([table.missing(each) for each in lowered]) is None
+    assert table.errors() == []
+    assert table.seconds(lowered[0]) == pytest.approx(6e-6)
+    table.fill(small, lowered[1])
+    per_call = (3e-6 / 3 + 3e-6 / 2) / 2
+    assert table.errors() == pytest.approx([abs(2e-6 + 2 * per_call - 5e-6) / 5e-6])
+    again = LayerTable(targets.get("host"), times, path)
+    assert again.seconds(lowered[0]) == table.seconds(lowered[0])
+    assert times.asked == 2
+
+
+def test_a_table_of_another_measure_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text('{"measure": "timed on 4 thread(s)", "kernels": {}, "whole": []}')
+    with pytest.raises(StorageError, match="this search needs 'made up'"):
+        LayerTable(targets.get("host"), MadeUpTimes(), path)
+    path.write_text("{")
+    with pytest.raises(StorageError, match="is no table of layers"):
+        LayerTable(targets.get("host"), MadeUpTimes(), path)
