@@ -71,6 +71,8 @@ def evaluate_on(data: Digits) -> Callable[[Any], float]:
 
 def batches_of(data: Digits, size: int = 50) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of the training images."""
+    images: Any
+    labels: Any
     images, labels = (torch.from_numpy(part) for part in data.train)
     return list(zip(images.split(size), labels.split(size), strict=True))
 
