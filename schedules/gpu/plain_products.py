@@ -16,6 +16,7 @@ class GpuProducts(TiledProductRule):
     """A product of float32 in tiles of shared memory and registers."""
 
     name: ClassVar[str] = "gpu-products"
+    version: ClassVar[int] = 2
     priority: ClassVar[int] = GpuPriority.PRODUCT
     knobs: ClassVar[dict[str, tuple[int, ...]]] = {
         "rows": (16, 32, 64, 128),

@@ -41,14 +41,15 @@ def sum_dtype(dtype: str) -> str:
     return {"float16": "float32", "bfloat16": "float32", "int8": "int32", "uint8": "int32"}.get(dtype, dtype)
 
 
-def convolution(data: Any, weight: Any, window: Window, out: str) -> Any:
+def convolution(data: Any, weight: Any, kernel: Sequence[int], window: Window, out: str) -> Any:
     """A convolution of one group: (batch, channels, *image) by (filters, channels, *kernel), the image static.
 
     Args:
+        weight: the filters, or a matrix of one in each row.
         out: the element type of the result.
     """
-    batch, _, *image = data.shape
-    filters, channels, *kernel = (int(each) for each in weight.shape)
+    batch, channels, *image = data.shape
+    filters, channels = int(weight.shape[0]), int(channels)
     size = [
         (int(length) + before + after - dilation * (taps - 1) - 1) // stride + 1
         for length, before, after, dilation, taps, stride in zip(
@@ -79,7 +80,9 @@ def convolution(data: Any, weight: Any, window: Window, out: str) -> Any:
         )
         return tirx.if_then_else(inside, value, tirx.const(window.fill, str(data.dtype)))
 
-    lines = te.compute((filters, depth), lambda o, k: weight(o, k // taps, *tap(k)), name="filters")
+    lines = weight
+    if len(weight.shape) > 2:
+        lines = te.compute((filters, depth), lambda o, k: weight(o, k // taps, *tap(k)), name="filters")
     columns = te.compute((batch, *size, depth), column, name="columns", attrs={ALONG_ROWS: 1})
     k = te.reduce_axis((0, depth), name="k")
     total = te.compute(
@@ -108,13 +111,22 @@ def legalize_convolution(builder: Any, call: Any) -> Any:
     if not (plain and _is_static(data, 1) and _is_static(weight, 0)):
         return _by_engine(builder, call)
     out = str(call.ty.dtype)
+    kernel = [int(size) for size in weight.ty.shape.values[2:]]
     return builder.call_te(
-        lambda image, filters: convolution(image, filters, window, out),
+        lambda image, filters: convolution(image, filters, kernel, window, out),
         data,
-        weight,
+        _as_matrix(weight),
         primfunc_name_hint=f"conv{rank}d",
         primfunc_attrs={"op_pattern": OUT_FUSABLE},
     )
+
+
+def _as_matrix(weight: Any) -> Any:
+    """Constant filters with one in each row: neighbours along a row are then known to be neighbours in memory."""
+    if not isinstance(weight, tvm.ir.GenericConst):
+        return weight
+    values = weight.value.numpy()
+    return tvm.relax.const(values.reshape(len(values), -1), str(weight.ty.dtype))
 
 
 def _window(attrs: Any, rank: int) -> Window:

@@ -1,8 +1,8 @@
 """A tile of a product on tensor cores: each warp computes 16 by 16 parts of it.
 
 Shared memory holds slabs of 16 along the depth: rows of a slab are padded so that eight of them, which are read at
-once, fall into different banks, and each 16 by 16 part is aligned to 32 bytes. At the end sums pass through shared
-memory, for only there is known which thread has which.
+once, fall into different banks, slabs are 32 bytes apart for threads that write to several, and each 16 by 16 part is
+aligned to 32 bytes. At the end sums pass through shared memory, for only there is known which thread has which.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Tile:
 
     def shared_bytes(self, bits: int) -> int:
         """What a block takes of shared memory, for operands of so many bits."""
-        slabs = (self.rows + self.columns) * (self.depth // SIDE) * _PITCH[bits] * bits // 8
+        own = (self.rows + self.columns) * _PITCH[bits] + 2 * _skew(bits)
+        slabs = own * (self.depth // SIDE) * bits // 8
         across = SIDE * self.squares[1] + _STAGE_PADDING
         return slabs + self.threads // _WARP * SIDE * across * 4
 
@@ -66,7 +67,11 @@ class _TensorWriter(TileWriter):
         self.pitch = _PITCH[dtype_bits(self.dtype)]
 
     def slab_shape(self, rows: int) -> list[int]:
-        return [self.depth // SIDE, rows, self.pitch]
+        return [self.depth // SIDE, self._slab(rows)]
+
+    def _slab(self, rows: int) -> int:
+        """Elements from a slab to the next: the same row lies in other banks there."""
+        return rows * self.pitch + _skew(dtype_bits(self.dtype))
 
     def prepare(self) -> None:
         down, across = self.tile.squares
@@ -91,8 +96,8 @@ class _TensorWriter(TileWriter):
     def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
         value = load(part.registers, lanes_of(turn * part.width, part.width))
         side = expression(SIDE)
-        place = lanes_of(tirx.floormod(depth, side), part.width)
-        return store(part.slabs, value, tirx.floordiv(depth, side), row, place)
+        place = lanes_of(row * self.pitch + tirx.floormod(depth, side), part.width)
+        return store(part.slabs, value, tirx.floordiv(depth, side), place)
 
     def multiplied(self) -> list[Stmt]:
         down, across = self.tile.squares
@@ -103,8 +108,8 @@ class _TensorWriter(TileWriter):
                 (self.b, across, self.squares[1], self._own_columns(), "col_major"),
             ):
                 for square in range(squares):
-                    row = slab * part.rows + (at * squares + square) * SIDE
-                    pointer = _pointer(part.slabs, "r", row * self.pitch, SIDE * self.pitch)
+                    offset = slab * self._slab(part.rows) + (at * squares + square) * SIDE * self.pitch
+                    pointer = _pointer(part.slabs, "r", offset, SIDE * self.pitch)
                     place = (fragment.data, SIDE, SIDE, SIDE, _index(square))
                     calls.append(tirx.tvm_load_matrix_sync(*place, pointer, self.pitch, layout))
             for i, j in static_grid(down, across):
@@ -147,6 +152,11 @@ class _TensorWriter(TileWriter):
             return when(self.is_inside(*at), self.form.finish(value, self.batch, *at))
 
         return sequence(statements, wait(), repeat("turn", SIDE * SIDE * across // _WARP, element))
+
+
+def _skew(bits: int) -> int:
+    """Elements of 32 bytes."""
+    return 32 * 8 // bits
 
 
 def _pointer(buffer: Any, mode: str, offset: Expr, extent: int) -> Expr:

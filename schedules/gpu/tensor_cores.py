@@ -16,6 +16,7 @@ class GpuTensorCores(TiledProductRule):
     """Any product whose operands tensor cores take: sizes are filled up with zeros."""
 
     name: ClassVar[str] = "gpu-tensor-cores"
+    version: ClassVar[int] = 2
     priority: ClassVar[int] = GpuPriority.TENSOR_CORES
     knobs: ClassVar[dict[str, tuple[int, ...]]] = {
         "rows": (16, 32, 64, 128),

@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, repeat, sequence, store, when
+from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, load, repeat, sequence, store, when
 from schedules.gpu.binding import thread_loop
+from schedules.gpu.guarded_loads import GuardedLoad, guarded_load
 from schedules.gpu.product_form import Operand, ProductForm
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -61,6 +62,8 @@ class TileWriter(ABC):
         self.batch = form.batch.values(sample)
         self.a = self._part("a", form.a, tirx.floormod(place, expression(row_tiles)), rows)
         self.b = self._part("b", form.b, tirx.floormod(block, expression(column_tiles)), columns)
+        self.zero = self.allocated("zero", [1], self.dtype, "local")
+        self.statements.append(store(self.zero, tirx.const(0, self.dtype), 0))
         self.prepare()
         body = sequence(self.statements, self._walk(), self.finished())
         blocks = expression(row_tiles * column_tiles * form.batch.extent)
@@ -131,11 +134,12 @@ class TileWriter(ABC):
                 self._all_kept(self.a),
                 self._all_kept(self.b),
                 wait(),
-                when(more, sequence(self._fetched(self.a, after), self._fetched(self.b, after))),
+                self._fetched(self.a, after, more),
+                self._fetched(self.b, after, more),
                 self.multiplied(),
             )
 
-        return [*self._fetched(self.a, 0), *self._fetched(self.b, 0), repeat("step", steps, step)]
+        return [*self._fetched(self.a, 0, True), *self._fetched(self.b, 0, True), repeat("step", steps, step)]
 
     def _pieces(self, part: Part) -> list[tuple[int, Expr, Expr, Expr | bool]]:
         """For each turn of a thread: the turn, the row and the depth in the tile, and whether there is such a piece."""
@@ -151,9 +155,12 @@ class TileWriter(ABC):
             found.append((turn, row, group * part.width, exists))
         return found
 
-    def _fetched(self, part: Part, step: Expr | int) -> list[Stmt]:
-        """A part of the operand into registers, zeros where it ends."""
+    def _fetched(self, part: Part, step: Expr | int, more: Expr | bool) -> list[Stmt]:
+        """A part of the operand into registers, zeros where it ends; nothing is needed unless there is `more`."""
+        if more is False:
+            return []
         statements: list[Any] = []
+        guarded: list[tuple[int, GuardedLoad]] = []
         for turn, row, depth, exists in self._pieces(part):
             at_row, at_depth = part.start + row, expression(step) * self.depth + depth
             inside = both(exists, within(at_row, part.operand.rows.extent, part.rows))
@@ -164,10 +171,28 @@ class TileWriter(ABC):
                 here = at_depth + element
                 known = both(inside, within(here, self.form.depth.extent, self.depth))
                 value = part.operand.at(self.batch, at_row, self.form.depth.values(here))
+                found = guarded_load(value, known) if str(value.ty) == self.dtype else None
+                if found is not None:
+                    found = guarded_load(value, both(known, more)) or found
+                    guarded.append((turn * part.width + element, found))
+                    continue
                 if known is not True:
                     value = tirx.if_then_else(known, value, tirx.const(0, self.dtype))
                 statements.append(store(part.registers, value, turn * part.width + element))
-        return [each for each in statements if each is not None]
+        needed = when(more, sequence([each for each in statements if each is not None])) if statements else None
+        return [*([] if needed is None else [needed]), *self._guarded(part, guarded)]
+
+    def _guarded(self, part: Part, loads: list[tuple[int, GuardedLoad]]) -> list[Stmt]:
+        """Load, and then choose: so that all loads are under way before the first is waited for."""
+        tested, loaded, chosen = [], [], []
+        for place, each in loads:
+            inside = tirx.Var("inside", "bool")
+            tested.append(tirx.Bind(inside, each.inside))
+            loaded.append(store(part.registers, each.safe(inside), place))
+            # A zero out of a register: CUDA converts one of 16 bits by an instruction that it does not move.
+            otherwise = load(self.zero, 0) if each.otherwise is None else each.otherwise
+            chosen.append(store(part.registers, tirx.Select(inside, load(part.registers, place), otherwise), place))
+        return [*tested, *loaded, *chosen]
 
     def _fetched_run(self, part: Part, turn: int, row: Expr, depth: Expr, inside: Expr | bool) -> Stmt | None:
         """Neighbours along the depth as one vector."""
