@@ -351,7 +351,7 @@ class Session:
             compared=compared,
             in_model=in_model,
             model=self._origin.model_key if in_model else "",
-            device=self._origin.device,
+            device=outcome.device or self._origin.device,
             method=self.method,
             measure=self.measure,
             unix_time=int(time.time()),

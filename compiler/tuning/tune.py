@@ -26,6 +26,7 @@ from compiler.tuning.in_model import ModelComparison
 from compiler.tuning.measuring.choice import choose_measurer
 from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.estimating import EstimatingPool
+from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.measuring.runners import LOCAL
 from compiler.tuning.networks import tune_network
@@ -75,7 +76,8 @@ def tune(
             the defaults are measured, and what is chosen is compared in the model.
         records: the folder of records to go on from and to append to; the user's own when None.
         devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is asked first whether it can
-            run the target's kernels, or of a TVM RPC server, "KEY@HOST:PORT" of a tracker.
+            run the target's kernels, or of a TVM RPC server, "KEY@HOST:PORT" of a tracker, for all its servers with
+            that key.
         credentials: keys for encrypted connections, by device; a tensorwright-server that has keys takes no other.
         timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
             use too; "auto" looks whether others do.
@@ -138,7 +140,7 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
         ModelComparison(model, target, for_passes, options.threads, serial=serial) as comparison,
     ):
         search = searches.make(options.search, seed=options.seed)
-        origin = Origin(",".join(options.devices) if measurer is None else "", key, model_name(source))
+        origin = Origin(",".join(dict.fromkeys(options.devices)) if measurer is None else "", key, model_name(source))
         session = Session(
             target, extracted.tasks, pool, writer, _cost_model(options), search, origin=origin, notify=options.progress
         )
@@ -161,7 +163,7 @@ def _pool(
     target: targets.Target, options: TuningOptions, measurer: Measurer | None, *, serial: bool
 ) -> MeasurementPool | EstimatingPool:
     if measurer is None:
-        return MeasurementPool(target, options.devices, serial=serial, credentials=options.credentials)
+        return MeasurementPool(target, with_fleets(options.devices), serial=serial, credentials=options.credentials)
     return EstimatingPool(target, measurer)
 
 

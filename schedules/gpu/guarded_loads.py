@@ -65,7 +65,7 @@ def _offset(load: Any) -> Expr | None:
     offset: Any = tirx.IntImm("int64", 0)
     for size, place in zip(sizes, load.indices, strict=True):
         offset = offset * size + tirx.Cast("int64", place)
-    return offset  # type: ignore[no-any-return]
+    return offset
 
 
 def _without_branches(conditions: list[Any]) -> Expr:

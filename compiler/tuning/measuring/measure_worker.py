@@ -73,7 +73,7 @@ class Measurer:
             timings = (self._reference(prepared, request.library),)
         else:
             timings = self._measure(prepared, request)
-        return Measured(timings, time.perf_counter() - start)
+        return Measured(timings, time.perf_counter() - start, self._runner.name)
 
     def _prepare(self, key: str) -> Prepared:
         if self._prepared is not None and self._prepared.task.key == key:

@@ -125,10 +125,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One timing per library."""
+    """One timing per library; `device` is the one of a fleet that took them, "" where there is no choice."""
 
     timings: tuple[Timing, ...] = ()
     seconds: float = 0.0
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class ModelTimes:
 
 @dataclass
 class Outcome:
-    """The outcome of a trial."""
+    """The outcome of a trial; `device` where one of several ran it."""
 
     config: Config
     status: Literal["ok"] | Failure = "ok"
@@ -165,6 +166,7 @@ class Outcome:
     runs: int = 0
     note: str = ""
     built: Built | None = field(default=None, repr=False)
+    device: str = ""
 
 
 def summed_up(config: Config, samples: Sequence[float]) -> Outcome:

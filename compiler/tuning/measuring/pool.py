@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.device.credentials import Credentials
-from compiler.errors import UserError
+from compiler.errors import DeviceError, UserError
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
 from compiler.tuning.measuring.messages import (
@@ -113,6 +113,7 @@ class MeasurementPool:
         keys = dict(credentials or {})
         cores = os.cpu_count() or 1
         self.memory = target.memory
+        self._target = target.name
         self._cores = target.machine.cores
         self.build_timeout, self.measure_timeout = build_timeout, measure_timeout
         self.serial = serial and LOCAL in devices
@@ -137,6 +138,8 @@ class MeasurementPool:
             for device in devices
         ]
         self._devices = {id(worker): device for worker, device in zip(self.measurers, devices, strict=True)}
+        self._names = dict(self._devices)  # those of a fleet: once they are known, as long as they are used
+        self._proven: set[int] = set()  # that ran a kernel
         self._failures = dict.fromkeys(self._devices, 0)  # in a row
         self.lost: list[str] = []
         self._tasks: dict[str, KernelTask] = {}
@@ -146,6 +149,10 @@ class MeasurementPool:
     def define(self, task: KernelTask) -> None:
         """Make a task known."""
         self._tasks[task.key] = task
+
+    def set_reference(self, key: str, library: KernelLibrary) -> None:
+        """Compare a task's candidates with this kernel, in place of one that `prepare` would build."""
+        self._references[key] = library
 
     def prepare(self, keys: Sequence[str]) -> dict[str, str]:
         """Build the reference kernels of tasks, needed once before their trials; what went wrong, by key."""
@@ -256,11 +263,17 @@ class MeasurementPool:
             answer: Measured = worker.ask(ReferenceRequest(key, reference), self.measure_timeout)
             if answer.timings[0].failure is not None:
                 raise WorkerDiedError(f"failed: {answer.timings[0].error}")
+            self._note_device(worker, answer)
         keys.add(key)
+
+    def _note_device(self, worker: Worker, answer: Measured) -> None:
+        self._proven.add(id(worker))
+        if answer.device:
+            self._names[id(worker)] = answer.device
 
     def _is_lost(self, worker: Worker, outcome: Outcome) -> bool:
         """Whether the device is gone, rather than a candidate at fault."""
-        device = self._devices[id(worker)]
+        device = self._names[id(worker)]
         if outcome.status in ("ok", "wrong-numbers"):
             self._failures[id(worker)] = 0
             return False
@@ -271,12 +284,24 @@ class MeasurementPool:
         """Stop using a device. Raises DeviceLostError when it was the last one."""
         worker.kill()
         self.measurers.remove(worker)
-        self.lost.append(self._devices[id(worker)])
+        self.lost.append(self._names[id(worker)])
         if not self.measurers:
             raise DeviceLostError(
                 f"device {', '.join(self.lost)} does not answer any more; everything measured before is on record",
                 "run the same command again when the device is back: it resumes from there",
             )
+
+    def _is_unproven(self, worker: Worker) -> bool:
+        """Whether it is for another device, which ran no kernel yet."""
+        return self._devices[id(worker)] != LOCAL and id(worker) not in self._proven
+
+    def _refuse(self, worker: Worker, key: str, reason: str) -> None:
+        """Raise DeviceError: a device answers, and cannot run the first kernel, which any device of the target can."""
+        raise DeviceError(
+            f"device {self._names[id(worker)]} is reachable, but cannot run kernels of target {self._target!r}: "
+            f"the reference of the first one ({key.partition('/')[0]}) {reason}",
+            "its processor is another than the target's, whatever its server or its key says: name its own target",
+        )
 
     def _dispatch(self, batch: _Batch) -> None:
         for worker in self.builders:
@@ -301,6 +326,8 @@ class MeasurementPool:
             if built is not None and self._is_lost(worker, outcome):
                 batch.ready.append((number, built))
                 self._drop(worker)
+            elif built is not None and isinstance(error, WorkerDiedError) and self._is_unproven(worker):
+                self._refuse(worker, trial.key, error.message)
             else:
                 batch.finish(number, outcome)
             return
@@ -335,7 +362,8 @@ class MeasurementPool:
                 else:
                     batch.ready.append((job.number, answer))
                 return
-            outcome = self._outcome(config, answer.timings[0], job.built)
+            self._note_device(worker, answer)
+            outcome = replace(self._outcome(config, answer.timings[0], job.built), device=answer.device)
             if outcome.status != "ok":
                 worker.kill()  # it may have corrupted memory
         if job.built is not None and self._is_lost(worker, outcome):

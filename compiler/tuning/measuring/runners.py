@@ -37,7 +37,9 @@ class Kernel:
 
 
 class Runner(Protocol):
-    """A device."""
+    """A device; `name` is set where it was chosen out of a fleet."""
+
+    name: str
 
     def tensor(self, array: Array, dtype: str) -> Any:
         """A copy of an array on the device."""
@@ -59,6 +61,8 @@ def make_runner(setup: WorkerSetup) -> Runner:
 
 class LocalRunner:
     """This process; TVM's runtime without its compiler."""
+
+    name = ""
 
     def __init__(self, threads: int) -> None:
         from compiler.runtime.threads import run_with
@@ -102,12 +106,15 @@ class RpcRunner:
         from tvm import rpc
 
         from compiler.device.tunnel import connect_rpc
+        from compiler.tuning.measuring.fleet import request_server
 
         self._tvm = tvm
         key, host, port = parse_device(setup.device)
+        self.name = ""
         if key:
-            tracker = rpc.connect_tracker(host, port)
-            self._session = tracker.request(key, session_timeout=int(setup.timeout) + 5, max_retry=3)
+            address = request_server(key, (host, port))
+            self._session = rpc.connect(*address, session_timeout=int(setup.timeout) * 60)
+            self.name = f"{address[0]}:{address[1]}"
         else:
             self._session = connect_rpc(f"{host}:{port}", setup.credentials, int(setup.timeout) * 60)
         self._device = self._session.device(setup.memory)

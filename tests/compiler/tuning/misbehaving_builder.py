@@ -10,7 +10,7 @@ from typing import Any
 
 from compiler.tuning.measuring.build_worker import Builder
 from compiler.tuning.measuring.channel import serve
-from compiler.tuning.measuring.messages import BuildRequest, Built, KernelTask, WorkerSetup
+from compiler.tuning.measuring.messages import BuildRequest, Built, KernelLibrary, KernelTask, WorkerSetup
 from schedules.codegen.nest import repeat, store
 from schedules.config import Config
 from schedules.ir.tir import tirx
@@ -31,7 +31,11 @@ class Misbehaving(Builder):
             return super().handle(BuildRequest("unknown", Config()))
         if mode == "good":
             return super().handle(BuildRequest(request.key, None))
-        return Built(self.linked(_bad_kernel(self._kernels[request.key][0].function, mode)))
+        return Built(self.misbehaving(request.key, mode))
+
+    def misbehaving(self, key: str, mode: str) -> KernelLibrary:
+        """The library of a known task's kernel."""
+        return self.linked(_bad_kernel(self._kernels[key][0].function, mode))
 
 
 def _bad_kernel(function: Any, mode: str) -> Any:

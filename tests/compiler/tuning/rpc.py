@@ -60,3 +60,20 @@ def rpc_tracker() -> Iterator[int]:
     port = free_port()
     with process("tvm.exec.rpc_tracker", port):
         yield port
+
+
+def wait_for_servers(device: str, count: int) -> None:
+    """Until so many servers have told the tracker of "KEY@HOST:PORT" that they are free."""
+    from tvm import rpc
+
+    key, _, address = device.partition("@")
+    host, _, port = address.partition(":")
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        session = rpc.connect_tracker(host, int(port))
+        free = session.summary()["queue_info"].get(key, {"free": 0})["free"]
+        session.close()
+        if free == count:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{free} of {count} servers are free")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +18,19 @@ from compiler.device.programs import device_programs
 from compiler.errors import DeviceError, OptionError
 from compiler.records.records import read
 from compiler.tuning.measuring.devices import check_device
-from compiler.tuning.measuring.messages import Effort, Outcome
+from compiler.tuning.measuring.fleet import with_fleets
+from compiler.tuning.measuring.messages import Effort, Outcome, WorkerSetup
 from compiler.tuning.measuring.pool import DeviceLostError, MeasurementPool, Trial
 from compiler.tuning.measuring.runners import parse_device
 from compiler.tuning.progress import Progress
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.kernels import product_task, target
-from tests.compiler.tuning.rpc import rpc_server, rpc_tracker
-from tests.fuzz.tuning import convolution_model
+from tests.compiler.tuning.misbehaving_builder import Misbehaving
+from tests.compiler.tuning.rpc import rpc_server, rpc_tracker, wait_for_servers
+from tests.targets.cuda_models import chain
+
+_PATIENCE = 300.0  # seconds for an answer, of a machine that others use too
 
 
 def test_device_names() -> None:
@@ -35,38 +41,34 @@ def test_device_names() -> None:
             parse_device(text)
 
 
-def test_tuning_on_a_server(tmp_path: Path) -> None:
-    with rpc_server() as port:
-        device = f"127.0.0.1:{port}"
-        result = compiler.tune(
-            convolution_model(),
-            trials=6,
-            records=tmp_path,
-            threads=1,
-            devices=[device],
-            cost_model="roofline",
-        )
-    (unchecked,) = [each for each in result.problems if "measured peak" not in each]  # others may use this machine
-    assert unchecked == f"device {device}: no report on whether it can run target 'host' (no tensorwright-server)"
-    assert result.trials == 6 or any("limit" in task.finished for task in result.tasks)
-    records = read(tmp_path).records
-    assert {record.device for record in records} == {device}
-    assert [record.status for record in records] == ["ok"] * len(records)
-
-
-def test_a_fleet_behind_a_tracker_measures_in_parallel() -> None:
+def test_a_fleet_goes_on_when_a_server_is_lost() -> None:
     task = product_task()
-    with rpc_tracker() as tracker:
-        options = ("--tracker", f"127.0.0.1:{tracker}", "--key", "boards")
-        with rpc_server(*options), rpc_server(*options):
-            device = f"boards@127.0.0.1:{tracker}"
-            with MeasurementPool(target(), [device, device], builders=1) as pool:
-                pool.define(task.kernel)
-                assert pool.prepare([task.key]) == {}
-                trials = [Trial(task.key, config, Effort(0.02)) for config in list(task.space)[:6]]
-                outcomes = pool.trials(trials, lambda _trial, _outcome: None)
-                assert [outcome.status for outcome in outcomes] == ["ok"] * 6, [each.note for each in outcomes]
-                assert [worker.starts for worker in pool.measurers] == [1, 1]
+    with rpc_tracker() as tracker, ExitStack() as servers:
+        options, device = ("--tracker", f"127.0.0.1:{tracker}", "--key", "boards"), f"boards@127.0.0.1:{tracker}"
+        closing: dict[str, ExitStack] = {}
+        for _ in range(3):
+            each = servers.enter_context(ExitStack())
+            closing[f"127.0.0.1:{each.enter_context(rpc_server(*options))}"] = each
+        wait_for_servers(device, 3)
+        with pytest.raises(OptionError, match="no server with the key 'others'; it has boards"):
+            with_fleets([f"others@127.0.0.1:{tracker}"])
+        killed: list[str] = []
+
+        def kill(_: Trial, outcome: Outcome) -> None:
+            if not killed:
+                killed.append(outcome.device)
+                closing[outcome.device].close()
+
+        with MeasurementPool(target(), with_fleets([device]), builders=1, measure_timeout=_PATIENCE) as pool:
+            assert len(pool.measurers) == 3
+            pool.define(task.kernel)
+            assert pool.prepare([task.key]) == {}
+            trials = [Trial(task.key, config, Effort(0.02)) for config in list(task.space)[:9]]
+            outcomes = pool.trials(trials, kill)
+            assert pool.lost in (killed, [])
+    assert [each.status for each in outcomes] == ["ok"] * 9, [each.note for each in outcomes]
+    assert len({each.device for each in outcomes} - set(killed)) == 2
+    assert killed[0] not in [each.device for each in outcomes][4:]
 
 
 def test_a_server_that_is_gone_is_no_fault_of_a_candidate() -> None:
@@ -80,33 +82,44 @@ def test_a_server_that_is_gone_is_no_fault_of_a_candidate() -> None:
     assert outcomes == []
 
 
-def test_a_device_that_goes_away_costs_nothing_that_was_measured(tmp_path: Path) -> None:
+def test_a_server_measures_until_it_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.tuning.tune.MeasurementPool", partial(MeasurementPool, measure_timeout=_PATIENCE))
     with ExitStack() as server:
         device = f"127.0.0.1:{server.enter_context(rpc_server())}"
+        settings: Any = {"records": tmp_path, "threads": 1, "devices": [device], "cost_model": "roofline"}
+        result = compiler.tune(chain(24, 48), trials=2, **settings)
 
         def unplug(progress: Progress) -> None:
-            if progress.trials == 4:
+            if progress.trials == 2:
                 server.close()
 
         with pytest.raises(DeviceLostError, match="on record") as error:
-            compiler.tune(
-                convolution_model(),
-                trials=20,
-                records=tmp_path,
-                threads=1,
-                devices=[device],
-                cost_model="roofline",
-                progress=unplug,
-            )
+            compiler.tune(chain(24, 48), trials=20, progress=unplug, **settings)
     assert "again" in (error.value.hint or "")
+    assert f"device {device}: no report on whether it can run target 'host' (no tensorwright-server)" in result.problems
     records = read(tmp_path).records
     assert len(records) >= 4
-    assert {record.status for record in records} == {"ok"}
+    assert {(record.status, record.device) for record in records} == {("ok", device)}
+
+
+def test_a_device_that_lies_about_its_processor_is_refused() -> None:
+    """The first kernel ends its server's session, as an instruction does that the processor does not have."""
+    task, builder = product_task(), Misbehaving(WorkerSetup(target=target()))
+    builder.handle(task.kernel)
+    with (
+        rpc_server() as port,
+        MeasurementPool(target(), [f"127.0.0.1:{port}"], builders=1, measure_timeout=_PATIENCE) as pool,
+    ):
+        pool.define(task.kernel)
+        pool.set_reference(task.key, builder.misbehaving(task.key, "crash"))
+        with pytest.raises(DeviceError, match=r"is reachable, but cannot run kernels of target 'host'") as error:
+            pool.trials([Trial(task.key, task.default, Effort(0.02))], lambda _trial, _outcome: None)
+    assert "name its own target" in (error.value.hint or "")
 
 
 def test_a_device_that_was_never_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be reached"):
-        compiler.tune(convolution_model(), trials=2, records=tmp_path, devices=["127.0.0.1:9"])
+        compiler.tune(chain(24, 48), trials=2, records=tmp_path, devices=["127.0.0.1:9"])
 
 
 @pytest.fixture(scope="module")
