@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 
 
 def free_port() -> int:
