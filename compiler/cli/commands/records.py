@@ -130,9 +130,10 @@ def _print_models(models: Any, targets: Any) -> None:
         if line.untuned is not None and line.tuned is not None:
             gain = f"{line.untuned / line.tuned:.3f}"
             times = (_cost(line, line.untuned), _cost(line, line.tuned), gain)
-        rows.append((_target_text(line.target, targets), line.name or line.model, str(len(line.choices)), *times))
+        changed = str(len(line.choices) + len(line.settings))
+        rows.append((_target_text(line.target, targets), line.name or line.model, changed, *times))
     if rows:
-        columns = ("target", "model", "kernels changed", "untuned", "tuned", "gain")
+        columns = ("target", "model", "changed", "untuned", "tuned", "gain")
         print_table(columns, rows, columns[2:])
 
 
