@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from compiler.reports.charts import Bar, BarChart, LineChart, Series
-from compiler.reports.formatting import format_seconds
+from compiler.reports.formatting import format_cost, format_seconds
 from compiler.reports.page import Fact, Page, Section, render
 
 if TYPE_CHECKING:
@@ -19,9 +19,10 @@ _CURVES = 8  # tasks whose curves are drawn: those with the largest share of the
 def tuning_page(result: TuneResult, name: str) -> str:
     """The page as HTML text."""
     gain = result.before / result.after if result.after else 1.0
+    unit = result.measure.unit
     facts = [
-        Fact("kernels, untuned", format_seconds(result.before)),
-        Fact("kernels, tuned", format_seconds(result.after), f"{gain:.2f} times as fast"),
+        Fact("kernels, untuned", format_cost(result.before, unit)),
+        Fact("kernels, tuned", format_cost(result.after, unit), f"{gain:.2f} times as fast"),
         Fact("trials", str(result.trials), f"{result.trials / max(result.seconds, 1e-9):.1f} per second"),
         Fact("time", format_seconds(result.seconds)),
     ]
@@ -33,11 +34,17 @@ def tuning_page(result: TuneResult, name: str) -> str:
 def _latency(result: TuneResult) -> list[Section]:
     if not result.history:
         return []
+    unit = result.measure.unit
     end = (result.seconds, result.trials, result.history[-1][2])
     points = [*result.history, end]
     by_time = Series("kernels of a run", [(seconds, latency) for seconds, _, latency in points])
     by_trials = Series("kernels of a run", [(float(trials), latency) for _, trials, latency in points])
-    options = {"y_label": "seconds of a run in kernels", "y_unit": "s", "steps": True, "y_from_zero": False}
+    options = {
+        "y_label": f"{'seconds' if unit == 's' else unit} of a run in kernels",
+        "y_unit": "s" if unit == "s" else "",
+        "steps": True,
+        "y_from_zero": False,
+    }
     return [
         Section("Latency against time", LineChart([by_time], x_label="time", x_unit="s", **options), narrow=True),  # type: ignore[arg-type]
         Section("Latency against trials", LineChart([by_trials], x_label="trials", **options), narrow=True),  # type: ignore[arg-type]

@@ -71,7 +71,8 @@ def tune(
 
     Args:
         source, shapes, constants, example_inputs, precision, threads: as in `compile`; tune what you will compile.
-        trials: how many configs to measure in all. Without a limit, ten minutes are searched.
+        trials: how many configs to measure in all. Without a limit, ten minutes are searched; the search of a whole
+            network ends by itself.
         time_budget: seconds for all of it. Of less than a minute for a large model, what has to be done may take more:
             the defaults are measured, and what is chosen is compared in the model.
         records: the folder of records to go on from and to append to; the user's own when None.

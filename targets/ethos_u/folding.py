@@ -118,7 +118,7 @@ class Dense:
             window = Window(
                 (weight.shape[1], weight.shape[2]),
                 (self.window.strides[0], 1),
-                (top, bottom, -first, max(right, 0)),
+                (top, bottom, -first, right),
                 (self.window.dilation[0], 1),
             )
             image = (batch, height, width // factor, channels * factor)
@@ -150,11 +150,18 @@ class Dense:
                 window = Window((1, parts), (1, 1), (0, 0, 0, 0))
                 yield name, replace(self, image=whole, weight=weight, window=window, places=(height * width, 1))
             if self.window.dilation[1] == 1 and not (self._is_pointwise and width == 1):
-                top, bottom, left, right = self.window.padding
+                top, bottom, left, right = (
+                    each * each_parts
+                    for each, each_parts in zip(self.window.padding, (1, 1, parts, parts), strict=True)
+                )
+                stride = parts * self.window.strides[1]
+                if self.places[1] == 1:
+                    # Less than nothing where the window leaves out what is at the end.
+                    stride, right = 1, weight.shape[2] - left - width * parts
                 window = Window(
                     (weight.shape[1], weight.shape[2]),
-                    (self.window.strides[0], parts * self.window.strides[1] if self.places[1] > 1 else 1),
-                    (top, bottom, left * parts, right * parts),
+                    (self.window.strides[0], stride),
+                    (top, bottom, left, right),
                     (self.window.dilation[0], 1),
                 )
                 whole = (batch, height, width * parts, narrow)

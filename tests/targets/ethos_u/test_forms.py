@@ -56,6 +56,7 @@ MODELS = {
     "valid": convolution(2, (1, 2, 9, 12), (4, 2, 4, 5), strides=[2, 2]),
     "uneven padding": convolution(3, (1, 1, 7, 10), (8, 1, 5, 4), strides=[2, 2], pads=[2, 1, 2, 2]),
     "dilated": convolution(4, (1, 3, 11, 12), (4, 3, 3, 3), dilations=[2, 2], pads=[2, 2, 2, 2]),
+    "without the end": convolution(11, (1, 16, 6, 4), (3, 16, 4, 3), strides=[1, 3], pads=[2, 1, 0, 0]),
     "pointwise": convolution(5, (1, 48, 3, 5), (8, 48, 1, 1)),
     "sequence": convolution(6, (1, 4, 16), (8, 4, 3), strides=[2], pads=[1, 1]),
     "mean": mean(7, 1, 24, 3, 3),
