@@ -65,3 +65,40 @@ def test_a_reshaped_value_that_is_read_elsewhere_stays() -> None:
 
     mod = module([(2, 3, 5)], build)
     assert cancel_reshapes(mod, PipelineContext()) is mod
+
+
+@pytest.mark.parametrize(
+    ("middle", "other", "first"),
+    [
+        ((1, 4, 3, 5), (4, 1, 5), True),
+        ((1, 4, 3, 5), (1, 4, 1, 1), False),
+        ((4, 1, 3, 5), (5,), True),
+        ((4, 3, 1, 5, 1), (4, 1, 1, 5, 1), False),
+    ],
+)
+def test_a_dimension_of_one_inserted_for_another_operand(
+    middle: tuple[int, ...], other: tuple[int, ...], first: bool
+) -> None:
+    def build(builder: Any, x: Any, y: Any) -> Any:
+        wide = builder.emit(op.reshape(x, middle))
+        both = builder.emit(op.subtract(wide, y) if first else op.subtract(y, wide))
+        return builder.emit(op.reshape(both, (4, 3, 5)))
+
+    mod = module([(4, 3, 5), other], build)
+    result = cancel_reshapes(mod, PipelineContext())
+    assert kernels(result)[-1] == "relax.subtract"
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype("float32") for shape in ((4, 3, 5), other)]
+    np.testing.assert_array_equal(
+        run_scheduled(result, PipelineContext(), arrays), run_scheduled(mod, PipelineContext(), arrays)
+    )
+
+
+@pytest.mark.parametrize(("middle", "other"), [((1, 4, 3, 5), (2, 4, 3, 5)), ((2, 2, 3, 5), (2, 1, 3, 5))])
+def test_a_reshape_stays_where_the_other_operand_needs_it(middle: tuple[int, ...], other: tuple[int, ...]) -> None:
+    def build(builder: Any, x: Any, y: Any) -> Any:
+        both = builder.emit(op.subtract(builder.emit(op.reshape(x, middle)), y))
+        return builder.emit(op.reshape(both, (4, 3, 5) if middle[0] == 2 else (8, 3, 5)))
+
+    mod = module([(4, 3, 5), other], build)
+    assert cancel_reshapes(mod, PipelineContext()) is mod
