@@ -33,6 +33,7 @@ from rich.table import Table
 from benchmarks import (
     _tuner_collect,
     _tuner_ethos_u,
+    _tuner_graph,
     _tuner_metaschedule,
     _tuner_modelled,
     _tuner_quality,
@@ -59,6 +60,7 @@ def main() -> int:
         "collect": _tuner_collect.collect,
         "modelled": _tuner_modelled.compare,
         "ethos-u": _tuner_ethos_u.compare,
+        "graph": _tuner_graph.compare,
     }
     commands[options.command](options, console)
     return 0
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
     metaschedule = commands.add_parser("metaschedule", help="TVM's own tuner with the same time")
     _tuner_ethos_u.add_options(commands.add_parser("ethos-u", help="cycles on Ethos-U, untuned and tuned"))
+    _tuner_graph.add_options(commands.add_parser("graph", help="whole models untuned and tuned, beside other runtimes"))
     collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
     collect.add_argument("--configs", type=int, default=64, help="of a task")
     collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")

@@ -1,0 +1,197 @@
+"""Whole models, untuned and tuned, on nets that were not used to design the defaults."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import compiler
+from benchmarks._models import Task, task_of
+from benchmarks._race import Entry, Result, race
+from benchmarks.compare import measured_peak
+from benchmarks.families.registry import nets
+
+NETS = (
+    "mobilenet_v3_large",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "swin_t",
+    "convnext_tiny",
+    "yolov8n",
+    "whisper-encoder",
+    "unet",
+)
+_UNTUNED, _TUNED, _OTHER = "untuned", "tuned", "other"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One net; times are milliseconds of the best run.
+
+    Attributes:
+        other: of a module built by another version, where one was given.
+        tuned: None where tuning found nothing that is faster in the model: the tuned module is the untuned one.
+        gain: untuned over tuned, the geometric mean over turns; 1 where they are the same module.
+        spread: two standard errors of that mean, as a share.
+        improvement: other over untuned, likewise.
+        bound: of arithmetic at the machine's peak, as the model states it: Winograd convolutions do with less.
+        peers: other runtimes.
+        trials: configurations that were measured.
+    """
+
+    model: str
+    other: float | None
+    untuned: float
+    tuned: float | None
+    gain: float
+    spread: float
+    improvement: float | None
+    bound: float
+    peers: dict[str, float]
+    trials: int
+
+
+def add_options(parser: Any) -> None:
+    """Of the command line."""
+    parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
+    parser.add_argument("--seconds", type=float, default=60.0, help="to tune each net; 0: with the records there are")
+    parser.add_argument("--records", help="a folder of records to go on from and to append to")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each contestant")
+    parser.add_argument("--turn", type=float, default=0.7, help="seconds of a turn")
+    parser.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
+    parser.add_argument("--against", type=Path, help="a folder of modules NAME.twm, built by another version")
+    parser.add_argument("--keep", type=Path, help="a folder to write the untuned modules to")
+    parser.add_argument("--no-peers", action="store_true", help="race our own modules only")
+    parser.add_argument("--json", type=Path, help="write the table there; rows of other nets in it stay")
+
+
+def compare(options: Any, console: Console) -> None:
+    """Tune, race, print, write."""
+    peak = measured_peak(options.threads, "host")
+    rows = [_row(task, options, peak, console) for task in _tasks(options.models)]
+    _print(rows, console)
+    if options.json:
+        stored = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+        fresh = {row.model for row in rows}
+        every = [*(each for each in stored if each["model"] not in fresh), *(asdict(row) for row in rows)]
+        options.json.write_text(json.dumps({"threads": options.threads, "rows": every}, indent=1) + "\n")
+
+
+def _tasks(names: Sequence[str]) -> Iterator[Task]:
+    families = nets()
+    for name in names:
+        if name not in families:
+            yield task_of(name)
+            continue
+        net = families[name]
+        shapes = {key: array.shape for key, array in net.sample(0, net.sizes[0]).items()}
+        yield replace(net.task(net.sizes[0]), name=name, shapes=shapes)
+
+
+def _row(task: Task, options: Any, peak: float, console: Console) -> Row:
+    console.print(f"[dim]{task.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        records = options.records or folder
+        trials = _tune(task, options, records, console) if options.seconds else 0
+        untuned = _compiled(task, options, False, (options.keep or Path(folder)) / f"{task.name}.twm")
+        tuned = _compiled(task, options, records, Path(folder) / "tuned.twm")
+        found = _race(task, options, untuned, tuned if _uses_records(tuned) else None, console)
+    mine = found[f"tensorwright {_UNTUNED}"]
+    other, chosen = found.get(f"tensorwright {_OTHER}"), found.get(f"tensorwright {_TUNED}")
+    gain, spread = (1.0, 0.0) if chosen is None else _ratio(mine, chosen)
+    return Row(
+        task.name,
+        None if other is None else _milliseconds(other),
+        _milliseconds(mine),
+        None if chosen is None else _milliseconds(chosen),
+        gain,
+        spread,
+        None if other is None else _ratio(other, mine)[0],
+        1e3 * task.operations / peak,
+        {label: _milliseconds(each) for label, each in found.items() if not label.startswith("tensorwright")},
+        trials,
+    )
+
+
+def _tune(task: Task, options: Any, records: str, console: Console) -> int:
+    result = compiler.tune(
+        task.path,
+        "host",
+        shapes=task.shapes,
+        threads=options.threads,
+        time_budget=options.seconds,
+        records=records,
+        timing=options.timing,
+        progress=None,
+    )
+    for problem in result.problems:
+        console.print(f"[dim]{task.name}: {problem}")
+    return result.trials
+
+
+def _compiled(task: Task, options: Any, records: str | bool, path: Path) -> Path:
+    module = compiler.compile(task.path, "host", shapes=task.shapes, threads=options.threads, records=records)
+    module.export(path)
+    return path
+
+
+def _uses_records(path: Path) -> bool:
+    return any(kernel.source == "record" for kernel in compiler.load(path).manifest.kernels)
+
+
+def _race(task: Task, options: Any, untuned: Path, tuned: Path | None, console: Console) -> dict[str, Result]:
+    entries = [Entry("tensorwright", untuned, variant=_UNTUNED)]
+    if tuned is not None:
+        entries.append(Entry("tensorwright", tuned, variant=_TUNED))
+    other = None if options.against is None else options.against / f"{task.name}.twm"
+    if other is not None and other.exists():
+        entries.append(Entry("tensorwright", other, variant=_OTHER))
+    if not options.no_peers:
+        entries += [Entry("onnxruntime", task.path), Entry("openvino", task.path)]
+    results = race(task, entries, options.threads, options.rounds, options.turn, report=console.print)
+    return {result.label: result for result in results}
+
+
+def _milliseconds(result: Result) -> float:
+    return 1e3 * result.seconds("best")
+
+
+def _ratio(first: Result, second: Result) -> tuple[float, float]:
+    """How many times as fast the second is, turn by turn, and by what share that may be off."""
+    logarithms = [math.log(a / b) for a, b in zip(_best_of_turns(first), _best_of_turns(second), strict=True)]
+    error = statistics.stdev(logarithms) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else 0.0
+    return math.exp(statistics.fmean(logarithms)), math.expm1(2 * error)
+
+
+def _best_of_turns(result: Result) -> list[float]:
+    return [min(elapsed for elapsed, _ in turn) for turn in result.rounds]
+
+
+def _print(rows: Sequence[Row], console: Console) -> None:
+    table = Table(title="whole models, best runs in ms; gain: untuned over tuned, interleaved")
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
+    for heading in ("model", "other", "untuned", "tuned", "gain", "+-", "other/untuned", "bound", *peers, "trials"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for row in rows:
+        same = "same module" if row.tuned is None else f"{row.tuned:.3f}"
+        optional = [None if each is None else f"{each:.3f}" for each in (row.other, row.improvement)]
+        others = [f"{row.peers[peer]:.3f}" if peer in row.peers else "-" for peer in peers]
+        numbers = [optional[0] or "-", f"{row.untuned:.3f}", same, f"{row.gain:.3f}", f"{row.spread:.1%}"]
+        table.add_row(row.model, *numbers, optional[1] or "-", f"{row.bound:.3f}", *others, str(row.trials))
+    console.print(table)
+    if rows:
+        mean = math.exp(statistics.fmean(math.log(row.gain) for row in rows))
+        console.print(f"untuned over tuned, geometric mean: {mean:.3f}")
+    better = [math.log(row.improvement) for row in rows if row.improvement is not None]
+    if better:
+        console.print(f"other over untuned, geometric mean: {math.exp(statistics.fmean(better)):.3f}")
