@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
 from compiler.tuning.measuring.messages import BuildRequest, Effort, Estimated, KernelTask, Outcome, WorkerSetup
-from compiler.tuning.measuring.pool import BUILD_TIMEOUT, Emit, Trial
+from compiler.tuning.measuring.pool import Emit, Trial
 from targets.measure import Measurer
 
 if TYPE_CHECKING:
     import targets
 
+HANG_SECONDS = 600.0
+"""Without an answer for as long, candidates are given up: far more than any takes on a busy machine, which must not
+decide what is found."""
 ESTIMATE_MODULE = "compiler.tuning.measuring.estimate_worker"
 
 
@@ -32,7 +35,7 @@ class EstimatingPool:
         measurer: Measurer,
         *,
         workers: int | None = None,
-        timeout: float = BUILD_TIMEOUT,
+        timeout: float = HANG_SECONDS,
         module: str = ESTIMATE_MODULE,
     ) -> None:
         self.measure, self.memory = measurer.measure(), target.memory
@@ -111,8 +114,8 @@ class EstimatingPool:
     def _outcome(self, worker: Worker, trial: Trial) -> Outcome:
         try:
             answer: Estimated = worker.receive(0)
-        except WorkerTimeoutError as error:
-            return Outcome(trial.config, "timeout", note=error.message)
+        except WorkerTimeoutError:
+            return Outcome(trial.config, "timeout", note=f"no estimate within {self.timeout:.0f} s")
         except WorkerDiedError as error:
             return Outcome(trial.config, "crash", note=error.message)
         if answer.cost is None:
