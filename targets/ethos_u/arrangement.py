@@ -36,6 +36,16 @@ class Arrangement:
     stride: int = 1
     count: int = 0
 
+    @property
+    def description(self) -> str:
+        """For who fills the tensor."""
+        text = f"{self.left} columns of the zero point before each row, {self.right} behind"
+        if self.width == 1:
+            return text
+        return f"{text}; then {self.count} windows a row, {self.stride} apart, each of {self.width} columns" + (
+            f" {self.dilation} apart, one after the other" if self.dilation > 1 else ", one after the other"
+        )
+
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
         """Of the image as the accelerator reads it."""
         batch, height, width, channels = image

@@ -126,6 +126,7 @@ def _described(tensors: Mapping[str, Sequence[Mapping[str, Any]]], kind: str) ->
     lines = [
         f"   {kind[:-1]} {tensor['name']}: {'x'.join(map(str, tensor['shape']))} bytes, each "
         f"(value - {tensor['zero']}) * {tensor['scale']:.9g} as int8\n"
+        + (f"     laid out with {tensor['arrangement']}\n" if "arrangement" in tensor else "")
         for tensor in tensors[kind]
     ]
     return "".join(lines)

@@ -88,12 +88,14 @@ def _tensors(view: View, part: Segment) -> dict[str, list[dict[str, Any]]] | Non
 
 def _tensor(name: str, port: Port) -> dict[str, Any]:
     tensor = port.tensor
+    arrangement = {} if port.arrangement is None else {"arrangement": port.arrangement.description}
     return {
         "name": name,
         "shape": list(port.shape),
         "channels": "last" if port.last else "as in the model",
         "scale": tensor.scale,
         "zero": tensor.zero,
+        **arrangement,
     }
 
 

@@ -100,6 +100,8 @@ def test_images_that_the_processor_arranges_give_the_same_module(name: str, tmp_
         module = compiler.compile(model, target, threads=1, records=writer.path)
         partition: Any = module.manifest.target.details["partition"]
         assert partition["settings"] == chosen
+        (described,) = partition["tensors"]["inputs"]
+        assert "columns of the zero point before each row" in described["arrangement"]
         (actual,) = module.run(feeds).values()
         np.testing.assert_array_equal(actual, wanted, err_msg=form)
 
