@@ -5,6 +5,7 @@
     python -m benchmarks.tuner ranking
     python -m benchmarks.tuner transfer
     python -m benchmarks.tuner modelled
+    python -m benchmarks.tuner graph --json benchmarks/results/graph-zen5.json
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
     python -m benchmarks.tuner ethos-u --output benchmarks/results/ethos-u-cycles.json
@@ -14,6 +15,7 @@
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and
 ranks the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a
 model that was trained on the other tasks. `modelled` orders timed configs by the target's model of its processor.
+`graph` tunes and races whole models.
 `metaschedule` gives TVM's own tuner and ours the same time. Records come from `tensorwright tune --records DIR`, or,
 with many configs of each task, from `collect`, as those in tuning_logs/training.
 """
