@@ -1,6 +1,6 @@
 """python -m benchmarks.serving [FOLDER] [--rounds N] [--seconds S] [--ray-python FILE] [--json FILE]: costs of serving.
 
-One run, contestants in turns and each in a process of its own, the best of the rounds:
+One run, contestants in turns and each in a process of its own, several rounds:
 
 - MiniLM (32 tokens) at 8 connections and a tiny net at 32: our server over HTTP; our batcher, ONNX Runtime and OpenVINO
   in process; Triton with our backend and with ONNX Runtime, where tests/system/install_triton.sh has put it;
@@ -27,7 +27,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from operator import truediv
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -40,6 +42,7 @@ CELLS = (("minilm", 8), ("tiny", 32))
 OPEN_CELLS = (("minilm", 8), ("wide", 32))  # and the requests at once that their capacity is measured with
 SLA_MS = 100.0
 Servers = dict[str, Callable[[], AbstractContextManager[int]]]
+_TRITON = "Triton with our backend"
 _IN_PROCESS = ("ours", "onnxruntime", "openvino")
 
 
@@ -75,13 +78,9 @@ def _contestant(**given: Any) -> dict[str, float]:
 
 
 def _throughput(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Requests a second by model and contestant."""
+    """Requests a second by model and contestant, one number a round."""
     folder, seconds = options.folder, options.seconds
-    best: dict[str, dict[str, float]] = {model: {} for model, _ in CELLS}
-
-    def keep(model: str, name: str, value: float) -> None:
-        best[model][name] = max(value, best[model].get(name, 0.0))
-
+    rounds: dict[str, dict[str, list[float]]] = {model: {} for model, _ in CELLS}
     with TemporaryDirectory() as made:
         servers = {**_own_servers(folder, options.ray_python), **triton_contestants(folder, Path(made))}
         for _ in range(options.rounds):
@@ -89,13 +88,14 @@ def _throughput(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[s
                 with server() as port:
                     for model, connections in CELLS:
                         load(port, model, connections, 1, Path(made))
-                        keep(model, name, load(port, model, connections, seconds, Path(made)).per_second)
+                        result = load(port, model, connections, seconds, Path(made)).per_second
+                        rounds[model].setdefault(name, []).append(result)
             for kind in _IN_PROCESS:
                 for model, connections in CELLS:
                     given = {"folder": str(folder), "connections": connections, "seconds": seconds}
-                    result = _contestant(kind=kind, model=model, **given)
-                    keep(model, f"{kind} in process", result["per_second"])
-    return {"throughput": best}
+                    result = _contestant(kind=kind, model=model, **given)["per_second"]
+                    rounds[model].setdefault(f"{kind} in process", []).append(result)
+    return {"throughput": rounds}
 
 
 def _own_servers(folder: Path, ray_python: Path | None) -> Servers:
@@ -190,17 +190,25 @@ def _p99(found: dict[str, float]) -> float:
 
 def _print(found: Mapping[str, Any]) -> None:
     for model, connections in CELLS if "throughput" in found else ():
-        contestants = found["throughput"][model]
-        best = max(value for name, value in contestants.items() if name.endswith("in process"))
-        print(f"\n{model}, {connections} connections{'requests/s':>24}{'/ best in process':>20}")
-        for name, value in sorted(contestants.items(), key=lambda each: -each[1]):
-            print(f"  {name:30}{value:12.0f}{value / best:20.2f}")
+        _print_throughput(f"{model}, {connections} connections", found["throughput"][model])
     if "at_80_percent" in found:
         for model, _ in OPEN_CELLS:
             _print_at_80_percent(model, found["at_80_percent"][model])
         _print_overload(found["overload"])
     if "ready_seconds" in found:
         print(f"\nready after {found['ready_seconds']:.2f} s (MiniLM)")
+
+
+def _print_throughput(title: str, contestants: Mapping[str, list[float]]) -> None:
+    """Medians of the rounds, and of the ratios in each round."""
+    in_process = {name: values for name, values in contestants.items() if name.endswith("in process")}
+    references = {"best in process": max(in_process.values(), key=median)}
+    if _TRITON in contestants:
+        references["Triton, ours"] = contestants[_TRITON]
+    print(f"\n{title:32}{'requests/s':>12}" + "".join(f"{'/ ' + name:>20}" for name in references))
+    for name, values in sorted(contestants.items(), key=lambda each: -median(each[1])):
+        ratios = (median(map(truediv, values, reference)) for reference in references.values())
+        print(f"  {name:30}{median(values):12.0f}" + "".join(f"{each:20.2f}" for each in ratios))
 
 
 def _print_at_80_percent(model: str, at_80: Mapping[str, Any]) -> None:
