@@ -200,15 +200,18 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _print_throughput(title: str, contestants: Mapping[str, list[float]]) -> None:
-    """Medians of the rounds, and of the ratios in each round."""
+    """The best of the rounds, their ratio, and the median of the ratios of one round."""
     in_process = {name: values for name, values in contestants.items() if name.endswith("in process")}
-    references = {"best in process": max(in_process.values(), key=median)}
+    references = {"best in process": max(in_process.values(), key=max)}
     if _TRITON in contestants:
         references["Triton, ours"] = contestants[_TRITON]
-    print(f"\n{title:32}{'requests/s':>12}" + "".join(f"{'/ ' + name:>20}" for name in references))
-    for name, values in sorted(contestants.items(), key=lambda each: -median(each[1])):
-        ratios = (median(map(truediv, values, reference)) for reference in references.values())
-        print(f"  {name:30}{median(values):12.0f}" + "".join(f"{each:20.2f}" for each in ratios))
+    print(f"\n{title:32}{'requests/s':>12}" + "".join(f"{'/ ' + name + ' (median)':>30}" for name in references))
+    for name, values in sorted(contestants.items(), key=lambda each: -max(each[1])):
+        line = f"  {name:30}{max(values):12.0f}"
+        for reference in references.values():
+            of_rounds = median(map(truediv, values, reference))
+            line += f"{max(values) / max(reference):21.2f} ({of_rounds:6.2f})"
+        print(line)
 
 
 def _print_at_80_percent(model: str, at_80: Mapping[str, Any]) -> None:
