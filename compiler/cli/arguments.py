@@ -53,6 +53,25 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, list[int | tuple[int, ...]]]:
     return found
 
 
+def parse_state(texts: Sequence[str]) -> dict[str, str] | list[str] | None:
+    """`state=` of `compile`: `past.*=present.*` pairs inputs of an ONNX model with outputs, and `cache` names an input
+    that a PyTorch model writes to; a lone `none` keeps no states.
+
+    Raises OptionError where both forms, or `none` and names, are mixed.
+    """
+    if not texts:
+        return None
+    if list(texts) == ["none"]:
+        return {}
+    paired = [text for text in texts if "=" in text]
+    if not paired and "none" not in texts:
+        return list(texts)
+    form = "INPUT=OUTPUT for ONNX models, as in past.*=present.*, or NAME for PyTorch models, or none"
+    if len(paired) < len(texts):
+        raise OptionError(f"--state: {', '.join(texts)} are of several forms", f"write {form}")
+    return dict(_pairs(texts, "--state", form))
+
+
 def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[Any]) -> dict[str, int]:
     """Sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
 

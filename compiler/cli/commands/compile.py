@@ -63,6 +63,16 @@ def _compile(
         ),
     ] = None,
     constant: options.Constants = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="INPUT=OUTPUT",
+            help="What a session keeps: of an ONNX model, the output with the next value of an input (* stands for "
+            "the same text in both: past.*=present.*); of a PyTorch model, NAME of an input that it writes to; none: "
+            "no states. Pairs of the usual names if not given.",
+        ),
+    ] = None,
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +143,7 @@ def _compile(
 ) -> None:
     import compiler
     from compiler.artifact import KeyKind
-    from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes
+    from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes, parse_state
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
@@ -160,6 +170,7 @@ def _compile(
             sizes=parse_sizes(sizes or []) or None,
             constants=constants or None,
             outputs=outputs.split(",") if outputs is not None else None,
+            state=parse_state(state or []),
             precision=precision,
             sequences=sequences,
             cache=cache,

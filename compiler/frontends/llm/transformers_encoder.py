@@ -8,7 +8,7 @@ in place of an image's tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,17 +176,14 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
     import torch
 
     config, kind = model.config, str(model.config.model_type)
-    image_token = getattr(config, "image_token_id", None)
-    if image_token is None:
-        image_token = getattr(config, "image_token_index", None)
-    if image_token is None or not hasattr(model, "get_image_features"):
-        raise OptionError(f"{folder}: models of type {kind!r} are not supported", "models of images and text are")
-    images = _images(folder, model, kind)
-    own: Any = getattr(model.model, "text_model", None) or getattr(model.model, "language_model", None)
-    if own is None or hasattr(model.model, "get_rope_index") or "token_type_ids" in _arguments(model.forward):
+    if kind not in _IMAGE_ROWS:
         raise OptionError(
-            f"{folder}: models of type {kind!r} are not supported: positions or masks of their text depend on images"
+            f"{folder}: models of type {kind!r} are not supported", f"of images and text: {', '.join(_IMAGE_ROWS)}"
         )
+    image_rows = _IMAGE_ROWS[kind]
+    image_token = int(config.image_token_index if kind == "llava" else config.image_token_id)
+    images = _images(model, kind)
+    own: Any = model.model.language_model if kind == "llava" else model.model.text_model
 
     class Encoder(torch.nn.Module):
         """Returns a row for each token of the images."""
@@ -196,7 +193,7 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
             self.model = model
 
         def forward(self, pixel_values: Any) -> dict[str, Any]:
-            found = _image_rows(model, pixel_values)
+            found = image_rows(model, pixel_values)
             return {_FEATURES: found.reshape(-1, found.shape[-1])}
 
     example = Encoder()(images)[_FEATURES]
@@ -231,34 +228,49 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
     decoder = _captured(Decoder(), (example,), (rows,), context)
     count = torch.export.Dim("images", min=1, max=64)
     encoder = _import(Encoder(), (images,), ({images.ndim - 4: count},))
-    return CapturedPair(encoder, _described(decoder, kind, context, text), int(image_token))
+    return CapturedPair(encoder, _described(decoder, kind, context, text), image_token)
 
 
-def _images(folder: Path, model: Any, kind: str) -> Any:
+def _images(model: Any, kind: str) -> Any:
     """Example images, two of them, as the model's processor gives them."""
     import torch
 
     vision = model.config.vision_config
-    size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
-    if not isinstance(size, int):
-        raise OptionError(f"{folder}: models of type {kind!r} are not supported: images have no fixed size")
-    if "pixel_attention_mask" in _arguments(model.get_image_features):
-        return torch.randn((1, 2, channels, size, size), dtype=model.dtype)
-    return torch.randn((2, channels, size, size), dtype=model.dtype)
+    channels, size = int(getattr(vision, "num_channels", 3)), int(vision.image_size)
+    several = (2,) if kind == "llava" else (1, 2)
+    return torch.randn((*several, channels, size, size), dtype=model.dtype)
 
 
-def _image_rows(model: Any, images: Any) -> Any:
-    """Rows of all images: (images, rows, size)."""
+def _idefics_rows(model: Any, images: Any) -> Any:
+    """Of (1, images, channels, height, width); none of them is padded."""
     import torch
 
-    if images.ndim == 5:  # padding images and padded ones are not among them
-        values = images[0]
-        vision = model.model.vision_model
-        side = values.shape[-1] // model.config.vision_config.patch_size
-        mask = torch.ones((values.shape[0], side, side), dtype=torch.bool)
-        return model.model.connector(vision(pixel_values=values, patch_attention_mask=mask).last_hidden_state)
-    found = model.get_image_features(pixel_values=images, return_dict=True).pooler_output
-    return torch.cat(list(found), 0) if isinstance(found, list | tuple) else found
+    values = images[0]
+    side = values.shape[-1] // model.config.vision_config.patch_size
+    mask = torch.ones((values.shape[0], side, side), dtype=torch.bool)
+    found = model.model.vision_model(pixel_values=values, patch_attention_mask=mask)
+    return model.model.connector(found.last_hidden_state)
+
+
+def _llava_rows(model: Any, images: Any) -> Any:
+    """Of (images, channels, height, width)."""
+    import torch
+
+    config = model.config
+    states = model.model.vision_tower(images, output_hidden_states=True).hidden_states
+    layers = config.vision_feature_layer
+    chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+    if config.vision_feature_select_strategy == "default":
+        chosen = [each[:, 1:] for each in chosen]
+    return model.model.multi_modal_projector(torch.cat(chosen, -1))
+
+
+# How images become rows: (images, rows, width). Positions and masks of the text do not depend on the images of these.
+_IMAGE_ROWS: dict[str, Callable[[Any, Any], Any]] = {
+    "idefics3": _idefics_rows,
+    "llava": _llava_rows,
+    "smolvlm": _idefics_rows,
+}
 
 
 def _text_cache(text: Any, cache_name: str, context: int) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes, split_shapes
+from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes, parse_state, split_shapes
 from compiler.errors import InputError, OptionError, StorageError, UserError
 
 
@@ -22,6 +22,16 @@ def test_shapes() -> None:
     with pytest.raises(OptionError, match="--sizes n: 'all' is neither a size nor a shape"):
         parse_sizes(["n=all"])
     assert parse_shapes(["a=batch,64", "b=3", "c="]) == {"a": ("batch", 64), "b": (3,), "c": ()}
+
+
+def test_states() -> None:
+    assert parse_state([]) is None
+    assert parse_state(["none"]) == {}
+    assert parse_state(["past.*=present.*", "h=hn"]) == {"past.*": "present.*", "h": "hn"}
+    assert parse_state(["cache", "length"]) == ["cache", "length"]
+    for mixed in (["h=hn", "cache"], ["none", "cache"]):
+        with pytest.raises(OptionError, match="of several forms"):
+            parse_state(mixed)
 
 
 @pytest.mark.parametrize("text", ["a", "=3", "a=3,", "a=-1", "a=1.5", "a=2x", "a=b c"])
