@@ -10,7 +10,7 @@ from compiler.device.credentials import Credentials
 from compiler.errors import OptionError
 from compiler.records.library import user_folder
 from compiler.tuning.cost_models import CostModel
-from compiler.tuning.measuring.runners import LOCAL, parse_device
+from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.progress import Progress
 
 DEFAULT_SECONDS = 600.0

@@ -24,11 +24,11 @@ from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import ModelComparison
 from compiler.tuning.measuring.choice import choose_measurer
+from compiler.tuning.measuring.device_names import LOCAL
 from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.pool import MeasurementPool
-from compiler.tuning.measuring.runners import LOCAL
 from compiler.tuning.networks import tune_network
 from compiler.tuning.progress import Limits, Progress
 from compiler.tuning.result import TuneResult, result_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compiler.errors import OptionError
-from compiler.tuning.measuring.runners import LOCAL
+from compiler.tuning.measuring.device_names import LOCAL
 from targets.cuda.target import CudaTarget
 from targets.errors import TargetError
 from targets.measure import Measurer

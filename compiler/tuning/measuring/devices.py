@@ -8,7 +8,8 @@ from compiler.device.compatibility import ask_versions, check_kernels_run_there
 from compiler.device.connection import Connection, NoDeviceServerError
 from compiler.device.credentials import Credentials
 from compiler.errors import OptionError
-from compiler.tuning.measuring.runners import is_reachable, parse_device
+from compiler.tuning.measuring.device_names import parse_device
+from compiler.tuning.measuring.runners import is_reachable
 from targets import Target
 
 

@@ -12,7 +12,7 @@ from tvm import rpc
 from tvm.rpc import base
 
 from compiler.errors import DeviceError, OptionError
-from compiler.tuning.measuring.runners import LOCAL, parse_device
+from compiler.tuning.measuring.device_names import LOCAL, parse_device
 
 _REQUEST_SECONDS = 10.0
 

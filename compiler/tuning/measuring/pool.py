@@ -13,6 +13,7 @@ from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, UserError
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
+from compiler.tuning.measuring.device_names import LOCAL
 from compiler.tuning.measuring.messages import (
     BuildRequest,
     Built,
@@ -27,7 +28,7 @@ from compiler.tuning.measuring.messages import (
     Timing,
     WorkerSetup,
 )
-from compiler.tuning.measuring.runners import LOCAL, is_reachable
+from compiler.tuning.measuring.runners import is_reachable
 from compiler.tuning.measuring.statistics import spread, typical
 from schedules.config import Config
 from targets.measure import TIMED

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.errors import OptionError
+from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.measuring.messages import WorkerSetup
 
 Array = NDArray[Any]
 SYMBOL = "kernel"
-LOCAL = "local"
 _REACH_SECONDS = 3.0
 
 
@@ -157,15 +156,3 @@ def is_reachable(device: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def parse_device(device: str) -> tuple[str | None, str, int]:
-    """(key, host, port) of "HOST:PORT" or "KEY@HOST:PORT" (a tracker). Raises OptionError for other texts."""
-    key, _, address = device.rpartition("@")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise OptionError(
-            f"device {device!r} is not understood",
-            "write 'local', HOST:PORT of an RPC server, or KEY@HOST:PORT of a tracker",
-        )
-    return key or None, host, int(port)
