@@ -48,7 +48,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt tests/serving_clients.txt
-	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda,serve,trace]'
+	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda,serve,trace,search]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt -r tests/serving_clients.txt
 	touch $@
 

@@ -83,7 +83,7 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
     net = train(DigitsCnn(options.channels), data, epochs=options.epochs)
     is_accelerator = "ethos" in target
     cost = "cycles" if is_accelerator else "ms"
-    limit = original_cost(net, target, cost) * options.share
+    limit = kept(options.storage, f"{name}-{target}", lambda: original_cost(net, target, cost)) * options.share
     space = Space(precision=() if is_accelerator else ("int8", "float32"))
     result = compiler.search(
         net,
@@ -96,6 +96,7 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
         target=target,
         example_inputs=[torch.zeros(1, 1, _SIZE, _SIZE)],
         threads=1,
+        storage=options.storage and options.storage / f"{name}-{target}-{options.share}.db",
         progress=lambda step: print(f"{name} {target}: {step}", flush=True),
     )
     report = result.report
@@ -115,6 +116,17 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
         "table_kernels": report.table,
         "table_errors": list(report.table_errors),
     }
+
+
+def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:
+    """What was measured, in a file: a search that goes on has the budget that it began with."""
+    if folder is None:
+        return measure()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.txt"
+    if not path.exists():
+        path.write_text(repr(measure()))
+    return float(path.read_text())
 
 
 def original_cost(net: torch.nn.Module, target: str, cost: str) -> float:
@@ -161,6 +173,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.5, help="of the net's own cost that is allowed")
+    parser.add_argument("--storage", type=Path, help="a folder; what was stopped goes on from there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.data:

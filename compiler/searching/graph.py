@@ -80,7 +80,8 @@ class SearchGraph:
             kind = "heads" if cell.kind == "heads" else "expansion" if name in inner else "channels"
             shares = {"heads": space.heads, "expansion": expansion, "channels": space.channels}[kind]
             size = len(cell.units)
-            counts = {size - rounded_count(round((1 - share) * size), size, cell.width, lanes) for share in shares}
+            gone = (rounded_count(round((1 - share) * size), size, cell.width, lanes) for share in shares)
+            counts = {size - int(each) for each in gone}
             found.append(Knob(f"{kind} {name}", kind, (*sorted(counts - {size}), size)))
         if space.layers:
             found += [Knob(f"layer {name}", "layer", (False, True)) for name in self._layers]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -13,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import targets
 from compiler.artifact.storage import write_json
 from compiler.driver.compile import compile as compile_model
-from compiler.errors import StorageError, UserError
+from compiler.errors import StorageError
 from compiler.frontends.imported_model import ImportedModel
+from compiler.profiling.profile import profile
+from compiler.profiling.timing import run_seconds
+from compiler.profiling.workload import prepare
 from compiler.searching.lowered import LoweredModel, lower
-from compiler.tuning.measuring.channel import Worker
-from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
 
-_MODULE = "compiler.tuning.measuring.model_worker"
-_SECONDS, _TIMEOUT = 0.3, 120.0
+_SECONDS = 0.3  # of watching kernels, and of timing runs
 
 
 class WholeRun(BaseModel):
@@ -66,7 +65,7 @@ class KernelTimes(Protocol):
 
 
 class TimedHere:
-    """Times whole modules on this machine, each in a process of its own, kernel by kernel: the median of many runs.
+    """Times whole modules on this machine, kernel by kernel: the median of many runs.
 
     A kernel is measured where it will run, between others: alone it would find its data in other caches.
     """
@@ -84,21 +83,15 @@ class TimedHere:
     ) -> tuple[dict[str, float], float | None]:
         """Raises UserError where the module cannot be built or run."""
         module = compile_model(model, self._target, threads=self._threads, records=False, progress=None)
-        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-            path = Path(folder) / "candidate.twm"
-            module.export(path)
-            found = self._ask(path)
-        return {name: total / count for name, (total, count) in found.kernels.items() if count}, found.run
-
-    def _ask(self, path: Path) -> ModelTimes:
-        worker = Worker(_MODULE, ModelSetup(str(path), self._runs_on), {"TVM_NUM_THREADS": str(self._runs_on)})
-        try:
-            times: ModelTimes = worker.ask(ModelRequest(_SECONDS), _TIMEOUT)
-        except UserError as error:
-            raise UserError(f"a candidate could not be timed: its process {error.message}") from error
-        finally:
-            worker.kill()
-        return times
+        watched = profile(module, seconds=_SECONDS, threads=self._runs_on)
+        totals: dict[str, list[float]] = {}
+        for kernel in watched.kernels:
+            total = totals.setdefault(kernel.name, [0.0, 0.0])
+            total[0] += kernel.seconds
+            total[1] += kernel.calls
+        workload = prepare(module, threads=self._runs_on)
+        run = workload.on_its_threads(lambda: run_seconds(workload.run, threads=self._runs_on, budget=_SECONDS))
+        return {name: seconds / calls for name, (seconds, calls) in totals.items() if calls}, run
 
 
 class LayerTable:
