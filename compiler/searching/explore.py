@@ -84,6 +84,7 @@ class Explorer:
         self._check_reachable()
         knobs = self.net.knobs
         self.evaluate([largest(knobs), *(uniform(knobs, share) for share in _UNIFORM), smallest(knobs)])
+        self._evenly_pruned()
         self._path()
         self._sample(self.options.trials - self._last_steps)
         self._refine()
@@ -137,6 +138,18 @@ class Explorer:
         if min(excess(each, self.budget) for each in costs) > 0:
             nearest = min(costs, key=lambda each: excess(each, self.budget))
             raise unreachable(nearest, self.budget)
+
+    def _evenly_pruned(self) -> None:
+        """With each precision and form, the largest evenly pruned net within the budget: the result is no worse."""
+        knobs = self.net.knobs
+        levels = max((len(knob.options) for knob in knobs), default=1)
+        for alternative in _smallest_nets(knobs):
+            others = {knob.name: alternative[knob.name] for knob in knobs if not knob.is_ordered}
+            for level in range(levels - 1, -1, -1):
+                config = {**uniform(knobs, level / max(levels - 1, 1)), **others}
+                if excess(self.costs_of([config])[0], self.budget) <= 0:
+                    self.evaluate([config])
+                    break
 
     def _path(self) -> None:
         """From the whole net to the budget in steps, each by the knob that costs the least score (NetAdapt, Yang et al.

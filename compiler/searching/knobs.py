@@ -9,6 +9,7 @@ from random import Random
 Option = int | str | bool | float
 Config = Mapping[str, Option]
 Key = tuple[tuple[str, Option], ...]
+_WIDTHS = ("channels", "expansion", "heads")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def sampled(knobs: Sequence[Knob], random: Random) -> dict[str, Option]:
 
 
 def uniform(knobs: Sequence[Knob], share: float) -> dict[str, Option]:
-    """All ordered knobs at about the same share of their options, the rest as they are."""
+    """All groups of channels and heads at about the same share of their options, the rest as it is."""
     return {
-        knob.name: knob.options[round(share * (len(knob.options) - 1))] if knob.is_ordered else knob.options[-1]
+        knob.name: knob.options[round(share * (len(knob.options) - 1))] if knob.kind in _WIDTHS else knob.options[-1]
         for knob in knobs
     }
 
