@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._models import cache_folder
 
-Array = NDArray[Any]
+Array = np.ndarray
 Sample = dict[str, Array]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 

@@ -47,7 +47,7 @@ def _batches(data: Any) -> list[Any]:
     return list(zip(images.split(50), labels.split(50), strict=True))
 
 
-def _finetune(data: Any, epochs: int = 4) -> Callable[[Any], None]:
+def _finetune(data: object, epochs: int = 4) -> Callable[[Any], None]:
     def finetune(net: Any) -> None:
         optimizer = torch.optim.Adam(net.parameters(), 1e-3)
         net.train()

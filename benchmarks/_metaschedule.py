@@ -31,7 +31,7 @@ def lowered(path: Path, shapes: Mapping[str, Any], target: Any) -> Any:
         return relax.get_pipeline("zero")(mod)
 
 
-def tune(mod: Any, target: Any, folder: Path, trials: int) -> None:
+def tune(mod: object, target: object, folder: Path, trials: int) -> None:
     """Search; the records are in the folder. It records a round of a task when it comes back to that task or ends, so
     it is told when to end: one that is killed has recorded little, or nothing."""
     meta_schedule.relax_integration.tune_relax(

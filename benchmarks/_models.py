@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from benchmarks.catalog import CATALOG, CatalogModel, inputs_for
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def task_of(name: str, sizes: Mapping[str, int] | None = None) -> Task:
     return _task(model.name + suffix, path, inputs, {key: array.shape for key, array in inputs.items()})
 
 
-def _task(name: str, path: Path, inputs: Mapping[str, Array], shapes: Mapping[str, Any] | None) -> Task:
+def _task(name: str, path: Path, inputs: Mapping[str, Array], shapes: Mapping[str, object] | None) -> Task:
     folder = cache_folder()
     arrays = folder / f"{name}.npz"
     stored: dict[str, Any] = {key: np.asarray(value) for key, value in inputs.items()}

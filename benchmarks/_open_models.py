@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._models import Task, cache_folder, count_operations
 from benchmarks.catalog import CATALOG
 
-Array = NDArray[Any]
+Array = np.ndarray
 Sizes = Mapping[str, int]
 
 
@@ -104,7 +103,7 @@ def _segmentation() -> Any:
             super().__init__()
             self.net = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: object) -> Any:
             return self.net(x)["out"]
 
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ def llama_cpp_logits(path: str, threads: int, context: int) -> Any:
         path, n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False
     )
 
-    def logits(tokens: list[int]) -> np.ndarray[Any, Any]:
+    def logits(tokens: list[int]) -> np.ndarray:
         model.reset()
         model.eval(tokens)
         return model.scores[: len(tokens)]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._models import Task
 
@@ -43,7 +42,7 @@ class Result:
     label: str
     version: str
     load_seconds: float
-    outputs: list[NDArray[Any]]
+    outputs: list[np.ndarray]
     rounds: list[list[tuple[float, float]]] = field(default_factory=list)
 
     def seconds(self, statistic: str) -> float:

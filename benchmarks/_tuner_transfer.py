@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -85,7 +84,7 @@ def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: 
     )
 
 
-def _sizes(workload: Any) -> str:
+def _sizes(workload: object) -> str:
     """The numbers that tell a workload from others, in short."""
     found = {name: getattr(workload, name) for name in _SHOWN if hasattr(workload, name)}
     return " ".join(f"{name}={value}".replace(" ", "") for name, value in found.items())

@@ -141,11 +141,11 @@ class Stack:
             builder.emit_func_output(output)
         return builder.get()
 
-    def _norm(self, builder: relax.BlockBuilder, data: Any) -> Any:
+    def _norm(self, builder: relax.BlockBuilder, data: object) -> Any:
         gain = relax.const(np.ones(self.shape.width, np.float32))
         return builder.emit(relax.op.nn.rms_norm(data, gain, axes=[-1], epsilon=1e-5))
 
-    def _layer(self, builder: relax.BlockBuilder, data: Any) -> Any:
+    def _layer(self, builder: relax.BlockBuilder, data: object) -> Any:
         shape, op = self.shape, relax.op
         joined = self.weight(shape.width + 2 * shape.keys, shape.width)
         heads = block_product(builder, self._norm(builder, data), joined, self.activations)

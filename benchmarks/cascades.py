@@ -35,7 +35,7 @@ from compiler.serving.policies.cascade import Cascade
 from compiler.serving.policies.cascade_calibration import calibrate_cascade
 from compiler.serving.request import Request
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Inputs = dict[str, Array]
 TOKENS = 32
 _ROWS = 64
@@ -243,7 +243,7 @@ def retrieval() -> Task:
             super().__init__()
             self.encoder, self.index = encoder, torch.nn.Parameter(index)
 
-        def forward(self, input_ids: Any) -> Any:
+        def forward(self, input_ids: object) -> Any:
             return embed(input_ids) @ self.index.T
 
     ids = tokens(queries, TOKENS)

@@ -186,7 +186,7 @@ def _light_input(net: str) -> str:
 _SHELLS: dict[str, str] = {}
 
 
-def _torch_class(package: str, module: str, name: str, **attributes: Any) -> Any:
+def _torch_class(package: str, module: str, name: str, **attributes: object) -> Any:
     """A class of a package whose `__init__` imports more than is installed here: it is not run."""
     if package not in sys.modules:
         shell = types.ModuleType(package)

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-Array = NDArray[Any]
+Array = np.ndarray
 SIZE = 16
 _TRAINING, _SCORED = 1200, 300
 

@@ -21,7 +21,6 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 def main(arguments: list[str] | None = None) -> None:

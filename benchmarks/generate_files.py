@@ -52,14 +52,14 @@ def rotate(source: Path, target: Path) -> None:
     writer.close()
 
 
-def _tensors(reader: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _tensors(reader: Any) -> dict[str, np.ndarray]:
     return {
         each.name: np.asarray(each.data, np.float64).reshape([int(size) for size in reversed(each.shape)])
         for each in reader.tensors
     }
 
 
-def rotated(tensors: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+def rotated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors of the same function in the rotated stream."""
     table = tensors["token_embd.weight"]
     width = table.shape[1]

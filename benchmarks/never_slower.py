@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +30,7 @@ from benchmarks.catalog import CATALOG, CatalogModel, inputs_for
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.profiling.timing import run_seconds
 
-Array = NDArray[Any]
+Array = np.ndarray
 _SAMPLES = 4
 _NO_LIMIT = 0.99
 _ROUNDS, _TURN_SECONDS = 9, 0.15

@@ -36,7 +36,7 @@ _TEXT = "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt"
 _OURS = "tensorwright"
 
 
-def losses(logits: np.ndarray[Any, Any], window: np.ndarray[Any, Any]) -> float:
+def losses(logits: np.ndarray, window: np.ndarray) -> float:
     """The sum of the negative log-likelihoods of a window's second half, of the logits (tokens, vocabulary)."""
     first = len(window) // 2
     rows = logits[first - 1 : -1].astype(np.float64)
@@ -45,7 +45,7 @@ def losses(logits: np.ndarray[Any, Any], window: np.ndarray[Any, Any]) -> float:
     return float((np.log(np.exp(rows).sum(-1)) - chosen).sum())
 
 
-def our_loss(path: Path, options: dict[str, str], windows: np.ndarray[Any, Any], threads: int) -> float:
+def our_loss(path: Path, options: dict[str, str], windows: np.ndarray, threads: int) -> float:
     """The sum over all windows, of a module that returns all logits."""
     text = options.pop("calibration", None)
     language = LanguageModelOptions(**options, all_logits=True)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def our_loss(path: Path, options: dict[str, str], windows: np.ndarray[Any, Any],
     return total
 
 
-def peer_loss(engine: str, path: Path, windows: np.ndarray[Any, Any], options: argparse.Namespace) -> float:
+def peer_loss(engine: str, path: Path, windows: np.ndarray, options: argparse.Namespace) -> float:
     """The same of another engine."""
     command = [options.python, str(_SCRIPT), engine, str(path), str(options.threads)]
     found = subprocess.run(command, input=json.dumps(windows.tolist()), stdout=subprocess.PIPE, text=True, check=True)
@@ -70,7 +70,7 @@ def peer_loss(engine: str, path: Path, windows: np.ndarray[Any, Any], options: a
     return total
 
 
-def windows_of(path: Path, text: str, tokens: int, context: int) -> np.ndarray[Any, Any]:
+def windows_of(path: Path, text: str, tokens: int, context: int) -> np.ndarray:
     """The text as tokens (windows, context), by the tokenizer of a model."""
     content = bytes(import_language_model(path).assets[TOKENIZER_ASSET]).decode()
     found = Tokenizer.from_str(content).encode(text).ids[:tokens]

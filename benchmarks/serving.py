@@ -70,7 +70,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _contestant(**given: Any) -> dict[str, float]:
+def _contestant(**given: object) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks._serving_contestant", json.dumps(given)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result: dict[str, float] = json.loads(said.splitlines()[-1])

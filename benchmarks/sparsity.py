@@ -20,7 +20,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
@@ -31,7 +30,7 @@ from compiler.profiling.timing import run_seconds
 from schedules.matmul.sparse_cost import SparseForm, sparse_form
 from schedules.matmul.sparse_groups import Groups, most_kept
 
-Array = NDArray[Any]
+Array = np.ndarray
 # (rows, depth, columns)
 PRODUCTS = ((1, 4096, 4096), (1, 384, 1536), (8, 768, 768), (128, 384, 1536), (196, 512, 512))
 # (channels, filters, kernel, stride, size)

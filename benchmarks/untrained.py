@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 if TYPE_CHECKING:
     import torch
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 
 def wake(net: torch.nn.Module) -> None:

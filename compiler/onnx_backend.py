@@ -70,7 +70,7 @@ class TensorwrightRep(BackendRep):
         except InputValueRequiredError as error:
             self._fixed.update(error.inputs)
 
-    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def run(self, inputs: object, **kwargs: object) -> tuple[Any, ...]:
         """Run on inputs in order, or by name; returns the outputs as a named tuple."""
         feeds = self._feeds(inputs)
         run = self._compiled_for(feeds)
@@ -149,14 +149,14 @@ class TensorwrightBackend(Backend):
         return device.split(":")[0] == "CPU"
 
     @classmethod
-    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: object) -> bool:
         """Whether every operator of the model is supported on that device."""
         from compiler.frontends.onnx.coverage import coverage_report
 
         return cls.supports_device(device) and coverage_report(model).complete
 
     @classmethod
-    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> TensorwrightRep:
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: object) -> TensorwrightRep:
         """Compile a model; `kwargs` are options of `tensorwright.compile`.
 
         Raises OptionError for a device other than the CPU or a model that is not an `onnx.ModelProto`, and whatever
@@ -169,7 +169,9 @@ class TensorwrightBackend(Backend):
         return TensorwrightRep(model, cls.compile_model, kwargs)
 
     @classmethod
-    def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: object, device: str = "CPU", **kwargs: object
+    ) -> tuple[Any, ...]:
         """Compile and run once."""
         return cls.prepare(model, device, **kwargs).run(inputs)
 

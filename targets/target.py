@@ -127,7 +127,9 @@ class Target(ABC):
             return f"no: {error.message.rpartition(': ')[2]}"
         return f"under {Path(command[0]).name}" if command else "natively"
 
-    def c_sources(self, title: str, details: Mapping[str, Any], parameters: Iterable[Any]) -> dict[str, str] | None:
+    def c_sources(
+        self, title: str, details: Mapping[str, object], parameters: Iterable[object]
+    ) -> dict[str, str] | None:
         """For a device without an operating system: C sources of a module by file name, in place of its libraries and
         programs. None where the device runs modules.
 
@@ -194,7 +196,7 @@ class Target(ABC):
         linker = self.linker()
         options = self.link_options()
 
-        def link(output: str, objects: Sequence[str], **_: Any) -> None:
+        def link(output: str, objects: Sequence[str], **_: object) -> None:
             linker.link(Path(output), objects, options)
 
         # A folder of its own: TVM's cleanups remove whole folders.
@@ -217,5 +219,5 @@ class Target(ABC):
         return {}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value if isinstance(value, str | int | float | bool | list) else str(value)

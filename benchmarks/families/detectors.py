@@ -27,7 +27,7 @@ class _Scores(nn.Module):
         return self.detector([image])[0]["scores"]
 
 
-def _torchvision(name: str, size: int, **options: Any) -> nn.Module:
+def _torchvision(name: str, size: int, **options: object) -> nn.Module:
     from torchvision.models import detection
 
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def detr() -> nn.Module:
             self.transformer = nn.Transformer(width, 8, 3, 3, 1024, dropout=0.0)
             self.classes, self.boxes = nn.Linear(width, 92), nn.Linear(width, 4)
 
-        def forward(self, pixels: Any) -> Any:
+        def forward(self, pixels: torch.Tensor) -> Any:
             features = self.project(self.backbone(pixels)).flatten(2).permute(2, 0, 1)
             found = self.transformer(features + self.position, self.queries).transpose(0, 1)
             return self.classes(found), self.boxes(found).sigmoid()

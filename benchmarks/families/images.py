@@ -34,7 +34,7 @@ def deeplab() -> nn.Module:
             build = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large
             self.net = build(weights=None, weights_backbone=None)
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: torch.Tensor) -> Any:
             return self.net(x)["out"]
 
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ class _StyleNet(nn.Module):
         self.up = nn.ModuleList([_Styled(128, 64, 3, scale=2), _Styled(64, 32, 3, scale=2)])
         self.last = nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(32, 3, 9))
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: torch.Tensor) -> Any:
         for layer in self.down:
             x = layer(x).relu()
         for first, second in zip(self.first, self.second, strict=True):
@@ -130,7 +130,7 @@ def vae_decoder() -> nn.Module:
             )
             self.skip = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: torch.Tensor) -> Any:
             return self.skip(x) + self.layers(x)
 
     def up(inner: int, outer: int) -> list[nn.Module]:

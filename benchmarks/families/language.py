@@ -92,7 +92,7 @@ def mamba() -> nn.Module:
             self.blocks = nn.Sequential(*[_SelectiveScan(width, 2 * width) for _ in range(4)])
             self.norm = nn.LayerNorm(width)
 
-        def forward(self, ids: Any) -> Any:
+        def forward(self, ids: torch.Tensor) -> Any:
             return self.norm(self.blocks(self.table(ids))) @ self.table.weight.T
 
     torch.manual_seed(0)

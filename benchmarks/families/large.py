@@ -24,7 +24,7 @@ class _Residual(nn.Module):
         self.second = nn.Sequential(nn.GroupNorm(16, outer), nn.SiLU(), nn.Conv2d(outer, outer, 3, padding=1))
         self.skip = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
 
-    def forward(self, x: Any, time: Any) -> Any:
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> Any:
         return self.skip(x) + self.second(self.first(x) + self.time(time)[:, :, None, None])
 
 
@@ -51,7 +51,7 @@ class _Pair(nn.Module):
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Any, time: Any) -> Any:
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> Any:
         return self.attention(self.block(x, time))
 
 

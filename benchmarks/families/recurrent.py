@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.families._recurrent_torch import Crnn, TextClassifier, UnrolledLstm
 from benchmarks.families.registry import floats, integers, net
 
-Array = NDArray[Any]
+Array = np.ndarray
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _STATES = {"RNN": 1, "GRU": 1, "LSTM": 2}
 _ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._models import Task, cache_folder, count_operations
 
-Array = NDArray[Any]
+Array = np.ndarray
 Sizes = Mapping[str, int]
 Exporter = Literal["dynamo", "torchscript"]
 Builder = Callable[[], Any]

@@ -26,7 +26,7 @@ def tcn() -> nn.Module:
             self.second = nn.Conv1d(width, width, 3, dilation=dilation)
             self.skip = nn.Identity() if inner == width else nn.Conv1d(inner, width, 1)
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: torch.Tensor) -> Any:
             inner = self.second(self.pad(self.first(self.pad(x)).relu())).relu()
             return (inner + self.skip(x)).relu()
 

@@ -111,7 +111,7 @@ class _ConformerBlock(nn.Module):
         x = nn.functional.glu(self.wide(x.transpose(1, 2)), 1)
         return self.narrow(nn.functional.silu(self.batch_norm(self.depthwise(x)))).transpose(1, 2)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: torch.Tensor) -> Any:
         x = x + 0.5 * self.before(x)
         x = x + self._attention(self.norms[0](x))
         x = x + self._convolution(self.norms[1](x))

@@ -164,7 +164,7 @@ def _recorded(
     pack: Path,
     artifact: Artifact,
     target: CudaTarget,
-    text: Mapping[str, Any],
+    text: Mapping[str, object],
     numbers: bytearray,
     *,
     keep: bool,

@@ -58,7 +58,11 @@ def catalog_net(name: str, precision: str) -> Model:
 
 
 def _torch_model(
-    name: str, build: Callable[[], torch.nn.Module], inputs: Sequence[Any], arrays: Mapping[str, Array], precision: str
+    name: str,
+    build: Callable[[], torch.nn.Module],
+    inputs: Sequence[object],
+    arrays: Mapping[str, Array],
+    precision: str,
 ) -> Model:
     """Of the ONNX file that PyTorch makes of a net: one export serves all precisions."""
     made = _prepared(name, build, arrays)
@@ -127,9 +131,9 @@ def _model(
 def _int8(
     name: str,
     path: Path,
-    shapes: Mapping[str, Any],
+    shapes: Mapping[str, object],
     weights: Sequence[Weight],
-    inputs: Sequence[Any],
+    inputs: Sequence[object],
     arrays: Mapping[str, Array],
 ) -> Model:
     stored = path.with_suffix(".npz")

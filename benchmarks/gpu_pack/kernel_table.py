@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.rewriting.graph import operator_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Type
 
 _CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
@@ -57,10 +60,10 @@ class KernelTable:
         }
 
 
-def _calls(mod: IRModule) -> list[tuple[str, Any]]:
+def _calls(mod: IRModule) -> list[tuple[str, Call]]:
     found: list[tuple[str, Any]] = []
 
-    def visit(expression: Any) -> None:
+    def visit(expression: Expr) -> None:
         if isinstance(expression, relax.Call) and operator_name(expression) in _CALLS:
             found.append((str(expression.args[0].name_hint), expression))
 
@@ -70,7 +73,7 @@ def _calls(mod: IRModule) -> list[tuple[str, Any]]:
     return found
 
 
-def _types(call: Any) -> list[Any]:
+def _types(call: Call) -> list[Type]:
     types = call.ty_args[0]
     return list(types.fields) if isinstance(types, relax.TupleType) else [types]
 

@@ -53,7 +53,7 @@ class Lines:
             if current == pack and said["stage"] == "peer" and "ms" in said:
                 self.known.add((said["entry"], said["peer"]))
 
-    def add(self, **members: Any) -> None:
+    def add(self, **members: object) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, (json.dumps(members) + "\n").encode())

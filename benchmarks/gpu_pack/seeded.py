@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.gpu_pack.generator import seed_of, weights
 from benchmarks.gpu_pack.nets import exponent_of, seed_parameters
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from compiler.artifact.manifest import (
 )
 from compiler.errors import InternalError
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, np.ndarray]
 _MAX_INLINE_VALUES = 64
 
 
@@ -52,11 +52,11 @@ class Artifact:
         outputs: Sequence[TensorDescription],
         target: TargetDescription,
         library: bytes,
-        parameters: Mapping[str, np.ndarray[Any, Any]],
-        reference_inputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
-        reference_outputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
-        fixed: Mapping[str, np.ndarray[Any, Any]] | None = None,
-        initial_states: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        parameters: Mapping[str, np.ndarray],
+        reference_inputs: Mapping[str, np.ndarray] | None = None,
+        reference_outputs: Mapping[str, np.ndarray] | None = None,
+        fixed: Mapping[str, np.ndarray] | None = None,
+        initial_states: Mapping[str, np.ndarray] | None = None,
         assets: Mapping[str, bytes] | None = None,
         **manifest_fields: Any,
     ) -> Artifact:
@@ -93,8 +93,8 @@ class Artifact:
 
     def with_reference(
         self,
-        inputs: Mapping[str, np.ndarray[Any, Any]],
-        outputs: Mapping[str, np.ndarray[Any, Any]],
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
         sizes: Mapping[str, int] | None = None,
     ) -> Artifact:
         """The same module with another stored example; `sizes` as `Manifest.reference_sizes`.
@@ -125,14 +125,14 @@ def tool_versions(**others: str) -> ToolVersions:
     )
 
 
-def _describe(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[TensorDescription, ...]:
+def _describe(arrays: Mapping[str, np.ndarray]) -> tuple[TensorDescription, ...]:
     for name, array in arrays.items():
         if str(array.dtype) not in ELEMENT_TYPES or array.dtype.byteorder == ">":
             raise InternalError(f"tensor {name!r} has element type {array.dtype}, which a module cannot carry")
     return tuple(TensorDescription.of(name, array) for name, array in arrays.items())
 
 
-def _fixed(name: str, array: np.ndarray[Any, Any]) -> FixedInput:
+def _fixed(name: str, array: np.ndarray) -> FixedInput:
     few = array.size <= _MAX_INLINE_VALUES and array.dtype.kind in "biuf"
     (description,) = _describe({name: array})
     return FixedInput(tensor=description, values=tuple(array.reshape(-1).tolist()) if few else None)

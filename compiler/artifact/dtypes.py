@@ -56,12 +56,12 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 }
 
 
-def as_carried(array: np.ndarray[Any, Any], carrier: ElementType) -> np.ndarray[Any, Any]:
+def as_carried(array: np.ndarray, carrier: ElementType) -> np.ndarray:
     """An array as `main` takes it where the manifest names a carrier: integers by value, floats by their bits."""
     return array.view(carrier.numpy) if _is_float(str(array.dtype)) else array.astype(carrier.numpy)
 
 
-def from_carried(array: np.ndarray[Any, Any], element: ElementType) -> np.ndarray[Any, Any]:
+def from_carried(array: np.ndarray, element: ElementType) -> np.ndarray:
     """The reverse: what `main` gives as an array of `element`."""
     return array.view(element.numpy) if _is_float(element.name) else array.astype(element.numpy)
 

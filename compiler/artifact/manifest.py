@@ -55,7 +55,7 @@ class TensorDescription(_Model):
         return value
 
     @classmethod
-    def of(cls, name: str, array: np.ndarray[Any, Any]) -> TensorDescription:
+    def of(cls, name: str, array: np.ndarray) -> TensorDescription:
         """Describe an array (its dtype as `numpy` or `ml_dtypes` names it)."""
         return cls(name=name, shape=tuple(array.shape), dtype=str(array.dtype))
 

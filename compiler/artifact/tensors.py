@@ -42,7 +42,7 @@ _HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
 class Blob:
     """A safetensors blob laid out but not yet joined: `pieces` are its bytes in order, `nbytes` their sum."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         entries: dict[str, Any] = {}
         body: list[memoryview | bytes] = []
         position = 0
@@ -67,12 +67,12 @@ def _entry(dtype: str, shape: Sequence[int], start: int, nbytes: int) -> dict[st
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + nbytes]}
 
 
-def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+def bytes_of(array: np.ndarray) -> memoryview:
     """The bytes of an array in C order (a view where it is contiguous)."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str) -> dict[str, np.ndarray[Any, Any]]:
+def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str) -> dict[str, np.ndarray]:
     """The expected tensors of a blob, as read-only views of `data`, in the order asked for.
 
     Raises:

@@ -20,7 +20,7 @@ def compress_to_file(
     threads: int | None,
     as_json: bool,
     precisions: Path | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> None:
     """Run `technique` with the options of the command and its `settings`, compile, write, and print the report.
 

@@ -57,12 +57,12 @@ def _print_labelled(label: str, style: str, message: str) -> None:
     message_console().print(line, soft_wrap=True)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """One JSON document on stdout; numbers that JSON does not have (NaN, infinities) become null."""
     print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -14,10 +14,10 @@ from schedules.ir.stages import dtype_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Stmt, Var
 
 
-def bytes_for_booleans(body: Any) -> Any:
+def bytes_for_booleans(body: Stmt) -> Stmt:
     """A statement whose allocated buffers of booleans are of int8: 1 or 0 is stored, a loaded byte compared with 0.
 
     Buffers whose address is taken, or that others alias, stay as they are.
@@ -29,16 +29,16 @@ def bytes_for_booleans(body: Any) -> Any:
         return body
     made = set(bytes_of.values())
 
-    def renamed(variable: Any) -> Any:
+    def renamed(variable: Var) -> Expr:
         return bytes_of.get(variable, variable)
 
-    def load(node: Any) -> Any:
+    def load(node: Expr) -> Expr:
         if node.source not in made:
             return node
         value = tirx.BufferLoad(node.source, list(node.indices))
         return tirx.NE(value, _constant(0, value))
 
-    def store(node: Any) -> Any:
+    def store(node: Stmt) -> Stmt:
         if node.buffer not in made:
             return node
         return tirx.BufferStore(node.buffer, _number(node.value), list(node.indices))
@@ -46,7 +46,7 @@ def bytes_for_booleans(body: Any) -> Any:
     return structural_map(body, [(tvm.ir.Var, renamed), (tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
 
 
-def _allocated(body: Any) -> list[Expr]:
+def _allocated(body: Stmt) -> list[Expr]:
     found: list[Any] = []
     structural_walk(
         body,
@@ -58,7 +58,7 @@ def _allocated(body: Any) -> list[Expr]:
     return found
 
 
-def _aliased(body: Any) -> list[Expr]:
+def _aliased(body: Stmt) -> list[Expr]:
     """Buffers whose address is taken, or that others match; calls take loads as values."""
     found: list[Any] = []
 
@@ -66,14 +66,14 @@ def _aliased(body: Any) -> list[Expr]:
         by_address = call_name(node) == "tirx.address_of"
         found.extend(arg.source if by_address and isinstance(arg, tvm.ir.TensorLoad) else arg for arg in node.args)
 
-    def block(node: Any) -> None:
+    def block(node: Stmt) -> None:
         found.extend(matched.source.source for matched in node.match_buffers)
 
     structural_walk(body, [(tvm.ir.Call, call), (s_tir.SBlock, block)])
     return [each for each in found if isinstance(each, tvm.ir.Var)]
 
 
-def _of_bytes(buffer: Any) -> Any:
+def _of_bytes(buffer: Expr) -> Expr:
     kind = buffer.ty
     return tirx.decl_buffer(
         list(kind.shape),
@@ -88,11 +88,11 @@ def _of_bytes(buffer: Any) -> Any:
     )
 
 
-def _number(condition: Any) -> Any:
+def _number(condition: Expr) -> Expr:
     return tirx.Cast("int8" + str(condition.ty).removeprefix("bool"), condition)
 
 
-def _constant(number: int, like: Any) -> Any:
+def _constant(number: int, like: Expr) -> Expr:
     scalar, _, lanes = str(like.ty).partition("x")
     constant = tirx.IntImm(scalar, number)
     return tirx.Broadcast(constant, int(lanes)) if lanes else constant

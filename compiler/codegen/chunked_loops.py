@@ -6,13 +6,16 @@ takes most of the time of a compilation.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import tirx
 
 from schedules.codegen.nest import CHUNKED
 from schedules.ir.tir import structural_map
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Stmt
 
 _SCOPE = "compute_scope"  # TVM's code generator makes a function of what stands in it
 
@@ -27,11 +30,11 @@ def with_chunk_functions(mod: tvm.IRModule) -> tvm.IRModule:
     return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
 
 
-def _with_functions(function: Any) -> Any:
+def _with_functions(function: PrimFunc) -> PrimFunc:
     symbol = str(function.attrs["global_symbol"])
     count = 0
 
-    def visit(loop: Any) -> Any:
+    def visit(loop: Stmt) -> Stmt:
         nonlocal count
         if CHUNKED not in loop.annotations:
             return loop
@@ -42,7 +45,7 @@ def _with_functions(function: Any) -> Any:
     return function.with_body(structural_map(function.body, (tirx.For, visit)))
 
 
-def _called_or_launched(loop: Any, name: str) -> Any:
+def _called_or_launched(loop: Stmt, name: str) -> Stmt:
     """TVM gives the function the variables that its body reads, in their order, so the call can pass the same ones."""
     scope = tirx.AttrStmt(tirx.IntImm("int32", 0), _SCOPE, tvm.ir.StringImm(name), loop.body)
     launch = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.PARALLEL, _then_nothing(scope))
@@ -57,7 +60,7 @@ def _called_or_launched(loop: Any, name: str) -> Any:
     return tirx.IfThenElse(tirx.NE(loop.extent, one), _then_nothing(launch), call)
 
 
-def _then_nothing(statement: Any) -> Any:
+def _then_nothing(statement: Stmt) -> Stmt:
     """A statement, and one after it that sets a debug location of its own: else TVM gives what follows a function that
     of its last statement, which LLVM refuses."""
     return tirx.SeqStmt([statement, tirx.Evaluate(tirx.IntImm("int32", 0))])

@@ -103,7 +103,7 @@ class OpenedKernel:
             loop.loop_var, least, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations, step, loop.span
         )
 
-    def _cast(self, cast: Any) -> Any:
+    def _cast(self, cast: Expr) -> Expr:
         return tirx.Cast(cast.ty, self._closed(cast.value)) if isinstance(cast.value, tirx.Var) else cast
 
     def _call(self, call: Call) -> Expr:
@@ -122,14 +122,14 @@ class OpenedKernel:
     def _mark(self, mark: Stmt) -> Stmt:
         return tirx.AttrStmt(mark.node, mark.attr_key, self._closed(mark.value), mark.body, mark.span)
 
-    def _buffer(self, statement: Any) -> Any:
+    def _buffer(self, statement: Stmt) -> Stmt:
         variables = [each for size in statement.buffer.ty.shape for each in variables_in(size)]
         if self._lies_on_heap(statement.buffer):
             return statement
         self.fixed.update(self._positions[each] for each in variables if each in self._positions)
         return statement
 
-    def _lies_on_heap(self, buffer: Any) -> bool:
+    def _lies_on_heap(self, buffer: Expr) -> bool:
         """Whether room for a buffer is asked for when the kernel runs, as TVM does for what is large."""
         size = product([constant_int(self._closed(each)) for each in buffer.ty.shape])
         return str(buffer.ty.storage_scope) == "global" and isinstance(size, int) and size > _LARGE
@@ -159,7 +159,7 @@ def _variables_of(call: Call) -> list[Any]:
     return [each for each in call.args if isinstance(each, tirx.Var)]
 
 
-def _bound_in_loops(body: Any) -> set[Any]:
+def _bound_in_loops(body: Stmt) -> set[Expr]:
     """What changes within a task: variables of loops that are not tasks, and what is bound in such loops."""
     found: list[Any] = []
 
@@ -169,7 +169,7 @@ def _bound_in_loops(body: Any) -> set[Any]:
         structural_walk(loop, [(tirx.For, lambda each: found.append(each.loop_var)), (tirx.Bind, bound)])
         return WalkResult.SKIP
 
-    def bound(binding: Any) -> None:
+    def bound(binding: Stmt) -> None:
         found.append(binding.var)
 
     structural_walk(body, (tirx.For, inside), order="pre")
@@ -183,11 +183,11 @@ def _is_task(loop: Stmt) -> bool:
     return loop.kind == tirx.ForKind.PARALLEL and tirx.ForKind.SERIAL in kinds
 
 
-def _is_size(parameter: Any, buffers: Any) -> bool:
+def _is_size(parameter: Expr, buffers: Any) -> bool:
     return any(parameter.same_as(size) for buffer in buffers for size in buffer.ty.shape)
 
 
-def _renamed(body: Any, buffers: Any) -> Any:
+def _renamed(body: Stmt, buffers: Any) -> Stmt:
     def replace(variable: Var) -> Expr:
         return buffers.get(variable, variable)
 

@@ -27,7 +27,7 @@ from compiler.support.parent_death import end_with_parent
 from schedules.instructions.llvm_options import SCALAR_CODE, SCALAR_OPTION
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import GlobalVar, PrimFunc
 
 _PART = 4  # kernels per object: with fewer, the overhead outweighs the better load balance
 _LEAST = 12  # least number of kernels for which processes pay off
@@ -42,7 +42,7 @@ class PartFailedError(Exception):
 class _Work:
     """Work for a forked process: kernels in parts, a target for each, the module's attributes and a folder."""
 
-    parts: Sequence[Sequence[tuple[Any, Any]]]
+    parts: Sequence[Sequence[tuple[GlobalVar, PrimFunc]]]
     targets: Sequence[Any]
     attributes: Any
     folder: Path
@@ -74,7 +74,9 @@ def is_scalar(kernel: PrimFunc) -> bool:
     return bool(kernel.attrs and SCALAR_CODE in kernel.attrs)
 
 
-def build_objects(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> list[Path]:
+def build_objects(
+    kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Any, target: Any, folder: Path
+) -> list[Path]:
     """Object files of the kernels, (global variable, PrimFunc) each, for TVM's target.
 
     Raises PartFailedError when code generation fails in a process or a process dies, what TVM raises where there are
@@ -156,7 +158,7 @@ def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
         answer.send(str(error) or type(error).__name__)
 
 
-def _work_of(kernels: Sequence[tuple[Any, Any]], attributes: Any, target: Any, folder: Path) -> _Work:
+def _work_of(kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Any, target: Any, folder: Path) -> _Work:
     parts: list[Sequence[tuple[Any, Any]]] = []
     targets: list[Any] = []
     for scalar, own_target in ((False, target), (True, _scalar_target(target))):

@@ -16,7 +16,7 @@ from tvm import s_tir, tirx
 from schedules.ir.tir import structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import PrimFunc, Stmt
 
 Lowering = Callable[[tvm.IRModule], tvm.IRModule]
 
@@ -54,7 +54,7 @@ def holds_no_blocks(function: PrimFunc) -> bool:
     return len(blocks) <= 1 and all(map(_is_bare, blocks))
 
 
-def _is_bare(block: Any) -> bool:
+def _is_bare(block: Stmt) -> bool:
     holds = (block.iter_vars, block.alloc_buffers, block.match_buffers, block.annotations)
     return block.init is None and not any(map(len, holds))
 

@@ -21,7 +21,7 @@ from schedules.ir.named_sizes import with_shape
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 Kernel = tuple[Any, Any]  # its global variable and the PrimFunc
 _TYPE = "int64"
@@ -90,12 +90,12 @@ def _signature(kernel: PrimFunc) -> Any:
     )
 
 
-def _are_equal(left: Any, right: Any) -> bool:
+def _are_equal(left: PrimFunc, right: PrimFunc) -> bool:
     plain = (each.without_attr("global_symbol") for each in (left, right))
     return bool(tvm_ffi.structural_equal(*plain, map_free_vars=True))
 
 
-def _shared(members: Sequence[OpenedKernel]) -> tuple[Any, list[tuple[int, ...]]]:
+def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, ...]]]:
     """The kernel that serves all members, and the values of its last parameters for each."""
     parameters: dict[tuple[int, ...], Any] = {}
     replaced: dict[Any, Any] = {}
@@ -117,10 +117,10 @@ def _shared(members: Sequence[OpenedKernel]) -> tuple[Any, list[tuple[int, ...]]
     return tirx.PrimFunc(every, body, function.ret_type, function.attrs, function.span), constants
 
 
-def _with_early_quotients(body: Any, parameters: Sequence[Any]) -> Any:
+def _with_early_quotients(body: Stmt, parameters: Sequence[Expr]) -> Stmt:
     """Divisions of a task's number by parameters are done once in a task; those by constants were cheap to repeat."""
 
-    def task(loop: Any) -> Any:
+    def task(loop: Stmt) -> Stmt:
         if loop.kind != tirx.ForKind.PARALLEL:
             return loop
         inside = _quotients_first(loop.body, loop.loop_var, set(parameters))

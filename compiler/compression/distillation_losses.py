@@ -119,12 +119,12 @@ def objective(net: Any, options: DistillationOptions) -> Iterator[Objective]:
             handle.remove()
 
 
-def _hook(goal: Objective, side: str, index: int, whole: Any, name: str) -> Any:
+def _hook(goal: Objective, side: str, index: int, whole: object, name: str) -> Any:
     parts = dict(whole.named_modules()) if hasattr(whole, "named_modules") else {}
     if name not in parts:
         raise OptionError(f"features= names {name!r}, which the {side} lacks", f"it has {', '.join(parts) or 'none'}")
 
-    def remember(_module: Any, _inputs: Any, output: Any) -> None:
+    def remember(_module: object, _inputs: object, output: object) -> None:
         goal.seen[side, index] = output
 
     return parts[name].register_forward_hook(remember)

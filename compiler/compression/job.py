@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import targets
 from compiler.compression.canonical import canonical
@@ -109,10 +108,10 @@ class Job:
         technique: str,
         candidate: ImportedModel,
         after: Measure,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         layers: Sequence[LayerChange] = (),
         notes: Sequence[str] = (),
-        trained: Any = None,
+        trained: object = None,
     ) -> CompressedModel:
         """The model with its report."""
         report = CompressionReport(

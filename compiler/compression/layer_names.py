@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -12,6 +12,9 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Var, bindings_of
 from compiler.passes.rewriting.node_tracker import Nodes, NodeTracker
 from compiler.profiling.attribution import main_node
+
+if TYPE_CHECKING:
+    pass
 
 
 class LayerNames:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import tvm
@@ -32,6 +32,9 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.selection.registry import rules
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Type
 
 _HERTZ = 3e9  # a clock that turns cycles into seconds; it cancels out of every comparison
 _OVERLAP = 0.3  # of the lesser of arithmetic and movement that does not hide behind the other
@@ -117,7 +120,7 @@ def _calls(mod: IRModule) -> list[str]:
     """Names of the kernels that `main` calls, in order."""
     found: list[str] = []
 
-    def visit(node: Any) -> None:
+    def visit(node: Expr) -> None:
         if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) and node.op.name == "relax.call_tir":
             found.append(str(node.args[0].name_hint))
 
@@ -145,7 +148,7 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
     return max(arithmetic, moved) + _OVERLAP * min(arithmetic, moved)
 
 
-def _elements(tensor: Any) -> int:
+def _elements(tensor: Type) -> int:
     return int(np.prod([int(size) for size in tensor.shape], dtype=np.int64))
 
 
@@ -159,7 +162,7 @@ def _rule_of(function: tirx.PrimFunc, machine: Machine) -> tuple[str, Any]:
     return "", None
 
 
-def _padded(operations: float, workload: Any) -> float:
+def _padded(operations: float, workload: object) -> float:
     """Operations with those on the channels that fill up a group of an instruction."""
     if not isinstance(workload, DotWorkload):
         return operations
@@ -167,7 +170,7 @@ def _padded(operations: float, workload: Any) -> float:
     return operations * ceil_div(channels, workload.group) * workload.group / channels
 
 
-def _arithmetic_factor(rule: str, workload: Any, machine: Machine) -> float:
+def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
     factor = _ARITHMETIC.get(rule, _ELSEWHERE)
     has_vnni = unit_of(machine) == VNNI
     if rule == "conv-direct" and machine.vector_registers < 32:

@@ -55,7 +55,7 @@ class RecipeResult(ImportedModel):
 @shows_progress
 def compress(
     source: object,
-    recipe: str | Path | Sequence[Any] | Mapping[str, Any],
+    recipe: str | Path | Sequence[object] | Mapping[str, object],
     *,
     calibration: Samples | None = None,
     evaluate: Evaluate | None = None,
@@ -64,10 +64,10 @@ def compress(
     shapes: Shapes | None = None,
     constants: Constants | None = None,
     example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: Any = None,
+    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
-    **extra: Mapping[str, Any],
+    **extra: Mapping[str, object],
 ) -> RecipeResult:
     """Run the steps of a recipe.
 
@@ -139,7 +139,7 @@ class _Run:
             raise
         return result
 
-    def _step(self, name: str, settings: Mapping[str, Any]) -> None:
+    def _step(self, name: str, settings: Mapping[str, object]) -> None:
         imports = {} if isinstance(self._current, ImportedModel) else _accepted(name, self._imports.given())
         smaller = get_technique(name).run(self._current, **{**self._common, **imports, **settings})
         _require_gain(smaller)
@@ -159,12 +159,12 @@ class _Run:
         return RecipeResult(**fields, name=job.name, report=report)
 
 
-def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(name: str, options: Mapping[str, object]) -> dict[str, Any]:
     """Distillation trains a torch module, which has no shapes and no constants."""
     return {key: value for key, value in options.items() if name != "distill" or key not in ("shapes", "constants")}
 
 
-def _require_gain(model: Any) -> None:
+def _require_gain(model: object) -> None:
     """Raises NothingGainedError for a quantized model all of whose layers stayed in float."""
     report = getattr(model, "report", None)
     if isinstance(report, QuantizationReport) and not any(layer.integer for layer in report.layers):
@@ -175,7 +175,9 @@ def _where(index: int, steps: Sequence[Step]) -> str:
     return f"step {index + 1} of {len(steps)}, {steps[index][0]}"
 
 
-def _completed(steps: Sequence[Step], extra: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> list[Step]:
+def _completed(
+    steps: Sequence[Step], extra: Mapping[str, Mapping[str, object]], given: Mapping[str, object]
+) -> list[Step]:
     """The steps with their settings of both sorts. Raises OptionError for the first that cannot be done."""
     more = _checked_extra(extra, steps)
     whole = [(name, {**settings, **more.get(name, {})}) for name, settings in steps]
@@ -191,7 +193,7 @@ def _completed(steps: Sequence[Step], extra: Mapping[str, Mapping[str, Any]], gi
     return whole
 
 
-def _checked_extra(extra: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
+def _checked_extra(extra: Mapping[str, Mapping[str, object]], steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
     """By the names of the steps; numbers and texts as the types that the technique declares."""
     result = {}
     names = {name.replace("-", "_"): name for name, _ in steps}
@@ -223,7 +225,7 @@ def parse_recipe(recipe: str | Path | Sequence[Any] | Mapping[str, Any]) -> list
     return [(name, checked_settings(name, get_technique(name).run, settings)) for name, settings in steps]
 
 
-def _step(entry: Any) -> Step:
+def _step(entry: object) -> Step:
     if isinstance(entry, str):
         return entry, {}
     if isinstance(entry, Mapping) and len(entry) == 1:

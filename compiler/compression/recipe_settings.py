@@ -15,7 +15,7 @@ from compiler.passes.registry import did_you_mean
 _GIVEN = ("source", "student", "calibration", "evaluate", "target", "threads", "progress")
 
 
-def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
     """Settings from a file as the types that the technique declares.
 
     Raises OptionError for settings of other types, and for unknown ones.
@@ -25,7 +25,7 @@ def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[
     return {name: _converted(step, name, hints.get(name, Any), value) for name, value in settings.items()}
 
 
-def arguments(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
     """All arguments of a technique: `settings`, its defaults, and None for what has neither."""
     found: dict[str, Any] = {}
     for name, each in inspect.signature(function).parameters.items():
@@ -33,7 +33,7 @@ def arguments(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict
     return {**found, **settings}
 
 
-def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> None:
     """Raises OptionError for a setting that the technique does not take, or that is the whole recipe's."""
     known = [name for name in inspect.signature(function).parameters if name not in _GIVEN]
     for name in settings:

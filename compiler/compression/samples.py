@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.errors import InputError, OptionError, UserError
 from compiler.frontends.imported_model import ImportedModel
 
-Sample = Mapping[str, NDArray[Any]]
+Sample = Mapping[str, np.ndarray]
 Samples = Iterable[Sample]
 _WANTED = "give a sequence of {input name: array}, or something that yields them"
 
 
-def checked_samples(calibration: Samples, model: ImportedModel) -> list[dict[str, NDArray[Any]]]:
+def checked_samples(calibration: Samples, model: ImportedModel) -> list[dict[str, np.ndarray]]:
     """The samples as dictionaries of arrays of all inputs.
 
     Raises:
@@ -41,7 +39,7 @@ def _form(names: set[str]) -> str:
     return "{" + ", ".join(f"{name!r}: array" for name in sorted(names)) + "}"
 
 
-def _checked_sample(sample: Sample, where: str, names: set[str]) -> dict[str, NDArray[Any]]:
+def _checked_sample(sample: Sample, where: str, names: set[str]) -> dict[str, np.ndarray]:
     if not isinstance(sample, Mapping):
         raise OptionError(f"{where} is a {type(sample).__name__}", f"give a dict by input name: {_form(names)}")
     missing, unknown = sorted(names - set(sample)), sorted(map(str, set(sample) - names))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -43,8 +42,8 @@ def share_weights(
     target: str | targets.Target = "host",
     shapes: Shapes | None = None,
     constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: Any = None,
+    example_inputs: Sequence[object] | None = None,
+    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:

@@ -10,7 +10,6 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from compiler.device.programs import device_programs
 from compiler.errors import InternalError
 from targets import Target
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _LENGTH = struct.Struct("<Q")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,10 @@ from compiler.artifact import Artifact
 from compiler.runtime.device import Device
 from compiler.runtime.module import Module
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeModule
+
+Array = np.ndarray
 
 
 class SimulatedDevice(Device):
@@ -20,7 +23,7 @@ class SimulatedDevice(Device):
     def __init__(self, simulator: Any) -> None:
         self._simulator = simulator
 
-    def load(self, library: bytes | memoryview) -> Any:
+    def load(self, library: bytes | memoryview) -> RuntimeModule:
         return self._simulator.load(library)
 
 

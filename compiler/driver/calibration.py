@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from compiler.frontends.llm.decoder import OPERAND, TOKENS
 from compiler.runtime import Module
 from compiler.support.optional import optional_module
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _TOKENS = 4096  # that are read at most
 _CONTEXT = 512
 _STEP = 128  # tokens of a run: their operands are all in memory

@@ -38,7 +38,7 @@ class Grammar:
             raise OptionError(f"a grammar is one of {', '.join(_NAMES)} and a text, not {self.kind!r}")
 
     @staticmethod
-    def json_schema(schema: str | Mapping[str, Any]) -> Grammar:
+    def json_schema(schema: str | Mapping[str, object]) -> Grammar:
         """JSON that is valid by a schema, which is a dictionary or JSON itself."""
         return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema))
 

@@ -8,7 +8,6 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 from compiler.errors import InternalError, OptionError, QueueFullError, TensorwrightError
 from compiler.generation.handle import SequenceHandle
@@ -84,7 +83,7 @@ class Scheduler:
         with self._wake:
             return Counts(len(self._batch.running), len(self._waiting))
 
-    def submit(self, prompt: Prompt, options: GenerationOptions | None = None, **settings: Any) -> SequenceHandle:
+    def submit(self, prompt: Prompt, options: GenerationOptions | None = None, **settings: object) -> SequenceHandle:
         """Hand in a prompt; returns at once.
 
         Args:

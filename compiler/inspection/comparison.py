@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 import targets
 from compiler.driver.compile import compile
@@ -23,7 +22,7 @@ from compiler.profiling.workload import complete_inputs
 from compiler.support.notebook import table_html
 from compiler.support.progress_bar import automatic, shows_progress
 
-Array = NDArray[Any]
+Array = np.ndarray
 Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
 REFERENCES = ("onnxruntime", "onnx")
 DEFAULT_TOLERANCE = 1e-3
@@ -104,7 +103,7 @@ class Comparison:
 @shows_progress
 def compare(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, object] | None = None,
     *,
     reference: str = "onnxruntime",
     target: str | targets.Target = "host",
@@ -195,7 +194,7 @@ def _difference(name: str, node: str, ours: Array, theirs: Array, tolerance: flo
     return Difference(name, node, error, problem, error > tolerance)
 
 
-def _onnxruntime(proto: onnx.ModelProto, source: Any) -> Run:
+def _onnxruntime(proto: onnx.ModelProto, source: object) -> Run:
     try:
         import onnxruntime
     except ImportError as error:
@@ -222,7 +221,7 @@ def _onnxruntime(proto: onnx.ModelProto, source: Any) -> Run:
     return run
 
 
-def _onnx_reference(proto: onnx.ModelProto, source: Any) -> Run:
+def _onnx_reference(proto: onnx.ModelProto, source: object) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     def run(feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
@@ -247,5 +246,5 @@ def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     return copy
 
 
-def _name(source: Any, proto: onnx.ModelProto) -> str:
+def _name(source: object, proto: onnx.ModelProto) -> str:
     return Path(source).name if isinstance(source, str | os.PathLike) else proto.graph.name or "model"

@@ -107,7 +107,7 @@ def _tensor_shapes(types: list[Any], sizes: Mapping[str, int]) -> list[tuple[tup
     return found
 
 
-def _size(expression: Any, sizes: Mapping[str, int]) -> int:
+def _size(expression: object, sizes: Mapping[str, int]) -> int:
     try:
         return evaluate(size_formula(expression), sizes)
     except (UncountableError, ValueError):

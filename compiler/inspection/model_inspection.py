@@ -18,7 +18,7 @@ def inspect_model(
     target: str = "host",
     *,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
-    constants: Mapping[str, Any] | None = None,
+    constants: Mapping[str, object] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Inspection:
     """Describe a model: contents, coverage, and an estimate of each kernel's cost on a target.
@@ -81,7 +81,7 @@ def _count_constants(inspection: Inspection, mod: Any) -> None:
 
     found: list[Any] = []
 
-    def visit(node: Any) -> None:
+    def visit(node: object) -> None:
         if isinstance(node, GenericConst):
             found.append(node.value)
 

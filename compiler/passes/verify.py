@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
-from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.sym import Analyzer
@@ -21,7 +20,7 @@ from schedules.instructions.llvm_options import plain_cpu
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 # Passes may change the order of additions and move factors into weights, so results differ by rounding. A result
 # near 0 that is a difference of large numbers carries their error, so errors are measured against the largest

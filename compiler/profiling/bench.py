@@ -91,8 +91,8 @@ class BenchResult:
 
 
 def bench(
-    source: Any,
-    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    source: object,
+    inputs: Mapping[str, object] | Sequence[object] | None = None,
     *,
     runs: int | None = None,
     seconds: float = 3.0,
@@ -164,7 +164,7 @@ def _save_inputs(arrays: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     return entries
 
 
-def _run_worker(request: Mapping[str, Any]) -> dict[str, Any]:
+def _run_worker(request: Mapping[str, object]) -> dict[str, Any]:
     command = [sys.executable, "-m", "compiler.profiling.bench_worker"]
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

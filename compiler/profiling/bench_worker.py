@@ -49,7 +49,7 @@ def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
     }
 
 
-def _read_input(entry: dict[str, Any]) -> np.ndarray[Any, Any]:
+def _read_input(entry: dict[str, Any]) -> np.ndarray:
     return np.fromfile(entry["path"], dtype=np.dtype(entry["dtype"])).reshape(entry["shape"])
 
 

@@ -133,7 +133,7 @@ def capture_calls(set_instrument: SetInstrument, run: Callable[[], object]) -> t
     return calls, order
 
 
-def _tensors(arguments: Sequence[Any]) -> dict[int, TensorArgument]:
+def _tensors(arguments: Sequence[object]) -> dict[int, TensorArgument]:
     found = {}
     for position, argument in enumerate(arguments):
         if isinstance(argument, tvm_ffi.Tensor):

@@ -12,13 +12,13 @@ import numpy as np
 from compiler.artifact.storage import write_atomically
 
 
-def describe_arrays(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+def describe_arrays(arrays: Mapping[str, object]) -> list[dict[str, Any]]:
     """Name, dtype, shape, least, greatest and mean value (of those that are finite; None where there are none), and
     how many are NaN or infinite."""
     return [_describe(name, np.asarray(array)) for name, array in arrays.items()]
 
 
-def _describe(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
     values = array.astype(np.float64)
     finite = values[np.isfinite(values)]
     return {
@@ -33,7 +33,7 @@ def _describe(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
     }
 
 
-def save_arrays(arrays: Mapping[str, Any], path: Path) -> None:
+def save_arrays(arrays: Mapping[str, object], path: Path) -> None:
     """Write arrays as an .npz archive, whole or not at all. Types that numpy has no name for become float32.
 
     Raises:

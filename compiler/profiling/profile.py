@@ -26,8 +26,8 @@ _WARM_UP_SECONDS = 0.2
 
 
 def profile(
-    source: Any,
-    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    source: object,
+    inputs: Mapping[str, object] | Sequence[object] | None = None,
     *,
     runs: int | None = None,
     seconds: float = 3.0,

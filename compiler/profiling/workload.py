@@ -51,8 +51,8 @@ class Workload:
 
 
 def prepare(
-    source: Any,
-    inputs: Mapping[str, Any] | Sequence[Any] | None = None,
+    source: object,
+    inputs: Mapping[str, object] | Sequence[object] | None = None,
     *,
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -69,7 +69,7 @@ def prepare(
     return Workload(module, arrays, run, machine["set_instrument"])
 
 
-def as_module(source: Any, threads: int | None = None, trusted_keys: Sequence[Key] | None = None) -> Module:
+def as_module(source: object, threads: int | None = None, trusted_keys: Sequence[Key] | None = None) -> Module:
     """`source` if it is a `Module`, or the module in the `.twm` file it is the path of, set to so many threads; a file
     must be signed by one of the trusted keys if there are any."""
     if isinstance(source, str | os.PathLike):
@@ -89,8 +89,8 @@ def as_module(source: Any, threads: int | None = None, trusted_keys: Sequence[Ke
 
 
 def complete_inputs(
-    module: Module, inputs: Mapping[str, Any] | Sequence[Any] | None, sizes: Mapping[str, int] | None = None
-) -> dict[str, np.ndarray[Any, Any]]:
+    module: Module, inputs: Mapping[str, object] | Sequence[object] | None, sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
     """Inputs by name: those given, and for the rest the module's stored reference or random values.
 
     The reference input is a better guess than random values, as it ran when the module was compiled; it is used where
@@ -112,16 +112,16 @@ def complete_inputs(
     return {spec.name: made[spec.name] if spec.name in made else named[spec.name] for spec in module.inputs}
 
 
-def _is_missing(named: Mapping[str, Any], name: str) -> bool:
+def _is_missing(named: Mapping[str, object], name: str) -> bool:
     value = named.get(name)
     return name not in named or (isinstance(value, str) and value == RANDOM)
 
 
-def _uses_reference(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> bool:
+def _uses_reference(module: Module, named: Mapping[str, object], sizes: Mapping[str, int] | None) -> bool:
     return not named and not sizes and bool(module.artifact.reference_inputs)
 
 
-def made_up_note(module: Module, named: Mapping[str, Any], sizes: Mapping[str, int] | None) -> str | None:
+def made_up_note(module: Module, named: Mapping[str, object], sizes: Mapping[str, int] | None) -> str | None:
     """What `complete_inputs` fills in, as text; None when every input is given."""
     missing = [spec.name for spec in module.inputs if _is_missing(named, spec.name)]
     if not missing:
@@ -132,7 +132,7 @@ def made_up_note(module: Module, named: Mapping[str, Any], sizes: Mapping[str, i
 
 def _named(
     specs: Sequence[TensorDescription], inputs: Mapping[str, Any] | Sequence[Any] | None
-) -> dict[str, np.ndarray[Any, Any]]:
+) -> dict[str, np.ndarray]:
     if inputs is None:
         return {}
     if isinstance(inputs, Mapping):
@@ -149,7 +149,9 @@ def _named(
 
 
 def symbolic_sizes(
-    specs: Sequence[TensorDescription] | Sequence[TensorSpec], named: Mapping[str, Any], sizes: Mapping[str, int] | None
+    specs: Sequence[TensorDescription] | Sequence[TensorSpec],
+    named: Mapping[str, object],
+    sizes: Mapping[str, int] | None,
 ) -> dict[str, int]:
     """The size of each symbolic dimension: as given inputs have it, else as `sizes` says, else `DEFAULT_SIZE`."""
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}

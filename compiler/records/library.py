@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compiler.errors import StorageError
 from compiler.records.identity import file_name, fingerprint, target_description
@@ -107,7 +107,7 @@ class TunedConfigs:
     def __bool__(self) -> bool:
         return bool(self._records or self._chosen)
 
-    def __call__(self, rule: ScheduleRule, workload: Any) -> Config | None:
+    def __call__(self, rule: ScheduleRule, workload: object) -> Config | None:
         """The config for a kernel; None when no record beats, or is, what the rule would do by itself today."""
         key = record_key(rule, workload)
         if self.tuned_itself is not None:
@@ -141,14 +141,14 @@ class TunedConfigs:
             self._alternatives[alternatives[place].key] = record
         return place
 
-    def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: Any) -> Config | None:
+    def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: object) -> Config | None:
         """The config, unless the rule has no such one today, or another default than the one that it beat."""
         config = Config.of(chosen.config)
         default = rule.default(workload, self._machine)
         fits = config in rule.space(workload, self._machine) and chosen.default == dict(default)
         return config if fits else None
 
-    def _inside(self, key: str, rule: ScheduleRule, workload: Any) -> list[Record]:
+    def _inside(self, key: str, rule: ScheduleRule, workload: object) -> list[Record]:
         """The records of a kernel whose configs the rule still has."""
         space = rule.space(workload, self._machine)
         return [record for record in self._records.get(key, ()) if Config.of(record.config) in space]

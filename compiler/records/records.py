@@ -281,7 +281,7 @@ class RecordWriter:
             self._write(encode(TargetLine(target=self.target, description=dict(description))))
 
     @classmethod
-    def in_folder(cls, folder: str | Path, description: Mapping[str, Any]) -> RecordWriter:
+    def in_folder(cls, folder: str | Path, description: Mapping[str, object]) -> RecordWriter:
         """The file of a target in a folder of records."""
         return cls(Path(folder) / file_name(dict(description)), description)
 
@@ -331,7 +331,7 @@ class RecordWriter:
 
 def write_all(
     path: str | Path,
-    targets: Mapping[str, Mapping[str, Any]],
+    targets: Mapping[str, Mapping[str, object]],
     records: Iterable[Record],
     models: Iterable[ModelLine] = (),
 ) -> int:

@@ -6,12 +6,15 @@ import ctypes
 import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.manifest import Manifest
 from compiler.errors import IncompatibleArtifactError, MissingDependencyError
 from compiler.runtime.library import initialized, load_executable, new_virtual_machine
 from compiler.runtime.tvm_runtime import global_function, runtime_library, runtime_library_path, tvm_ffi
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PackedFunc, RuntimeModule, RuntimeTensor
 
 CUDA_PART = "libtvm_runtime_cuda.so"
 CUDA_RUNTIME = "libcudart.so.13"
@@ -30,33 +33,33 @@ class Device:
     shares_memory = True
     """True if the CPU can access the memory that kernels use."""
 
-    def load(self, library: bytes | memoryview) -> Any:
+    def load(self, library: bytes | memoryview) -> RuntimeModule:
         """Load a library as a TVM module."""
         return load_executable(library)
 
-    def virtual_machine(self, executable: Any) -> Any:
+    def virtual_machine(self, executable: RuntimeModule) -> RuntimeModule:
         """Create a virtual machine that runs kernels on this device."""
         return new_virtual_machine(executable)
 
-    def to_device(self, tensor: Any) -> Any:
+    def to_device(self, tensor: RuntimeTensor) -> RuntimeTensor:
         """Move a CPU tensor to memory that kernels can read."""
         return tensor
 
-    def run(self, main: Any, tensors: Sequence[Any], kept: list[Any]) -> Any:
+    def run(self, main: PackedFunc, tensors: Sequence[RuntimeTensor], kept: list[Any]) -> Sequence[RuntimeTensor]:
         """TVM's array of results where the processor reads them, of a virtual machine's function for tensors of the
         processor; see `place`."""
         return main(*tensors)
 
-    def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
+    def place(self, tensors: Sequence[RuntimeTensor], kept: list[Any]) -> Sequence[RuntimeTensor]:
         """Tensors of the processor where kernels read them. `kept` is as long, and holds None at first, then what the
         next call may use again; nobody reads it any more by then."""
         return tensors
 
-    def call(self, main: Any, tensors: Iterable[Any]) -> Any:
+    def call(self, main: PackedFunc, tensors: Iterable[RuntimeTensor]) -> Sequence[RuntimeTensor]:
         """What a virtual machine's function gives for tensors that lie where kernels read them, when it is computed."""
         return main(*tensors)
 
-    def to_host(self, results: Any) -> Any:
+    def to_host(self, results: Sequence[RuntimeTensor]) -> Sequence[RuntimeTensor]:
         """TVM's array of results where the processor reads them."""
         return results
 
@@ -75,13 +78,13 @@ class CudaDevice(Device):
         """The device of this number, in the driver's order."""
         self._index = index
 
-    def virtual_machine(self, executable: Any) -> Any:
+    def virtual_machine(self, executable: object) -> Any:
         return initialized(executable, (_CUDA, self._index, _POOLED, _CPU, 0, _POOLED))
 
-    def to_device(self, tensor: Any) -> Any:
+    def to_device(self, tensor: object) -> Any:
         return _copied(tensor, tvm_ffi.device("cuda", self._index))
 
-    def run(self, main: Any, tensors: Sequence[Any], kept: list[Any]) -> Any:
+    def run(self, main: object, tensors: Sequence[object], kept: list[Any]) -> Any:
         return self.to_host(self.call(main, self.place(tensors, kept)))
 
     def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
@@ -134,7 +137,7 @@ def device_for(manifest: Manifest) -> Device:
     return CudaDevice(index)
 
 
-def _suitable(target: str, wanted: Mapping[str, Any]) -> int:
+def _suitable(target: str, wanted: Mapping[str, object]) -> int:
     """Return the first GPU with the required compute capability. Raises IncompatibleArtifactError."""
     from targets.cuda import device as cuda_device
 

@@ -17,7 +17,7 @@ from compiler.runtime.outputs import written
 from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 class Emulator(Protocol):
@@ -63,7 +63,9 @@ class EmulatedExecutor:
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
         return {name: array.copy() for name, array in states.items()}
 
-    def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
+    def step(
+        self, inputs: Mapping[str, object], held: dict[str, Any], threads: int, *, as_numpy: bool
+    ) -> dict[str, Any]:
         results = self.run({**inputs, **held}, threads, as_numpy=as_numpy)
         for state in self._artifact.manifest.states:
             held[state.input] = np.asarray(results.pop(state.output))

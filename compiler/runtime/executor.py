@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -33,8 +33,11 @@ from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor
 from compiler.runtime.threads import in_force, run_with
 from targets import cpuinfo
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PackedFunc, RuntimeModule, RuntimeTensor
+
 Inputs = Mapping[str, Any] | Sequence[Any]
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Arrays = Mapping[str, Array]
 
 
@@ -55,10 +58,12 @@ class Executor(Protocol):
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
         """States of a session where kernels read them, by the names of their inputs; the arrays are the session's."""
 
-    def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
+    def step(
+        self, inputs: Mapping[str, object], held: dict[str, Any], threads: int, *, as_numpy: bool
+    ) -> dict[str, Any]:
         """The outputs that are not states; the states held are updated. Not for two threads with the same states."""
 
-    def read(self, held: Mapping[str, Any]) -> dict[str, Array]:
+    def read(self, held: Mapping[str, object]) -> dict[str, Array]:
         """Copies of the states."""
 
     def changed(self, held: dict[str, Any], change: Callable[[str, Array], None]) -> dict[str, Any]:
@@ -85,7 +90,9 @@ class _Session:
         "turn",
     )
 
-    def __init__(self, machine: Any, parameters: Sequence[Any], inputs: int, *, may_keep: bool) -> None:
+    def __init__(
+        self, machine: RuntimeModule, parameters: Sequence[RuntimeTensor], inputs: int, *, may_keep: bool
+    ) -> None:
         """`may_keep`: results may lie in memory of the session, as the runs of this module copy them."""
         self.machine = machine
         check_arity(self.machine, inputs + len(parameters))
@@ -103,7 +110,7 @@ class _Session:
         self.keeps = False  # the function writes results to memory of the session
         self.results: KeptResults | None = None  # which is this, once it ran
 
-    def main(self) -> Any:
+    def main(self) -> PackedFunc:
         """The function of the inputs in `memory`: from the second run of the same sizes on, one for these alone."""
         sizes = self.memory.sizes
         if sizes != self._last:
@@ -157,7 +164,7 @@ class LocalExecutor:
         self._turn = 0  # counts runs; threads may count one together
         check_parameters(self._idle[0].machine, self._parameters)
 
-    def _expanded(self, stored: list[Any], compact: int, threads: int) -> list[Any]:
+    def _expanded(self, stored: list[RuntimeTensor], compact: int, threads: int) -> list[RuntimeTensor]:
         """The parameters as `main` takes them: the last `compact` ones of those that are stored, expanded."""
         if not compact:
             return stored
@@ -169,11 +176,11 @@ class LocalExecutor:
             expanded = shared
         return [*stored[:-compact], *expanded]
 
-    def _expand(self, small: list[Any], threads: int) -> list[Any]:
+    def _expand(self, small: list[RuntimeTensor], threads: int) -> list[RuntimeTensor]:
         machine = self._device.virtual_machine(self._executable)
         return run_with(threads, lambda: expand_parameters(machine, small))
 
-    def _shared(self, tensor: Any) -> Any:
+    def _shared(self, tensor: RuntimeTensor) -> RuntimeTensor:
         """A tensor of the same bytes, which all modules that have these share."""
         element = ELEMENT_TYPES.get(str(tensor.dtype))
         array = None if element is None else array_over(tensor, element)
@@ -190,7 +197,9 @@ class LocalExecutor:
             return self._run(inputs, None, as_numpy, out)
         return run_with(threads, lambda: self._run(inputs, None, as_numpy, out))
 
-    def step(self, inputs: Mapping[str, Any], held: dict[str, Any], threads: int, *, as_numpy: bool) -> dict[str, Any]:
+    def step(
+        self, inputs: Mapping[str, object], held: dict[str, Any], threads: int, *, as_numpy: bool
+    ) -> dict[str, Any]:
         return run_with(1 if self._stays else threads, lambda: self._run({**inputs, **held}, held, as_numpy))
 
     def _run(
@@ -240,7 +249,9 @@ class LocalExecutor:
                     freed = True
         return freed
 
-    def _results(self, tensors: list[Any], session: _Session, held: dict[str, Any] | None) -> Any:
+    def _results(
+        self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any] | None
+    ) -> Sequence[RuntimeTensor]:
         """Return TVM's array of results; states stay in device memory."""
         if held is not None:
             computed = self._device.call(session.main(), self._beside_held(tensors, session))
@@ -248,7 +259,7 @@ class LocalExecutor:
             return self._device.to_host(computed)
         return self._device.run(session.main(), self._with_own_states(tensors), session.placed)
 
-    def _with_own_states(self, tensors: list[Any]) -> list[Any]:
+    def _with_own_states(self, tensors: list[RuntimeTensor]) -> list[RuntimeTensor]:
         if not self._states:
             return tensors
         own = list(tensors)
@@ -257,7 +268,7 @@ class LocalExecutor:
             own[index] = tensor_over(aligned_copy(array_over(tensors[index], element), element), element)
         return own
 
-    def _beside_held(self, tensors: list[Any], session: _Session) -> Sequence[Any]:
+    def _beside_held(self, tensors: list[RuntimeTensor], session: _Session) -> Sequence[RuntimeTensor]:
         """The inputs where kernels read them; states are there already."""
         given = [index for index in range(len(tensors)) if index not in self._held]
         kept = [session.placed[index] for index in given]
@@ -268,7 +279,7 @@ class LocalExecutor:
             session.placed[index] = tensor
         return placed
 
-    def _take_grown(self, results: Any, tensors: list[Any], held: dict[str, Any]) -> None:
+    def _take_grown(self, results: Sequence[RuntimeTensor], tensors: list[RuntimeTensor], held: dict[str, Any]) -> None:
         """States that are other tensors now; what lies in memory of the caller is copied."""
         for name, index in self._grown:
             tensor = results[index]
@@ -306,7 +317,7 @@ class LocalExecutor:
         """The element type that the code uses for an input."""
         return self._binder.specs[self._binder.names.index(name)].element
 
-    def prepare(self, inputs: Inputs) -> tuple[Any, Callable[[], Any]]:
+    def prepare(self, inputs: Inputs) -> tuple[RuntimeModule, Callable[[], Any]]:
         session = self._new_session()
         bound = self._with_own_states(self._binder.bind(inputs, session.memory))
         tensors = [self._device.to_device(each) for each in bound]
@@ -314,7 +325,7 @@ class LocalExecutor:
         session.main()
         main = session.main()  # what a second run takes
 
-        def run() -> Any:
+        def run() -> Sequence[RuntimeTensor]:
             _ = session, inputs  # the tensors lie in memory that these hold
             return self._device.call(main, tensors)
 

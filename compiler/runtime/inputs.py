@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from compiler.runtime.requirements import RequirementChecker
 from compiler.runtime.staging import InputMemory, Staging
 from compiler.runtime.tensors import ALIGNMENT, array_over_strided, is_usable, tensor_over
 from compiler.runtime.tvm_runtime import tvm_ffi
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeTensor
 
 # Up to this size copying is cheaper than checking whether the memory can be used in place.
 _ALWAYS_COPY_BYTES = 32 << 10
@@ -29,7 +32,7 @@ class Held:
 
     __slots__ = ("range", "shape", "tensor")
 
-    def __init__(self, tensor: Any, itemsize: int) -> None:
+    def __init__(self, tensor: RuntimeTensor, itemsize: int) -> None:
         self.tensor = tensor
         self.shape = tuple(int(size) for size in tensor.shape)
         start = int(tensor.data_ptr())
@@ -70,7 +73,7 @@ class InputBinder:
         self.names = tuple(spec.name for spec in self.specs)
         self._itemsizes = tuple(spec.element.numpy.itemsize for spec in self.specs)
 
-    def bind(self, inputs: Any, memory: InputMemory) -> list[Any]:
+    def bind(self, inputs: object, memory: InputMemory) -> list[RuntimeTensor]:
         """Return the TVM tensors for `main`, in its order; `memory` belongs to one run at a time.
 
         Raises:
@@ -82,7 +85,7 @@ class InputBinder:
             self._requirements.check(memory.sizes, memory.tensors)
         return memory.tensors
 
-    def _bind(self, values: Sequence[Any], memory: InputMemory) -> None:
+    def _bind(self, values: Sequence[object], memory: InputMemory) -> None:
         """Check every name, shape and element type, and keep the tensors in `memory`."""
         dimensions: Dimensions = {}
         tensors = []
@@ -108,7 +111,7 @@ class InputBinder:
         if all(_always_copied(value, spec) for value, spec in zip(values, self.specs, strict=True)):
             memory.copies(self.names)
 
-    def _in_order(self, inputs: Any) -> Sequence[Any]:
+    def _in_order(self, inputs: object) -> Sequence[Any]:
         if isinstance(inputs, Mapping):
             try:
                 if len(inputs) == len(self.names):
@@ -131,7 +134,7 @@ class InputBinder:
     def _signature(self) -> str:
         return "; ".join(spec.text for spec in self.specs) or "no inputs"
 
-    def _name_error(self, inputs: Mapping[Any, Any]) -> InputError:
+    def _name_error(self, inputs: Mapping[object, object]) -> InputError:
         missing = [name for name in self.names if name not in inputs]
         unknown = [name for name in inputs if name not in self.names]
         parts = []
@@ -170,12 +173,12 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
             )
 
 
-def _always_copied(value: Any, spec: InputSpec) -> bool:
+def _always_copied(value: object, spec: InputSpec) -> bool:
     """True if an input is always copied."""
     return type(value) is np.ndarray and value.nbytes <= _ALWAYS_COPY_BYTES and not spec.carried
 
 
-def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) -> Any:
+def _from_numpy(value: np.ndarray, spec: InputSpec, stage: Staging) -> RuntimeTensor:
     """Bind an array with the right element type and shape: in place, or as a copy."""
     if spec.carried:
         value = as_carried(value, spec.element)
@@ -184,7 +187,7 @@ def _from_numpy(value: np.ndarray[Any, Any], spec: InputSpec, stage: Staging) ->
     return stage.filled(value, spec.element)
 
 
-def _from_other(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> Any:
+def _from_other(value: object, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> RuntimeTensor:
     """Bind anything but an array of the right type: a numpy scalar or subclass, or a DLPack tensor."""
     if isinstance(value, np.ndarray | np.generic):
         return _from_numpy_like(value, spec, stage, dimensions)
@@ -203,7 +206,7 @@ def _from_other(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensi
     return stage.filled(array_over_strided(tensor, spec.element), spec.element)
 
 
-def _from_numpy_like(value: Any, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> Any:
+def _from_numpy_like(value: object, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> RuntimeTensor:
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"input {spec.name!r} is a masked array", "fill it: array.filled(value)")
     array = np.asarray(value)
@@ -229,7 +232,7 @@ def _numpy_name(element: ElementType) -> str:
     return f"{package}.{element.name}"
 
 
-def _import_dlpack(value: Any, name: str) -> tuple[Any, str]:
+def _import_dlpack(value: Any, name: str) -> tuple[RuntimeTensor, str]:
     """Return a TVM tensor over another framework's tensor, and the name of its element type."""
     try:
         if hasattr(value, "resolve_neg"):

@@ -8,7 +8,7 @@ import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compiler.artifact.entries import (
     CHECK_ENTRY,
@@ -21,6 +21,9 @@ from compiler.artifact.entries import (
 )
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
 from compiler.runtime.tvm_runtime import global_function
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PackedFunc, RuntimeModule, RuntimeTensor
 
 _loads = itertools.count(1)
 _CPU = 1  # DLPack's device type
@@ -87,7 +90,7 @@ def _sections_fit(library: bytes | memoryview, start: int, count: int) -> bool:
     return True
 
 
-def load_executable(library: bytes | memoryview) -> Any:
+def load_executable(library: bytes | memoryview) -> RuntimeModule:
     """Load the shared library as a TVM module, from which virtual machines are created.
 
     Raises:
@@ -103,7 +106,7 @@ def load_executable(library: bytes | memoryview) -> Any:
         return _load_from_folder(load, library)
 
 
-def _load_from_memory(load: Any, library: bytes | memoryview) -> Any:
+def _load_from_memory(load: PackedFunc, library: bytes | memoryview) -> RuntimeModule:
     descriptor = os.memfd_create("tensorwright-module", os.MFD_CLOEXEC)
     try:
         _write_all(descriptor, library)
@@ -122,14 +125,14 @@ def _unique_path(descriptor: int) -> str:
     return f"/proc/self/fd{counter}/{descriptor}"
 
 
-def _load_from_folder(load: Any, library: bytes | memoryview) -> Any:
+def _load_from_folder(load: PackedFunc, library: bytes | memoryview) -> RuntimeModule:
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         path = Path(folder) / "module.so"
         path.write_bytes(library)
         return _dlopen(load, str(path))  # stays mapped when the file is gone
 
 
-def _dlopen(load: Any, path: str) -> Any:
+def _dlopen(load: PackedFunc, path: str) -> RuntimeModule:
     try:
         return load(path, "so")
     except Exception as error:  # TVM raises whatever class its C++ side names
@@ -145,7 +148,7 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def new_virtual_machine(executable: Any) -> Any:
+def new_virtual_machine(executable: RuntimeModule) -> RuntimeModule:
     """Create a virtual machine for an executable; it must not be used by two threads at once.
 
     Raises:
@@ -155,7 +158,7 @@ def new_virtual_machine(executable: Any) -> Any:
     return initialized(executable, (_CPU, 0, _POOLED_ALLOCATOR))
 
 
-def initialized(executable: Any, devices: Sequence[int]) -> Any:
+def initialized(executable: RuntimeModule, devices: Sequence[int]) -> RuntimeModule:
     """A virtual machine on devices: type, number and allocator of each, the processor last. Raises as above."""
     try:
         machine = executable["vm_load_executable"]()
@@ -168,7 +171,7 @@ def initialized(executable: Any, devices: Sequence[int]) -> Any:
     return machine
 
 
-def check_arity(machine: Any, arguments: int) -> None:
+def check_arity(machine: RuntimeModule, arguments: int) -> None:
     """Raise ArtifactError unless `main` takes that many arguments."""
     try:
         actual = machine["get_function_arity"](MAIN_ENTRY)
@@ -181,7 +184,7 @@ def check_arity(machine: Any, arguments: int) -> None:
         )
 
 
-def expand_parameters(machine: Any, stored: Sequence[Any]) -> list[Any]:
+def expand_parameters(machine: RuntimeModule, stored: Sequence[RuntimeTensor]) -> list[RuntimeTensor]:
     """Expand compressed parameters into those that `main` takes.
 
     Raises:
@@ -193,19 +196,25 @@ def expand_parameters(machine: Any, stored: Sequence[Any]) -> list[Any]:
         raise ArtifactError(f"the module's parameters could not be expanded: {error}", "export it again") from error
 
 
-def bound_main(machine: Any, parameters: Sequence[Any]) -> Any:
+def bound_main(machine: RuntimeModule, parameters: Sequence[RuntimeTensor]) -> PackedFunc:
     """`main` as a function of the inputs alone: the machine holds on to the parameters."""
     machine["save_function"](MAIN_ENTRY, "bound_main", 1, *parameters)
     return machine["bound_main"]
 
 
-def can_prepare(machine: Any, *, keeping: bool = False) -> bool:
+def can_prepare(machine: RuntimeModule, *, keeping: bool = False) -> bool:
     """Whether the module has `main` in two parts, for runs of equal sizes; those that keep results if asked for."""
     prepare, run = _prepared_entries(keeping)
     return bool(machine.implements_function(prepare) and machine.implements_function(run))
 
 
-def prepared_main(machine: Any, inputs: Sequence[Any], parameters: Sequence[Any], *, keeping: bool = False) -> Any:
+def prepared_main(
+    machine: RuntimeModule,
+    inputs: Sequence[RuntimeTensor],
+    parameters: Sequence[RuntimeTensor],
+    *,
+    keeping: bool = False,
+) -> PackedFunc:
     """`main` as a function of inputs that have the shapes of these, one run at a time.
 
     The machine holds on to the parameters, and to the memory of every tensor between the two; with `keeping` also to
@@ -220,7 +229,7 @@ def _prepared_entries(keeping: bool) -> tuple[str, str]:
     return (PREPARE_KEEPING_ENTRY, RUN_KEEPING_ENTRY) if keeping else (PREPARE_ENTRY, RUN_ENTRY)
 
 
-def check_parameters(machine: Any, parameters: Sequence[Any]) -> None:
+def check_parameters(machine: RuntimeModule, parameters: Sequence[RuntimeTensor]) -> None:
     """Raise ArtifactError unless the parameters have the types and shapes that the code was made for."""
     if not machine.implements_function(CHECK_ENTRY):
         return  # `main` checks them itself, on every run

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -23,7 +23,10 @@ from compiler.runtime.threads import runners_of, threads_here
 from compiler.runtime.verification import compare
 from compiler.support.notebook import facts_html, shortened
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeModule
+
+Array = np.ndarray
 OutputKind = Literal["numpy", "dlpack"]
 Out = Mapping[str, Array] | Sequence[Array]
 
@@ -69,7 +72,7 @@ class Module:
 
     def run(
         self,
-        inputs: Mapping[str, Any] | Sequence[Any],
+        inputs: Mapping[str, object] | Sequence[object],
         *,
         outputs: OutputKind = "numpy",
         out: Out | None = None,
@@ -98,7 +101,7 @@ class Module:
 
     def submit(
         self,
-        inputs: Mapping[str, Any] | Sequence[Any],
+        inputs: Mapping[str, object] | Sequence[object],
         *,
         outputs: OutputKind = "numpy",
         out: Out | None = None,
@@ -116,7 +119,7 @@ class Module:
 
     async def run_async(
         self,
-        inputs: Mapping[str, Any] | Sequence[Any],
+        inputs: Mapping[str, object] | Sequence[object],
         *,
         outputs: OutputKind = "numpy",
         out: Out | None = None,
@@ -126,7 +129,7 @@ class Module:
 
         return await wrap_future(self.submit(inputs, outputs=outputs, out=out))
 
-    def _checked_out(self, outputs: str, out: Any) -> Mapping[str, Array] | None:
+    def _checked_out(self, outputs: str, out: object) -> Mapping[str, Array] | None:
         if outputs not in ("numpy", "dlpack"):
             raise OptionError(f"outputs must be 'numpy' or 'dlpack', not {outputs!r}")
         if out is None:
@@ -135,7 +138,7 @@ class Module:
             raise OptionError("out= takes numpy arrays and cannot be combined with outputs='dlpack'")
         return check_out(out, self.outputs)
 
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
+    def __call__(self, *inputs: object, **named: object) -> Any:
         """Run the model once on inputs in order, by name, or the first ones in order and the rest by name.
 
         Returns:
@@ -152,7 +155,7 @@ class Module:
         outputs = self.run({**given, **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def prepare(self, inputs: Mapping[str, Any] | Sequence[Any]) -> tuple[Any, Callable[[], Any]]:
+    def prepare(self, inputs: Mapping[str, object] | Sequence[object]) -> tuple[RuntimeModule, Callable[[], Any]]:
         """Bind inputs to a dedicated virtual machine, for benchmarks: a run then executes the model and nothing else.
 
         Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from compiler.errors import InputError, InternalError
 from compiler.runtime.tensors import MARKED_READ_ONLY, aligned_copy, array_over, tensor_over
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeTensor
+
+Array = np.ndarray
 _TENSOR = tvm_ffi.Tensor
 _from_dlpack = np.from_dlpack
 
@@ -57,7 +60,7 @@ def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Ar
     return out
 
 
-def _check_array(array: Any, output: TensorDescription) -> None:
+def _check_array(array: object, output: TensorDescription) -> None:
     if type(array) is not np.ndarray or not array.flags.writeable:
         what = "a read-only array" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
         raise InputError(f"out: {output.name!r} is {what}, but must be a writable numpy array")
@@ -132,7 +135,7 @@ class OutputReader:
 
     def read(
         self,
-        results: Any,
+        results: Sequence[RuntimeTensor],
         inputs: Sequence[tuple[int, int]],
         as_numpy: bool,
         without: frozenset[str] = frozenset(),
@@ -185,14 +188,14 @@ class OutputReader:
             named[name] = _decarried(named[name], element)
         return named
 
-    def kept(self, results: Any) -> KeptResults:
+    def kept(self, results: Sequence[RuntimeTensor]) -> KeptResults:
         """Results that later runs write to again; only where `can_keep`."""
         arrays = [
             (name, array_over(self._item(results, index), element), element) for index, name, element, _ in self._named
         ]
         return KeptResults(results, arrays)
 
-    def _check(self, results: Any) -> None:
+    def _check(self, results: Sequence[RuntimeTensor]) -> None:
         try:
             count = self._size(results)
         except TypeError as error:
@@ -202,7 +205,7 @@ class OutputReader:
         self._counted = True  # the code of a function gives as many each time
 
 
-def _check_dtype(name: str, tensor: Any, element: ElementType) -> None:
+def _check_dtype(name: str, tensor: RuntimeTensor, element: ElementType) -> None:
     if tensor.dtype != element.name:
         raise InternalError(f"output {name!r} has element type {tensor.dtype}, not {element.name} as announced")
 

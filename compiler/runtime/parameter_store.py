@@ -29,7 +29,7 @@ FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
 _LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
 _SAMPLES = 256
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _Key = tuple[int, bytes]
 
 

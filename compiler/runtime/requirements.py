@@ -127,7 +127,7 @@ def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensio
     )
 
 
-def _extremes(values: np.ndarray[Any, Any]) -> tuple[int, int]:
+def _extremes(values: np.ndarray) -> tuple[int, int]:
     """The least and the largest of whole numbers, one at least."""
     if values.size <= _FEW:
         numbers = values.ravel().tolist()

@@ -29,7 +29,7 @@ from compiler.runtime.tensors import zeros_aligned
 if TYPE_CHECKING:
     from compiler.runtime.module import Module
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 OutputKind = Literal["numpy", "dlpack"]
 
 
@@ -88,7 +88,7 @@ class Session:
             read = {} if self._held is None else self._module._executor.read(self._held)
         return {self._states[name].name: array for name, array in read.items()}
 
-    def run(self, inputs: Mapping[str, Any] | Sequence[Any], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, object] | Sequence[object], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
         """One step: run on these inputs and on the states, and update these.
 
         Args:
@@ -232,7 +232,7 @@ class Session:
             self._allocate({**saved.sizes, **self._sizes}, saved)
             self._length = saved.length
 
-    def _named(self, inputs: Any) -> dict[str, Any]:
+    def _named(self, inputs: object) -> dict[str, Any]:
         """The inputs by name. Raises InputError for those that a session gives by itself, and for other numbers."""
         if isinstance(inputs, Mapping):
             own = sorted(self._kept.intersection(inputs))

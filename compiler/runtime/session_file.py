@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,7 +25,7 @@ _MAGIC = b"TWSTATE1"
 _HEAD = struct.Struct("<8sQ")
 _DIGEST_BYTES = 32
 _Count = Annotated[int, Field(ge=0, le=1 << 48)]
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 @dataclass(frozen=True)

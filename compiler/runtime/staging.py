@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compiler.artifact.dtypes import ElementType
 from compiler.runtime.tensors import empty_aligned, tensor_over
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeTensor
+
+Array = np.ndarray
 
 
 class Staging:
@@ -23,7 +26,7 @@ class Staging:
         self.array: Array = np.empty(0)
         self.tensor: Any = None
 
-    def filled(self, value: Array, element: ElementType) -> Any:
+    def filled(self, value: Array, element: ElementType) -> RuntimeTensor:
         """TVM's tensor of this memory, after copying a value into it."""
         if self.shape != value.shape:
             self.shape = value.shape
@@ -55,7 +58,7 @@ class InputMemory:
 
     def keep(
         self,
-        tensors: list[Any],
+        tensors: list[RuntimeTensor],
         sizes: dict[str, int],
         itemsizes: Sequence[int],
         ranges: Sequence[tuple[int, int] | None],
@@ -105,6 +108,6 @@ class InputMemory:
         return True
 
 
-def _range_of(tensor: Any, itemsize: int) -> tuple[int, int]:
+def _range_of(tensor: RuntimeTensor, itemsize: int) -> tuple[int, int]:
     start = tensor.data_ptr()
     return start, start + tensor.numel() * itemsize

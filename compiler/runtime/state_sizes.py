@@ -43,7 +43,7 @@ def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, in
     return known
 
 
-def _check_capacity(axes: set[int | str], capacity: Any) -> None:
+def _check_capacity(axes: set[int | str], capacity: object) -> None:
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         raise OptionError(f"capacity must be a number of rows, not {capacity!r}")
     if not axes:
@@ -67,7 +67,7 @@ def has_open_capacity(manifest: Manifest) -> bool:
     return any(isinstance(size, str) for size in _row_sizes(manifest))
 
 
-def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inputs: Mapping[str, Any]) -> int:
+def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inputs: Mapping[str, object]) -> int:
     """How many rows a run on these inputs, `described` by the manifest, adds; 0 where they do not say, so that they are
     not inputs of the module."""
     if manifest.position is None:
@@ -76,7 +76,7 @@ def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inpu
     return rows if isinstance(rows, int) else _told(described, inputs).get(rows, 0)
 
 
-def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, Any]) -> Sizes:
+def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, object]) -> Sizes:
     """Add the sizes that the inputs determine. Raises InputError if a size of a state is still unknown."""
     whole = {**_told(manifest.session_inputs, inputs), **sizes}
     missing = sorted(state_symbols(manifest) - set(whole))
@@ -134,7 +134,7 @@ def state_symbols(manifest: Manifest) -> set[str]:
     return symbols - set(grown_sizes(manifest, 0))
 
 
-def first_inputs(artifact: Artifact) -> dict[str, np.ndarray[Any, Any]]:
+def first_inputs(artifact: Artifact) -> dict[str, np.ndarray]:
     """The inputs of the stored example by name, with what a session gives in its first run."""
     manifest, stored = artifact.manifest, artifact.reference_inputs
     if len(stored) == len(manifest.inputs):

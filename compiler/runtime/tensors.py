@@ -6,7 +6,7 @@ Nothing checks this at run time, so all inputs are checked or copied here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from compiler.artifact.dtypes import ElementType
 from compiler.errors import InputError
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeTensor
+
 ALIGNMENT = 64
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
@@ -49,7 +52,7 @@ def is_usable(array: Array) -> bool:
     return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
 
 
-def tensor_over(array: Array, element: ElementType) -> Any:
+def tensor_over(array: Array, element: ElementType) -> RuntimeTensor:
     """TVM's tensor over an aligned, compact array's memory, which it keeps alive.
 
     A read-only array is taken too: the caller sees to it that nobody writes.
@@ -85,12 +88,12 @@ def _writeable(array: Array) -> Array:
     return _writeable_alias(array) if MARKED_READ_ONLY else array
 
 
-def view_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
+def view_as(tensor: RuntimeTensor, shape: tuple[int, ...], dtype: str) -> RuntimeTensor:
     """The same memory under another element type (TVM's name of it)."""
     return global_function("runtime.TVMTensorCreateView")(tensor, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), 0)
 
 
-def array_over(tensor: Any, element: ElementType) -> Array:
+def array_over(tensor: RuntimeTensor, element: ElementType) -> Array:
     """A numpy array over a compact tensor's memory, which it keeps alive."""
     if element.carrier is element.numpy:
         try:
@@ -109,7 +112,7 @@ def array_over(tensor: Any, element: ElementType) -> Array:
 class _Strided:
     """A numpy view of a strided tensor's memory."""
 
-    def __init__(self, tensor: Any, element: ElementType) -> None:
+    def __init__(self, tensor: RuntimeTensor, element: ElementType) -> None:
         self._owner = tensor
         size = element.carrier.itemsize
         self.__array_interface__ = {
@@ -121,6 +124,6 @@ class _Strided:
         }
 
 
-def array_over_strided(tensor: Any, element: ElementType) -> Array:
+def array_over_strided(tensor: RuntimeTensor, element: ElementType) -> Array:
     """A read-only numpy array over any tensor in the processor's memory, whatever its strides."""
     return np.asarray(_Strided(tensor, element)).view(element.numpy)

@@ -12,10 +12,13 @@ import importlib.util
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compiler.errors import MissingDependencyError
 from schedules.ir.without_torch import torch_hidden
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PackedFunc
 
 with torch_hidden():
     import tvm_ffi
@@ -58,7 +61,7 @@ def runtime_library() -> ctypes.CDLL:
 
 
 @cache
-def global_function(name: str) -> Any:
+def global_function(name: str) -> PackedFunc:
     """Look a TVM function up by its global name; loads the runtime."""
     runtime_library()
     return tvm_ffi.get_global_func(name)

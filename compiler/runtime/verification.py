@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from compiler.artifact.manifest import ReferenceTolerance
 from compiler.errors import VerificationError
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 def compare(

@@ -153,7 +153,7 @@ def read_configuration(path: Path) -> list[ModelOptions]:
     )
 
 
-def model_options(given: Any, where: str, folder: Path | None = None) -> ModelOptions:
+def model_options(given: object, where: str, folder: Path | None = None) -> ModelOptions:
     """The options of a model out of a mapping. Raises OptionError where one is unknown or does not fit."""
     if not isinstance(given, Mapping):
         raise OptionError(f"{where} must be a mapping of options, not {given!r}")

@@ -15,7 +15,7 @@ from compiler.errors import OptionError
 Options = TypeVar("Options")
 
 
-def options_from(kind: type[Options], given: Mapping[str, Any], where: str, folder: Path | None = None) -> Options:
+def options_from(kind: type[Options], given: Mapping[str, object], where: str, folder: Path | None = None) -> Options:
     """An options dataclass out of a mapping.
 
     Args:
@@ -44,7 +44,7 @@ def options_from(kind: type[Options], given: Mapping[str, Any], where: str, fold
     return options if folder is None else _with_absolute_paths(options, folder)
 
 
-def _with_absolute_paths(value: Any, folder: Path) -> Any:
+def _with_absolute_paths(value: object, folder: Path) -> Any:
     """An options dataclass, what is in it included, with paths relative to a folder made absolute."""
     if isinstance(value, Path):
         return folder / value

@@ -76,7 +76,7 @@ class Pipeline:
             for thread in threads:
                 thread.start()
 
-    def submit(self, item: Any, *, timeout: float | None = None) -> Future[Any]:
+    def submit(self, item: object, *, timeout: float | None = None) -> Future[Any]:
         """Hand an item in; waits while the first queue is full.
 
         Args:
@@ -94,11 +94,11 @@ class Pipeline:
             raise OverloadedError(f"the pipeline had no room within {timeout} s")
         return self._enter(item)
 
-    async def run(self, item: Any) -> Any:
+    async def run(self, item: object) -> Any:
         """The result of an item; waits without holding up the event loop. Raises the item's error."""
         return await asyncio.wrap_future(await self._submit_async(item))
 
-    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+    def map(self, items: Iterable[object]) -> Iterator[Any]:
         """Results in order; takes from `items` only as much as the pipeline holds. Raises the first item's error, and
         cancels what follows it."""
         waiting: deque[Future[Any]] = deque()
@@ -154,12 +154,12 @@ class Pipeline:
         if self._closed:
             raise ServiceUnavailableError("the pipeline is closed")
 
-    async def _submit_async(self, item: Any) -> Future[Any]:
+    async def _submit_async(self, item: object) -> Future[Any]:
         self._check_open()
         await self._slots.acquire_async()
         return self._enter(item)
 
-    def _enter(self, value: Any) -> Future[Any]:
+    def _enter(self, value: object) -> Future[Any]:
         item = _Item(value)
         with self._lock:
             if not self._closed:

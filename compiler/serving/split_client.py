@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -64,7 +63,7 @@ class SplitClient:
         self._connections: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         """The whole model's outputs by name.
 
         Raises:

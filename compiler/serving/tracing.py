@@ -73,7 +73,7 @@ class Tracer:
                     self._child(run, event["name"], start, start + event["dur"] * 1e-6, arguments)
         span.end(_ns(time.time()))
 
-    def _child(self, inside: Any, name: str, begin: float, end: float, attributes: Mapping[str, Any]) -> Any:
+    def _child(self, inside: object, name: str, begin: float, end: float, attributes: Mapping[str, object]) -> Any:
         span = self._tracer.start_span(name, inside, start_time=_ns(begin), attributes=attributes)
         span.end(_ns(end))
         return self._api.set_span_in_context(span)

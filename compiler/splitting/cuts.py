@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax
@@ -16,6 +16,9 @@ from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import remove_unused
 from compiler.splitting.wire import Wire, decoded, encoded, wire_dtype
 from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, BindingBlock, Expr
 
 Var = Any
 
@@ -169,7 +172,7 @@ class Emitter:
         self.bindings: list[Any] = []
         self._builder = relax.BlockBuilder()
 
-    def emit(self, call: Any, name: str) -> Var:
+    def emit(self, call: object, name: str) -> Var:
         """Bind a call to a new variable of its type."""
         normalized = self._builder.normalize(call)
         variable = relax.DataflowVar(name, normalized.ty)
@@ -185,7 +188,7 @@ def _module(model: ImportedModel, parameters: Sequence[Var], blocks: Sequence[An
     return remove_unused(relax.transform.CanonicalizeBindings()(relax.transform.Normalize()(mod)))
 
 
-def _flat(main: Any) -> list[tuple[Any, Any]]:
+def _flat(main: Expr) -> list[tuple[BindingBlock, Binding]]:
     return [(block, binding) for block in main.body.blocks for binding in block.bindings]
 
 
@@ -202,7 +205,7 @@ def _blocks(main: Any, start: int, stop: int | None) -> list[Any]:
     return blocks
 
 
-def _last_uses(main: Any, bindings: Sequence[Any]) -> dict[Var, int]:
+def _last_uses(main: Expr, bindings: Sequence[Binding]) -> dict[Var, int]:
     """The position of the last binding that reads a variable; the number of bindings where the result does."""
     found: dict[Var, int] = {}
     for position, binding in enumerate(bindings):

@@ -24,7 +24,7 @@ from compiler.splitting.report import Choice, Error, SplitReport
 from compiler.splitting.wire import KINDS, Wire, calibrated
 from compiler.support.progress_bar import automatic, shows_progress, silent
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Arrays = Mapping[str, Array]
 _FINALISTS = 3
 _RANDOM_SAMPLES = 4
@@ -91,8 +91,8 @@ def split(
     size: int = 1,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: Any = None,
+    example_inputs: Sequence[object] | None = None,
+    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
 ) -> SplitResult:

@@ -10,7 +10,7 @@ from tvm import relax
 
 from compiler.errors import OptionError
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 KINDS = ("float32", "float16", "int8")
 _HALF = 65504.0
 

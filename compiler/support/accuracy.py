@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.errors import InputError, OptionError, TensorwrightError
 
-Array = NDArray[Any]
+Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Evaluate = Callable[[Run], float]
 _MEASURE = "give a function of run, from {input name: array} to {output name: array}, that returns a number"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import s_tir, tirx
@@ -19,7 +19,7 @@ import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.support.formula import names_in
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _ARITHMETIC = (prim.Add, prim.Sub, prim.Mul, prim.Div, prim.FloorDiv, prim.Mod, prim.FloorMod, prim.Min, prim.Max)
 _INFIX = {prim.Add: "+", prim.Sub: "-", prim.Mul: "*", prim.FloorDiv: "//", prim.FloorMod: "%", prim.Div: "//"}
@@ -83,7 +83,7 @@ def _symbols(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _count_statement(statement: Any, factors: tuple[str, ...], times: int, totals: Counter[tuple[str, ...]]) -> None:
+def _count_statement(statement: Stmt, factors: tuple[str, ...], times: int, totals: Counter[tuple[str, ...]]) -> None:
     """Add the operations of `statement`, run `times` * product(factors) times, to `totals`, keyed by factors."""
     if isinstance(statement, tirx.For):
         extent = size_formula(statement.extent)

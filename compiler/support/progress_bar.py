@@ -95,7 +95,7 @@ class _TerminalBar:
     ) -> None:
         self._progress.stop()
 
-    def __call__(self, step: Any) -> None:
+    def __call__(self, step: object) -> None:
         if isinstance(step, str) and ": " in step:
             self._progress.console.print(step, markup=False)
             return
@@ -122,7 +122,7 @@ class _NotebookLine:
     ) -> None:
         self._show("done" if kind is None else "failed")
 
-    def __call__(self, step: Any) -> None:
+    def __call__(self, step: object) -> None:
         if isinstance(step, str) and ": " in step:
             self._notes.append(step)
         self._show(step_text(step))

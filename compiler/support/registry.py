@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from compiler.errors import OptionError
 from schedules.discovery import import_all
@@ -40,7 +40,7 @@ class Registry(Generic[Made]):
         self._search()
         return sorted(self._factories)
 
-    def make(self, name: str, **options: Any) -> Made:
+    def make(self, name: str, **options: object) -> Made:
         """The implementation of that name. Raises OptionError for an unknown one."""
         self._search()
         if name not in self._factories:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compiler.artifact import write_artifact
 from compiler.driver.compile import packed
@@ -75,7 +75,7 @@ class Choices:
     def __bool__(self) -> bool:
         return bool(self.configs or self.alternatives)
 
-    def __call__(self, rule: ScheduleRule, workload: Any) -> Config | None:
+    def __call__(self, rule: ScheduleRule, workload: object) -> Config | None:
         return self.configs.get(record_key(rule, workload))
 
     def choose(self, alternatives: Sequence[Alternative]) -> int:

@@ -97,11 +97,11 @@ def _arithmetic(machine: Machine) -> tuple[KernelTask, int]:
     every = lanes_of(0, lanes)
     factors, result = tirx.decl_buffer((2, lanes), _TYPE, "factors"), tirx.decl_buffer((tasks, lanes), _TYPE, "result")
 
-    def task(number: Any) -> Any:
+    def task(number: object) -> Any:
         sums, allocations = allocate_tile("sums", (count, lanes), _TYPE)
         start = [store(sums, tirx.Broadcast(tirx.const(float(i), _TYPE), lanes), i, every) for i in range(count)]
 
-        def step(_: Any) -> Any:
+        def step(_: object) -> Any:
             return sequence(
                 [
                     store(sums, load(sums, i, every) * load(factors, 0, every) + load(factors, 1, every), i, every)
@@ -128,11 +128,11 @@ def _reading(machine: Machine) -> tuple[KernelTask, int]:
     data = tirx.decl_buffer((tasks, steps, count, lanes), _TYPE, "data")
     result = tirx.decl_buffer((tasks, lanes), _TYPE, "result")
 
-    def task(number: Any) -> Any:
+    def task(number: object) -> Any:
         sums, allocations = allocate_tile("sums", (count, lanes), _TYPE)
         start = [store(sums, tirx.Broadcast(tirx.const(0.0, _TYPE), lanes), i, every) for i in range(count)]
 
-        def step(k: Any) -> Any:
+        def step(k: object) -> Any:
             added = [load(sums, i, every) + load(data, number, k, i, every) for i in range(count)]
             return sequence([store(sums, each, i, every) for i, each in enumerate(added)])
 
@@ -147,7 +147,7 @@ def _reading(machine: Machine) -> tuple[KernelTask, int]:
     return kernel, 4 * tasks * steps * count * lanes
 
 
-def _kernel(name: str, buffers: list[Any], body: Any, arguments: tuple[Argument, ...]) -> KernelTask:
+def _kernel(name: str, buffers: list[Any], body: object, arguments: tuple[Argument, ...]) -> KernelTask:
     block = s_tir.SBlock([], [], [], "root", body)
     function = tirx.PrimFunc(buffers, s_tir.SBlockRealize([], True, block))
     return KernelTask(f"{AS_IT_IS}/{name}", AS_IT_IS, tvm.ir.save_json(function), arguments)

@@ -16,7 +16,7 @@ from schedules.rule import Workload
 from schedules.selection.registry import rules
 
 
-def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, Any]]) -> list[Sample]:
+def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, object]]) -> list[Sample]:
     """The samples of records whose rule, workload class and target are known here; others are left out."""
     by_name = {rule.name: rule for rule in rules()}
     machines = {key: machine_of(description) for key, description in targets.items()}
@@ -61,7 +61,7 @@ def workload_of(key: str) -> Workload | None:
         return None
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> Any:
     return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 

@@ -32,6 +32,7 @@ from schedules.selection.registry import rules
 
 if TYPE_CHECKING:
     import targets
+    from schedules.ir.tvm_types import Expr, Function
 
 
 # Workspaces are what schedules make of intermediate results.
@@ -162,7 +163,7 @@ def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
 def _task(
     key: str,
     rule: ScheduleRule,
-    workload: Any,
+    workload: object,
     kernel: Kernel,
     constants: set[int],
     constant_bytes: int,
@@ -205,7 +206,7 @@ def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule
     return None
 
 
-def _declines(rule: ScheduleRule, workload: Any, kernel: Kernel, target: targets.Target) -> bool:
+def _declines(rule: ScheduleRule, workload: object, kernel: Kernel, target: targets.Target) -> bool:
     """Whether a rule leaves a kernel that it matches to the next one."""
     if not rule.may_decline:
         return False
@@ -232,7 +233,7 @@ class _Calls:
 def _calls(mod: tvm.IRModule) -> _Calls:
     calls = _Calls(Counter(), {})
 
-    def visit(call: Any) -> None:
+    def visit(call: Expr) -> None:
         if not isinstance(call, relax.Call) or getattr(call.op, "name", "") not in _KERNEL_CALLS:
             return
         name = str(call.args[0].name_hint)
@@ -253,7 +254,7 @@ def _constant_bytes(mod: tvm.IRModule) -> int:
     """Bytes of all distinct weights."""
     seen: dict[int, int] = {}
 
-    def visit(value: Any) -> None:
+    def visit(value: Expr) -> None:
         if isinstance(value, GenericConst):
             data = value.value
             elements = int(np.prod([int(size) for size in data.shape], dtype=np.int64))
@@ -264,7 +265,7 @@ def _constant_bytes(mod: tvm.IRModule) -> int:
     return sum(seen.values())
 
 
-def _run_functions(mod: tvm.IRModule) -> list[Any]:
+def _run_functions(mod: tvm.IRModule) -> list[Function]:
     """The functions that a run of the model goes through: not what happens once when it is loaded."""
     return [
         function

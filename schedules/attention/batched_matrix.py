@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import Extent, expression
 from schedules.ir.expression import substitute
@@ -13,18 +13,21 @@ from schedules.ir.tir import Expr, Stmt, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index, Var
+
 
 @dataclass(frozen=True, eq=False)
 class BatchedMatrix:
     """Element (*lead, row, column) is `buffer[indices]` with these values for `variables`; `shape`: their extents."""
 
-    buffer: Any
+    buffer: Expr
     indices: tuple[Expr, ...]
-    variables: tuple[Any, ...]
-    shape: tuple[Any, ...]
+    variables: tuple[Var, ...]
+    shape: tuple[Index, ...]
 
     @classmethod
-    def whole(cls, buffer: Any) -> BatchedMatrix:
+    def whole(cls, buffer: Expr) -> BatchedMatrix:
         """The matrices of a buffer (..., rows, columns)."""
         shape = shape_of(buffer)
         variables = tuple(tirx.Var(f"i{axis}", "int64") for axis in range(len(shape)))
@@ -40,9 +43,9 @@ class BatchedMatrix:
         return [Extent(f"lead{i}", extent) for i, extent in enumerate(self.shape[:-2])]
 
     @property
-    def elements(self) -> Any:
+    def elements(self) -> Index:
         """How many elements all matrices have."""
-        amount: Any = 1
+        amount: Index = 1
         for extent in self.shape:
             amount = amount * extent
         return amount

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.annotations import KIND
 from schedules.ir.tir import Expr, tirx
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IterVar
 
 Tensor = Any
 # A score as a function of the raw score and its place (..., query, key): scale, mask.
@@ -29,7 +32,7 @@ SCORES, ADJUSTED, LARGEST, POWERS, TOTAL, WEIGHTS, PRODUCT, RESULT = (
 )
 
 
-def _axis(extent: Any, name: str) -> Any:
+def _axis(extent: Expr, name: str) -> IterVar:
     return te.reduce_axis((tirx.IntImm("int64", 0), extent), name=name)
 
 
@@ -44,7 +47,7 @@ class Orders:
     result: tuple[int, ...] | None = None
 
 
-def _transposed(tensor: Tensor, order: Sequence[int] | None) -> tuple[list[Any], Callable[[tuple[Expr, ...]], Expr]]:
+def _transposed(tensor: Tensor, order: Sequence[int] | None) -> tuple[list[Expr], Callable[[tuple[Expr, ...]], Expr]]:
     """The shape of a transposed tensor, and its element at a place."""
     if order is None:
         return list(tensor.shape), lambda at: tensor[at]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND
 from schedules.attention.batched_matrix import BatchedMatrix
@@ -12,6 +12,9 @@ from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCO
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, structural_map, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 _LEAST_QUERIES = 16  # least number of queries that pays for rounding the keys and values
 
@@ -36,7 +39,7 @@ class AttentionParts:
     key: BatchedMatrix
     value: BatchedMatrix
     stored: BatchedMatrix
-    scores: Any
+    scores: Expr
     adjusted: Stage
     weights: Stage | None
     result: Stage
@@ -93,7 +96,7 @@ class AttentionParts:
         assert self.weights.store is not None
         rank = len(self.weights.store.indices)
 
-        def quotient(division: Any) -> Any:
+        def quotient(division: Expr) -> Expr:
             return inverse if isinstance(division.b, tvm.ir.TensorLoad) else division
 
         value = structural_map(self.weights.store.value, (tirx.Div, quotient))
@@ -116,7 +119,7 @@ def _factors(stage: Stage) -> tuple[tuple[BatchedMatrix, int], tuple[BatchedMatr
     *outer, rows, columns = shape_of(stage.store.buffer)
     term = stage.store.value.b
 
-    def factor(expr: Expr, ends: tuple[Expr, Expr], sizes: tuple[Any, Any]) -> tuple[BatchedMatrix, int]:
+    def factor(expr: Expr, ends: tuple[Expr, Expr], sizes: tuple[Index, Index]) -> tuple[BatchedMatrix, int]:
         [load] = buffers_loaded(expr)
         return BatchedMatrix(load.source, tuple(load.indices), (*lead, *ends), (*outer, *sizes)), _zero_of(expr)
 

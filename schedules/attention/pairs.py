@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
@@ -16,6 +16,9 @@ from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
 # The element of a row at a step of the sum.
 Operand = Callable[[Any, Expr], Expr]
 
@@ -26,7 +29,7 @@ class Pairs:
     are neighbours along the depth, the first in the low half; behind an odd depth stands 0."""
 
     source: BatchedMatrix
-    words: Any
+    words: Expr
 
     @classmethod
     def of(cls, source: BatchedMatrix) -> Pairs:
@@ -102,7 +105,7 @@ class NarrowRows:
 
     rows: int
     size: int
-    buffer: Any
+    buffer: Expr
 
     @classmethod
     def of(cls, name: str, rows: int, size: int) -> NarrowRows:
@@ -117,7 +120,7 @@ class NarrowRows:
             made.append(repeat_symbolic("row", self.rows, lambda i: tirx.BufferStore(self.buffer, zero, [i, end])))
         return made
 
-    def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
+    def put(self, i: Expr, k: Expr, value: Expr) -> Stmt:
         """The statement that stores an element."""
         return tirx.BufferStore(self.buffer, narrowed(value), [expression(i), k])
 
@@ -127,7 +130,7 @@ class NarrowRows:
             "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
         )
 
-    def pair(self, i: Any, step: Expr) -> Expr:
+    def pair(self, i: Index, step: Expr) -> Expr:
         """The elements of row i at a step of a sum of pairs."""
         return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * 2, 2)]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.attention.compute import ATTENTION
 from schedules.attention.estimates import attention_estimate
@@ -16,6 +16,9 @@ from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Attention(CpuRule):
     def estimate(self, workload: AttentionWorkload, config: Config, machine: Machine) -> Estimate | None:
         return attention_estimate(workload, config, machine)
 
-    def apply(self, kernel: Kernel, workload: AttentionWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: AttentionWorkload, config: Config, machine: Machine) -> PrimFunc:
         stages = attention_stages(kernel, self.kind)
         if stages is None:
             raise NotScheduledError("stages of attention are missing")

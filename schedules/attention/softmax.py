@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import expression, repeat_symbolic, sequence
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
@@ -13,6 +13,9 @@ from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 from schedules.stages.reduction_code import join
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 UNROLLED = tirx.ForKind.UNROLLED
 _ACCUMULATORS = 4  # independent sums that hide the latency of an addition
@@ -27,10 +30,10 @@ class Softmax:
     """
 
     rows: int
-    keys: Any
-    scores: Any
-    largest: Any
-    totals: Any
+    keys: Index
+    scores: Expr
+    largest: Expr
+    totals: Expr
     put: Callable[[Expr, Expr, Expr], Stmt]
     machine: Machine
     coarse: bool
@@ -69,7 +72,7 @@ class Softmax:
             def raised(j: Expr) -> Expr:
                 return call(exp, tirx.BufferLoad(self.scores, [i, at + j]) - tirx.BufferLoad(self.largest, [i]))
 
-            def held(buffer: Any, j: Expr) -> Expr:
+            def held(buffer: Expr, j: Expr) -> Expr:
                 return tirx.BufferLoad(buffer, [register + j])
 
             return sequence(
@@ -89,7 +92,7 @@ class Softmax:
 
 
 def rounded_weights(
-    rows: int, keys: Any, totals: Any, weight: Callable[[Expr, Expr, Expr], Stmt], machine: Machine
+    rows: int, keys: Any, totals: Expr, weight: Callable[[Expr, Expr, Expr], Stmt], machine: Machine
 ) -> Stmt:
     """`weight(row, key, 1 / total of the row)` for every power, in vectors of keys; `totals` becomes its inverse."""
 

@@ -19,7 +19,7 @@ from schedules.ir.tir import VECTORIZED, Expr, Stmt, s_tir, tirx
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, PrimFunc, Var
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Var
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL
@@ -98,7 +98,7 @@ class Extent:
     """A loop of `parallel_grid`: a name, its extent and its variable's dtype."""
 
     name: str
-    extent: Any
+    extent: Index
     dtype: str = _INDEX
 
 
@@ -260,13 +260,13 @@ def prefetch(buffer: Buffer, *indices: Expr | int) -> Stmt:
     return prefetch_statement(load(buffer, *indices))
 
 
-def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global") -> tuple[Any, Stmt]:
+def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global") -> tuple[Expr, Stmt]:
     """A buffer and the statement that allocates it up to the end of the enclosing sequence."""
     buffer = tirx.decl_buffer([index(each, _INDEX) for each in shape], dtype, name, scope=scope)
     return buffer, tirx.AllocBuffer(buffer)
 
 
-def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Any], list[Stmt]]:
+def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Expr], list[Stmt]]:
     """A tile that LLVM is to hold in registers: a buffer for each of `shape[0]` rows, and their allocations.
 
     TVM takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses
@@ -313,7 +313,7 @@ def splat(number: float, dtype: str, lanes: int) -> Expr:
     return broadcast(tirx.const(number if "float" in dtype else int(number), dtype), lanes)
 
 
-def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Any, Stmt]:
+def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Expr, Stmt]:
     """A name for a vector value, and the statement that binds it."""
     var = tirx.Var(name, f"{dtype}x{lanes}" if lanes > 1 else dtype)
     return var, tirx.Bind(var, value)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import allocate_tile, expression, load, repeat, sequence, store
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 # Makes a statement from (row in the tile, index in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]
@@ -77,7 +80,7 @@ class RegisterTile:
 
     def code(
         self,
-        depth: Any,
+        depth: Index,
         a: Callable[[int, Expr], Expr],
         b: Callable[[Expr, Expr], Expr],
         begin: Callable[[int, Expr], Expr],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
@@ -18,6 +18,9 @@ from schedules.ir.tir import Expr, tirx
 from schedules.ir.widening import number
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 Tensor: TypeAlias = te.Tensor
 
@@ -31,7 +34,7 @@ FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consu
 
 
 def _window_positions(
-    work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr], padding: Sequence[Any]
+    work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr], padding: Sequence[Index]
 ) -> list[Expr]:
     return [
         o * stride + k * dilation - before
@@ -39,7 +42,7 @@ def _window_positions(
     ]
 
 
-def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Any]) -> list[Any]:
+def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Index]) -> list[Index]:
     """What lies before the input, for such spatial sizes of the output."""
     return padding_before(work, spatial_sizes(work, data), output_sizes(work, sizes))
 
@@ -52,12 +55,12 @@ def _inside(work: WindowWorkload, data: Tensor, positions: Sequence[Expr]) -> Ex
     return tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(positions, sizes, strict=True)))
 
 
-def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Any]:
+def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Index]:
     """The input's spatial sizes: ints where known."""
     return [size or each for size, each in zip(work.spatial, data.shape[2 : 2 + work.rank], strict=True)]
 
 
-def output_sizes(work: WindowWorkload, sizes: Sequence[Any]) -> list[Any]:
+def output_sizes(work: WindowWorkload, sizes: Sequence[Index]) -> list[Index]:
     """The output's spatial sizes: those of `sizes` where they are open."""
     return [known or given for known, given in zip(work.out_spatial, sizes or work.out_spatial, strict=True)]
 
@@ -70,7 +73,7 @@ def _window_axes(work: WindowWorkload) -> list[Expr]:
     return [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
 
 
-def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """A convolution as the sum over input channels and the window.
 
     `sizes`, here and below, are the output's spatial sizes; they are needed where the workload leaves some open.
@@ -95,7 +98,7 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequenc
     return te.compute(shape, point, name="conv", attrs=work.annotation(DIRECT))
 
 
-def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """One filter per channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
     zero = tirx.const(0, work.dtype)
     window = _window_axes(work)
@@ -118,7 +121,7 @@ def lowest(dtype: str) -> float:
     return -math.inf if "float" in dtype else float(tirx.min_value(dtype).value)
 
 
-def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """Maximum or average over windows."""
     window = _window_axes(work)
     padding = _padding(work, data, sizes)
@@ -142,7 +145,7 @@ def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Any] = ()) -> Tensor:
     )
 
 
-def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Any], padding: Sequence[Any]) -> Expr:
+def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Index], padding: Sequence[Index]) -> Expr:
     """By what the sum of the window of an output position is divided; `sizes` are the input's spatial sizes, `padding`
     what lies before it."""
     if work.count_pad or not work.reaches_outside:
@@ -201,7 +204,7 @@ def conv_winograd(
     weight: Any,
     work: ConvWorkload,
     tile: int,
-    sizes: Sequence[Any] = (),
+    sizes: Sequence[Index] = (),
     *,
     attrs: Mapping[str, str] | None = None,
     fill: int = 0,

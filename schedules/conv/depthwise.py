@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import load, splat
 from schedules.config import Config, ConfigSpace
@@ -62,7 +62,7 @@ class DepthwiseNest(WindowNest):
     def start_value(self) -> float:
         return 0.0
 
-    def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+    def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Expr], list[Stmt]]:
         named = [
             self.named(self.weight_of(load(self.weight, block, *outer, tap, self.all_lanes)))
             for tap in range(self.work.kernel[-1])

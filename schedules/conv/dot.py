@@ -42,7 +42,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Tensor
+    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"
@@ -56,7 +56,7 @@ SIGN_BITS = 0x80808080 - (1 << 32)
 _SUMS_OF_PAIRS, _SUMS_OF_BYTES = 7, 10
 
 
-def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[Any] = ()) -> Tensor:
+def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """The convolution as a tensor expression, in the layouts that `DotWorkload` states.
 
     It is the sum over `data + work.shift`; the caller subtracts `work.shift` times the sum of the weights.
@@ -179,23 +179,23 @@ class DotNest(DirectNest):
     def has_lanes(work: ConvWorkload) -> bool:
         return not isinstance(work, DotWorkload) or not work.words
 
-    def _read(self, point: Sequence[Any], lane: Any) -> Expr:
+    def _read(self, point: Sequence[Index], lane: Expr) -> Expr:
         return load(self.data, *point) if self.work.words else load(self.data, *point, lane)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
         whole, rest = divmod(place.channels, work.in_block)
 
-        def step(source: Expr | int, window: Sequence[Any], group: Expr | int, count: int) -> list[Stmt]:
+        def step(source: Expr | int, window: Sequence[Index], group: Expr | int, count: int) -> list[Stmt]:
             return self._step(sums, Step(place, block, start, pixels, source, window, group, count))
 
         def window_loop(source: Expr | int, channels: int) -> Stmt:
             groups, single = divmod(channels, work.group)
             unroll = max(size for size in divisors(max(groups, 1)) if size <= self.unroll)
 
-            def body(window: list[Any]) -> Stmt:
+            def body(window: list[Index]) -> Stmt:
                 parts = [self._weights_ahead(block, start, [source, *window], 1)]
                 if groups:
                     parts.append(
@@ -222,7 +222,7 @@ class DotNest(DirectNest):
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
 
-    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Expr], at: Step) -> list[Stmt]:
         """The products of a tile with one group of channels."""
         lanes, group = self.lanes, self.work.group
         values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
@@ -251,7 +251,7 @@ class DotNest(DirectNest):
 class QuadsNest(DotNest):
     """Of a `QuadsWorkload` on Arm: four neighbouring pixels are one load, and dot products take a lane of it."""
 
-    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Expr], at: Step) -> list[Stmt]:
         values: list[Expr] = []
         side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
         for pixel in range(0, side_by_side, QUAD):

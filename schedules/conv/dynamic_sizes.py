@@ -19,7 +19,7 @@ from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Index
 
 _INDEX = "int64"
 # Widths of images on their way through networks: what a register tile for any width is chosen by.
@@ -34,9 +34,9 @@ class Sizes:
     """A window kernel's input and output sizes of each spatial dimension, the padding before the input, and the
     statements that name them."""
 
-    spatial: tuple[Any, ...]
-    out: tuple[Any, ...]
-    before: tuple[Any, ...]
+    spatial: tuple[Index, ...]
+    out: tuple[Index, ...]
+    before: tuple[Index, ...]
     bindings: tuple[Stmt, ...] = ()
 
     @classmethod
@@ -57,7 +57,7 @@ class Sizes:
         return cls(tuple(spatial), tuple(out), tuple(before), tuple(bindings))
 
 
-def padding_before(work: WindowWorkload, spatial: Sequence[Any], out: Sequence[Any]) -> list[Any]:
+def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence[Index]) -> list[Index]:
     """The padding before the input of each spatial dimension, for such input and output sizes."""
     result: list[Any] = []
     for dim, (before, _) in enumerate(work.pad):
@@ -70,17 +70,17 @@ def padding_before(work: WindowWorkload, spatial: Sequence[Any], out: Sequence[A
     return result
 
 
-def least(left: Any, right: Any) -> Expr:
+def least(left: Index, right: Index) -> Expr:
     """The smaller of two, folded where both are known."""
     return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
 
 
-def most(left: Any, right: Any) -> Any:
+def most(left: Expr, right: Index) -> Expr:
     """The larger of two, folded where both are known."""
     return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
 
 
-def parts_of(size: Any, part: Any) -> Any:
+def parts_of(size: Index, part: Index) -> Index:
     """size / part, rounded up."""
     return ceil_div(size, part) if isinstance(size, int) and isinstance(part, int) else (size + part - 1) // part
 

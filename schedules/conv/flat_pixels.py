@@ -5,13 +5,16 @@ The remainder of a register tile then occurs once per image, not once per row, a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import name_opaque
 from schedules.conv.dynamic_sizes import Sizes
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.tir import Stmt
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 
 def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes | None:
@@ -21,7 +24,7 @@ def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes 
     plain = work.kernel == work.strides == ones and not work.reaches_outside and not any(map(any, work.pad))
     if work.rank == 1 or not work.is_open or not plain or not fused.ignores_rows(2, work.rank):
         return None
-    pixels: Any = 1
+    pixels: Index = 1
     for size in sizes.out:
         pixels = pixels * size
     bindings: list[Stmt] = [*sizes.bindings]

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
@@ -31,7 +30,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Tensor
+    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 FOLDED = "conv-folded"
 _STORE_CYCLES = 6  # of an epilogue and a store
@@ -51,7 +50,7 @@ class FoldedWorkload(ConvWorkload):
     width: int = 1
     axes: tuple[int, ...] = ()
 
-    def place(self, image: Any, channel: Any, spatial: Sequence[Any]) -> list[Any]:
+    def place(self, image: Index, channel: Index, spatial: Sequence[Index]) -> list[Index]:
         """The indices of an output element."""
         result: list[Any] = [None] * len(self.axes)
         for axis, value in zip(self.axes, [image, channel, *spatial], strict=True):
@@ -106,7 +105,7 @@ def tile_cycles(work: ConvWorkload, machine: Machine) -> float:
     return (rows * row + stores * _STORE_CYCLES) / machine.cores
 
 
-def fold_filter(values: NDArray[Any], work: FoldedWorkload) -> NDArray[Any]:
+def fold_filter(values: np.ndarray, work: FoldedWorkload) -> np.ndarray:
     """(outputs, channels, *kernel) -> (outputs * fold, channels, *folded kernel), zeros between."""
     result = np.zeros((work.filters, *values.shape[1:-1], work.kernel[-1]), values.dtype)
     taps = values.shape[-1]
@@ -167,7 +166,9 @@ class FoldedNest(DirectNest):
 
     work: FoldedWorkload
 
-    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixel: Any, part: int) -> Stmt:
+    def _finish(
+        self, sums: list[Expr], place: Place, block: Expr | int, start: Sequence[Index], pixel: Index, part: int
+    ) -> Stmt:
         work = self.work
         places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
         left = (places[-1] + pixel) * work.fold

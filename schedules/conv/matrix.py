@@ -28,7 +28,7 @@ from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Index, PrimFunc
 
 _HALF = 4  # lanes of a register of sums
 _OPEN_WIDTH = 56  # pixels of a row whose number is not known
@@ -104,7 +104,7 @@ class MatrixNest(DotNest):
         copied = self._fill_scratch(place)
         return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
 
-    def _copy(self, source: Sequence[Any], target: Sequence[Expr]) -> Stmt:
+    def _copy(self, source: Sequence[Index], target: Sequence[Expr]) -> Stmt:
         """Eight channels of a pixel: two blocks of the input. What lies behind its last meets weights of zero."""
         image, block, *position = source
         quads = ceil_div(self.work.channels, self.work.stored_block)
@@ -119,7 +119,7 @@ class MatrixNest(DotNest):
             parts.append(store(self.scratch, value, *target, half))
         return sequence(parts)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, pairs = self.work, ceil_div(pixels, 2)
         sums, allocation = allocate_tile("sums", (pairs, self.blocks, 2 * _HALF), work.dtype)
         halves = list(static_grid(pairs, self.blocks, 2))
@@ -139,11 +139,11 @@ class MatrixNest(DotNest):
         return sequence(allocation, clear, summed, room, split, self._finish_tile(rows, place, block, start, pixels))
 
     @staticmethod
-    def _row(sums: Any, pixel: int, part: int) -> Expr:
+    def _row(sums: list[Expr], pixel: int, part: int) -> Expr:
         left, right = (load(sums, pixel // 2, part, lanes_of(_HALF * half, _HALF)) for half in range(2))
         return row_of(left, right, pixel % 2)
 
-    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Expr], at: Step) -> list[Stmt]:
         result = []
         for pair in range(ceil_div(at.pixels, 2)):
             value = self._pair(at, 2 * pair)

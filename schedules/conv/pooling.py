@@ -35,7 +35,7 @@ from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Index, PrimFunc
 
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
 
@@ -124,11 +124,11 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     def join(total: Expr, value: Expr) -> Expr:
         return _larger(total, value) if is_max else total + value
 
-    def task(place: Any) -> Stmt:
+    def task(place: Index) -> Stmt:
         image, block = place // work.out_blocks, place % work.out_blocks
         sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
 
-        def add(outer: Sequence[Expr], first: Any, count: int) -> Stmt:
+        def add(outer: Sequence[Expr], first: Index, count: int) -> Stmt:
             return sequence(
                 [
                     store(

@@ -41,7 +41,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Tensor
+    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 CONV_SPARSE = "conv-sparse"
 
@@ -78,7 +78,7 @@ class SparseConvWorkload(ConvWorkload):
         return name, digits[:-1], digits[-1]
 
 
-def pack_sparse_filter(packed: NDArray[Any], work: ConvWorkload) -> tuple[SparseConvWorkload, SparseWeight]:
+def pack_sparse_filter(packed: np.ndarray, work: ConvWorkload) -> tuple[SparseConvWorkload, SparseWeight]:
     """A filter of `conv_direct`, (filter blocks, channel blocks, *kernel, in_block, block), without its zero blocks."""
     workload = SparseConvWorkload(**vars(work))
     weight = pack_blocks(packed.reshape(packed.shape[0], -1, packed.shape[-1]), workload.names())
@@ -86,7 +86,7 @@ def pack_sparse_filter(packed: NDArray[Any], work: ConvWorkload) -> tuple[Sparse
 
 
 def conv_sparse(
-    data: Tensor, values: Tensor, index: Tensor, work: SparseConvWorkload, sizes: Sequence[Any] = ()
+    data: Tensor, values: Tensor, index: Tensor, work: SparseConvWorkload, sizes: Sequence[Index] = ()
 ) -> Tensor:
     """The convolution as a tensor expression."""
     zero = tirx.const(0, work.dtype)
@@ -145,7 +145,7 @@ class SparseNest(DirectNest):
         super().__init__(fused, work, config)
         self.index = fused.operand(fused.anchors[0], 1)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+    def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate_tile("sums", (pixels, 1, lanes), work.dtype)
         first, begin = _named("first", self._entry(block))
@@ -171,6 +171,6 @@ class SparseNest(DirectNest):
         return tirx.Cast("int64", load(self.index, at))
 
 
-def _named(name: str, value: Expr) -> tuple[Any, Stmt]:
+def _named(name: str, value: Expr) -> tuple[Expr, Stmt]:
     variable = tirx.Var(name, "int64")
     return variable, tirx.Bind(variable, value)

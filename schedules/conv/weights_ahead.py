@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import prefetch, repeat, sequence, when
 from schedules.ir.numbers import ceil_div
@@ -19,7 +19,7 @@ from schedules.ir.tir import Expr, Stmt
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
+    from schedules.ir.tvm_types import Buffer, Index
 
 _LATENCY = 1024  # cycles of memory latency, with some margin
 _MULTIPLY_ADDS = 2  # in a cycle, at most
@@ -46,7 +46,7 @@ def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
     )
 
 
-def ask_share(buffer: Buffer, start: Sequence[Any], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
+def ask_share(buffer: Buffer, start: Sequence[Index], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
     """In iteration `turn` of `turns`: prefetch that share of the `elements` in memory from `start` on.
 
     `turns` may be an estimate: iterations beyond it do nothing.
@@ -57,7 +57,7 @@ def ask_share(buffer: Buffer, start: Sequence[Any], elements: int, turn: Expr | 
     first = turn * each
     *outer, inner = start
 
-    def ask(i: Any) -> Stmt:
+    def ask(i: Index) -> Stmt:
         return prefetch(buffer, *outer, inner + (first + i) * line)
 
     asked = sequence([ask(i) for i in range(each)]) if each <= _UNROLLED else repeat("ahead", each, ask)

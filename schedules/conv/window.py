@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import (
     allocate,
@@ -35,6 +35,9 @@ from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: with less work, a second thread does not pay off
 _OPEN_SPLITS = 16  # tasks into which rows are cut whose number is not known
@@ -121,7 +124,7 @@ class WindowNest(ABC):
         loop = repeat if small or machine.cores == 1 else parallel
         return sequence(self.sizes.bindings, loop("task", batch * (work.out_blocks * self.splits), self._task))
 
-    def _task(self, task: Any) -> Stmt:
+    def _task(self, task: Index) -> Stmt:
         image = task // (self.work.out_blocks * self.splits)
         block = task // self.splits % self.work.out_blocks
         first = task % self.splits * self.cut
@@ -129,7 +132,7 @@ class WindowNest(ABC):
             return self._row(image, block, [])
         rows = self.rows
 
-        def row(point: list[Any]) -> Stmt:
+        def row(point: list[Index]) -> Stmt:
             y = first + point[-1]
             inside = True if isinstance(rows, int) and rows % self.cut == 0 else y < rows
             return sequence(when(inside, self._row(image, block, [*point[:-1], y])))
@@ -186,7 +189,7 @@ class WindowNest(ABC):
         return size == wanted and first >= 0 and last < work.spatial[-1]
 
     def _tile(
-        self, image: Any, block: Any, outer: Sequence[Any], start: Any, size: int, *, guarded: bool = False
+        self, image: Index, block: Index, outer: Sequence[Index], start: Index, size: int, *, guarded: bool = False
     ) -> Stmt:
         """`size` outputs; `guarded` says that taps may fall outside though it is not known which."""
         work = self.work
@@ -236,7 +239,7 @@ class WindowNest(ABC):
         block: Expr,
         places: Sequence[Expr],
         taps: Sequence[int],
-        start: Any,
+        start: Index,
         size: int,
         *,
         guarded: bool = False,
@@ -264,7 +267,7 @@ class WindowNest(ABC):
             statements.append(when(inside, sequence(steps)))
         return statements
 
-    def _finish(self, sums: Expr, image: Expr, block: Expr, point: Sequence[Any], pixel: int) -> Stmt:
+    def _finish(self, sums: Expr, image: Expr, block: Expr, point: Sequence[Index], pixel: int) -> Stmt:
         place = [*point[:-1], point[-1] + pixel]
         factor = self.scale(place)
 
@@ -277,7 +280,7 @@ class WindowNest(ABC):
         scaled = vectorized("lane", self.lanes, lambda lane: store(sums, load(sums, pixel, lane) * factor, pixel, lane))
         return sequence(scaled, vectorized("lane", self.lanes, one))
 
-    def named(self, value: Expr) -> tuple[Any, Stmt]:
+    def named(self, value: Expr) -> tuple[Expr, Stmt]:
         """A fresh name for a vector."""
         self.names += 1
         return bind(f"vector{self.names}", value, self.work.dtype, self.lanes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -50,6 +50,9 @@ from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 
 class Winograd(CpuRule):
@@ -105,9 +108,9 @@ class Winograd(CpuRule):
 class Tiles:
     """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer."""
 
-    image: Any
-    first: Any
-    live: Any
+    image: Index
+    first: Index
+    live: Index
 
 
 class WinogradNest:
@@ -173,11 +176,11 @@ class WinogradNest:
             repeat("co", cut.steps, channels),
         )
 
-    def _position(self, name: str, value: Any, names: list[Stmt]) -> Any:
+    def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:
         """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
         return name_opaque(name, value, names) if self.work.is_open else value
 
-    def _scratch(self, name: str, blocks: int, elements: int) -> tuple[Any, Stmt]:
+    def _scratch(self, name: str, blocks: int, elements: int) -> tuple[Expr, Stmt]:
         """A buffer of (frequencies, blocks * tiles, elements).
 
         An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
@@ -189,7 +192,7 @@ class WinogradNest:
         """`body(place in the task, row, column of the tile)` for each tile; the last task may hold fewer."""
         total, columns = self.cut.total, self.cut.columns
 
-        def one(i: Any) -> Stmt:
+        def one(i: Index) -> Stmt:
             names: list[Stmt] = []
             tile = tiles.first + i
             row, column = (
@@ -202,10 +205,10 @@ class WinogradNest:
 
     # Into the frequencies.
 
-    def _spread_tiles(self, spread: Expr, tiles: Tiles, block: Any) -> Stmt:
+    def _spread_tiles(self, spread: Expr, tiles: Tiles, block: Index) -> Stmt:
         return self._each_tile(tiles, lambda i, row, column: self._spread(spread, tiles.image, block, i, row, column))
 
-    def _spread(self, spread: Expr, image: Any, block: Any, place: Any, row: Any, column: Any) -> Stmt:
+    def _spread(self, spread: Expr, image: Index, block: Index, place: Index, row: Index, column: Index) -> Stmt:
         work, edge, dtype = self.work, self.edge, self.spread_dtype
         top, left = self.sizes.before
         height, width = self.sizes.spatial
@@ -214,7 +217,7 @@ class WinogradNest:
         patch, allocate_patch = allocate("patch", (edge, edge, self.lanes), dtype, "local")
         half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
 
-        def read(i: Any, j: Any) -> Stmt:
+        def read(i: Index, j: Index) -> Stmt:
             return store(
                 patch,
                 number(load(self.data, image, block, y + i, x + j, self.all_lanes), dtype),
@@ -255,17 +258,17 @@ class WinogradNest:
 
     # The product of each frequency.
 
-    def _multiply(self, spread: Expr, product: Expr, block: Any, frequency: Expr, live: Any) -> Stmt:
+    def _multiply(self, spread: Expr, product: Expr, block: Index, frequency: Expr, live: Index) -> Stmt:
         work, lanes = self.work, self.lanes
         whole, rest = self._whole_and_rest()
 
-        def tile(start: Any, size: int) -> Stmt:
+        def tile(start: Index, size: int) -> Stmt:
             sums, allocation = allocate_tile("sums", (size, self.blocks, lanes), work.dtype)
             points = list(static_grid(size, self.blocks))
 
-            def step(source: Any, lane: Any) -> list[Stmt]:
+            def step(source: Index, lane: Index) -> list[Stmt]:
                 row = source * self.steps + lane
-                result: list[Any] = self._weights_ahead(block, frequency, start, row)
+                result: list[Stmt | None] = self._weights_ahead(block, frequency, start, row)
                 for pixel, part in points:
                     value = broadcast(load(spread, frequency, source * self.tiles + start + pixel, lane), lanes)
                     here = (pixel, part, self.all_lanes)
@@ -273,7 +276,7 @@ class WinogradNest:
                     result.append(store(sums, total, *here))
                 return result
 
-            def block_loop(source: Any, channels: int) -> Stmt:
+            def block_loop(source: Index, channels: int) -> Stmt:
                 unroll = max(each for each in divisors(channels) if each <= self.unroll)
                 return repeat(
                     "ci",
@@ -317,7 +320,7 @@ class WinogradNest:
         """`total` and the product of `value` and the weights of a block of output channels in a step of the sum."""
         return total + value * load(self.weight, block, frequency, row, self.all_lanes)
 
-    def _weights_ahead(self, block: Any, frequency: Expr, start: Any, channel: Any) -> list[Stmt | None]:
+    def _weights_ahead(self, block: Index, frequency: Expr, start: Index, channel: Index) -> list[Stmt | None]:
         """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
         to come, or its share of them when several tiles use the same."""
         tiles = ceil_div(self.tiles, self.pixels)
@@ -337,12 +340,12 @@ class WinogradNest:
 
     # Back from the frequencies.
 
-    def _collect_tiles(self, product: Expr, tiles: Tiles, block: Any, part: Any) -> Stmt:
+    def _collect_tiles(self, product: Expr, tiles: Tiles, block: Index, part: Index) -> Stmt:
         return self._each_tile(
             tiles, lambda i, row, column: self._collect(product, [tiles.image, block + part, row, column], part, i)
         )
 
-    def _collect(self, product: Expr, at: Sequence[Any], part: Any, place: Any) -> Stmt:
+    def _collect(self, product: Expr, at: Sequence[Index], part: Index, place: Index) -> Stmt:
         """The results of a tile; `at` is its image, channel block, row and column."""
         edge, size, dtype = self.edge, self.tile, self.work.dtype
         height, width = self.sizes.out
@@ -366,7 +369,7 @@ class WinogradNest:
             values = [load(half, i, j, self.all_lanes) for j in range(edge)]
             statements += self.transform.apply(self.matrices.output, values, give, dtype)
 
-        def finish(i: Any, j: Any) -> Stmt:
+        def finish(i: Index, j: Index) -> Stmt:
             return vectorized(
                 "lane",
                 self.lanes,

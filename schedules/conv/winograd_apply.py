@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from schedules.codegen.nest import bind, splat
 from schedules.conv.winograd_transforms import Matrix
@@ -49,7 +48,7 @@ class Transform:
             total = term if total is None else total + term
         return total
 
-    def _named(self, value: Expr, dtype: str) -> tuple[Any, Stmt]:
+    def _named(self, value: Expr, dtype: str) -> tuple[Expr, Stmt]:
         self.names += 1
         return bind(f"part{self.names}", value, dtype, self.lanes)
 

@@ -36,7 +36,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Tensor
+    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 WINOGRAD_INTEGER = "conv-winograd-integer"
 TILE = 2
@@ -147,7 +147,7 @@ class IntegerWinogradNest(WinogradNest):
     def _whole_and_rest(self) -> tuple[int, int]:
         return self.work.in_blocks, 0  # weights are zero behind the last channel
 
-    def _plus_product(self, total: Expr, value: Expr, block: Any, frequency: Expr, row: Expr) -> Expr:
+    def _plus_product(self, total: Expr, value: Expr, block: Index, frequency: Expr, row: Expr) -> Expr:
         pair = load(self.weight, block, frequency, row, lanes_of(0, 2 * self.lanes))
         return int8_dot.dot_words(total, value, tirx.reinterpret(f"int32x{self.lanes}", pair))
 

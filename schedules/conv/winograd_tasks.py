@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import both, name_opaque
 from schedules.config import Config
@@ -14,7 +14,7 @@ from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Index
 
 _ENOUGH = 4  # tasks per core, for load balance
 
@@ -24,16 +24,16 @@ class TileCut:
     """Each image's `total` tiles in `columns` are cut into `parts` of `tiles`, the output channels into `chunks` of
     `steps` times the channel blocks of a register tile. Expressions where sizes are not known."""
 
-    columns: Any
-    total: Any
-    parts: Any
-    tiles: Any
-    chunks: Any
-    steps: Any
+    columns: Index
+    total: Index
+    parts: Index
+    tiles: Index
+    chunks: Index
+    steps: Index
     bindings: tuple[Stmt, ...] = ()
 
 
-def cut_tiles(work: ConvWorkload, counts: Sequence[Any], config: Config, batch: Any, machine: Machine) -> TileCut:
+def cut_tiles(work: ConvWorkload, counts: Sequence[Index], config: Config, batch: Index, machine: Machine) -> TileCut:
     """The cut of images of `counts` tiles down and across; `config` is that of the rule."""
     most, chunks = config.integer("tiles"), config.integer("chunks")
     steps = work.out_blocks // config.integer("blocks")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import gcd, lcm, log2
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +99,7 @@ def _toom_cook(points: tuple[Fraction, ...], tile: int, taps: int) -> tuple[_Exa
     return rows, weight, [[evaluate[j][i] for j in range(edge)] for i in range(tile)]
 
 
-def spread_weight(weight: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def spread_weight(weight: np.ndarray, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """`matrix` g `matrix`^T of each filter g: (filters, channels, 3, 3) -> (filters, channels, edge, edge)."""
     return np.tensordot(np.tensordot(weight.astype(np.float64), matrix, axes=(2, 1)), matrix, axes=(2, 1))
 

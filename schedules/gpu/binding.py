@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.tir import s_tir, tirx
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Stmt, Var
+    from schedules.ir.tvm_types import Index, PrimFunc, Stmt, Var
 
 THREAD = tirx.ForKind.THREAD_BINDING
 
@@ -17,7 +17,7 @@ def is_bound(function: PrimFunc) -> bool:
     return _is_bound(function.body)
 
 
-def _is_bound(statement: Any) -> bool:
+def _is_bound(statement: Stmt) -> bool:
     if isinstance(statement, tirx.For):
         return bool(statement.kind == THREAD) or _is_bound(statement.body)
     if isinstance(statement, s_tir.SBlockRealize):
@@ -29,7 +29,7 @@ def _is_bound(statement: Any) -> bool:
     return isinstance(statement, tirx.AllocBuffer)
 
 
-def thread_loop(tag: str, variable: Var, extent: Any, body: Stmt) -> Stmt:
+def thread_loop(tag: str, variable: Var, extent: Index, body: Stmt) -> Stmt:
     """A loop whose iterations are threads or blocks of threads (`tag`: "threadIdx.x", ...)."""
     dtype = str(variable.ty.dtype)
     zero = tirx.IntImm(dtype, 0)

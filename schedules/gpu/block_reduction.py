@@ -3,7 +3,7 @@ what each has found, pair by pair, in shared memory."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store
 from schedules.gpu.binding import thread_loop
@@ -15,13 +15,16 @@ from schedules.ir.stages import Axis, Stage, product
 from schedules.ir.tir import tirx
 from schedules.matmul.form import Group
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt, Var
+
 LEAST_ELEMENTS = 256
 _THREADS = (256, 1024)
 _ELEMENTS_OF_MANY_THREADS = 8192
 _POINTS_OF_A_BLOCK = 256  # what a block computes where each thread has a result of its own
 
 
-def block_reduction(stage: Stage, machine: GpuMachine) -> Any | None:
+def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
     """The launch; None where the stage is not a reduction, or gives work to all threads without this."""
     reduction = reduction_of(stage)
     points, elements = (product(axis.extent for axis in axes) for axes in (stage.spatial, stage.reduction))
@@ -36,7 +39,7 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Any | None:
     return thread_loop("blockIdx.x", block, points, thread_loop("threadIdx.x", thread, threads, body))
 
 
-def _values(axes: tuple[Axis, ...], position: Any) -> dict[Any, Any]:
+def _values(axes: tuple[Axis, ...], position: Expr) -> dict[Var, Expr]:
     """The variables of nested loops at a position of their whole walk, in the types they have."""
     ones = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in axes if axis.extent == 1}
     found = Group(tuple(axis for axis in axes if axis.extent != 1)).values(position)
@@ -46,17 +49,17 @@ def _values(axes: tuple[Axis, ...], position: Any) -> dict[Any, Any]:
     }
 
 
-def _at(reduction: Reduction, place: dict[Any, Any]) -> Reduction:
+def _at(reduction: Reduction, place: dict[Var, Expr]) -> Reduction:
     value, start, stored = (substitute(each, place) for each in (reduction.value, reduction.start, reduction.store))
     return Reduction(reduction.combiner, value, start, stored)
 
 
-def _joined(reduction: Reduction, axes: tuple[Axis, ...], elements: int, thread: Any, threads: int) -> Any:
+def _joined(reduction: Reduction, axes: tuple[Axis, ...], elements: int, thread: Expr, threads: int) -> Stmt:
     combine = reduction.combiner.combine
     own, own_allocation = allocate("own", [1], reduction.dtype, "local")
     shared, shared_allocation = allocate("shared", [threads], reduction.dtype, "shared")
 
-    def turn(number: Any) -> Any:
+    def turn(number: Expr) -> Stmt:
         at = expression(number) * threads + thread
         value = substitute(reduction.value, _values(axes, at))
         taken = store(own, combine(load(own, 0), value), 0)

@@ -16,7 +16,7 @@ from schedules.ir.inline import call_name
 from schedules.ir.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Analyzer, Expr, Stmt, Var
 
 MOST_THREADS = 512
 _WARP = 32
@@ -39,7 +39,7 @@ class NotIndependentError(Exception):
     """The iterations of a statement's loops are not shown to be independent."""
 
 
-def cooperative(statement: Stmt, buffers: list[Any]) -> tuple[Any, list[Any]] | None:
+def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]] | None:
     """One launch for a statement of serial loops: one block of threads, or one for each iteration of a parallel loop.
 
     Args:
@@ -87,7 +87,7 @@ def has_independent_iterations(loop: Stmt) -> bool:
     return not found.lanes and _is_independent(found, loop.loop_var, {})
 
 
-def _are_stored(buffers: list[Any], body: Any) -> bool:
+def _are_stored(buffers: list[Any], body: Stmt) -> bool:
     """Whether any of the buffers is written: a thread may be late to read what steers it."""
     stored: list[Any] = []
     structural_walk(body, (tirx.BufferStore, lambda each: stored.append(each.buffer)))
@@ -125,7 +125,7 @@ class _Team:
         self.largest = 0
         self.steering: list[Any] = []  # buffers that conditions and bounds read
 
-    def shared_out(self, statement: Stmt) -> Any:
+    def shared_out(self, statement: Stmt) -> Stmt:
         if isinstance(statement, tirx.SeqStmt):
             return tirx.SeqStmt([self.shared_out(each) for each in statement.seq])
         if isinstance(statement, tirx.IfThenElse):
@@ -146,7 +146,7 @@ class _Team:
     def _steered_by(self, expression: Expr) -> None:
         self.steering += [load.source for load in buffers_loaded(expression)]
 
-    def _of_independent(self, loop: Stmt) -> Any:
+    def _of_independent(self, loop: Stmt) -> Stmt | None:
         """The loop with its iterations, and the lanes of the vector loops inside, spread over threads."""
         if isinstance(loop.body, tirx.For) and loop.body.kind == tirx.ForKind.SERIAL:
             return None  # the inner loop is longer
@@ -164,14 +164,14 @@ class _Team:
         body = _without_lanes(loop.body, found, lane, width)
         return body if body is None else self._spread(loop, body, lane, width)
 
-    def _spread(self, loop: Any, body: Any, lane: Any, width: int) -> Any:
+    def _spread(self, loop: Stmt, body: Stmt, lane: Expr, width: int) -> Stmt:
         dtype = _dtype(loop)
         total = loop.extent * tirx.IntImm(dtype, width)
         total = tvm.sym.Analyzer().simplify(total)
         if isinstance(total, tirx.IntImm):
             self.largest = max(self.largest, int(total.value))
         turn = tirx.Var("turn", tirx.IntImm("int64", 0).ty)
-        point: Any = turn * self.threads + self.thread
+        point: Expr = turn * self.threads + self.thread
         limit = total if dtype == "int64" else tirx.Cast("int64", total)
         own = point if dtype == "int64" else tirx.Cast(dtype, point)
         size = tirx.IntImm(dtype, width)
@@ -193,7 +193,7 @@ def _is_plain(body: Stmt) -> bool:
         if not isinstance(each.value, tirx.IntImm):
             others.append(each)
 
-    def call(each: Any) -> None:
+    def call(each: Expr) -> None:
         if any(word in call_name(each) for word in _HIDDEN):
             others.append(each)
 
@@ -208,10 +208,10 @@ def _is_plain(body: Stmt) -> bool:
     return not others
 
 
-def _accesses(body: Any) -> _Accesses:
+def _accesses(body: Stmt) -> _Accesses:
     found = _Accesses()
 
-    def loop(each: Any) -> None:
+    def loop(each: Stmt) -> None:
         if each.kind == tirx.ForKind.VECTORIZED:
             found.lanes.append(each)
 
@@ -226,7 +226,7 @@ def _accesses(body: Any) -> _Accesses:
     return found
 
 
-def _common_extent(lanes: list[Any]) -> int | None:
+def _common_extent(lanes: list[Stmt]) -> int | None:
     """How many lanes all vector loops have; one without any; None where they differ."""
     sizes = {int(each.extent.value) if isinstance(each.extent, tirx.IntImm) else 0 for each in lanes}
     if not sizes:
@@ -234,7 +234,7 @@ def _common_extent(lanes: list[Any]) -> int | None:
     return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
 
 
-def _is_independent(found: _Accesses, point: Any, names: dict[Any, Any]) -> bool:
+def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
     """Whether each buffer that is written is touched only where one of its indices, or its row-major place, is the
     point of the iteration."""
     analyzer = tvm.sym.Analyzer()
@@ -249,7 +249,7 @@ def _is_independent(found: _Accesses, point: Any, names: dict[Any, Any]) -> bool
     return True
 
 
-def _is_place(analyzer: Any, buffer: Any, indices: list[Any], point: Any) -> bool:
+def _is_place(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
     """Whether indices are those of a row-major place."""
     flat = indices[0]
     for index, size in zip(indices[1:], buffer.shape[1:], strict=True):
@@ -257,7 +257,7 @@ def _is_place(analyzer: Any, buffer: Any, indices: list[Any], point: Any) -> boo
     return bool(analyzer.can_prove_equal(flat, point))
 
 
-def _without_lanes(body: Any, found: _Accesses, lane: Any, width: int) -> Any:
+def _without_lanes(body: Stmt, found: _Accesses, lane: Expr, width: int) -> Stmt:
     """The body for one lane, its own buffers holding that lane alone; None where lanes touch each other's."""
     analyzer = tvm.sym.Analyzer()
     names = {each.loop_var: lane for each in found.lanes}
@@ -267,26 +267,26 @@ def _without_lanes(body: Any, found: _Accesses, lane: Any, width: int) -> Any:
             if _is_among(buffer, found.own) and _slot(analyzer, indices, names, lane, width) is None:
                 return None
 
-    def replaced(buffer: Any) -> Any:
+    def replaced(buffer: Expr) -> Expr | None:
         return next((new for old, new in smaller if old.same_as(buffer)), None)
 
-    def load(node: Any) -> Any:
+    def load(node: Expr) -> Expr:
         new = replaced(node.source)
         if new is None or width == 1:
             return node
         return tirx.BufferLoad(new, [_slot(analyzer, node.indices, names, lane, width)])
 
-    def store(node: Any) -> Any:
+    def store(node: Stmt) -> Stmt:
         new = replaced(node.buffer)
         if new is None or width == 1:
             return node
         return tirx.BufferStore(new, node.value, [_slot(analyzer, node.indices, names, lane, width)])
 
-    def allocation(node: Any) -> Any:
+    def allocation(node: Stmt) -> Stmt:
         new = replaced(node.buffer)
         return node if new is None or width == 1 else tirx.AllocBuffer(new)
 
-    def loop(node: Any) -> Any:
+    def loop(node: Stmt) -> Stmt:
         if node.kind != tirx.ForKind.VECTORIZED:
             return node
         return substitute(node.body, {node.loop_var: lane})
@@ -301,7 +301,7 @@ def _without_lanes(body: Any, found: _Accesses, lane: Any, width: int) -> Any:
     return body
 
 
-def _of_one_lane(buffer: Any, width: int) -> Any:
+def _of_one_lane(buffer: Expr, width: int) -> Expr:
     """A thread's part of a buffer whose elements lie lane by lane."""
     if width == 1 or len(buffer.shape) != 1 or not isinstance(buffer.shape[0], tirx.IntImm):
         return buffer
@@ -309,7 +309,7 @@ def _of_one_lane(buffer: Any, width: int) -> Any:
     return tirx.decl_buffer([size], str(buffer.dtype), name=str(buffer.name), scope="local")
 
 
-def _slot(analyzer: Any, indices: Any, names: dict[Any, Any], lane: Any, width: int) -> Any:
+def _slot(analyzer: Analyzer, indices: Any, names: dict[Var, Expr], lane: Expr, width: int) -> Expr:
     """The multiple of lanes that is added to the lane; None where the index is something else."""
     if len(indices) != 1:
         return None
@@ -320,7 +320,7 @@ def _slot(analyzer: Any, indices: Any, names: dict[Any, Any], lane: Any, width: 
     return tirx.IntImm("int64", int(rest.value) // width)
 
 
-def _is_among(buffer: Any, buffers: list[Any]) -> bool:
+def _is_among(buffer: Expr, buffers: list[Expr]) -> bool:
     return any(buffer.same_as(each) for each in buffers)
 
 
@@ -328,5 +328,5 @@ def _is_zero(value: Expr) -> bool:
     return isinstance(value, tirx.IntImm) and int(value.value) == 0
 
 
-def _dtype(loop: Any) -> str:
+def _dtype(loop: Stmt) -> str:
     return str(loop.loop_var.ty.dtype)

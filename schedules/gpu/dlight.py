@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.config import Config
 from schedules.errors import NotScheduledError
@@ -13,6 +13,9 @@ from schedules.ir.stages import Kernel, dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import GpuPriority
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import IRModule, PrimFunc
 
 dlight = s_tir.dlight.gpu
 
@@ -31,7 +34,7 @@ class DlightRule(GpuRule):
         reduces = any(stage.reduction for stage in kernel.simple_stages)
         return super().match(kernel, machine) if reduces and kernel.is_plain else None
 
-    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         target = tvm.target.Target(self.options(machine))
         function = kernel.function.with_attr("global_symbol", "main")
@@ -52,7 +55,7 @@ class DlightRule(GpuRule):
         return result.with_attr("global_symbol", "main")
 
 
-def _can_join(mod: Any) -> bool:
+def _can_join(mod: IRModule) -> bool:
     """Whether TVM can lower a schedule's reductions across threads: it knows few combiners."""
     try:
         s_tir.transform.LowerCrossThreadReduction()(mod)
@@ -61,7 +64,7 @@ def _can_join(mod: Any) -> bool:
     return True
 
 
-def _shared_bytes(function: Any) -> int:
+def _shared_bytes(function: PrimFunc) -> int:
     """What the blocks of a function take of shared memory at most: buffers of known size, none in another's place."""
     buffers: list[Any] = []
     structural_walk(function.body, (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)))

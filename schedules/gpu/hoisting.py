@@ -9,7 +9,7 @@ from schedules.ir.tir import s_tir, structural_map, tirx
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _LOCAL_BYTES = 4 << 10
 
@@ -25,16 +25,16 @@ def without_parallel_loops(statement: Stmt) -> Stmt:
     return structural_map(statement, (tirx.For, replace))
 
 
-def take_allocations(statement: Stmt) -> tuple[Any, list[Any]]:
+def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
     """The statement without its allocations of buffers that are not private to a thread, and these buffers."""
     taken: list[Any] = []
 
-    def stays(buffer: Any) -> bool:
+    def stays(buffer: Expr) -> bool:
         size = product(shape_of(buffer))
         small = size is not None and size * dtype_bits(dtype_of(buffer)) <= 8 * _LOCAL_BYTES
         return str(buffer.ty.storage_scope) == "local" and small
 
-    def allocation(node: Any) -> Any:
+    def allocation(node: Stmt) -> Stmt:
         if stays(node.buffer):
             return node
         taken.append(node.buffer)

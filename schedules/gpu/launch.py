@@ -11,7 +11,7 @@ from schedules.ir.stages import Axis, product
 from schedules.ir.tir import tirx
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+    from schedules.ir.tvm_types import Expr, Index, Stmt
 
 THREADS = 256
 WARP = 32
@@ -29,7 +29,7 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
     if total == 0:
         nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
         return thread_loop("blockIdx.x", block, 1, thread_loop("threadIdx.x", thread, threads, nothing))
-    size: Any = tirx.IntImm(dtype, 1)
+    size: Expr = tirx.IntImm(dtype, 1)
     values: dict[Any, Any] = {}
     for position, axis in enumerate(reversed(axes)):
         extent = tirx.IntImm(dtype, axis.extent) if isinstance(axis.extent, int) else axis.extent
@@ -42,5 +42,5 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
     if total is None or total % threads:
         body = tirx.IfThenElse(point < size, body, None)
     # An empty launch is an error, so where the size is not known there is always a block.
-    blocks: Any = max(1, math.ceil(total / threads)) if total is not None else tirx.floordiv(size, count) + 1
+    blocks: Index = max(1, math.ceil(total / threads)) if total is not None else tirx.floordiv(size, count) + 1
     return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body))

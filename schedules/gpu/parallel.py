@@ -26,7 +26,7 @@ from schedules.machine import Machine
 from schedules.rule import GpuPriority
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 
 class BindAnything(GpuRule):
@@ -77,11 +77,11 @@ def _does_nothing(statement: Stmt) -> bool:
     return not stores
 
 
-def _is_used(buffer: Any, stages: list[Any]) -> bool:
+def _is_used(buffer: Expr, stages: list[Any]) -> bool:
     return any(not isinstance(stage, Stage) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
 
 
-def bound_stage(stage: Stage, machine: GpuMachine) -> Any:
+def bound_stage(stage: Stage, machine: GpuMachine) -> Stmt:
     """One launch for a stage: a thread for each point of its spatial axes, or a block for a long reduction."""
     together = block_reduction(stage, machine)
     if together is not None:
@@ -95,7 +95,7 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Any:
     return launched(points, body)
 
 
-def bound_statement(statement: Stmt) -> tuple[Any, list[Any]]:
+def bound_statement(statement: Stmt) -> tuple[Stmt, list[Expr]]:
     """Launches for a statement that is not a simple stage, and buffers that its function is to allocate."""
     statement, taken = take_allocations(without_pragmas(statement))
     is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
@@ -125,5 +125,5 @@ def _starts_at_zero(loop: Any) -> bool:
     return isinstance(loop.min, tirx.IntImm) and int(loop.min.value) == 0
 
 
-def _extent(extent: Any) -> Any:
+def _extent(extent: Expr) -> Any:
     return int(extent.value) if isinstance(extent, tirx.IntImm) else extent

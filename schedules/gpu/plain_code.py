@@ -7,7 +7,6 @@ side by side; a thread's rows are neighbours, read as vectors that all threads o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.product_form import ProductForm
@@ -82,7 +81,7 @@ class _PlainWriter(TileWriter):
         vector = min(rows, 128 // dtype_bits(self.dtype))
         a, b = self.factors
 
-        def step(at: Any) -> Stmt:
+        def step(at: Expr) -> Stmt:
             statements = []
             for first in range(0, rows, vector):
                 value = load(self.a.slabs, at, lanes_of(self.line * rows + first, vector))
@@ -101,7 +100,7 @@ class _PlainWriter(TileWriter):
     def finished(self) -> list[Stmt]:
         rows, columns = self.tile.own
 
-        def element(i: Any, j: Any) -> Stmt:
+        def element(i: Expr, j: Expr) -> Stmt:
             row = self.a.start + self.line * rows + i
             column = self.b.start + self.place + j * self.tile.lines[1]
             value = load(self.sums, i * columns + j)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.errors import NotScheduledError
 from schedules.ir.access import Access
@@ -18,6 +18,9 @@ from schedules.ir.stages import Axis, Kernel, Stage
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.matmul.form import Group
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt, Var
 
 ALONG_ROWS = "tensorwright.along_rows"
 """Annotation of a stage whose neighbours in memory are those of its rows, not of its depth."""
@@ -43,7 +46,7 @@ class Operand:
     def dtype(self) -> str:
         return str(self.value.ty)
 
-    def at(self, batch: Mapping[Any, Expr], row: Expr, depth: Mapping[Any, Expr]) -> Expr:
+    def at(self, batch: Mapping[Any, Expr], row: Expr, depth: Mapping[Var, Expr]) -> Expr:
         """The element of a row at a depth."""
         return substitute(self.value, {**batch, **self.rows.values(row), **depth})
 
@@ -59,7 +62,7 @@ class ProductForm:
     a: Operand
     b: Operand
 
-    def finish(self, value: Expr, batch: Mapping[Any, Expr], row: Expr, column: Expr) -> Any:
+    def finish(self, value: Expr, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> Stmt:
         """The statement that stores what becomes of a sum."""
         mapping = {**batch, **self.a.rows.values(row), **self.b.rows.values(column)}
         return self.fused.finish(value, [substitute(point, mapping) for point in self.reduction.store.indices])
@@ -142,7 +145,7 @@ def _operand(
     return Operand(value, Group(tuple(rows)), along_depth, run)
 
 
-def _reads(value: Expr, buffer: Any) -> bool:
+def _reads(value: Expr, buffer: Expr) -> bool:
     return any(load.source.same_as(buffer) for load in buffers_loaded(value))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -17,6 +17,9 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 UNKNOWN = 128  # the size assumed where it is not known
 
@@ -60,7 +63,7 @@ class ProductRule(GpuRule):
         samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
         return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         form = product_form(kernel)
         launch = self.launch(form, config)

@@ -14,7 +14,7 @@ from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc
 
 _WIDENED = frozenset({"erf", "tanh", "exp", "log", "sin", "cos", "tan", "pow", "sqrt", "rsqrt", "sigmoid", "nearbyint"})
 _NARROW = ("float16", "bfloat16")
@@ -37,7 +37,7 @@ class GpuRule(ScheduleRule):
         """Elementary functions written for a processor's vectors become TVM's own, and those of narrow floats
         go through float32: CUDA has few of them, and those are less exact."""
 
-        def replace(call: Any) -> Any:
+        def replace(call: Call) -> Expr:
             name, dtype = call_name(call), str(call.ty)
             if prefetch.is_prefetch(call):
                 return tirx.IntImm("int32", 0)
@@ -55,5 +55,5 @@ class GpuRule(ScheduleRule):
         return function.with_body(structural_map(function.body, (tvm.ir.Call, replace)))
 
 
-def _plain_call(name: str, dtype: str, arguments: Any) -> Any:
+def _plain_call(name: str, dtype: str, arguments: Any) -> Call:
     return tirx.call_intrin(dtype, tvm.ir.Op.get(f"tirx.{name}"), *arguments)

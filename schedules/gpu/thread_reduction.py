@@ -3,7 +3,7 @@ the result, so that what they read and write lies side by side; what follows the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import allocate, build_function, load, loops_over, sequence, store
 from schedules.config import Config
@@ -19,6 +19,9 @@ from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 SHORT = 32  # a warp
 _MODERATE = 1024
@@ -44,7 +47,7 @@ class GpuThreadReduction(GpuRule):
             return None
         return super().match(kernel, machine)
 
-    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         stage = next(each for each in kernel.simple_stages if each.reduction)
         fused = FusedKernel(kernel, [stage])
         if not fused.is_joined:
@@ -73,7 +76,7 @@ def _is_window(stage: Stage) -> bool:
     return len([axis for axis in stage.reduction if axis.extent != 1]) > 1
 
 
-def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Any) -> Any:
+def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Expr) -> Stmt:
     own, allocation = allocate("own", [1], reduction.dtype, "local")
     units = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in stage.axes if axis.extent == 1}
     loops = [axis for axis in stage.reduction if axis.extent != 1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
@@ -21,6 +21,9 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _WARP = 32
 _MOST_THREADS = 1024
@@ -65,7 +68,7 @@ class GpuVectorProducts(ProductRule):
         count = machine.multiprocessors
         return min(self.space(workload, machine), key=lambda each: _cost(each, workload, count))
 
-    def launch(self, form: ProductForm, config: Config) -> Any:
+    def launch(self, form: ProductForm, config: Config) -> Stmt:
         return _vector_product(form, config.integer("results"), config.integer("shares"))
 
 
@@ -86,14 +89,14 @@ def _cost(config: Config, workload: VectorWorkload, multiprocessors: int) -> tup
     return waves * (ceil_div(depth, shares) * parts + _JOIN_COST * math.log2(shares)), results * shares
 
 
-def _vector_product(form: ProductForm, results: int, shares: int) -> Any:
+def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
     """The launch of a block for each `results` elements."""
     matrix = _matrix(form)
     dtype = form.reduction.dtype
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
     statements: list[Any] = []
 
-    def bound(name: str, value: Any) -> Any:
+    def bound(name: str, value: Expr) -> Expr:
         var = tirx.Var(name, "int64")
         statements.append(tirx.Bind(var, value))
         return var
@@ -110,7 +113,7 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Any:
     own, own_allocation = allocate("own", [1], dtype, "local")
     sums, sums_allocation = allocate("sums", [results * shares], dtype, "shared")
 
-    def turn(step: Any) -> Any:
+    def turn(step: Expr) -> Stmt:
         depth = expression(step) * shares + share
         at = form.depth.values(depth)
         factors = (form.a.at(batch, rows[0], at), form.b.at(batch, rows[1], at))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,14 +57,14 @@ def narrowed(value: Expr) -> Expr:
     return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=tirx.IntImm("uint16", 0).ty)
 
 
-def bfloat16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
+def bfloat16_bits(values: np.ndarray) -> NDArray[np.uint16]:
     """float32 values rounded to nearest even bfloat16, as their bits."""
     import ml_dtypes
 
     return np.ascontiguousarray(values.astype(ml_dtypes.bfloat16)).view(np.uint16)
 
 
-def pack_pairs(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
+def pack_pairs(weight: np.ndarray, width: int) -> NDArray[np.int32]:
     """A float32 (depth, columns) weight as int32 pairs (panels, ceil(depth / 2), width); what is beyond is 0."""
     import ml_dtypes
 

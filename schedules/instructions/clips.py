@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.instructions import vector_math
 from schedules.ir.inline import call_name
 from schedules.ir.tir import Expr, structural_equal, structural_map, tirx
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
-def vector_limits(body: Any, used: set[str]) -> Any:
+
+def vector_limits(body: Stmt, used: set[str]) -> Stmt:
     """A statement with each `isnan(x) ? x : min(max(x, low), high)` of float32 as one function; `used` receives it."""
 
     def visit(choice: Expr) -> Expr:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.instructions import (
     bf16_dot,
@@ -66,7 +66,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     return function.with_body(body)
 
 
-def _holds_prefetch(root: Any) -> bool:
+def _holds_prefetch(root: Stmt) -> bool:
     found = False
 
     def visit(call: Call) -> None:
@@ -77,7 +77,7 @@ def _holds_prefetch(root: Any) -> bool:
     return found
 
 
-def _rounded_integers(root: Any) -> Any:
+def _rounded_integers(root: Stmt) -> Stmt:
     """A float32 rounded to an integer and made an int32 is one step: processors have an instruction for it."""
 
     def replace(cast: Expr) -> Expr:
@@ -89,14 +89,14 @@ def _rounded_integers(root: Any) -> Any:
     return structural_map(root, (tirx.Cast, replace))
 
 
-def _called(root: Any) -> set[str]:
+def _called(root: Stmt) -> set[str]:
     """The names of the operators that a body calls."""
     names: set[str] = set()
     structural_walk(root, (tvm.ir.Call, lambda call: names.add(call_name(call))))
     return names
 
 
-def _holds_tile(root: Any) -> bool:
+def _holds_tile(root: Stmt) -> bool:
     """Whether tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
     held = 0
 
@@ -110,7 +110,7 @@ def _holds_tile(root: Any) -> bool:
     return held >= _TILE_SIZE
 
 
-def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
+def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
     """Calls of TVM's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
     the variant for the kernel."""
 
@@ -132,7 +132,7 @@ def _vector_calls(root: Any, used: set[str], suffix: str) -> Any:
     return structural_map(root, (tvm.ir.Call, replace))
 
 
-def vector_lengths(root: Any) -> set[int]:
+def vector_lengths(root: Stmt) -> set[int]:
     """The numbers of lanes that vectorizing the loops of a body gives."""
     lengths = {1}
 
@@ -150,7 +150,7 @@ def vector_lengths(root: Any) -> set[int]:
     return lengths
 
 
-def with_import(body: Any, text: str) -> Any:
+def with_import(body: Stmt, text: str) -> Stmt:
     """The body with LLVM IR imported into its module."""
     if not isinstance(body, s_tir.SBlockRealize):
         return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.inline import call_name
 from schedules.ir.tir import structural_map, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Stmt
 
 # IEEE 754: the bits of infinity; of a NaN, without the sign, they are greater.
 _INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF << 52)}
 
 
-def vector_nan_tests(body: Any) -> Any:
+def vector_nan_tests(body: Stmt) -> Stmt:
     """A statement with each `isnan` as a comparison, of numbers where it chooses and else of their bits."""
     return structural_map(structural_map(body, (tirx.Select, _choice)), (tvm.ir.Call, _test))
 

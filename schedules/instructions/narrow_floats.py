@@ -30,7 +30,7 @@ def inline_narrow_lets(root: Any) -> Any:
     return structural_map(root, (tirx.Let, replace))
 
 
-def serialize_narrow_repeats(root: Any) -> Any:
+def serialize_narrow_repeats(root: Stmt) -> Stmt:
     """Vectorized loops that store one narrow float to all lanes become serial."""
 
     def serialize(loop: Stmt) -> Stmt:

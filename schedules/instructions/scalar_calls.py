@@ -6,7 +6,7 @@ those of `_WIDE` in float16.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.inline import call_name
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
@@ -25,7 +25,7 @@ _WIDE = _SCALAR | {
 _NARROW = ("float16", "bfloat16")
 
 
-def widen_narrow_calls(root: Any) -> Any:
+def widen_narrow_calls(root: Stmt) -> Stmt:
     """Functions of narrow floats computed in float32 and rounded."""
 
     def widen(call: Call) -> Expr:
@@ -39,7 +39,7 @@ def widen_narrow_calls(root: Any) -> Any:
     return structural_map(root, (tvm.ir.Call, widen))
 
 
-def serialize_scalar_loops(root: Any) -> Any:
+def serialize_scalar_loops(root: Stmt) -> Stmt:
     """Vectorized loops around a function without a vector form become serial."""
 
     def serialize(loop: Stmt) -> Stmt:

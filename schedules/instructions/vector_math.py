@@ -34,7 +34,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.instructions.llvm_functions import PREFIX, register_operator
 from schedules.ir.tir import tvm
@@ -368,7 +368,7 @@ def definitions(names: Iterable[str], lanes: Iterable[int]) -> str:
     return "\n".join([*table, *declared, *(text for text, _ in texts), ""])
 
 
-def call(name: str, x: Expr, *others: Any) -> Expr:
+def call(name: str, x: Expr, *others: Expr) -> Expr:
     """The TensorIR expression of a function of float32 expressions."""
     return tvm.ir.Call(tvm.ir.Op.get(PREFIX + name), [x, *others], ret_ty=x.ty)
 

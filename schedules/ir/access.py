@@ -12,7 +12,7 @@ from schedules.ir.stages import is_compact, shape_of
 from schedules.ir.tir import Expr, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Stmt, Var
+    from schedules.ir.tvm_types import Buffer, Index, Stmt, Var
 
 Stride = Any  # an int, a symbolic expression, or None when the step is irregular
 
@@ -21,7 +21,7 @@ Stride = Any  # an int, a symbolic expression, or None when the step is irregula
 class Access:
     """One load or store: the buffer and its indices."""
 
-    buffer: Any
+    buffer: Expr
     indices: tuple[Expr, ...]
     is_store: bool
 
@@ -29,7 +29,7 @@ class Access:
         """Elements moved when `var` grows by one; None when that is not constant."""
         if not is_compact(self.buffer):
             return None if any(uses(each, var) for each in self.indices) else 0
-        total: Any = 0
+        total: Index = 0
         for size, point in _with_sizes(self.buffer, self.indices):
             coefficient = coefficient_of(point, var)
             if coefficient is None:
@@ -38,7 +38,7 @@ class Access:
         return simplified(total)
 
 
-def _with_sizes(buffer: Buffer, indices: Sequence[Expr]) -> list[tuple[Any, Expr]]:
+def _with_sizes(buffer: Buffer, indices: Sequence[Expr]) -> list[tuple[Index, Expr]]:
     """Each index with the number of elements that one step of it skips."""
     shape = shape_of(buffer)
     return [(reduce(lambda a, b: a * b, shape[i + 1 :], 1), point) for i, point in enumerate(indices)]
@@ -85,7 +85,7 @@ def _loads_inside(expr: Expr) -> bool:
     return found
 
 
-def simplified(value: Any) -> Stride:
+def simplified(value: Index) -> Stride:
     return value if isinstance(value, int) else constant_int(tvm.sym.Analyzer().simplify(value))
 
 

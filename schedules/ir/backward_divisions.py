@@ -8,15 +8,18 @@ Such a numerator is hidden from it behind `| 0`, which costs no instruction.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.tir import Expr, StructuralKey, structural_map, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 _DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread
 
 
-def hide_backward_divisions(root: Any) -> Any:
+def hide_backward_divisions(root: Stmt) -> Stmt:
     """The statement with every numerator that runs backwards hidden."""
 
     known: dict[StructuralKey, bool] = {}  # a kernel repeats few numerators very often

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt, Var
+    from schedules.ir.tvm_types import Index, Stmt, Var
 
 
-def constant_int(value: Expr) -> Any:
+def constant_int(value: Expr) -> Index:
     """A Python int when the expression is a constant integer or bool, else the expression itself."""
     if isinstance(value, tirx.IntImm):
         return int(value.value)
     return value
 
 
-def substitute(root: Any, mapping: Mapping[Any, Expr | int]) -> Any:
+def substitute(root: Any, mapping: Mapping[Var, Expr | int]) -> Any:
     """Replace variables in an expression or statement."""
     exprs = {var: index(value, str(var.ty)) if isinstance(value, int) else value for var, value in mapping.items()}
     pairs = [(var, value) for var, value in exprs.items() if not var.same_as(value)]

@@ -11,7 +11,7 @@ from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+    from schedules.ir.tvm_types import Analyzer, Stmt
 
 
 def with_plain_indices(stage: Stage) -> Stage:
@@ -26,11 +26,11 @@ def with_plain_indices(stage: Stage) -> Stage:
             return None
         return [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
 
-    def load(node: Expr) -> Any:
+    def load(node: Expr) -> Expr | None:
         indices = plain(node.indices)
         return None if indices is None else tirx.BufferLoad(node.source, indices)
 
-    def store(node: Stmt) -> Any:
+    def store(node: Stmt) -> Stmt | None:
         indices = plain(node.indices)
         return None if indices is None else tirx.BufferStore(node.buffer, node.value, indices)
 
@@ -38,7 +38,7 @@ def with_plain_indices(stage: Stage) -> Stage:
     return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
 
 
-def _plain(point: Expr, analyzer: Any) -> Expr:
+def _plain(point: Expr, analyzer: Analyzer) -> Expr:
     """TVM's simplifier keeps quotients of negative numbers that its own bounds decide."""
     point = analyzer.simplify(point)
     if not _is_taken_apart(point):
@@ -52,7 +52,7 @@ def _plain(point: Expr, analyzer: Any) -> Expr:
     return analyzer.simplify(structural_map(point, (tirx.FloorDiv, decided)))
 
 
-def bound_analyzer(axes: Iterable[Axis]) -> Any:
+def bound_analyzer(axes: Iterable[Axis]) -> Analyzer:
     """An analyzer that knows the ranges of these axes."""
     analyzer = tvm.sym.Analyzer()
     for axis in axes:

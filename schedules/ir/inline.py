@@ -185,7 +185,7 @@ def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
     return repeats <= (_MAX_CHEAP_REPEATS if cheap <= _MAX_CHEAP_OPERATIONS else 2.0)
 
 
-def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Any]]:
+def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:
     """The loads of a buffer, grouped by equal indices."""
     groups: list[list[Any]] = []
     for load in buffers_loaded(value):

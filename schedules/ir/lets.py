@@ -8,7 +8,7 @@ and stops where the two differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import substitute, uses
 from schedules.ir.tir import Expr, structural_equal, structural_map, structural_walk, tirx, tvm
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FLOATS = ("float16", "float32", "float64")
 
 
-def fresh_lets(root: Any) -> Any:
+def fresh_lets(root: Stmt) -> Stmt:
     """Every Let binds a variable of its own, also where one expression occurs several times."""
 
     def renew(let: Expr) -> Expr:
@@ -29,7 +29,7 @@ def fresh_lets(root: Any) -> Any:
     return structural_map(root, (tirx.Let, renew))
 
 
-def own_differences(root: Any) -> Any:
+def own_differences(root: Stmt) -> Stmt:
     """x - x and x * 0 of a bound x, which TVM takes for 0: what is NaN or infinite stays NaN.
 
     Its pass VectorizeLoop visits factors that became numbers twice, and refuses the Let that it has seen.
@@ -53,7 +53,7 @@ def own_differences(root: Any) -> Any:
     return structural_map(replaced, (tirx.Let, used))
 
 
-def kept_differences(root: Any) -> Any:
+def kept_differences(root: Stmt) -> Stmt:
     """Differences of floats that TVM's simplifier would cancel as if they were exact: x - x, (x + y) - x and the like.
 
     It would take what is NaN, infinite or rounded for what it is of real numbers. LLVM makes subtractions again.
@@ -134,7 +134,7 @@ def _loads(value: Expr) -> bool:
     return found
 
 
-def chosen_conditions(root: Any) -> Any:
+def chosen_conditions(root: Stmt) -> Stmt:
     """No Let binds a comparison, or one as a number: where one was, 1 or 0 is selected by it.
 
     What is computed of integers that are loaded is bound without bounds.

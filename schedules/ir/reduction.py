@@ -39,7 +39,7 @@ class Reduction:
     combiner: Combiner
     value: Expr
     start: Expr
-    store: Any
+    store: Stmt
 
     @property
     def dtype(self) -> str:

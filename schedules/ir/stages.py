@@ -11,7 +11,7 @@ from schedules.ir.expression import buffers_loaded, constant_int, substitute
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, GlobalVar, PrimFunc, Stmt, Var
 
 Extent = int | Any
 
@@ -20,7 +20,7 @@ Extent = int | Any
 class Axis:
     """One loop of a stage: its variable, its extent (an int when static), and whether it is summed over."""
 
-    var: Any
+    var: Var
     extent: Extent
     reduce: bool = False
 
@@ -39,8 +39,8 @@ class Stage:
 
     name: str
     axes: tuple[Axis, ...]
-    body: Any
-    init: Any | None = None
+    body: Stmt
+    init: Stmt | None = None
     annotations: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,7 +88,7 @@ class Stage:
 class Opaque:
     """A statement that is not a simple stage; it is kept as it is."""
 
-    statement: Any
+    statement: Stmt
 
 
 def walk(root: Stmt, node_type: Any, visit: Any) -> None:
@@ -120,11 +120,11 @@ class Kernel:
     their stages.
     """
 
-    function: Any
+    function: PrimFunc
     stages: tuple[Stage | Opaque, ...]
-    intermediates: tuple[Any, ...] = ()
-    outputs: tuple[Any, ...] = field(init=False)
-    inputs: tuple[Any, ...] = field(init=False)
+    intermediates: tuple[Expr, ...] = ()
+    outputs: tuple[Expr, ...] = field(init=False)
+    inputs: tuple[Expr, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         written = [buffer for stage in self.simple_stages for buffer in stage.writes]
@@ -178,14 +178,14 @@ def is_compact(buffer: Buffer) -> bool:
     return len(buffer.ty.strides) == 0 and offset == 0 and buffer.ty.layout is None
 
 
-def _loops(statement: Any) -> Iterator[Any]:
+def _loops(statement: Stmt) -> Iterator[Stmt]:
     while isinstance(statement, tirx.For):
         yield statement
         statement = statement.body
     yield statement
 
 
-def _stage_or_opaque(statement: Any) -> Stage | Opaque:
+def _stage_or_opaque(statement: Stmt) -> Stage | Opaque:
     *loops, realize = _loops(statement)
     if not isinstance(realize, s_tir.SBlockRealize) or not _plain_loops(loops):
         return Opaque(statement)
@@ -212,7 +212,7 @@ def _plain_loops(loops: Sequence[Stmt]) -> bool:
     )
 
 
-def _axes(loops: Sequence[Stmt], realize: Any) -> tuple[Axis, ...] | None:
+def _axes(loops: Sequence[Stmt], realize: Stmt) -> tuple[Axis, ...] | None:
     """The loops as axes; None unless each loop is bound to exactly one iter var, as is, spatial or
     reduction."""
     kinds: dict[int, bool] = {}
@@ -238,7 +238,7 @@ def _holds_blocks(body: Stmt) -> bool:
     return bool(found)
 
 
-def kernels_of(mod: tvm.IRModule) -> Iterator[tuple[Any, Any]]:
+def kernels_of(mod: tvm.IRModule) -> Iterator[tuple[GlobalVar, PrimFunc]]:
     """The (global variable, PrimFunc) pairs of a module."""
     for global_var, function in mod.functions_items():
         if isinstance(function, tirx.PrimFunc):

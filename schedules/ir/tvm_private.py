@@ -13,7 +13,7 @@ from tvm.relax import vm_build
 from tvm.relax.transform.legalize_ops import binary, nn, qdq
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import IRModule
+    from schedules.ir.tvm_types import IRModule, Type
 
 Legalization = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -29,7 +29,7 @@ def legalize_binary(function: Callable[..., Any]) -> Legalization:
     return lowering
 
 
-def set_type(expression: relax.Expr, of: Any) -> None:
+def set_type(expression: relax.Expr, of: Type) -> None:
     """Give an expression its type: TVM has no public way to type a new GlobalVar."""
     relax.expr._update_type(expression, of)
 

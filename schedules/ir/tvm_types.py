@@ -5,23 +5,42 @@ TVM ships no type information, so that type checkers take each of them for Any; 
 
 from __future__ import annotations
 
-from tvm.ir import Call, Expr, GlobalVar, IRModule, Var
-from tvm.relax import Binding, BindingBlock, Function, SeqExpr
+from typing import TypeAlias
+
+from tvm.ir import Call, Expr, GlobalVar, IRModule, Range, Type, Var
+from tvm.relax import Binding, BindingBlock, BlockBuilder, Function, SeqExpr
+from tvm.runtime import Module as RuntimeModule
+from tvm.runtime import Tensor as RuntimeTensor
+from tvm.sym import Analyzer
 from tvm.te import Tensor
-from tvm.tirx import Buffer, PrimFunc, Stmt
+from tvm.tirx import Buffer, BufferRegion, IterVar, PrimFunc, Stmt
+from tvm_ffi import Function as PackedFunc
+
+Index: TypeAlias = Expr | int
+"""An index or a size: an int as long as it is known, else an expression."""
 
 __all__ = [
+    "Analyzer",
     "Binding",
     "BindingBlock",
+    "BlockBuilder",
     "Buffer",
+    "BufferRegion",
     "Call",
     "Expr",
     "Function",
     "GlobalVar",
     "IRModule",
+    "Index",
+    "IterVar",
+    "PackedFunc",
     "PrimFunc",
+    "Range",
+    "RuntimeModule",
+    "RuntimeTensor",
     "SeqExpr",
     "Stmt",
     "Tensor",
+    "Type",
     "Var",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from schedules.ir.tir import Expr, tirx
 
 
@@ -20,7 +18,7 @@ def number(stored: Expr, dtype: str) -> Expr:
 def widened(bits: Expr) -> Expr:
     """The float32 of a bfloat16 held in a uint16; exact."""
     lanes = str(bits.ty).partition("x")[2]
-    shift: Any = tirx.IntImm("int32", 16)
+    shift: Expr = tirx.IntImm("int32", 16)
     if lanes:
         shift = tirx.Broadcast(shift, int(lanes))
     return tirx.reinterpret(_vector("float32", lanes), tirx.Cast(_vector("int32", lanes), bits) << shift)

@@ -40,7 +40,7 @@ def matmul_bf16(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     depth = data.shape[-1]
     attrs = {KIND: MATMUL_BF16}
 
-    def pair(*at: Any) -> Expr:
+    def pair(*at: Expr) -> Expr:
         zero = tirx.FloatImm("float32", 0.0)
         high = 2 * at[-1] + 1
         second = data[(*at[:-1], high)]
@@ -51,11 +51,11 @@ def matmul_bf16(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     pairs = te.compute([*data.shape[:-1], steps], pair, name="pairs", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), steps), name="k")
 
-    def halves(value: Any) -> tuple[Any, Any]:
+    def halves(value: Any) -> tuple[Expr, Expr]:
         low = tirx.reinterpret("float32", value << tirx.IntImm("int32", 16))
         return low, tirx.reinterpret("float32", value & tirx.IntImm("int32", -65536))
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         a = halves(pairs[(*at[:-1], k)])
         b = halves(packed[tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width)])
         return te.sum(a[0] * b[0] + a[1] * b[1], axis=k)

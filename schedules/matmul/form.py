@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.access import Access, Stride, simplified
 from schedules.ir.expression import buffers_loaded, constant_int, substitute
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
 from schedules.ir.tir import Expr, structural_equal, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index, Var
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +28,12 @@ class Group:
 
     @property
     def extent(self) -> Expr:
-        total: Any = 1
+        total: Index = 1
         for axis in self.axes:
             total = total * axis.extent
         return total if isinstance(total, int) else simplified(total)
 
-    def values(self, at: Expr) -> dict[Any, Expr]:
+    def values(self, at: Expr) -> dict[Var, Expr]:
         """The loop variables at a position of the group."""
         found: dict[Any, Expr] = {}
         rest = at
@@ -52,8 +55,8 @@ class MatmulForm:
     rows: Group
     column: Axis | None
     depth: Axis
-    a: Any
-    b: Any
+    a: Expr
+    b: Expr
     a_value: Expr
     b_value: Expr
     width: int
@@ -63,7 +66,7 @@ class MatmulForm:
     b_column_stride: Stride
 
     @property
-    def columns(self) -> Any:
+    def columns(self) -> Index:
         return self.column.extent if self.column is not None else 1
 
     @property
@@ -74,25 +77,25 @@ class MatmulForm:
         )
         return rows, columns, depth
 
-    def a_at(self, batch: Mapping[Any, Expr], row: Expr, depth: Expr) -> Expr:
+    def a_at(self, batch: Mapping[Var, Expr], row: Expr, depth: Expr) -> Expr:
         """The element of A as the product uses it (converted to the type of the sum)."""
         return substitute(self.a_value, {**batch, **self.rows.values(row), self.depth.var: depth})
 
-    def b_at(self, batch: Mapping[Any, Expr], depth: Expr, column: Expr) -> Expr:
+    def b_at(self, batch: Mapping[Var, Expr], depth: Expr, column: Expr) -> Expr:
         """The element of B as the product uses it."""
         mapping = {**batch, self.depth.var: depth}
         if self.column is not None:
             mapping[self.column.var] = column
         return substitute(self.b_value, mapping)
 
-    def c_indices(self, batch: Mapping[Any, Expr], row: Expr, column: Expr) -> list[Expr]:
+    def c_indices(self, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> list[Expr]:
         """Where the result goes."""
         mapping = {**batch, **self.rows.values(row)}
         if self.column is not None:
             mapping[self.column.var] = column
         return [substitute(point, mapping) for point in self.reduction.store.indices]
 
-    def start_at(self, batch: Mapping[Any, Expr], row: Expr, column: Expr) -> Expr:
+    def start_at(self, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> Expr:
         """What the sum starts from."""
         mapping = {**batch, **self.rows.values(row)}
         if self.column is not None:
@@ -100,7 +103,7 @@ class MatmulForm:
         return substitute(self.reduction.start, mapping)
 
 
-def _expr(value: Any) -> Expr:
+def _expr(value: Index) -> Expr:
     return tirx.IntImm("int64", value) if isinstance(value, int) else value
 
 

@@ -52,7 +52,7 @@ def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Any, co
     words = str(packed.dtype) == "int32"
     k = te.reduce_axis((tirx.IntImm("int64", 0), tirx.IntImm("int64", depth)), name="k")
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         source = data(*at[:-1], k)
         value = packed(panel, tirx.floordiv(k, PER_WORD), lane) if words else packed(panel, k, lane)
@@ -76,8 +76,8 @@ class Parts:
     """The stage of the product and its operands; `zeros` is None where all are 0."""
 
     form: MatmulForm
-    packed: Any
-    scales: Any
+    packed: Expr
+    scales: Expr
     zeros: Any | None
     group: int
 

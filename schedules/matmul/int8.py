@@ -5,7 +5,7 @@ The data is copied into words of four bytes once, which costs one pass over it; 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ _GROUP = 4
 _BYTE = 0xFF
 
 
-def pack_quads(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
+def pack_quads(weight: np.ndarray, width: int) -> NDArray[np.int32]:
     """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 4), width), four of its rows per word."""
     depth, columns = weight.shape
     panels, steps = -(-columns // width), -(-depth // _GROUP)
@@ -56,7 +56,7 @@ def matmul_int8(data: Tensor, packed: Tensor, columns: int, *, signed: bool = Fa
     zero = tirx.const(0, "int32")
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) % _GROUP == 0
 
-    def word(*at: Any) -> Expr:
+    def word(*at: Expr) -> Expr:
         total = zero
         for byte in range(_GROUP):
             place = at[-1] * _GROUP + byte
@@ -68,7 +68,7 @@ def matmul_int8(data: Tensor, packed: Tensor, columns: int, *, signed: bool = Fa
     words = te.compute([*data.shape[:-1], steps], word, name="words", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), steps), name="k")
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         a, b = words(*at[:-1], k), packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
         products = [
             ((a << (24 - 8 * byte)) >> 24 if signed else (a >> 8 * byte) & _BYTE) * ((b << (24 - 8 * byte)) >> 24)

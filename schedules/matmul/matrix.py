@@ -46,14 +46,14 @@ from schedules.stages.fused_kernel import FusedKernel
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Tensor
+    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 MATMUL_MATRIX = "matmul-matrix"
 _WORD, _LANES = 4, 4  # bytes of a word, words of a register
 _REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight columns
 
 
-def pack_octets(weight: NDArray[Any], width: int) -> NDArray[np.int32]:
+def pack_octets(weight: np.ndarray, width: int) -> NDArray[np.int32]:
     """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 8), 2 * width), eight of its rows two words."""
     depth, columns = weight.shape
     panels, steps = -(-columns // width), -(-depth // DEPTH)
@@ -83,8 +83,8 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     words = te.compute([(rows + 1) // 2, steps, _LANES], word, name="words", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), 2 * steps), name="k")
 
-    def point(*at: Any) -> Expr:
-        row: Any = tirx.IntImm("int64", 0)
+    def point(*at: Expr) -> Expr:
+        row: Expr = tirx.IntImm("int64", 0)
         for place, size in zip(at[:-1], lead, strict=True):
             row = row * size + place
         a = words(row // 2, k // 2, row % 2 * 2 + k % 2)
@@ -99,7 +99,7 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
 
 
 def _product(sizes: list[Expr]) -> Expr:
-    total: Any = tirx.IntImm("int64", 1)
+    total: Expr = tirx.IntImm("int64", 1)
     for size in sizes:
         total = total * size
     return total
@@ -211,7 +211,7 @@ class _Writer(MatmulWriter):
         return sequence([*room, *clear, repeat("k", depth, step), *tile.allocations, *split, *end])
 
 
-def _copy(parts: Parts, rows: Any, machine: Machine) -> Stmt:
+def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
     """Eight bytes of two rows next to each other, sixteen at a time where rows are multiples of that."""
     stage = parts.pairs
     assert stage.store is not None
@@ -239,5 +239,5 @@ def _copy(parts: Parts, rows: Any, machine: Machine) -> Stmt:
     return parallel_grid([Extent("pair", pairs)], pair_of_rows, machine, parallel=pays_off(rows * depth, machine))
 
 
-def _expression(value: Any) -> Expr:
+def _expression(value: Index) -> Expr:
     return index(value) if isinstance(value, int) else value

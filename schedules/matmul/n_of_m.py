@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence
@@ -32,7 +32,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Tensor
+    from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_N_OF_M = "matmul-n-of-m"
 _VALUES_AHEAD = 32  # rows of values that are asked for ahead
@@ -45,7 +45,7 @@ def matmul_n_of_m(data: Tensor, values: Tensor, words: Tensor, *, columns: int, 
     width = int(values.shape[2])
     slot = te.reduce_axis((constant(0), constant(int(values.shape[1]))), name="slot")
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         group, choice = tirx.floordiv(slot, groups.keep), tirx.floormod(slot, groups.keep)
         place = tirx.floormod(group, groups.per_word) * groups.keep + choice
@@ -63,8 +63,8 @@ class Parts:
     """The stage of the product and its operands."""
 
     form: MatmulForm
-    values: Any
-    words: Any
+    values: Expr
+    words: Expr
     groups: Groups
 
 
@@ -124,7 +124,7 @@ def parts_of(kernel: Kernel) -> Parts | None:
 class NOfMWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
-    def _multiplications(self) -> Any:
+    def _multiplications(self) -> Index:
         slots = int(shape_of(self.parts.values)[1])
         return self.form.rows.extent * self.form.columns * slots
 

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schedules.ir.tir import tirx
 from schedules.ir.widening import number
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
 
 
-def pack_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
+def pack_panels(weight: np.ndarray, width: int) -> np.ndarray:
     """A (depth, columns) weight as (panels, depth, width)."""
     depth, columns = weight.shape
     panels = -(-columns // width)
@@ -38,7 +37,7 @@ def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     depth, width = packed.shape[1], int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), depth), name="k")
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         weight = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
         return te.sum(data(*at[:-1], k) * number(weight, str(data.dtype)), axis=k)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
@@ -18,7 +18,7 @@ from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Index, PrimFunc
 
 _DTYPES = ("float32", "float64", "int32")
 # Packing a panel costs about as much as this many rows of the product.
@@ -34,7 +34,7 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
     after = list(kernel.simple_stages)
     after = after[next(i for i, stage in enumerate(after) if stage is form.stage) + 1 :]
 
-    def static(extent: Any) -> int:
+    def static(extent: Index) -> int:
         return extent if isinstance(extent, int) else 0
 
     return MatmulWorkload(

@@ -9,7 +9,7 @@ looked up; with few rows, blocks are summed in turns so that an addition need no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import ROWS_AHEAD, prefetch, repeat, sequence
@@ -29,7 +29,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Tensor
+    from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_SPARSE = "matmul-sparse"
 
@@ -41,7 +41,7 @@ def matmul_sparse(data: Tensor, values: Tensor, index: Tensor, *, columns: int, 
     block = te.reduce_axis((constant(0), constant(longest)), name="block")
     zero = tirx.const(0.0, "float32")
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         first = entry(index, panel)
         row = entry(index, panels + 1 + first + block)
@@ -57,8 +57,8 @@ class Parts:
     """The stage of the product and its operands."""
 
     form: MatmulForm
-    values: Any
-    index: Any
+    values: Expr
+    index: Expr
     panels: int
 
     @property
@@ -108,7 +108,7 @@ def parts_of(kernel: Kernel) -> Parts | None:
 class SparseWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
-    def _multiplications(self) -> Any:
+    def _multiplications(self) -> Index:
         return self.form.rows.extent * (self.parts.blocks * self.form.width)
 
     def _tile(
@@ -166,6 +166,6 @@ class SparseWriter(WriterOfParts[Parts]):
         return tirx.Cast("int64", tirx.BufferLoad(self.parts.index, [at]))
 
 
-def _bound(name: str, value: Expr) -> tuple[Any, Stmt]:
+def _bound(name: str, value: Expr) -> tuple[Expr, Stmt]:
     variable = tirx.Var(name, "int64")
     return variable, tirx.Bind(variable, value)

@@ -7,10 +7,8 @@ number costs more in a sparse kernel. `python -m benchmarks.sparsity` measures b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schedules.instructions.select_lanes import choices_of
 from schedules.machine import Machine
@@ -36,7 +34,7 @@ class SparseForm:
     groups: Groups | None = None
 
 
-def sparse_form(weight: NDArray[Any], rows: int, machine: Machine) -> SparseForm | None:
+def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm | None:
     """The form with which the product of `rows` rows (0: any number) and a (depth, columns) weight is fastest; None
     where that is the dense one."""
     columns = weight.shape[1]

@@ -10,7 +10,6 @@ is stored as N rows of values and, for each of these and each column, which of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +39,14 @@ class Groups:
         return (group * self.keep + choice) * self.bits
 
 
-def most_kept(weight: NDArray[Any], of: int) -> int:
+def most_kept(weight: np.ndarray, of: int) -> int:
     """The most numbers that are not zero among `of` neighbours along the depth of (depth, columns)."""
     depth, columns = weight.shape
     counts = np.count_nonzero(weight.reshape(depth // of, of, columns), axis=1)
     return int(counts.max(initial=0))
 
 
-def pack_groups_of(panels: NDArray[Any], groups: Groups) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def pack_groups_of(panels: np.ndarray, groups: Groups) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """(values, words) of a weight given as (panels, depth, width)."""
     count, depth, width = panels.shape
     total = depth // groups.of

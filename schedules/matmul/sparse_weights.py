@@ -11,7 +11,7 @@ panel, the blocks that are not zero lie behind each other:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class SparseWeight:
     longest: int
 
 
-def in_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
+def in_panels(weight: np.ndarray, width: int) -> np.ndarray:
     """A (depth, columns) weight as (panels, depth, width), zeros behind the last column."""
     depth, columns = weight.shape
     panels = -(-columns // width)
@@ -40,12 +40,12 @@ def in_panels(weight: NDArray[Any], width: int) -> NDArray[Any]:
     return padded.reshape(depth, panels, width).transpose(1, 0, 2)
 
 
-def share_kept(panels: NDArray[Any]) -> float:
+def share_kept(panels: np.ndarray) -> float:
     """Which share of the blocks of (panels, depth, width) is not zero."""
     return float(np.any(panels, axis=-1).mean())
 
 
-def pack_blocks(panels: NDArray[Any], rows: NDArray[np.int32] | None = None) -> SparseWeight:
+def pack_blocks(panels: np.ndarray, rows: NDArray[np.int32] | None = None) -> SparseWeight:
     """Pack a weight given as (panels, depth, width).
 
     Args:

@@ -33,7 +33,7 @@ from schedules.matmul.form import MatmulForm
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Index, PrimFunc
 
 Batch = Mapping[Any, Expr]
 # B at (depth, column counted from the start of the panel).
@@ -50,7 +50,7 @@ class Block:
 
     start: Expr
     depth: int
-    waiting: Any
+    waiting: Expr
     row: Expr
     last: bool
 
@@ -140,7 +140,7 @@ class MatmulWriter:
             done = done + count * width
         return sequence(parts)
 
-    def _parallel(self, panels: Any, body: Callable[[Batch, Expr, Callable[..., Stmt]], Stmt]) -> Stmt:
+    def _parallel(self, panels: Index, body: Callable[[Batch, Expr, Callable[..., Stmt]], Stmt]) -> Stmt:
         """Loops over batch, panels and chunks of rows; `body` writes a task with the function it is given."""
         batch_axes = self.form.batch
         tiles, rest = self._row_tiles()
@@ -167,13 +167,13 @@ class MatmulWriter:
         return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
 
     def _multiplications(self) -> Expr:
-        amount: Any = 1
+        amount: Index = 1
         extents = [*(axis.extent for axis in self.form.batch), self._rows_count, self.form.columns]
         for extent in (*extents, self.form.depth.extent):
             amount = amount * extent
         return amount
 
-    def _row_tiles(self) -> tuple[Any, Any]:
+    def _row_tiles(self) -> tuple[Index, Index]:
         """(whole row tiles, rows left over)."""
         rows = self._rows_count
         if isinstance(rows, int):
@@ -181,7 +181,7 @@ class MatmulWriter:
         tiles = self._named("row_tiles", tirx.FloorDiv(rows, index(self.tile_rows)))
         return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
-    def _row_chunks(self, tiles: Expr, panels: Any) -> tuple[Any, int]:
+    def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, int]:
         """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
         if not isinstance(tiles, int):
             ceil = tirx.FloorDiv(tiles + (_CHUNK_TILES - 1), index(_CHUNK_TILES))
@@ -199,7 +199,7 @@ class MatmulWriter:
 
     # One task: a panel of B and a chunk of rows.
 
-    def _rows(self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Any, Any, Any, int]) -> Stmt:
+    def _rows(self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Index, Index, Index, int]) -> Stmt:
         tiles, rest, chunks, per_chunk = plan
         packed = self._packed_panel(batch, column, width) if self.pack else ([], None)
         statements, scratch = packed
@@ -285,7 +285,7 @@ class MatmulWriter:
 
         return packed
 
-    def _packed_panel(self, batch: Batch, column: Expr, width: int) -> tuple[list[Stmt], Any]:
+    def _packed_panel(self, batch: Batch, column: Expr, width: int) -> tuple[list[Stmt], Expr]:
         """Statements that copy a panel of B, and the copy (depth, width), converted to the sum's type."""
         form = self.form
         depth = form.depth.extent
@@ -350,7 +350,7 @@ class MatmulWriter:
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. An expensive one runs as loops over a copy, so that the sums stay in registers."""
 
-        def result(value: Expr, i: Any, lane: Expr) -> Stmt:
+        def result(value: Expr, i: Index, lane: Expr) -> Stmt:
             return self.fused.finish(value, self.form.c_indices(batch, row + i, column + lane))
 
         probe = result(tile.sum(0, index(0)), index(0), index(0))

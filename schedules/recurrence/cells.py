@@ -61,7 +61,7 @@ def rnn_cell() -> Cell:
     """h = f(x W + h R + b)."""
 
     def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def update(sums: list[Expr], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def update(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
             return {"next_h": functions[0](clipped(sums[0], clip))}
 
         return [Stage((0,), "h", (update,))]
@@ -72,22 +72,22 @@ def rnn_cell() -> Cell:
 def gru_cell(*, linear_before_reset: bool) -> Cell:
     """z, r = f(...); n = g(x W + r (h R)) or g(x W + (r h) R); h = (1 - z) n + z h. Gates in the order z, r, n."""
 
-    def blend(update: Any, new: Any, old: Any) -> Any:
+    def blend(update: Expr, new: Expr, old: Expr) -> Expr:
         return (tirx.const(1, str(new.ty.dtype)) - update) * new + update * old
 
     def together(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def update(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def update(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
             z, r = (functions[0](clipped(value, clip)) for value in sums[:2])
             return {"next_h": blend(z, functions[1](clipped(sums[2] + r * sums[3], clip)), state["h"])}
 
         return [Stage((0, 1, 2), "h", (update,), separate=(2,))]
 
     def apart(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def first(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def first(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
             z, r = (functions[0](clipped(value, clip)) for value in sums)
             return {"z": z, "reset_h": r * state["h"]}
 
-        def second(sums: list[Any], state: dict[str, Any], peepholes: list[Any]) -> dict[str, Any]:
+        def second(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
             return {"next_h": blend(state["z"], functions[1](clipped(sums[0], clip)), state["h"])}
 
         return [Stage((0, 1), "h", (first,)), Stage((2,), "reset_h", (second,))]
@@ -101,7 +101,7 @@ def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
     """c = f c + i g(...); h = o h(c). Gates in the order i, o, f, c; peephole weights in the order i, o, f."""
 
     def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def new_cell(sums: list[Expr], state: dict[str, Any], peepholes: list[Expr]) -> dict[str, Any]:
+        def new_cell(sums: list[Expr], state: dict[str, Expr], peepholes: list[Expr]) -> dict[str, Expr]:
             cell = state["c"]
             i, _, f, g = sums
             if has_peepholes:
@@ -110,7 +110,7 @@ def lstm_cell(*, input_forget: bool, has_peepholes: bool) -> Cell:
             forget = tirx.const(1, str(i.ty.dtype)) - i if input_forget else functions[0](clipped(f, clip))
             return {"c": forget * cell + i * functions[1](clipped(g, clip))}
 
-        def output(sums: list[Expr], state: dict[str, Any], peepholes: list[Expr]) -> dict[str, Any]:
+        def output(sums: list[Expr], state: dict[str, Expr], peepholes: list[Expr]) -> dict[str, Expr]:
             o, cell = sums[1], state["c"]
             if has_peepholes:
                 o = o + peepholes[1] * cell

@@ -118,7 +118,7 @@ class Operands:
     """A kernel's input buffers by role."""
 
     def __init__(self, names: Sequence[str], buffers: Sequence[Buffer]) -> None:
-        self._buffers: Mapping[str, Any] = dict(zip(names, buffers, strict=True))
+        self._buffers: Mapping[str, Expr] = dict(zip(names, buffers, strict=True))
 
     def __getitem__(self, name: str) -> Expr:
         return self._buffers[name]

@@ -7,7 +7,7 @@ share each load of a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.tir import tirx
 from schedules.recurrence.description import Operands, Recurrence
@@ -54,7 +54,7 @@ class _Lockstep:
     def _allocate(self) -> None:
         """The state, filled up to whole teams and blocks, at its initial values."""
         own = self.recurrence
-        rows: Any = (self.samples + (TEAM - 1)) // TEAM * TEAM
+        rows: Expr = (self.samples + (TEAM - 1)) // TEAM * TEAM
         if self.fixed is not None:
             rows = self.fixed
         names = {*own.cell.states, *({"z", "reset_h"} if len(own.stages[0]) > 1 else ())}
@@ -75,7 +75,7 @@ class _Lockstep:
         value = self.operands[f"initial_{name}"][direction, tirx.min(row, self.samples - 1), tirx.min(unit, hidden - 1)]
         return tirx.if_then_else(tirx.And(row < self.samples, unit < hidden), value, zero)
 
-    def _run(self, direction: Any) -> None:
+    def _run(self, direction: Expr | None) -> None:
         """All steps, of one direction or of all."""
         own = self.recurrence
         directions = own.directions if direction is None else 1

@@ -77,7 +77,7 @@ class QuantizedState:
         limited = tirx.max(tirx.min(start, tirx.const(255, "float32")), zero)
         T.buffer_store(self._zeros, tirx.Cast("int32", tirx.nearbyint(limited)), [own])
 
-    def _quantize(self, now: Expr, source: tuple[Any, Any], own: tuple[Any, Any]) -> None:
+    def _quantize(self, now: Expr, source: tuple[Expr, Expr], own: tuple[Expr, Expr]) -> None:
         lanes = self._recurrence.lanes
         limits = (tirx.const(0, "int32"), tirx.const(255, "int32"))
         with T.serial(0, self._recurrence.blocks) as block, self._lanes() as lane:
@@ -96,7 +96,7 @@ class QuantizedState:
     def accumulate(self, team: Team, sums: Expr) -> None:
         """Adds the products of the team's rows with the weights of its block."""
         gates, lanes, place = len(team.stage.gates), self._recurrence.lanes, team.place
-        own: Any = place.direction if self._directions > 1 else 0
+        own: Expr = place.direction if self._directions > 1 else 0
         words = self._operands["r0"]
         totals = T.alloc_buffer([team.rows.count * gates * lanes], "int32", scope="local")
         with T.serial(0, team.rows.count * gates) as row, self._lanes() as lane:
@@ -118,7 +118,7 @@ class QuantizedState:
                     scale = self._scales[own] * team.vector("scales", gate, lane)
                     T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
 
-    def _centered(self, total: Expr, team: Team, at: tuple[Any, int, int], lane: Expr) -> Expr:
+    def _centered(self, total: Expr, team: Team, at: tuple[Expr, int, int], lane: Expr) -> Expr:
         """The sum of products of what was subtracted both zero points."""
         own, row, gate = at
         total = total - self._zeros[own] * team.vector("sums", gate, lane)

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Expr, Index, Stmt
 
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
@@ -32,7 +32,7 @@ def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr]
     together = 1 if recurrence.has_lengths else _TOGETHER
     with IRBuilder() as builder:
         with T.seq_scope():
-            done: Any = 0
+            done: Index = 0
             if together > 1 and not _is_below(samples, together):
                 teams = samples // together
                 with _loop(recurrence, teams) as task:
@@ -54,7 +54,7 @@ def _loop(recurrence: Recurrence, count: Expr) -> Any:
 @dataclass(frozen=True)
 class _Place:
     direction: int
-    place: Any
+    place: Expr
 
 
 def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[_Place]:
@@ -115,7 +115,7 @@ class _Run:
             self.buffers[name] = T.alloc_buffer([self.team, self.width], self.recurrence.dtype)
         for name in self.recurrence.cell.states:
             self._load_state(name)
-        length: Any = self.steps
+        length: Expr = self.steps
         if self.recurrence.has_lengths:
             length = _limited(self.operands["lengths"][self.first], self.steps)
         with T.serial(0, length) as step:
@@ -126,7 +126,7 @@ class _Run:
     def _load_state(self, name: str) -> None:
         zero, hidden = tirx.const(0, self.recurrence.dtype), self.recurrence.hidden
         with T.serial(0, self.team) as row, T.serial(0, self.width) as unit:
-            value: Any = zero
+            value: Expr = zero
             if f"initial_{name}" in self.operands:
                 initial = self.operands[f"initial_{name}"][self.direction, self.first + row, tirx.min(unit, hidden - 1)]
                 value = tirx.if_then_else(unit < hidden, initial, zero)
@@ -169,7 +169,7 @@ class _Run:
                         value = x[time, self.first + row, self.direction, block, stage.gates[slot], lane]
                     T.buffer_store(sums, value, [self._place(stage, row, slot, lane)])
 
-    def _vector(self, name: str, block: Any, row: int, lane: Any) -> Any:
+    def _vector(self, name: str, block: Expr, row: int, lane: Expr) -> Expr:
         if name not in self.operands:
             return tirx.const(0, self.recurrence.dtype)
         return self.operands[name][self.direction, block, row, lane]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Rows:
     """The first sample and how many rows are summed; with `limit`, the number of samples, those from it on are none."""
 
-    first: Any
+    first: Expr
     count: int
-    limit: Any = None
+    limit: Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Place:
     """Where in the loops: number of the stage, step, direction, block of units."""
 
     stage: int
-    step: Any
-    direction: Any
-    block: Any
+    step: Expr
+    direction: Expr
+    block: Expr
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class State:
     """Buffers (directions, rows, units) by name, of "h" two, which change places; and Y."""
 
     buffers: dict[str, Any]
-    output: Any
+    output: Expr
 
     def load(self, name: str, step: Expr, at: tuple[Expr, ...]) -> Expr:
         """An element before the step."""
@@ -137,11 +137,11 @@ class Team:
     def _input(self, row: int, k: Any) -> Any:
         return self.operands["x"][self._time(row), self._sample(row), k]
 
-    def _source(self, row: int, k: Any) -> Any:
+    def _source(self, row: int, k: Expr) -> Expr:
         return self.state.load(self.stage.source, self.place.step, (self.place.direction, self.rows.first + row, k))
 
     def _accumulate(
-        self, sums: Any, weights: str, element: Callable[[int, Any], Any], slot_of: Callable[[int], int]
+        self, sums: Expr, weights: str, element: Callable[[int, Any], Any], slot_of: Callable[[int], int]
     ) -> None:
         """Elements times their rows of packed weights, added to the sum of each gate."""
         matrix, dtype = self.operands[weights], self.recurrence.dtype

@@ -141,7 +141,7 @@ def _schedule_kernel(
     machine: Machine,
     configs: ConfigSource | None,
     rules: Sequence[ScheduleRule],
-) -> tuple[Any, KernelReport]:
+) -> tuple[PrimFunc, KernelReport]:
     kernel = Kernel.of(function)
     failures: list[RuleFailure] = []
     for rule in rules:

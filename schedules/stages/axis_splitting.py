@@ -9,7 +9,7 @@ that are mirrored or repeated (`a[min(x, 30 - x)]`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.access import accesses_of, coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
@@ -18,7 +18,7 @@ from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Var
+    from schedules.ir.tvm_types import Index, Var
 
 _LEAST_RUN = 4  # shorter runs are no better than single elements
 _MOST_PIECES = 8
@@ -86,7 +86,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
     return found, turns
 
 
-def _without(expr: Expr, var: Var) -> Any:
+def _without(expr: Expr, var: Var) -> Index:
     """What an expression is where a variable is 0: an int when it is constant."""
     return constant_int(tvm.sym.Analyzer().simplify(substitute(expr, {var: index(0, str(var.ty))})))
 

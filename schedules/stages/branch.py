@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.access import coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
@@ -20,7 +20,7 @@ from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 from schedules.stages.axis_splitting import split_axis
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Stmt, Var
+    from schedules.ir.tvm_types import Analyzer, Call, Expr, Stmt, Var
 
 _MAX_PIECES = 27
 _MOST_REMAINDERS = 4
@@ -141,7 +141,7 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
     return whole.with_axes(position, [Axis(var, high - low)], place)
 
 
-def _decide(body: Stmt, analyzer: Any) -> Stmt:
+def _decide(body: Stmt, analyzer: Analyzer) -> Stmt:
     def visit(call: Call) -> Expr:
         if call_name(call) != IF_THEN_ELSE:
             return call

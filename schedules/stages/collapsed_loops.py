@@ -13,15 +13,15 @@ from schedules.ir.tir import Expr, structural_walk, tirx
 from schedules.machine import Machine, dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+    from schedules.ir.tvm_types import Index, Stmt, Var
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
     """A loop, and how far each access of the body moves per step (None: irregularly)."""
 
-    var: Any
-    extent: Any
+    var: Var
+    extent: Index
     strides: tuple[Stride, ...]
 
     @property
@@ -87,14 +87,14 @@ def loop_nest_of(stage: Stage) -> LoopNest:
     return LoopNest(collapsed, tuple(spatial), tuple(reduction), tuple(accesses_of(body)) if mapping else accesses)
 
 
-def _may_collapse(axis: Axis, body: Stmt, init: Any) -> bool:
+def _may_collapse(axis: Axis, body: Stmt, init: Stmt | None) -> bool:
     """Only index arithmetic may use the variable: a collapsed one costs two divisions elsewhere."""
     if not isinstance(axis.extent, int) or axis.extent == 0:
         return False
     return not used_outside_indices(body, axis.var) and (init is None or not used_outside_indices(init, axis.var))
 
 
-def _collapse(axes: Sequence[Axis], loops: dict[int, Loop], free: set[int], mapping: dict[Any, Expr]) -> list[Loop]:
+def _collapse(axes: Sequence[Axis], loops: dict[int, Loop], free: set[int], mapping: dict[Var, Expr]) -> list[Loop]:
     """Merge an axis with the one before it if every access is contiguous across them."""
     result: list[Loop] = []
     members: list[list[Axis]] = []
@@ -120,7 +120,7 @@ def _seamless(outer: Loop, inner: Loop) -> bool:
     )
 
 
-def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Any, Expr]) -> Loop:
+def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Var, Expr]) -> Loop:
     """One variable for a group of axes; each becomes a quotient or remainder, which flattening folds away again."""
     dtype = str(group[0].var.ty)
     var = tirx.Var("_".join(axis.name for axis in group), dtype)

@@ -6,7 +6,7 @@ The elementwise stages behind an anchor become one expression of the accumulator
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import build_function, expression
@@ -134,7 +134,7 @@ class FusedKernel:
         return any(buffer.same_as(each) for each in written)
 
 
-def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Any, list[Any], Any, Expr] | None:
+def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Expr, list[Expr], Expr, Expr] | None:
     """(target buffer, its index variables, the accumulator's variable, the value); None when there is no such form."""
     if not stages or any(stage.reduction or stage.store is None for stage in stages):
         return None

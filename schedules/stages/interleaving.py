@@ -7,7 +7,7 @@ of them, in place of single elements three apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access, accesses_of
 from schedules.ir.expression import constant_int, index
@@ -19,7 +19,7 @@ from schedules.stages.axis_splitting import split_axis
 from schedules.stages.collapsed_loops import Loop, LoopNest
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Expr, Index, Stmt
 
 _TURNS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
@@ -50,7 +50,7 @@ def _take_turns(stage: Stage) -> bool:
     return same and not written and is_compact(first.buffer)
 
 
-def _serves(accesses: Sequence[Access], strides: Sequence[Any], turns: int) -> bool:
+def _serves(accesses: Sequence[Access], strides: Sequence[Index | None], turns: int) -> bool:
     pairs = list(zip(accesses, strides, strict=True))
     loads = [stride for access, stride in pairs if not access.is_store]
     return all(stride == turns for access, stride in pairs if access.is_store) and set(loads) <= {0, 1} and 1 in loads

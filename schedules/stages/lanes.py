@@ -48,7 +48,9 @@ def picked(parts: Sequence[Part], size: int) -> Expr:
     return vector
 
 
-def parts_of(value: Expr, var: Any, lanes: Sequence[int], size: int, known: Mapping[Any, int]) -> list[Part] | None:
+def parts_of(
+    value: Expr, var: Var | None, lanes: Sequence[int], size: int, known: Mapping[Any, int]
+) -> list[Part] | None:
     """What moves a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
 
     `known` are the values of other variables. None where the value is not a constant or load, where its place in the
@@ -82,7 +84,7 @@ def parts_of(value: Expr, var: Any, lanes: Sequence[int], size: int, known: Mapp
     return parts if len(parts) <= size // 2 else None
 
 
-def _place(indices: Sequence[Expr], var: Var, values: Mapping[Any, int]) -> tuple[tuple[int | None, ...], int | None]:
+def _place(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tuple[tuple[int | None, ...], int | None]:
     """The outer indices where they depend on `var`, and the place in the last dimension: None when not constant."""
     *outer, last = indices
     found = tuple(_value(point, values) if uses(point, var) else None for point in outer)
@@ -103,7 +105,7 @@ def _windows(places: Mapping[int, int], size: int, width: int) -> list[tuple[int
     return found
 
 
-def _value(expr: Expr, values: Mapping[Any, int]) -> int | None:
+def _value(expr: Expr, values: Mapping[Var, int]) -> int | None:
     """The number that index arithmetic comes to; None when that is not known."""
     known = constant_int(expr)
     if isinstance(known, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import CHUNKS_PER_CORE, Extent, parallel_grid, repeat, sequence
 from schedules.ir.expression import index, substitute
@@ -14,6 +14,9 @@ from schedules.stages.collapsed_loops import Loop
 from schedules.stages.lanes import picked, ramp
 from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Var
 
 Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
 
@@ -33,7 +36,7 @@ def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
     assert axis is not None
     dtype = str(axis.var.ty)
 
-    def write(at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+    def write(at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
         whole, left = divmod(count, plan.lanes)
         parts = []
         if whole:
@@ -48,7 +51,7 @@ def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
     return over_axis(plan, axis, machine, write, plan.lanes)
 
 
-def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Any, Expr]) -> Stmt:
+def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> Stmt:
     """`lanes` elements of each value from `start` on."""
     stores = list(plan.nest.stage.body.seq)
     first = {**rest, axis.var: start}
@@ -76,7 +79,7 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
     return sequence(statements)
 
 
-def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
     """`count` elements from `at` on, in whole vectors and a shorter one."""
 
     apart = StridedLoads(plan.nest, axis)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.stages import Axis, Stage, product
@@ -17,7 +17,7 @@ from schedules.machine import Machine
 from schedules.stages.lanes import block_size, parts_of, picked, ramp
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Var
 
 _MOST_BLOCKS = 64  # that are written out
 
@@ -50,7 +50,7 @@ def _is_mixed(axis: Axis, lane: Axis, load: Expr) -> bool:
     return any(uses(point, axis.var) and uses(point, lane.var) for point in load.indices)
 
 
-def _block(stage: Stage, lane: Axis, values: Mapping[Any, int]) -> Stage | None:
+def _block(stage: Stage, lane: Axis, values: Mapping[Var, int]) -> Stage | None:
     """The stage at these values of some axes, with all lanes at once; None when that cannot be."""
     store, size = stage.body, int(lane.extent)
     parts = parts_of(store.value, lane.var, range(size), size, values)

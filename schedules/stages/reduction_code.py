@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import expression, parallel_grid, repeat, sequence
 from schedules.ir.expression import index, substitute
@@ -14,6 +14,9 @@ from schedules.stages.collapsed_loops import Loop
 from schedules.stages.nest_code import extents_of, nested, over_axis
 from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index, Var
 
 UNROLLED = tirx.ForKind.UNROLLED
 # Independent sums that hide the latency of one multiply-add.
@@ -54,10 +57,10 @@ class _Writer:
             parallel=plan.threads,
         )
 
-    def _values(self, values: Sequence[Expr]) -> dict[Any, Expr]:
+    def _values(self, values: Sequence[Expr]) -> dict[Var, Expr]:
         return {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
 
-    def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+    def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
         """`count` neighbouring results, each lane summing its own."""
         dtype = str(axis.var.ty)
         group = self.lanes * _ACCUMULATORS
@@ -77,7 +80,7 @@ class _Writer:
             parts.append(self._lane_sums(reduction, axis, at + (count - single), single, rest))
         return sequence(parts)
 
-    def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Any, Expr]) -> Stmt:
+    def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
         """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""
         dtype = str(axis.var.ty)
         lanes = min(self.lanes, count)
@@ -86,7 +89,7 @@ class _Writer:
         def each(make: Callable[[Expr, Expr], Stmt]) -> Stmt:
             """`make(position in held, position in the axis)` for all of them."""
 
-            def vector(u: Any) -> Stmt:
+            def vector(u: Index) -> Stmt:
                 def element(lane: Expr) -> Stmt:
                     return make(expression(u * lanes + lane, dtype), at + u * lanes + lane)
 
@@ -121,7 +124,7 @@ class _Writer:
         )
         return sequence([tirx.AllocBuffer(held), start, nested(self.nest.reduction, updates), write])
 
-    def _along(self, reduction: Reduction, axis: Loop, rest: Mapping[Any, Expr]) -> Stmt:
+    def _along(self, reduction: Reduction, axis: Loop, rest: Mapping[Var, Expr]) -> Stmt:
         """One result, summed in the lanes of several accumulators that are joined at the end."""
         dtype = str(axis.var.ty)
         lanes = self.lanes
@@ -167,8 +170,8 @@ class _Writer:
 
     def _left_over(
         self,
-        left: Any,
-        done: Any,
+        left: Index,
+        done: Index,
         lanes: int,
         accumulate: Callable[[Expr, Expr], Stmt],
         vector: Callable[[int, Callable[[Expr], Stmt]], Stmt],
@@ -208,7 +211,7 @@ def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: s
         half = count // 2
         keep = count - half
 
-        def join(i: Any, keep: int = keep) -> Stmt:
+        def join(i: Index, keep: int = keep) -> Stmt:
             first, second = expression(i, dtype), expression(i + keep, dtype)
             value = combine(tirx.BufferLoad(held, [first]), tirx.BufferLoad(held, [second]))
             return tirx.BufferStore(held, value, [first])

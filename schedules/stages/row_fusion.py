@@ -21,7 +21,7 @@ from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, StagePlan, plan_stage
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
+    from schedules.ir.tvm_types import Buffer, Index
 
 _Key = tuple[int, int]  # (stage, axis of the stage)
 _RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
@@ -34,7 +34,7 @@ class SharedLoop:
     axes: tuple[Axis, ...]
 
     @property
-    def extent(self) -> Any:
+    def extent(self) -> Index:
         return self.axes[-1].extent
 
 
@@ -131,7 +131,7 @@ def _complete(classes: _Classes, root: _Key, stages: Sequence[Stage]) -> tuple[A
     return axes if same else None
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _equal(left: Index, right: Index) -> bool:
     if isinstance(left, int) or isinstance(right, int):
         return isinstance(left, int) and isinstance(right, int) and left == right
     return bool(left.same_as(right))
@@ -153,7 +153,7 @@ class RowsPlan:
     """
 
     rows: tuple[Axis, ...]
-    buffers: tuple[Any, ...]
+    buffers: tuple[Expr, ...]
     stages: tuple[StagePlan, ...]
     threads: bool | Expr
 
@@ -168,7 +168,7 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
     shared = shared_loops(stages, intermediates)
     if not shared:
         return None
-    amount: Any = 0
+    amount: Index = 0
     for stage in stages:
         amount = amount + work([axis.extent for axis in stage.axes], stage.body)
     threads = pays_off(amount, machine)
@@ -228,24 +228,24 @@ def _kept_dimensions(buffer: Buffer, stages: Sequence[Stage], shared: Sequence[S
     ]
 
 
-def _is_zero_of_one(point: Expr, size: Any) -> bool:
+def _is_zero_of_one(point: Expr, size: Index) -> bool:
     return size == 1 and constant_int(point) == 0
 
 
 def _shrunk(root: Stmt, buffers: Sequence[_RowBuffer]) -> Stmt:
     """Loads and stores moved to the small buffers."""
 
-    def small(buffer: Buffer, indices: Any) -> tuple[Any, list[Any]] | None:
+    def small(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Expr, list[Expr]] | None:
         for full, kept, row in buffers:
             if buffer.same_as(full):
                 return row, [indices[k] for k in kept] or [tirx.IntImm("int64", 0)]
         return None
 
-    def load(node: Expr) -> Any:
+    def load(node: Expr) -> Expr | None:
         moved = small(node.source, node.indices)
         return None if moved is None else tirx.BufferLoad(*moved)
 
-    def store(node: Stmt) -> Any:
+    def store(node: Stmt) -> Stmt | None:
         moved = small(node.buffer, node.indices)
         return None if moved is None else tirx.BufferStore(moved[0], node.value, moved[1])
 

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -29,7 +29,7 @@ from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
 from schedules.stages.trace import Traces, digest, traced_function
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc, Stmt
 
 TRACE = "trace"
 # Vectors are some times as fast as single elements: as many more steps may be taken for them.
@@ -50,7 +50,7 @@ class KernelPlan:
     """How a kernel's statements run, in order, and the intermediates that they need."""
 
     statements: tuple[RowsPlan | StagePlan | Opaque, ...]
-    buffers: tuple[Any, ...]
+    buffers: tuple[Expr, ...]
 
     @property
     def form(self) -> Form:

@@ -17,7 +17,7 @@ from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
+    from schedules.ir.tvm_types import Buffer, Index, Var
 
 STRIDES = (-1, 2, 3, 4)
 """Between neighbours of a vector; what lies farther apart is read as single elements."""
@@ -34,7 +34,7 @@ def strided_axis(nest: LoopNest) -> Loop | None:
     return None
 
 
-def _serves(nest: LoopNest, access: Access, stride: Any) -> bool:
+def _serves(nest: LoopNest, access: Access, stride: Index | None) -> bool:
     if access.is_store:
         return bool(stride == 1)
     if stride in (0, 1):
@@ -60,7 +60,7 @@ class StridedLoads:
             if not any(_is_same(access, known) for known, _ in self._loads):
                 self._loads.append((access, stride))
 
-    def read(self, start: Expr, lanes: int, rest: Mapping[Any, Expr]) -> tuple[list[Stmt], list[Any]]:
+    def read(self, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> tuple[list[Stmt], list[Expr]]:
         """Statements that read `lanes` elements of each load from `start` on, and the buffers that they fill;
         none of a single element."""
         if lanes == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import Extent, parallel_grid, repeat
 from schedules.ir.expression import index, map_loads, substitute
@@ -18,7 +18,7 @@ from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
+    from schedules.ir.tvm_types import Buffer, Var
 
 _LARGEST_BLOCK = 16
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast
@@ -97,7 +97,7 @@ class _BlockWriter:
         self.size = size
         self.loads = [(nest.accesses[i].buffer, list(nest.accesses[i].indices)) for i in found.moved]
 
-    def block(self, outer: Mapping[Any, Expr], row: Expr, column: Expr, rows: int, columns: int) -> Stmt:
+    def block(self, outer: Mapping[Var, Expr], row: Expr, column: Expr, rows: int, columns: int) -> Stmt:
         """`rows` along the source axis from `row` on, `columns` along the target axis."""
         statements: list[Stmt] = []
         turned = [self._turned(load, outer, row, column, rows, columns, statements) for load in self.loads]
@@ -109,8 +109,8 @@ class _BlockWriter:
 
     def _turned(
         self,
-        load: tuple[Any, list[Expr]],
-        outer: Mapping[Any, Expr],
+        load: tuple[Expr, list[Expr]],
+        outer: Mapping[Var, Expr],
         row: Expr,
         column: Expr,
         rows: int,
@@ -158,7 +158,7 @@ class _BlockWriter:
         return result
 
     def _stored(
-        self, turned: Sequence[Expr], outer: Mapping[Any, Expr], row: Expr, column: Expr, i: int, lane: Expr
+        self, turned: Sequence[Expr], outer: Mapping[Var, Expr], row: Expr, column: Expr, i: int, lane: Expr
     ) -> Stmt:
         """The stage's body at row + i, column + lane, reading the transposed blocks."""
 

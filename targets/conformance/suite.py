@@ -34,7 +34,7 @@ from targets.conformance.models import (
 from targets.errors import TargetError
 from targets.target import Target
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 # Relative to the largest value of an output: sums of up to a few hundred products in the type's own precision.
 _ROUNDED_STEPS = 2
 TOLERANCES = {"float32": 1e-5, "float16": 4e-3}
@@ -47,7 +47,7 @@ class Runnable(Protocol):
     def manifest(self) -> Any:
         """Its manifest."""
 
-    def run(self, inputs: Mapping[str, Any], /) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, object], /) -> dict[str, Any]:
         """The outputs by name."""
 
     def session(self) -> Any:

@@ -22,7 +22,7 @@ def simulate_graphs() -> None:
     invoke = tvm_ffi.get_global_func(_INVOKE)
     kept: dict[Any, Any] = {}
 
-    def allocate(machine: Any, function: Any, entry: int) -> Any:
+    def allocate(machine: object, function: object, entry: int) -> Any:
         key = (_address(machine), "memory", int(entry))
         if key not in kept:
             kept[key] = invoke(machine, function)
@@ -37,5 +37,5 @@ def simulate_graphs() -> None:
     tvm_ffi.register_global_func(RUN, run)
 
 
-def _address(machine: Any) -> Any:
+def _address(machine: object) -> Any:
     return getattr(machine, "value", machine)

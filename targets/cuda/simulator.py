@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from targets.cuda import device as cuda_device
 from targets.cuda.graphs import simulate_graphs
 from targets.cuda.image import Source, has_source, source_of
 from targets.errors import TargetError
 from targets.toolchain import Compiler
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeModule
 
 _HEADER = Path(__file__).with_name("simulation.h")
 _OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
@@ -54,7 +57,7 @@ class CudaSimulator:
 
     compiler: Compiler
 
-    def load(self, library: bytes | memoryview) -> Any:
+    def load(self, library: bytes | memoryview) -> RuntimeModule:
         """TVM's module of a library whose kernels run here.
 
         A library without kernels (a model that only hands on its inputs) is loaded as it is.
@@ -153,7 +156,7 @@ def _size_of(tag: str) -> str:
 
 
 @contextmanager
-def _loader(load: Any) -> Iterator[None]:
+def _loader(load: object) -> Iterator[None]:
     """CUDA modules inside of libraries are loaded by `load` for a while."""
     import tvm_ffi
 

@@ -147,7 +147,7 @@ class CudaTarget(Target):
         nvcc = None if self.simulated else self.compilers()
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
 
-            def link(output: str, generated: Sequence[str], **_: Any) -> None:
+            def link(output: str, generated: Sequence[str], **_: object) -> None:
                 machine = self.machine
                 inputs = replaced_source(
                     generated, Path(folder), nvcc, machine.compute_capability, machine.shared_bytes

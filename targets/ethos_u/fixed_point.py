@@ -7,13 +7,12 @@ function of a number of 31 bits takes its leading bits to a table, and one step 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from targets.ethos_u.tosa import Tensor, TosaGraph
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 LARGEST = (1 << 15) - 1
 _POINT = 30  # where the leading bit of a normalized number is
 
@@ -25,7 +24,7 @@ class FixedPoint:
         self.graph = graph
 
     def binary(
-        self, code: str, left: Tensor, right: Tensor | int, attribute: str | None = None, *values: Any
+        self, code: str, left: Tensor, right: Tensor | int, attribute: str | None = None, *values: object
     ) -> Tensor:
         """An operator of two int32 tensors, or of one and a number, one of which may be repeated along axes."""
         if isinstance(right, int):

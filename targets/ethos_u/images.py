@@ -83,7 +83,7 @@ def check_strides(strides: Sequence[int]) -> None:
         raise Unsupported(f"its strides are {list(strides)}, and the accelerator takes up to {WIDEST_STRIDE}")
 
 
-def check_layout(layout: Any) -> None:
+def check_layout(layout: object) -> None:
     """Raises Unsupported where channels are not second."""
     if not str(layout).startswith("NC"):
         raise Unsupported(f"its layout is {layout}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm.ir import GenericConst
@@ -78,7 +78,7 @@ def _reads_integers(view: View, expr: Expr) -> bool:
     return False
 
 
-def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Any, int, int]:
+def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Expr, int, int]:
     """What limits are put on, and those limits as integers of the result."""
     low, high = -math.inf, math.inf
     while view.used_once(expr) and (found := clip_limits(view, view.definition(expr))) is not None:
@@ -89,7 +89,7 @@ def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Any, int, int]:
     return expr, least, most
 
 
-def _without_bias(view: View, expr: Expr) -> tuple[Any, Array | None]:
+def _without_bias(view: View, expr: Expr) -> tuple[Expr, Array | None]:
     """A product and the constant that is added to it."""
     added = view.call(expr, "relax.add")
     if added is None or not view.used_once(expr):

@@ -8,7 +8,7 @@ places that is done for their high and then for their low part. All of it is exa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -39,7 +39,7 @@ def bytes_for_places(mod: tvm.IRModule) -> tvm.IRModule:
 class _Wanted:
     """Of which tensor, along which axis, of the smallest or the largest, and whether the last of equal ones."""
 
-    operand: Any
+    operand: Expr
     data: Quantized
     axis: int
     smallest: bool
@@ -119,7 +119,7 @@ class _Rewriter(PyExprMutator):
             return self._emit(relax.op.add(negated, relax.const(size - 1, "int32")))
         return self._emit(relax.op.negative(negated))
 
-    def _first(self, far: Expr, step: float, places: Array, axis: int) -> tuple[Any, Any, Any]:
+    def _first(self, far: Expr, step: float, places: Array, axis: int) -> tuple[Expr, Expr, Expr]:
         """Negated places where `far` is 0 and less than any elsewhere; the largest of them, and that as int32."""
         flags = self._rounded(relax.op.multiply(far, _number(_BEYOND / step)), _number(1.0), _byte(0))[0]
         negated = relax.const(-places.astype(np.float32))
@@ -128,7 +128,7 @@ class _Rewriter(PyExprMutator):
         first, integers = self._rounded(largest, _number(1.0), _byte(0))
         return candidates, first, self._emit(relax.op.astype(integers, "int32"))
 
-    def _rounded(self, expr: Expr, scale: Expr, zero: Expr, dtype: str = "int8") -> tuple[Any, Any]:
+    def _rounded(self, expr: Expr, scale: Expr, zero: Expr, dtype: str = "int8") -> tuple[Expr, Expr]:
         """dequantize(quantize(expr)), and the integers between."""
         integers = self._emit(relax.op.quantize(self._emit(expr), scale, zero, -1, dtype))
         return self._emit(relax.op.dequantize(integers, scale, zero, -1, "float32")), integers

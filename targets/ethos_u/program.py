@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _MAGIC = b"TWEU1\n"
 
 
@@ -88,7 +87,7 @@ def _places(entries: Sequence[dict[str, int]]) -> tuple[Place, ...]:
     return tuple(Place(**entry) for entry in entries)
 
 
-def is_program(array: Any) -> bool:
+def is_program(array: object) -> bool:
     """Whether an array of a module holds a program."""
     values = np.asarray(array)
     return values.dtype == np.uint8 and values.ndim == 1 and values[: len(_MAGIC)].tobytes() == _MAGIC

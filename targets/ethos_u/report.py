@@ -16,7 +16,7 @@ from targets.ethos_u.vela import Compiled
 from targets.ethos_u.view import View, operator_name, registered_name, static_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Var
 
 _LINES = 8  # layers that the summary shows
 _NOT_COUNTED = ("relax.quantize", "relax.dequantize")
@@ -24,7 +24,7 @@ _NOT_COUNTED = ("relax.quantize", "relax.dequantize")
 
 def partition_report(
     view: View,
-    steps: Mapping[Any, Step],
+    steps: Mapping[Var, Step],
     refused: Sequence[tuple[str, str]],
     left: Sequence[Expr],
     parts: Sequence[Segment],
@@ -138,7 +138,7 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _processor_macs(view: View, steps: Mapping[Any, Step]) -> int:
+def _processor_macs(view: View, steps: Mapping[Var, Step]) -> int:
     """Multiply-adds of convolutions and products that no step covers."""
     every = 0
     for _, value in view.bindings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from targets.ethos_u.reference import run_graph
 from targets.ethos_u.simulator.executor import Executor
 from targets.ethos_u.simulator.memory import Memory
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeTensor
+
 FUNCTION = "tensorwright.ethos_u.run"
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 def register() -> None:
@@ -27,7 +30,7 @@ def register() -> None:
     tvm_ffi.register_global_func(FUNCTION, _run, override=True)
 
 
-def _run(*tensors: Any) -> None:
+def _run(*tensors: RuntimeTensor) -> None:
     """Called by a module: the program, its inputs, and the tensors to fill."""
     program = _program(np.from_dlpack(tensors[0]).tobytes())
     count = len(program.inputs)

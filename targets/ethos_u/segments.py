@@ -12,7 +12,7 @@ from targets.ethos_u.steps import Emitter, Quantized, Step, Value
 from targets.ethos_u.view import View, variables
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Var
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,10 @@ class Schedule:
     """
 
     parts: dict[int, Segment]
-    levels: dict[Any, int]
+    levels: dict[Var, int]
 
 
-def schedule(view: View, steps: Mapping[Any, Step], results: Expr) -> Schedule:
+def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
     """The steps (by variable), each in one segment; no segment waits for one that waits for it.
 
     The level of a value is how often the data has gone from the accelerator to the processor before it.
@@ -83,7 +83,7 @@ def schedule(view: View, steps: Mapping[Any, Step], results: Expr) -> Schedule:
     return Schedule(parts, {variable: level for variable, level in levels.items() if variable not in steps})
 
 
-def _needed(view: View, steps: Mapping[Any, Step], results: Expr) -> dict[Any, list[Any]]:
+def _needed(view: View, steps: Mapping[Var, Step], results: Expr) -> dict[Var, list[Expr]]:
     """What each binding that the results need reads, in order; what lies inside of a step is none."""
     needed = set(variables(results))
     reads: dict[Any, list[Any]] = {}

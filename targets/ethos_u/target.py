@@ -42,7 +42,7 @@ class EthosU(AcceleratedTarget):
         return names()
 
     def partition_passes(self) -> Sequence[Any]:
-        def claim_for_ethos_u(mod: IRModule, context: Any) -> Any:
+        def claim_for_ethos_u(mod: IRModule, context: object) -> IRModule:
             from targets.ethos_u.partition import claim
 
             return claim(mod, context, self.accelerator)

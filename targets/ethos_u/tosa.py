@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Shape = tuple[int, ...]
 _VERSION = (1, 0, 0, False)
 _PIECE_BY_PIECE = ("CONCAT", "PAD", "TILE")  # Vela writes their results so
@@ -86,7 +86,7 @@ class TosaGraph:
         self._serializer.addOutputTensor(self._made[tensor.name])
 
     def emit(
-        self, operator: str, inputs: Sequence[Tensor], shape: Shape, dtype: str, attribute: str, *values: Any
+        self, operator: str, inputs: Sequence[Tensor], shape: Shape, dtype: str, attribute: str, *values: object
     ) -> Tensor:
         """An operator with one result; `attribute` is the serializer's name of what it takes beside tensors."""
         result = self._serializer.addIntermediate(list(shape), self._type(dtype))

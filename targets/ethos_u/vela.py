@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -99,7 +98,7 @@ def _run(source: Path, accelerator: Accelerator, options: VelaOptions) -> str:
     return said.getvalue()
 
 
-def _program(arrays: dict[str, Any], accelerator: Accelerator) -> Program:
+def _program(arrays: dict[str, np.ndarray], accelerator: Accelerator) -> Program:
     def places(kind: str) -> tuple[Place, ...]:
         regions = np.atleast_1d(arrays[f"{kind}_region"])
         offsets, shapes = np.atleast_1d(arrays[f"{kind}_offset"]), list(arrays[f"{kind}_shape"])

@@ -141,7 +141,7 @@ def _order(turned: Expr) -> list[int]:
     return list(reversed(range(rank))) if given is None else [int(axis) % rank for axis in given]
 
 
-def _home(function: Function) -> set[Any]:
+def _home(function: Function) -> set[Expr]:
     """The variables of the block in which most is quantized: a segment lies in one block."""
     best: list[Any] = []
     for block in function.body.blocks:
@@ -178,7 +178,7 @@ def static_shape(expr: Expr) -> tuple[int, ...]:
     return sizes
 
 
-def variables(expr: Expr) -> Iterable[Any]:
+def variables(expr: Expr) -> Iterable[Var]:
     """The variables that an expression reads, each as often as it does."""
     if isinstance(expr, relax.Var):
         yield expr

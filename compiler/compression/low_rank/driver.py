@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -45,8 +44,8 @@ def factorize(
     target: str | targets.Target = "host",
     shapes: Shapes | None = None,
     constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: Any = None,
+    example_inputs: Sequence[object] | None = None,
+    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:

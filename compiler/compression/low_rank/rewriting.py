@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -27,7 +26,7 @@ def factored(mod: IRModule, layers: Sequence[Layer], factors: Mapping[str, Facto
 
 def chain(call: Call, weights: Sequence[Array], emit: Emit) -> Expr:
     """The call's data through layers of these weights: the one with the kernel has the call's strides and padding."""
-    value: Any = call.args[0]
+    value: Expr = call.args[0]
     is_matmul = call.op.name == "relax.matmul"
     whole = 0 if is_matmul else _with_kernel(call, weights)
     for index, weight in enumerate(weights):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -18,6 +18,9 @@ from compiler.driver.compile import compile as compile_model
 from compiler.passes.rewriting.matching import Array, shape_of
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime.random_inputs import random_inputs
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class LayerTimer:
@@ -69,7 +72,7 @@ class LayerTimer:
         call = relax.Call(layer.call.op, [data, *layer.call.args[1:]], layer.call.attrs, layer.call.ty_args)
         with builder.function("main", [data]):
             with builder.dataflow():
-                result: Any = builder.emit(chain(call, weights, builder.emit) if len(weights) > 1 else call)
+                result: Expr = builder.emit(chain(call, weights, builder.emit) if len(weights) > 1 else call)
                 output = builder.emit_output(relax.Tuple([result]))
             builder.emit_func_output(output)
         return builder.get()

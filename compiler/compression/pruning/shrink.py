@@ -116,7 +116,7 @@ class _Shrinking:
             return expr if same else self.builder.normalize(relax.Tuple(new))
         return expr
 
-    def sizes(self, value: Value, shape: Sequence[Any]) -> list[Any]:
+    def sizes(self, value: Value, shape: Sequence[object]) -> list[Any]:
         """The new sizes of a tensor."""
         keeps = [kept(self.found, self.removed, axis) for axis in value]
         return [size if keep is None else int(keep.sum()) for keep, size in zip(keeps, shape, strict=True)]
@@ -154,7 +154,7 @@ def _substituted(expr: Expr, variables: dict[Var, Var]) -> Expr:
 
     @relax.expr_functor.mutator
     class Replace(relax.PyExprMutator):
-        def visit_var_(self, var: Any) -> Any:
+        def visit_var_(self, var: object) -> Any:
             return variables.get(var, var)
 
         visit_dataflow_var_ = visit_var_

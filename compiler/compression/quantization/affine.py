@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array = np.ndarray
 # Smaller steps than this turn a sum's scale, the product of two of them, into a subnormal number.
 _SMALLEST_SCALE = 2.0**-60
 NO_NOISE = 200.0  # decibels of what is exact

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -59,8 +59,8 @@ def quantize(
     decide: str | Path | Mapping[str, str] = PREDICTED,
     shapes: Shapes | None = None,
     constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: Any = None,
+    example_inputs: Sequence[object] | None = None,
+    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Steps | None = automatic,
 ) -> QuantizedModel:

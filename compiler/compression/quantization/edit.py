@@ -11,7 +11,7 @@ from tvm.ir import IRModule
 from compiler.passes.rewriting.graph import Call, Expr, Var, update_functions
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding
+    from schedules.ir.tvm_types import Binding, BlockBuilder
 
 Emit = Callable[[Expr], Var]
 # Given the variable, the call that defines it and how to bind what comes before it: the new value, or None.
@@ -62,7 +62,7 @@ def _plain(bindings: Iterable[Binding]) -> Iterable[Any]:
     return (binding for binding in bindings if isinstance(binding, relax.VarBinding))
 
 
-def _edited(bindings: Iterable[Binding], edit: Edit | None, builder: Any, kind: Any) -> list[Binding]:
+def _edited(bindings: Iterable[Binding], edit: Edit | None, builder: BlockBuilder, kind: Any) -> list[Binding]:
     """The bindings of one block with what `edit` makes of them."""
     result: list[Any] = []
 

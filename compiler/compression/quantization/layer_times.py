@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -17,6 +17,9 @@ from compiler.compression.quantization.insertion import dequantized_weight
 from compiler.compression.quantization.layers import Layer
 from compiler.passes.rewriting.matching import as_constant, static_shape
 from compiler.runtime.random_inputs import MAX_REFERENCE_BYTES
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _PROBE = 1 << 18  # elements of a tensor, by whose conversion those of others are known
 _PRODUCTS = ("convolution", "matmul")
@@ -63,16 +66,16 @@ class LayerTimes:
             self._conversion = sum(kernel.seconds for kernel in self._clock([mod])[0]) / _PROBE
         return self._conversion * elements
 
-    def _quantized(self, data: Any) -> Any:
+    def _quantized(self, data: Expr) -> Expr:
         return relax.op.quantize(data, *self._parameters(), -1, self._affine.dtype)
 
-    def _parameters(self) -> tuple[Any, Any]:
+    def _parameters(self) -> tuple[Expr, Expr]:
         """The scale and the zero point."""
         affine = self._affine
         return as_constant(np.asarray(affine.scale, np.float32)), as_constant(np.asarray(affine.zero, affine.dtype))
 
     def _in_integers(self, weights: Callable[[Layer], QuantizedWeight]) -> Callable[..., Any]:
-        def make(layer: Layer, data: Any, emit: Callable[[Any], Any]) -> Any:
+        def make(layer: Layer, data: Expr, emit: Callable[[Any], Any]) -> Expr:
             product = layer.product
             wide = emit(relax.op.dequantize(data, *self._parameters(), -1, "float32"))
             weight = emit(dequantized_weight(weights(layer)))
@@ -106,7 +109,7 @@ def _layers(layers: Sequence[Layer], make: Callable[..., Any], dtype: str) -> IR
     return _module(data, lambda emit: [emit(make(layer, own, emit)) for layer, own in zip(layers, data, strict=True)])
 
 
-def _module(data: Sequence[Any], results: Callable[[Callable[[Any], Any]], list[Any]]) -> IRModule:
+def _module(data: Sequence[Expr], results: Callable[[Callable[[Any], Any]], list[Any]]) -> IRModule:
     """A module that takes `data` and gives what `results`, told how to emit, makes."""
     builder = relax.BlockBuilder()
     with builder.function("main", list(data)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -19,6 +19,9 @@ from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
 from compiler.passes.rewriting.graph import Call, operator_name
 from compiler.passes.rewriting.matching import dtype_of, rank_of, shape_of
 from compiler.passes.rewriting.transposed_convolutions import Interleaved
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def is_transparent(call: Call) -> bool:
     return name in MOVES or name in UNARY or name in BINARY
 
 
-def activations_of(call: Call) -> list[tuple[int, Any]]:
+def activations_of(call: Call) -> list[tuple[int, Expr]]:
     """(argument index, variable) of the float tensors a call reads; of a tuple operand, each with its index."""
     found = []
     for index, argument in enumerate(call.args):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from compiler.errors import OptionError, StorageError
 
@@ -51,7 +50,7 @@ def _read(path: Path) -> dict[str, str]:
     return _checked(content.get("layers"), str(path))
 
 
-def _checked(layers: Any, where: str) -> dict[str, str]:
+def _checked(layers: object, where: str) -> dict[str, str]:
     if not isinstance(layers, Mapping):
         raise OptionError(f"{where} has no layers", 'give {"layer": "integer" or "float"}')
     for name, precision in layers.items():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.compression.quantization.histogram import Histogram
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 
 class Statistics:

@@ -1,7 +1,6 @@
 """`prune` in a recipe."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from compiler.compression.pruning import prune
 from compiler.compression.pruning.settings import PruningOptions
@@ -9,7 +8,7 @@ from compiler.compression.techniques.registry import register
 from compiler.support.options import options_of
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def _check(settings: Mapping[str, object]) -> None:
     samples, evaluate = settings["calibration"], settings["evaluate"]
     options_of(PruningOptions, settings).check(has_samples=samples is not None, has_measure=evaluate is not None)
 

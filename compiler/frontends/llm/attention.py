@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -16,6 +16,9 @@ from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
 from schedules.attention.cache.call import cached_attention
 from schedules.attention.cache.rounding import round_rows
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 Expr = Any
 
@@ -39,11 +42,11 @@ class Positions:
         """What kernels that use `position` and `length` take."""
         return self.start if self.tokens is None else self.tokens
 
-    def position(self, operand: te.Tensor, row: Any) -> Any:
+    def position(self, operand: te.Tensor, row: Expr) -> Any:
         """The position of a token, of `operand` inside of a kernel."""
         return operand() + row if self.tokens is None else operand[0, row]
 
-    def length(self, operand: te.Tensor, row: Any, tokens: Any) -> Any:
+    def length(self, operand: te.Tensor, row: Expr, tokens: Expr) -> Any:
         """The length of its sequence, in a run of `tokens` tokens."""
         return operand() + tokens if self.tokens is None else operand[1, row]
 
@@ -97,13 +100,13 @@ class KeyValueCache:
         return KeyValueCache(written[0], written[1], self.position, tuple(written[2:]), self.rounds)
 
 
-def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, length: Any) -> Expr:
+def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, length: Expr) -> Expr:
     """Cosines and sines of the positions of `length` tokens: float32 (2, length, size / 2)."""
     frequencies = as_constant(np.asarray(rope.frequencies, np.float32))
     longer = as_constant(np.asarray(rope.long_frequencies or rope.frequencies, np.float32))
 
     def compute(start: te.Tensor, short: te.Tensor, long: te.Tensor) -> te.Tensor:
-        def element(part: Any, row: Any, pair: Any) -> Any:
+        def element(part: Expr, row: Expr, pair: Expr) -> Expr:
             frequency = _frequency(rope, short, long, position.length(start, row, length), pair)
             angle = tirx.Cast("float32", position.position(start, row)) * frequency
             factor = tirx.const(rope.factor, "float32")
@@ -114,7 +117,7 @@ def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, leng
     return builder.emit_te(compute, position.operand, frequencies, longer, primfunc_name_hint="rope_angles")
 
 
-def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Any, pair: Any) -> Any:
+def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Any, pair: Expr) -> Any:
     """Of one pair, in a sequence of `total` tokens."""
     if rope.long_frequencies is not None:
         return tirx.Select(total > rope.original_context, long[pair], short[pair])
@@ -137,7 +140,7 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
         half = angles.shape[2]
         size = x.shape[3]
 
-        def element(b: Any, row: Any, head: Any, d: Any) -> Any:
+        def element(b: Expr, row: Expr, head: Expr, d: Expr) -> Expr:
             pair = tirx.indexmod(d, half)
             cosine, sine = angles[0, row, pair], angles[1, row, pair]
             first = d < half
@@ -152,7 +155,7 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
     return builder.emit_te(compute, heads, angles, primfunc_name_hint="rotate")
 
 
-def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, length: Any) -> Expr:
+def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, length: Index) -> Expr:
     """The rows of a table of learned positions: int64 (1, length)."""
 
     def compute(start: te.Tensor) -> te.Tensor:
@@ -161,7 +164,7 @@ def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, l
     return builder.emit_te(compute, position.operand, primfunc_name_hint="row_numbers")
 
 
-def linear_biases(builder: relax.BlockBuilder, slopes: tuple[float, ...], capacity: Any) -> Expr:
+def linear_biases(builder: relax.BlockBuilder, slopes: tuple[float, ...], capacity: Index) -> Expr:
     """ALiBi: float32 (1, heads, 1, capacity). Softmax takes what a query's own position would subtract from a row."""
     values = as_constant(np.asarray(slopes, np.float32))
 

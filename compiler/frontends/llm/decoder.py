@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
@@ -18,6 +18,9 @@ from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.self_attention import SelfAttention
 from compiler.frontends.llm.weights import FLOAT_KINDS, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 Expr = Any
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
@@ -97,7 +100,7 @@ class _Builder(Emitter):
     def _positions(self) -> tuple[Positions, list[relax.Var]]:
         """Where the tokens of a run stand, and the parameters that say it."""
 
-        def parameter(name: str, *shape: Any) -> relax.Var:
+        def parameter(name: str, *shape: Index) -> relax.Var:
             return relax.Var(name, relax.TensorType(list(shape), "int64"))
 
         if not self.options.sequences:
@@ -174,7 +177,7 @@ def last_row(x: te.Tensor) -> te.Tensor:
 def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
     """Some rows: (1, n, width) -> (1, m, width)."""
 
-    def element(b: Any, row: Any, k: Any) -> Any:
+    def element(b: Expr, row: Expr, k: Expr) -> Any:
         place = tirx.max(tirx.min(wanted[row], x.shape[1] - 1), tirx.const(0, "int64"))
         return x[b, place, k]
 

@@ -68,7 +68,7 @@ class GgufFile:
         values: Array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
         return values.reshape(self.shape(name)).astype(np.float32)
 
-    def value(self, key: str, default: Any = None) -> Any:
+    def value(self, key: str, default: object = None) -> Any:
         """A value of the metadata; lists of strings and numbers as lists. Raises InvalidModelError on broken text."""
         field = self._file.fields.get(key)
         if field is None:

@@ -57,7 +57,7 @@ def _kernel() -> Any:
     importance = tirx.decl_buffer([count, expression(GROUP)], "float32", "importance")
     scales = tirx.decl_buffer([tiles, expression(_LANES), count], "float16", "scales")
 
-    def tile(at: Any) -> Stmt:
+    def tile(at: Expr) -> Stmt:
         return repeat("group", count, lambda g: _Groups(given, importance, scales, at, g).code())
 
     function = tirx.PrimFunc([given, importance, scales], parallel("tile", tiles, tile))
@@ -79,10 +79,10 @@ class _Groups:
     def code(self) -> Stmt:
         zero = tirx.const(0.0, "float32")
 
-        def value(k: Any, lane: Any) -> Stmt:
+        def value(k: Expr, lane: Expr) -> Stmt:
             return store(self.values, load(self.given, self.tile, lane, self.group, k), k, lane)
 
-        def larger(k: Any, lane: Any) -> Expr:
+        def larger(k: Expr, lane: Expr) -> Expr:
             x, most = load(self.values, k, lane), self._get("largest", lane)
             return tirx.Select(tirx.abs(x) > tirx.abs(most), x, most)
 
@@ -107,11 +107,11 @@ class _Groups:
         """One more scale, kept where its error is the least so far."""
         zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
 
-        def halved(lane: Any) -> Expr:
+        def halved(lane: Expr) -> Expr:
             half = tirx.Cast("float16", self._get("largest", lane) * tirx.const(1 / end, "float32"))
             return tirx.Cast("float32", half)
 
-        def added(k: Any, lane: Any) -> Expr:
+        def added(k: Expr, lane: Expr) -> Expr:
             x, half = load(self.values, k, lane), tirx.const(0.5, "float32")
             near = x * self._get("inverse", lane)
             near = tirx.max(tirx.min(near, tirx.const(7.0, "float32")), tirx.const(-8.0, "float32"))
@@ -119,7 +119,7 @@ class _Groups:
             off = whole * self._get("scale", lane) - x
             return self._get("error", lane) + off * off * load(self.importance, self.group, k)
 
-        def is_best(lane: Any) -> Expr:
+        def is_best(lane: Expr) -> Expr:
             return self._get("error", lane) < self._get("least", lane)
 
         return sequence(
@@ -141,7 +141,7 @@ class _Groups:
             self._set("least", lambda lane: tirx.min(self._get("error", lane), self._get("least", lane))),
         )
 
-    def _get(self, name: str, lane: Any) -> Expr:
+    def _get(self, name: str, lane: Expr) -> Expr:
         return load(self.numbers[name], lane)
 
     def _set(self, name: str, value: Any) -> Stmt:

@@ -88,7 +88,7 @@ def _inverse(settings: RopeSettings, base: float | None = None) -> Frequencies:
     return (np.float32(1.0) / powers).astype(np.float32)
 
 
-def _tuple(frequencies: np.ndarray[Any, Any]) -> tuple[float, ...]:
+def _tuple(frequencies: np.ndarray) -> tuple[float, ...]:
     return tuple(float(each) for each in frequencies.astype(np.float32))
 
 

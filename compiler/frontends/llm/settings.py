@@ -35,7 +35,7 @@ class Settings:
                 return self._values[name]
         return self._defaults.get(key)
 
-    def refuse(self, key: str, what: str, *, unless: Any = False) -> None:
+    def refuse(self, key: str, what: str, *, unless: object = False) -> None:
         """Raise OptionError where a value asks for what is not supported: it is neither missing nor `unless`."""
         value = self.get(key)
         if value is not None and value != unless:
@@ -91,6 +91,6 @@ class Settings:
             raise self._wrong(key, value, f"a list of {count} layers")
         return value
 
-    def _wrong(self, key: str, value: Any, wanted: str) -> InvalidModelError:
+    def _wrong(self, key: str, value: object, wanted: str) -> InvalidModelError:
         what = "is missing" if value is None else f"is {str(value)[:80]!r}, not {wanted}"
         return InvalidModelError(f"{self.path}: {key!r} {what}")

@@ -29,7 +29,7 @@ def causal_convolution(
     """
     taps = int(weight.ty.shape[0])
 
-    def before(x: te.Tensor, state: te.Tensor, row: Any, channel: Any) -> Any:
+    def before(x: te.Tensor, state: te.Tensor, row: Expr, channel: Expr) -> Any:
         """A row counted from the first of the state."""
         last = tirx.const(taps - 1, "int64")
         old = tirx.max(tirx.min(row, last - 1), tirx.const(0, "int64"))
@@ -97,7 +97,7 @@ def _scan(*operands: te.Tensor) -> list[te.Tensor]:
         for shape, name in ((x.shape, "scanned"), (state.shape, "last_state"))
     ]
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: object, outs: object) -> Any:
         channels, groups = int(x.shape[1]), int(operands[3].shape[1])
         each = channels // groups
         # Channels of a vector read the same group.

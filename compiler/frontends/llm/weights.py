@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from compiler.errors import InvalidModelError
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 FLOAT_KINDS = ("F32", "F16", "BF16")
 _PANEL = 32  # rows that kernels read together
 

@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, tirx
@@ -144,7 +144,7 @@ def limited_place(value: Expr, size: Expr) -> Expr:
     return limited(inside, 0, size - 1)
 
 
-def limited(value: Expr, low: Any, high: Expr) -> Expr:
+def limited(value: Expr, low: object, high: Expr) -> Expr:
     """A value inside a kernel, brought into [low, high], as int64."""
     low, high = expression(low), expression(high)
     return tirx.max(tirx.min(value.astype("int64"), high), low)

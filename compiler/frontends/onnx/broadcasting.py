@@ -99,8 +99,8 @@ def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim])
         repeated = context.emit(R.broadcast_to(tensor, relax.ShapeExpr([expression(size) for size in shape])))
         return context.with_simple_sizes(repeated)
 
-    def repeat(data: te.Tensor, *sizes: Any) -> te.Tensor:
-        def element(*indices: Any) -> Any:
+    def repeat(data: te.Tensor, *sizes: Expr) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
             own_indices = indices[len(indices) - len(data.shape) :]
             zero = tirx.const(0, "int64")
             return data(*(tirx.Select(size == 1, zero, i) for size, i in zip(data.shape, own_indices, strict=True)))
@@ -124,7 +124,7 @@ def elementwise(
         shape = max((list(a.shape) for a in arguments), key=len)
         sizes = _common_shape([list(a.shape) for a in arguments], len(shape))
 
-        def element(*indices: Any) -> Expr:
+        def element(*indices: Expr) -> Expr:
             values = [argument(*_own_indices(argument, indices)) for argument in arguments]
             result = function(*values)
             return result.astype(dtype) if dtype is not None else result
@@ -151,8 +151,8 @@ def _is_one(size: Expr) -> bool:
     return isinstance(size, tirx.IntImm) and int(size.value) == 1
 
 
-def _common_shape(shapes: list[list[Any]], rank: int) -> list[Expr]:
-    result: list[Any] = [tirx.const(1, "int64")] * rank
+def _common_shape(shapes: list[list[Expr]], rank: int) -> list[Expr]:
+    result: list[Expr] = [tirx.const(1, "int64")] * rank
     for shape in shapes:
         for axis, size in enumerate(shape, rank - len(shape)):
             if not _is_one(size):

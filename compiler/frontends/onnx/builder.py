@@ -195,7 +195,7 @@ class Builder:
             name = self._names_of_sizes[key] = self.dimension()
         return name
 
-    def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
+    def emit_te(self, function: Callable[..., Any], *args: object, **kwargs: object) -> relax.Expr:
         """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
         if not any(isinstance(each, tvm.ir.Expr) and isinstance(each.ty, relax.TensorType) for each in args):
             # TVM cannot join kernels of sizes alone with others that depend on further sizes.
@@ -264,9 +264,9 @@ class Builder:
         if all(is_number(s) for s in scalars):
             return Constant(np.array(scalars, dtypes.numpy_dtype(dtype)).reshape(shape), dtype).expr()
 
-        def elements(*values: Any) -> te.Tensor:
-            def element(*indices: Any) -> Expr:
-                flat: Any = tirx.const(0, "int64")
+        def elements(*values: Expr) -> te.Tensor:
+            def element(*indices: Expr) -> Expr:
+                flat: Expr = tirx.const(0, "int64")
                 for index, extent in zip(indices, shape, strict=True):
                     flat = flat * extent + index
                 result = values[-1].astype(carrier)

@@ -282,7 +282,7 @@ class NodeContext:
         """Bind an expression; the result's shape is known."""
         return self.importer.builder.emit(expr)
 
-    def emit_te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Expr:
+    def emit_te(self, function: Callable[..., Any], *args: object, **kwargs: object) -> relax.Expr:
         """Bind a call of a tensor expression function (`primfunc_name_hint` names it)."""
         return self.importer.builder.emit_te(function, *args, **kwargs)
 
@@ -298,7 +298,7 @@ class NodeContext:
         """A new symbolic size."""
         return self.importer.builder.dimension(name)
 
-    def literal(self, value: Any, dtype: str, shape: tuple[int, ...] = ()) -> tvm.ir.GenericConst:
+    def literal(self, value: object, dtype: str, shape: tuple[int, ...] = ()) -> tvm.ir.GenericConst:
         """A constant of that type."""
         return Constant(np.full(shape, value, dtypes.numpy_dtype(dtype)), dtype).expr()
 

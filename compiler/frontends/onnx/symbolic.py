@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import sym, tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
@@ -189,7 +192,7 @@ class Arithmetic:
             result = self.multiply(result, value)
         return result
 
-    def total(self, values: Any) -> Scalar:
+    def total(self, values: list[Expr]) -> Scalar:
         result: Scalar = 0
         for value in values:
             result = self.add(result, value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -150,7 +149,7 @@ def sources_of(value: Value | None) -> frozenset[str]:
     return NO_SOURCES
 
 
-def is_poisoned(value: Any) -> bool:
+def is_poisoned(value: object) -> bool:
     """Whether a value comes from a refused node, directly or inside a sequence."""
     if isinstance(value, SequenceValue):
         return any(is_poisoned(item) for item in value.values)

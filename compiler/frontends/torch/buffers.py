@@ -49,12 +49,12 @@ def _exchange(values: dict[str, int]) -> tuple[Any, Any]:
 
     kept: dict[str, Any] = {}
 
-    def enter(module: torch.nn.Module, _: Any) -> None:
+    def enter(module: torch.nn.Module, _: object) -> None:
         for name, value in values.items():
             kept[name] = module._buffers[name]
             module._buffers[name] = torch.tensor(value, dtype=kept[name].dtype)
 
-    def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+    def leave(module: torch.nn.Module, _: object, __: object) -> None:
         module._buffers.update(kept)
 
     return enter, leave

@@ -13,12 +13,12 @@ CACHE_MODULE = "transformers.cache_utils"
 _LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
-def is_cache(value: Any) -> bool:
+def is_cache(value: object) -> bool:
     """Whether it is one of transformers' caches, or one of their layers."""
     return any(each.__module__ == CACHE_MODULE for each in type(value).__mro__)
 
 
-def register_caches(arguments: Iterable[Any]) -> None:
+def register_caches(arguments: Iterable[object]) -> None:
     """Let `torch.export` take caches among the arguments apart: into the keys and values of each layer in turn.
 
     Raises InputError for those that hold more than keys and values.
@@ -32,7 +32,7 @@ def register_caches(arguments: Iterable[Any]) -> None:
         _pytree.register_pytree_node(type(cache), _tensors, _cache_of, flatten_with_keys_fn=_tensors_with_keys)
 
 
-def _check(cache: Any) -> None:
+def _check(cache: object) -> None:
     for index, layer in enumerate(getattr(cache, "layers", [])):
         name, keys = type(layer).__name__, getattr(layer, "keys", None)
         where = f"layer {index} of the {type(cache).__name__} among the example inputs"

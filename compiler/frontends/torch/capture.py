@@ -73,7 +73,7 @@ def _captured(
             return program
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)

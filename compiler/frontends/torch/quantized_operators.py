@@ -11,12 +11,12 @@ import numpy as np
 _BOUNDS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
-def int_mm(first: Any, second: Any) -> Any:
+def int_mm(first: object, second: object) -> Any:
     """Of integers of 8 bits, in int32."""
     return _opset().MatMulInteger(first, second)
 
 
-def _choose(data: Any, low: int, high: int, smallest: float, dtype: int) -> tuple[Any, Any]:
+def _choose(data: object, low: int, high: int, smallest: float, dtype: int) -> tuple[Any, Any]:
     """(scale, zero point) that hold the data's range and zero: float64 and int64, of shape (1,)."""
     op = _opset()
     least, most = op.Min(op.ReduceMin(data, keepdims=0), 0.0), op.Max(op.ReduceMax(data, keepdims=0), 0.0)
@@ -25,7 +25,7 @@ def _choose(data: Any, low: int, high: int, smallest: float, dtype: int) -> tupl
     return _one(op.Cast(scale, to=_onnx_type("float64"))), _one(op.Cast(zero, to=_onnx_type("int64")))
 
 
-def _choose_symmetric(data: Any, low: int, high: int, smallest: float, dtype: int) -> tuple[Any, Any]:
+def _choose_symmetric(data: object, low: int, high: int, smallest: float, dtype: int) -> tuple[Any, Any]:
     """As `_choose`, with the zero point in the middle of the type."""
     op = _opset()
     most = op.ReduceMax(op.Abs(data), keepdims=0)
@@ -34,7 +34,7 @@ def _choose_symmetric(data: Any, low: int, high: int, smallest: float, dtype: in
     return _one(op.Cast(scale, to=_onnx_type("float64"))), op.Constant(value_ints=[middle])
 
 
-def _quantize(data: Any, scale: Any, zero: Any, low: int, high: int, dtype: int) -> Any:
+def _quantize(data: object, scale: object, zero: object, low: int, high: int, dtype: int) -> Any:
     """Limited to `low` and `high`, which are narrower than the type where the range is reduced."""
     op = _opset()
     scale, zero = _parameters(scale, zero, dtype)
@@ -44,14 +44,16 @@ def _quantize(data: Any, scale: Any, zero: Any, low: int, high: int, dtype: int)
     return op.QuantizeLinear(data, scale, zero)
 
 
-def _dequantize(data: Any, scale: Any, zero: Any, low: int, high: int, dtype: int, out_dtype: int | None = None) -> Any:
+def _dequantize(
+    data: object, scale: object, zero: object, low: int, high: int, dtype: int, out_dtype: int | None = None
+) -> Any:
     """To float32, or to another type of floats that is asked for."""
     op = _opset()
     wide = op.DequantizeLinear(data, *_parameters(scale, zero, dtype))
     return wide if out_dtype in (None, -1) else op.Cast(wide, to=out_dtype)
 
 
-def _parameters(scale: Any, zero: Any, dtype: int) -> tuple[Any, Any]:
+def _parameters(scale: object, zero: object, dtype: int) -> tuple[Any, Any]:
     """Both as scalars, of numbers or of tensors of one."""
     import onnx
 
@@ -64,7 +66,7 @@ def _parameters(scale: Any, zero: Any, dtype: int) -> tuple[Any, Any]:
     return op.Reshape(narrow[0], shape), op.Reshape(narrow[1], shape)
 
 
-def _one(scalar: Any) -> Any:
+def _one(scalar: object) -> Any:
     op = _opset()
     return op.Reshape(scalar, op.Constant(value_ints=[1]))
 

@@ -136,13 +136,13 @@ def translation(name: str) -> Callable[..., Any]:
     return convert
 
 
-def _layer(layer: _Layer, x: Any, params: list[list[Any]], initial: list[Any]) -> list[Any]:
+def _layer(layer: _Layer, x: object, params: list[list[Any]], initial: list[Any]) -> list[Any]:
     """One layer of one or two directions: (output (length, batch, directions * hidden), last states)."""
     from onnxscript import opset18
 
     hidden = int(params[0][1].shape[1])
 
-    def in_order(value: Any) -> Any:
+    def in_order(value: object) -> Any:
         gates = [opset18.Slice(value, [gate * hidden], [(gate + 1) * hidden], [0]) for gate in layer.gates]
         return opset18.Concat(*gates, axis=0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
 from compiler.frontends.torch.branches import branch_relations
@@ -73,7 +73,7 @@ class ProgramRequirements:
             kept.setdefault((own.left, own.relation, own.right), own)
         return list(kept.values())
 
-    def _formula(self, size: Any, shapes: _Shapes) -> _Formula | None:
+    def _formula(self, size: object, shapes: _Shapes) -> _Formula | None:
         """A size as a formula and the dimensions that its names stand for; None where it is not one of inputs' sizes.
 
         The number takes the place of the name of a dimension that the caller fixed.
@@ -97,7 +97,7 @@ class ProgramRequirements:
         return text, symbols
 
 
-def _operator(node: Any) -> str:
+def _operator(node: torch.fx.Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 

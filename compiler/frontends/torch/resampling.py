@@ -68,12 +68,12 @@ def _resized(data: Any, size: Any, factors: Sequence[float | None], mode: dict[s
     return op.Resize(data, None, None, whole, **how)
 
 
-def _size(size: Any, factor: float) -> int | None:
+def _size(size: object, factor: float) -> int | None:
     """PyTorch's size, which is computed in float64; None where that of the input is dynamic."""
     return math.floor(size * factor) if isinstance(size, int) else None
 
 
-def _part(size: Any, axis: int) -> int | None:
+def _part(size: object, axis: int) -> int | None:
     part = size[axis] if isinstance(size, list | tuple) else None
     return part if isinstance(part, int) else None
 

@@ -27,7 +27,7 @@ def named_results(model: torch.nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _with_names(_: torch.nn.Module, __: Any, result: Any) -> Any:
+def _with_names(_: torch.nn.Module, __: object, result: object) -> Any:
     found = list(_leaves(result, ()))
     if _is_numbered(path for path, _ in found):
         return tuple(leaf for _, leaf in found) if isinstance(result, Sequence) else result
@@ -74,7 +74,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+def _leaves(value: object, path: Path) -> Iterator[tuple[Path, Any]]:
     """Tensors and numbers with their places; None has none. Raises InvalidModelError for other objects."""
     import torch
 
@@ -87,7 +87,7 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         yield from _leaves(inner, path if step is None else (*path, step))
 
 
-def _parts(value: Any, path: Path) -> list[tuple[str | int | None, Any]]:
+def _parts(value: object, path: Path) -> list[tuple[str | int | None, Any]]:
     if isinstance(value, Mapping):
         return [(str(key), inner) for key, inner in value.items()]
     if is_dataclass(value) and not isinstance(value, type):
@@ -109,7 +109,7 @@ def _parts(value: Any, path: Path) -> list[tuple[str | int | None, Any]]:
     return parts
 
 
-def _cache_parts(cache: Any) -> list[tuple[str | int | None, Any]]:
+def _cache_parts(cache: object) -> list[tuple[str | int | None, Any]]:
     """Tensors, layers and inner caches of a cache of transformers; the rest of its attributes is bookkeeping."""
     import torch
 
@@ -122,7 +122,7 @@ def _cache_parts(cache: Any) -> list[tuple[str | int | None, Any]]:
     return [(name, inner) for name, inner in parts if _holds_tensors(inner)]
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: object) -> bool:
     import torch
 
     if isinstance(value, list | tuple):
@@ -132,7 +132,7 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or hasattr(value, "__dict__")
 
 
-def _registered_parts(value: Any) -> list[tuple[str | int | None, Any]] | None:
+def _registered_parts(value: object) -> list[tuple[str | int | None, Any]] | None:
     """By the functions that the class was registered with as a pytree; None where it was not."""
     from torch.utils import _pytree
 
@@ -146,7 +146,7 @@ def _registered_parts(value: Any) -> list[tuple[str | int | None, Any]] | None:
     return list(enumerate(flatten(value)[0]))
 
 
-def _step(key: Any) -> str | int:
+def _step(key: object) -> str | int:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             step: str | int = getattr(key, attribute)

@@ -42,7 +42,7 @@ def _sizes(node: Any) -> Sequence[Any]:
     return shape
 
 
-def _argument(node: Any, position: int, name: str, default: Any = None) -> Any:
+def _argument(node: Any, position: int, name: str, default: object = None) -> Any:
     return _value(node.args[position] if len(node.args) > position else node.kwargs.get(name, default))
 
 
@@ -60,14 +60,14 @@ def _unfold(node: Any) -> Iterator[SizeRelation]:
     yield SizeRelation(_sizes(node.args[0])[axis], "at least", length)
 
 
-def _pad(node: Any) -> Iterator[SizeRelation]:
+def _pad(node: object) -> Iterator[SizeRelation]:
     """Reflections end before the first element, and a circular pad goes around once."""
     mode = _argument(node, 2, "mode", "constant")
     if mode in ("reflect", "circular"):
         yield from _at_least_pads(node, 1 if mode == "reflect" else 0)
 
 
-def _reflection(node: Any) -> Iterator[SizeRelation]:
+def _reflection(node: object) -> Iterator[SizeRelation]:
     yield from _at_least_pads(node, 1)
 
 

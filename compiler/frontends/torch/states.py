@@ -152,6 +152,6 @@ def _array(tensor: Any) -> np.ndarray | None:
     return np.asarray(tensor.numpy()).copy()
 
 
-def _writes(operator: Any) -> bool:
+def _writes(operator: object) -> bool:
     schema = getattr(operator, "_schema", None)
     return schema is not None and bool(schema.is_mutable)

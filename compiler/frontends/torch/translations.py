@@ -58,7 +58,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return found
 
 
-def _roi_pool(values: Any, regions: Any, scale: float, height: int, width: int) -> Any:
+def _roi_pool(values: object, regions: object, scale: float, height: int, width: int) -> Any:
     """The largest elements; the second output, their places, is for training alone."""
     from onnxscript import opset18
 

@@ -57,7 +57,7 @@ class _Piece:
     source: Var
     axis: int
     share: int
-    call: Any
+    call: Call
     index: int | None = None
 
 

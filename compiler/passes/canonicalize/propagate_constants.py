@@ -19,7 +19,7 @@ from compiler.passes.rewriting.substitution import calls_of_functions, replace_l
 from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Function
 
 _UNKNOWN = object()  # no call seen yet
 _VARIES = object()
@@ -42,7 +42,7 @@ def propagate_constants(mod: IRModule) -> IRModule:
     return _without(mod, functions, known) if known else mod
 
 
-def _known(functions: dict[Any, Any], private: dict[str, Any]) -> _Values:
+def _known(functions: dict[GlobalVar, Function], private: dict[str, Function]) -> _Values:
     """The constant of each parameter that has one."""
     places = {each: (name, index) for name, f in private.items() for index, each in enumerate(f.params)}
     values: _Values = dict.fromkeys((place for each, place in places.items() if _has_known_shape(each)), _UNKNOWN)
@@ -66,7 +66,7 @@ def _has_known_shape(parameter: Expr) -> bool:
     return isinstance(shape, relax.ShapeExpr) and all(isinstance(size, IntImm) for size in shape.values)
 
 
-def _arguments(body: Expr, values: _Values) -> Iterator[tuple[tuple[str, int], Any]]:
+def _arguments(body: Expr, values: _Values) -> Iterator[tuple[tuple[str, int], Expr]]:
     for call in calls_of_functions(body):
         for index, argument in enumerate(call.args):
             if (call.op.name_hint, index) in values:
@@ -84,7 +84,7 @@ def _meet(first: Any, second: Any) -> Any:
     return first if first.same_as(second) else _VARIES
 
 
-def _without(mod: IRModule, functions: dict[Any, Any], known: _Values) -> IRModule:
+def _without(mod: IRModule, functions: dict[GlobalVar, Function], known: _Values) -> IRModule:
     """The module with known parameters replaced by their values."""
     dropped: dict[str, set[int]] = {}
     for name, index in known:
@@ -104,7 +104,7 @@ def _without(mod: IRModule, functions: dict[Any, Any], known: _Values) -> IRModu
     return relax.transform.Normalize()(IRModule(result, mod.attrs, mod.global_infos))
 
 
-def _replaced(values: dict[Any, Any], leaf: Any) -> Any:
+def _replaced(values: dict[Expr, Expr], leaf: Expr) -> Expr:
     return values.get(leaf, leaf)
 
 

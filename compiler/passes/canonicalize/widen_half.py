@@ -21,7 +21,7 @@ from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritab
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr
+    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Type
 
 _CONVOLUTIONS = tuple(
     f"relax.nn.conv{rank}d{suffix}"
@@ -68,7 +68,7 @@ def _is_half_convolution(value: Expr) -> bool:
     return operator_name(value) in _CONVOLUTIONS and dtype_of(value.args[0]) == "float16"
 
 
-def _is_half_tuple(ty: Any) -> bool:
+def _is_half_tuple(ty: Type) -> bool:
     return isinstance(ty, relax.TupleType) and all(
         isinstance(each, relax.TensorType) and str(each.dtype) == "float16" for each in ty.fields
     )

@@ -20,7 +20,7 @@ from compiler.passes.rewriting.tvm_target import tvm_target
 from schedules.ir.tir import structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Var
+    from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
 
 Order = list[int]  # of parameters: the old position of each
 
@@ -62,7 +62,7 @@ def order_of_use(kernel: PrimFunc) -> Order:
     return order
 
 
-def _reordered(mod: IRModule, orders: Mapping[Any, Order]) -> IRModule:
+def _reordered(mod: IRModule, orders: Mapping[GlobalVar, Order]) -> IRModule:
     """The kernels and their calls with other orders of parameters; FuseTIR calls what it made by `call_tir` alone."""
     kernels = {var: _picked(mod[var].params, order) for var, order in orders.items()}
     functions = {

@@ -10,7 +10,7 @@ all of them in the shape, from which, unlike from single sizes, TVM also derives
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule, PrimType
@@ -21,7 +21,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import rewritable_functions
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Call, Expr
 
 
 @graph_pass("gather-sizes", summary="Give groups of kernels their sizes as one shape", required=True)
@@ -39,7 +39,7 @@ def gather_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     return result
 
 
-def _is_mixed(function: Any) -> bool:
+def _is_mixed(function: Expr) -> bool:
     if not isinstance(function, relax.Function) or "Primitive" not in (function.attrs or {}):
         return False
     return any(map(_is_size, function.params)) and any(map(_is_shape, function.params))
@@ -49,11 +49,11 @@ def _is_size(value: Expr) -> bool:
     return isinstance(value.ty, PrimType)
 
 
-def _is_shape(value: Any) -> bool:
+def _is_shape(value: Expr) -> bool:
     return isinstance(value.ty, relax.ShapeType)
 
 
-def _gathered(function: Any) -> Any:
+def _gathered(function: Expr) -> Expr:
     """The function with a shape as its last parameter in place of all sizes and shapes."""
     shape = relax.Var("sizes", relax.ShapeType(_sizes(function.params, function.params)))
     return relax.Function(
@@ -65,14 +65,14 @@ def _gathered(function: Any) -> Any:
     )
 
 
-def _sizes(values: Sequence[Any], parameters: Sequence[Any]) -> list[Any]:
+def _sizes(values: Sequence[Expr], parameters: Sequence[Expr]) -> list[Expr]:
     """The sizes among parameters or arguments: those of shapes, then single ones."""
     pairs = list(zip(values, parameters, strict=True))
     of_shapes = [size for value, parameter in pairs if _is_shape(parameter) for size in value.ty.values]
     return [*of_shapes, *(value for value, parameter in pairs if _is_size(parameter))]
 
 
-def _others(values: Sequence[Any], parameters: Sequence[Any]) -> list[Any]:
+def _others(values: Sequence[Expr], parameters: Sequence[Expr]) -> list[Expr]:
     return [
         value
         for value, parameter in zip(values, parameters, strict=True)
@@ -84,7 +84,7 @@ def _others(values: Sequence[Any], parameters: Sequence[Any]) -> list[Any]:
 class _Caller(PyExprMutator):
     """Calls the changed functions in place of the mixed ones."""
 
-    def __init__(self, mod: IRModule, mixed: dict[GlobalVar, Any]) -> None:
+    def __init__(self, mod: IRModule, mixed: dict[GlobalVar, Expr]) -> None:
         super().__init__(mod)
         self._parameters = {variable: function.params for variable, function in mixed.items()}
         self._changed = {
@@ -92,7 +92,7 @@ class _Caller(PyExprMutator):
             for variable, function in mixed.items()
         }
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Call:
         if call.op not in self._changed:
             return super().visit_call_(call)
         parameters = self._parameters[call.op]

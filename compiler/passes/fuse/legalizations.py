@@ -31,7 +31,7 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
     rank = len(indices.shape)
     shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
 
-    def element(*place: Any) -> Expr:
+    def element(*place: Expr) -> Expr:
         index = indices(*place[axis : axis + rank])
         return data(*place[:axis], index, *place[axis + rank :])
 
@@ -163,7 +163,7 @@ def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
     operands = [each for each, number in zip((scale, zero), numbers, strict=True) if number is None]
 
     def kernel(values: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
-        def point(*at: Any) -> Expr:
+        def point(*at: Expr) -> Expr:
             remaining = iter(parameters)
             step, shift = (_parameter(number, remaining, at, axis) for number in numbers)
             scaled = values(*at) if step == 1.0 else values(*at) / _typed(step, "float32")
@@ -185,7 +185,7 @@ def _one_number(parameter: relax.Expr) -> float | int | None:
     return number
 
 
-def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: Any, axis: int) -> Expr:
+def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: tuple[Expr, ...], axis: int) -> Expr:
     """A parameter of a quantization at a place: a Python number where it is known."""
     if number is not None:
         return number

@@ -54,7 +54,7 @@ def _reduced(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Any) -> 
     kept = [axis for axis in range(len(data.shape)) if keep or axis not in reduced]
     shape = [tirx.const(1, "int64") if axis in reduced else data.shape[axis] for axis in kept]
 
-    def element(*indices: Any) -> Any:
+    def element(*indices: Expr) -> Expr:
         position = dict(zip(kept, indices, strict=True))
         place = [reduced[a].var if a in reduced else position[a] for a in range(len(data.shape))]
         return reducer(data(*place), axis=list(reduced.values()))
@@ -94,7 +94,7 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
     reducer = _reducer(data.dtype, greatest=True)
     source = _bordered(data, spatial, before, after, attrs)
 
-    def element(*indices: Any) -> Expr:
+    def element(*indices: Expr) -> Expr:
         place = list(indices)
         for i, axis in enumerate(spatial):
             place[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i])

@@ -6,12 +6,15 @@ y = (x - mean) / sqrt(mean((x - mean)**2) + epsilon) * scale + bias, computed in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx, topi
 
 from compiler.passes.rewriting.matching import dtype_of, rank_of
 from schedules.ir import tvm_private
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Index
 
 _TVM_TYPES = ("float16", "float32")
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -82,7 +85,7 @@ def _wide(data: te.Tensor) -> te.Tensor:
 
 def _normalized(values: te.Tensor, axes: Sequence[int], call: relax.Call) -> te.Tensor:
     """Less the mean, over the root of the mean square of that; two steps keep the digits of a large mean."""
-    count: Any = tirx.const(1, values.dtype)
+    count: Expr = tirx.const(1, values.dtype)
     for axis in axes:
         count = count * values.shape[axis].astype(values.dtype)
     mean = topi.divide(topi.sum(values, axes, keepdims=True), count)
@@ -93,7 +96,7 @@ def _normalized(values: te.Tensor, axes: Sequence[int], call: relax.Call) -> te.
 
 
 def _narrow(
-    call: relax.Call, data: te.Tensor, result: te.Tensor, scale: te.Tensor, bias: te.Tensor, shape: Sequence[Any]
+    call: relax.Call, data: te.Tensor, result: te.Tensor, scale: te.Tensor, bias: te.Tensor, shape: Sequence[Index]
 ) -> te.Tensor:
     """Scaled and shifted as the call asks for, in the type of `data`."""
     if call.attrs.scale:

@@ -8,7 +8,7 @@ of elements, the kernel says that it is a reshape (`RESHAPE`), for `lower-reshap
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, topi
 from tvm.relax.transform.legalize_ops.manipulate import _reshape as engine_reshape
@@ -17,7 +17,7 @@ from tvm.tirx import IntImm, const
 from compiler.passes.rewriting.matching import is_one, same_shape, shape_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Index
 
 RESHAPE = "tensorwright.reshape"  # attribute of a kernel that is a reshape of its first parameter and nothing else
 
@@ -33,7 +33,7 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
         )
 
     def reshaped(data: te.Tensor) -> te.Tensor:
-        def element(*place: Any) -> Expr:
+        def element(*place: Expr) -> Expr:
             wide = iter(index for index, size in zip(place, target, strict=True) if not is_one(size))
             return data(*(const(0, "int64") if is_one(size) else next(wide) for size in source))
 
@@ -42,7 +42,7 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
 
 
-def _without_ones(shape: list[Any]) -> list[Any]:
+def _without_ones(shape: list[Index]) -> list[Index]:
     return [size for size in shape if not is_one(size)]
 
 

@@ -92,7 +92,7 @@ def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
     return bool(Analyzer().can_prove_equal(_product(ours.values()), _product(theirs.values())))
 
 
-def _factors(sizes: Iterable[Expr]) -> dict[Any, tuple[Any, int]]:
+def _factors(sizes: Iterable[Expr]) -> dict[Any, tuple[Expr, int]]:
     """The factors of a product, each with its count."""
     found: dict[Any, tuple[Any, int]] = {}
     waiting = list(sizes)
@@ -107,7 +107,7 @@ def _factors(sizes: Iterable[Expr]) -> dict[Any, tuple[Any, int]]:
 
 
 def _product(factors: Iterable[tuple[Any, int]]) -> Expr:
-    total: Any = tirx.IntImm("int64", 1)
+    total: Expr = tirx.IntImm("int64", 1)
     for factor, count in factors:
         for _ in range(count):
             total = total * factor

@@ -18,7 +18,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Type
 
 
 @graph_pass("specialize-sizes", summary="Give kernels the sizes that are known where they are called", required=True)
@@ -40,7 +40,7 @@ def _is_kernel_call(value: Expr) -> bool:
     return operator_name(value) == "relax.call_tir"
 
 
-def _tensors(call: Call) -> list[Any]:
+def _tensors(call: Call) -> list[Type]:
     """The types of a kernel's arguments and results, in the order of its parameters."""
     outputs = call.ty_args[0]
     fields = list(outputs.fields) if isinstance(outputs, relax.TupleType) else [outputs]

@@ -15,7 +15,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Index, Var
 
 _LEAST_KEYS = 4
 _BYTES = ("int8", "uint8")
@@ -26,8 +26,8 @@ _INTEGERS = (*_BYTES, "int16", "uint16")
 class Operand:
     """A float32 tensor, and the 8-bit integers that it is dequantized from, if any."""
 
-    expr: Any
-    quantized: Any = None
+    expr: Expr
+    quantized: Expr | None = None
     quantization: Quantization | None = None
 
 
@@ -62,7 +62,7 @@ class AttentionMatch:
 class Ending:
     """Attention that ends in `product`, whose result is quantized or transposed or both."""
 
-    product: Any
+    product: Expr
     match: AttentionMatch
 
 
@@ -73,11 +73,11 @@ class AttentionMatcher:
     `in_integers`: whether attention of quantized tensors is one of integers, and ends in the quantization behind it.
     """
 
-    definitions: Mapping[Any, Any]
-    uses: Mapping[Any, int]
+    definitions: Mapping[Var, Expr]
+    uses: Mapping[Var, int]
     in_integers: bool
 
-    def endings(self) -> dict[Any, Ending]:
+    def endings(self) -> dict[Expr, Ending]:
         """Calls that attention ends in, other than its second product: transposes, then quantizations."""
         found: dict[Any, Ending] = {}
         products: set[Any] = set()
@@ -149,7 +149,7 @@ class AttentionMatcher:
                 return None
             steps[:0], expr = found
 
-    def _weights(self, expr: Expr) -> tuple[Any | None, bool, Quantization | None]:
+    def _weights(self, expr: Expr) -> tuple[Expr | None, bool, Quantization | None]:
         """The softmax behind the weights, whether `where(isnan(weights), 0, weights)` guards them, and what they are
         quantized by."""
         softmax = self._sole(expr, "relax.nn.softmax")
@@ -166,7 +166,7 @@ class AttentionMatcher:
         alone = test is not None and test.args[0].same_as(weights) and self.uses.get(weights, 0) == 2
         return (softmax, True, None) if alone and operator_name(softmax) == "relax.nn.softmax" else (None, False, None)
 
-    def _rounded_weights(self, dequantize: Expr) -> tuple[Any | None, bool, Quantization | None]:
+    def _rounded_weights(self, dequantize: Expr) -> tuple[Expr | None, bool, Quantization | None]:
         quantize = self._sole(dequantize.args[0], "relax.quantize")
         if quantize is None:
             return None, False, None
@@ -174,7 +174,7 @@ class AttentionMatcher:
         same = quantization is not None and quantization == _quantization(dequantize)
         return (softmax, False, quantization) if same else (None, False, None)
 
-    def _step(self, expr: Expr, scores: list[Any]) -> tuple[list[Step], Any] | None:
+    def _step(self, expr: Expr, scores: list[Index]) -> tuple[list[Step], Expr] | None:
         """What the call that makes `expr` does to the scores, and the scores it does it to."""
         adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
         if adjusting is not None:
@@ -189,7 +189,7 @@ class AttentionMatcher:
             return [], cast.args[0]
         return None
 
-    def _adjusting(self, call: Call, scores: list[Any]) -> tuple[list[Step], Any] | None:
+    def _adjusting(self, call: Call, scores: list[Index]) -> tuple[list[Step], Expr] | None:
         name = operator_name(call)
         orders = [(call.args[0], call.args[1])]
         if name != "relax.divide":
@@ -205,7 +205,7 @@ class AttentionMatcher:
                 return [Add(operand)], inner
         return None
 
-    def _operands(self, product: Expr, call: Call, scores: list[Any]) -> tuple[Operand, Operand, Operand] | None:
+    def _operands(self, product: Expr, call: Call, scores: list[Index]) -> tuple[Operand, Operand, Operand] | None:
         """Query, key and value, where their shapes are those of attention."""
         query, key, value = product.args[0], product.args[1], call.args[1]
         shapes = [shape_of(each) for each in (query, key, value)]
@@ -255,7 +255,7 @@ def _number(expr: Expr) -> float | None:
     return float(array.reshape(())) if array.size == 1 else None
 
 
-def _broadcasts(operand: Expr, scores: list[Any]) -> bool:
+def _broadcasts(operand: Expr, scores: list[Index]) -> bool:
     """Whether a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
     shape = shape_of(operand)
     if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from tvm import ir, te, tirx
@@ -41,7 +41,7 @@ class Shift:
 class Add:
     """Plus a tensor that broadcasts to the scores."""
 
-    tensor: Any
+    tensor: Expr
 
 
 @dataclass(frozen=True)

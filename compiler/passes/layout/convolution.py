@@ -9,7 +9,6 @@ from math import gcd, lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst
 
@@ -41,7 +40,7 @@ from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.ir.numbers import ceil_div
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
+    from schedules.ir.tvm_types import Call, Index
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Conv:
         orders = (self.order, self.out_order, self.filter_order)
         return not any(map(any, self.pad)) and all(list(order) == sorted(order) for order in orders)
 
-    def long_last(self, sizes: Sequence[Any]) -> Conv:
+    def long_last(self, sizes: Sequence[Index]) -> Conv:
         """The same convolution with spatial dimensions whose output has one element moved to the front.
 
         Register tiles run along the last dimension: a column of pixels would leave them with one pixel each.
@@ -171,7 +170,7 @@ class BlockedConv:
         )
         return self._emit_chosen(choose_float(case, self.builder.machine, self.builder.choose), values)
 
-    def _emit_chosen(self, chosen: FloatChoice, values: NDArray[Any]) -> Blocked | Value:
+    def _emit_chosen(self, chosen: FloatChoice, values: np.ndarray) -> Blocked | Value:
         """Pack the weights for an algorithm, and call its kernel."""
         if isinstance(chosen, FoldedWorkload):
             return self._emit_folded(chosen, values)
@@ -188,7 +187,7 @@ class BlockedConv:
             self.builder.expansions.repacked[packed] = self._filter_key(), repack
         return self._direct(chosen, packed)
 
-    def _emit_winograd(self, chosen: WinogradWorkload, values: NDArray[Any]) -> Blocked:
+    def _emit_winograd(self, chosen: WinogradWorkload, values: np.ndarray) -> Blocked:
         plain = ConvWorkload(**{name: getattr(chosen, name) for name in ConvWorkload.__dataclass_fields__})
         spread = self._winograd_weight(values, plain, chosen.tile)
         return self._emit(
@@ -199,7 +198,7 @@ class BlockedConv:
             key=("winograd", plain, chosen.tile),
         )
 
-    def _emit_folded(self, work: FoldedWorkload, values: NDArray[Any]) -> Value:
+    def _emit_folded(self, work: FoldedWorkload, values: np.ndarray) -> Value:
         packed = as_constant(pack_filter(fold_filter(values, work), work.in_block, work.block))
         result = self.builder.emit_kernel(
             lambda data, weight: conv_folded(data, weight, work),
@@ -210,14 +209,14 @@ class BlockedConv:
         )
         return Value(plain=result)
 
-    def _emit_sparse(self, work: ConvWorkload, values: NDArray[Any]) -> Blocked:
+    def _emit_sparse(self, work: ConvWorkload, values: np.ndarray) -> Blocked:
         sparse, weight = pack_sparse_filter(pack_filter(values, work.in_block, work.block), work)
         index = as_constant(weight.index)
         return self._emit(
             lambda data, kept, sizes, index: conv_sparse(data, kept, index, sparse, sizes), sparse, weight.values, index
         )
 
-    def _winograd_weight(self, values: NDArray[Any], work: ConvWorkload, tile: int) -> Expr:
+    def _winograd_weight(self, values: np.ndarray, work: ConvWorkload, tile: int) -> Expr:
         """The transformed filter, which the module need not store: it takes up to 36 numbers for 9."""
         lanes, stride = work.block, work.strides[0]
         stored = pack_winograd(values, lanes), weight_matrix(tile, stride)
@@ -229,8 +228,8 @@ class BlockedConv:
     def _filter_key(self) -> tuple[Any, ...]:
         return self.weight, self.conv.filter_order, self._merged_groups()
 
-    def _filter_values(self) -> NDArray[Any]:
-        values: NDArray[Any] = array_of(self.weight).transpose(self.conv.filter_order)
+    def _filter_values(self) -> np.ndarray:
+        values: np.ndarray = array_of(self.weight).transpose(self.conv.filter_order)
         return values
 
     def _merged_groups(self) -> tuple[int, int]:
@@ -344,6 +343,6 @@ class BlockedConv:
         return self.builder.as_blocked(self.data, order).expr
 
 
-def _kept(packed: NDArray[Any], work: ConvWorkload, values: NDArray[Any]) -> float:
+def _kept(packed: np.ndarray, work: ConvWorkload, values: np.ndarray) -> float:
     """The share of blocks of a packed filter that are not zero."""
     return float(np.count_nonzero(np.any(packed, axis=-1)) / (work.out_blocks * values[0].size))

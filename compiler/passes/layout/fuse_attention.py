@@ -111,7 +111,7 @@ class _Fuser(PyExprMutator):
         steps, rounding = _rounding(found, integers=integers)
         operands = self._operands if rounding is None else "float32"
 
-        def compute(query: Tensor, key: Tensor, value: Tensor, *tensors: Any) -> Tensor:
+        def compute(query: Tensor, key: Tensor, value: Tensor, *tensors: Tensor) -> Tensor:
             def score(raw: Any, at: tuple[Expr, ...]) -> Any:
                 number = tirx.Cast("float32", raw) if integers else raw
                 return applied(steps, number, [_at(tensor, at) for tensor in tensors])
@@ -147,7 +147,7 @@ def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rou
         return joined(found.steps), None
     if not integers:
 
-        def rounded(weight: Any) -> Any:
+        def rounded(weight: Expr) -> Expr:
             return applied(joined([*weights.quantize(), *weights.dequantize()]), weight, [])
 
         return joined(found.steps), Rounding(rounded)

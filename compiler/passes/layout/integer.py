@@ -54,7 +54,7 @@ def integer_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None:
     return _IntegerConv(builder, conv.long_last(sizes), data, weight, sizes, fill).build()
 
 
-def _padding_before(builder: LayoutBuilder, data: Expr, conv: Conv) -> tuple[Any, Conv, int] | None:
+def _padding_before(builder: LayoutBuilder, data: Expr, conv: Conv) -> tuple[Expr, Conv, int] | None:
     """The operand of a padding with one value that feeds a convolution without, and the convolution with it."""
     call = builder.definitions.get(data)
     if not isinstance(call, relax.Call) or call.op.name != "relax.nn.pad" or str(call.attrs.pad_mode) != "constant":
@@ -112,7 +112,7 @@ class _IntegerConv(BlockedConv):
         sums = values.astype(np.int32).sum(axis=tuple(range(1, values.ndim)), dtype=np.int32)
         return self._plus(result, sums * self.fill)
 
-    def _plus(self, result: Blocked, channels: Any) -> Blocked:
+    def _plus(self, result: Blocked, channels: np.ndarray) -> Blocked:
         """Plus one number per channel."""
         rank = len(self.kernel)
         constant = pack_channels(channels.reshape(1, -1, *[1] * rank), self.builder.lanes)

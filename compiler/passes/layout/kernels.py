@@ -123,11 +123,11 @@ def _emit(
     tensors = [each for each in given if isinstance(each, relax.Var | GenericConst)]
     own = next(i for i, each in enumerate(tensors) if each is anchor.expr or each.same_as(anchor.expr))
 
-    def kernel(*operands: Any) -> Tensor:
+    def kernel(*operands: Tensor) -> Tensor:
         remaining = iter(operands)
         values = [next(remaining) if isinstance(each, relax.Var | GenericConst) else each for each in given]
 
-        def point(*at: Any) -> Expr:
+        def point(*at: Expr) -> Expr:
             def replace(load: Expr) -> Expr:
                 position = next(i for i, parameter in enumerate(parameters) if parameter.same_as(load.source))
                 value = values[position]

@@ -62,7 +62,7 @@ class _Packer(PyExprMutator):
         shape = shape_of(data)
         return dtype_of(data) == "float32" and (rank_of(data) or 0) >= 2 and shape is not None and 0 not in shape
 
-    def _weight(self, expr: Expr) -> tuple[GroupedWeight, list[Any]] | None:
+    def _weight(self, expr: Expr) -> tuple[GroupedWeight, list[Expr]] | None:
         """The weight, and the constants of the kernel; each weight is packed once."""
         if expr not in self._packed:
             weight = grouped_weight(expr, self._define)

@@ -83,7 +83,7 @@ class _Packer(PyExprMutator):
         known = all(isinstance(size, int) for size in shape)
         return sparse_form(values, int(np.prod(shape[:-1])) if known else 0, self.machine)
 
-    def _kernel(self, weight: Expr, form: SparseForm) -> tuple[Kernel, list[Any], dict[str, int]]:
+    def _kernel(self, weight: Expr, form: SparseForm) -> tuple[Kernel, list[Expr], dict[str, int]]:
         """The kernel with its constants and numbers; each weight is packed once."""
         key = (weight, form)
         if key not in self._packed:

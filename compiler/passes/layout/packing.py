@@ -19,7 +19,7 @@ from tvm import te, tirx  # isort: skip
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Tensor
 
-Array = NDArray[Any]
+Array = np.ndarray
 _COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other
 
 
@@ -135,7 +135,7 @@ def pack_tensor(data: Tensor, order: Sequence[int], lanes: int) -> Tensor:
     physical = [shape[axis] for axis in order]
     physical[1] = ceil_div(int(channels), lanes)
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         outer = list(at[:-1])
         outer[1] = outer[1] * lanes + at[-1]
         index = [None] * len(order)
@@ -155,7 +155,7 @@ def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
     for place, axis in enumerate(order):
         shape[axis] = channels if place == 1 else data.shape[place]
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         outer = [at[axis] for axis in order]
         channel = outer[1]
         outer[1] = channel // lanes
@@ -164,12 +164,12 @@ def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
     return te.compute(shape, point, name="unpack")
 
 
-def pack_filter_tensor(weight: Any, in_lanes: int, lanes: int) -> Any:
+def pack_filter_tensor(weight: Tensor, in_lanes: int, lanes: int) -> Tensor:
     """`pack_filter` for weights that are not known while compiling."""
     filters, channels, *kernel = [int(size) for size in weight.shape]
     shape = (ceil_div(filters, lanes), ceil_div(channels, in_lanes), *kernel, in_lanes, lanes)
 
-    def point(outer: Any, inner: Any, *rest: Any) -> Any:
+    def point(outer: Expr, inner: Expr, *rest: Expr) -> Expr:
         o, i = outer * lanes + rest[-1], inner * in_lanes + rest[-2]
         inside = tirx.all(o < filters, i < channels)
         return tirx.if_then_else(inside, weight(o, i, *rest[:-2]), tirx.const(0, weight.dtype))
@@ -211,7 +211,7 @@ def pack_words(data: Tensor, order: Sequence[int], group: int) -> Tensor:
             joined = joined | (tirx.Cast("int32", value) + shift) << 8 * place
         return joined
 
-    def point(*at: Any) -> Expr:
+    def point(*at: Expr) -> Expr:
         value = word(at, 0)
         for number in range(1, int(physical[1])):
             value = tirx.Select(at[1] == number, word(at, number * group), value)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
 from compiler.passes.layout.convolution import BlockedConv, Conv
@@ -27,12 +26,12 @@ from tvm import te, tirx  # isort: skip
 from tvm.sym import Analyzer  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+    from schedules.ir.tvm_types import Expr, Index, Tensor
 
 MOST_PHASES = 16
 """Each is a kernel that is compiled, called, and reads the input once more."""
 _CALL_SECONDS, _CYCLES_A_SECOND = 2e-6, 3e9
-Array = NDArray[Any]
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ class Phase:
 
     first: int
     taps: int
-    positions: Any
+    positions: Index
     pad: tuple[int, int]
 
     @classmethod
-    def of(cls, number: int, size: Any, out: Any, kernel: int, stride: int, before: int) -> Phase | None:
+    def of(cls, number: int, size: Index, out: Index, kernel: int, stride: int, before: int) -> Phase | None:
         """None for one without taps or outputs, and where the padding cuts off whole inputs.
 
         Symbolic sizes need an output for every input but one at least, and that their number is known beyond those.
@@ -67,13 +66,13 @@ class PhaseConvolutions:
 
     phases: tuple[tuple[Phase, ...], ...]
     groups: int
-    out_shape: tuple[Any, ...]
+    out_shape: tuple[Index, ...]
 
     @classmethod
     def of(
         cls,
-        shape: Sequence[Any],
-        out_shape: Sequence[Any],
+        shape: Sequence[Index],
+        out_shape: Sequence[Index],
         kernel: Sequence[int],
         strides: Sequence[int],
         before: Sequence[int],
@@ -125,7 +124,7 @@ class PhaseConvolutions:
         return Blocked(result, self.out_shape, order)
 
 
-def _constant(size: Any) -> int | None:
+def _constant(size: Index) -> int | None:
     """A size that is known, perhaps once simplified."""
     known = size if isinstance(size, int) else Analyzer().simplify(size)
     return known if isinstance(known, int) else int(known) if isinstance(known, tirx.IntImm) else None
@@ -145,11 +144,11 @@ def _filters(weight: Array, place: Sequence[Phase], strides: Sequence[int], grou
     return np.ascontiguousarray(grouped.reshape(-1, *grouped.shape[2:]))
 
 
-def _interleave(parts: Sequence[Tensor], shape: Sequence[Any], strides: Sequence[int], lanes: int) -> Tensor:
+def _interleave(parts: Sequence[Tensor], shape: Sequence[Index], strides: Sequence[int], lanes: int) -> Tensor:
     """The output out of the phases' results, which the last dimension's phase tells apart fastest."""
 
-    def point(image: Expr, block: Expr, *rest: Any) -> Expr:
-        number: Any = 0
+    def point(image: Expr, block: Expr, *rest: Expr) -> Expr:
+        number: Index = 0
         for at, stride in zip(rest[:-1], strides, strict=True):
             number = number * stride + at % stride
         places = [at // stride for at, stride in zip(rest[:-1], strides, strict=True)]

@@ -68,7 +68,7 @@ def _plan(function: Function, builder: LayoutBuilder) -> Function:
     return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
-def _wanted_narrow(function: Function) -> set[Any]:
+def _wanted_narrow(function: Function) -> set[Expr]:
     """The variables that some operator reads in bfloat16."""
     counts: dict[Any, int] = {}
     readers: dict[Any, list[str]] = {}

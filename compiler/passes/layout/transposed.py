@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import te
 from tvm.ir import GenericConst
 
@@ -29,9 +28,9 @@ from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Tensor
+    from schedules.ir.tvm_types import Call, Expr, Index, Tensor
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -174,12 +173,12 @@ class _Merged:
         return Blocked(result, self.out_shape, self.order)
 
 
-def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Any, ...], filters: int) -> Tensor:
+def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...], filters: int) -> Tensor:
     """The output out of the phases' results."""
     lanes = int(parts.shape[-1])
     blocks = ceil_div(filters, lanes)
 
-    def point(image: Expr, block: Expr, *rest: Any) -> Expr:
+    def point(image: Expr, block: Expr, *rest: Expr) -> Expr:
         number: Any = 0
         places = []
         for at, phase in zip(rest[:-1], phases, strict=True):

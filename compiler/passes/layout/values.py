@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import ir, relax
 from tvm.ir import GenericConst
 
@@ -26,10 +25,10 @@ from schedules.ir.tir import StructuralKey
 from schedules.selection.alternatives import Choice
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import GlobalVar, IRModule, PrimFunc, Var
+    from schedules.ir.tvm_types import BlockBuilder, GlobalVar, Index, IRModule, PrimFunc, Var
 
 Expr: TypeAlias = ir.Expr
-Array = NDArray[Any]
+Array = np.ndarray
 Order = tuple[int, ...]
 # Element types that lie in blocks.
 BLOCKABLE = ("float32", "int32", "int16", "uint16", "int8", "uint8")
@@ -45,7 +44,7 @@ class Blocked:
     """
 
     expr: Expr
-    shape: tuple[Any, ...]
+    shape: tuple[Index, ...]
     order: Order
     bf16: bool = False
 
@@ -59,7 +58,7 @@ class Blocked:
         return known_sizes([self.shape[axis] for axis in self.order[2:]])
 
     @property
-    def batch(self) -> Any:
+    def batch(self) -> Index:
         return self.shape[self.order[0]]
 
 
@@ -80,7 +79,7 @@ class LayoutBuilder:
 
     def __init__(
         self,
-        builder: Any,
+        builder: BlockBuilder,
         mod: IRModule,
         machine: Any,
         expansions: Expansions,
@@ -239,7 +238,7 @@ class LayoutBuilder:
             self._values.setdefault(expr, value)
         return packed
 
-    def _pack(self, plain: Expr, shape: Sequence[Any], order: Order) -> Expr:
+    def _pack(self, plain: Expr, shape: Sequence[Index], order: Order) -> Expr:
         if isinstance(plain, GenericConst):
             return as_constant(pack_channels(array_of(plain).transpose(order), self.lanes))
         channels = shape[order[1]]
@@ -280,7 +279,7 @@ class LayoutBuilder:
         widened = self._reshape(self.plain(expr), full)
         return self._pack(widened, full, to.order)
 
-    def _one_element(self, plain: Expr, shape: Sequence[Any], rank: int) -> Expr:
+    def _one_element(self, plain: Expr, shape: Sequence[Index], rank: int) -> Expr:
         if isinstance(plain, GenericConst):
             return as_constant(array_of(plain).reshape(()))  # legalization writes a scalar into the code
         return self._reshape(plain, [1] * rank) if shape else plain
@@ -295,7 +294,7 @@ class LayoutBuilder:
             moved = self.emit(relax.op.permute_dims(moved, list(order)), "moved")
         return self._reshape(moved, [*(full[axis] for axis in order), 1])
 
-    def _reshape(self, plain: Expr, shape: Sequence[Any]) -> Expr:
+    def _reshape(self, plain: Expr, shape: Sequence[Index]) -> Expr:
         if isinstance(plain, GenericConst):
             return as_constant(array_of(plain).reshape([int(size) for size in shape]))
         return self.emit(relax.op.reshape(plain, list(shape)), "reshaped")
@@ -308,13 +307,13 @@ def _argument_key(argument: Any) -> Hashable:
     return StructuralKey(argument.ty)
 
 
-def _rising(order: Order, shape: Sequence[Any]) -> bool:
+def _rising(order: Order, shape: Sequence[Index]) -> bool:
     """Whether the axes of more than one element lie in their logical order."""
     kept = [axis for axis in order if not _same(shape[axis], 1)]
     return kept == sorted(kept)
 
 
-def _same(left: Any, right: Any) -> bool:
+def _same(left: Index, right: Index) -> bool:
     return isinstance(left, int) and isinstance(right, int) and left == right
 
 
@@ -326,6 +325,6 @@ def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) ->
     return isinstance(shape[order[1]], int) and not any(_same(size, 0) for size in shape)
 
 
-def known_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
+def known_sizes(sizes: Sequence[Index]) -> tuple[int, ...]:
     """Sizes as workloads hold them: 0 for those that are symbolic."""
     return tuple(size if isinstance(size, int) else 0 for size in sizes)

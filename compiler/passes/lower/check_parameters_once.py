@@ -17,7 +17,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.substitution import called_functions, children, leaves
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr
+    from schedules.ir.tvm_types import Binding, Call, Expr, Function
 
 Keep = Callable[[Any], bool]
 
@@ -55,7 +55,7 @@ def check_parameters_once(mod: IRModule, context: PipelineContext) -> IRModule:
     return IRModule(result, mod.attrs, mod.global_infos)
 
 
-def _calls(expr: Any) -> Iterator[Any]:
+def _calls(expr: Expr) -> Iterator[Call]:
     """Every call of a function by its name, branches included."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
         yield expr
@@ -63,7 +63,7 @@ def _calls(expr: Any) -> Iterator[Any]:
         yield from _calls(child)
 
 
-def _used_as_value(var: GlobalVar, functions: Mapping[Any, Any]) -> bool:
+def _used_as_value(var: GlobalVar, functions: Mapping[GlobalVar, Function]) -> bool:
     mentioned = sum(
         isinstance(leaf, GlobalVar) and leaf == var for each in functions.values() for leaf in leaves(each.body)
     )
@@ -86,13 +86,13 @@ def _bindings(function: relax.Function) -> list[Binding]:
     return [binding for block in blocks for binding in block.bindings]
 
 
-def _checks_of(function: relax.Function, parameters: Sequence[Expr]) -> set[Any]:
+def _checks_of(function: relax.Function, parameters: Sequence[Expr]) -> set[Binding]:
     """The bindings that check one of the parameters."""
     among = set(parameters)
     return {binding for binding in _bindings(function) if _is_check_of(binding, among)}
 
 
-def _is_check_of(binding: Binding, parameters: Set[Any]) -> bool:
+def _is_check_of(binding: Binding, parameters: Set[Expr]) -> bool:
     """Whether a binding checks one of the parameters and does nothing else."""
     call = binding.value
     name = called(call)

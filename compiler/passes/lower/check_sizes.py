@@ -20,7 +20,7 @@ from compiler.passes.lower.shape_functions import rewrite_shape_functions
 from compiler.passes.registry import graph_pass
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Stmt
 
 _LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
@@ -49,7 +49,7 @@ def _checked(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
         return None
     # TVM's Python class names the first two arguments the wrong way round.
     message = StringImm("RuntimeError"), [StringImm(_TEXT)]
-    assertion: Any = tirx.AssertStmt(tirx.all(*conditions), *message)
+    assertion: Stmt = tirx.AssertStmt(tirx.all(*conditions), *message)
     return function.with_body(tirx.SeqStmt([assertion, *statements]), function.span)
 
 
@@ -64,7 +64,7 @@ def overflow_conditions(values: list[Expr]) -> list[Expr]:
     return list(conditions.values())
 
 
-def _in_float(value: Expr, conditions: dict[str, Any]) -> Expr:
+def _in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
     """An expression of sizes computed in float64 (truth values as they are); notes its conditions, by their text."""
     if isinstance(value, prim.Cast):
         return _in_float(value.value, conditions).astype("float64")

@@ -7,7 +7,7 @@ the function allocated, with that very shape.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -63,11 +63,11 @@ def _kept(bindings: list[Binding], result: Expr) -> list[Binding]:
     return [binding for binding in needed if not isinstance(binding.value, relax.TupleGetItem) or binding.var in read]
 
 
-def _read(bindings: Iterable[Binding], result: Expr) -> set[Any]:
+def _read(bindings: Iterable[Binding], result: Expr) -> set[Expr]:
     return {leaf for binding in bindings for leaf in leaves(binding.value)} | set(leaves(result))
 
 
-def _is_known(value: Expr, values: dict[Any, Any]) -> bool:
+def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:
     """Whether a value is a check that cannot fail."""
     if called(value) != MATCH_SHAPE:
         return False
@@ -81,7 +81,7 @@ def _is_known(value: Expr, values: dict[Any, Any]) -> bool:
     )
 
 
-def _source(variable: Var, values: dict[Any, Any]) -> Expr:
+def _source(variable: Var, values: dict[Var, Expr]) -> Expr:
     """The variable that was bound to a tensor first, found through tuples and other names."""
     value = values.get(variable)
     if isinstance(value, relax.Var):
@@ -93,7 +93,7 @@ def _source(variable: Var, values: dict[Any, Any]) -> Expr:
     return variable
 
 
-def _dimensions(shape: Expr, values: dict[Any, Any]) -> list[Dimension]:
+def _dimensions(shape: Expr, values: dict[Var, Expr]) -> list[Dimension]:
     """What each dimension of a shape is; none for one that is not known."""
     if isinstance(shape, relax.ShapeExpr):
         return [(IS_NUMBER, number(size)) for size in shape.values]

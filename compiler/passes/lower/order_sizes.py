@@ -5,7 +5,7 @@ TVM goes through a set of pointers there, so that the order of independent state
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.ir import IRModule
@@ -14,6 +14,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_functions import rewrite_shape_functions
 from compiler.passes.registry import graph_pass
 from schedules.ir.access import accesses_of
+
+if TYPE_CHECKING:
+    pass
 
 
 @graph_pass("order-sizes", summary="Compute sizes in one order, whatever the process")

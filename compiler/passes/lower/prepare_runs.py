@@ -42,7 +42,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.substitution import children, leaves
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr, Function
+    from schedules.ir.tvm_types import Binding, Call, Expr, Function, Var
 
 _ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
 _FREE = "relax.vm.kill_object"
@@ -102,7 +102,7 @@ class _Split:
             return True
         return not any(self._writes_heap(call) for binding in self._left for call in _calls(binding.value))
 
-    def _results(self) -> list[Any]:
+    def _results(self) -> list[Expr]:
         """The tensors that `main` returns."""
         bound = {binding.var: binding.value for binding in self._bindings}
         found, pending = [], [self._main.body.body]
@@ -117,7 +117,7 @@ class _Split:
                 found.append(each)
         return found
 
-    def _is_kept(self, variable: Any) -> bool:
+    def _is_kept(self, variable: Var) -> bool:
         """Whether a variable is a prepared tensor, or a view of one."""
         if variable in self._prepared:
             return operator_name(self._prepared[variable].value) == "relax.vm.alloc_tensor"
@@ -163,7 +163,7 @@ class _Split:
             return self._with_sizes
         return name in _READS_OF_HEAP or self._is_shape_function(value)
 
-    def _found_escaping(self) -> set[Any]:
+    def _found_escaping(self) -> set[Expr]:
         """Variables whose memory the caller, or something outside of this function, may get."""
         found = set() if self._keeps else set(leaves(self._main.body.body))
         for binding in reversed(self._bindings):
@@ -190,7 +190,7 @@ class _Split:
         return isinstance(callee, tirx.PrimFunc) and is_shape_function(callee)
 
 
-def _calls(expression: Any) -> Iterator[Any]:
+def _calls(expression: Expr) -> Iterator[Call]:
     """Every call in an expression, branches included."""
     if isinstance(expression, relax.Call):
         yield expression

@@ -6,7 +6,7 @@ of the heap, the rank, and (code, value) for each dimension.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.tirx import IntImm
@@ -52,6 +52,6 @@ def number(expression: Expr) -> int | None:
     return int(value) if isinstance(value, int | IntImm) else None
 
 
-def _pairs(arguments: Any) -> list[Dimension]:
+def _pairs(arguments: list[Expr]) -> list[Dimension]:
     numbers = [number(each) for each in arguments]
     return list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -98,7 +98,7 @@ def _value(value: Expr, names: Names) -> Expr:
     return relax.Call(value.op, arguments, value.attrs, value.ty_args, value.span, ret_ty=value.ty)
 
 
-def _same(new: Sequence[Expr], old: Any) -> bool:
+def _same(new: Sequence[Expr], old: Sequence[Expr]) -> bool:
     return all(a.same_as(b) for a, b in zip(new, old, strict=True))
 
 

@@ -5,7 +5,7 @@ Kernels that read an input or write a result stay launches of their own: where t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -14,6 +14,9 @@ from tvm.ir.transform import PassContext
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.tvm_target import tvm_target
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Function, GlobalVar
 
 _INPUTS = "num_input"
 
@@ -31,7 +34,7 @@ def capture_graphs(mod: IRModule, context: PipelineContext) -> IRModule:
     return _with_function(captured, main, captured[main.name_hint].without_attr(_INPUTS))
 
 
-def _with_function(mod: IRModule, variable: Any, function: Any) -> IRModule:
+def _with_function(mod: IRModule, variable: GlobalVar, function: Function) -> IRModule:
     mod = mod.clone()
     mod.update_func(mod.get_global_var(variable.name_hint), function)
     return mod

@@ -11,7 +11,7 @@ from compiler.passes.rewriting.state_writes import UPDATES
 from schedules.ir.tir import structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import PrimFunc, Stmt
 
 
 def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
@@ -30,7 +30,7 @@ def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
     return tirx.PrimFunc(params, body, kernel.ret_type).with_attr(attrs)
 
 
-def _without_copy(statement: Any) -> Any:
+def _without_copy(statement: Stmt) -> Stmt:
     """The sequence behind blocks and scopes, without its first statement."""
     if isinstance(statement, tirx.SeqStmt):
         rest = list(statement.seq)[1:]

@@ -16,7 +16,7 @@ from compiler.passes.rewriting.substitution import leaves, replace_leaves, used_
 from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Function
 
 ENTRY = "main"
 
@@ -55,11 +55,11 @@ def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) 
     return _rewrite(mod, functions, needs, pool), needs[entry]
 
 
-def _entry(functions: dict[Any, Any]) -> GlobalVar:
+def _entry(functions: dict[GlobalVar, Function]) -> GlobalVar:
     return next(var for var in functions if var.name_hint == ENTRY)
 
 
-def _used_as_values(functions: dict[Any, Any]) -> set[str]:
+def _used_as_values(functions: dict[GlobalVar, Function]) -> set[str]:
     """Names of functions that are not only called by name, and of those that can be called from outside."""
     exported = {
         var.name_hint
@@ -69,7 +69,7 @@ def _used_as_values(functions: dict[Any, Any]) -> set[str]:
     return exported | used_as_values(functions)
 
 
-def _needs(functions: dict[Any, Any], fixed: set[str], pool: ConstantPool) -> dict[Any, list[int]]:
+def _needs(functions: dict[GlobalVar, Function], fixed: set[str], pool: ConstantPool) -> dict[GlobalVar, list[int]]:
     """For each function, the constants that it and what it calls need, in order."""
     own: dict[Any, list[int]] = {}
     calls: dict[Any, list[str]] = {}
@@ -93,7 +93,9 @@ def _needs(functions: dict[Any, Any], fixed: set[str], pool: ConstantPool) -> di
     return own
 
 
-def _rewrite(mod: IRModule, functions: dict[Any, Any], needs: dict[Any, list[int]], pool: ConstantPool) -> IRModule:
+def _rewrite(
+    mod: IRModule, functions: dict[GlobalVar, Function], needs: dict[GlobalVar, list[int]], pool: ConstantPool
+) -> IRModule:
     parameters = {
         var: {i: relax.Var(pool.name(i), pool.constants[i].ty) for i in indices} for var, indices in needs.items()
     }
@@ -118,7 +120,7 @@ def _rewrite(mod: IRModule, functions: dict[Any, Any], needs: dict[Any, list[int
     return relax.transform.Normalize()(IRModule(result, mod.attrs, mod.global_infos))
 
 
-def _replacement(leaf: Any, own: dict[int, Any], renamed: dict[Any, Any], pool: ConstantPool) -> Any:
+def _replacement(leaf: Expr, own: dict[int, Expr], renamed: dict[GlobalVar, GlobalVar], pool: ConstantPool) -> Expr:
     if isinstance(leaf, GlobalVar):
         return renamed.get(leaf, leaf)
     if isinstance(leaf, GenericConst):
@@ -127,5 +129,7 @@ def _replacement(leaf: Any, own: dict[int, Any], renamed: dict[Any, Any], pool: 
     return leaf
 
 
-def _arguments(callee: GlobalVar, given: list[Expr], own: dict[int, Any], needs: dict[Any, list[int]]) -> list[Expr]:
+def _arguments(
+    callee: GlobalVar, given: list[Expr], own: dict[int, Expr], needs: dict[GlobalVar, list[int]]
+) -> list[Expr]:
     return [*given, *(own[index] for index in needs.get(callee, ()))]

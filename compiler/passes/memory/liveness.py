@@ -40,9 +40,9 @@ class Allocation:
         in_place: variable of an allocation that may become this one, being read last where this one is written.
     """
 
-    variable: Any
+    variable: Var
     size: int | None
-    formula: Any = None
+    formula: Expr | None = None
     lifetime: Lifetime | None = None
     escapes: bool = False
     in_place: Any = None
@@ -70,7 +70,7 @@ class _Kernel:
     """A call of a kernel: when, what it reads and writes, and which operands it may overwrite."""
 
     time: int
-    arguments: list[Any]
+    arguments: list[Expr]
     in_place: list[int] = field(default_factory=list)
 
 
@@ -169,7 +169,7 @@ class Liveness:
             count *= bound
         return (count * int(tvm.DataType(str(dtype.value)).bits) + 7) // 8
 
-    def _bound(self, size: Expr, analyzer: Any) -> int | None:
+    def _bound(self, size: Expr, analyzer: Analyzer) -> int | None:
         if isinstance(size, tvm.tirx.IntImm):
             return int(size)
         if size is None:
@@ -225,7 +225,7 @@ def _formula(shape: Expr, dtype: Expr) -> Expr | None:
     bits = int(tvm.DataType(str(dtype.value)).bits)
     if not isinstance(shape, relax.ShapeExpr) or bits % 8:
         return None
-    count: Any = tvm.tirx.IntImm("int64", bits // 8)
+    count: Expr = tvm.tirx.IntImm("int64", bits // 8)
     for size in shape.values:
         count = count * size
     return Analyzer().simplify(count)

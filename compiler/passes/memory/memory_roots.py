@@ -25,7 +25,7 @@ class Roots:
     def __init__(self, parameters: Iterable[Expr], bindings: Sequence[Binding]) -> None:
         self.defined: dict[Any, int] = {}
         self._values: dict[Any, Any] = {}
-        self._roots: dict[Any, frozenset[Any]] = {each: frozenset({each}) for each in parameters}
+        self._roots: dict[Var, frozenset[Expr]] = {each: frozenset({each}) for each in parameters}
         self._reads: dict[Any, list[int]] = {}
         for time, binding in enumerate(bindings):
             self.note(binding, time)
@@ -42,7 +42,7 @@ class Roots:
             for root in read:
                 self._reads.setdefault(root, []).append(time)
 
-    def of(self, expr: Any) -> frozenset[Any]:
+    def of(self, expr: Expr) -> frozenset[Expr]:
         """The parameters and allocations whose memory an expression may stand for."""
         if isinstance(expr, relax.Var):
             return self._roots.get(expr, frozenset())
@@ -73,7 +73,7 @@ class Roots:
         """The times at which its memory is read or written, in order."""
         return self._reads.get(root, [])
 
-    def _behind(self, variable: Var, value: Expr) -> frozenset[Any]:
+    def _behind(self, variable: Var, value: Expr) -> frozenset[Expr]:
         if operator_name(value) == ALLOCATE:
             return frozenset({variable})
         return self.of(value)

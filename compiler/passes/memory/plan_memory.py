@@ -24,7 +24,7 @@ from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.tir import StructuralKey
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Function, SeqExpr
+    from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
 
 MAX_BYTES = 1 << 47
 """The address space of a process on current machines."""
@@ -73,7 +73,7 @@ def _has_branch(sequence: SeqExpr) -> bool:
     return any(isinstance(value, relax.If) for value in values)
 
 
-def _planned(function: Function, liveness: Liveness) -> tuple[Any, MemoryReport]:
+def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryReport]:
     every = list(liveness.allocations.values())
     known = [each for each in every if each.lifetime is not None and each.size is not None]
     shared = [each for each in known if not each.escapes]
@@ -111,7 +111,7 @@ class _Storage:
         self.binding = relax.VarBinding(self.variable, value)
 
 
-def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Any, _Storage]:
+def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Var, _Storage]:
     """The storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes share."""
     alike: dict[Any, list[Allocation]] = {}
     for each in allocations:
@@ -126,7 +126,7 @@ def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Any,
     return places
 
 
-def _rewrite(function: Function, places: dict[Any, _Storage], storages: list[_Storage]) -> Function:
+def _rewrite(function: Function, places: dict[Var, _Storage], storages: list[_Storage]) -> Function:
     """The function with tensors in their places: `storages` are allocated on entry, others by their first tensor."""
     allocated = {storage.variable for storage in storages}
     body = _rewrite_sequence(function.body, places, allocated)
@@ -136,7 +136,7 @@ def _rewrite(function: Function, places: dict[Any, _Storage], storages: list[_St
     return relax.Function(function.params, whole, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
-def _rewrite_sequence(sequence: SeqExpr, places: dict[Any, _Storage], allocated: set[Any]) -> SeqExpr:
+def _rewrite_sequence(sequence: SeqExpr, places: dict[Var, _Storage], allocated: set[Expr]) -> SeqExpr:
     blocks = [
         relax.BindingBlock(
             [each for binding in block.bindings for each in _rewrite_binding(binding, places, allocated)], block.span
@@ -146,7 +146,7 @@ def _rewrite_sequence(sequence: SeqExpr, places: dict[Any, _Storage], allocated:
     return relax.SeqExpr(blocks, sequence.body, sequence.span)
 
 
-def _rewrite_binding(binding: Binding, places: dict[Any, _Storage], allocated: set[Any]) -> list[Binding]:
+def _rewrite_binding(binding: Binding, places: dict[Var, _Storage], allocated: set[Expr]) -> list[Binding]:
     value = binding.value
     if isinstance(value, relax.If):
         branches = [_rewrite_sequence(each, places, allocated) for each in (value.true_branch, value.false_branch)]

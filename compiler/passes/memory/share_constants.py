@@ -4,7 +4,7 @@ once."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -15,6 +15,9 @@ from compiler.passes.rewriting.constant_pool import ConstantPool
 from compiler.passes.rewriting.expansion import Expansion, Expansions
 from compiler.passes.rewriting.graph import update_functions
 from compiler.passes.rewriting.substitution import leaves, replace_leaves
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Function, GlobalVar
 
 
 @graph_pass("share-constants", summary="Store equal constants once")
@@ -36,20 +39,20 @@ def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     return update_functions(mod, changed) if changed else mod
 
 
-def constants_of(mod: IRModule) -> dict[Any, None]:
+def constants_of(mod: IRModule) -> dict[Expr, None]:
     """The constants that functions of the module read, each object once, in order."""
     return dict.fromkeys(
         leaf for _, function in _functions(mod) for leaf in leaves(function.body) if isinstance(leaf, GenericConst)
     )
 
 
-def _functions(mod: IRModule) -> Iterator[tuple[Any, Any]]:
+def _functions(mod: IRModule) -> Iterator[tuple[GlobalVar, Function]]:
     for variable, function in mod.functions_items():
         if isinstance(function, relax.Function):
             yield variable, function
 
 
-def _kept(mod: IRModule, expansions: Expansions) -> dict[Any, Any]:
+def _kept(mod: IRModule, expansions: Expansions) -> dict[Expr, Expr]:
     """For each constant with dimensions, the equal one to use."""
     pool = ConstantPool()
     indices = {constant: index for constant in constants_of(mod) if (index := pool.index(constant)) is not None}
@@ -61,7 +64,7 @@ def _kept(mod: IRModule, expansions: Expansions) -> dict[Any, Any]:
     return {constant: chosen[index] for constant, index in indices.items()}
 
 
-def _store_filters_once(used: set[Any], expansions: Expansions) -> None:
+def _store_filters_once(used: set[Expr], expansions: Expansions) -> None:
     """Have direct convolutions' filters come out of those that are stored for Winograd's method anyway."""
     stored = {key: array for key, (constant, array) in expansions.filters.items() if constant in used}
     for constant, (key, kernel) in expansions.repacked.items():

@@ -26,7 +26,7 @@ from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Buffer, Expr, Function
+    from schedules.ir.tvm_types import Binding, BlockBuilder, Buffer, Expr, Function, PrimFunc
 
 _COPY = "runtime.TVMTensorCopyFromTo"
 
@@ -59,8 +59,8 @@ class _Write:
     """A kernel's call that turns one value of a state into the next: where it stands, and which operand is the old."""
 
     time: int
-    allocation: Any
-    kernel: Any
+    allocation: Expr
+    kernel: PrimFunc
     operand: int
 
 
@@ -207,7 +207,7 @@ class _Update:
 
     # Results and states that need a copy.
 
-    def _own_results(self, memory: set[Any], tail: list[Any], builder: Any) -> list[Expr]:
+    def _own_results(self, memory: set[Expr], tail: list[Any], builder: BlockBuilder) -> list[Expr]:
         """The results, those that share memory with a state copied; the states' own are replaced later."""
         fields = {field for _, field in self._states}
         results = list(self._results)
@@ -216,7 +216,9 @@ class _Update:
                 results[index] = _copied(result, tail, builder)
         return results
 
-    def _sources(self, states: list[tuple[Any, int]], tail: list[Binding], builder: Any) -> list[tuple[Any, Any]]:
+    def _sources(
+        self, states: list[tuple[Expr, int]], tail: list[Binding], builder: BlockBuilder
+    ) -> list[tuple[Expr, Expr]]:
         """For each state to copy into, its new value; one that lies in another state's memory is copied first."""
         parameters = {state for state, _ in states}
         pairs = []

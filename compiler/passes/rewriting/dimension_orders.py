@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compiler.passes.rewriting.graph import Expr, operator_name
 from compiler.passes.rewriting.matching import is_one, rank_of, same_shape, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 Definition = Callable[[Expr], Expr]
 
@@ -17,7 +20,7 @@ class Ordered:
     """`permute_dims(reshape(source, shape), order)`; the reshape adds and removes dimensions of 1 alone."""
 
     source: Expr
-    shape: tuple[Any, ...]
+    shape: tuple[Index, ...]
     order: tuple[int, ...]
 
     @property
@@ -52,7 +55,7 @@ def axes_of(call: Expr) -> list[int] | None:
     return list(reversed(range(rank))) if axes is None else [int(axis) % rank for axis in axes]
 
 
-def order_of_result(axes: Sequence[int], shape: Sequence[Any], between: Sequence[Any]) -> tuple[int, ...]:
+def order_of_result(axes: Sequence[int], shape: Sequence[Index], between: Sequence[Index]) -> tuple[int, ...]:
     """The order of a tensor of `shape` that a transpose by `axes` makes of it after its reshape to `between`, which
     adds and removes dimensions of 1 alone; these come first."""
     own = [axis for axis, size in enumerate(shape) if not is_one(size)]
@@ -61,16 +64,16 @@ def order_of_result(axes: Sequence[int], shape: Sequence[Any], between: Sequence
     return (*(axis for axis, size in enumerate(shape) if is_one(size)), *moved)
 
 
-def differ_by_ones(left: Sequence[Any], right: Sequence[Any]) -> bool:
+def differ_by_ones(left: Sequence[Index], right: Sequence[Index]) -> bool:
     """Whether two shapes are equal but for dimensions of 1."""
     return same_shape(_long(left), _long(right))
 
 
-def _long(shape: Sequence[Any]) -> list[Any]:
+def _long(shape: Sequence[Index]) -> list[Index]:
     return [size for size in shape if not is_one(size)]
 
 
-def _with_units(inner: Ordered, shape: Sequence[Any]) -> Ordered:
+def _with_units(inner: Ordered, shape: Sequence[Index]) -> Ordered:
     """The same elements in a shape with other dimensions of 1, which come first in the source."""
     long = [axis for axis, size in enumerate(inner.shape) if not is_one(size)]
     order = [long.index(axis) for axis in inner.order if axis in long]

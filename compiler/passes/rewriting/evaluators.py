@@ -18,7 +18,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import Array, array_of, plain, static_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Type
 
 Evaluator = Callable[[Any, list[Array]], Array | None]
 
@@ -64,7 +64,7 @@ def constant_operands(call: Call) -> list[Array] | None:
     return arrays
 
 
-def _is_literal(item: Any) -> bool:
+def _is_literal(item: Expr) -> bool:
     if isinstance(item, relax.ShapeExpr):
         return all(isinstance(value, IntImm) for value in item.values)
     return isinstance(item, Constant | GlobalVar)
@@ -127,7 +127,7 @@ _elementwise({"bitwise_and": np.bitwise_and, "bitwise_or": np.bitwise_or, "bitwi
 
 
 @evaluator("rsqrt")
-def _rsqrt(_call: Any, arrays: list[Array]) -> Array | None:
+def _rsqrt(_call: Call, arrays: list[Array]) -> Array | None:
     one = arrays[0].dtype.type(1)
     return np.asarray(one / np.sqrt(arrays[0])) if arrays[0].dtype.kind == "f" else None
 
@@ -172,7 +172,7 @@ def _reshape(call: Call, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("broadcast_to")
-def _broadcast(call: Any, arrays: list[Array]) -> Array | None:
+def _broadcast(call: Call, arrays: list[Array]) -> Array | None:
     shape = static_shape(call)
     return None if shape is None else np.broadcast_to(arrays[0], shape)
 
@@ -286,7 +286,7 @@ def _tile(call: Any, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("flip")
-def _flip(call: Any, arrays: list[Array]) -> Array | None:
+def _flip(call: Call, arrays: list[Array]) -> Array | None:
     return np.flip(arrays[0], int(call.attrs.axis))
 
 
@@ -305,7 +305,7 @@ def _dequantize(call: Call, arrays: list[Array]) -> Array | None:
     return np.asarray(shifted.astype(np.float32) * scale).reshape(data.shape)
 
 
-def result_bytes(ty: Any) -> int | None:
+def result_bytes(ty: Type) -> int | None:
     """Bytes of a value of this type, tuples summed; None when not all sizes are known."""
     if isinstance(ty, relax.TupleType):
         sizes = [result_bytes(field) for field in ty.fields]

@@ -7,7 +7,7 @@ token reads those of its own experts alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -19,6 +19,9 @@ from compiler.passes.rewriting.graph import Expr
 from schedules.matmul.blocks.expressions import expert_matmul
 from schedules.matmul.blocks.layout import PANEL
 from schedules.matmul.pack import FUSABLE
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
@@ -101,7 +104,7 @@ def combined(builder: relax.BlockBuilder, results: Expr, routing: Routing, weigh
     def compute(slots: te.Tensor, places: te.Tensor, factors: te.Tensor) -> te.Tensor:
         chosen = int(places.shape[1])
 
-        def element(row: Any, column: Any) -> Any:
+        def element(row: Expr, column: Expr) -> Expr:
             parts = [factors[row, at] * slots[places[row, at], column] for at in range(chosen)]
             total = parts[0]
             for part in parts[1:]:
@@ -124,7 +127,7 @@ def _routes(scores: te.Tensor, chosen: int) -> list[te.Tensor]:
         for shape, dtype, name in zip(shapes, dtypes, names, strict=True)
     ]
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         with IRBuilder() as builder:
             with T.seq_scope():
                 _choose(ins[0], outs[3], outs[4])
@@ -135,7 +138,7 @@ def _routes(scores: te.Tensor, chosen: int) -> list[te.Tensor]:
     return list(found)
 
 
-def _choose(scores: Any, taken: Any, choice: Any) -> None:
+def _choose(scores: Expr, taken: Expr, choice: Expr) -> None:
     """The largest scores of each row, one after another: each is the largest that comes after the one before it."""
     rows, chosen = choice.shape
     zero = tirx.const(0, "int64")
@@ -154,7 +157,7 @@ def _choose(scores: Any, taken: Any, choice: Any) -> None:
                 T.buffer_store(choice, expert, [row, at])
 
 
-def _sort(choice: Any, ends: Any, outs: Any) -> None:
+def _sort(choice: Expr, ends: Expr, outs: list[Expr]) -> None:
     """Counting sort: stable, so slots of one expert stand in the order of the rows."""
     rows, chosen = choice.shape
     count = ends.shape[0]

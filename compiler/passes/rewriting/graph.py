@@ -26,7 +26,7 @@ from tvm.ir import GenericConst, IRModule, Op
 from compiler.support.model_nodes import derived_name
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Function
+    from schedules.ir.tvm_types import Binding, BindingBlock, Function, GlobalVar
 
 Expr: TypeAlias = ir.Expr
 Call: TypeAlias = ir.Call
@@ -71,7 +71,7 @@ class RuleTable:
         return update_functions(mod, changed)
 
 
-def rewritable_functions(mod: IRModule) -> list[tuple[Any, Any]]:
+def rewritable_functions(mod: IRModule) -> list[tuple[GlobalVar, Function]]:
     """Relax functions with their global variables, but for bodies of kernels and parts of code generators."""
     return [
         (variable, function)
@@ -81,7 +81,7 @@ def rewritable_functions(mod: IRModule) -> list[tuple[Any, Any]]:
     ]
 
 
-def update_functions(mod: IRModule, changed: dict[Any, Any]) -> IRModule:
+def update_functions(mod: IRModule, changed: dict[GlobalVar, Function]) -> IRModule:
     """A copy of `mod` with functions replaced and types inferred; `mod` itself when `changed` is empty."""
     if not changed:
         return mod
@@ -339,7 +339,7 @@ def operands(expr: Expr) -> Iterable[Var]:
         yield from operands(expr.cond)
 
 
-def bindings_of(expr: Expr) -> Iterable[Any]:
+def bindings_of(expr: Expr) -> Iterable[Binding]:
     """Every binding in `expr`, those of branches included."""
     if isinstance(expr, relax.SeqExpr):
         for block in expr.blocks:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
-from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst
 from tvm.sym import Analyzer
 
 from compiler.passes.rewriting.graph import Expr, Graph
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
+Array = np.ndarray
 
 
 def constant_array(graph: Graph, expr: Expr) -> Array | None:
@@ -62,7 +64,7 @@ def is_scalar_constant(graph: Graph, expr: Expr, number: float) -> bool:
     return abs(float(array.reshape(())) - number) <= rounding * max(1.0, abs(number))
 
 
-def shape_of(expr: Expr) -> list[Any] | None:
+def shape_of(expr: Expr) -> list[Index] | None:
     """The dimensions of a tensor: ints where known, symbolic expressions elsewhere; None when unknown."""
     ty = expr.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
@@ -70,7 +72,7 @@ def shape_of(expr: Expr) -> list[Any] | None:
     return [plain(value) for value in ty.shape.values]
 
 
-def plain(value: Expr) -> Any:
+def plain(value: Expr) -> Index:
     """An int where `value` is an integer literal."""
     return int(value) if isinstance(value, int | tvm.tirx.IntImm) else value
 
@@ -95,19 +97,19 @@ def dtype_of(expr: Expr) -> str:
     return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
 
 
-def is_one(size: Any) -> bool:
+def is_one(size: Index) -> bool:
     """Whether a dimension is known to be 1."""
     return isinstance(size, int) and size == 1
 
 
-def same_size(left: Any, right: Any) -> bool:
+def same_size(left: Index, right: Index) -> bool:
     """Whether two dimensions are provably equal."""
     if isinstance(left, int) and isinstance(right, int):
         return left == right
     return bool(Analyzer().can_prove_equal(left, right))
 
 
-def same_shape(left: Sequence[Any] | None, right: Sequence[Any] | None) -> bool:
+def same_shape(left: Sequence[Index] | None, right: Sequence[Index] | None) -> bool:
     """Whether two shapes are provably equal; False when either is unknown."""
     if left is None or right is None or len(left) != len(right):
         return False

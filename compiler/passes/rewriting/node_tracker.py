@@ -17,7 +17,7 @@ from compiler.passes.rewriting.graph import operands, rewritable_functions
 from compiler.support.model_nodes import ModelNode, original_name
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Function, SeqExpr, Var
+    from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
 
 Nodes = tuple[ModelNode, ...]
 _RESULT = ""  # stands for what a function returns
@@ -169,7 +169,7 @@ class _Members:
     A binding of a group is that of the function which calls the same kernel on the same values.
     """
 
-    def __init__(self, function: Function, groups: Mapping[GlobalVar, Any]) -> None:
+    def __init__(self, function: Function, groups: Mapping[GlobalVar, Function]) -> None:
         self._groups = groups
         self._known: dict[Any, list[str]] = {}
         for binding in _bindings(function.body):
@@ -204,7 +204,7 @@ class _Members:
         return inside, _value(group.body.body, stands_for)
 
 
-def _bindings(sequence: SeqExpr) -> Iterator[Any]:
+def _bindings(sequence: SeqExpr) -> Iterator[Binding]:
     if isinstance(sequence, relax.SeqExpr):
         for block in sequence.blocks:
             for binding in block.bindings:
@@ -214,7 +214,7 @@ def _bindings(sequence: SeqExpr) -> Iterator[Any]:
                     yield from _bindings(binding.value.false_branch)
 
 
-def _value(expr: Any, stands_for: Mapping[str, Any]) -> Any:
+def _value(expr: Expr, stands_for: Mapping[str, Any]) -> Any:
     """A tensor argument by name; constants are all alike, and sizes, which groups get otherwise, do not count."""
     if isinstance(expr, relax.Var):
         return stands_for.get(str(expr.name), str(expr.name)) if not _is_size(expr) else None

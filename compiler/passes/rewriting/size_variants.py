@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.relax.utils import copy_with_new_vars
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Function, SeqExpr
 
 ENTRY = "main"
 ANY_SIZE = "any_size"
@@ -50,19 +53,19 @@ def variant_name(sizes: Mapping[str, int]) -> str:
     return re.sub(r"\W", "_", "_".join(f"{name}_{size}" for name, size in sizes.items()))
 
 
-def symbolic_dimensions(parameters: Sequence[Any]) -> dict[str, Any]:
+def symbolic_dimensions(parameters: Sequence[Expr]) -> dict[str, Expr]:
     """The variables that are dimensions of parameters, by name."""
     shapes = [each.ty.shape for each in parameters if getattr(each.ty, "shape", None) is not None]
     return {str(size.name): size for shape in shapes for size in shape.values if isinstance(size, tirx.Var)}
 
 
-def _private(main: Any, sizes: Mapping[str, int]) -> Any:
+def _private(main: Function, sizes: Mapping[str, int]) -> Function:
     function = copy_with_new_vars(main).without_attr("global_symbol")
     known = {name: tirx.const(size, "int64") for name, size in sizes.items()}
     return function.bind_symbolic_vars(known) if known else function
 
 
-def _call(callee: GlobalVar, function: Any, arguments: Sequence[Any]) -> Any:
+def _call(callee: GlobalVar, function: Function, arguments: Sequence[Expr]) -> SeqExpr:
     """The body of a branch: the arguments as `function` takes them, and the call."""
     bindings: list[Any] = []
     given: list[Any] = []

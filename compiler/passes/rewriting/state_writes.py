@@ -20,7 +20,7 @@ from compiler.artifact.entries import CHECK_MARK
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Expr, Stmt, Type
 
 UPDATES = "tensorwright.updates"
 """Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
@@ -62,7 +62,7 @@ def write_places(builder: relax.BlockBuilder, state: Expr, rows: Expr, places: E
     return _emitted(builder, kernel, [state, rows, places], state)
 
 
-def write_sequences(builder: relax.BlockBuilder, state: Any, rows: Any, sequences: Any, axis: int = 1) -> relax.Var:
+def write_sequences(builder: relax.BlockBuilder, state: Expr, rows: Expr, sequences: Expr, axis: int = 1) -> relax.Var:
     """A cache of several sequences with new rows of some of them written; as `write_rows`.
 
     Args:
@@ -89,7 +89,7 @@ def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: 
 def updated(old: te.Tensor, others: list[te.Tensor], write: Callable[..., None], name: str) -> te.Tensor:
     """The result of such a kernel: `old`, then what `write(result, *others)` writes into the buffer `result`."""
 
-    def generate(ins: Any, outs: Any) -> Stmt:
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source, *rest = ins
         result = outs[0]
         with IRBuilder() as builder:
@@ -129,11 +129,11 @@ def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: E
     _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
 
 
-def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Any, rows: Any, sequences: Any) -> None:
+def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Expr, sequences: Expr) -> None:
     slots, heads, capacity, *inner = old.shape
     total = new.shape[axis]
 
-    def fits(start: Any, count: Any, limit: Any) -> Any:
+    def fits(start: Expr, count: Expr, limit: Expr) -> Expr:
         return tirx.all(start >= 0, start <= limit, count <= limit - start)
 
     with T.serial(0, sequences.shape[0]) as one:
@@ -168,7 +168,7 @@ def _within(place: Expr, last: Expr) -> Expr:
     return tirx.max(tirx.min(place, last), tirx.const(0, "int64"))
 
 
-def _each_element(shape: Any, dtype: Any, body: Callable[[Places], None], *, in_vectors: bool = True) -> None:
+def _each_element(shape: Any, dtype: Type, body: Callable[[Places], None], *, in_vectors: bool = True) -> None:
     """Run `body` for each place of a shape in order, along the last axis in vectors where its dtype has them."""
     if not len(shape):
         body(())

@@ -10,13 +10,13 @@ from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, SeqExpr
+    from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr
 
 Replace = Callable[[Any], Any]
 Arguments = Callable[[Any, list[Any]], list[Any]]
 
 
-def leaves(expr: Any) -> Iterator[Any]:
+def leaves(expr: Expr) -> Iterator[Expr]:
     """Every variable, constant and function reference read in `expr`, branches and closures included."""
     if isinstance(expr, relax.Var | GenericConst | GlobalVar):
         yield expr
@@ -25,7 +25,7 @@ def leaves(expr: Any) -> Iterator[Any]:
         yield from leaves(child)
 
 
-def children(expr: Any) -> list[Any]:
+def children(expr: Expr) -> list[Expr]:
     """The expressions that `expr` is made of, in the order in which `replace_leaves` rebuilds them."""
     # Slices: iterating over an array of TVM asks for its length at each element.
     if isinstance(expr, relax.Call):
@@ -44,7 +44,7 @@ def children(expr: Any) -> list[Any]:
     return []
 
 
-def calls_of_functions(expr: Any) -> Iterator[Any]:
+def calls_of_functions(expr: Expr) -> Iterator[Call]:
     """Each call of a function by its name in `expr`."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
         yield expr
@@ -57,7 +57,7 @@ def called_functions(expr: Expr) -> Iterator[Any]:
     return (call.op for call in calls_of_functions(expr))
 
 
-def used_as_values(functions: Mapping[Any, Any]) -> set[str]:
+def used_as_values(functions: Mapping[GlobalVar, Function]) -> set[str]:
     """Names of the functions that are mentioned other than in a call by name."""
     names: set[str] = set()
     for function in functions.values():
@@ -67,7 +67,7 @@ def used_as_values(functions: Mapping[Any, Any]) -> set[str]:
     return names
 
 
-def replace_leaves(expr: Any, replace: Replace, arguments: Arguments = lambda _callee, given: given) -> Any:
+def replace_leaves(expr: Expr, replace: Replace, arguments: Arguments = lambda _callee, given: given) -> Expr:
     """`expr` with `replace(leaf)` in place of each leaf; parts without a change stay the same objects.
 
     A replacement has the type of the leaf, but for a function reference, whose result has the type it had.
@@ -84,7 +84,7 @@ def replace_leaves(expr: Any, replace: Replace, arguments: Arguments = lambda _c
     return _rebuild(expr, new)
 
 
-def _rebuild(expr: Expr, children: list[Any]) -> Expr:
+def _rebuild(expr: Expr, children: list[Expr]) -> Expr:
     if isinstance(expr, relax.Call):
         return relax.Call(children[0], children[1:], expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
     if isinstance(expr, relax.Tuple):

@@ -13,7 +13,7 @@ from compiler.passes.rewriting.matching import Array, as_constant
 from schedules.instructions.llvm_options import plain_cpu
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function
+    from schedules.ir.tvm_types import Call, Expr, Function, PackedFunc
 
 _compiled: dict[Any, Any] = {}
 
@@ -26,7 +26,7 @@ def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
     parameters: list[Any] = []
     values: list[Any] = []
 
-    def parameter(expr: Any) -> Any:
+    def parameter(expr: Expr) -> Expr:
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([parameter(field) for field in expr.fields])
         if not (isinstance(expr, GenericConst) and isinstance(expr.ty, relax.TensorType)):
@@ -44,7 +44,7 @@ def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
     return _as_constants(run(*values))
 
 
-def _compile(function: Function, call: Call, mod: IRModule) -> Any:
+def _compile(function: Function, call: Call, mod: IRModule) -> PackedFunc:
     functions = {"main": function}
     for argument in call.args:
         if isinstance(argument, GlobalVar):

@@ -17,7 +17,7 @@ from compiler.passes.rewriting.matching import Array, array_of, as_constant
 from compiler.passes.schedule.half_storage import widening, with_half_storage
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
+    from schedules.ir.tvm_types import BlockBuilder, Expr, Type, Var
 
 STORED_NAME = "stored_{}"
 
@@ -54,7 +54,7 @@ def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
     return builder.get()
 
 
-def _expanded(builder: Any, expansion: Expansion, arguments: list[Any], result: Any) -> Any:
+def _expanded(builder: BlockBuilder, expansion: Expansion, arguments: list[Expr], result: Type) -> Expr:
     """The call of an expansion's kernel, whose result has the type `result`.
 
     Kernels that differ in free sizes alone are one function.

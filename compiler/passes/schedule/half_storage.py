@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def with_half_storage(expansion: Expansion) -> Expansion:
     if all(each is None for each in halves):
         return expansion
 
-    def kernel(*stored: Any) -> Tensor:
+    def kernel(*stored: Tensor) -> Tensor:
         wide = [each if half is None else _widened(each) for each, half in zip(stored, halves, strict=True)]
         return expansion.kernel(*wide)
 

@@ -6,7 +6,7 @@ from `plan-memory`, beside everything else.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, s_tir, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -18,6 +18,9 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.expression import substitute
 from schedules.ir.tvm_private import set_type
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Type
 
 
 @graph_pass(
@@ -47,20 +50,20 @@ def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
     return rewriter.builder_.get()
 
 
-def with_workspaces_as_parameters(function: Any) -> tuple[Any, int]:
+def with_workspaces_as_parameters(function: PrimFunc) -> tuple[PrimFunc, int]:
     """A kernel whose launches hand on what they compute in parameters, its last results; how many there are."""
     buffers = _workspaces(function)
     return (_with_parameters(function, buffers), len(buffers)) if buffers else (function, 0)
 
 
-def _workspaces(function: PrimFunc) -> list[Any]:
+def _workspaces(function: PrimFunc) -> list[Expr]:
     """The function-wide buffers in a device's memory."""
     if not isinstance(function.body, s_tir.SBlockRealize):
         return []
     return [each for each in function.body.block.alloc_buffers if str(each.ty.storage_scope) in ("", "global")]
 
 
-def _scalars(function: Any) -> int:
+def _scalars(function: PrimFunc) -> int:
     """How many parameters at the end are numbers."""
     count = 0
     for parameter in reversed(list(function.params)):
@@ -70,7 +73,7 @@ def _scalars(function: Any) -> int:
     return count
 
 
-def _with_parameters(function: Any, buffers: list[Any]) -> Any:
+def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
     """The function with these buffers as its last results."""
     parameters = list(function.params)
     place = len(parameters) - _scalars(function)
@@ -95,12 +98,12 @@ def _with_parameters(function: Any, buffers: list[Any]) -> Any:
 class _Calls(PyExprMutator):
     """Calls of changed functions take the further results, and give what they gave."""
 
-    def __init__(self, mod: IRModule, lifted: dict[Any, tuple[Any, list[Any]]]) -> None:
+    def __init__(self, mod: IRModule, lifted: dict[GlobalVar, tuple[GlobalVar, list[Expr]]]) -> None:
         super().__init__(mod)
         self._mod = mod
         self._lifted = lifted
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: Call) -> Expr:
         call = self.visit_expr_post_order(call)
         if operator_name(call) != "relax.call_tir" or call.args[0] not in self._lifted:
             return call
@@ -121,7 +124,7 @@ class _Calls(PyExprMutator):
         return items[0] if single else relax.Tuple(items)
 
 
-def _sizes(function: Any, types: list[Any], numbers: list[Any]) -> dict[Any, Any]:
+def _sizes(function: PrimFunc, types: list[Type], numbers: list[Any]) -> dict[Any, Any]:
     """What the caller has for each symbolic size of a function, from its arguments' types."""
     sizes: dict[Any, Any] = {}
     parameters = list(function.params)

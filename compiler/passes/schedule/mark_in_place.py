@@ -6,7 +6,7 @@ shape and data type. Then whatever a schedule does, an element is read for the l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm.ir import IRModule
@@ -19,7 +19,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import plain
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 @graph_pass("mark-in-place", summary="Note which operands each elementwise kernel may overwrite")
@@ -59,7 +59,7 @@ def overwritable_operands(function: PrimFunc) -> list[int]:
     ]
 
 
-def _only_block(body: Any) -> Any:
+def _only_block(body: Stmt) -> Stmt | None:
     """The one block below the root and plain loops, or None."""
     tirx = tvm.tirx
     while True:
@@ -82,7 +82,7 @@ def _alike(buffer: Buffer, result: Expr) -> bool:
     return same and all(structural_equal(a, b) for a, b in zip(shape, other, strict=True))
 
 
-def _read_only_at(block: Any, buffer: Buffer, indices: list[Expr]) -> bool:
+def _read_only_at(block: Stmt, buffer: Buffer, indices: list[Expr]) -> bool:
     reads = [region for region in block.reads if region.source.same_as(buffer)]
     for region in reads:
         for span, index in zip(region.region, indices, strict=True):

@@ -52,7 +52,7 @@ def _note(constant: GenericConst, expansions: Expansions, look: Pack, name: str)
     for array, each in zip(arrays, found, strict=True):
         stored += [array] if each is None else each.stored
 
-    def kernel(*parts: Any) -> Tensor:
+    def kernel(*parts: Tensor) -> Tensor:
         rest, whole = list(parts), []
         for each in found:
             own = [rest.pop(0) for _ in range(1 if each is None else len(each.stored))]

@@ -7,7 +7,7 @@ whatever packing or transforming a weight went through.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import te
@@ -17,6 +17,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import Array
 from compiler.passes.schedule.narrow_storage import Packed, store_narrow
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 MOST_BITS = 8
 _FEWEST = 1024  # elements; a palette of 256 is as large
@@ -59,7 +62,7 @@ def _expand(shape: tuple[int, ...], codes: Array, palette: Array) -> Callable[..
     bits = int(len(palette) - 1).bit_length()
 
     def expand(packed: te.Tensor, values: te.Tensor) -> te.Tensor:
-        def element(*indices: Any) -> Any:
+        def element(*indices: Expr) -> Any:
             flat: Any = 0
             for index, size in zip(indices, shape, strict=True):
                 flat = flat * size + index

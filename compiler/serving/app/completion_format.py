@@ -81,7 +81,7 @@ class ChatFormat:
         """See `Format`."""
         return self._delta(index, {}, reason, None)
 
-    def _delta(self, index: int, delta: dict[str, Any], reason: str | None, logprobs: Any) -> dict[str, Any]:
+    def _delta(self, index: int, delta: dict[str, Any], reason: str | None, logprobs: object) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprob(self, each: TokenLogprob) -> dict[str, Any]:

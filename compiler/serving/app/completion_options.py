@@ -54,7 +54,7 @@ class CompletionRequest:
     usage: bool
 
 
-def chat_request(body: Mapping[str, Any]) -> CompletionRequest:
+def chat_request(body: Mapping[str, object]) -> CompletionRequest:
     """The request of a chat. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, _CHAT)
     wanted = body.get("logprobs")
@@ -65,7 +65,7 @@ def chat_request(body: Mapping[str, Any]) -> CompletionRequest:
     return _request(body, (_messages(body.get("messages")),), logprobs, _limit(max_tokens))
 
 
-def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
+def completion_request(body: Mapping[str, object]) -> CompletionRequest:
     """The request of a completion. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, _COMPLETION)
     logprobs = None if body.get("logprobs") is None else _whole(body, "logprobs", 0, 0, _MAX_LOGPROBS)
@@ -75,7 +75,7 @@ def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
     )
 
 
-def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
+def _check_fields(body: Mapping[str, object], known: frozenset[str]) -> None:
     for name, neutral in _NEUTRAL.items():
         if body.get(name) is not None and body[name] not in neutral:
             raise InputError(f"{name!r} is not supported")
@@ -101,7 +101,7 @@ def _request(
     )
 
 
-def response_format(given: Any) -> dict[str, Any]:
+def response_format(given: object) -> dict[str, Any]:
     """Settings of a generation whose text has a form. Raises InputError."""
     if given is None:
         return {}
@@ -117,7 +117,7 @@ def response_format(given: Any) -> dict[str, Any]:
     raise InputError(f"the response_format {shown(kind)} is not supported", "use text, json_object or json_schema")
 
 
-def _messages(given: Any) -> list[dict[str, str]]:
+def _messages(given: object) -> list[dict[str, str]]:
     if not isinstance(given, list) or not given:
         raise InputError("'messages' must be a list of messages")
     messages = []
@@ -130,7 +130,7 @@ def _messages(given: Any) -> list[dict[str, str]]:
     return messages
 
 
-def _content(given: Any) -> str:
+def _content(given: object) -> str:
     if isinstance(given, str):
         return given
     if not isinstance(given, list):
@@ -142,7 +142,7 @@ def _content(given: Any) -> str:
     return "".join(each["text"] for each in parts)
 
 
-def _prompts(given: Any) -> tuple[Prompt, ...]:
+def _prompts(given: object) -> tuple[Prompt, ...]:
     if isinstance(given, str) or (isinstance(given, list) and given and all(type(each) is int for each in given)):
         return (given,)
     if not isinstance(given, list) or not given:
@@ -154,20 +154,20 @@ def _prompts(given: Any) -> tuple[Prompt, ...]:
     return tuple(given)
 
 
-def _limit(given: Any) -> int | None:
+def _limit(given: object) -> int | None:
     if given is not None and (type(given) is not int or given < 0):
         raise InputError(f"the number of tokens must be a whole number, not {shown(given)}")
     return given
 
 
-def _whole(body: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+def _whole(body: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
     value = default if body.get(name) is None else body[name]
     if type(value) is not int or not least <= value <= most:
         raise InputError(f"{name!r} must be a whole number from {least} to {most}, not {shown(value)}")
     return value
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
+def _flag(body: Mapping[str, object], name: str) -> bool:
     value = body.get(name)
     if value not in (None, True, False):
         raise InputError(f"{name!r} must be true or false, not {shown(value)}")

@@ -172,7 +172,7 @@ async def _merged(handles: list[SequenceHandle]) -> AsyncIterator[tuple[int, Pie
             task.cancel()
 
 
-def _event(content: Any) -> bytes:
+def _event(content: object) -> bytes:
     data: bytes = orjson.dumps(content)
     return b"data: " + data + b"\n\n"
 

@@ -64,14 +64,14 @@ class Embeddings:
         return found
 
 
-def _is_base64(body: Mapping[str, Any]) -> bool:
+def _is_base64(body: Mapping[str, object]) -> bool:
     given = body.get("encoding_format") or "float"
     if given not in ("float", "base64"):
         raise InputError(f"'encoding_format' must be float or base64, not {shown(given)}")
     return bool(given == "base64")
 
 
-def _texts(given: Any) -> Sequence[str | list[int]]:
+def _texts(given: object) -> Sequence[str | list[int]]:
     """The texts of a request, those that are tokens as lists of them."""
     listed = [given] if isinstance(given, str) or (isinstance(given, list) and given and _is_tokens(given)) else given
     if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_TEXTS:
@@ -86,7 +86,7 @@ def _is_tokens(given: list[Any]) -> bool:
     return all(type(each) is int and -(1 << 62) < each < 1 << 62 for each in given)
 
 
-def _check_dimensions(given: Any, size: int) -> None:
+def _check_dimensions(given: object, size: int) -> None:
     if given is not None and given != size:
         raise InputError(f"the model's vectors have {size} dimensions, not {shown(given)}")
 

@@ -128,7 +128,7 @@ class OpenInference:
             self._metrics.observe_response(response, name, rows_of(service, inputs))
             return _reply(service, response, identifier, as_bytes, parameters.get("binary_data_output") is True)
 
-    def _wants_trace(self, parameters: Mapping[str, Any]) -> bool:
+    def _wants_trace(self, parameters: Mapping[str, object]) -> bool:
         wanted = parameters.get("trace") is True
         if wanted and not self._traces:
             raise InputError("this server does not allow profiling of kernels", "serve with --traces")
@@ -143,7 +143,7 @@ def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
     return len(inputs[first.name]) if first.shape and isinstance(first.shape[0], str) else 1
 
 
-def _latency(parameters: Mapping[str, Any], default: float | None) -> float | None:
+def _latency(parameters: Mapping[str, object], default: float | None) -> float | None:
     """Milliseconds: our parameter `latency_ms`, Triton's `timeout` in microseconds, or the model's default."""
     if "latency_ms" in parameters:
         return positive(parameters["latency_ms"], "latency_ms")

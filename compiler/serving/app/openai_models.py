@@ -37,7 +37,7 @@ def _described(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tensorwright"}
 
 
-def named_model(repository: Repository, body: Mapping[str, Any], call: Call) -> str:
+def named_model(repository: Repository, body: Mapping[str, object], call: Call) -> str:
     """The name of the model that a request is for. Raises InputError, ModelNotFoundError, ServiceUnavailableError."""
     name = body.get("model")
     if not isinstance(name, str):
@@ -47,7 +47,7 @@ def named_model(repository: Repository, body: Mapping[str, Any], call: Call) -> 
     return name
 
 
-def unknown_fields(body: Mapping[str, Any], known: frozenset[str], ignored: frozenset[str]) -> None:
+def unknown_fields(body: Mapping[str, object], known: frozenset[str], ignored: frozenset[str]) -> None:
     """Raise InputError for a field that would change the answer, and that nothing here reads."""
     for name, value in body.items():
         if name not in known and name not in ignored and value is not None:

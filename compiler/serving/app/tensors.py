@@ -145,7 +145,7 @@ def write_outputs(
     return listed, chunks
 
 
-def wanted_outputs(listed: Any) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
+def wanted_outputs(listed: object) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
     """Which outputs a request wants, and which of them as bytes. Raises InputError."""
     if listed is None:
         return None, {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.verification import compare
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Arrays = Mapping[str, Array]
 _PROBES = 2
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from compiler.artifact import TensorDescription
 from compiler.errors import InputError, OptionError, ServiceUnavailableError
@@ -100,7 +100,7 @@ class ModuleService:
         queued = max(0.0, started - request.arrival) if request.arrival else 0.0
         return Response(chosen(outputs, request.outputs), self.served_by, Timing(queued, seconds, 1))
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    def submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Call a function in one of the runners, where it may call `run`."""
         if self._pool is None:
             raise ServiceUnavailableError(f"model {self._name!r} is not running")

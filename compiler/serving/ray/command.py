@@ -64,7 +64,7 @@ def _models(given: WorkerOptions) -> list[ModelOptions]:
     return check_models(listed)
 
 
-def _tls(http: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _tls(http: Mapping[str, object]) -> tuple[tuple[str, Any], ...]:
     if not http.get("certificate") and (http.get("private_key") or http.get("client_ca")):
         raise OptionError("TLS needs a certificate", "give --tls-certificate")
     if http.get("certificate") and not http.get("private_key"):

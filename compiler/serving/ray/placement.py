@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from compiler.artifact import read_artifact
 from compiler.artifact.variants import VARIANTS_FILE, read_variants
@@ -60,7 +59,7 @@ def _modules(model: ModelOptions) -> Iterator[Path]:
             yield from (path / each.file for each in read_variants(path).variants)
 
 
-def _paths(value: Any) -> Iterator[Path]:
+def _paths(value: object) -> Iterator[Path]:
     """The paths in options."""
     if isinstance(value, Path):
         yield value

@@ -24,7 +24,7 @@ class Channel:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def ask(self, question: Mapping[str, Any]) -> Any:
+    async def ask(self, question: Mapping[str, object]) -> Any:
         """Ask, and wait for the answer.
 
         Raises the error of the project that the other end answered, ServiceUnavailableError where it is gone.
@@ -71,7 +71,7 @@ class Channel:
             else:
                 future.set_exception(as_error(message["error"]))
 
-    async def _answer(self, message: Mapping[str, Any]) -> None:
+    async def _answer(self, message: Mapping[str, object]) -> None:
         result = failure = None
         try:
             result = await self._handler(message)
@@ -79,7 +79,7 @@ class Channel:
             failure = described(error)
         self._send({"answer": message["ask"], "result": result, "error": failure})
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, object]) -> None:
         if not self._closed:
             self._writer.write(json.dumps(message).encode() + b"\n")
 
@@ -100,7 +100,7 @@ def as_error(content: Mapping[str, Any]) -> TensorwrightError:
     return error
 
 
-async def open_channel(sock: Any, handler: Handler) -> Channel:
+async def open_channel(sock: object, handler: Handler) -> Channel:
     """A channel over a connected socket."""
     reader, writer = await asyncio.open_connection(sock=sock, limit=_LIMIT)
     return Channel(reader, writer, handler)

@@ -38,7 +38,7 @@ NAMES: tuple[str, ...] = (
 )
 
 
-def _log(value: Any) -> float:
+def _log(value: object) -> float:
     if isinstance(value, bool):
         return float(value)
     if not isinstance(value, int | float):
@@ -72,7 +72,7 @@ class Featurizer:
         return np.array([self.row(config) for config in configs], dtype=np.float32).reshape(len(configs), len(NAMES))
 
 
-def _workload(work: Any) -> list[float]:
+def _workload(work: object) -> list[float]:
     values = [_log(getattr(work, name, math.nan)) for name in (*_SIZES, *_MORE_SIZES)]
     spatial: Any = getattr(work, "out_spatial", ())
     kernel: Any = getattr(work, "kernel", ())

@@ -79,7 +79,7 @@ class Builder:
             config = rule.default(workload, self._machine) if rule.space(workload, self._machine).knobs else Config()
         return apply_rule(rule, kernel, workload, config, self._machine)
 
-    def linked(self, function: Any) -> KernelLibrary:
+    def linked(self, function: object) -> KernelLibrary:
         """A scheduled PrimFunc as a shared library."""
         workspaces: tuple[Argument, ...] = ()
         if self._target.lifts_workspaces:

@@ -75,7 +75,7 @@ class Worker:
         self.starts += 1
         ours.send(self._setup)
 
-    def send(self, request: Any) -> None:
+    def send(self, request: object) -> None:
         """Send a request. Raises WorkerDiedError."""
         try:
             self.connection.send(request)
@@ -93,7 +93,7 @@ class Worker:
         except (EOFError, ConnectionResetError, OSError) as error:
             raise self._died() from error
 
-    def ask(self, request: Any, timeout: float) -> Any:
+    def ask(self, request: object, timeout: float) -> Any:
         """Send a request and wait for the answer."""
         self.send(request)
         return self.receive(timeout)

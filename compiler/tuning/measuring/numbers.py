@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.tuning.measuring.messages import Argument
 
-Array = NDArray[Any]
+Array = np.ndarray
 
 # Share of the largest value of a result. A rule may only reassociate sums: with float32 that moves a sum of thousands
 # of terms, and a Winograd transform, by some 1e-5 of the largest.

@@ -23,6 +23,7 @@ from schedules.selection.apply import apply_rule
 
 if TYPE_CHECKING:
     import targets
+    from schedules.ir.tvm_types import PrimFunc
 
 _HOPELESS = 4.0  # times the least estimate
 
@@ -32,7 +33,7 @@ class Candidate:
     """Code of a task: the configs that all give it, and the scheduled function."""
 
     configs: tuple[Config, ...]
-    function: Any
+    function: PrimFunc
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import targets
 from compiler.device.cuda_libraries import cuda_libraries
@@ -30,6 +30,9 @@ from schedules.errors import ScheduleError
 from schedules.ir.stages import dtype_of, shape_of
 from targets import TargetError
 from targets.cuda.target import CudaTarget
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 CANDIDATES = 12
 """Of a task, when the caller sets no limit."""
@@ -215,7 +218,7 @@ class _Writer:
         )
 
 
-def _arguments(task: Task, function: Any, workspaces: int) -> list[dict[str, Any]]:
+def _arguments(task: Task, function: PrimFunc, workspaces: int) -> list[dict[str, Any]]:
     """The parameters of a task's functions, for the plan."""
     own = [
         {

@@ -127,7 +127,7 @@ class _KernelSearch:
         return self._ms.runner.RunnerResult([seconds] if good else None, None if good else "failed")
 
 
-def _context(ms: Any, module: Any, target: Any, space: Any, strategy: Any, seed: int) -> Any:
+def _context(ms: object, module: object, target: object, space: object, strategy: object, seed: int) -> Any:
     """A `TuneContext`, made without its Python constructor: that first parses the intrinsics of all processors, which
     often takes longer than the search itself, and the rules that we name use none of them."""
     from tvm.s_tir.meta_schedule.logging import get_logger, get_logging_func

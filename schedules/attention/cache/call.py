@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.attention.cache.description import (
     ATTRIBUTE,
@@ -25,12 +25,15 @@ from schedules.attention.cache.plain import plain_attention
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BlockBuilder, Expr, Index, Stmt
+
 Tensor = Any  # a Relax expression of known rank and dtype
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
 
 def cached_attention(
-    builder: Any,
+    builder: BlockBuilder,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -46,7 +49,7 @@ def cached_attention(
     bias: Tensor | None = None,
     scales: tuple[Tensor, Tensor] | None = None,
     rounds: bool = False,
-) -> Any:
+) -> Expr:
     """Softmax attention of new queries over the first rows of a cache of keys and values, in place.
 
     Only the rows that are seen are read. Rows of the queries themselves have to be in the cache already.
@@ -109,8 +112,8 @@ def cached_attention(
         rounds=rounds,
     )
 
-    def compute(*tensors: Any) -> Any:
-        def body(inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    def compute(*tensors: Tensor) -> Tensor:
+        def body(inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Stmt:
             return plain_attention(CacheOperands(description, inputs, outputs[0]))
 
         by_role = dict(zip(operands, tensors, strict=True))
@@ -125,7 +128,7 @@ def cached_attention(
     )
 
 
-def _sizes(tensor: Tensor) -> list[Any]:
+def _sizes(tensor: Tensor) -> list[Index]:
     return [int(size.value) if hasattr(size, "value") else size for size in tensor.ty.shape.values]
 
 

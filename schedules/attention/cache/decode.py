@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.attention.cache.byte_scores import RoundedQueries
 from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
@@ -38,6 +38,9 @@ from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine, dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 _LINE = 64  # bytes of a cache line
 _MOST_KEYS = 64  # of a block: its rows, those asked for and what is computed of them share the first cache
@@ -181,14 +184,14 @@ class DecodeWriter:
         )
 
     def _block(
-        self, rows: Rows, start: Expr, keys: Any, softmax: RunningSoftmax, rounded: RoundedQueries | None
+        self, rows: Rows, start: Expr, keys: Expr, softmax: RunningSoftmax, rounded: RoundedQueries | None
     ) -> Stmt:
         """The keys from `start` on, at most `self.block`."""
         own, lanes = self.operands, self.lanes
         first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
         block = _Block(rows, first, count, softmax, rounded)
 
-        def weight(g: Any, k: Expr) -> Expr:
+        def weight(g: Index, k: Expr) -> Expr:
             return softmax.scores.load(g, k)
 
         def value(k: Expr, d: Expr) -> Expr:
@@ -242,7 +245,7 @@ class DecodeWriter:
             code += [prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else []
         return code
 
-    def _copied(self, block: _Block, j: Expr, keys: Any) -> Stmt:
+    def _copied(self, block: _Block, j: Expr, keys: Expr) -> Stmt:
         """Key j of a block in float32; behind the last one, that again."""
         own, rows = self.operands, block.rows
         row = tirx.min(block.first + j, rows.end - 1)
@@ -250,7 +253,7 @@ class DecodeWriter:
             "d", own.size, self.lanes, lambda d: store(keys, own.row(KEY, rows.slot, rows.key_head, row, d), j, d)
         )
 
-    def _cleared(self, keys: Any) -> Stmt | None:
+    def _cleared(self, keys: Expr) -> Stmt | None:
         """Zeros behind the rows of copied keys."""
         rest, size = self.width - self.operands.size, self.operands.size
         zero = tirx.FloatImm("float32", 0.0)
@@ -258,7 +261,7 @@ class DecodeWriter:
             return None
         return repeat("j", self.block, lambda j: repeat("d", rest, lambda d: store(keys, zero, j, d + size)))
 
-    def _scores(self, block: _Block, g: Expr, at: Expr, keys: Any | None, *, tail: bool) -> Stmt:
+    def _scores(self, block: _Block, g: Expr, at: Expr, keys: Expr | None, *, tail: bool) -> Stmt:
         """Scores of one query head and the vector of keys of a block from `at` on, which lie in `keys` or in the cache;
         in the tail, -inf behind the last one."""
         own, lanes, rows = self.operands, self.lanes, block.rows
@@ -276,7 +279,7 @@ class DecodeWriter:
         def each(make: Callable[[int, Expr], Stmt]) -> list[Stmt]:
             return [vectorized("lane", lanes, lambda lane, j=j: make(j, lane)) for j in range(lanes)]  # type: ignore[misc]
 
-        def vector(v: Any) -> Stmt:
+        def vector(v: Index) -> Stmt:
             def add(j: int, lane: Expr) -> Stmt:
                 d = v * lanes + lane
                 return store(parts, load(parts, j, lane) + query.load(g, d) * key(j, d), j, lane)

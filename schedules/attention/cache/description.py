@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.ir.stages import dtype_of, shape_of
 from schedules.ir.tir import Expr, tirx
 from schedules.ir.widening import number
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 ATTRIBUTE = "tensorwright.cached_attention"
 QUERY, KEY, VALUE = "query", "key", "value"
@@ -72,7 +75,7 @@ class CacheOperands:
     these are entry SLOT of a cache (slots, key heads, capacity, size).
     """
 
-    def __init__(self, description: CachedAttention, inputs: Sequence[Any], result: Any) -> None:
+    def __init__(self, description: CachedAttention, inputs: Sequence[Expr], result: Expr) -> None:
         self.description = description
         self.buffers = dict(zip(description.operands, inputs, strict=True))
         self.result = result
@@ -218,7 +221,7 @@ class CacheOperands:
         return value if dtype_of(buffer) == "int64" else tirx.Cast("int64", value)
 
 
-def _index(value: Any) -> Expr:
+def _index(value: Index) -> Expr:
     return tirx.IntImm("int64", value) if isinstance(value, int) else value
 
 

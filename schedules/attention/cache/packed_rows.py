@@ -8,7 +8,6 @@ along what is summed: of a key's elements, and of the values of two rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from schedules.attention.cache.description import KEY, SEQUENCES, VALUE, CacheOperands
 from schedules.attention.pairs import in_vectors
@@ -40,8 +39,8 @@ class PackedRows:
     operands: CacheOperands
     machine: Machine
     narrow: bool
-    keys: Any
-    values: Any | None
+    keys: Expr
+    values: Expr | None
 
     @classmethod
     def of(cls, operands: CacheOperands, machine: Machine, *, narrow: bool) -> PackedRows:
@@ -127,7 +126,7 @@ class PackedRows:
         stage = Stage("turn", (Axis(d, self.steps), Axis(j, self.panel)), turned)
         return sequence(*parts, stage_code(stage, self.machine, parallel=False))
 
-    def _words(self, copied: Any, words: Any, j: Expr) -> Stmt:
+    def _words(self, copied: Expr, words: Expr, j: Expr) -> Stmt:
         """A copied key rounded to pairs."""
         lanes = self.machine.lanes("float32")
         whole, rest = divmod(self.steps, lanes)

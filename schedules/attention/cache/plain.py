@@ -6,8 +6,6 @@ is scaled down (softmax in one pass).
 
 from __future__ import annotations
 
-from typing import Any
-
 from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.codegen.nest import allocate, expression, load, parallel, repeat, sequence, store
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -40,7 +38,7 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
     state, state_made = allocate("state", [5], "float32", "local")
     bound: list[Stmt] = []
 
-    def bind(name: str, value: Expr) -> Any:
+    def bind(name: str, value: Expr) -> Expr:
         variable = tirx.Var(name, "int64")
         bound.append(tirx.Bind(variable, value))
         return variable

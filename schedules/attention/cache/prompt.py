@@ -7,7 +7,7 @@ keys that these may see by blocks: products with panels of packed keys, softmax,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.attention.cache.description import BIAS, LOWEST, SEQUENCES, SINKS, CacheOperands
 from schedules.attention.cache.packed_rows import PackedRows, prompt_rows
@@ -32,6 +32,9 @@ from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
 _KEYS = 128  # of a block
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 
@@ -50,7 +53,7 @@ class _Tile:
     softmax: RunningSoftmax
     queries: Any
     weights: Any
-    ranges: Any
+    ranges: Expr
 
 
 class PromptWriter:
@@ -85,7 +88,7 @@ class PromptWriter:
         )
         return sequence(self._most(most, most_made), when(queries > 0, code) if SEQUENCES in own else code)
 
-    def _most(self, most: Any, made: Stmt) -> list[Stmt]:
+    def _most(self, most: Expr, made: Stmt) -> list[Stmt]:
         """The most rows of a sample, and the most queries."""
         own = self.operands
 
@@ -162,7 +165,7 @@ class PromptWriter:
             load(tile.ranges, 0, height - 1) <= first, first + panels * packed.panel <= load(tile.ranges, 1, 0)
         )
 
-        def weight(i: Any, k: Expr) -> Expr:
+        def weight(i: Index, k: Expr) -> Expr:
             return tile.weights.pair(i, k) if self.narrow else scores.load(i, k)
 
         def value(k: Expr, d: Expr) -> Expr:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.attention.cache.decode import DecodeWriter
 from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
@@ -16,6 +16,9 @@ from schedules.ir.stages import Kernel, dtype_of
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc
 
 _FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
 
@@ -46,7 +49,7 @@ class AttentionOverCache(ScheduleRule):
         queries = own.queries if isinstance(own.queries, int) else 0
         return CacheWorkload(str(text), queries, own.heads, own.key_heads, own.size, dtype_of(own.buffers[KEY]))
 
-    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> PrimFunc:
         own = _operands(kernel.function)
         few = max(1, _FEW_ROWS // own.group)
         narrow = machine.bf16_dot_product and (own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16")
@@ -62,7 +65,7 @@ class AttentionOverCache(ScheduleRule):
         return build_function(kernel, [tirx.IfThenElse(own.queries <= few, decode, prompt)], [])
 
 
-def _operands(function: Any) -> CacheOperands:
+def _operands(function: PrimFunc) -> CacheOperands:
     description = parse(str(function.attrs[ATTRIBUTE]))
     buffers = [each for each in function.params if tirx.is_buffer_var(each)]
     if len(buffers) != len(description.operands) + 1:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.attention.cache.description import LOWEST
 from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
@@ -15,6 +15,9 @@ from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.reduction_code import join
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 # An element of a matrix at (row, column).
 Element = Callable[[Any, Expr], Expr]
@@ -30,18 +33,18 @@ def _nothing(k: Expr) -> list[Stmt]:
 class Columns:
     """Some columns of a buffer, from `first` on: matrices of the same rows share one allocation."""
 
-    buffer: Any
+    buffer: Expr
     first: int
 
-    def load(self, row: Any, column: Any = 0) -> Expr:
+    def load(self, row: Index, column: Index = 0) -> Expr:
         """An element."""
         return load(self.buffer, row, self._place(column))
 
-    def store(self, value: Expr, row: Any, column: Any = 0) -> Stmt:
+    def store(self, value: Expr, row: Index, column: Index = 0) -> Stmt:
         """The statement that stores an element."""
         return store(self.buffer, value, row, self._place(column))
 
-    def _place(self, column: Any) -> Any:
+    def _place(self, column: Index) -> Index:
         return column + self.first if self.first else column
 
 

@@ -58,7 +58,7 @@ class ExpertWriter(BlockWriter):
             return together
         one = super()._tile
 
-        def alone(i: Any) -> Stmt:
+        def alone(i: Expr) -> Stmt:
             return one(batch, row + i, 1, column, width, load, block)
 
         first = self._expert(batch, row)

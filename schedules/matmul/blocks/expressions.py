@@ -6,7 +6,7 @@ They say what is computed, on any target; `schedules.matmul.blocks.rule` writes 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.annotations import KIND, SPEC
 from schedules.ir.tir import tirx
@@ -16,16 +16,19 @@ from schedules.matmul.blocks.rounding import HEADER, SCALE
 
 from tvm import te  # isort: skip
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, IterVar, Tensor
+
 BLOCK_MATMUL = "block-matmul"
 EXPERT_MATMUL = "expert-matmul"
 
 
-def int32(value: int) -> Any:
+def int32(value: int) -> Expr:
     """A constant."""
     return tirx.const(value, "int32")
 
 
-def integer(planes: list[Any], layout: BlockFormat, panel: Any, k: Any, lane: Any) -> Any:
+def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Any, lane: Expr) -> Expr:
     """The unsigned integer at place k of the depth."""
     quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
     value, start = int32(0), 0
@@ -38,7 +41,7 @@ def integer(planes: list[Any], layout: BlockFormat, panel: Any, k: Any, lane: An
     return value
 
 
-def plain_number(words: Any, layout: BlockFormat, panel: Any, k: Any, lane: Any) -> Any:
+def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Any, lane: Expr) -> Expr:
     """The float32 of the plain number at place k of the depth."""
     if layout.bits == 32:
         return tirx.reinterpret("float32", words(panel, k, lane))
@@ -49,7 +52,7 @@ def plain_number(words: Any, layout: BlockFormat, panel: Any, k: Any, lane: Any)
     return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", word)))
 
 
-def element(arrays: Mapping[str, Any], layout: BlockFormat, k: Any, panel: Any, lane: Any) -> Any:
+def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Any, panel: Expr, lane: Expr) -> Expr:
     """The float32 element of a weight at place k of the depth, in a column of a panel."""
     if layout.numbers:
         return plain_number(arrays["numbers"], layout, panel, k, lane)
@@ -57,7 +60,7 @@ def element(arrays: Mapping[str, Any], layout: BlockFormat, k: Any, panel: Any, 
     value = integer(planes, layout, panel, k, lane)
     group = tirx.floordiv(k, layout.group)
 
-    def of_group(name: str) -> Any:
+    def of_group(name: str) -> Expr:
         if not layout.super_groups:
             return number(arrays[name](panel, group, lane), "float32")
         high = number(arrays[name](panel, tirx.floordiv(group, layout.super_groups), lane), "float32")
@@ -70,7 +73,7 @@ def element(arrays: Mapping[str, Any], layout: BlockFormat, k: Any, panel: Any, 
     return result + of_group("minimum") if layout.minimum else result
 
 
-def block_matmul(data: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
+def block_matmul(data: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
     """The product of data (..., depth) and a weight: float32 (..., columns).
 
     Args:
@@ -84,7 +87,7 @@ def block_matmul(data: Any, *stored: Any, columns: int, depth: int, layout: str)
     arrays = dict(zip(form.arrays, stored, strict=True))
     k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
 
-    def point(*at: Any) -> Any:
+    def point(*at: Expr) -> Expr:
         panel, lane = _column(at[-1])
         return te.sum(_number_of(data, form, at[:-1], k) * element(arrays, form, k, panel, lane), axis=k)
 
@@ -92,7 +95,7 @@ def block_matmul(data: Any, *stored: Any, columns: int, depth: int, layout: str)
     return te.compute([*_rows_of(data), tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
 
 
-def expert_matmul(data: Any, experts: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
+def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
     """The product of each row of data with the weight of an expert: float32 (rows, columns).
 
     Args:
@@ -108,7 +111,7 @@ def expert_matmul(data: Any, experts: Any, *stored: Any, columns: int, depth: in
     arrays = dict(zip(form.arrays, stored, strict=True))
     k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
 
-    def point(row: Any, column: Any) -> Any:
+    def point(row: Expr, column: Expr) -> Expr:
         panel, lane = _column(column)
         panel = experts(row) * -(-columns // PANEL) + panel
         return te.sum(_number_of(data, form, (row,), k) * element(arrays, form, k, panel, lane), axis=k)
@@ -117,17 +120,17 @@ def expert_matmul(data: Any, experts: Any, *stored: Any, columns: int, depth: in
     return te.compute([data.shape[0], tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
 
 
-def _column(column: Any) -> tuple[Any, Any]:
+def _column(column: Expr) -> tuple[Expr, Expr]:
     """The panel of a column, and the lane in it."""
     return tirx.floordiv(column, PANEL), tirx.floormod(column, PANEL)
 
 
-def _rows_of(data: Any) -> list[Any]:
+def _rows_of(data: Tensor) -> list[Expr]:
     """The axes before the depth, of float32 or rounded data."""
     return list(data.shape[:-2] if str(data.dtype) == "int32" else data.shape[:-1])
 
 
-def _number_of(data: Any, form: BlockFormat, at: tuple[Any, ...], k: Any) -> Any:
+def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar) -> Expr:
     """The float32 of float32 or rounded data at place k of a row."""
     if str(data.dtype) != "int32":
         return data(*at, k)
@@ -137,7 +140,7 @@ def _number_of(data: Any, form: BlockFormat, at: tuple[Any, ...], k: Any) -> Any
     return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
 
 
-def block_take(places: Any, *stored: Any, columns: int, depth: int, layout: str) -> Any:
+def block_take(places: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
     """Columns of a weight, the rows of an embedding: float32 (..., depth) for integers (...), clamped to [0, columns).
 
     The other arguments are those of `block_matmul`.
@@ -145,7 +148,7 @@ def block_take(places: Any, *stored: Any, columns: int, depth: int, layout: str)
     form = BlockFormat.of_text(layout)
     arrays = dict(zip(form.arrays, stored, strict=True))
 
-    def point(*at: Any) -> Any:
+    def point(*at: Expr) -> Expr:
         place = tirx.Cast("int64", places(*at[:-1]))
         place = tirx.max(tirx.min(place, tirx.const(columns - 1, "int64")), tirx.const(0, "int64"))
         return element(arrays, form, at[-1], *_column(place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
@@ -31,6 +31,9 @@ from schedules.machine import Machine
 from schedules.matmul.blocks.rounding import BLOCK_ROUND, HEADER, QUAD, SCALE, SCALED_SUM, SUM
 from schedules.rule import ScheduleRule, Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index, PrimFunc
 
 _MAGNITUDE, _MOST = 0x7FFFFFFF, 127.0
 _WEIGHT = 4  # of an element, beside a multiply-add in vectors
@@ -63,7 +66,7 @@ class BlockRound(ScheduleRule):
             rows = rows * size if isinstance(size, int) else 0
         return RoundWorkload(rows, depth, int(stages[0].annotations[SPEC]))
 
-    def apply(self, kernel: Kernel, workload: RoundWorkload, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: RoundWorkload, config: Config, machine: Machine) -> PrimFunc:
         stages = _stages(kernel)
         if stages is None:
             raise NotScheduledError("the stages of the rounding are missing")
@@ -77,7 +80,7 @@ def _stages(kernel: Kernel) -> tuple[Stage, ...] | None:
     return stages if len(stages) == 3 and kernel.is_plain else None
 
 
-def _data(stages: tuple[Stage, ...]) -> Any:
+def _data(stages: tuple[Stage, ...]) -> Expr:
     own = stages[0].writes[0]
     return next(load.source for load in stages[0].loads if not load.source.same_as(own))
 
@@ -85,7 +88,7 @@ def _data(stages: tuple[Stage, ...]) -> Any:
 class _Writer:
     """Writes the words of `result` from `data`."""
 
-    def __init__(self, data: Any, result: Any, unit: int, machine: Machine) -> None:
+    def __init__(self, data: Expr, result: Expr, unit: int, machine: Machine) -> None:
         self.data, self.result, self.unit, self.machine = data, result, unit, machine
         self.lanes = min(machine.lanes("float32"), unit)
 
@@ -94,7 +97,7 @@ class _Writer:
         *lead, depth = shape_of(self.data)
         units = shape_of(self.result)[-2]
         whole, rest = divmod(depth, self.unit)
-        amount: Any = depth * _WEIGHT
+        amount: Index = depth * _WEIGHT
         for size in lead:
             amount = amount * size
 
@@ -128,7 +131,7 @@ class _Writer:
         zero = tirx.const(0, "int32")
         return sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // QUAD)])
 
-    def _unit(self, at: list[Expr], unit: Any, vector: Any) -> Stmt:
+    def _unit(self, at: list[Expr], unit: Index, vector: Any) -> Stmt:
         """A unit: its greatest magnitude, its bytes, and their sum."""
         lanes, unit = self.lanes, unit if not isinstance(unit, int) else index(unit)
         code: list[Stmt] = []

@@ -7,12 +7,15 @@ data, or an infinity, becomes the scale's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schedules.annotations import KIND, SPEC
 from schedules.ir.tir import tirx
 
 from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 BLOCK_ROUND = "block-round"
 HEADER, SCALE, SUM, SCALED_SUM = 3, 0, 1, 2
@@ -21,18 +24,18 @@ _MOST = 127.0
 _MAGNITUDE = 0x7FFFFFFF
 
 
-def _number(value: int) -> Any:
+def _number(value: int) -> Expr:
     return tirx.const(value, "int64")
 
 
-def block_round(data: Any, units: int, unit: int) -> Any:
+def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     """float32 data (..., depth) as int32 (..., units, 3 + unit / 4); what is beyond the depth counts as 0."""
     depth, lead = data.shape[-1], list(data.shape[:-1])
     attrs = {KIND: BLOCK_ROUND, SPEC: str(unit)}
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
     zero = tirx.const(0.0, "float32")
 
-    def element(*at: Any) -> Any:
+    def element(*at: Any) -> Expr:
         """The element of the unit at[-2] at place at[-1]."""
         place = at[-2] * unit + at[-1]
         return data(*at[:-2], place) if whole else tirx.if_then_else(place < depth, data(*at[:-2], place), zero)
@@ -46,7 +49,7 @@ def block_round(data: Any, units: int, unit: int) -> Any:
         attrs=attrs,
     )
 
-    def rounded(at: tuple[Any, ...], place: Any) -> Any:
+    def rounded(at: tuple[Expr, ...], place: Any) -> Expr:
         most = tirx.reinterpret("float32", peak(*at))
         inverse = tirx.if_then_else(most > zero, tirx.const(_MOST, "float32") / most, zero)
         return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, place) * inverse)))
@@ -59,7 +62,7 @@ def block_round(data: Any, units: int, unit: int) -> Any:
         attrs=attrs,
     )
 
-    def word(*at: Any) -> Any:
+    def word(*at: Expr) -> Expr:
         of_unit, slot = at[:-1], at[-1]
         scale = tirx.reinterpret("float32", peak(*of_unit)) * tirx.const(1 / _MOST, "float32")
         first = tirx.max(slot - HEADER, _number(0)) * QUAD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.config import Config, ConfigSpace
@@ -17,6 +17,9 @@ from schedules.matmul.packed_operand import MatmulOfParts, panel_form
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 # Rows of a tile whose weights are unpacked: more make the code longer, not faster.
 _UNPACKED_ROWS = 4
@@ -96,7 +99,7 @@ def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
     return Parts(form, layout, data, arrays, experts)
 
 
-def _operands(stage: Stage, result: Any, column: Axis) -> tuple[Any | None, Any | None, list[Any]]:
+def _operands(stage: Stage, result: Expr, column: Axis) -> tuple[Expr | None, Expr | None, list[Expr]]:
     """A load of the data, one of the experts, and the loads of the weight's arrays in the order of the expression.
 
     Arrays of equal content are one constant, so that a buffer may stand for several of them.
@@ -114,7 +117,7 @@ def _operands(stage: Stage, result: Any, column: Axis) -> tuple[Any | None, Any 
     return data, experts, weights
 
 
-def _named(weights: list[Any], layout: BlockFormat) -> dict[str, Any] | None:
+def _named(weights: list[Expr], layout: BlockFormat) -> dict[str, Expr] | None:
     """The arrays by name: planes have more words the more bits they hold, the rest stand in the order of the names."""
     planes = sorted((each.source for each in weights if str(each.source.dtype) == "int32"), key=_words)
     others = [each.source for each in weights if str(each.source.dtype) != "int32"]
@@ -122,5 +125,5 @@ def _named(weights: list[Any], layout: BlockFormat) -> dict[str, Any] | None:
     return dict(zip(layout.arrays, found, strict=True)) if len(found) == len(layout.arrays) else None
 
 
-def _words(plane: Any) -> int:
+def _words(plane: Expr) -> int:
     return -int(shape_of(plane)[1])

@@ -7,7 +7,7 @@ bytes serve all rows of the tile. In integers, each unit is summed by dot produc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
@@ -25,6 +25,9 @@ from schedules.matmul.packed_operand import WriterOfParts
 from schedules.matmul.writer import Batch, Block, PanelLoad
 from schedules.stages.fused_kernel import FusedKernel
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
 # How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
 _WORDS_AHEAD = 32
 _FEW_ROWS = 4
@@ -41,9 +44,9 @@ class Parts:
 
     form: MatmulForm
     layout: BlockFormat
-    data: Any
-    arrays: dict[str, Any]
-    experts: Any | None = None
+    data: Expr
+    arrays: dict[str, Expr]
+    experts: Expr | None = None
 
     @property
     def rounded(self) -> bool:
@@ -78,7 +81,7 @@ class BlockWriter(WriterOfParts[Parts]):
             return pays_off(weight, self.machine, 0)
         return super()._threads()
 
-    def _row_chunks(self, tiles: Any, panels: Any) -> tuple[Any, int]:
+    def _row_chunks(self, tiles: Index, panels: Index) -> tuple[Index, int]:
         """As many rows a chunk as leave half of the second cache to the weights."""
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)

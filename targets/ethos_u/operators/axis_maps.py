@@ -7,7 +7,7 @@ constant matrix, exact where the weights are multiples of one number, as those o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
 
 _MOST_SLICES = 64
 _LARGEST_WEIGHT = 127
@@ -30,7 +33,7 @@ _MAPS = (
 
 
 @operator(*_MAPS)
-def mapped(view: View, call: Any, result: Result) -> Step:
+def mapped(view: View, call: Call, result: Result) -> Step:
     """kernel(dequantize(x)) of a kernel that maps axes, or of several one behind the other."""
     kernels = [Kernel(view, call)]
     operand = call.args[1].fields[0]

@@ -62,7 +62,7 @@ def convolution(view: View, call: Call, result: Result) -> Step:
         operands = graph.split(image(emitter, inputs[0]), len(parts), 3)
         made = [
             emitter.finished(
-                _sums(graph, x, ordered[mine], bias[mine], data.zero, window, depthwise), scales[mine], result
+                _sums(graph, x, ordered[mine], bias[mine], data.zero, window, depthwise), scales[mine].tolist(), result
             )
             for x, mine in zip(operands, parts, strict=True)
         ]

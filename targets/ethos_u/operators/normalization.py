@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
 
 _MOST = 65536
 _FRACTION = 5  # bits behind the point of a deviation in steps of the operand
@@ -29,13 +32,13 @@ _LARGEST_EPSILON = 1 << 29
 
 
 @operator("relax.nn.layer_norm")
-def layer_normalization(view: View, call: Any, result: Result) -> Step:
+def layer_normalization(view: View, call: Call, result: Result) -> Step:
     """layer_norm(dequantize(x), gamma, beta) of the last axes."""
     return _normalization(view, call, result, centered=True)
 
 
 @operator("relax.nn.rms_norm")
-def root_mean_square(view: View, call: Any, result: Result) -> Step:
+def root_mean_square(view: View, call: Call, result: Result) -> Step:
     """rms_norm(dequantize(x), weight) of the last axes."""
     return _normalization(view, call, result, centered=False)
 
@@ -112,7 +115,7 @@ def _normalization(view: View, call: Any, result: Result, *, centered: bool) -> 
     return Step(name, "x".join(map(str, data.shape)), (data,), result.output, 0, emit)
 
 
-def _numbers(view: View, argument: Any, size: int) -> Array:
+def _numbers(view: View, argument: object, size: int) -> Array:
     numbers = view.number(argument)
     if numbers is None or numbers.size != size:
         raise Unsupported("what it multiplies by and adds is not a constant of the size that it normalizes")

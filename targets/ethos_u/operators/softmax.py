@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def softmax(view: View, call: Call, result: Result) -> Step:
 
 
 @operator("relax.nn.log_softmax")
-def log_softmax(view: View, call: Any, result: Result) -> Step:
+def log_softmax(view: View, call: Call, result: Result) -> Step:
     """log(softmax(dequantize(x))): the distance to the maximum, less the logarithm of the sum."""
     data, axis = _described(view, call)
     if result.output.scale < _LEAST_STEP:

@@ -152,7 +152,7 @@ def _evaluated(view: View, expr: Expr, inputs: Array) -> Array:
     return _UNARY[name](operands[0]) if name in _UNARY else _BINARY[name](operands[0], operands[1])
 
 
-def clip_limits(view: View, call: Call) -> tuple[Any, float, float] | None:
+def clip_limits(view: View, call: Call) -> tuple[Expr, float, float] | None:
     """(operand, low, high) of a limit: of a ReLU, a clip, or ONNX's Clip, which is a kernel that keeps NaN."""
     name = operator_name(call)
     if name == "relax.nn.relu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 _STRIDES = ((1, 1), (2, 2))
 
 
 @operator("relax.nn.conv2d_transpose", bias=True)
-def transposed_convolution(view: View, call: Any, result: Result) -> Step:
+def transposed_convolution(view: View, call: Call, result: Result) -> Step:
     """conv2d_transpose(dequantize(x), dequantize(w)) + bias, w (channels, filters, height, width)."""
     if str(call.attrs.data_layout) != "NCHW" or str(call.attrs.kernel_layout) != "IOHW":
         raise Unsupported(f"its layouts are {call.attrs.data_layout} and {call.attrs.kernel_layout}")

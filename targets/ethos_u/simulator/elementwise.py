@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from targets.ethos_u.simulator.memory import IFM, IFM2, Memory
@@ -11,7 +9,7 @@ from targets.ethos_u.simulator.registers import Registers
 from targets.ethos_u.simulator.scaling import NATURAL, scaled
 from targets.ethos_u.simulator.window import Window
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 MUL, ADD, SUB, MIN, MAX, LRELU, ABS, CLZ, SHR, SHL = range(10)
 _UNARY = (LRELU, ABS, CLZ)
 _BROADCAST_HEIGHT, _BROADCAST_WIDTH, _BROADCAST_DEPTH, _SWAPPED, _SCALAR = 1, 2, 4, 64, 128

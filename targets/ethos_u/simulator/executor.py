@@ -6,7 +6,6 @@ It computes what the hardware's interface says each operation computes, not when
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from targets.ethos_u.simulator.products import product
 from targets.ethos_u.simulator.registers import Registers
 from targets.ethos_u.simulator.window import Window
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 NAMES = {
     stream.CONV: "convolution",
     stream.DEPTHWISE: "depthwise convolution",

@@ -9,7 +9,7 @@ import numpy as np
 
 from targets.ethos_u.simulator.registers import Registers
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _TYPES = {0: "i1", 1: "i2", 2: "i4"}
 _BRICK = 16
 

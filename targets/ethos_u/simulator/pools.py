@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from targets.ethos_u.simulator.memory import IFM, Memory
@@ -11,7 +9,7 @@ from targets.ethos_u.simulator.registers import Registers
 from targets.ethos_u.simulator.scaling import NATURAL, scaled
 from targets.ethos_u.simulator.window import Window, operand
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _MAXIMUM, _AVERAGE, _SUM = range(3)
 _LOWEST = -(1 << 40)
 

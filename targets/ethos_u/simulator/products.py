@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from targets.ethos_u.simulator import weights
@@ -12,7 +10,7 @@ from targets.ethos_u.simulator.registers import Registers
 from targets.ethos_u.simulator.scaling import scaled
 from targets.ethos_u.simulator.window import Window, operand
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _SCALE_BYTES = 10
 # Weight and scale streams: (base, length) of each core.
 _WEIGHTS = ((0x20, 0x21), (0x90, 0x91))

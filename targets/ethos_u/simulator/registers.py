@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -77,7 +76,7 @@ def operations(program: bytes) -> Iterator[tuple[int, int, Registers]]:
     raise ValueError("the program does not stop")
 
 
-def _commands(program: bytes) -> Any:
+def _commands(program: bytes) -> np.ndarray:
     if program[:4] != b"COP1":
         raise ValueError("this is not a command stream of an Ethos-U")
     words = np.frombuffer(program, "<u4")

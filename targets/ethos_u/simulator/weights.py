@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 # Depth of a micro-block of the result, by multiply-adds a cycle of one core; that of the operand is always 8.
 _RESULT_DEPTH = {32: 4, 64: 8, 128: 8, 256: 8}
 _OPERAND_DEPTH = 8

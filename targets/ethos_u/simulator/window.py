@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from targets.ethos_u.simulator.memory import FeatureMapCodes, Memory
 from targets.ethos_u.simulator.registers import Registers
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 _NEAREST, _ZEROS = 1, 2
 
 

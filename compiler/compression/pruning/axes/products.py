@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tvm.ir import GenericConst
@@ -41,7 +40,7 @@ def matmul(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
     return [*batch, left[-2], right[-1]]
 
 
-def _constant(trace: Trace, argument: Expr, value: Axes) -> tuple[Any, Axes] | None:
+def _constant(trace: Trace, argument: Expr, value: Axes) -> tuple[Expr, Axes] | None:
     """The constant that an operand is, transposed or not, with the axes of the constant."""
     return (argument, value) if isinstance(argument, GenericConst) else trace.transposed.get(argument)
 

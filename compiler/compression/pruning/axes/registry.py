@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.compression.pruning.nodes import Axis, Nodes
 from compiler.passes.rewriting.graph import Call
 from schedules.discovery import import_all
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Axes = list[Axis]  # of a tensor
 Value = Any  # Axes, or a list of values for a tuple
@@ -18,7 +21,7 @@ Value = Any  # Axes, or a list of values for a tuple
 class Producer:
     """The axis of a constant weight that counts the results of a product."""
 
-    constant: Any
+    constant: Expr
     axis: int
     labels: Axis
 

@@ -10,7 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -20,6 +20,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.module_paths import node_name
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 Distribution = Callable[[Any, Any], Any]  # of two independent uniform float32 numbers in [0, 1)
 
@@ -36,7 +39,7 @@ def random_normal(context: NodeContext) -> relax.Expr:
     """Normal numbers by the transform of Box and Muller."""
     mean, scale = float(context.attribute("mean", 0.0)), float(context.attribute("scale", 1.0))
 
-    def normal(u: Any, v: Any) -> Any:
+    def normal(u: Expr, v: Expr) -> Expr:
         radius = tirx.sqrt(tirx.const(-2.0, "float32") * tirx.log(tirx.const(1.0, "float32") - u))
         return mean + scale * radius * tirx.cos(tirx.const(2 * math.pi, "float32") * v)
 
@@ -100,7 +103,7 @@ def _drawn(context: NodeContext, shape: Sequence[Dim], dtype: str, distribution:
     """A tensor of numbers with a distribution."""
     seed = _seed(context)
 
-    def draw(*sizes: Any) -> te.Tensor:
+    def draw(*sizes: Expr) -> te.Tensor:
         first, second = (_uniform(sizes, seed, stream) for stream in (0, 1))
         return te.compute(
             sizes, lambda *i: distribution(first(*i), second(*i)).astype(dtype), name=f"draw_{context.operator.lower()}"
@@ -109,12 +112,12 @@ def _drawn(context: NodeContext, shape: Sequence[Dim], dtype: str, distribution:
     return context.emit_te(draw, *map(expression, shape), primfunc_name_hint="random_numbers")
 
 
-def _uniform(sizes: Sequence[Any], seed: int, stream: int) -> te.Tensor:
+def _uniform(sizes: Sequence[Expr], seed: int, stream: int) -> te.Tensor:
     """Uniform float32 numbers in [0, 1), with 24 bits."""
     keys = [zlib.crc32(struct.pack("<III", seed, stream, step)) for step in (0, 1)]
 
-    def place(*indices: Any) -> Any:
-        flat: Any = tirx.const(0, "int64")
+    def place(*indices: Expr) -> Expr:
+        flat: Expr = tirx.const(0, "int64")
         for index, size in zip(indices, sizes, strict=True):
             flat = flat * size + index
         scattered = _low(flat.astype("uint64")) * _word(0x9E3779B9)
@@ -129,16 +132,16 @@ def _uniform(sizes: Sequence[Any], seed: int, stream: int) -> te.Tensor:
     )
 
 
-def _word(value: int) -> Any:
+def _word(value: int) -> Expr:
     """32 bits in 64: TVM takes it for granted that unsigned arithmetic of 32 bits or more never overflows."""
     return tirx.const(value, "uint64")
 
 
-def _low(bits: Any) -> Any:
+def _low(bits: Expr) -> Expr:
     return tirx.bitwise_and(bits, _word(0xFFFFFFFF))
 
 
-def _mixed(bits: Any) -> Any:
+def _mixed(bits: Expr) -> Expr:
     """MurmurHash3's finalizer."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
         bits = tirx.bitwise_xor(bits, tirx.shift_right(bits, _word(shift)))

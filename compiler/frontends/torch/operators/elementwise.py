@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -31,7 +29,7 @@ def _negative(values: Tensor) -> Tensor:
 
 
 @decomposition_of("aten.rrelu.default")
-def _rrelu(values: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Tensor:
+def _rrelu(values: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: object) -> Tensor:
     return NotImplemented if training else torch.nn.functional.leaky_relu(values, (lower + upper) / 2)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 
 @decomposition_of("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
-def _grouped_product(rows: Tensor, weights: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+def _grouped_product(rows: Tensor, weights: Tensor, offs: Tensor | None = None, *_: object, **__: object) -> Tensor:
     """Each row by the matrix of its group; `offs` says where in the sorted rows each group ends.
 
     Few rows fetch their matrices. Many are multiplied by every matrix, and keep the product that is theirs.

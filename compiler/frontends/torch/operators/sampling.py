@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 
 @decomposition_of("aten.multinomial.default")
-def _multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None) -> Tensor:
+def _multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *, generator: object = None) -> Tensor:
     """Draws without replacement: the largest of log(weight) plus Gumbel noise. The exporter draws with replacement."""
     if replacement or num_samples == 1:
         return NotImplemented

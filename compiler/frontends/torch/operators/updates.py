@@ -33,7 +33,7 @@ def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accum
 
 @decomposition_of("aten.slice_scatter.default")
 def _slice_scatter(
-    data: Tensor, source: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    data: Tensor, source: Tensor, dim: int = 0, start: object = None, end: object = None, step: int = 1
 ) -> Tensor:
     """The part from `start` on; its end is that of what is written."""
     if step != 1 or data.ndim == 0:
@@ -48,7 +48,7 @@ def _slice_scatter(
 
 
 @decomposition_of("aten.select_scatter.default")
-def _select_scatter(data: Tensor, source: Tensor, dim: int, index: Any) -> Tensor:
+def _select_scatter(data: Tensor, source: Tensor, dim: int, index: object) -> Tensor:
     if not isinstance(index, int) or not isinstance(data.shape[dim], int):
         return NotImplemented
     return _written(

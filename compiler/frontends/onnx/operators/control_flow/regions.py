@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -14,6 +14,9 @@ from compiler.frontends.onnx.bounds import limited, limited_place, require_entri
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Index, Stmt, Tensor
 
 _MOST_SAMPLES = 2**10  # of a bin along an axis, where the region's size decides: a hostile region would never end
 
@@ -56,10 +59,10 @@ def roi_align(context: NodeContext) -> relax.Expr:
     for axis in (0, 2, 3):
         require_entries(context, context.shape(0)[axis], context.shape(1)[0])
 
-    def compute(data: Any, rois: Any, batches: Any) -> Any:
+    def compute(data: Tensor, rois: Tensor, batches: Tensor) -> Tensor:
         shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
 
-        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
             return _align_body(pooling, ins, outs[0], shape)
 
         return te.extern([shape], [data, rois, batches], body, dtype=str(data.dtype), name="roi_align")
@@ -74,7 +77,7 @@ def _size(context: NodeContext, name: str) -> int:
     return size
 
 
-def _align_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence[Any]) -> Any:
+def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr, shape: Sequence[Index]) -> Stmt:
     data, rois, batches = ins
     wide = compute_dtype(data.dtype)
     with IRBuilder() as builder:
@@ -104,18 +107,18 @@ def _align_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence
 class _Bins:
     """The bins of one axis of a region."""
 
-    start: Any
-    size: Any
-    samples: Any
+    start: Expr
+    size: Expr
+    samples: Expr
 
-    def coordinate(self, number: Any, sample: Any) -> Any:
+    def coordinate(self, number: Expr, sample: Expr) -> Expr:
         """Where a sample of a bin lies."""
         dtype = str(self.start.ty.dtype)
         within = (sample.astype(dtype) + tirx.const(0.5, dtype)) * self.size / self.samples.astype(dtype)
         return self.start + number.astype(dtype) * self.size + within
 
 
-def _bins(pooling: _Pooling, low: Any, high: Any, count: int, dtype: str) -> _Bins:
+def _bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _Bins:
     shift = tirx.const(0.5 if pooling.half_pixel else 0.0, dtype)
     scale = tirx.const(pooling.scale, dtype)
     start, end = low.astype(dtype) * scale - shift, high.astype(dtype) * scale - shift
@@ -128,7 +131,7 @@ def _bins(pooling: _Pooling, low: Any, high: Any, count: int, dtype: str) -> _Bi
     return _Bins(start, size, samples)
 
 
-def _neighbours(data: Any, sample: Any, channel: Any, y: Any, x: Any, dtype: str) -> list[Any]:
+def _neighbours(data: Expr, sample: Expr, channel: Expr, y: Expr, x: Expr, dtype: str) -> list[Expr]:
     """The four elements around a place times their weights; zeros more than one element outside."""
     height, width = data.shape[2:]
     outside = []

@@ -232,7 +232,7 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
     if not given:
         return data
 
-    def function(x: Expr, *limits: Any) -> Expr:
+    def function(x: Expr, *limits: Expr) -> Expr:
         result = x
         if low is not None:
             result = tirx.max(result, limits[0])

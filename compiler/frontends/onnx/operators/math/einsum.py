@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te
 from tvm.relax import op as R
@@ -16,6 +16,9 @@ from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 @dataclass
@@ -90,7 +93,7 @@ def _diagonal(context: NodeContext, term: Term) -> Term:
     def pick(data: te.Tensor) -> te.Tensor:
         shape = [data.shape[term.labels.index(label)] for label in unique]
 
-        def element(*place: Any) -> Any:
+        def element(*place: Expr) -> Expr:
             return data(*(place[unique.index(label)] for label in term.labels))
 
         return te.compute(shape, element, name="diagonal")

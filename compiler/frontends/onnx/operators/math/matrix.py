@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -18,6 +18,9 @@ from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_flo
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.frontends.onnx.values import tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dtype: str | None = None) -> relax.Expr:
@@ -123,11 +126,11 @@ def determinant(context: NodeContext) -> relax.Expr:
 def _determinant_kernel(dtype: str) -> Any:
     def kernel(data: te.Tensor) -> list[te.Tensor]:
         stack, size = list(data.shape[:-2]), data.shape[-1]
-        count: Any = tirx.const(1, "int64")
+        count: Expr = tirx.const(1, "int64")
         for extent in stack:
             count = count * extent
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, (result, work) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
                 with T.serial(0, count) as b:
@@ -139,7 +142,7 @@ def _determinant_kernel(dtype: str) -> Any:
     return kernel
 
 
-def _eliminate(source: Any, result: Any, work: Any, b: Any, size: Any, dtype: str) -> None:
+def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr, dtype: str) -> None:
     """Gaussian elimination of matrix `b` in `work`; its last elements hold the product, the pivot's row, a spare."""
     product, pivot = size * size, size * size + 1
     with T.seq_scope():
@@ -168,7 +171,7 @@ def _eliminate(source: Any, result: Any, work: Any, b: Any, size: Any, dtype: st
         result[b] = work[product].astype(dtype)
 
 
-def _exchange(work: Any, a: Any, b: Any, spare: Any) -> None:
+def _exchange(work: Buffer, a: Expr, b: Expr, spare: Expr) -> None:
     """Swap two elements."""
     with T.seq_scope():
         work[spare] = work[a]

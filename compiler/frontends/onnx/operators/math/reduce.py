@@ -113,7 +113,7 @@ def reduce_with(context: NodeContext, data: relax.Expr, axes: list[int], keep: b
         kept = range(len(source.shape)) if keep else rest
         shape = [tirx.const(1, "int64") if axis in reduced else source.shape[axis] for axis in kept]
 
-        def element(*indices: Any) -> Expr:
+        def element(*indices: Expr) -> Expr:
             position = dict(zip(kept, indices, strict=True))
             place = [reduced[a].var if a in reduced else position[a] for a in range(len(source.shape))]
             return reducer(source(*place), axis=list(reduced.values()))
@@ -217,12 +217,12 @@ def place_of_extremum(
         none = tirx.const(-1, index_type) if last else source.shape[axis].astype(index_type)
         reducer = scalars.extremum_reducer(dtype, greatest=greatest)
 
-        def read(indices: Any, along: Expr) -> Expr:
+        def read(indices: tuple[Expr, ...], along: Expr) -> Expr:
             return source(*indices[:axis], along.var, *indices[axis + 1 if keep else axis :])
 
         best = te.compute(shape, lambda *indices: reducer(read(indices, k), axis=k), name="best")
 
-        def place(*indices: Any) -> Expr:
+        def place(*indices: Expr) -> Expr:
             value = read(indices, n)
             found = value == best(*indices)
             found = tirx.any(found, scalars.is_nan(value)) if dtypes.is_float(dtype) else found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -65,7 +65,7 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         dtype, size = str(data.dtype), data.shape[axis]
         outer, inner = product(data.shape[:axis]), product(data.shape[axis + 1 :])
 
-        def generate(ins: Any, outs: Any) -> Stmt:
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
                 with T.parallel(0, outer) as row, T.serial(0, size) as step, T.serial(0, inner) as column:
@@ -97,7 +97,7 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
     def compute(data: te.Tensor) -> te.Tensor:
         size, inner = data.shape[axis], product(data.shape[axis + 1 :])
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
                 with (
@@ -106,7 +106,7 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
                     T.serial(0, inner) as column,
                 ):
 
-                    def place(position: Any) -> Any:
+                    def place(position: Expr) -> Expr:
                         return (row * size + position) * inner + column
 
                     with T.If(step == 0):
@@ -126,6 +126,6 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
     return compute
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: Expr) -> Expr:
     """Booleans as integers: LLVM's comparisons of them fail in TVM."""
     return tirx.Cast("int8", value) if str(value.ty) == "bool" else value

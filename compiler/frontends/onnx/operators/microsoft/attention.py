@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given
 from compiler.frontends.onnx.registry import converter
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 _MASKED = -10000.0
 
@@ -97,7 +100,9 @@ class Heads:
         return [self.penalty(allowed, query.dtype, float(lowest))]
 
 
-def _attention_of(heads: Heads, projected: Any, sizes: list[Any], mask: int, past: int, bias: int | None) -> list[Any]:
+def _attention_of(
+    heads: Heads, projected: Any, sizes: list[Index], mask: int, past: int, bias: int | None
+) -> list[Any]:
     """[result, present] of (batch, length, q + k + v)."""
     context, op = heads.context, heads.op
     if all(isinstance(size, int) for size in sizes):

@@ -149,7 +149,7 @@ class _Grouped:
         length, total = expression(self.length), expression(self.total)
 
         def starts(lengths: te.Tensor, new: Expr, all_of_them: Expr) -> te.Tensor:
-            def start(*place: Any) -> Expr:
+            def start(*place: Expr) -> Expr:
                 before = limited(limited(lengths(*place), -1, all_of_them) + 1 - new, 0, all_of_them)
                 return tirx.Select(new == all_of_them, tirx.const(0, "int64"), before)
 
@@ -217,7 +217,7 @@ class _Grouped:
             written = write_rows(context.block_builder, operands[-1], rows, self.starts, 2)
             return context.runtime(written, context.dtype(0))
 
-        def place(entries: te.Tensor, starts: te.Tensor, *rest: Any) -> te.Tensor:
+        def place(entries: te.Tensor, starts: te.Tensor, *rest: Expr) -> te.Tensor:
             *past, capacity = rest
 
             def element(b: Expr, h: Expr, t: Expr, d: Expr) -> Expr:

@@ -21,7 +21,7 @@ from compiler.frontends.onnx.values import tensor_shape
 from schedules.recurrence.description import CellKind, Recurrence
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Index
 
 _GATES = 4
 _QUAD = 4  # bytes of a word along the depth
@@ -75,7 +75,7 @@ def _checked_sizes(context: NodeContext, directions: int) -> tuple[int, int]:
     if int(context.required_attribute("hidden_size")) != hidden:
         context.invalid(f"hidden_size is {context.attribute('hidden_size', 0)}, the weights' {hidden}")
     columns, samples = _GATES * hidden, context.shape(0)[1]
-    expected: dict[int, tuple[Any, ...]] = {
+    expected: dict[int, tuple[Index, ...]] = {
         1: (directions, features, columns),
         2: (directions, hidden, columns),
         3: (directions, 2 * columns),
@@ -92,7 +92,7 @@ def _checked_sizes(context: NodeContext, directions: int) -> tuple[int, int]:
     return hidden, features
 
 
-def _operands(context: NodeContext, recurrence: Recurrence) -> dict[str, Any]:
+def _operands(context: NodeContext, recurrence: Recurrence) -> dict[str, Expr]:
     arrays, op = Arrays(context, "float32"), Composer(context)
     packing = Packing(arrays, recurrence.directions, _GATES, recurrence.hidden, recurrence.lanes)
     weights = _weights(context, packing, 1, 8)
@@ -133,7 +133,7 @@ def _weights(context: NodeContext, packing: Packing, index: int, scale: int) -> 
     return _Weights(data, _spread(arrays, arrays.raw(scale), columns), zero_points)
 
 
-def _spread(arrays: Arrays, value: Any, shape: tuple[int, int]) -> Any:
+def _spread(arrays: Arrays, value: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """One value per direction or per column, as one per column."""
     known = tuple(value.shape) if isinstance(value, np.ndarray) else tuple(tensor_shape(value))
     if known == shape:

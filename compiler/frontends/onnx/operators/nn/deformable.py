@@ -91,13 +91,13 @@ def _columns(window: Window, group_channels: int) -> Callable[..., Any]:
         wide = compute_dtype(data.dtype)
         sizes = data.shape[2:]
 
-        def coordinate(sample: Expr, group: Expr, tap: Expr, axis: int, place: Any) -> Expr:
+        def coordinate(sample: Expr, group: Expr, tap: Expr, axis: int, place: tuple[Expr, ...]) -> Expr:
             moved = offsets(sample, (group * count + tap) * rank + axis, *place).astype(wide)
             start = place[axis] * window.strides[axis] - window.before[axis]
             step = tirx.floordiv(tap, math.prod(window.kernel[axis + 1 :])) % window.kernel[axis]
             return (start + step * window.dilations[axis]).astype(wide) + moved
 
-        def element(sample: Expr, channel: Expr, tap: Expr, *place: Any) -> Expr:
+        def element(sample: Expr, channel: Expr, tap: Expr, *place: Expr) -> Expr:
             group = tirx.floordiv(channel, group_channels)
 
             def pixel(positions: list[Expr]) -> Expr:

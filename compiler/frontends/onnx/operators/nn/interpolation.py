@@ -67,7 +67,7 @@ def clamped(position: Expr, size: Expr) -> Expr:
     return tirx.max(tirx.min(position, last), _const(0, position))
 
 
-def reflected(position: Any, low: Any, high: Any) -> Any:
+def reflected(position: Expr, low: Expr, high: Expr) -> Expr:
     """A float coordinate mirrored at the borders until it lies between them."""
     span = tirx.max(high - low, _const(1e-6, position))  # a single element has no span with its corners aligned
     below = position < low

@@ -10,7 +10,7 @@ from tvm import te, tirx
 from compiler.frontends.onnx.operators.precision import compute_dtype
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+    from schedules.ir.tvm_types import Expr, IterVar, Tensor
 
 
 def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Any]:
@@ -27,11 +27,11 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
         count = channels if groups is None else tirx.const(groups, "int64")
         depth = tirx.floordiv(channels, count)
         extents = [depth, *spatial]
-        elements: Any = tirx.const(1, wide)
+        elements: Expr = tirx.const(1, wide)
         for extent in extents:
             elements = elements * extent.astype(wide)
 
-        def load(sample: Expr, group: Expr, inner: Any) -> Expr:
+        def load(sample: Expr, group: Expr, inner: list[IterVar]) -> Expr:
             return data(sample, group * depth + inner[0], *inner[1:]).astype(wide)
 
         def reduction() -> list[Expr]:
@@ -53,7 +53,7 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
             name="inverse",
         )
 
-        def element(sample: Expr, channel: Expr, *rest: Any) -> Expr:
+        def element(sample: Expr, channel: Expr, *rest: Expr) -> Expr:
             group = tirx.floordiv(channel, depth)
             index = group if per_group else channel
             value = (data(sample, channel, *rest).astype(wide) - mean(sample, group)) * inverse(sample, group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -114,10 +114,10 @@ def _pad_kernel(
         )
     ]
 
-    def fill(source: te.Tensor, filler: te.Tensor, *arguments: Any) -> te.Tensor:
+    def fill(source: te.Tensor, filler: te.Tensor, *arguments: Expr) -> te.Tensor:
         target, starts = arguments[: len(sizes)], arguments[len(sizes) :]
 
-        def element(*indices: Any) -> Expr:
+        def element(*indices: Expr) -> Expr:
             moved, inside = list(indices), []
             for axis in moved_axes:
                 index, size = indices[axis] - starts[axis], source.shape[axis]

@@ -16,7 +16,7 @@ from compiler.frontends.onnx.operators.nn.spatial import Window
 from compiler.frontends.onnx.operators.precision import compute_dtype
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+    from schedules.ir.tvm_types import Expr, Index, Tensor
 
 Kernel = Callable[..., Any]
 _MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
@@ -141,20 +141,20 @@ def _product(sizes: Sequence[Expr]) -> Expr:
 def average_kernel(window: Window, include_padding: bool) -> Kernel:
     """The mean over the data of each window, or over data and padding; takes the padding after each axis last."""
 
-    def compute(data: Tensor, *sizes: Any) -> Tensor:
+    def compute(data: Tensor, *sizes: Index) -> Tensor:
         windows = _Windows(window, data, sizes)
         after = sizes[2 * windows.rank :]
         wide = compute_dtype(data.dtype)
 
-        def total(*indices: Any) -> Expr:
+        def total(*indices: Expr) -> Expr:
             positions = windows.positions(indices[2:], windows.taps)
             value = windows.load(indices[:2], positions, _const(0, data.dtype))
             return te.sum(value.astype(wide), axis=windows.taps)
 
         sums = te.compute(windows.shape, total, name="sum")
 
-        def mean(*indices: Any) -> Expr:
-            count: Any = _const(1, "int64")
+        def mean(*indices: Expr) -> Expr:
+            count: Expr = _const(1, "int64")
             for axis, position in enumerate(indices[2:]):
                 start = position * window.strides[axis] - windows.before[axis]
                 low, high = _const(0, "int64"), data.shape[2 + axis]

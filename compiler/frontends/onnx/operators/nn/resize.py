@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -172,6 +171,6 @@ def _resized(context: NodeContext, axes: list[AxisResize], sampling: Sampling) -
 
 
 def _is_identity(context: NodeContext, axis: AxisResize, sampling: Sampling) -> bool:
-    same: Any = context.arithmetic.equal_is_proved(axis.before, axis.after)
+    same: bool = context.arithmetic.equal_is_proved(axis.before, axis.after)
     whole = sampling.coordinates != "tf_crop_and_resize" or (axis.start, axis.end) == (0.0, 1.0)
     return bool(same) and whole and axis.scale in (None, 1.0)

@@ -25,7 +25,7 @@ from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+    from schedules.ir.tvm_types import Expr, Index, Tensor
 
 _MAXIMUM_UNROLLED = 4  # taps written out; longer sums are loops
 
@@ -59,14 +59,14 @@ def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize
             tables.append(_constant(np.where(outside, -1, index) if outside is not None else index, "int32"))
         forms.append(form)
 
-    def compute(tensor: Tensor, *arguments: Any) -> Tensor:
+    def compute(tensor: Tensor, *arguments: Expr) -> Tensor:
         lookups, sizes = arguments[: len(tables)], arguments[len(tables) :]
         bound = [_with_sizes(axis, tensor.shape[axis.axis], sizes[i]) for i, axis in enumerate(axes)]
         shape = list(tensor.shape)
         for axis in bound:
             shape[axis.axis] = axis.after
 
-        def element(*indices: Any) -> Expr:
+        def element(*indices: Expr) -> Expr:
             source, outside = list(indices), []
             for axis, (kind, number) in zip(bound, forms, strict=True):
                 index, beyond = _nearest_source(sampling, axis, indices[axis.axis], kind, number, lookups)
@@ -99,7 +99,7 @@ def _closed_form(index: np.ndarray, axis: AxisResize) -> tuple[str, int]:
 
 def _nearest_source(
     sampling: Sampling, axis: AxisResize, position: Expr, kind: str, number: int, lookups: Any
-) -> tuple[Any, list[Any]]:
+) -> tuple[Expr, list[Any]]:
     """The index that an output position reads, and the conditions under which it is extrapolated instead."""
     if kind == "quotient":
         return (position if number == 1 else tirx.floordiv(position, tirx.const(number, "int64"))), []
@@ -220,11 +220,11 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
     if axis.is_static:
         return _resize_axis_by_table(context, data, axis, sampling)
 
-    def compute(tensor: Any, after: Any) -> Any:
+    def compute(tensor: Tensor, after: Expr) -> Tensor:
         bound = _with_sizes(axis, tensor.shape[axis.axis], after)
         shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Expr) -> Expr:
             position = indices[axis.axis].astype("float32")
             coordinate = source_coordinate(EngineOperations, sampling, bound, position)
             total: Any = None
@@ -254,7 +254,7 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
     def compute(tensor: Tensor, index: Tensor, weight: Tensor, *masks: Any) -> Tensor:
         shape = [*tensor.shape[: axis.axis], index.shape[0], *tensor.shape[axis.axis + 1 :]]
 
-        def load(output: Any, tap: Any) -> Expr:
+        def load(output: tuple[Expr, ...], tap: Index) -> Expr:
             place = index(output[axis.axis], tap).astype("int64")
             return tensor(*output[: axis.axis], place, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import tirx
 
 from compiler.frontends.onnx.symbolic import Dim, plain
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 COORDINATE_MODES = (
     "half_pixel",
@@ -92,7 +95,7 @@ class EngineOperations:
     absolute = staticmethod(tirx.abs)
 
     @staticmethod
-    def real(value: Any) -> Any:
+    def real(value: Any) -> Expr:
         value = plain(value)
         return tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value.astype("float32")
 
@@ -193,7 +196,7 @@ def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
     return [(_clamped(ops, axis, i), w) for i, w in zip(indices, weights, strict=True)]
 
 
-def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Any) -> list[tuple[Any, Any]]:
+def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
     """The two neighbours; outside of the input both are its edge. The differences are exact."""
     coordinate = _clamped(ops, axis, coordinate)
     base = ops.floor(coordinate)

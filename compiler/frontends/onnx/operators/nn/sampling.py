@@ -68,7 +68,7 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., A
 
         places = [coordinates_of(axis) for axis in range(rank)]
 
-        def element(sample: Expr, channel: Expr, *place: Any) -> Expr:
+        def element(sample: Expr, channel: Expr, *place: Expr) -> Expr:
             own = [coordinates(sample, *place) for coordinates in places]
 
             def pixel(positions: list[Expr]) -> Expr:
@@ -90,7 +90,7 @@ def _denormalized(value: Expr, size: Expr, align: bool) -> Expr:
     return (value + one) * half * (length - one) if align else ((value + one) * length - one) * half
 
 
-def _borders(size: Expr, align: bool, dtype: str) -> tuple[Any, Any]:
+def _borders(size: Expr, align: bool, dtype: str) -> tuple[Expr, Expr]:
     shift = tirx.const(0.0 if align else 0.5, dtype)
     return -shift, size.astype(dtype) - tirx.const(1, dtype) + shift
 
@@ -131,7 +131,7 @@ def affine_grid(context: NodeContext) -> relax.Expr:
     require(context, context.shape(0)[0], "equal", sizes[0])
     align = bool(context.attribute("align_corners", 0))
 
-    def compute(theta: Tensor, *spatial: Any) -> Tensor:
+    def compute(theta: Tensor, *spatial: Expr) -> Tensor:
         dtype = compute_dtype(theta.dtype)
 
         def coordinate(index: Expr, size: Expr) -> Expr:
@@ -141,7 +141,7 @@ def affine_grid(context: NodeContext) -> relax.Expr:
                 return two * position / tirx.max(length - one, one) - one
             return (two * position + one) / length - one
 
-        def element(sample: Expr, *place: Any) -> Expr:
+        def element(sample: Expr, *place: Expr) -> Expr:
             *indices, row = place
             total = theta(sample, row, rank).astype(dtype)
             for column, (index, size) in enumerate(zip(reversed(indices), reversed(spatial), strict=True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, topi
 
@@ -15,7 +15,7 @@ from compiler.frontends.onnx.values import Constant, tensor_shape
 from compiler.passes.layout.same_padding import SAME
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Tensor
+    from schedules.ir.tvm_types import Index, Tensor
 
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
@@ -60,7 +60,7 @@ class Window:
 
 def integers_attribute(context: NodeContext, name: str, count: int, default: int, minimum: int) -> tuple[int, ...]:
     """An attribute of `count` integers, each at least `minimum`; all `default` when it is missing."""
-    values: Any = context.attribute(name, [default] * count)
+    values: list[Index] = context.attribute(name, [default] * count)
     if len(values) != count or any(v < minimum for v in values):
         context.invalid(f"{name} must hold {count} integers of at least {minimum}, not {list(values)}")
     return tuple(int(v) for v in values)
@@ -148,7 +148,7 @@ def padded(
     data: relax.Expr,
     before: Sequence[Dim],
     after: Sequence[Dim],
-    value: Any,
+    value: Index,
     mode: str = "NOTSET",
 ) -> relax.Expr:
     """Data with its spatial axes padded by sizes that may be expressions; negative ones crop.
@@ -161,7 +161,7 @@ def padded(
     widths = [*before, *after]
     attributes = {SAME: mode.removeprefix("SAME_").lower()} if mode.startswith("SAME") else {}
 
-    def pad(tensor: Tensor, fill: Tensor, *sizes: Any) -> Tensor:
+    def pad(tensor: Tensor, fill: Tensor, *sizes: Index) -> Tensor:
         rank = len(sizes) // 2
         return topi.nn.pad(tensor, [0, 0, *sizes[:rank]], [0, 0, *sizes[rank:]], fill(), name="padded")
 

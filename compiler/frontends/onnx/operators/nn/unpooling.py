@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -16,6 +16,9 @@ from compiler.frontends.onnx.operators.nn.spatial import integers_attribute, ker
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt, Tensor
 
 
 @converter("MaxUnpool", since=9)
@@ -43,10 +46,10 @@ def max_unpool(context: NodeContext) -> relax.Expr:
     return padded(context, result, [0] * rank, added, 0)
 
 
-def _scatter(data: Any, indices: Any, *sizes: Any) -> Any:
+def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
     """A tensor of those sizes: data[i] at the flat position indices[i], zero elsewhere."""
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
         source, places, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
         with IRBuilder() as builder:
             with T.seq_scope():
@@ -61,8 +64,8 @@ def _scatter(data: Any, indices: Any, *sizes: Any) -> Any:
     return te.extern([list(sizes)], [data, indices], body, dtype=str(data.dtype), name="max_unpool")
 
 
-def _product(sizes: Sequence[Any]) -> Any:
-    result: Any = tirx.const(1, "int64")
+def _product(sizes: Sequence[Expr]) -> Expr:
+    result: Expr = tirx.const(1, "int64")
     for size in sizes:
         result = result * size
     return result

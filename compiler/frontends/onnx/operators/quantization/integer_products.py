@@ -7,7 +7,7 @@ them; what the zero points add is subtracted afterwards: (A - a)(B - b) = AB - a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -21,6 +21,9 @@ from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization.linear import Parameters, quantized
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 _CONVOLUTIONS = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
 
@@ -150,7 +153,7 @@ def conv_integer(context: NodeContext) -> relax.Expr:
     return integer_conv(context, operand(context, 0, 2, 0), operand(context, 1, 3, 0))
 
 
-def multiplier(context: NodeContext, factors: list[int], divisor: int, shape: list[Any] | None) -> relax.Expr:
+def multiplier(context: NodeContext, factors: list[int], divisor: int, shape: list[Index] | None) -> relax.Expr:
     """The product of scales divided by one, in float32 and in this order; vectors are given `shape`.
 
     The order and the type matter: the quotient decides how halves are rounded.

@@ -22,7 +22,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shap
 from compiler.passes.rewriting.grouped_weights import grouped_expression, grouped_rows
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Index
 
 # What TVM's own quantize and dequantize take; the rest become kernels of ours.
 _ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
@@ -121,7 +121,7 @@ def _scalar(context: NodeContext, index: int) -> relax.Expr:
     return context.emit(R.reshape(context.input(index), ())) if value.shape else context.input(index)
 
 
-def _vector(context: NodeContext, index: int, size: Any) -> relax.Expr:
+def _vector(context: NodeContext, index: int, size: Index) -> relax.Expr:
     """A zero point along an axis; one for all is repeated."""
     value = context.tensor(index)
     if len(value.shape) == 1 and context.arithmetic.equal_is_proved(value.shape[0], size):

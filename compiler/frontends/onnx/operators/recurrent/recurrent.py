@@ -27,7 +27,7 @@ from schedules.recurrence.lockstep import SERIAL, lockstep
 from schedules.recurrence.samples import by_samples
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Expr, Stmt, Tensor
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # Work (multiplications of all steps of one sample) from which on samples are spread over cores.
@@ -235,7 +235,7 @@ def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mappi
 def _kernel(recurrence: Recurrence) -> Callable[..., Any]:
     """A tensor expression function of the operands."""
 
-    def compute(*tensors: Any) -> Any:
+    def compute(*tensors: Tensor) -> list[Tensor]:
         steps, samples = tensors[recurrence.operands.index("x")].shape[:2]
         state_shape = (recurrence.directions, samples, recurrence.hidden)
         output_shape = (steps, recurrence.directions, samples, recurrence.hidden)

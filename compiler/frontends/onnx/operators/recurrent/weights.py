@@ -33,7 +33,7 @@ class Arrays:
             return value.array.astype(dtypes.numpy_dtype(self.dtype), copy=False)
         return cast(self.context, self.context.input(index), self.dtype)
 
-    def raw(self, index: int) -> Any:
+    def raw(self, index: int) -> np.ndarray:
         """Input `index` in its own type: an array if it is constant, else a tensor."""
         value = self.context.tensor(index)
         return value.array if isinstance(value, Constant) else self.context.input(index)

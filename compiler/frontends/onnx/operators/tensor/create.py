@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import numpy_helper
@@ -20,6 +20,9 @@ from compiler.frontends.onnx.scalars import const
 from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:
@@ -133,7 +136,7 @@ def _integer_range(context: NodeContext, start: Dim, limit: Dim, delta: Dim, dty
     count = arithmetic.maximum(steps, 0)
     checked_sizes(context, [count])
 
-    def values(size: Any, first: Any, step: Any) -> te.Tensor:
+    def values(size: Expr, first: Expr, step: Expr) -> te.Tensor:
         return te.compute((size,), lambda i: (first + i * step).astype(dtype), name="range")
 
     result = context.emit_te(values, *map(expression, (count, start, delta)), primfunc_name_hint="arange")
@@ -146,7 +149,7 @@ def eye_like(context: NodeContext) -> relax.Expr:
     dtype = dtypes.NAMES[context.attribute("dtype", dtypes.NUMBERS[context.dtype(0)])]
     offset = context.attribute("k", 0)
 
-    def eye(*sizes: Any) -> te.Tensor:
+    def eye(*sizes: Expr) -> te.Tensor:
         return te.compute(sizes, lambda i, j: tirx.Select(j - i == offset, _one(dtype), _zero(dtype)), name="eye")
 
     if context.rank(0) != 2:
@@ -154,11 +157,11 @@ def eye_like(context: NodeContext) -> relax.Expr:
     return context.emit_te(eye, *map(expression, context.shape(0)), primfunc_name_hint="eye")
 
 
-def _one(dtype: str) -> Any:
+def _one(dtype: str) -> Expr:
     return tirx.const(1, dtypes.carrier(dtype))
 
 
-def _zero(dtype: str) -> Any:
+def _zero(dtype: str) -> Expr:
     return tirx.const(0, dtypes.carrier(dtype))
 
 

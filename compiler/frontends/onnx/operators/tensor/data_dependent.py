@@ -16,7 +16,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _OPAQUE = 8  # TVM's number of the pattern
 
@@ -61,7 +61,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
     def positions(tensor: te.Tensor) -> list[te.Tensor]:
         total = product(tensor.shape)
 
-        def generate(ins: Any, outs: Any) -> Stmt:
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, (places, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
                 with T.seq_scope():
@@ -92,9 +92,9 @@ def nonzero(context: NodeContext) -> relax.Expr:
     places = true_positions(context, data)
     sizes = shape or [1]
 
-    def coordinates(positions: te.Tensor, *extents: Any) -> te.Tensor:
+    def coordinates(positions: te.Tensor, *extents: Expr) -> te.Tensor:
         def element(axis: Expr, entry: Expr) -> Expr:
-            result: Any = int64(0)
+            result: Expr = int64(0)
             for place in range(len(extents)):
                 inner = product(extents[place + 1 :])
                 own = tirx.floormod(tirx.floordiv(positions[entry], inner), extents[place])
@@ -176,7 +176,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
     count, width, dtype = data.shape[1], data.shape[2], str(data.dtype)
     order = sorted_positions(data, width=width)
 
-    def generate(ins: Any, outs: Any) -> Stmt:
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source, places = (T.buffer_proxy(item) for item in ins)
         first, inverse, counts, number, names, state = (T.buffer_proxy(out) for out in outs)
         with IRBuilder() as builder:
@@ -206,7 +206,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
 
 
 def _by_first_occurrence(
-    first: Any, inverse: Any, counts: Any, number: Any, names: Any, state: Any, count: Expr
+    first: Buffer, inverse: Buffer, counts: Buffer, number: Buffer, names: Buffer, state: Buffer, count: Expr
 ) -> None:
     """Renumber the groups by where each occurs first; `names` maps the old number of a group to the new one."""
     state[0] = int64(0)

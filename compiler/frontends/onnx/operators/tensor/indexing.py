@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -55,7 +55,7 @@ def gather(context: NodeContext) -> relax.Expr:
 def elementwise_index(context: NodeContext, indices: relax.Expr, size: Expr) -> relax.Expr:
     """Run-time indices into an axis of that size, brought inside it, as int64."""
 
-    def bring(index: te.Tensor, bound: Any) -> te.Tensor:
+    def bring(index: te.Tensor, bound: Expr) -> te.Tensor:
         return te.compute(index.shape, lambda *i: wrapped_index(index(*i), bound), name="index")
 
     if isinstance(size, tirx.IntImm):
@@ -93,7 +93,7 @@ def gather_elements(context: NodeContext) -> relax.Expr:
     require_within(context, context.shape(1), context.shape(0), axis)
 
     def pick(data: te.Tensor, indices: te.Tensor) -> te.Tensor:
-        def element(*place: Any) -> Any:
+        def element(*place: Expr) -> Expr:
             index = wrapped_index(indices(*place), data.shape[axis])
             return data(*place[:axis], index, *place[axis + 1 :])
 
@@ -117,8 +117,8 @@ def gather_nd(context: NodeContext) -> relax.Expr:
     outer = len(index_shape) - 1
     sizes = [*index_shape[:-1], *data_shape[batch + depth :]]
 
-    def pick(data: te.Tensor, indices: te.Tensor, *target: Any) -> te.Tensor:
-        def element(*place: Any) -> Expr:
+    def pick(data: te.Tensor, indices: te.Tensor, *target: Expr) -> te.Tensor:
+        def element(*place: Expr) -> Expr:
             coordinates = [
                 wrapped_index(indices(*place[:outer], tirx.const(i, "int64")), data.shape[batch + i])
                 for i in range(depth)

@@ -6,7 +6,7 @@ value, and of the bounds between neighbouring values: the nearest code is the nu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -15,6 +15,9 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.values import Constant, Value
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _EXPONENT_ONLY = "float8_e8m0fnu"
 
@@ -50,7 +53,7 @@ def encoded(
     sign_bit = 1 << (dtypes.bits(target) - 1)
     has_minus_zero = not target.endswith("fnuz")
 
-    def finished(x: Any, count: Any) -> Any:
+    def finished(x: Expr, count: Expr) -> Expr:
         """The code, from the number of bounds that |x| is beyond."""
         code, magnitude = count, tirx.abs(x)
         if not saturate:
@@ -64,7 +67,7 @@ def encoded(
     def encode(numbers: te.Tensor, table: te.Tensor) -> te.Tensor:
         step = te.reduce_axis((1, len(bounds)), "step")
 
-        def beyond(*place: Any) -> Any:
+        def beyond(*place: Expr) -> Expr:
             magnitude, bound = tirx.abs(numbers(*place)), table[step]
             is_beyond = tirx.any(magnitude > bound, tirx.all(magnitude == bound, tirx.truncmod(step, 2) == 0))
             return te.sum(is_beyond.astype("int32"), axis=step)
@@ -96,10 +99,10 @@ def _special_codes(target: str) -> tuple[int, int]:
 def _exponents(context: NodeContext, data: relax.Expr, saturate: bool, rounding: str) -> relax.Expr:
     """The biased exponents of float32, rounded by the fraction; NaN and infinity are 255."""
 
-    def exponent_of(x: Any) -> Any:
+    def exponent_of(x: Expr) -> Expr:
         bits = tirx.reinterpret("uint32", x).astype("int64")
         exponent, fraction = (bits >> 23) & 0xFF, bits & 0x7FFFFF
-        rounds_up: Any = tirx.const(False, "bool")
+        rounds_up: Expr = tirx.const(False, "bool")
         if rounding == "up":
             rounds_up = fraction > 0
         elif rounding == "nearest":

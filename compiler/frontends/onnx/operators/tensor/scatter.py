@@ -7,7 +7,7 @@ outside the tensor is skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -28,6 +28,9 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from compiler.passes.rewriting.state_writes import UPDATES, write_rows
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
 
 Combine = Callable[[Any, Any], Any]
 _IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -53,14 +56,14 @@ def _combine(context: NodeContext) -> Combine:
     return _REDUCTIONS[reduction]
 
 
-def _product(sizes: Sequence[Any]) -> Any:
-    result: Any = tirx.const(1, "int64")
+def _product(sizes: Sequence[Expr]) -> Expr:
+    result: Expr = tirx.const(1, "int64")
     for size in sizes:
         result = result * size
     return result
 
 
-def _coordinates(flat: Any, sizes: Sequence[Any]) -> list[Any]:
+def _coordinates(flat: Expr, sizes: Sequence[Expr]) -> list[Expr]:
     """The coordinates of a row-major position."""
     places: list[Any] = []
     for size in list(sizes)[::-1]:
@@ -69,8 +72,8 @@ def _coordinates(flat: Any, sizes: Sequence[Any]) -> list[Any]:
     return places
 
 
-def _flat(places: Sequence[Any], sizes: Sequence[Any]) -> Any:
-    result: Any = tirx.const(0, "int64")
+def _flat(places: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
+    result: Expr = tirx.const(0, "int64")
     for place, size in zip(places, sizes, strict=True):
         result = result * size + place
     return result
@@ -82,7 +85,7 @@ def _write_all(
     updates: te.Tensor,
     target: Callable[[Any, Any], tuple[Any, Any]],
     combine: Combine,
-    width: Any = 1,
+    width: Index = 1,
 ) -> te.Tensor:
     """Copy `data`, then apply every update, as `UPDATES` promises; one is `width` elements in a row of both.
 
@@ -91,7 +94,7 @@ def _write_all(
     size = _product(data.shape)
     count = _product(updates.shape) if isinstance(width, int) else _product(indices.shape[:-1])
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source, index, update = (T.buffer_proxy(buffer) for buffer in ins)
         result = T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
@@ -110,19 +113,19 @@ def _write_all(
     )
 
 
-def _write_row(result: Any, update: Any, place: Any, number: Any, width: Any, combine: Combine) -> None:
+def _write_row(result: Buffer, update: Buffer, place: Expr, number: Expr, width: Index, combine: Combine) -> None:
     if isinstance(width, int):
         result[place] = combine(result[place], update[number])
         return
     first = T.bind(place * width)
 
-    def write(inner: Any) -> None:
+    def write(inner: Expr) -> None:
         result[first + inner] = combine(result[first + inner], update[number * width + inner])
 
     _in_vectors(width, update.dtype, write)
 
 
-def _in_vectors(extent: Any, dtype: Any, body: Callable[[Any], None]) -> None:
+def _in_vectors(extent: Expr, dtype: Any, body: Callable[[Any], None]) -> None:
     """Run the body for 0 up to `extent`, in vectors but for the last elements; types that TVM widens, one by one."""
     if str(dtype) not in _IN_VECTORS:
         with T.serial(0, extent) as i:
@@ -162,7 +165,7 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
     require_shape(context, context.shape(2), context.shape(1), "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
-        def target(k: Any, index: Any) -> tuple[Any, Any]:
+        def target(k: Expr, index: Buffer) -> tuple[Expr, Expr]:
             places = _coordinates(k, updates.shape)
             raw = limited(index[k], -data.shape[axis] - 1, data.shape[axis])
             chosen = scalars.select(raw < 0, raw + data.shape[axis], raw)
@@ -186,7 +189,7 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
     require_shape(context, context.shape(2), [*context.shape(1)[:-1], *context.shape(0)[depth:]], "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
-        def target(row: Any, index: Any) -> tuple[Any, Any]:
+        def target(row: Expr, index: Buffer) -> tuple[Expr, Expr]:
             raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
             places = [scalars.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
             bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]

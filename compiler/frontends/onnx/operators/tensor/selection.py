@@ -109,11 +109,11 @@ def _scalar(context: NodeContext, index: int, default: float, dtype: str) -> rel
 
 
 def _suppression_kernel(centered: bool, has_threshold: bool) -> Any:
-    def kernel(boxes: te.Tensor, scores: te.Tensor, order: te.Tensor, *operands: Any) -> list[te.Tensor]:
+    def kernel(boxes: te.Tensor, scores: te.Tensor, order: te.Tensor, *operands: Expr) -> list[te.Tensor]:
         *limits, classes = operands
         rows, count = scores.shape
 
-        def generate(ins: Any, outs: Any) -> Stmt:
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             box, score, places, most, overlap, least = (T.buffer_proxy(item) for item in ins)
             chosen, number, state = (T.buffer_proxy(out) for out in outs)
 

@@ -115,11 +115,11 @@ def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tupl
     sizes = [bounds[axis][1] if axis in bounds else size for axis, size in enumerate(shape)]
     scalars = [expression(value) for axis in bounds for value in (bounds[axis][0], bounds[axis][2])]
 
-    def cut(source: te.Tensor, *arguments: Any) -> te.Tensor:
+    def cut(source: te.Tensor, *arguments: Expr) -> te.Tensor:
         target, rest = arguments[: len(sizes)], arguments[len(sizes) :]
         places = {axis: (rest[2 * i], rest[2 * i + 1]) for i, axis in enumerate(bounds)}
 
-        def element(*indices: Any) -> Expr:
+        def element(*indices: Expr) -> Expr:
             moved = [
                 places[axis][0] + index * places[axis][1] if axis in places else index
                 for axis, index in enumerate(indices)
@@ -283,7 +283,7 @@ def reverse_sequence(context: NodeContext) -> relax.Expr:
     require_values(context, 1, 0, context.arithmetic.add(context.shape(0)[time_axis], 1))
 
     def reverse(source: te.Tensor, lengths: te.Tensor) -> te.Tensor:
-        def element(*indices: Any) -> Any:
+        def element(*indices: Expr) -> Expr:
             time = indices[time_axis]
             length = limited(lengths(indices[batch_axis]), 0, source.shape[time_axis])
             moved = list(indices)

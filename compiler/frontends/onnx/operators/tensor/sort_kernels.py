@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx import dtypes
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _LEVELS = 40  # 2**40 elements are more than a tensor can have
 
@@ -24,7 +24,7 @@ def int64(value: int) -> Expr:
 
 def product(sizes: Sequence[Expr]) -> Expr:
     """The product of sizes, int64."""
-    result: Any = int64(1)
+    result: Expr = int64(1)
     for size in sizes:
         result = result * size
     return result
@@ -41,7 +41,7 @@ def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
     return tirx.any(before, tirx.all(tirx.isnan(greater), tirx.Not(tirx.isnan(smaller))))
 
 
-def sorted_positions(data: te.Tensor, *, width: Any = None, descending: bool = False) -> te.Tensor:
+def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: bool = False) -> te.Tensor:
     """Positions that sort each row of `data`; ties keep their order.
 
     Args:
@@ -55,7 +55,7 @@ def sorted_positions(data: te.Tensor, *, width: Any = None, descending: bool = F
     size = int64(1) if width is None else width
     dtype = str(data.dtype)
 
-    def generate(ins: Any, outs: Any) -> Stmt:
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source = T.buffer_proxy(ins[0])
         order, spare, state = (T.buffer_proxy(out) for out in outs)
 
@@ -87,7 +87,13 @@ def sorted_positions(data: te.Tensor, *, width: Any = None, descending: bool = F
 
 
 def _merge_runs(
-    order: Any, spare: Any, state: Any, row: Expr, count: Expr, half: Expr, compare: Callable[[Any, Any, Any], None]
+    order: Buffer,
+    spare: Buffer,
+    state: Buffer,
+    row: Expr,
+    count: Expr,
+    half: Expr,
+    compare: Callable[[Any, Any, Any], None],
 ) -> None:
     """Merge sorted runs of `half` items in pairs, from `order` to `spare`; state[0] and state[1] are the two heads."""
     pairs = tirx.floordiv(count + half * int64(2) - int64(1), half * int64(2))

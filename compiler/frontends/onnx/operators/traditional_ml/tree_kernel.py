@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import te, tirx
@@ -13,6 +13,9 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import EQUAL, IN_SET, TreeTable
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 # Walks at once: a step of one takes some 20 cycles, most of it waiting for memory.
 _LANES = 8
@@ -78,7 +81,7 @@ def walking_kernel(table: TreeTable, plan: Plan, names: list[str]) -> Callable[.
         sums = "float32" if dtype == "float16" else dtype
         size = plan.blocks * plan.strip_rows * plan.outputs
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             buffers = dict(zip(["data", *names], (T.buffer_proxy(item) for item in ins), strict=True))
             result, partial, touched = (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
@@ -99,12 +102,12 @@ class _Code:
 
     table: TreeTable
     plan: Plan
-    buffers: dict[str, Any]
-    partial: Any
-    touched: Any
+    buffers: dict[str, Buffer]
+    partial: Buffer
+    touched: Buffer
     sums: str
 
-    def emit(self, rows: Any, features: Any, result: Any, dtype: str) -> None:
+    def emit(self, rows: Expr, features: Expr, result: Buffer, dtype: str) -> None:
         plan = self.plan
         strip_rows = int64(plan.strip_rows)
         with T.serial(0, tirx.ceildiv(rows, strip_rows)) as strip, T.seq_scope():
@@ -120,7 +123,7 @@ class _Code:
             with T.serial(0, count) as row, T.serial(0, int64(plan.outputs)) as output, T.seq_scope():
                 self._combine(first, row, output, result, dtype)
 
-    def _task(self, strip_first: Any, strip_count: Any, block: Any, part: Any, features: Any) -> None:
+    def _task(self, strip_first: Expr, strip_count: Expr, block: Expr, part: Expr, features: Expr) -> None:
         """Some rows of the strip through a block of trees."""
         plan, lanes = self.plan, int64(_LANES)
         start = part * int64(_TASK_ROWS)
@@ -153,7 +156,9 @@ class _Code:
                     trees - group * lanes,
                 )
 
-    def _walks(self, trees: list[Any], rows: list[Any], places: list[Any], features: Any, valid: Any = None) -> None:
+    def _walks(
+        self, trees: list[Expr], rows: list[Expr], places: list[Expr], features: Expr, valid: Expr | None = None
+    ) -> None:
         """One row through one tree in each lane, and what the leaves give added in the order of lanes; only the first
         `valid` lanes count."""
         word = "int32" if self.table.value_type == "float32" else "int64"
@@ -176,11 +181,11 @@ class _Code:
                     with T.If(int64(lane) < valid), T.Then():
                         self._add_leaf(node[lane], tree, place)
 
-    def _step(self, node: Any, lane: int, row: Any, going: Any, word: str) -> None:
+    def _step(self, node: Buffer, lane: int, row: Expr, going: Buffer, word: str) -> None:
         """From a branch to one of its children; from a leaf to itself."""
         table = self.table
 
-        def constant(value: int) -> Any:
+        def constant(value: int) -> Expr:
             return tirx.const(value, word)
 
         with T.seq_scope():
@@ -207,7 +212,7 @@ class _Code:
             node[lane] = node[lane] + (distance + (right & branches)).astype("int64")
             going[0] = going[0] | distance
 
-    def _node(self, node: Any) -> tuple[Any, Any, Any]:
+    def _node(self, node: Expr) -> tuple[Expr, Expr, Expr]:
         """What is in place of the threshold, as a float and as a number; and the link."""
         words = self.buffers["words"]
         if self.table.value_type == "float64":
@@ -218,7 +223,7 @@ class _Code:
         number = both & int64(0xFFFFFFFF)
         return T.reinterpret("float32", both.astype("int32")), number, T.bind((both >> int64(32)).astype("int32"))
 
-    def _in_set(self, value: Any, number: Any, asks: Any, otherwise: Any) -> Any:
+    def _in_set(self, value: Expr, number: Expr, asks: Any, otherwise: Expr) -> Any:
         """Whether the value is in the set of that number, for a branch that asks for it."""
         starts, members = self.buffers["set_starts"], self.buffers["members"]
         found = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
@@ -229,7 +234,7 @@ class _Code:
                 found[0] = tirx.const(1, "int32")
         return found[0] == tirx.const(1, "int32")
 
-    def _add_leaf(self, node: Any, tree: Any, place: Any) -> None:
+    def _add_leaf(self, node: Expr, tree: Expr, place: Expr) -> None:
         table, outputs = self.table, int64(self.plan.outputs)
         weight, number, _ = self._node(node)
         if table.tree_targets is not None:
@@ -243,7 +248,7 @@ class _Code:
                 target = k if table.leaf_targets is None else self.buffers["leaf_targets"][start + k].astype("int64")
                 self._add(place * outputs + target, weights[start + k].astype(self.sums))
 
-    def _add(self, place: Any, weight: Any) -> None:
+    def _add(self, place: Expr, weight: Expr) -> None:
         if self.plan.is_sum:
             self.partial[place] = self.partial[place] + weight
             return
@@ -252,10 +257,10 @@ class _Code:
             self.partial[place] = tirx.Select(known, self._extreme(self.partial[place], weight), weight)
             self.touched[place] = tirx.const(1, "int8")
 
-    def _extreme(self, left: Any, right: Any) -> Any:
+    def _extreme(self, left: Expr, right: Expr) -> Expr:
         return tirx.min(left, right) if self.plan.aggregate == "MIN" else tirx.max(left, right)
 
-    def _combine(self, first: Any, row: Any, output: Any, result: Any, dtype: str) -> None:
+    def _combine(self, first: Expr, row: Expr, output: Expr, result: Buffer, dtype: str) -> None:
         """The result of a row from what the blocks of trees gave it, in their order; 0 where no leaf gave any."""
         plan = self.plan
         total = T.buffer_proxy(T.alloc_buffer([1], self.sums, scope="local"))
