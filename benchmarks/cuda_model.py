@@ -33,6 +33,7 @@ _APART = 1.05
 _A6000 = Device(86, 84, 1.80e9, 768e9, 1800)
 _RTX_3090 = Device(86, 82, 1.695e9, 936e9, 1800)
 _CUBLAS = "#include <cublas_v2.h>"
+_INCLUDE = re.compile(r'#include "([^"]+)"')
 _ARGUMENTS = ("const float*, const float*", "float*, float*")
 
 
@@ -136,12 +137,18 @@ def _gemm(folder: Path) -> Iterator[Compared]:
 
 def _with_headers(text: str, headers: dict[str, str]) -> str:
     """Source with the repository's own headers in it, each once."""
-    for name in list(headers):
-        line = f'#include "{name}"'
-        while line in text:
-            text = text.replace(line, headers.pop(name, ""), 1)
-            text = _with_headers(text, headers)
-    return text
+    known: set[str] = set()
+
+    def content(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in headers:
+            return match[0]
+        if name in known:
+            return ""
+        known.add(name)
+        return _INCLUDE.sub(content, headers[name])
+
+    return _INCLUDE.sub(content, text)
 
 
 def _compared(each: Published, text: str, device: Device, sizes: range | tuple[int, ...]) -> Compared:
@@ -155,8 +162,9 @@ def _compared(each: Published, text: str, device: Device, sizes: range | tuple[i
 
 
 def _summary(found: list[Compared]) -> dict[str, Any]:
+    # Equal as modelled is not in order.
     pairs = [
-        (one.published < other.published) == (one.modelled < other.modelled)
+        (one.published - other.published) * (one.modelled - other.modelled) > 0
         for one, other in combinations(found, 2)
         if max(one.published, other.published) > _APART * min(one.published, other.published)
     ]
