@@ -15,9 +15,8 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array = np.ndarray
 Examples = Sequence[Mapping[str, Array]]
 Run = Callable[[int], Any]  # of the example with this index
 MINIMUM_RUNS = 3

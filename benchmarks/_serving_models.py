@@ -68,7 +68,7 @@ def _export_minilm(path: Path) -> None:
     )
 
 
-def example(name: str, rows: int = 1, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+def example(name: str, rows: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs: tiny's x is float32 (rows, 64), wide's (rows, 1024), MiniLM's input_ids int64 (rows, 32)."""
     random = np.random.default_rng(seed)
     if name in ("tiny", "wide"):

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import compiler
 import compiler.driver.compile
@@ -26,7 +25,7 @@ from benchmarks.digits import Digits, DigitsCnn, load_digits, train
 from compiler.searching.result import SearchResult
 from compiler.searching.settings import Space
 
-Array = NDArray[Any]
+Array = np.ndarray
 TARGETS = ("host", "raspberry-pi-5", "cortex-m55+ethos-u55-128")
 _RESULTS = Path(__file__).parent / "results" / "search.json"
 _SIZE, _PATCHES = 16, 600  # pixels of a patch's side, patches of each photograph and part

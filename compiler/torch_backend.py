@@ -20,7 +20,7 @@ import compiler
 from compiler.errors import OptionError, UserError
 from compiler.frontends.torch.graph_arguments import BoundGraph, GraphArguments, grown_axes
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 def tensorwright_backend(

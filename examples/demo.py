@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +24,7 @@ from benchmarks._models import Task
 from benchmarks._race import Entry, race
 from examples import language, sentences, speech
 
-Array = NDArray[Any]
+Array = np.ndarray
 THREADS = min(2, os.cpu_count() or 1)
 
 

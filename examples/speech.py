@@ -5,14 +5,13 @@ from __future__ import annotations
 import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.catalog import package_folder
 
-Array = NDArray[Any]
+Array = np.ndarray
 Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 SAMPLE_RATE = 16_000

@@ -153,11 +153,11 @@ def _known(name: str, specs: Mapping[str, Any], option: str) -> None:
         raise InputError(f"{option} {name}: no input has that name", f"the inputs are: {', '.join(specs) or 'none'}")
 
 
-def _load_array(path: Path, option: str) -> np.ndarray[Any, Any]:
+def _load_array(path: Path, option: str) -> np.ndarray:
     import numpy as np
 
     try:
-        loaded: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+        loaded: np.ndarray = np.load(path, allow_pickle=False)
         return loaded
     except OSError as error:
         raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error
@@ -165,7 +165,7 @@ def _load_array(path: Path, option: str) -> np.ndarray[Any, Any]:
         raise InputError(f"{option}: {path} is not an .npy file of plain numbers: {error}") from error
 
 
-def load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
+def load_archive(path: Path, option: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name. Raises InputError or StorageError that names `option`."""
     import zipfile
 
@@ -180,7 +180,7 @@ def load_archive(path: Path, option: str) -> dict[str, np.ndarray[Any, Any]]:
         raise InputError(f"{option}: {path} is not an .npz file of plain numbers: {error}") from error
 
 
-def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray[Any, Any]:
+def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray:
     import numpy as np
 
     words = {"true": "True", "false": "False"}
@@ -197,7 +197,7 @@ def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray[Any, An
     return _cast(array, spec, option)
 
 
-def _cast(array: np.ndarray[Any, Any], spec: Any, option: str) -> np.ndarray[Any, Any]:
+def _cast(array: np.ndarray, spec: Any, option: str) -> np.ndarray:
     """A literal in the data type of an input; a value that does not survive the cast is an error."""
     import numpy as np
 

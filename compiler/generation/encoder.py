@@ -14,7 +14,7 @@ from compiler.errors import InputError
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 class Encoder:

@@ -12,7 +12,7 @@ from compiler.errors import InputError
 from compiler.generation.options import GenerationOptions
 from compiler.generation.result import TokenLogprob
 
-Logits = np.ndarray[Any, Any]
+Logits = np.ndarray
 _SEED_BITS = 53  # so that JSON holds it exactly
 
 

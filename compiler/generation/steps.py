@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from compiler.runtime.state_sizes import has_open_capacity
 
 TOKENS, LOGITS = "tokens", "logits"
 POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
-Logits = np.ndarray[Any, Any]
+Logits = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SessionSteps:
     joins = verifies = False
 
     def __init__(
-        self, module: Module, slots: int, capacity: int, others: Mapping[str, np.ndarray[Any, Any]] | None = None
+        self, module: Module, slots: int, capacity: int, others: Mapping[str, np.ndarray] | None = None
     ) -> None:
         """`others`: inputs beside the tokens, the same in each run: what an encoder returned."""
         self._others = dict(others or {})

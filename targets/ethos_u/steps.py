@@ -14,7 +14,7 @@ from targets.ethos_u.arrangement import Arrangement
 from targets.ethos_u.layout import channels_first, channels_last
 from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 class Unsupported(Exception):  # noqa: N818  (a verdict on an operator, caught by the partitioner, not an error)

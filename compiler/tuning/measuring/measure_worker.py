@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.tuning.measuring.channel import serve
 from compiler.tuning.measuring.messages import (
@@ -27,7 +26,7 @@ from compiler.tuning.measuring.runners import Kernel, Runner, make_runner
 from compiler.tuning.measuring.statistics import spread, typical
 from compiler.tuning.measuring.waiting import WaitingClock
 
-Array = NDArray[Any]
+Array = np.ndarray
 _MIN_SAMPLES = 4
 _LOWEST = 3
 _AGREEMENT = 0.02  # the lowest samples agree to this share: they are free of interference from other programs

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.measuring.messages import WorkerSetup
 
-Array = NDArray[Any]
+Array = np.ndarray
 SYMBOL = "kernel"
 _REACH_SECONDS = 3.0
 
