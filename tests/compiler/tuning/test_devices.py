@@ -67,8 +67,9 @@ def test_a_fleet_goes_on_when_a_server_is_lost() -> None:
             outcomes = pool.trials(trials, kill)
             assert pool.lost in (killed, [])
     assert [each.status for each in outcomes] == ["ok"] * 9, [each.note for each in outcomes]
-    assert len({each.device for each in outcomes} - set(killed)) == 2
-    assert killed[0] not in [each.device for each in outcomes][4:]
+    # How many of the others come in before the end depends on how fast their workers start.
+    assert [each.device for each in outcomes].count(killed[0]) == 1
+    assert {each.device for each in outcomes} <= set(closing)
 
 
 def test_a_server_that_is_gone_is_no_fault_of_a_candidate() -> None:
