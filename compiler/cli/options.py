@@ -56,6 +56,14 @@ ModelPath = Annotated[
         metavar="MODEL", help="An .onnx, .pt2 or .gguf file, or a folder of a language model.", show_default=False
     ),
 ]
+Samples = Annotated[
+    list[Path] | None,
+    typer.Option("--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."),
+]
+ModuleOutput = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
+]
 ModulePath = Annotated[Path, typer.Argument(metavar="MODULE", help="A .twm file.", show_default=False)]
 AnyPath = Annotated[
     Path, typer.Argument(metavar="FILE", help="A module (.twm), or a model (.onnx, .pt2).", show_default=False)

@@ -174,19 +174,11 @@ class DirectNest:
 
     # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
 
-    def _reach(self, parts: Sequence[Any]) -> list[Any]:
-        """How much input so many outputs read, along each dimension."""
-        work = self.work
-        return [
-            (part - 1) * stride + (window - 1) * dilation + 1
-            for part, window, stride, dilation in zip(parts, work.kernel, work.strides, work.dilations, strict=True)
-        ]
-
     def _fill_scratch(self, place: Place) -> list[Stmt]:
         work = self.work
-        extents = self._reach(place.live)
+        extents = work.reach(place.live)
         blocks = ceil_div(place.channels, work.in_block)
-        shape = (blocks, *self._reach(self.room), self.scratch_lanes)
+        shape = (blocks, *work.reach(self.room), self.scratch_lanes)
         self.scratch, allocation = allocate("scratch", shape, self.scratch_dtype)
         starts = [
             at * stride - before
@@ -196,13 +188,8 @@ class DirectNest:
         def line(point: list[Any]) -> Stmt:
             block, outer = point[0], point[1:]
             rows = [start + offset for start, offset in zip(starts[:-1], outer, strict=True)]
-            inside = both(
-                *(
-                    condition
-                    for row, size in zip(rows, self.sizes.spatial, strict=False)
-                    for condition in (row >= 0, row < size)
-                )
-            )
+            bounds = zip(rows, self.sizes.spatial, strict=False)
+            inside = both(*(condition for row, size in bounds for condition in (row >= 0, row < size)))
             full = self._copy_line(place, block, outer, rows, starts[-1], extents[-1])
             clear = repeat("x", extents[-1], lambda x: self._clear([block, *outer, x]))
             return sequence(when(inside, full, clear))

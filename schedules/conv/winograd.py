@@ -8,7 +8,6 @@ few channel blocks at a time, with the epilogue applied to each result. Vectors 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
@@ -38,7 +37,7 @@ from schedules.conv.tiling import accumulators, block_choices, channel_unroll, d
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
-from schedules.conv.winograd_tiling import most_tiles, tile_counts, winograd_plan
+from schedules.conv.winograd_tiling import Tiles, most_tiles, tile_counts, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import WinogradWorkload
 from schedules.errors import NotScheduledError
@@ -102,15 +101,6 @@ class Winograd(CpuRule):
     def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD))
         return fused.function(WinogradNest(fused, workload, config).build(machine), machine)
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer."""
-
-    image: Index
-    first: Index
-    live: Index
 
 
 class WinogradNest:

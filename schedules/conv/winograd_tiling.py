@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from schedules.conv.dynamic_sizes import open_row_cost
 from schedules.conv.tiling import accumulators, block_choices, divisors, row_cost, split_for_cores
@@ -12,6 +13,9 @@ from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 SHARED_CACHE_RATE = (
     16.0  # bytes per cycle of a core from the level-2 cache: 26 (Zen 4), 25 (Zen 5) where it does nothing else
@@ -21,6 +25,15 @@ _EXPOSED = 0.15  # of the time that memory takes, when it takes less than the ar
 WINOGRAD_MAX_TASK_TILES = 64
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer."""
+
+    image: Index
+    first: Index
+    live: Index
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
@@ -161,6 +161,13 @@ class ConvWorkload(WindowWorkload):
     def last_group_out_blocks(self) -> int:
         """Output channel blocks of the last group."""
         return self.out_blocks - (self.groups - 1) * self.group_out_blocks
+
+    def reach(self, parts: Sequence[Any]) -> list[Any]:
+        """How much input so many outputs read, along each dimension."""
+        return [
+            (part - 1) * stride + (window - 1) * dilation + 1
+            for part, window, stride, dilation in zip(parts, self.kernel, self.strides, self.dilations, strict=True)
+        ]
 
     @property
     def flops(self) -> int:

@@ -50,7 +50,7 @@ def _call(value: Expr) -> float:
 def _handed(port: Port) -> float:
     """Bytes that change places: channels put last or first, and windows gathered."""
     shape = port.tensor.shape
-    order = [axis for axis in channels_last(len(shape)) if shape[axis] != 1]
+    order = [axis for axis in channels_last(len(shape)) if shape[axis] != 1] if len(shape) > 1 else []
     moved = _MOVED * math.prod(shape) if port.last and order != sorted(order) else 0.0
     if port.arrangement is not None:
         moved += (_MOVED if port.arrangement.width > 1 else _COPIED) * math.prod(port.shape)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler.records.records import read
 from compiler.tuning.measuring.messages import Outcome as Measured
-from compiler.tuning.measuring.pool import Trial
+from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.progress import Progress
 from tests.fuzz.outcome import Outcome
 
@@ -64,6 +64,8 @@ class InstantPool:
 
     serial = True
     memory = "cpu"
+    measure = MeasurementPool.measure
+    margin, margin_of_alternatives = MeasurementPool.margin, MeasurementPool.margin_of_alternatives
 
     def __init__(self, *_: object, **__: object) -> None:
         pass

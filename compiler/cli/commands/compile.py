@@ -47,10 +47,7 @@ def register(app: typer.Typer) -> None:
 
 def _compile(
     model: options.ModelPath,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
-    ] = None,
+    output: options.ModuleOutput = None,
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     sizes: Annotated[

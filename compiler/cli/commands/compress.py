@@ -57,16 +57,8 @@ def _compress(
             "--variant", metavar="NAME", help="One of them, or NAME=RECIPE; float32, bf16 and int8 if not given."
         ),
     ] = None,
-    samples: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
-    ] = None,
+    samples: options.Samples = None,
+    output: options.ModuleOutput = None,
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     constant: options.Constants = None,

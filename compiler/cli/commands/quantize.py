@@ -46,20 +46,12 @@ def register(app: typer.Typer) -> None:
 
 def _quantize(
     model: options.ModelPath,
-    samples: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
-        ),
-    ] = None,
+    samples: options.Samples = None,
     scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8",
     group: Annotated[
         int, typer.Option(metavar="COUNT", help="Weight-only schemes: how many weights share a scale, 16 to 256.")
     ] = 64,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
-    ] = None,
+    output: options.ModuleOutput = None,
     target: options.TargetName = "host",
     shape: options.ModelShapes = None,
     constant: options.Constants = None,

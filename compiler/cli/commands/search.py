@@ -52,16 +52,8 @@ def _search(
     space: Annotated[
         Path | None, typer.Option("--space", metavar="FILE", help="A YAML file that says what may be changed.")
     ] = None,
-    samples: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
-    ] = None,
+    samples: options.Samples = None,
+    output: options.ModuleOutput = None,
     target: options.TargetName = "host",
     trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to score.")] = 64,
     sampler: Annotated[str, typer.Option(metavar="NAME", help="What proposes candidates: nsga2 or tpe.")] = "nsga2",

@@ -49,12 +49,7 @@ def _split(
         list[str] | None, typer.Option(metavar="TYPE", help="float32, float16 or int8; all if not given.")
     ] = None,
     at: Annotated[str | None, typer.Option(metavar="NODE", help="Cut after this node.")] = None,
-    samples: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."
-        ),
-    ] = None,
+    samples: options.Samples = None,
     max_drop: Annotated[
         float, typer.Option(metavar="SHARE", help="How far the cosine similarity may drop by the wire's type.")
     ] = 0.01,

@@ -127,19 +127,29 @@ def _with_cache(model: Any, capacity: int) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            for index, layer in enumerate(cache.layers):
-                self.register_buffer(f"key_{index}", layer.keys)
-                self.register_buffer(f"value_{index}", layer.values)
+            register_caches(self, cache.layers)
 
         def forward(self, tokens: Any, position: Any) -> dict[str, Any]:
-            for index, layer in enumerate(cache.layers):
-                layer.keys, layer.values = getattr(self, f"key_{index}"), getattr(self, f"value_{index}")
-                layer.cumulative_length = position.clone()
+            read_caches(self, cache.layers, position)
             call: Mapping[str, Any] = {cache_name: cache}
             found = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **call)
             return {LOGITS: found.logits.to(torch.float32)}
 
     return Decoder().eval()
+
+
+def register_caches(module: Any, layers: Sequence[Any]) -> None:
+    """Make the keys and values of a static cache's layers buffers of a module."""
+    for index, layer in enumerate(layers):
+        module.register_buffer(f"key_{index}", layer.keys)
+        module.register_buffer(f"value_{index}", layer.values)
+
+
+def read_caches(module: Any, layers: Sequence[Any], position: Any) -> None:
+    """Let the layers of a static cache read and write a module's buffers, `position` tokens of which are filled."""
+    for index, layer in enumerate(layers):
+        layer.keys, layer.values = getattr(module, f"key_{index}"), getattr(module, f"value_{index}")
+        layer.cumulative_length = position.clone()
 
 
 def _static_cache(model: Any, capacity: int) -> Any:

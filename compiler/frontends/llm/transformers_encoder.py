@@ -27,6 +27,8 @@ from compiler.frontends.llm.transformers_decoder import (
     fixed_cache,
     load_model,
     packages,
+    read_caches,
+    register_caches,
 )
 
 _CLASSES = ("ForConditionalGeneration", "ForSpeechSeq2Seq", "MTModel")
@@ -111,14 +113,10 @@ def _with_cross_attention(model: Any) -> CapturedPair:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            for index, layer in enumerate(own.layers):
-                self.register_buffer(f"key_{index}", layer.keys)
-                self.register_buffer(f"value_{index}", layer.values)
+            register_caches(self, own.layers)
 
         def forward(self, tokens: Any, position: Any, *cross: Any) -> dict[str, Any]:
-            for index, layer in enumerate(own.layers):
-                layer.keys, layer.values = getattr(self, f"key_{index}"), getattr(self, f"value_{index}")
-                layer.cumulative_length = position.clone()
+            read_caches(self, own.layers, position)
             others = DynamicCache()
             for index in range(count):
                 others.update(cross[2 * index], cross[2 * index + 1], index)

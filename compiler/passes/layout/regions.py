@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 _FOLLOWING = frozenset(
     {*ELEMENTWISE, "relax.call_tir", "relax.permute_dims", "relax.astype", "relax.quantize", "relax.dequantize"}
 )
-"""Operators whose result is laid out as their operand."""
+"""Operators whose result is laid out as their operands of the same shape."""
+_WINDOWS = frozenset(
+    {
+        *(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
+        *(f"relax.nn.adaptive_{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
+        "relax.concat",
+        "relax.strided_slice",
+        "relax.nn.pad",
+    }
+)
+"""Operators that read blocked values of other shapes as they are, and return blocked ones then."""
 _SOME = 64  # elements along a dimension that is not known
 _BLOCKED, _PLAIN = "blocked", "plain"
 
@@ -95,7 +105,11 @@ def plain_values(block: BindingBlock) -> set[Var]:
         if not isinstance(binding.var, relax.DataflowVar):
             _require(cut, [binding.var], _PLAIN)
     second = cut.second_side(_BLOCKED, _PLAIN)
-    return {var for var, call in calls.items() if var in second and operator_name(call) in _FOLLOWING}
+    return {
+        var
+        for var, call in calls.items()
+        if var in second and operator_name(call) in _FOLLOWING and _alike(call, _operands(call, calls), calls)
+    }
 
 
 def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call]) -> None:
@@ -109,16 +123,27 @@ def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call]) -> Non
         cut.edge(_BLOCKED, var, inf)
         _require(cut, operands[:1], _BLOCKED)
         return
-    if name not in _FOLLOWING or shape is None:
-        cut.edge(var, _PLAIN, inf)
-        _require(cut, operands, _PLAIN)
-        return
-    alike = [each for each in operands if name == "relax.permute_dims" or _of_shape(calls[each], shape)]
+    alike = _alike(call, operands, calls)
     if not alike:
         cut.edge(var, _PLAIN, inf)
+        if name not in _FOLLOWING and name != "relax.split":
+            _require(cut, operands, _PLAIN)
     for operand in alike:
         cut.edge(("unpacked", operand), var, inf)
         cut.edge(var, ("packed", operand), inf)
+
+
+def _alike(call: Call, operands: list[Var], calls: Mapping[Var, Call]) -> list[Var]:
+    """The operands that the result of a call is laid out as."""
+    name, shape = operator_name(call), shape_of(call)
+    if shape is None:
+        return []
+    if name in _WINDOWS or name == "relax.permute_dims":
+        return operands
+    if name in ("relax.mean", "relax.max"):
+        rank = len(shape_of(call.args[0]) or ())
+        return operands if call.attrs.axis is not None and rank - len(call.attrs.axis) == 2 else []
+    return [each for each in operands if _of_shape(calls[each], shape)] if name in _FOLLOWING else []
 
 
 def _of_shape(call: Call, shape: Any) -> bool:

@@ -194,7 +194,7 @@ def test_deadlines_cap_a_batch() -> None:
     async def test(batcher: Batcher, executor: Watched) -> None:
         first = await held(batcher, executor)
         for rows in (1, 2, 4, 8):
-            batcher.costs.add((), rows, 10.0 * rows)
+            batcher.costs.add((), rows, 10.0 + rows)
         deadline = time.monotonic() + 10_000
         tasks = [asyncio.ensure_future(infer(batcher, rows_of(1), deadline=deadline)) for _ in range(3)]
         await asyncio.sleep(0)
