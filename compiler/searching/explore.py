@@ -68,6 +68,12 @@ class Explorer:
         self.main = next(iter(self.budget))
         self._known: dict[Key, Candidate] = {key_of(each.config): each for each in self.study.finished()}
         self._costs: dict[Key, Costs] = {key: each.costs for key, each in self._known.items()}
+        self._even: list[Candidate] = []
+
+    @property
+    def evenly_pruned(self) -> list[Candidate]:
+        """The largest evenly pruned nets within the budget, the best one first."""
+        return feasible(self._even)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -140,7 +146,7 @@ class Explorer:
             raise unreachable(nearest, self.budget)
 
     def _evenly_pruned(self) -> None:
-        """With each precision and form, the largest evenly pruned net within the budget: the result is no worse."""
+        """With each precision and form, the largest evenly pruned net within the budget."""
         knobs = self.net.knobs
         levels = max((len(knob.options) for knob in knobs), default=1)
         for alternative in _smallest_nets(knobs):
@@ -148,7 +154,7 @@ class Explorer:
             for level in range(levels - 1, -1, -1):
                 config = {**uniform(knobs, level / max(levels - 1, 1)), **others}
                 if excess(self.costs_of([config])[0], self.budget) <= 0:
-                    self.evaluate([config])
+                    self._even += self.evaluate([config])
                     break
 
     def _path(self) -> None:

@@ -87,7 +87,8 @@ def search(
         sampler: what proposes them between the first and the last: "nsga2" or "tpe", of optuna.
         storage: a file, made where it is not there, in which candidates are kept as they are found; with it a search
             that was stopped goes on where it was. What kernels take, and shared weights, lie beside it.
-        finalists: how many of the best candidates are finished; the best of those is chosen.
+        finalists: how many of the best candidates are finished, beside the best evenly pruned one; the best of those is
+            chosen.
         max_drop: how much of the score the chosen net may lose, as a share of the net's as it came; None: no limit.
 
     Returns:
@@ -247,7 +248,11 @@ class _Search:
         return time.perf_counter() - begun
 
     def _chosen(self, explorer: Explorer, finisher: Finisher, before: Original) -> tuple[Candidate, Finished]:
-        """The best of the finalists that meets the budget as a whole module."""
+        """The best of the finalists that meets the budget as a whole module.
+
+        Scores before training say little of those after it: beside the best candidates, the best evenly pruned net is
+        finished, so that the result is no worse.
+        """
         ranked = feasible(explorer.candidates)
         if not ranked:
             nearest = min(explorer.candidates, key=lambda each: each.excess)
@@ -256,8 +261,9 @@ class _Search:
             raise beyond
         found: list[tuple[Candidate, Finished]] = []
         failed: TensorwrightError | None = None
-        for candidate in ranked:
-            if len(found) == self.options.finalists:
+        even = explorer.evenly_pruned[:1]
+        for candidate in [*even, *(each for each in ranked if each not in even)]:
+            if len(found) == self.options.finalists + len(even):
                 break
             if not self._fits_as_a_whole(candidate):
                 continue
