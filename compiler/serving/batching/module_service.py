@@ -64,16 +64,8 @@ class ModuleService:
         self.runners = max(1, cores // threads) if runners is None else runners
         self.served_by = served_by(name, version, variant)
         self.layout: BatchLayout | None = None
-        self._name, self._version, self._batched = name, version, batched
+        self.name, self.version, self._batched = name, version, batched
         self._pool: ThreadPoolExecutor | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def version(self) -> str:
-        return self._version
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
@@ -90,7 +82,7 @@ class ModuleService:
 
     async def start(self) -> None:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.runners, thread_name_prefix=f"serve-{self._name}")
+            self._pool = ThreadPoolExecutor(self.runners, thread_name_prefix=f"serve-{self.name}")
             if self._batched:
                 self.layout = await asyncio.wrap_future(self._pool.submit(find_layout, self.module))
 
@@ -103,7 +95,7 @@ class ModuleService:
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Call a function in one of the runners, where it may call `run`."""
         if self._pool is None:
-            raise ServiceUnavailableError(f"model {self._name!r} is not running")
+            raise ServiceUnavailableError(f"model {self.name!r} is not running")
         return self._pool.submit(function, *arguments)
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float, float]:

@@ -29,16 +29,8 @@ class TextService:
     def __init__(self, module: Module, name: str, version: str, limits: GenerationLimits) -> None:
         """Raises MissingDependencyError where a package of the extra `generate` is missing."""
         self.model = LanguageModel(module)
-        self._name, self._version, self._limits = name, version, limits
+        self.name, self.version, self._limits = name, version, limits
         self._scheduler: Scheduler | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def version(self) -> str:
-        return self._version
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
@@ -70,7 +62,7 @@ class TextService:
 
     async def infer(self, request: Request) -> Response:
         """Raises InputError: a language model takes no tensors."""
-        raise InputError(f"{self._name!r} is a language model", "use /v1/completions or /v1/chat/completions")
+        raise InputError(f"{self.name!r} is a language model", "use /v1/completions or /v1/chat/completions")
 
     async def submit(self, prompt: Prompt, options: GenerationOptions) -> SequenceHandle:
         """Hand a prompt in.
@@ -89,7 +81,7 @@ class TextService:
 
     def _running(self) -> Scheduler:
         if self._scheduler is None:
-            raise ServiceUnavailableError(f"model {self._name!r} is not running")
+            raise ServiceUnavailableError(f"model {self.name!r} is not running")
         return self._scheduler
 
     async def close(self) -> None:
