@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,16 @@ class Compiler:
         """The first line of its version output; part of the cache key of what it builds."""
         done = subprocess.run([*self.command, "--version"], capture_output=True, text=True, timeout=60, check=False)
         return done.stdout.partition("\n")[0]
+
+
+def limited(command: Sequence[str], seconds: int) -> list[str]:
+    """The command, ended after so many seconds of processor time, however busy the machine is; see `ran_over`."""
+    return ["sh", "-c", f'ulimit -t {seconds}; exec "$0" "$@"', *command]
+
+
+def ran_over(code: int) -> bool:
+    """Whether a `limited` command was ended by its limit; by the exit code of `subprocess`."""
+    return code in (-signal.SIGXCPU, -signal.SIGKILL)
 
 
 def _run(arguments: Sequence[str], timeout_seconds: int) -> None:

@@ -13,8 +13,6 @@ from compiler.tuning.tasks import extract_tasks
 from targets.errors import TargetError
 from targets.measure import Measurer
 
-_TIMEOUT = 120.0
-
 
 class Modelled:
     """Kernels by a target's `Measurer`, in worker processes: the same numbers on every run."""
@@ -39,7 +37,7 @@ class Modelled:
         wanted = [
             task for task in found.tasks if not known.issuperset(lowered.keys.get(name, "") for name in task.names)
         ]
-        with EstimatingPool(self._target, self._measurer, timeout=_TIMEOUT) as pool:
+        with EstimatingPool(self._target, self._measurer) as pool:
             for task in wanted:
                 pool.define(task.kernel)
             outcomes = pool.trials([Trial(task.key, task.default) for task in wanted], lambda trial, outcome: None)

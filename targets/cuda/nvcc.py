@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import LinkError, ToolchainMissing
+from targets.toolchain import limited, ran_over
 
 OVERRIDE = "TENSORWRIGHT_NVCC"
 _PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
 _INSTALL = "pip install 'tensorwright[cuda]'"
-_TIMEOUT_SECONDS = 1800
+_PROCESSOR_SECONDS = 1800
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 # HFMA2.MMA is none: a multiply-add of two halves, on another pipe.
@@ -81,12 +82,10 @@ class Nvcc:
         return self._run([*options, "-O3", "-std=c++17", "-w", "-o", str(output), str(text)])
 
     def _run(self, arguments: list[str]) -> str:
-        try:
-            done = subprocess.run(
-                [self.program, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise LinkError(f"{self.program} could not be run: {error}") from error
+        command = limited([self.program, *arguments], _PROCESSOR_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran_over(done.returncode):
+            raise LinkError(f"{self.program} took more than {_PROCESSOR_SECONDS} s of processor time")
         if done.returncode:
             said = (done.stderr or done.stdout).strip()[:3000]
             raise LinkError(f"{self.program} failed with exit code {done.returncode}:\n{said}")

@@ -140,10 +140,18 @@ class Worker:
 def _processor_seconds(pid: int | None) -> float:
     import psutil
 
+    if pid is None:
+        return 0.0
     try:
-        return float(sum(psutil.Process(pid).cpu_times()[:4])) if pid is not None else 0.0
+        process = psutil.Process(pid)
+        total = float(sum(process.cpu_times()[:4]))
+        children = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return 0.0
+    for child in children:  # those that have ended are in their parent's times
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += float(sum(child.cpu_times()[:4]))
+    return total
 
 
 def serve(make_handler: Callable[[Any], Callable[[Any], Any]]) -> None:

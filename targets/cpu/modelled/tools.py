@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from targets.errors import ToolchainMissing
-from targets.toolchain import install_line
+from targets.toolchain import install_line, limited, ran_over
 
 OLDEST = 22
 _NEWEST = 30
-_SECONDS = 300.0  # of a program that hangs
+_SECONDS = 300  # of processor time: a busy machine must not decide
+_ANSWER_SECONDS = 300.0  # for a program to tell its version
 _VERSION = re.compile(r"LLVM version (\d+)\.(\d+\.\d+)")
 
 
@@ -75,7 +76,7 @@ def find_tools() -> LlvmTools:
 def _version(program: str) -> str:
     """The version that a program reports; "" where it does not run."""
     try:
-        text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
+        text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
     found = _VERSION.search(text)
@@ -83,12 +84,12 @@ def _version(program: str) -> str:
 
 
 def _run(command: list[str], text: str) -> str:
-    try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"}
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"{command[0]} took more than {_SECONDS:.0f} s") from error
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        limited(command, _SECONDS), input=text, capture_output=True, text=True, env=environment, check=False
+    )
+    if ran_over(done.returncode):
+        raise ModelError(f"{command[0]} took more than {_SECONDS} s of processor time")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         raise ModelError(f"{command[0]} failed: {lines[0] if lines else f'exit code {done.returncode}'}")

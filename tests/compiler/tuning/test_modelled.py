@@ -16,7 +16,11 @@ from compiler.records.library import TunedConfigs
 from compiler.records.record_set import taken_over
 from compiler.records.records import Record, RecordWriter, encode, read
 from compiler.tuning.measuring.choice import choose_measurer
+from compiler.tuning.measuring.estimating import EstimatingPool
+from compiler.tuning.measuring.messages import KernelTask
+from compiler.tuning.measuring.pool import Trial
 from compiler.tuning.settings import TuningOptions
+from schedules.config import Config
 from targets.cpu.modelled import tools
 from targets.measure import TIMED, Measure
 from tests.fuzz.tuning import convolution_model
@@ -44,6 +48,21 @@ def test_the_same_seed_gives_the_same_choice(tmp_path: Path) -> None:
         trials = [(each.task, each.config_key, each.seconds, each.compared) for each in loaded.records]
         found.append((trials, [each.choices for each in loaded.models]))
     assert found[0] == found[1]
+
+
+def test_a_candidate_is_given_up_by_the_processor_time_it_took() -> None:
+    target = targets.get(PI)
+    measurer = target.measurer()
+    assert measurer is not None
+    module = "tests.compiler.tuning.misbehaving_estimator"
+    with EstimatingPool(target, measurer, workers=1, limits=(0.3, 1.0), module=module) as pool:
+        pool.define(KernelTask("task", "rule", "", ()))
+        modes = ("good", "compute", "sleep", "good")
+        trials = [Trial("task", Config.of({"mode": mode})) for mode in modes]
+        found = pool.trials(trials, lambda _trial, _outcome: None)
+    assert [each.status for each in found] == ["ok", "timeout", "timeout", "ok"]
+    assert "0 s of processor time" in found[1].note
+    assert "did not use the processor" in found[2].note
 
 
 def _record(number: int, **changes: Any) -> Record:
