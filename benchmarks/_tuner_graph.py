@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks._models import Task, task_of
 from benchmarks._race import Entry, Result, race
 from benchmarks.compare import measured_peak
 from benchmarks.families.registry import nets
+from compiler.tuning.result import TaskResult, TuneResult
 
 NETS = (
     "mobilenet_v3_large",
@@ -46,6 +48,9 @@ class Row:
         bound: of arithmetic at the machine's peak, as the model states it: Winograd convolutions do with less.
         peers: other runtimes.
         trials: configurations that were measured.
+        kernels: the sum over kernels, each alone with its default.
+        fastest_kernels: the same with the fastest of all that was measured for each, algorithms included: choices that
+            are made together cannot win more than kernels over this, but for what conversions between layouts take.
     """
 
     model: str
@@ -58,12 +63,39 @@ class Row:
     bound: float
     peers: dict[str, float]
     trials: int
+    kernels: float | None = None
+    fastest_kernels: float | None = None
+
+    @property
+    def most(self) -> float | None:
+        """The gain that the fastest of each kernel would give."""
+        return self.kernels / self.fastest_kernels if self.kernels and self.fastest_kernels else None
+
+
+class _Budget:
+    """Divides the time that is left evenly among the nets to come; what is not tuning takes as long as it last did."""
+
+    def __init__(self, options: Any) -> None:
+        self._left, self._fixed = len(options.models), options.seconds
+        self._end = None if options.budget is None else time.monotonic() + options.budget
+        self._others, self._began, self._given = 40.0, 0.0, 0.0
+
+    def seconds(self) -> float:
+        """For tuning the next net; 0 for none."""
+        now = time.monotonic()
+        if self._began:
+            self._others = max(now - self._began - self._given, 1.0)
+        left, self._left = self._left, self._left - 1
+        share = self._fixed if self._end is None else (self._end - now) / left - self._others
+        self._began, self._given = now, max(0.0, min(share, self._fixed))
+        return self._given
 
 
 def add_options(parser: Any) -> None:
     """Of the command line."""
     parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
     parser.add_argument("--seconds", type=float, default=60.0, help="to tune each net; 0: with the records there are")
+    parser.add_argument("--budget", type=float, help="seconds for all nets, races included: less to tune each")
     parser.add_argument("--records", help="a folder of records to go on from and to append to")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contestant")
@@ -78,13 +110,20 @@ def add_options(parser: Any) -> None:
 def compare(options: Any, console: Console) -> None:
     """Tune, race, print, write."""
     peak = measured_peak(options.threads, "host")
-    rows = [_row(task, options, peak, console) for task in _tasks(options.models)]
+    budget, rows = _Budget(options), list[Row]()
+    for task in _tasks(options.models):
+        rows.append(_row(task, options, peak, budget.seconds(), console))
+        if options.json:
+            _store(rows, options)
     _print(rows, console)
-    if options.json:
-        stored = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-        fresh = {row.model for row in rows}
-        every = [*(each for each in stored if each["model"] not in fresh), *(asdict(row) for row in rows)]
-        options.json.write_text(json.dumps({"threads": options.threads, "rows": every}, indent=1) + "\n")
+
+
+def _store(rows: Sequence[Row], options: Any) -> None:
+    """Rows of other nets that are in the file stay."""
+    stored = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    fresh = {row.model for row in rows}
+    every = [*(each for each in stored if each["model"] not in fresh), *(asdict(row) for row in rows)]
+    options.json.write_text(json.dumps({"threads": options.threads, "rows": every}, indent=1) + "\n")
 
 
 def _tasks(names: Sequence[str]) -> Iterator[Task]:
@@ -98,11 +137,11 @@ def _tasks(names: Sequence[str]) -> Iterator[Task]:
         yield replace(net.task(net.sizes[0]), name=name, shapes=shapes)
 
 
-def _row(task: Task, options: Any, peak: float, console: Console) -> Row:
-    console.print(f"[dim]{task.name}")
+def _row(task: Task, options: Any, peak: float, seconds: float, console: Console) -> Row:
+    console.print(f"[dim]{task.name}: {seconds:.0f} s to tune")
     with tempfile.TemporaryDirectory() as folder:
         records = options.records or folder
-        trials = _tune(task, options, records, console) if options.seconds else 0
+        result = _tune(task, options, seconds, records, console) if seconds else None
         untuned = _compiled(task, options, False, (options.keep or Path(folder)) / f"{task.name}.twm")
         tuned = _compiled(task, options, records, Path(folder) / "tuned.twm")
         found = _race(task, options, untuned, tuned if _uses_records(tuned) else None, console)
@@ -119,24 +158,35 @@ def _row(task: Task, options: Any, peak: float, console: Console) -> Row:
         None if other is None else _ratio(other, mine)[0],
         1e3 * task.operations / peak,
         {label: _milliseconds(each) for label, each in found.items() if not label.startswith("tensorwright")},
-        trials,
+        0 if result is None else result.trials,
+        None if result is None else 1e3 * result.before,
+        None if result is None else 1e3 * _fastest(result.tasks),
     )
 
 
-def _tune(task: Task, options: Any, records: str, console: Console) -> int:
+def _fastest(tasks: Sequence[TaskResult]) -> float:
+    """Seconds of a run in kernels, each by the fastest configuration of any algorithm that was measured."""
+    alone: dict[str, list[float]] = {}
+    for task in tasks:
+        alone.setdefault(task.instead_of or task.key, []).extend(seconds for _, seconds in task.curve)
+    own = [task for task in tasks if not task.instead_of]
+    return sum(task.count * min(alone[task.key], default=0.0) for task in own)
+
+
+def _tune(task: Task, options: Any, seconds: float, records: str, console: Console) -> TuneResult:
     result = compiler.tune(
         task.path,
         "host",
         shapes=task.shapes,
         threads=options.threads,
-        time_budget=options.seconds,
+        time_budget=seconds,
         records=records,
         timing=options.timing,
         progress=None,
     )
     for problem in result.problems:
         console.print(f"[dim]{task.name}: {problem}")
-    return result.trials
+    return result
 
 
 def _compiled(task: Task, options: Any, records: str | bool, path: Path) -> Path:
@@ -180,18 +230,36 @@ def _best_of_turns(result: Result) -> list[float]:
 def _print(rows: Sequence[Row], console: Console) -> None:
     table = Table(title="whole models, best runs in ms; gain: untuned over tuned, interleaved")
     peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
-    for heading in ("model", "other", "untuned", "tuned", "gain", "+-", "other/untuned", "bound", *peers, "trials"):
+    for heading in (
+        "model",
+        "other",
+        "untuned",
+        "tuned",
+        "gain",
+        "+-",
+        "other/untuned",
+        "bound",
+        *peers,
+        "trials",
+        "at most",
+    ):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
         same = "same module" if row.tuned is None else f"{row.tuned:.3f}"
         optional = [None if each is None else f"{each:.3f}" for each in (row.other, row.improvement)]
         others = [f"{row.peers[peer]:.3f}" if peer in row.peers else "-" for peer in peers]
         numbers = [optional[0] or "-", f"{row.untuned:.3f}", same, f"{row.gain:.3f}", f"{row.spread:.1%}"]
-        table.add_row(row.model, *numbers, optional[1] or "-", f"{row.bound:.3f}", *others, str(row.trials))
+        last = (str(row.trials), "-" if row.most is None else f"{row.most:.3f}")
+        table.add_row(row.model, *numbers, optional[1] or "-", f"{row.bound:.3f}", *others, *last)
     console.print(table)
     if rows:
         mean = math.exp(statistics.fmean(math.log(row.gain) for row in rows))
         console.print(f"untuned over tuned, geometric mean: {mean:.3f}")
+    most = [math.log(row.most) for row in rows if row.most is not None]
+    if most:
+        console.print(
+            f"with the fastest of each kernel, geometric mean: {math.exp(statistics.fmean(most)):.3f} at most"
+        )
     better = [math.log(row.improvement) for row in rows if row.improvement is not None]
     if better:
         console.print(f"other over untuned, geometric mean: {math.exp(statistics.fmean(better)):.3f}")
