@@ -107,7 +107,7 @@ class Application:
             )  # fmt: skip
 
 
-def _unpacked(body: bytes, encoding: bytes, limit: int) -> bytes:
+def _unpacked(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | bytearray:
     if encoding == b"identity":
         return body
     if encoding not in _WINDOW:
@@ -121,6 +121,8 @@ def _unpacked(body: bytes, encoding: bytes, limit: int) -> bytes:
         raise too_large(limit)
     if not unpacker.eof:
         raise InputError("the compressed request is truncated")
+    if unpacker.unused_data:
+        raise InputError("bytes follow the compressed request", "compress it as one member of gzip")
     return content
 
 

@@ -14,7 +14,7 @@ from compiler.generation.output import Piece
 from compiler.serving.app.completion_format import ChatFormat, Envelope, Format, TextFormat, usage_of
 from compiler.serving.app.completion_options import CompletionRequest, chat_request, completion_request
 from compiler.serving.app.failures import failure
-from compiler.serving.app.http import Call, HttpError, Reply, StreamReply, json_reply, mapping, orjson
+from compiler.serving.app.http import Call, Reply, StreamReply, check_method, json_reply, mapping, orjson
 from compiler.serving.app.openai_models import named_model
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
@@ -54,8 +54,7 @@ class Completions:
         kind = _KINDS.get(call.path)
         if kind is None:
             return None
-        if call.method != "POST":
-            raise HttpError(405, f"{call.path} takes POST, not {call.method}", headers=((b"allow", b"POST"),))
+        check_method(call, "POST")
         call.route = kind.route
         body = mapping(call.json(), "the request")
         name = named_model(self._repository, body, call)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, HttpError, Reply, json_reply, mapping, shown
+from compiler.serving.app.http import Call, Reply, check_method, json_reply, mapping, shown
 from compiler.serving.app.openai_models import named_model, unknown_fields
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
@@ -33,8 +33,7 @@ class Embeddings:
         """See `Routes`."""
         if call.path != _PATH:
             return None
-        if call.method != "POST":
-            raise HttpError(405, f"{_PATH} takes POST, not {call.method}", headers=((b"allow", b"POST"),))
+        check_method(call, "POST")
         call.route = "embeddings"
         body = mapping(call.json(), "the request")
         unknown_fields(body, _FIELDS, _IGNORED)

@@ -63,7 +63,7 @@ class Call:
     method: str
     path: str
     headers: Mapping[bytes, bytes]
-    body: bytes
+    body: bytes | bytearray
     arrival: float
     model: str = ""
     route: str = "other"
@@ -133,12 +133,19 @@ def too_large(limit: int) -> HttpError:
     return HttpError(413, f"the request is larger than {limit} bytes")
 
 
+def check_method(call: Call, method: str) -> None:
+    """Raise HttpError unless a request has the method of its path; HEAD is GET without its body."""
+    if call.method != method and not (method == "GET" and call.method == "HEAD"):
+        allowed = "GET, HEAD" if method == "GET" else method
+        raise HttpError(405, f"{call.path} takes {allowed}, not {call.method}", headers=((b"allow", allowed.encode()),))
+
+
 def json_reply(content: Any, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
     """An answer in JSON; numpy arrays are lists in it, and NaN and infinities null."""
     return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, (JSON, *headers))
 
 
-def parse_json(content: bytes | memoryview) -> Any:
+def parse_json(content: bytes | bytearray | memoryview) -> Any:
     """Raises InputError if it is not valid JSON."""
     try:
         return orjson.loads(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compiler.serving.app.http import Call, Reply
+from compiler.serving.app.http import Call, Reply, check_method
 from compiler.serving.metrics import CONTENT_TYPE, Metrics
 
 _PAGE = Path(__file__).with_name("status.html")
@@ -19,9 +19,11 @@ class Observability:
     async def answer(self, call: Call) -> Reply | None:
         """See `Routes`."""
         if call.path == "/metrics":
+            check_method(call, "GET")
             call.route = "metrics"
             return Reply(self._metrics.text(), headers=((b"content-type", CONTENT_TYPE.encode()),))
         if call.path in ("/", "/status"):
+            check_method(call, "GET")
             call.route = "status"
             headers = (
                 (b"content-type", b"text/html; charset=utf-8"),

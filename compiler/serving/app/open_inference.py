@@ -9,7 +9,17 @@ from typing import Any
 
 from compiler.artifact import tool_versions
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, HttpError, Reply, json_reply, mapping, orjson, parse_json, positive, shown
+from compiler.serving.app.http import (
+    Call,
+    Reply,
+    check_method,
+    json_reply,
+    mapping,
+    orjson,
+    parse_json,
+    positive,
+    shown,
+)
 from compiler.serving.app.tensors import metadata, read_inputs, wanted_outputs, write_outputs
 from compiler.serving.control import Control
 from compiler.serving.metrics import Metrics
@@ -23,6 +33,7 @@ _REPOSITORY = re.compile(r"/v2/repository/(?:models/([^/]+)/(load|unload)|(index
 _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
 _MICROSECONDS = 1e-6
+_MAX_DIGITS = 18
 
 
 class OpenInference:
@@ -60,19 +71,19 @@ class OpenInference:
             name, version, action = found.groups()
             call.model = name if name in self._repository.names else ""
             if action == "infer":
-                _check_method(call, "POST")
+                check_method(call, "POST")
                 call.route = "infer"
                 return await self._infer(call, name, version)
-            _check_method(call, "GET")
+            check_method(call, "GET")
             return self._about(name, version, action)
         plain = self._plain.get(path.rstrip("/"))
         if plain is not None:
-            _check_method(call, "GET")
+            check_method(call, "GET")
             return await plain(call)
         found = _REPOSITORY.fullmatch(path)
         if found is None:
             return None
-        _check_method(call, "POST")
+        check_method(call, "POST")
         return await self._manage(*found.groups())
 
     async def _server(self, call: Call) -> Reply:
@@ -152,12 +163,12 @@ def _latency(parameters: Mapping[str, object], default: float | None) -> float |
     return default
 
 
-def _split(call: Call) -> tuple[bytes | memoryview, memoryview]:
+def _split(call: Call) -> tuple[bytes | bytearray | memoryview, memoryview]:
     """The JSON of a request, and the bytes after it."""
     length = call.headers.get(_HEADER_LENGTH)
     if length is None:
         return call.body, memoryview(b"")
-    if not length.isdigit() or int(length) > len(call.body):
+    if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > len(call.body):
         raise InputError(f"the header Inference-Header-Content-Length {shown(length.decode('latin-1'))} does not fit")
     view = memoryview(call.body)
     return view[: int(length)], view[int(length) :]
@@ -206,8 +217,3 @@ def _config(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
         "input": [described(each) for each in tensors["inputs"]],
         "output": [described(each) for each in tensors["outputs"]],
     }
-
-
-def _check_method(call: Call, method: str) -> None:
-    if call.method != method:
-        raise HttpError(405, f"{call.path} takes {method}, not {call.method}", headers=((b"allow", method.encode()),))

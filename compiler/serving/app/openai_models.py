@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, HttpError, Reply, json_reply, shown
+from compiler.serving.app.http import Call, Reply, check_method, json_reply, shown
 from compiler.serving.repository import Repository
 
 _PREFIX = "/v1/models"
@@ -22,8 +22,7 @@ class OpenAIModels:
         """See `Routes`."""
         if call.path != _PREFIX and not call.path.startswith(f"{_PREFIX}/"):
             return None
-        if call.method != "GET":
-            raise HttpError(405, f"{call.path} takes GET, not {call.method}", headers=((b"allow", b"GET"),))
+        check_method(call, "GET")
         call.route = "models"
         name = call.path[len(_PREFIX) + 1 :]
         if name:

@@ -15,13 +15,13 @@ from contextlib import aclosing, suppress
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply, too_large
+from compiler.serving.workers.heads import MAX_HEADER_BYTES, SINGLE, check_head, headers_too_large, path_of
 from compiler.support.optional import optional_module
 
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")
-_MAX_HEADER_BYTES = 64 << 10
+_HEADER_COST = 32  # bytes that each header counts beside its own
 _JOINED_BYTES = 64 << 10  # of a body that is copied behind its headers
 _LINGER_SECONDS = 2.0  # what a refused client still sends is read for so long, that it can read the answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -36,6 +36,7 @@ class Owner(Protocol):
     header_seconds: float
     keep_alive_seconds: float
     max_connections: int
+    date: bytes
 
 
 class _Reading(Enum):
@@ -61,10 +62,11 @@ class Connection(asyncio.Protocol):
         self._stalled_until = 0.0
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._header_bytes = 0
+        self._header_bytes = self._silent_bytes = 0
+        self._twice: bytes | None = None
         self._call: Call | None = None
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body: bytes | bytearray = b""
+        self._continues = False
         self._pending: deque[tuple[Call | None, Reply | None, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -93,16 +95,14 @@ class Connection(asyncio.Protocol):
         """Parse what arrived."""
         if self._reading is _Reading.NOTHING:
             return
+        before, length = self._reading, len(self._body)
         try:
             self._parser.feed_data(data)
         except _httptools.HttpParserUpgrade:
             self._reading = _Reading.NOTHING  # no other protocol is spoken; the request is answered as any
         except _httptools.HttpParserError:
             self._refuse(None, HttpError(400, "the request is not valid HTTP"))
-        if self._reading is _Reading.HEADERS:
-            self._header_bytes += len(data)
-            if self._header_bytes > _MAX_HEADER_BYTES:
-                self._transport.abort()
+        self._bound_silence(before, length, len(data))
 
     def pause_writing(self) -> None:
         """The client reads more slowly than answers are written: no other request of it is answered meanwhile."""
@@ -119,8 +119,10 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        if self._reading is _Reading.NOTHING:
+            return
         self._reading = _Reading.HEADERS
-        self._url, self._headers, self._header_bytes = b"", {}, 0
+        self._url, self._headers, self._header_bytes, self._twice = b"", {}, 0, None
         self._until = self._loop.time() + self._owner.header_seconds
 
     def on_url(self, url: bytes) -> None:
@@ -128,8 +130,14 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; of several of one name the last counts."""
-        self._headers[name.lower()] = value
+        """One header; of several of one name the last counts. Those behind a body (trailers) mean nothing."""
+        if self._reading is not _Reading.HEADERS:
+            return
+        name = name.lower()
+        if name in self._headers and name in SINGLE:
+            self._twice = name
+        self._header_bytes += len(name) + len(value) + _HEADER_COST
+        self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         """All headers are here: a request that is refused by them is not read on."""
@@ -137,27 +145,33 @@ class Connection(asyncio.Protocol):
             return
         call = Call(self._parser.get_method().decode("latin-1"), "", self._headers, b"", time.monotonic())
         try:
-            call.path = _path(self._url)
+            check_head(self._parser.get_http_version(), self._url, self._headers, self._header_bytes, self._twice)
+            call.path = path_of(self._url)
             if len(self._owner.connections) > self._owner.max_connections:
                 raise HttpError(503, "too many connections are open")
             self._handler.admit(call)
         except Exception as error:  # becomes an answer
             self._refuse(call, error)
             return
-        self._call, self._body, self._body_bytes = call, [], 0
+        self._call, self._body = call, b""
         self._reading = _Reading.BODY
         self._until = self._loop.time() + self._handler.limits.body_seconds
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._task is None:
-            self._transport.write(_CONTINUE)
+        self._continues = b"expect" in self._headers and self._parser.get_http_version() == "1.1"
+        if self._task is None:
+            self._continue()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         if self._reading is not _Reading.BODY:
             return
-        self._body.append(body)
-        self._body_bytes += len(body)
+        if not self._body:
+            self._body = body
+        elif isinstance(self._body, bytearray):
+            self._body += body
+        else:
+            self._body = bytearray(self._body + body)
         limit = self._handler.limits.max_request_bytes
-        if self._body_bytes > limit:
+        if len(self._body) > limit:
             self._refuse(self._call, too_large(limit))
 
     def on_message_complete(self) -> None:
@@ -165,8 +179,8 @@ class Connection(asyncio.Protocol):
         call = self._call
         if self._reading is not _Reading.BODY or call is None:
             return
-        call.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._call, self._body = None, []
+        call.body = self._body
+        self._call, self._body, self._continues = None, b"", False
         self._reading, self._until = _Reading.IDLE, None
         parser = self._parser
         keeps = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
@@ -205,13 +219,34 @@ class Connection(asyncio.Protocol):
     # Answers
 
     def _refuse(self, call: Call | None, error: Exception) -> None:
-        """Answer by an error, in its turn, and close."""
+        """Answer by an error, in its turn, and close; what follows the first error is not looked at."""
+        if self._reading is _Reading.NOTHING:
+            return
         asked = call or Call("GET", "", {}, b"", time.monotonic())
-        self._call, self._body = None, []
+        self._call, self._body, self._continues = None, b"", False
         self._reading, self._until = _Reading.NOTHING, None
         self._pending.append((call, self._handler.refused(asked, error), False))
         if self._task is None:
             self._next()
+
+    def _bound_silence(self, before: _Reading, length: int, received: int) -> None:
+        """Bound what the parser keeps of one header that is not complete, and what stands around a body's chunks.
+
+        Args:
+            before, length: what was read, and how much of the body was here, before so many bytes were received.
+        """
+        if self._reading is not before or self._reading is _Reading.IDLE or len(self._body) != length:
+            self._silent_bytes = 0
+            return
+        self._silent_bytes += received
+        if self._silent_bytes > MAX_HEADER_BYTES:
+            self._refuse(self._call, headers_too_large())
+
+    def _continue(self) -> None:
+        """Ask for the body that a client holds back."""
+        if self._continues:
+            self._continues = False
+            self._transport.write(_CONTINUE)
 
     def _next(self) -> None:
         """Begin to answer the next of the requests that are here."""
@@ -264,10 +299,12 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
         elif self._reading is _Reading.IDLE:
             self._until = self._loop.time() + self._owner.keep_alive_seconds
+        else:
+            self._continue()
 
     def _write(self, reply: Reply, bodiless: bool, keeps: bool) -> None:
         body = reply.body
-        head = b"%b%d\r\n\r\n" % (_head(reply.status, reply.headers, keeps), len(body))
+        head = b"%b%d\r\ndate: %b\r\n\r\n" % (_head(reply.status, reply.headers, keeps), len(body), self._owner.date)
         if bodiless:
             self._transport.write(head)
         elif len(body) <= _JOINED_BYTES:
@@ -278,7 +315,7 @@ class Connection(asyncio.Protocol):
     async def _stream(self, reply: StreamReply, chunked: bool, keeps: bool) -> None:
         headers = (*reply.headers, *(((b"transfer-encoding", b"chunked"),) if chunked else ()))
         async with aclosing(reply.pieces) as pieces:  # type: ignore[type-var]
-            self._transport.write(_fields(reply.status, headers, keeps) + b"\r\n")
+            self._transport.write(_fields(reply.status, headers, keeps) + b"date: %b\r\n\r\n" % self._owner.date)
             async for piece in pieces:
                 if piece:
                     self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
@@ -310,24 +347,3 @@ def _fields(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
 @lru_cache(maxsize=256)
 def _head(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
     return _fields(status, headers, keeps) + b"content-length: "
-
-
-def _path(url: bytes) -> str:
-    """The path of a request's target, unquoted. Raises HttpError."""
-    if len(url) <= 256:
-        return _short_path(url)
-    return _parsed_path(url)
-
-
-def _parsed_path(url: bytes) -> str:
-    try:
-        raw: bytes | None = _httptools.parse_url(url).path
-    except _httptools.HttpParserInvalidURLError:
-        raw = None
-    if raw is None:
-        raise HttpError(400, "the request's target is not a path")
-    path = raw.decode("latin-1")
-    return unquote(path) if "%" in path else path
-
-
-_short_path = lru_cache(maxsize=256)(_parsed_path)

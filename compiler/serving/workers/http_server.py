@@ -7,6 +7,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 from socket import AF_UNIX, socket
 
@@ -65,6 +66,7 @@ class Server:
         self.header_seconds = options.header_seconds
         self.keep_alive_seconds = options.keep_alive_seconds
         self.max_connections = options.max_connections
+        self.date = _date()
         self._drain_seconds = options.drain_seconds
         self._tls = _tls(options)
         self._started = started
@@ -138,7 +140,7 @@ class Server:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_PERIOD)
-            now = loop.time()
+            now, self.date = loop.time(), _date()
             for connection in tuple(self.connections):
                 connection.expire(now)
 
@@ -151,6 +153,10 @@ class Server:
             connection.abort()
         while self.connections:
             await asyncio.sleep(0)
+
+
+def _date() -> bytes:
+    return formatdate(usegmt=True).encode()
 
 
 def _tls(options: HttpOptions) -> ssl.SSLContext | None:

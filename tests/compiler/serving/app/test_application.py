@@ -8,6 +8,7 @@ import subprocess
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,15 +166,13 @@ def _is_closed(client: socket.socket) -> bool:
 
 
 def test_endless_headers_are_cut_off(server: Running) -> None:
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
+    answer = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client, suppress(OSError):  # reset
         client.sendall(b"GET /v2 HTTP/1.1\r\n")
-        try:
-            for number in range(1000):
-                client.sendall(b"X-%d: %s\r\n" % (number, b"y" * 1000))
-            closed = _is_closed(client)
-        except (ConnectionResetError, BrokenPipeError):
-            closed = True
-    assert closed
+        for number in range(200):
+            client.sendall(b"X-%d: %s\r\n" % (number, b"y" * 1000))
+        answer = client.recv(1 << 16)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
 
 
 def test_many_connections_one_after_another_leave_nothing(server: Running) -> None:

@@ -119,7 +119,7 @@ def test_values_outside_of_a_type_are_refused(server: Running, value: int) -> No
 def test_binary_bodies_that_do_not_fit_are_refused(server: Running) -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 16], "parameters": {"binary_data_size": 60}}
     head = json.dumps({"inputs": [tensor]}).encode()
-    for tail, length in ((b"\0" * 60, len(head)), (b"\0" * 80, len(head)), (b"", 10**9)):
+    for tail, length in ((b"\0" * 60, len(head)), (b"\0" * 80, len(head)), (b"", 10**9), (b"", "9" * 5000)):
         headers = {"Inference-Header-Content-Length": str(length)}
         assert server.ask("POST", "/v2/models/dense/infer", head + tail, headers).status == 400
 
@@ -134,6 +134,10 @@ def test_binary_bodies_that_do_not_fit_are_refused(server: Running) -> None:
         ("POST", "/v2/repository/models/other/load", 404),
         ("GET", "/v2/nothing", 404),
         ("GET", "/nothing", 404),
+        ("HEAD", "/v2/health/ready", 200),
+        ("HEAD", "/metrics", 200),
+        ("POST", "/metrics", 405),
+        ("OPTIONS", "/v2/models/dense/infer", 405),
     ],
 )
 def test_statuses(server: Running, method: str, path: str, status: int) -> None:
@@ -142,7 +146,8 @@ def test_statuses(server: Running, method: str, path: str, status: int) -> None:
 
 def test_a_request_that_cannot_be_unpacked_is_refused(server: Running) -> None:
     packed = gzip.compress(b"{}")
-    for content, encoding, status in ((b"{}", "gzip", 400), (packed[:-6], "gzip", 400), (packed, "br", 415)):
+    broken = [b"{}", packed[:-6], packed + packed]
+    for content, encoding, status in (*((each, "gzip", 400) for each in broken), (packed, "br", 415)):
         headers = {"Content-Encoding": encoding}
         assert server.ask("POST", "/v2/models/dense/infer", content, headers).status == status
 

@@ -22,7 +22,7 @@ from compiler.errors import OptionError
 from compiler.serving.workers.http_server import HttpOptions, Server
 from tests.compiler.serving.certificates import Authority, Pair
 from tests.compiler.serving.server import dense_file
-from tests.compiler.serving.workers.test_connection import Echo
+from tests.compiler.serving.workers.echo import Echo
 
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}]}).encode()
 KEY = "a-key-of-many-characters"

@@ -1,0 +1,81 @@
+"""What the head of a request (its target and headers) may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+from compiler.serving.app.http import HttpError
+from compiler.support.optional import optional_module
+
+_httptools: Any = optional_module("httptools", "serve", "parses HTTP")
+MAX_HEADER_BYTES = 64 << 10
+"""Of a request's target, and of its headers."""
+SINGLE = frozenset(
+    (b"host", b"authorization", b"x-api-key", b"api-key", b"transfer-encoding", b"content-encoding", b"content-type",
+     b"inference-header-content-length")
+)  # fmt: skip
+"""Headers that two programs on a request's way could read differently where they are given twice."""
+_VERSIONS = ("1.1", "1.0")
+_CONTINUE = b"100-continue"
+
+
+def check_head(
+    version: str, url: bytes, headers: Mapping[bytes, bytes], header_bytes: int, twice: bytes | None
+) -> None:
+    """Refuse what is too large, and headers on which programs could disagree where a request ends or for whom it is.
+
+    Args:
+        header_bytes: what all headers take.
+        twice: one of `SINGLE` that was given more than once.
+
+    Raises:
+        HttpError: it is refused.
+    """
+    if len(url) > MAX_HEADER_BYTES:
+        raise HttpError(414, "the request's target is too long")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise headers_too_large()
+    if version not in _VERSIONS:
+        raise HttpError(505, f"HTTP/{version} is not supported", "use HTTP/1.1")
+    if twice is not None:
+        raise HttpError(400, f"the header {twice.decode('latin-1')} is given twice")
+    encoding = headers.get(b"transfer-encoding")
+    if version == "1.0":
+        if encoding is not None:
+            raise HttpError(400, "HTTP/1.0 has no transfer encoding")
+        return
+    if b"host" not in headers:
+        raise HttpError(400, "the header Host is missing")
+    if encoding is not None and encoding.lower() != b"chunked":
+        raise HttpError(501, "the only transfer encoding is chunked")
+    if headers.get(b"expect", _CONTINUE).lower() != _CONTINUE:
+        raise HttpError(417, "nothing but 100-continue can be expected")
+
+
+def headers_too_large() -> HttpError:
+    """A request whose target and headers are larger than the limit."""
+    return HttpError(431, f"the request's target and headers are larger than {MAX_HEADER_BYTES} bytes")
+
+
+def path_of(url: bytes) -> str:
+    """The path of a request's target, unquoted. Raises HttpError."""
+    if len(url) <= 256:
+        return _short_path(url)
+    return _parsed_path(url)
+
+
+def _parsed_path(url: bytes) -> str:
+    try:
+        raw: bytes | None = _httptools.parse_url(url).path
+    except _httptools.HttpParserInvalidURLError:
+        raw = None
+    if raw is None:
+        raise HttpError(400, "the request's target is not a path")
+    path = raw.decode("latin-1")
+    return unquote(path) if "%" in path else path
+
+
+_short_path = lru_cache(maxsize=256)(_parsed_path)
