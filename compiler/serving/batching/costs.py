@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 _SHAPES = 256  # shapes whose costs are kept, those used last
-_FORGET = 0.99  # weight of what was known before, at each run
+_FORGET = 0.99  # weight of what was known before, at each run; less at first, when runs are slow and few
 _OUTLIER = 4.0  # how many times its prediction a run counts at most: a thread may wait long for a processor
 _KNOWN = 4.0  # weight of the runs from which on predictions judge others
 _SPREAD = 0.02  # least relative variance of rows that tells a run's fixed part from its rows
@@ -17,11 +17,17 @@ _DEVIATIONS = 3.0
 
 
 class _Line:
-    """Linear model of seconds over rows: least squares with exponentially decaying weights."""
+    """Linear model of seconds over rows: least squares with exponentially decaying weights.
 
-    __slots__ = ("_n", "_t", "_tx", "_x", "_xx", "deviation", "fast")
+    It is fitted to the medians of the last three runs of each number of rows: a run that the machine stopped for a
+    while says nothing about what rows cost, and must not change how many of them run together.
+    """
+
+    __slots__ = ("_last", "_n", "_runs", "_t", "_tx", "_x", "_xx", "deviation", "fast")
 
     def __init__(self) -> None:
+        self._runs = 0
+        self._last: dict[int, tuple[float, float]] = {}  # seconds of the last two runs by rows
         self._n = self._x = self._xx = self._t = self._tx = 0.0
         self.deviation = 0.0  # of runs from what was predicted, as a share
         self.fast = 1.0  # from a prediction to what the fastest runs take
@@ -34,11 +40,24 @@ class _Line:
             if self._n > _KNOWN and predicted > 0:
                 self.fast = min(seconds / predicted, self.fast + 0.02 * (1 - self.fast))
                 seconds = min(seconds, _OUTLIER * predicted)
-        self._n = _FORGET * self._n + 1
-        self._x = _FORGET * self._x + rows
-        self._xx = _FORGET * self._xx + rows * rows
-        self._t = _FORGET * self._t + seconds
-        self._tx = _FORGET * self._tx + seconds * rows
+        self._runs += 1
+        kept = min(_FORGET, 1 - 2 / (self._runs + 2))
+        seconds = self._median(rows, seconds)
+        self._n = kept * self._n + 1
+        self._x = kept * self._x + rows
+        self._xx = kept * self._xx + rows * rows
+        self._t = kept * self._t + seconds
+        self._tx = kept * self._tx + seconds * rows
+
+    def _median(self, rows: int, seconds: float) -> float:
+        """Of this run and the two before of as many rows; the faster one of two."""
+        before = self._last.get(rows)
+        if before is None:
+            self._last[rows] = (seconds, seconds)
+            return seconds
+        older, last = before
+        self._last[rows] = (last, seconds)
+        return min(last, seconds) if older == last else sorted((older, last, seconds))[1]
 
     def at(self, rows: int) -> float:
         """Predicted seconds; in proportion to the rows as long as runs of one size alone are known."""

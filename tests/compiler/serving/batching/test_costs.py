@@ -48,8 +48,40 @@ def test_runs_that_waited_for_a_thread_do_not_hide_the_fast_ones() -> None:
     assert costs.fast_seconds("a", 1) == float("inf")
     for turn in range(40):
         costs.add("a", 1, 50.0 if turn % 4 == 3 else 1.0)
-    assert costs.seconds("a", 1) > 3.0  # type: ignore[operator]
+    assert costs.seconds("a", 1) == pytest.approx(1.0)
+    assert costs.careful("a", 1) > 1.5  # deadlines reckon with them
     assert costs.fast_seconds("a", 1) < 1.5
+
+
+@pytest.mark.parametrize("stalled", [1, 8])
+@pytest.mark.parametrize("fixed", [0.0, 3.0])
+def test_a_machine_that_stops_for_a_while_does_not_change_what_rows_cost(stalled: int, fixed: float) -> None:
+    costs = Costs()
+
+    def run(turns: int) -> None:
+        for rows in (1, 2, 8, 4) * turns:
+            costs.add("a", rows, fixed + rows)
+
+    def known() -> tuple[float | None, ...]:
+        return costs.seconds("a", 1), costs.seconds("a", 8), costs.enough("a")
+
+    costs.add("a", stalled, 1000.0)  # the first run of all
+    run(25)
+    assert known() == pytest.approx((fixed + 1, fixed + 8, 1 if not fixed else 20), rel=0.1)
+    run(25)
+    before = known()
+    costs.add("a", stalled, 1000.0)
+    run(2)
+    costs.add("a", stalled, 1000.0)
+    assert known() == pytest.approx(before, rel=0.01)
+
+
+def test_a_machine_that_becomes_slower_is_followed() -> None:
+    costs = Costs()
+    for speed in (1.0, 3.0):
+        for rows in (1, 2, 8, 4) * 60:
+            costs.add("a", rows, speed * (0.5 + rows))
+        assert costs.seconds("a", 4) == pytest.approx(4.5 * speed, rel=0.15)
 
 
 def test_more_rows_never_cost_less() -> None:
