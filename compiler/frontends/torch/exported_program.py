@@ -24,6 +24,7 @@ from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
+from compiler.frontends.torch.exporter_caches import exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.requirements import ProgramRequirements
@@ -71,11 +72,11 @@ def import_torch(
     program = exported_program(source, example_inputs, dynamic_shapes)
     results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
     complex_results = complex_notes(program)
-    with quiet():
+    with quiet(), exporter_caches():
         program, states = with_states(program, state)
     own = program is source
     sizes, needs = OpenSizes(program), ProgramRequirements(program)
-    with quiet():
+    with quiet(), exporter_caches():
         if own:  # the caller's own: what follows changes its graph
             refuse_even_parts(program)
             program = program.run_decompositions({})
@@ -179,7 +180,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     # Its optimizer folds normalizations of bfloat16 into weights of float32.
     optimize = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with quiet():
+        with quiet(), exporter_caches():
             table = translations(program)
             return torch.onnx.export(
                 program, dynamo=True, verbose=False, optimize=optimize, custom_translation_table=table

@@ -1,0 +1,74 @@
+"""What torch's exporter finds out anew at each call is found out once.
+
+`torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
+`run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the time
+of an import. In versions of torch and onnxscript without these functions nothing is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import weakref
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
+from typing import Any
+
+Function = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def exporter_caches() -> Iterator[None]:
+    """Exports and decompositions inside the context are made without repeated work.
+
+    Conversions and signatures are kept for the process: they belong to functions, whose source does not change. That
+    operators were looked up holds until the context ends: libraries that are loaded afterwards add others.
+    """
+    with contextlib.ExitStack() as stack:
+        for place, name, cached in (
+            ("torch.onnx._internal.exporter._registration:onnxscript_apis", "get_torchlib_ops", _kept),
+            ("torch.onnx._internal.exporter._schemas", "op_signature_from_function", _kept_for_each_function),
+            ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
+        ):
+            stack.enter_context(_replaced(place, name, cached))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(place: str, name: str, cached: Callable[[Function], Function]) -> Iterator[None]:
+    """`name` in a module, or in an object of one ("module:object"), is its cached form in the context."""
+    module, _, member = place.partition(":")
+    try:
+        owner = importlib.import_module(module)
+        owner = getattr(owner, member) if member else owner
+        original = getattr(owner, name)
+    except (ImportError, AttributeError):
+        yield
+        return
+    setattr(owner, name, cached(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@cache
+def _kept(function: Function) -> Function:
+    """One result for the process."""
+    return cache(function)
+
+
+@cache
+def _kept_for_each_function(describe: Function) -> Function:
+    """One result for each function that `describe` is given, as long as that function exists."""
+    results: weakref.WeakKeyDictionary[Function, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+    @wraps(describe)
+    def described(function: Function, *arguments: Any, **named: Any) -> Any:
+        known = results.setdefault(function, {})
+        key = (arguments, tuple(sorted(named.items())))
+        if key not in known:
+            known[key] = describe(function, *arguments, **named)
+        return known[key]
+
+    return described

@@ -1,0 +1,34 @@
+"""What is kept between exports, and what is not."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.onnx._internal.exporter import _registration, _schemas
+
+from compiler.frontends.torch.exporter_caches import exporter_caches
+
+
+def test_conversions_are_read_once_and_torch_is_left_as_it_was() -> None:
+    exporter: Any = vars(_registration)["onnxscript_apis"]
+    before = exporter.get_torchlib_ops, torch._export.utils._materialize_cpp_cia_ops
+    with exporter_caches():
+        found = exporter.get_torchlib_ops()
+    with exporter_caches():
+        assert exporter.get_torchlib_ops() is found
+    assert (exporter.get_torchlib_ops, torch._export.utils._materialize_cpp_cia_ops) == before
+
+
+def test_a_function_is_described_once_and_not_kept_alive() -> None:
+    def conversion(x: Any) -> Any:
+        return x
+
+    with exporter_caches():
+        signatures = [_schemas.op_signature_from_function(conversion, "own", name) for name in ("one", "two", "one")]
+    assert [each.name for each in signatures] == ["one", "two", "one"]
+    assert signatures[0] is signatures[2]
+    function = weakref.ref(conversion)
+    del conversion
+    assert function() is None
