@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -25,11 +26,24 @@ REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
 """Environment variable: fail, rather than skip, tests for which this machine lacks a compiler or an emulator."""
 
 
-def pytest_collection_finish() -> None:
-    """Gives PyTorch one thread: two test processes on two cores would spend their time waiting for each other."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spares garbage collections the objects of imported modules, and gives PyTorch one thread.
+
+    What the test files import is there to stay. A full collection takes half a second to find that out, and captures of
+    PyTorch models start several. Two test processes with two threads each would wait for one another on two cores.
+    """
+    gc.disable()
+    try:
+        result = yield
+    finally:
+        gc.enable()
+    gc.collect()
+    gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+    return result
 
 
 def _missing_tool(error: BaseException | None) -> str | None:
