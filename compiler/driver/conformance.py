@@ -35,7 +35,7 @@ def check_target(target: str | Target, only: str | None = None) -> Iterator[Outc
     """Run the suite on a target; outcomes come as the checks end.
 
     Args:
-        only: run the checks whose name holds this text.
+        only: run the check of this name, or else those whose name holds this text.
 
     Raises:
         UnknownTargetError: no such target.

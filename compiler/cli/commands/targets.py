@@ -76,7 +76,8 @@ def _machine(entry: TargetEntry) -> str:
 def _check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A target's name.", show_default=False)],
     only: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Run only the checks whose name holds this text.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Run only the check of this name, or else those whose name holds this text."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

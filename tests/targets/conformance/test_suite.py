@@ -19,7 +19,8 @@ from tests.compiler.device.emulators import target_that_runs
 @pytest.mark.parametrize("name", ["host", "raspberry-pi-5"])
 def test_target(name: str, check: str) -> None:
     target = target_that_runs(name, programs=False)
-    (outcome,) = [each for each in check_target(target, check) if each.check == check]
+    (outcome,) = check_target(target, check)
+    assert outcome.check == check
     assert outcome.problem is None, outcome.problem
 
 
