@@ -8,6 +8,7 @@ from typing import Literal
 from compiler.frontends.llm.rope import Rope
 
 MOST_LAYERS = 4096
+MOST_HEADS = MOST_EXPERTS = 1 << 14
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormKind = Literal["rms", "layer"]
 

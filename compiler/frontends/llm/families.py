@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
+from compiler.frontends.llm.config import MOST_EXPERTS, DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.family import Family
 from compiler.frontends.llm.gpt_families import GPT_FAMILIES
 from compiler.frontends.llm.names import GRANITE_EXPERTS, MIXTRAL_EXPERTS, QWEN_EXPERTS, hugging_face_names
@@ -62,7 +62,8 @@ def _mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     every = settings.size("decoder_sparse_step", 1)
     if not isinstance(dense, list) or layer in dense or (layer + 1) % every:
         return None
-    count = settings.size("num_experts" if settings.get("num_experts") is not None else "num_local_experts")
+    key = "num_experts" if settings.get("num_experts") is not None else "num_local_experts"
+    count = settings.size(key, most=MOST_EXPERTS)
     chosen = settings.size("num_experts_per_tok")
     if chosen > count:
         raise InvalidModelError(f"{settings.path}: {chosen} experts per token, and {count} in all")

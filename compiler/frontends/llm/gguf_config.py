@@ -7,13 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import MOST_LAYERS, DecoderConfig, ExpertsConfig, LayerConfig
+from compiler.frontends.llm.config import (
+    MOST_EXPERTS,
+    MOST_HEADS,
+    MOST_LAYERS,
+    DecoderConfig,
+    ExpertsConfig,
+    LayerConfig,
+)
 from compiler.frontends.llm.gguf_architecture import GgufArchitecture
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_gpt import GPT_ARCHITECTURES
 from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.rope import Rope, RopeSettings, make_rope
+from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
 from compiler.frontends.llm.weights import Checkpoint
 
 _ROPE_FACTORS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -70,10 +77,10 @@ class _Numbers:
         """A number; None if missing or 0."""
         return self.number(key, 0.0) or None
 
-    def count(self, key: str, default: float | None = None) -> int:
-        """A positive integer."""
+    def count(self, key: str, default: float | None = None, *, most: int = 1 << 31) -> int:
+        """An integer from 1 to `most`."""
         value = self.number(key, default)
-        if value < 1 or value != int(value) or value > 1 << 31:
+        if value < 1 or value != int(value) or value > most:
             raise InvalidModelError(
                 f"{self.file.path}: its metadata '{self.architecture}.{key}' is {value}, not a size"
             )
@@ -83,8 +90,8 @@ class _Numbers:
 def _config(file: GgufFile, name: str, found: GgufArchitecture, checkpoint: Checkpoint) -> DecoderConfig:
     numbers = _Numbers(file, name)
     number, count = numbers.number, numbers.count
-    hidden, heads = count("embedding_length"), count("attention.head_count")
-    head_size = count("attention.key_length", hidden // heads)
+    hidden, heads = count("embedding_length"), count("attention.head_count", most=MOST_HEADS)
+    head_size = count("attention.key_length", hidden // heads, most=MOST_HEAD_SIZE)
     if count("attention.value_length", head_size) != head_size:
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
     key_heads = count("attention.head_count_kv", heads)
@@ -122,20 +129,21 @@ def _layer(numbers: _Numbers, found: GgufArchitecture, head_size: int, checkpoin
     scaling = _scaling(file, numbers.architecture)
     settings = RopeSettings(size, number("rope.freq_base", 10000.0), count("context_length"), scaling)
     rope = _with_factors(make_rope(settings), settings, file, checkpoint)
-    window = number("attention.sliding_window", 0)
+    window = count("attention.sliding_window") if number("attention.sliding_window", 0) else None
     experts = _experts(numbers, found) if number("expert_count", 0) else None
-    return LayerConfig(rope, int(window) if window else None, experts)
+    return LayerConfig(rope, window, experts)
 
 
 def _experts(numbers: _Numbers, found: GgufArchitecture) -> ExpertsConfig:
     """The mixture of experts that replaces the MLP of each layer."""
     file, number, count = numbers.file, numbers.number, numbers.count
+    shared = "expert_shared_feed_forward_length"
     experts = ExpertsConfig(
-        count=count("expert_count"),
+        count=count("expert_count", most=MOST_EXPERTS),
         chosen=count("expert_used_count"),
         intermediate=count("expert_feed_forward_length", number("feed_forward_length", 0)),
         normalized=bool(file.value(f"{numbers.architecture}.expert_weights_norm", found.normalized)),
-        shared=int(number("expert_shared_feed_forward_length", 0)),
+        shared=count(shared) if number(shared, 0) else 0,
         shared_gate="blk.0.ffn_gate_inp_shexp.weight" in file.names,
     )
     if experts.chosen > experts.count:
@@ -206,9 +214,11 @@ def _gemma3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     config = _gemma(config, file)
     if len(config.layers) == 62:  # 27B, as above
         config = replace(config, score_scale=1 / math.sqrt(config.hidden / config.heads))
-    base = float(file.value("gemma3.rope.freq_base_swa", 10000.0))
+    numbers = _Numbers(file, "gemma3")
+    base = float(numbers.number("rope.freq_base_swa", 10000.0))
     local = make_rope(RopeSettings(config.head_size, base, config.context, {}))
-    every = int(file.value("gemma3.attention.sliding_window_pattern", 6) or 6)
+    pattern = "attention.sliding_window_pattern"
+    every = numbers.count(pattern) if numbers.number(pattern, 0) else 6
     return _windows(config, _pattern(config, every), local)
 
 

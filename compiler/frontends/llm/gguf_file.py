@@ -11,6 +11,7 @@ import numpy as np
 
 from compiler.errors import InvalidModelError, Refusal, StorageError, UnsupportedModelError
 from compiler.frontends.gguf_blocks import readable_types
+from compiler.frontends.llm.gguf_header import check_gguf_header
 from compiler.frontends.llm.weights import Array, Matrix
 from compiler.support.optional import optional_module
 
@@ -29,6 +30,7 @@ class GgufFile:
         """
         gguf = optional_module("gguf", "generate", "reads GGUF files")
         self.path = path
+        check_gguf_header(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
         try:
             self._file = gguf.GGUFReader(path)
         except OSError as error:

@@ -10,6 +10,7 @@ from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
+_LONGEST_PIECE = 1024  # all ways to cut one are looked at
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _PREFIX = "tokenizer.ggml."
 
@@ -146,7 +147,7 @@ def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
 def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
     """Pieces with scores: the pair whose piece has the best score is merged first."""
     scores = file.required(f"{_PREFIX}scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens) or isinstance(scores[0], str):
+    if not isinstance(scores, list) or len(scores) != len(tokens) or any(isinstance(each, str) for each in scores[:1]):
         raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many scores")
     prefix = bool(file.value(f"{_PREFIX}add_space_prefix", True))
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
@@ -169,7 +170,7 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
         "byte_fallback": True,
         "ignore_merges": False,
         "vocab": _vocabulary(tokens),
-        "merges": _merges(tokens, scores, types),
+        "merges": _merges(tokens, scores, types, str(file.path)),
     }
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
@@ -179,10 +180,15 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
     }
 
 
-def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
+def _merges(tokens: list[str], scores: list[float], types: list[int], origin: str) -> list[list[str]]:
     """Each way to put a piece together out of two, best pieces first."""
     places = _vocabulary(tokens)
     found = []
+    longest = max(tokens, key=len, default="")
+    if len(longest) > _LONGEST_PIECE:
+        raise InvalidModelError(
+            f"{origin}: a token has {len(longest)} characters, and at most {_LONGEST_PIECE} are read"
+        )
     for text, score, kind in zip(tokens, scores, types, strict=True):
         if kind not in (_NORMAL, _USER, _UNUSED):
             continue

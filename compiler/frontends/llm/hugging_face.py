@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import MOST_LAYERS, Activation, DecoderConfig, LayerConfig
+from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LayerConfig
 from compiler.frontends.llm.families import FAMILIES
 from compiler.frontends.llm.family import Family
 from compiler.frontends.llm.names import Names
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.rope import Rope, RopeSettings, make_rope
+from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Checkpoint
@@ -80,8 +80,8 @@ def _names(names: Names, checkpoint: Checkpoint) -> Names:
 
 
 def _config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
-    hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
-    head_size = settings.size("head_dim", hidden // heads)
+    hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads", most=MOST_HEADS)
+    head_size = settings.size("head_dim", hidden // heads, most=MOST_HEAD_SIZE)
     activation = settings.get("hidden_activation") or settings.get("hidden_act") or "silu"
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise OptionError(f"{settings.path}: the activation {str(activation)[:80]!r} is not supported")
@@ -157,7 +157,7 @@ def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rop
     base = settings.number("rope_theta", 10000.0) if base is None else base
     part = scaling.get("partial_rotary_factor")
     part = settings.number("partial_rotary_factor", 1.0) if part is None else part
-    if not isinstance(base, int | float) or not isinstance(part, int | float):
+    if not isinstance(base, int | float) or not isinstance(part, int | float) or not 0 < part <= 1:
         raise InvalidModelError(f"{settings.path}: the rotary embedding's base is {base!r}, its part {part!r}")
     original = settings.get("original_max_position_embeddings")
     if original is not None:

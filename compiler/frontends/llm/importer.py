@@ -113,12 +113,13 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     rules = read_text_rules(folder)
     found = capture_pair(folder, options)
     decoder = found.decoder
-    files.check_fits(decoder.vocabulary, str(folder))
+    start = rules.start if found.image_token is None else ()
+    files.check_fits(decoder.vocabulary, str(folder), start)
     description = _description(decoder.architecture, decoder.context, decoder.vocabulary, files)
     description = description.model_copy(
         update={
             "image_token": found.image_token,
-            "start": rules.start if found.image_token is None else (),
+            "start": start,
             "suppressed": rules.suppressed,
             "suppressed_first": rules.suppressed_first,
         }

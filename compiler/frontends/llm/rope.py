@@ -11,6 +11,7 @@ import numpy as np
 
 from compiler.errors import InvalidModelError, OptionError
 
+MOST_HEAD_SIZE = 1 << 14
 Frequencies = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -68,7 +69,7 @@ def make_rope(settings: RopeSettings) -> Rope:
         InvalidModelError: a size or number of the scaling is missing or out of range.
         OptionError: a kind of scaling that is not known.
     """
-    if settings.size < 2 or settings.size % 2 or not settings.base > 0:
+    if settings.size < 2 or settings.size % 2 or settings.size > MOST_HEAD_SIZE or not 0 < settings.base < math.inf:
         raise InvalidModelError(f"rope of {settings.size} elements with base {settings.base}")
     kind = settings.scaling.get("rope_type", settings.scaling.get("type", "default")) or "default"
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -77,7 +78,7 @@ def make_rope(settings: RopeSettings) -> Rope:
     try:
         with np.errstate(divide="raise", invalid="raise", over="raise"):
             return _KINDS[kind](settings)
-    except (ArithmeticError, ValueError) as error:  # ValueError: of math.log
+    except (ArithmeticError, ValueError, TypeError) as error:  # ValueError: of math.log; TypeError: of lists
         raise InvalidModelError(f"the parameters of the rope scaling {kind!r} are invalid: {error}") from error
 
 

@@ -16,7 +16,7 @@ from compiler.frontends.llm.weights import Array, Matrix
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_MAX_HEADER = 100 << 20
+_MAX_HEADER = 32 << 20  # some 300,000 tensors
 _TYPES: dict[str, tuple[str, Any]] = {
     "F32": ("F32", np.float32),
     "F16": ("F16", np.float16),
@@ -43,7 +43,7 @@ class _Entry:
 
     def fits(self, least: int, most: int) -> bool:
         """Whether it lies in these bytes of the file, and is as long as its shape says."""
-        inside = least <= self.start <= self.end <= most and min(self.shape, default=0) >= 0
+        inside = least <= self.start <= self.end <= most and all(0 <= size <= most for size in self.shape)
         if self.dtype not in _TYPES:
             return inside
         return inside and self.end - self.start == math.prod(self.shape) * np.dtype(_TYPES[self.dtype][1]).itemsize
@@ -75,6 +75,10 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, slowest axis first."""
         return self._entries[name].shape
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of all tensors."""
+        return [entry.shape for entry in self._entries.values()]
 
     def matrix(self, name: str) -> Matrix:
         """A tensor of two axes, or of more with all rows after one another, mapped."""
@@ -108,7 +112,7 @@ def _files(folder: Path) -> dict[Path, list[str] | None]:
             raise InvalidModelError(f"{index} has no table 'weight_map'")
         files: dict[Path, list[str] | None] = {}
         for name, file in table.items():
-            if Path(file).name != file:
+            if Path(file).name != file or file in ("", ".."):
                 raise InvalidModelError(f"{index} names the file {file!r}, which is not in its folder")
             names = files.setdefault(folder / file, [])
             assert names is not None
@@ -142,7 +146,7 @@ def _header(path: Path) -> dict[str, _Entry]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         found = {name: _Entry.of(path, each, 8 + length) for name, each in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidModelError(f"{path} is truncated or not a safetensors file", "download it again") from error
     for name, entry in found.items():
         if not entry.fits(8 + length, size):
@@ -161,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise InvalidModelError(f"{path} is not a JSON object")

@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 
-_MAX_SIZE = 1 << 31
+MOST_SIZE = (1 << 31) - 1
 
 
 class Settings:
@@ -67,12 +67,12 @@ class Settings:
         """A finite number, or None."""
         return None if self.get(key) is None else self.number(key)
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+    def size(self, key: str, default: int | None = None, *, most: int = MOST_SIZE) -> int:
+        """A whole number from 1 to `most`."""
         value = self.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _MAX_SIZE:
-            raise self._wrong(key, value, "a size")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self._wrong(key, value, "a size" if most == MOST_SIZE else f"a size of at most {most}")
         return value
 
     def table(self, key: str) -> dict[str, Any]:

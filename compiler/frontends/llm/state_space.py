@@ -17,7 +17,7 @@ from compiler.frontends.llm.decoder import TOKENS, last_row
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.products import Products
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
-from compiler.frontends.llm.settings import Settings
+from compiler.frontends.llm.settings import MOST_SIZE, Settings
 from compiler.frontends.llm.state_scan import ScanOperands, causal_convolution, selective_scan
 from compiler.frontends.llm.weights import Array, Checkpoint, Linear
 from compiler.passes.rewriting.matching import as_constant
@@ -80,7 +80,8 @@ def read_state_space(folder: Path) -> tuple[StateSpaceConfig, Checkpoint]:
     settings = Settings(values, folder / "config.json", defaults)
     settings.refuse("hidden_act", "this activation", unless="silu")
     hidden = settings.size("hidden_size")
-    inner = int(settings.positive("expand") * hidden)
+    expanded = settings.positive("expand") * hidden
+    inner = int(min(expanded, MOST_SIZE + 1))
     if kind == "mamba" and settings.get("intermediate_size") is not None:
         inner = settings.size("intermediate_size")
     heads = settings.size("num_heads") if kind == "mamba2" else inner
@@ -88,6 +89,8 @@ def read_state_space(folder: Path) -> tuple[StateSpaceConfig, Checkpoint]:
     layers = settings.size("num_hidden_layers")
     if layers > MOST_LAYERS or inner % heads or heads % groups:
         raise OptionError(f"{settings.path}: {layers} layers of {inner} channels, {heads} heads and {groups} groups")
+    if not 1 <= inner <= MOST_SIZE:
+        raise InvalidModelError(f"{settings.path}: 'expand' makes {inner} channels")
     low, high = _limits(settings)
     auto = settings.get("time_step_rank") in (None, "auto")
     config = StateSpaceConfig(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import InvalidModelError, StorageError
 from compiler.frontends.llm.safetensors_folder import read_json
+
+_MOST_TOKENS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class TokenizerFiles:
     end: str = ""
     chat_template: str | None = None
 
-    def check_fits(self, vocabulary: int, origin: str) -> None:
-        """Raise InvalidModelError where it has tokens that the model does not."""
-        largest = max(self.stop_tokens, default=0)
+    def check_fits(self, vocabulary: int, origin: str, others: Sequence[int] = ()) -> None:
+        """Raise InvalidModelError where it, or `others`, has tokens that the model does not."""
+        largest = max((*self.stop_tokens, *others), default=0)
         if self.content is not None:
             largest = max(largest, _largest_token(self.content, origin))
         if largest >= vocabulary:
@@ -77,10 +80,13 @@ def read_text_rules(folder: Path) -> TextRules:
         return _tokens(settings.get(name), folder, name)
 
     start = [*tokens("decoder_start_token_id"), *tokens("forced_bos_token_id")]
-    for pair in settings.get("forced_decoder_ids") or []:
-        if not isinstance(pair, list) or len(pair) != 2 or pair[0] != len(start) or not isinstance(pair[1], int):
+    forced = settings.get("forced_decoder_ids") or []
+    for pair in forced if isinstance(forced, list) else [forced]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise InvalidModelError(f"{folder}: 'forced_decoder_ids' holds {str(pair)[:80]!r}, not a place and a token")
+        if pair[0] != len(start) or pair[1] is None:
             break  # the language is to be detected, and what comes behind it
-        start.append(pair[1])
+        start += _tokens(pair[1], folder, "forced_decoder_ids")
     return TextRules(tuple(start), tokens("suppress_tokens"), tokens("begin_suppress_tokens"))
 
 
@@ -101,8 +107,8 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 def _tokens(value: Any, folder: Path, name: str = "eos_token_id") -> tuple[int, ...]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(each, int) and each >= 0 for each in values):
-        raise InvalidModelError(f"{folder}: {name!r} is {value!r}")
+    if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < _MOST_TOKENS for each in values):
+        raise InvalidModelError(f"{folder}: {name!r} is {str(value)[:80]!r}, not a token or a list of tokens")
     return tuple(dict.fromkeys(values))
 
 
@@ -130,5 +136,5 @@ def _largest_token(content: bytes, origin: str) -> int:
         vocabulary = parsed["model"]["vocab"]
         own = max(vocabulary.values(), default=0) if isinstance(vocabulary, dict) else len(vocabulary) - 1
         return max(own, *(each["id"] for each in parsed.get("added_tokens") or [{"id": 0}]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModelError(f"{origin}: tokenizer.json is damaged: {error}") from error

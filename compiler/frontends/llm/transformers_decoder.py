@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,31 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, MissingDependencyError, OptionError
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.llm.captured_products import with_precision
+from compiler.frontends.llm.config import MOST_LAYERS
 from compiler.frontends.llm.families import FAMILIES
-from compiler.frontends.llm.options import LanguageModelOptions
+from compiler.frontends.llm.options import PRECISIONS, LanguageModelOptions
+from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
+from compiler.frontends.llm.settings import MOST_SIZE
 from compiler.support.optional import optional_module
 
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
 MOST_CONTEXT = 4096  # the cache of such a module has a fixed size
-_TYPES = {None: "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+_COUNTS = ("layers", "heads", "_size", "_dim", "experts", "d_model")
+_SMALL = 1 << 22  # parameters: what a model may have beside those that are stored
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,  # RecursionError among them
+    TypeError,
+    AttributeError,
+    ImportError,
+    ArithmeticError,
+    IndexError,
+    MemoryError,
+    AssertionError,
+)
 _ROW_LAYERS = ("StaticLayer", "StaticSlidingWindowLayer")
 
 
@@ -49,12 +68,13 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
         MissingDependencyError: torch or transformers is not installed.
     """
     torch, transformers = packages()
-    dtype = check_options(folder, options)
-    model = load_model(folder, getattr(torch, dtype), transformers.AutoModelForCausalLM)
+    options = checked_options(folder, options)
+    model = load_model(folder, transformers.AutoModelForCausalLM)
     config = model.config.get_text_config()
     vocabulary, context = int(config.vocab_size), context_of(config)
-    module = _with_cache(model, context)
+    module = _with_cache(model, context, all_logits=options.all_logits)
     imported = _imported(module, context, torch)
+    imported = replace(imported, mod=with_precision(imported.mod, options, vocabulary))
     states = tuple(replace(state, axis=2) for state in imported.states)
     rows = next(each.shape[1] for each in imported.inputs if each.name == TOKENS)
     tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
@@ -70,30 +90,67 @@ def packages() -> tuple[Any, Any]:
     return optional_module("torch", "torch", purpose), optional_module("transformers", "transformers", purpose)
 
 
-def check_options(folder: Path, options: LanguageModelOptions) -> str:
-    """Name of torch's type of the weights. Raises OptionError for options that do not apply to captured models."""
-    if options.precision not in _TYPES:
+def checked_options(folder: Path, options: LanguageModelOptions) -> LanguageModelOptions:
+    """The options, with the precision that weights are stored in where none is given.
+
+    Raises OptionError for options that do not apply to captured models.
+    """
+    if options.sequences or options.cache is not None or options.captures:
         raise OptionError(
-            f"{folder}: precision {options.precision!r} is not supported for models captured from transformers",
-            "take float32, float16 or bfloat16, or quantize the module with tensorwright quantize",
+            f"{folder}: sequences, cache and calibration do not apply to models captured from transformers",
+            "leave them out",
         )
-    if options.sequences or options.all_logits or options.cache is not None:
-        raise OptionError(
-            f"{folder}: sequences, all_logits and cache do not apply to models captured from transformers"
-        )
-    return _TYPES[options.precision]
+    values = read_json(folder / "config.json")
+    stored = values.get("dtype") or values.get("torch_dtype")
+    return options if options.precision or stored not in PRECISIONS else replace(options, precision=stored)
 
 
-def load_model(folder: Path, dtype: Any, loader: Any) -> Any:
-    """The model by one of transformers' automatic classes, from safetensors; code of a folder is never run.
+def load_model(folder: Path, loader: Any) -> Any:
+    """The model in float32 by one of transformers' automatic classes, from safetensors; code of a folder is never run.
 
     Raises InvalidModelError.
     """
+    import torch
+
+    stored = sum(math.prod(shape) for shape in SafetensorsFolder(folder).shapes())
     try:
-        model = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        _check_size(folder, loader, stored)
+        model, info = loader.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except _LOADING_ERRORS as error:
         raise InvalidModelError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random numbers
+        raise InvalidModelError(f"{folder} lacks the tensor {missing[0]!r}", "the checkpoint is not complete")
     return model.eval()
+
+
+def _check_size(folder: Path, loader: Any, stored: int) -> None:
+    """Raise InvalidModelError, before memory is allocated, where a config describes a model that is much larger than
+    the `stored` numbers, or has settings that no model has."""
+    import torch
+    import transformers
+
+    values = read_json(folder / "config.json")
+    for table in (values, *(each for each in values.values() if isinstance(each, dict))):
+        for key, value in table.items():
+            is_count = key.endswith(_COUNTS) and isinstance(value, int) and not isinstance(value, bool)
+            if is_count and not 0 <= value <= (MOST_LAYERS if key.endswith("layers") else MOST_SIZE):
+                raise InvalidModelError(f"{folder / 'config.json'}: {key!r} is {str(value)[:80]}, not a size")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        described = sum(each.numel() for each in loader.from_config(config, trust_remote_code=False).parameters())
+    if described > 2 * stored + _SMALL:
+        raise InvalidModelError(
+            f"{folder}: config.json describes a model of {described:,} parameters, and the files hold {stored:,}",
+            "its config and its weights do not belong together",
+        )
 
 
 def context_of(config: Any, setting: str = "max_position_embeddings") -> int:
@@ -111,7 +168,7 @@ def fixed_cache(layers: Sequence[Any], capacity: int) -> Any:
     return cache
 
 
-def _with_cache(model: Any, capacity: int) -> Any:
+def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
     """A module from tokens and a position to logits, whose buffers are the cache.
 
     Raises OptionError for a model that keeps something else than keys and values.
@@ -132,7 +189,7 @@ def _with_cache(model: Any, capacity: int) -> Any:
         def forward(self, tokens: Any, position: Any) -> dict[str, Any]:
             read_caches(self, cache.layers, position)
             call: Mapping[str, Any] = {cache_name: cache}
-            found = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **call)
+            found = self.model(input_ids=tokens, use_cache=True, logits_to_keep=0 if all_logits else 1, **call)
             return {LOGITS: found.logits.to(torch.float32)}
 
     return Decoder().eval()

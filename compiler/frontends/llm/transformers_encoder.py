@@ -15,6 +15,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.llm.captured_products import with_precision
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.transformers_decoder import (
@@ -22,7 +23,7 @@ from compiler.frontends.llm.transformers_decoder import (
     POSITION,
     TOKENS,
     CapturedDecoder,
-    check_options,
+    checked_options,
     context_of,
     fixed_cache,
     load_model,
@@ -53,14 +54,28 @@ def has_encoder(folder: Path) -> bool:
 def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     """Capture both parts of the model of a folder. Raises as `capture_decoder`."""
     torch, transformers = packages()
-    dtype = check_options(folder, options)
+    options = checked_options(folder, options)
+    if options.all_logits:
+        raise OptionError(f"{folder}: all_logits does not apply to models with an encoder", "leave it out")
     crosses = bool(read_json(folder / "config.json").get("is_encoder_decoder"))
     loader = transformers.AutoModelForSeq2SeqLM if crosses else transformers.AutoModelForImageTextToText
     if crosses and read_json(folder / "config.json").get("model_type") in _speech_types(transformers):
         loader = transformers.AutoModelForSpeechSeq2Seq
-    model = load_model(folder, getattr(torch, dtype), loader)
+    model = load_model(folder, loader)
     with torch.no_grad():
-        return _with_cross_attention(model) if crosses else _with_images(folder, model)
+        pair = _with_cross_attention(model) if crosses else _with_images(folder, model)
+    # Four bits are too few for what is read once and looked at by every token.
+    encoding = replace(options, precision="int8") if options.precision == "int4" else options
+    decoder, entries = pair.decoder, pair.decoder.vocabulary
+    return replace(
+        pair,
+        encoder=_in_precision(pair.encoder, encoding, entries),
+        decoder=replace(decoder, model=_in_precision(decoder.model, options, entries)),
+    )
+
+
+def _in_precision(model: ImportedModel, options: LanguageModelOptions, entries: int) -> ImportedModel:
+    return replace(model, mod=with_precision(model.mod, options, entries))
 
 
 def _speech_types(transformers: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,66 @@ def test_a_damaged_gguf_file_is_an_error_of_the_project(tmp_path: Path) -> None:
             import_language_model(tmp_path / "damaged.gguf")
 
 
+def _text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def _tensor(name: str, shape: tuple[int, ...], offset: int) -> bytes:
+    return _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, offset)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "entries", "content"),
+    [
+        (0, 1 << 60, b""),
+        (1 << 60, 0, b""),
+        (0, 1, struct.pack("<Q", 1 << 62)),
+        (0, 1, _text("list") + struct.pack("<IIQ", 9, 4, 1 << 60)),  # of integers, at the end of the file
+        (0, 1, _text("list") + struct.pack("<IIQ", 9, 0, 1 << 23) + bytes(1 << 23)),
+        (0, 1, _text("list") + struct.pack("<IIQIQ", 9, 9, 1, 4, 0)),  # a list of lists
+        (0, 1, _text("general.alignment") + struct.pack("<II", 4, 0)),
+        (1, 0, _tensor("a", (1 << 40, 1 << 40), 0)),
+        (1, 0, _tensor("a", (0,), 0)),
+        (1, 0, _tensor("a", (4,), 1 << 62)),
+        (2, 0, _tensor("a", (16,), 0) + _tensor("b", (16,), 32)),
+    ],
+)
+def test_absurd_counts_and_offsets_of_a_gguf_file_are_one_error(
+    tensors: int, entries: int, content: bytes, tmp_path: Path
+) -> None:
+    header = b"GGUF" + struct.pack("<IQQ", 3, tensors, entries)
+    (tmp_path / "model.gguf").write_bytes(header + content + bytes(200))
+    with pytest.raises(InvalidModelError, match="truncated or damaged"):
+        import_language_model(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 100_000,
+        '{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e400]}}',
+        '{"a": {"dtype": "F32", "shape": [0, 1000000000000000000000], "data_offsets": [0, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}',
+        '{"a": 5}',
+    ],
+)
+def test_a_damaged_safetensors_header_is_one_error(header: str, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    content = struct.pack("<Q", len(header)) + header.encode() + bytes(64)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InvalidModelError, match="truncated or"):
+        import_language_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", "."])
+def test_an_index_cannot_name_files_outside_of_its_folder(name: str, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(InvalidModelError, match="not in its folder"):
+        import_language_model(tmp_path)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -123,6 +184,13 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope scaling"),
         ({"num_hidden_layers": 2000000000}, "at most 4096"),
         ({"hidden_size": None}, "is missing"),
+        ({"head_dim": 2000000000}, "at most 16384"),
+        ({"num_attention_heads": 1 << 30}, "at most 16384"),
+        ({"num_key_value_heads": -1}, "not a size"),
+        ({"partial_rotary_factor": 1e300}, "its part"),
+        ({"rope_theta": float("inf")}, "not a number"),
+        ({"eos_token_id": 1 << 40}, "not a token"),
+        ({"eos_token_id": 5000}, "has token 5000"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_error(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from tvm import relax, topi
 
 import compiler
-from compiler.errors import OptionError
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.captured_products import with_precision
 from compiler.generation.language_model import LanguageModel
+from compiler.passes.rewriting.graph import bindings_of, operator_name
 from tests.compiler.frontends.llm.families import greedy, save_model
 
 pytest.importorskip("transformers")
 
 
-def test_a_folder_of_another_architecture_generates_what_transformers_does(tmp_path: Path) -> None:
-    reference = save_model("nemotron", tmp_path, num_hidden_layers=1, max_position_embeddings=64)
-    model = LanguageModel(compiler.compile(tmp_path, threads=1))
+class _Folder(NamedTuple):
+    reference: Any
+    model: ImportedModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> _Folder:
+    path = tmp_path_factory.mktemp("nemotron")
+    reference = save_model("nemotron", path, num_hidden_layers=1, max_position_embeddings=64)
+    return _Folder(reference, import_language_model(path))
+
+
+def test_a_folder_of_another_architecture_generates_what_transformers_does(folder: _Folder) -> None:
+    reference = folder.reference
+    model = LanguageModel(compiler.compile(folder.model, threads=1))
     assert (model.description.architecture, model.description.context) == ("nemotron", 64)
     prompt = np.random.default_rng(0).integers(1, reference.config.vocab_size, 9)
     _, tokens = greedy(reference, prompt, 8)
@@ -29,7 +51,74 @@ def test_a_folder_of_another_architecture_generates_what_transformers_does(tmp_p
     np.testing.assert_allclose(session.run([prompt[None, 5:]])["logits"], logits, rtol=1e-5, atol=1e-6)
 
 
-def test_integer_precisions_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_weights_have_the_precision_that_is_asked_for(precision: str, folder: _Folder) -> None:
+    exact = LanguageModelOptions(precision, activations="float32")
+    model = replace(folder.model, mod=with_precision(folder.model.mod, exact, folder.reference.config.vocab_size))
+    prompt = np.random.default_rng(1).integers(1, folder.reference.config.vocab_size, 9)
+    reference = copy.deepcopy(folder.reference)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(_rounded(parameter, precision))
+    wanted, _ = greedy(reference, prompt, 1)
+    plain, _ = greedy(folder.reference, prompt, 1)
+    found = compiler.compile(model, threads=1).session().run([prompt[None]])["logits"][0]
+    error = float(abs(found - wanted).max() / abs(wanted).max())
+    assert error < 1e-5 < float(abs(plain - wanted).max() / abs(wanted).max())
+
+
+def _rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
+    """To bfloat16, or to multiples of a float16 scale of each 32 neighbours."""
+    if precision == "bfloat16":
+        return weight.to(torch.bfloat16).to(torch.float32)
+    rows, depth = weight.shape
+    groups = torch.zeros(rows, -(-depth // 32) * 32)
+    groups[:, :depth] = weight
+    groups = groups.reshape(rows, -1, 32)
+    scales = (groups.abs().amax(-1, keepdim=True) / 127).to(torch.float16).to(torch.float32)
+    return ((groups / scales).round() * scales).nan_to_num().reshape(rows, -1)[:, :depth]
+
+
+def test_experts_are_rounded_and_routers_are_not() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 32), "float32"))
+    values = [np.random.default_rng(n).standard_normal(shape, np.float32) for n, shape in enumerate(_SHAPES)]
+    router, experts, square = (relax.const(each) for each in values)
+    with builder.function("main", [x]):
+        scores = builder.emit(relax.op.nn.softmax(builder.emit(relax.op.matmul(x, router)), axis=-1))
+        chosen = builder.emit_te(topi.topk, scores, k=2, ret_type="indices", primfunc_name_hint="top_k")
+        hidden = builder.emit(relax.op.matmul(x, experts))
+        builder.emit_func_output(relax.Tuple([builder.emit(relax.op.matmul(hidden, square)), chosen]))
+    mod = with_precision(builder.get(), LanguageModelOptions("int8"), None)
+    calls = [binding.value for binding in bindings_of(mod["main"].body)]
+    assert [name for name in map(operator_name, calls) if name == "relax.matmul"] == ["relax.matmul"]
+    assert sum("block_matmul" in str(call.args[0]) for call in calls if operator_name(call) == "relax.call_tir") == 6
+    rows = np.random.default_rng(3).standard_normal((4, 32), np.float32)
+    found, best = compiler.compile(mod, threads=1).run([rows]).values()
+    wanted = rows @ values[1] @ values[2]
+    assert abs(found - wanted).max() < 0.02 * abs(wanted).max()
+    np.testing.assert_array_equal(best, np.argsort(-(rows @ values[0]), 1)[:, :2])
+
+
+_SHAPES = ((32, 8), (3, 32, 40), (3, 40, 32))
+
+
+def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> None:
+    save_model("nemotron", tmp_path, num_hidden_layers=1, max_position_embeddings=64)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000"),
+        ({"num_attention_heads": -4}, "'num_attention_heads' is -4"),
+        ({"vocab_size": 10**9}, "parameters, and the files hold"),
+        ({"num_hidden_layers": 2}, "lacks the tensor"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(InvalidModelError, match=message):
+            compiler.compile(tmp_path)
+
+
+def test_options_that_do_not_apply_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nemotron", "architectures": ["NemotronForCausalLM"]}')
-    with pytest.raises(OptionError, match="precision 'int4' is not supported"):
-        compiler.compile(tmp_path, precision="int4")
+    with pytest.raises(OptionError, match="do not apply"):
+        compiler.compile(tmp_path, sequences=True)
