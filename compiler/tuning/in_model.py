@@ -41,7 +41,7 @@ PAIRS = 6
 LEAST_PAIRS = 4  # when time runs out
 TURN_SECONDS = 0.3  # seconds of timing kernels, and of timing runs
 _MODULE = "compiler.tuning.measuring.model_worker"
-_TIMEOUT = 120.0
+_LIMIT = 120.0
 _ERRORS = 2.0  # standard errors that are chance
 
 
@@ -192,9 +192,9 @@ class ModelComparison:
 
     def _turn(self, path: Path) -> ModelTimes:
         environment = {"TVM_NUM_THREADS": str(self._runs_on)}
-        worker = Worker(_MODULE, ModelSetup(str(path), self._runs_on), environment)
+        worker = Worker(_MODULE, ModelSetup(str(path), self._runs_on), environment, threads=self._runs_on)
         try:
-            times: ModelTimes = worker.ask(ModelRequest(TURN_SECONDS), _TIMEOUT)
+            times: ModelTimes = worker.ask(ModelRequest(TURN_SECONDS), _LIMIT)
         except UserError as error:
             raise UserError(f"the model could not be run to compare it: its process {error.message}") from error
         finally:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from compiler.errors import UserError
 
 _NICE_END_SECONDS = 2.0
+_CHECK_SECONDS = 1.0
 _CHANNEL = "TENSORWRIGHT_TUNING_CHANNEL"
 
 
@@ -28,17 +30,25 @@ class WorkerTimeoutError(UserError):
 class Worker:
     """A process of `python -m module` that answers requests one at a time; started when first used.
 
+    Its time limits are not of the clock, so that what is given up does not depend on how busy the machine is: a request
+    is overdue when its process has used so many seconds of processor time, or none at all for as long (it hangs, or
+    what it waits for does: a device that does not answer).
+
     Attributes:
         starts: how many times it was started.
     """
 
-    def __init__(self, module: str, setup: Any, environment: Mapping[str, str] | None = None) -> None:
-        self._module, self._setup = module, setup
+    def __init__(
+        self, module: str, setup: Any, environment: Mapping[str, str] | None = None, *, threads: int = 1
+    ) -> None:
+        """`threads` compute in the process at once: a limit of processor time is so many times as long."""
+        self._module, self._setup, self._threads = module, setup, threads
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
         self.starts = 0
         self._spent = 0.0
+        self._watch = _Watch(0.0)
 
     @property
     def processor_seconds(self) -> float:
@@ -78,25 +88,32 @@ class Worker:
     def send(self, request: object) -> None:
         """Send a request. Raises WorkerDiedError."""
         try:
-            self.connection.send(request)
+            connection = self.connection
+            self._watch = _Watch(self.processor_seconds)
+            connection.send(request)
         except (BrokenPipeError, ConnectionResetError, OSError) as error:
             raise self._died() from error
 
-    def receive(self, timeout: float) -> Any:
+    def overdue(self, limit: float) -> str:
+        """The limit that the latest request has exceeded, of `limit` seconds; "" if none."""
+        return self._watch.exceeded(self.processor_seconds, limit, self._threads)
+
+    def receive(self, limit: float) -> Any:
         """The answer to the oldest request. Raises WorkerDiedError or WorkerTimeoutError; then the process is gone."""
         pipe = self.connection
         try:
-            if not pipe.poll(max(timeout, 0)):
-                self.kill()
-                raise WorkerTimeoutError(f"no answer within {timeout:.0f} s")
+            while not pipe.poll(min(limit, _CHECK_SECONDS)):
+                if exceeded := self.overdue(limit):
+                    self.kill()
+                    raise WorkerTimeoutError(f"no answer within {exceeded}")
             return pipe.recv()
         except (EOFError, ConnectionResetError, OSError) as error:
             raise self._died() from error
 
-    def ask(self, request: object, timeout: float) -> Any:
+    def ask(self, request: object, limit: float) -> Any:
         """Send a request and wait for the answer."""
         self.send(request)
-        return self.receive(timeout)
+        return self.receive(limit)
 
     def _died(self) -> WorkerDiedError:
         process = self._process
@@ -171,10 +188,32 @@ def serve(make_handler: Callable[[Any], Callable[[Any], Any]]) -> None:
             pipe.send(answer)
 
 
-def wait_any(workers: list[Worker], timeout: float) -> list[Worker]:
-    """Those of the workers that have an answer (or have died) within `timeout` seconds."""
+def first_done(limits: Mapping[Worker, float]) -> list[Worker]:
+    """Those of the workers that have an answer, have died, or exceed their limits; waits for the first."""
     from multiprocessing.connection import wait
 
-    connections = {id(worker.connection): worker for worker in workers}
-    ready = wait([worker.connection for worker in workers], max(timeout, 0))
-    return [connections[id(each)] for each in ready]
+    connections = {id(worker.connection): worker for worker in limits}
+    while True:
+        ready = wait([worker.connection for worker in limits], min(_CHECK_SECONDS, *limits.values()))
+        done = [connections[id(each)] for each in ready]
+        done = done or [worker for worker, limit in limits.items() if worker.overdue(limit)]
+        if done:
+            return done
+
+
+class _Watch:
+    """What a worker has used of the processor since it was asked."""
+
+    def __init__(self, used: float) -> None:
+        self._first = self._last = used
+        self._changed = time.monotonic()
+
+    def exceeded(self, used: float, limit: float, threads: int) -> str:
+        now = time.monotonic()
+        if used != self._last:
+            self._last, self._changed = used, now
+        if used - self._first > limit * threads:
+            return f"{limit * threads:g} s of processor time"
+        if now - self._changed > limit:
+            return f"{limit:g} s, in which it did not use the processor"
+        return ""

@@ -14,7 +14,7 @@ from tvm.rpc import base
 from compiler.errors import DeviceError, OptionError
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
 
-_REQUEST_SECONDS = 10.0
+_REQUEST_SECONDS = 60.0
 
 
 def with_fleets(devices: Sequence[str]) -> tuple[str, ...]:

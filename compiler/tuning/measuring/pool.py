@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, UserError
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
-from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, wait_any
+from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, first_done
 from compiler.tuning.measuring.device_names import LOCAL
 from compiler.tuning.measuring.messages import (
     BuildRequest,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
-BUILD_TIMEOUT = 30.0
+BUILD_TIMEOUT = 30.0  # seconds, as `Worker` counts them
 MEASURE_TIMEOUT = 15.0
 _MOST_FAILURES = 4  # consecutive failures, of any candidates, after which the device is blamed
 _SPARE_CORES = 2  # to build takes several times as long as to measure: with fewer, measuring waits for one builder
@@ -65,7 +64,7 @@ class _Job:
     """A trial under way in a worker."""
 
     number: int
-    deadline: float
+    limit: float
     built: Built | None = None
 
 
@@ -135,6 +134,7 @@ class MeasurementPool:
                     keys.get(device),
                 ),
                 {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"},
+                threads=threads,
             )
             for device in devices
         ]
@@ -170,10 +170,10 @@ class MeasurementPool:
                         waiting[worker] = key
                     except WorkerDiedError as error:
                         errors[key] = error.message
-            for worker in wait_any(list(waiting), self.build_timeout) or list(waiting):
+            for worker in first_done(dict.fromkeys(waiting, self.build_timeout)):
                 key = waiting.pop(worker)
                 try:
-                    built: Built = worker.receive(0)
+                    built: Built = worker.receive(self.build_timeout)
                 except (WorkerDiedError, WorkerTimeoutError) as error:
                     errors[key] = f"building its reference: {error.message}"
                     continue
@@ -333,26 +333,22 @@ class MeasurementPool:
                 batch.finish(number, outcome)
             return
         limit = self.build_timeout if built is None else self.measure_timeout
-        jobs[worker] = _Job(number, time.monotonic() + limit, built)
+        jobs[worker] = _Job(number, limit, built)
 
     def _collect(self, batch: _Batch) -> None:
         jobs = {**batch.building, **batch.measuring}
         if not jobs:
             return
-        nearest = min(job.deadline for job in jobs.values())
-        ready = wait_any(list(jobs), nearest - time.monotonic())
-        now = time.monotonic()
-        for worker, job in jobs.items():
-            if worker in ready or job.deadline <= now:
-                batch.building.pop(worker, None)
-                batch.measuring.pop(worker, None)
-                self._take(batch, worker, job)
+        for worker in first_done({worker: job.limit for worker, job in jobs.items()}):
+            batch.building.pop(worker, None)
+            batch.measuring.pop(worker, None)
+            self._take(batch, worker, jobs[worker])
 
     def _take(self, batch: _Batch, worker: Worker, job: _Job) -> None:
         config = batch.trials[job.number].config
         outcome: Outcome
         try:
-            answer = worker.receive(0)
+            answer = worker.receive(job.limit)
         except (WorkerTimeoutError, WorkerDiedError) as error:
             status: Failure = "timeout" if isinstance(error, WorkerTimeoutError) else "crash"
             outcome = Outcome(config, status, note=error.message)
