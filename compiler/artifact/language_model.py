@@ -13,6 +13,60 @@ ENCODER_ASSET = "encoder.twm"
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class AudioPreparation(BaseModel):
+    """How speech becomes a log-mel spectrogram, as Whisper reads it.
+
+    Attributes:
+        rate: samples a second.
+        window, hop: samples of a frame, and from one to the next.
+        mels: bands.
+        samples: length of what is read at once; shorter speech is padded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    rate: Size
+    window: Size
+    hop: Size
+    mels: Size
+    samples: Annotated[int, Field(ge=1, le=1 << 28)]
+
+
+class ImagePreparation(BaseModel):
+    """How an image becomes what an encoder reads, and what stands for it in a prompt.
+
+    Attributes:
+        text: stands for an image in a text, and then, repeated, for its rows.
+        rows: of an image, or of a tile of it.
+        height, width: of what the encoder reads.
+        shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
+        longest: the longer side is made so long first; None: it is not.
+        splits: the image is cut in tiles, which come before it as a whole.
+        frame, overview: texts around the rows of tiles, and before those of the whole; "" for neither.
+        resample: the filter, by Pillow's numbers.
+        scale, mean, std: (pixel * scale - mean) / std, by channel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: Annotated[str, Field(min_length=1)]
+    rows: Size
+    height: Size
+    width: Size
+    shortest: Size | None = None
+    longest: Size | None = None
+    splits: bool = False
+    frame: str = ""
+    overview: str = ""
+    resample: Annotated[int, Field(ge=0, le=5)]
+    scale: float
+    mean: Annotated[tuple[float, float, float], Field(strict=False)]
+    std: Annotated[tuple[float, float, float], Field(strict=False)]
+
+
 class LanguageModelDescription(BaseModel):
     """How to generate with a module.
 
@@ -31,6 +85,7 @@ class LanguageModelDescription(BaseModel):
         start: what a text begins with where the prompt is empty; of models with an encoder and cross attention.
         suppressed: tokens that are never generated.
         suppressed_first: those that are not generated first.
+        audio, images: how the encoder's inputs are made of speech and of images; None where that is the caller's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -48,3 +103,5 @@ class LanguageModelDescription(BaseModel):
     start: Annotated[tuple[Token, ...], Field(strict=False)] = ()
     suppressed: Annotated[tuple[Token, ...], Field(strict=False)] = ()
     suppressed_first: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    audio: AudioPreparation | None = None
+    images: ImagePreparation | None = None

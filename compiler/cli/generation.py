@@ -50,6 +50,22 @@ Draft = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the random numbers.")]
 
 
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="An image (PNG, JPEG, ...) that the prompt is about; may be given several times, in order.",
+    ),
+]
+AudioFile = Annotated[
+    Path | None, typer.Option("--audio", metavar="FILE", help="A WAV file; without a prompt it is transcribed.")
+]
+Language = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The language of --audio, as en; detected if not given.")
+]
+
+
 def generation_options(**settings: Any) -> Any:
     """`GenerationOptions` out of options of a command; those that are None keep their defaults."""
     from compiler.generation import GenerationOptions

@@ -4,10 +4,12 @@ from compiler.errors import QueueFullError
 from compiler.generation.grammar import Grammar
 from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.language_model import Conversation, LanguageModel, load
+from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Piece
 from compiler.generation.result import Generation, TokenLogprob
 from compiler.generation.scheduler import Scheduler
+from compiler.generation.transcription import Transcription, transcribe
 
 __all__ = [
     "Conversation",
@@ -15,11 +17,14 @@ __all__ = [
     "GenerationOptions",
     "Grammar",
     "LanguageModel",
+    "Media",
     "Piece",
     "QueueFullError",
     "Scheduler",
     "SequenceHandle",
     "TokenLogprob",
+    "Transcription",
     "Usage",
     "load",
+    "transcribe",
 ]

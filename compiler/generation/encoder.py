@@ -11,10 +11,29 @@ from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
+from compiler.generation.steps import Chunk
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
 
 Array = np.ndarray
+FIRST_ROW = "first_row"
+
+
+class EncoderInputs:
+    """What the decoder reads beside the tokens of a sequence: what an encoder found."""
+
+    def __init__(self, found: dict[str, Array], prompt: Sequence[int] = (), image_token: int | None = None) -> None:
+        """`prompt`: whose tokens of images take the rows of `found`, one after another."""
+        self._found = found
+        stands = np.asarray(prompt, np.int64) == image_token
+        self._rows = None if image_token is None else np.concatenate([[0], np.cumsum(stands)])
+
+    def of(self, chunk: Chunk) -> dict[str, Array]:
+        """By the names of the decoder's inputs, of some tokens."""
+        if self._rows is None:
+            return self._found
+        first = int(self._rows[min(chunk.position, len(self._rows) - 1)]) if chunk.is_prompt else -1
+        return {**self._found, FIRST_ROW: np.asarray(first, np.int64)}
 
 
 class Encoder:
@@ -31,7 +50,7 @@ class Encoder:
         """What it reads."""
         return self.module.inputs
 
-    def run(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs:
         """What the decoder takes beside the tokens.
 
         Args:
@@ -46,7 +65,8 @@ class Encoder:
             if self._image_token is None or stands:
                 names = "; ".join(map(str, self.inputs))
                 raise InputError(f"the model reads {names}, and nothing was given", "generate(prompt, inputs={...})")
-            return {name: self._nothing(each) for name, each in self._taken.items()}
+            nothing = {name: self._nothing(each) for name, each in self._taken.items()}
+            return EncoderInputs(nothing, tokens, self._image_token)
         found = self.module.run(inputs)
         if self._image_token is not None:
             rows = sum(len(each) for each in found.values())
@@ -55,7 +75,7 @@ class Encoder:
                     f"the images take {rows} tokens, but the prompt holds {stands} of token {self._image_token}",
                     "the model's processor gives a prompt with as many tokens as its images take",
                 )
-        return {name: found[name] for name in self._taken}
+        return EncoderInputs({name: found[name] for name in self._taken}, tokens, self._image_token)
 
     def _returned(self) -> set[str]:
         return {each.name for each in self.module.outputs}

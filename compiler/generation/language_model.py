@@ -19,9 +19,11 @@ from compiler.artifact.language_model import (
     LanguageModelDescription,
 )
 from compiler.errors import ArtifactError, InputError, OptionError
-from compiler.generation.encoder import Encoder
+from compiler.generation.encoder import Encoder, EncoderInputs
 from compiler.generation.grammar import Grammar, Grammars
+from compiler.generation.images import Image, with_images
 from compiler.generation.loop import Run, SequenceState, check_fits
+from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.result import Generation
@@ -77,7 +79,7 @@ class LanguageModel:
         prompt: Prompt,
         options: GenerationOptions | None = None,
         *,
-        inputs: Mapping[str, Any] | None = None,
+        media: Media | None = None,
         stream: Callable[[str], object] | None = None,
         cancel: threading.Event | None = None,
         **settings: Any,
@@ -87,8 +89,8 @@ class LanguageModel:
         Args:
             prompt: a text, messages ({"role": ..., "content": ...}) or tokens; an empty one of a model that transcribes
                 or translates is how its texts begin.
-            inputs: what the encoder of a model with one reads, by the names of `encoder.inputs`: as
-                {"input_features": ...} of speech, {"pixel_values": ...} of images.
+            media: what the encoder of a model with one reads. `inputs`, `images` and `audio` among the settings are
+                its fields: as inputs={"input_features": ...}, images=["cat.png"], audio="speech.wav".
             options: how; None for the defaults, greedy.
             stream: called with each piece of the text as it is known; pieces are whole characters.
             cancel: set it, from another thread or from `stream`, to end the generation after the current token.
@@ -99,7 +101,8 @@ class LanguageModel:
                 do not fit the encoder, or do not fit the prompt.
             OptionError: an option has a value that is not allowed.
         """
-        run = self._run(prompt, merged_options(options, settings), cancel, inputs)
+        media = merged_media(media, settings)
+        run = self._run(prompt, merged_options(options, settings), cancel, media)
         for piece in run:
             if stream is not None and piece.text:
                 stream(piece.text)
@@ -110,14 +113,15 @@ class LanguageModel:
         prompt: Prompt,
         options: GenerationOptions | None = None,
         *,
-        inputs: Mapping[str, Any] | None = None,
+        media: Media | None = None,
         **settings: Any,
     ) -> Iterator[Piece]:
         """As `generate`, token by token: each `Piece` has a token and the text that it completes.
 
         Leaving the loop ends the generation.
         """
-        yield from self._run(prompt, merged_options(options, settings), None, inputs)
+        media = merged_media(media, settings)
+        yield from self._run(prompt, merged_options(options, settings), None, media)
 
     def conversation(self, context: int | None = None) -> Conversation:
         """Start a chat, whose cache keeps earlier turns.
@@ -148,6 +152,36 @@ class LanguageModel:
             raise InputError("the prompt is empty", "give at least one token")
         return tokens
 
+    def prepared(self, prompt: Prompt, media: Media | None) -> tuple[list[int], Mapping[str, Any] | None]:
+        """The tokens of a prompt with its images in their places, and what the encoder reads; None for nothing.
+
+        Raises InputError as `tokens_of`, and where media cannot be read or do not fit the model or the prompt.
+        """
+        if media is None:
+            return self.tokens_of(prompt), None
+        if self.encoder is None:
+            raise InputError("the model has no encoder, and reads the prompt alone", "leave media out")
+        first = self.encoder.inputs[0]
+        inputs, texts = media.prepared(self.description, first.name, len(first.shape))
+        if not texts:
+            return self.tokens_of(prompt), inputs
+        images = self.description.images
+        assert images is not None
+        tokenizer = self._required_tokenizer()
+        if isinstance(prompt, str):
+            return tokenizer.encode(with_images(prompt, texts, images)), inputs
+        if not prompt or not all(isinstance(each, Mapping) for each in prompt):
+            raise InputError("images need a prompt that is a text or messages", "give the encoder's inputs as arrays")
+        messages: Any = prompt
+        return tokenizer.encode(with_images(tokenizer.chat(messages), texts, images), special=False), inputs
+
+    def encoded(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs | None:
+        """What the decoder reads beside tokens; None of models without an encoder.
+
+        Raises InputError where inputs are missing, or do not fit the encoder or the prompt.
+        """
+        return None if self.encoder is None else self.encoder.run(inputs, tokens)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens without special ones; "" without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
@@ -157,21 +191,12 @@ class LanguageModel:
             raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
         return self.tokenizer
 
-    def steps(self, slots: int, context: int, others: Mapping[str, Any] | None = None) -> Steps:
-        """What reads tokens of so many sequences, of at most `context` tokens each.
-
-        Args:
-            others: what the encoder returned.
-
-        Raises:
-            InputError: the model has an encoder, which was given nothing.
-        """
-        if self.encoder is not None and others is None:
-            others = self.encoder.run(None, ())
+    def steps(self, slots: int, context: int) -> Steps:
+        """What reads tokens of so many sequences, of at most `context` tokens each."""
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
         if self.description.sequences:
             return BatchedSteps(self.module, slots, capacity)
-        return SessionSteps(self.module, slots, capacity, others)
+        return SessionSteps(self.module, slots, capacity)
 
     def output(self, prompt: Sequence[int], options: GenerationOptions, room: int) -> Output:
         """The result of a sequence, still empty; `room`: how many tokens it can have with the prompt.
@@ -219,16 +244,15 @@ class LanguageModel:
         prompt: Prompt,
         options: GenerationOptions,
         cancel: threading.Event | None,
-        inputs: Mapping[str, Any] | None,
+        media: Media | None,
     ) -> Run:
-        tokens = self.tokens_of(prompt)
-        if inputs is not None and self.encoder is None:
-            raise InputError("the model has no encoder, and reads the prompt alone", "leave `inputs` out")
+        tokens, inputs = self.prepared(prompt, media)
         context = self.description.context
         check_fits(tokens, context)
         wanted = max(min(len(tokens) + options.max_new_tokens, context), len(tokens))
-        others = None if self.encoder is None else self.encoder.run(inputs, tokens)
-        return self._started(SequenceState(self.steps(1, wanted, others), context), tokens, options, cancel)
+        steps = self.steps(1, wanted)
+        steps.attach(0, self.encoded(inputs, tokens))
+        return self._started(SequenceState(steps, context), tokens, options, cancel)
 
     def _started(
         self, state: SequenceState, tokens: list[int], options: GenerationOptions, cancel: threading.Event | None
@@ -249,31 +273,48 @@ class Conversation:
     def __init__(self, model: LanguageModel, context: int) -> None:
         if not 1 <= context <= model.description.context:
             raise OptionError(f"the context must be 1 to {model.description.context} tokens, not {context}")
-        self._model = model
-        self._state = SequenceState(model.steps(1, context), context)
-        self.messages: list[dict[str, str]] = []
+        self._model, self._context = model, context
+        self._steps = model.steps(1, context)
+        self._state = SequenceState(self._steps, context)
+        self._images: list[Image] = []
+        self.messages: list[dict[str, Any]] = []
 
     def say(
         self,
         text: str,
         options: GenerationOptions | None = None,
         *,
+        images: Sequence[Image] = (),
         stream: Callable[[str], object] | None = None,
         cancel: threading.Event | None = None,
         **settings: Any,
     ) -> Generation:
-        """The answer to a user's message; both become part of `messages`. As `LanguageModel.generate`.
+        """The answer to a user's message, which comes with images; all become part of `messages`. As
+        `LanguageModel.generate`.
 
         After an error the conversation is as it was before.
         """
         model = self._model
-        messages = [*self.messages, {"role": "user", "content": text}]
-        run = model._started(self._state, model.tokens_of(messages), merged_options(options, settings), cancel)
+        messages = [*self.messages, user_message(text, len(images))]
+        shown = [*self._images, *images]
+        tokens, inputs = model.prepared(messages, Media(images=shown) if shown else None)
+        check_fits(tokens, self._context)
+        if images or (model.encoder is not None and not self._state.tokens):
+            self._steps.attach(0, model.encoded(inputs, tokens))
+            self._state = SequenceState(self._steps, self._context)  # all is read anew
+        run = model._started(self._state, tokens, merged_options(options, settings), cancel)
         for piece in run:
             if stream is not None and piece.text:
                 stream(piece.text)
-        self.messages = [*messages, {"role": "assistant", "content": run.result.text}]
+        self.messages, self._images = [*messages, {"role": "assistant", "content": run.result.text}], shown
         return run.result
+
+
+def user_message(text: str, images: int = 0) -> dict[str, Any]:
+    """A message for chat templates, with places for images before its text."""
+    if not images:
+        return {"role": "user", "content": text}
+    return {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
 
 
 def load(
@@ -319,6 +360,15 @@ def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any
     except TypeError as error:
         known = ", ".join(GenerationOptions.__dataclass_fields__)
         raise OptionError(f"unknown option of a generation: {error}", f"known: {known}") from error
+
+
+def merged_media(media: Media | None, settings: dict[str, Any]) -> Media | None:
+    """Media with fields out of the settings, which are removed there. Raises OptionError for both."""
+    own = {name: settings.pop(name) for name in ("inputs", "images", "audio") if name in settings}
+    own = {name: value for name, value in own.items() if value is not None}
+    if own and media is not None:
+        raise OptionError(f"`media` and {', '.join(own)} exclude each other", "put all in `media`")
+    return Media(**own) if own else media
 
 
 def _checked_token(token: Any, vocabulary: int) -> int:

@@ -11,7 +11,7 @@ from compiler.generation.loop import right_guesses
 from compiler.generation.output import Output, Piece, Timing
 from compiler.generation.slots import Slots, common_length
 from compiler.generation.speculation import Speculation
-from compiler.generation.steps import Chunk, Logits, Steps
+from compiler.generation.steps import Chunk, ChunkInputs, Logits, Steps
 
 _PROMPT_TOKENS = 128  # of prompts that a step reads while others wait for their next token
 _LONE_PROMPT_TOKENS = 512  # where none does
@@ -28,9 +28,19 @@ class RunningSequence:
     """
 
     def __init__(
-        self, prompt: list[int], output: Output, handle: SequenceHandle, speculate: Callable[[int], Speculation] | None
+        self,
+        prompt: list[int],
+        output: Output,
+        handle: SequenceHandle,
+        speculate: Callable[[int], Speculation] | None,
+        inputs: ChunkInputs | None = None,
     ) -> None:
-        """`speculate`: makes what guesses tokens of the sequence in a slot."""
+        """
+        Args:
+            speculate: makes what guesses tokens of the sequence in a slot.
+            inputs: what it reads beside its tokens.
+        """
+        self.inputs = inputs
         self.prompt, self.output, self.handle = prompt, output, handle
         self.speculation: Speculation | None = None
         self._speculate = speculate
@@ -174,7 +184,9 @@ class Batch:
             if sequence.slot is None:
                 if self._is_being_read(sequence.prompt, begun):
                     continue
-                sequence.started(*self._slots.take(sequence.prompt))
+                slot, reused = self._slots.take(sequence.prompt)
+                self._steps.attach(slot, sequence.inputs)
+                sequence.started(slot, reused)
             chunk = sequence.prompt_chunk(left)
             left -= len(chunk.tokens)
             begun.append(sequence.prompt)
@@ -183,7 +195,7 @@ class Batch:
 
     def _is_being_read(self, prompt: Sequence[int], others: list[Sequence[int]]) -> bool:
         """Whether a prompt of this step begins as this one does, so that waiting saves computing that twice."""
-        if not self._steps.rewinds or not others:
+        if not self._steps.rewinds or not self._slots.may_share(prompt) or not others:
             return False
         return max(common_length(other, prompt) for other in others) > self._slots.common(prompt)
 

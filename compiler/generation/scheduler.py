@@ -13,6 +13,7 @@ from compiler.errors import InternalError, OptionError, QueueFullError, Tensorwr
 from compiler.generation.handle import SequenceHandle
 from compiler.generation.language_model import LanguageModel, Prompt, merged_options
 from compiler.generation.loop import check_fits
+from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.running import Batch, RunningSequence
 
@@ -67,7 +68,9 @@ class Scheduler:
         if not isinstance(context, int) or isinstance(context, bool) or not 1 <= context <= most:
             raise OptionError(f"the context must be 1 to {most} tokens, not {context!r}")
         self.model, self.max_sequences, self.queue, self.context = model, max_sequences, queue, context
-        self._batch = Batch(model.steps(max_sequences + kept, context), model.description.stable_context)
+        # What a prefix holds depends on the images that are in it, or on the speech behind all of it.
+        stable = model.description.stable_context if model.encoder is None else 0
+        self._batch = Batch(model.steps(max_sequences + kept, context), stable)
         self._drafts = model.draft_steps(max_sequences + kept, context)
         self._waiting: deque[RunningSequence] = deque()
         self._cancelled: set[SequenceHandle] = set()
@@ -83,11 +86,18 @@ class Scheduler:
         with self._wake:
             return Counts(len(self._batch.running), len(self._waiting))
 
-    def submit(self, prompt: Prompt, options: GenerationOptions | None = None, **settings: object) -> SequenceHandle:
-        """Hand in a prompt; returns at once.
+    def submit(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        media: Media | None = None,
+        **settings: object,
+    ) -> SequenceHandle:
+        """Hand in a prompt; returns at once, of a model with an encoder as soon as that has run.
 
         Args:
             prompt: a text, messages ({"role": ..., "content": ...}) or tokens.
+            media: what the encoder of the model reads.
             options: how to generate; None for the defaults, greedy.
             settings: fields of `GenerationOptions` that replace those of `options`.
 
@@ -97,11 +107,12 @@ class Scheduler:
             QueueFullError: as many sequences wait as may.
         """
         merged = merged_options(options, settings)
-        tokens = self.model.tokens_of(prompt)
+        tokens, inputs = self.model.prepared(prompt, media)
         check_fits(tokens, self.context)
+        others = self.model.encoded(inputs, tokens)
         handle = SequenceHandle(len(tokens), self._cancel)
         speculate = partial(self.model.speculation, merged, self._drafts) if merged.speculative else None
-        sequence = RunningSequence(tokens, self.model.output(tokens, merged, self.context), handle, speculate)
+        sequence = RunningSequence(tokens, self.model.output(tokens, merged, self.context), handle, speculate, others)
         with self._wake:
             if self._closing:
                 raise OptionError("the scheduler is closed", "submit to another one")

@@ -40,7 +40,7 @@ class Slots:
                 self._steps.copy(source, target, rows)
         self._free.remove(target)
         self._held[target] = list(prompt[:rows])
-        self._shares[target] = self._may_share(prompt)
+        self._shares[target] = self.may_share(prompt)
         return target, rows
 
     def read(self, slot: int, tokens: Sequence[int]) -> None:
@@ -62,13 +62,14 @@ class Slots:
         self._held[slot] = []
         self.release(slot)
 
-    def _may_share(self, prompt: Sequence[int]) -> bool:
+    def may_share(self, prompt: Sequence[int]) -> bool:
+        """Whether other sequences can begin with what a slot holds of a prompt."""
         return self._stable is None or len(prompt) <= self._stable
 
     def _best(self, prompt: Sequence[int]) -> tuple[int, int]:
         """The slot that holds the longest beginning of a prompt, and its length."""
         best, most = min(self._free), 0
-        if not self._may_share(prompt):
+        if not self.may_share(prompt):
             return best, most
         for slot, held in enumerate(self._held):
             if not self._shares[slot]:

@@ -68,17 +68,24 @@ class Steps(Protocol):
     def copy(self, source: int, target: int, rows: int) -> None:
         """A slot becomes what another one was after its first `rows` tokens."""
 
+    def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
+        """What a slot reads beside its tokens from now on."""
+
+
+class ChunkInputs(Protocol):
+    """Inputs of the module beside the tokens."""
+
+    def of(self, chunk: Chunk) -> Mapping[str, np.ndarray]:
+        """Those of a chunk, by name."""
+
 
 class SessionSteps:
     """A session of the module for each slot, run one after the other: for every language model."""
 
     joins = verifies = False
 
-    def __init__(
-        self, module: Module, slots: int, capacity: int, others: Mapping[str, np.ndarray] | None = None
-    ) -> None:
-        """`others`: inputs beside the tokens, the same in each run: what an encoder returned."""
-        self._others = dict(others or {})
+    def __init__(self, module: Module, slots: int, capacity: int) -> None:
+        self._others: dict[int, ChunkInputs | None] = {}
         # Modules without rows, or with a fixed number of them, are not told how many there are.
         self._capacity = capacity if has_open_capacity(module.manifest) else None
         self._module, self.slots = module, slots
@@ -97,6 +104,10 @@ class SessionSteps:
             session.rewind(session.length - rows)
         self._sessions[target] = session
 
+    def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
+        """See `Steps.attach`."""
+        self._others[slot] = inputs
+
     def _read(self, chunk: Chunk) -> Logits:
         if chunk.logits > 1:
             raise OptionError("the module returns the logits of the last token alone")
@@ -106,7 +117,9 @@ class SessionSteps:
         elif self.rewinds and session.length != chunk.position:
             session.rewind(session.length - chunk.position)
         tokens = np.asarray([chunk.tokens], np.int64)
-        found = session.run({TOKENS: tokens, **self._others}, outputs="dlpack")[LOGITS]
+        others = self._others.get(chunk.slot)
+        inputs = {TOKENS: tokens} if others is None else {TOKENS: tokens, **others.of(chunk)}
+        found = session.run(inputs, outputs="dlpack")[LOGITS]
         logits: Logits = np.from_dlpack(found)[0, -1:]
         return logits[: chunk.logits]
 
@@ -154,3 +167,7 @@ class BatchedSteps:
     def copy(self, source: int, target: int, rows: int) -> None:
         """See `Steps.copy`."""
         self._session.copy_entry(source, target, rows)
+
+    def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
+        """See `Steps.attach`: modules for several sequences have no encoder."""
+        assert inputs is None

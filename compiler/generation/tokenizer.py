@@ -71,6 +71,16 @@ class Tokenizer:
                 found[number] = b"" if added.special else added.content.encode()
         return found
 
+    def token(self, text: str) -> int | None:
+        """The token of a text; None where it is none."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    def special_tokens(self) -> dict[str, int]:
+        """Added tokens that are special, by their texts."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {each.content: number for number, each in added if each.special}
+
     def chat(self, messages: Messages) -> str:
         """Messages ({"role": ..., "content": ...}) as the prompt of the assistant's next one.
 

@@ -16,6 +16,7 @@ from compiler.cli import generation, options
 HELP = """Talk to a compiled language model.
 
 An empty line does nothing; /reset begins anew, /quit or the end of the input ends. Ctrl-C ends an answer.
+With a model that reads images, /image FILE adds one to the next message.
 
 [bold]Typical[/]
 
@@ -70,13 +71,17 @@ def _chat(
     )
     model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
     conversation = _begun(model, context, system)
+    images: list[str] = []
     while (line := _line()) is not None:
         if line == "/quit":
             break
         if line == "/reset":
             conversation = _begun(model, context, system)
+        elif line.startswith("/image "):
+            images.append(line.removeprefix("/image ").strip())
         elif line:
-            _answer(conversation, line, chosen)
+            _answer(conversation, line, images, chosen)
+            images = []
 
 
 def _begun(model: Any, context: int | None, system: str | None) -> Any:
@@ -86,14 +91,14 @@ def _begun(model: Any, context: int | None, system: str | None) -> Any:
     return conversation
 
 
-def _answer(conversation: Any, line: str, chosen: Any) -> None:
+def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> None:
     """One answer; what cannot be asked is said, and the conversation goes on."""
     from compiler.cli.output import print_note
     from compiler.errors import InputError
 
     try:
         with _cancelled_by_interrupt() as cancel:
-            result = conversation.say(line, chosen, stream=_write, cancel=cancel)
+            result = conversation.say(line, chosen, images=images, stream=_write, cancel=cancel)
     except InputError as error:
         print_note(str(error))
         return

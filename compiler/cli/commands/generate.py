@@ -28,8 +28,11 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
   An answer in JSON that a schema describes:
     tensorwright generate smollm2.twm -p "Name a city and its country." --json-schema city.json
 
-  Transcribe speech with a model that has an encoder; features.npy is what the model's processor gives:
-    tensorwright generate whisper.twm --input input_features=features.npy -p ""
+  Describe an image with a model that reads images:
+    tensorwright generate smolvlm.twm --image cat.png -p "What is on this image?"
+
+  Transcribe a WAV file with a model that reads speech:
+    tensorwright generate whisper.twm --audio speech.wav --language en
 
   Text, tokens and tokens per second as JSON; the prompt from standard input:
     tensorwright generate smollm2.twm --json < prompt.txt
@@ -48,6 +51,9 @@ def _generate(
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
     inputs: options.Inputs = None,
+    images: generation.Images = None,
+    audio: generation.AudioFile = None,
+    language: generation.Language = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without the chat template.")] = False,
     max_new_tokens: generation.MaxNewTokens = 256,
     temperature: generation.Temperature = 0.0,
@@ -84,13 +90,17 @@ def _generate(
         speculative=speculative,
         grammar=generation.grammar_of(json_schema, grammar, regex),
     )
-    text = prompt if prompt is not None else _standard_input()
     model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
+    if audio is not None and prompt is None:
+        _transcribe(model, audio, language, chosen, as_json=as_json)
+        return
+    text = prompt if prompt is not None else _standard_input()
     templated = bool(text) and not raw and model.description.chat_template is not None
-    asked: Any = _messages(text, system) if templated else text
+    asked: Any = _messages(text, system, len(images or ())) if templated else text
     specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}
     read = parse_arrays(inputs, "--input", specs) if inputs else None
-    result = model.generate(asked, chosen, inputs=read, stream=None if as_json else _write)
+    media: dict[str, Any] = {"inputs": read, "images": images or None, "audio": audio}
+    result = model.generate(asked, chosen, stream=None if as_json else _write, **media)
     if as_json:
         rates = {
             "prompt_tokens_per_second": result.prompt_tokens_per_second,
@@ -105,9 +115,25 @@ def _generate(
     )
 
 
-def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+def _transcribe(model: Any, audio: Any, language: str | None, chosen: Any, *, as_json: bool) -> None:
+    """Speech of any length."""
+    from compiler.cli.output import print_json, print_note
+    from compiler.generation import transcribe
+
+    found = transcribe(model, audio, chosen, language=language)
+    if as_json:
+        print_json(asdict(found))
+        return
+    _write(f"{found.text}\n")
+    spoken = f", language {found.language}" if found.language else ""
+    print_note(f"{found.seconds:.1f} s of speech in {len(found.parts)} parts{spoken}")
+
+
+def _messages(text: str, system: str | None, images: int) -> list[dict[str, Any]]:
+    from compiler.generation.language_model import user_message
+
     first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": text}]
+    return [*first, user_message(text, images)]
 
 
 def _standard_input() -> str:

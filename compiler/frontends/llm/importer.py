@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
+from compiler.artifact.language_model import (
+    DESCRIPTION_ASSET,
+    TOKENIZER_ASSET,
+    ImagePreparation,
+    LanguageModelDescription,
+)
 from compiler.frontends.imported_model import (
     ImportedModel,
     IndexRequirement,
@@ -33,10 +38,11 @@ from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
 from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
+from compiler.frontends.llm.preparation_files import read_audio, read_images
 from compiler.frontends.llm.state_space import STATE_SPACE, build_state_space, read_state_space
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rules, read_tokenizer_files
 from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
-from compiler.frontends.llm.transformers_encoder import capture_pair, has_encoder
+from compiler.frontends.llm.transformers_encoder import CapturedPair, capture_pair, has_encoder
 
 _ENDLESS = 1 << 20  # the context of models whose states do not grow
 
@@ -122,9 +128,17 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
             "start": start,
             "suppressed": rules.suppressed,
             "suppressed_first": rules.suppressed_first,
+            "audio": None if found.spectrogram is None else read_audio(folder, *found.spectrogram),
+            "images": _images(folder, found, files),
         }
     )
     return replace(decoder.model, assets=_assets(description, files), encoder=found.encoder)
+
+
+def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
+    """How images are prepared; None where the folder does not say it, or has no text for an image."""
+    text = None if found.image_token is None else files.text_of(found.image_token)
+    return None if text is None else read_images(folder, found.decoder.architecture, found.rows, text)
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:

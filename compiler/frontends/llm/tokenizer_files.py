@@ -29,6 +29,10 @@ class TokenizerFiles:
     end: str = ""
     chat_template: str | None = None
 
+    def text_of(self, token: int) -> str | None:
+        """The text of an added token; None where there is none."""
+        return None if self.content is None else _added_tokens(self.content).get(token) or None
+
     def check_fits(self, vocabulary: int, origin: str, others: Sequence[int] = ()) -> None:
         """Raise InvalidModelError where it, or `others`, has tokens that the model does not."""
         largest = max((*self.stop_tokens, *others), default=0)
@@ -39,6 +43,11 @@ class TokenizerFiles:
                 f"{origin}: the tokenizer has token {largest}, but the model has a vocabulary of {vocabulary} tokens",
                 "use the tokenizer and the weights of the same model",
             )
+
+
+def _added_tokens(content: bytes) -> dict[int, str]:
+    """Texts of added tokens, of a file that `_largest_token` has read."""
+    return {each["id"]: str(each.get("content", "")) for each in json.loads(content).get("added_tokens") or []}
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:

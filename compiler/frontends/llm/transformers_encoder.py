@@ -38,11 +38,19 @@ _FEATURES, _ROWS = "features", "rows"
 
 @dataclass(frozen=True)
 class CapturedPair:
-    """Both parts, and the token that stands for each row of an image; None for models with cross attention."""
+    """Both parts.
+
+    Attributes:
+        image_token: stands for each row of an image; None for models with cross attention.
+        rows: of an image.
+        spectrogram: bands and frames that the encoder of a model like Whisper reads.
+    """
 
     encoder: ImportedModel
     decoder: CapturedDecoder
-    image_token: int | None
+    image_token: int | None = None
+    rows: int = 0
+    spectrogram: tuple[int, int] | None = None
 
 
 def has_encoder(folder: Path) -> bool:
@@ -147,7 +155,7 @@ def _with_cross_attention(model: Any) -> CapturedPair:
     return CapturedPair(
         _import(encoder, tuple(given.values()), tuple(dynamic.values())),
         _described(decoder, kind, context, config),
-        None,
+        spectrogram=(int(config.num_mel_bins), 2 * int(config.max_source_positions)) if kind == "whisper" else None,
     )
 
 
@@ -225,23 +233,24 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
                 self.register_buffer(f"key_{index}", layer.keys)
                 self.register_buffer(f"value_{index}", layer.values)
 
-        def forward(self, tokens: Any, position: Any, features: Any) -> dict[str, Any]:
+        def forward(self, tokens: Any, position: Any, first_row: Any, features: Any) -> dict[str, Any]:
             for index, layer in enumerate(cache.layers):
                 layer.keys, layer.values = getattr(self, f"key_{index}"), getattr(self, f"value_{index}")
                 layer.cumulative_length = position.clone()
-            # Images are in the prompt alone, which is read from position 0 on.
-            stands = (tokens == image_token) & (position == 0)
-            places = (torch.cumsum(stands.to(torch.int64), 1) - 1).clamp(0, features.shape[0] - 1)
+            # A prompt says which row its first token of an image takes; tokens that were generated take none.
+            stands = (tokens == image_token) & (first_row >= 0)
+            places = (torch.cumsum(stands.to(torch.int64), 1) - 1 + first_row).clamp(0, features.shape[0] - 1)
             words = model.get_input_embeddings()(tokens)
             mixed = torch.where(stands[..., None], features[places[0]][None].to(words.dtype), words)
             hidden = own(inputs_embeds=mixed, use_cache=True, **{cache_name: cache}).last_hidden_state
             return {LOGITS: model.lm_head(hidden[:, -1:]).to(torch.float32)}
 
     rows = {0: torch.export.Dim(_ROWS, min=1)}
-    decoder = _captured(Decoder(), (example,), (rows,), context)
+    decoder = _captured(Decoder(), (torch.tensor(0), example), (None, rows), context)
     count = torch.export.Dim("images", min=1, max=64)
     encoder = _import(Encoder(), (images,), ({images.ndim - 4: count},))
-    return CapturedPair(encoder, _described(decoder, kind, context, text), image_token)
+    described = _described(decoder, kind, context, text)
+    return CapturedPair(encoder, described, image_token, rows=example.shape[0] // images.shape[images.ndim - 4])
 
 
 def _images(model: Any, kind: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InputError
 from compiler.generation.grammar import Grammar
 from compiler.generation.language_model import Prompt
+from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.serving.app.http import mapping, shown
 from compiler.serving.app.openai_models import unknown_fields
@@ -44,6 +46,7 @@ class CompletionRequest:
         prompts: each gives `choices` texts.
         max_tokens: None: as many as the context holds.
         usage: the stream ends with the counts of tokens.
+        media: the images of a chat; None for none.
     """
 
     prompts: tuple[Prompt, ...]
@@ -52,6 +55,7 @@ class CompletionRequest:
     choices: int
     stream: bool
     usage: bool
+    media: Media | None = None
 
 
 def chat_request(body: Mapping[str, object]) -> CompletionRequest:
@@ -62,7 +66,9 @@ def chat_request(body: Mapping[str, object]) -> CompletionRequest:
         raise InputError(f"'logprobs' must be true or false, not {shown(wanted)}")
     logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if wanted else None
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
-    return _request(body, (_messages(body.get("messages")),), logprobs, _limit(max_tokens))
+    images: list[bytes] = []
+    request = _request(body, (_messages(body.get("messages"), images),), logprobs, _limit(max_tokens))
+    return replace(request, media=Media(images=images)) if images else request
 
 
 def completion_request(body: Mapping[str, object]) -> CompletionRequest:
@@ -117,7 +123,8 @@ def response_format(given: object) -> dict[str, Any]:
     raise InputError(f"the response_format {shown(kind)} is not supported", "use text, json_object or json_schema")
 
 
-def _messages(given: object) -> list[dict[str, str]]:
+def _messages(given: object, images: list[bytes]) -> list[dict[str, Any]]:
+    """Messages for a chat template; the contents of images are appended to `images`."""
     if not isinstance(given, list) or not given:
         raise InputError("'messages' must be a list of messages")
     messages = []
@@ -126,20 +133,39 @@ def _messages(given: object) -> list[dict[str, str]]:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise InputError(f"a message's role must be a string, not {shown(role)}")
-        messages.append({"role": "system" if role == "developer" else role, "content": _content(content)})
+        messages.append({"role": "system" if role == "developer" else role, "content": _content(content, images)})
     return messages
 
 
-def _content(given: object) -> str:
+def _content(given: object, images: list[bytes]) -> str | list[dict[str, str]]:
     if isinstance(given, str):
         return given
     if not isinstance(given, list):
         raise InputError(f"a message's content must be a text, not {shown(given)}")
     parts = [mapping(each, "a part of a message") for each in given]
-    for each in parts:
-        if each.get("type") != "text" or not isinstance(each.get("text"), str):
-            raise InputError(f"a message's part of type {shown(each.get('type'))} is not supported", "only text is")
-    return "".join(each["text"] for each in parts)
+    found = [_part(each, images) for each in parts]
+    if all(each["type"] == "text" for each in found):
+        return "".join(each["text"] for each in found)
+    return found
+
+
+def _part(given: Mapping[str, Any], images: list[bytes]) -> dict[str, str]:
+    """A text, or an image, whose content is in the request."""
+    if given.get("type") == "text" and isinstance(given.get("text"), str):
+        return {"type": "text", "text": given["text"]}
+    if given.get("type") != "image_url":
+        raise InputError(
+            f"a message's part of type {shown(given.get('type'))} is not supported", "use text or image_url"
+        )
+    address = mapping(given.get("image_url"), "'image_url'").get("url")
+    start, found, content = address.partition(";base64,") if isinstance(address, str) else ("", "", "")
+    if not found or not start.startswith("data:image/"):
+        raise InputError("an image's 'url' has to hold the image", "use data:image/png;base64,...; nothing is fetched")
+    try:
+        images.append(base64.b64decode(content, validate=True))
+    except ValueError as error:
+        raise InputError(f"an image's 'url' is not valid base64: {error}") from error
+    return {"type": "image"}
 
 
 def _prompts(given: object) -> tuple[Prompt, ...]:

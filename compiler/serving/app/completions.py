@@ -97,7 +97,7 @@ class _Texts:
                 options = replace(request.options, max_new_tokens=_room(service, request))
                 for choice in range(request.choices):
                     seed = None if options.seed is None else options.seed + choice
-                    texts.handles.append(await service.submit(prompt, replace(options, seed=seed)))
+                    texts.handles.append(await service.submit(prompt, replace(options, seed=seed), request.media))
         except BaseException:
             texts.cancel()
             raise

@@ -13,6 +13,7 @@ from compiler.serving.app.http import Limits
 from compiler.serving.app.observability import Observability
 from compiler.serving.app.open_inference import OpenInference
 from compiler.serving.app.openai_models import OpenAIModels
+from compiler.serving.app.transcriptions import Transcriptions
 from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
 from compiler.serving.metrics import Metrics
@@ -65,6 +66,7 @@ def create_app(
         OpenInference(repository, control(repository), metrics, traces=options.traces, tracer=options.tracer),
         Embeddings(repository, metrics),
         Completions(repository, metrics),
+        Transcriptions(repository, metrics),
         OpenAIModels(repository),
         Observability(metrics),
     )

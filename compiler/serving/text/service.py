@@ -10,6 +10,7 @@ from compiler.artifact.language_model import DESCRIPTION_ASSET
 from compiler.errors import InputError, ServiceUnavailableError
 from compiler.generation.handle import SequenceHandle
 from compiler.generation.language_model import LanguageModel, Prompt
+from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.scheduler import Scheduler
 from compiler.runtime import Module
@@ -64,7 +65,7 @@ class TextService:
         """Raises InputError: a language model takes no tensors."""
         raise InputError(f"{self.name!r} is a language model", "use /v1/completions or /v1/chat/completions")
 
-    async def submit(self, prompt: Prompt, options: GenerationOptions) -> SequenceHandle:
+    async def submit(self, prompt: Prompt, options: GenerationOptions, media: Media | None = None) -> SequenceHandle:
         """Hand a prompt in.
 
         Raises:
@@ -72,7 +73,7 @@ class TextService:
             QueueFullError: as many wait as may.
             ServiceUnavailableError: the service is closed.
         """
-        submitted = asyncio.ensure_future(asyncio.to_thread(self._running().submit, prompt, options))
+        submitted = asyncio.ensure_future(asyncio.to_thread(self._running().submit, prompt, options, media))
         try:
             return await asyncio.shield(submitted)
         except asyncio.CancelledError:

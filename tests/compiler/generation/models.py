@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,19 @@ def write_folder(folder: Path, **changes: Any) -> Path:
 
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "eos_token_id": 256, **SIZES, **changes}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer()))
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(SPECIAL)))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     save_file(weights(), folder / "model.safetensors")
     return folder
 
 
-def _tokenizer() -> dict[str, Any]:
+def byte_tokenizer(special: Sequence[str]) -> dict[str, Any]:
+    """A tokenizer of bytes, with special tokens from 256 on."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": 256 + i, "content": text, **flags} for i, text in enumerate(SPECIAL)],
+        "added_tokens": [{"id": 256 + i, "content": text, **flags} for i, text in enumerate(special)],
         "pre_tokenizer": level,
         "decoder": level,
         "model": {"type": "BPE", "vocab": {text: i for i, text in enumerate(byte_tokens())}, "merges": []},

@@ -1,117 +1,254 @@
-"""Models of two parts generate what transformers does: Whisper, and a model of images and text."""
+"""Models of two parts generate what transformers does, alone, beside each other and on a server."""
 
 from __future__ import annotations
 
+import base64
+import io
+import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
-import torch
 
 import compiler
 from compiler.errors import InputError, OptionError
-from compiler.generation import LanguageModel, Scheduler
+from compiler.generation import LanguageModel, Scheduler, transcribe
+from compiler.generation.audio import log_mel, read_audio
+from compiler.generation.images import prepared_images
+from compiler.generation.media import Media
+from compiler.serving.app.http import Call
+from compiler.serving.app.multipart import form_fields
+from compiler.serving.configuration import model_options
+from tests.compiler.frontends.llm.encoder_models import (
+    ENCODER_MODELS,
+    START,
+    encoder_greedy,
+    encoder_input,
+    save_encoder_model,
+)
+from tests.compiler.serving.server import Running, serving
 
 transformers = pytest.importorskip("transformers")
-
-_TEXT = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-}
-_IMAGE = 90
+_IMAGE = 258
+_SPEECH = [START, 258, 261, 262]  # <|startoftranscript|><|en|><|transcribe|><|notimestamps|>
 
 
-def _greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> list[int]:
-    """Token by token, each from the whole text anew."""
-    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
-    tokens = list(prompt)
-    with torch.no_grad():
-        for _ in range(count):
-            scores = model(**{name: torch.tensor([tokens])}, **inputs).logits[0, -1]
-            scores[model.generation_config.suppress_tokens or []] = -torch.inf
-            tokens.append(int(scores.argmax()))
-    return tokens[len(prompt) :]
+class _Made(NamedTuple):
+    reference: Any
+    model: LanguageModel
+    file: Path
 
 
-def test_whisper_transcribes_as_transformers_does(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    layers = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
-    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
-    widths = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48)
-    tokens = {"bos_token_id": 1, "eos_token_id": 98, "pad_token_id": 0, "decoder_start_token_id": 3}
-    config = transformers.WhisperConfig(
-        d_model=32,
-        num_mel_bins=8,
-        max_source_positions=12,
-        max_target_positions=40,
-        vocab_size=100,
-        init_std=0.3,
-        **layers,
-        **heads,
-        **widths,
-        **tokens,
-    )
-    reference = transformers.WhisperForConditionalGeneration(config).eval()
-    features = torch.randn(1, 8, 24)
-    (loud,) = set(_greedy(reference, [3], 1, input_features=features))  # which is suppressed then
-    reference.generation_config.suppress_tokens = [loud, 98]
-    reference.generation_config.begin_suppress_tokens = [50_000]  # no token of this vocabulary
-    reference.save_pretrained(tmp_path)
-    model = LanguageModel(compiler.compile(tmp_path, threads=1))
-    inputs = {"input_features": features.numpy()}
-    for prompt in ([3, 20, 21], [3]):
-        expected = _greedy(reference, prompt, 20, input_features=features)
-        given: Any = "" if prompt == [3] else prompt
+def _made(name: str, folder: Path) -> _Made:
+    reference = save_encoder_model(name, folder)
+    module = compiler.compile(folder, threads=1)
+    module.export(folder / f"{name}.twm")
+    return _Made(reference, LanguageModel(module), folder / f"{name}.twm")
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> _Made:
+    return _made("whisper", tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> _Made:
+    return _made("smolvlm", tmp_path_factory.mktemp("smolvlm"))
+
+
+@pytest.fixture(scope="module")
+def server(whisper: _Made, smolvlm: _Made) -> Iterator[Running]:
+    options = [model_options({"path": str(each.file)}, "a model") for each in (whisper, smolvlm)]
+    with serving(options) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def _picture(seed: int, height: int = 16, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def _speech(seconds: float = 1.0, rate: int = 16000) -> bytes:
+    times = np.arange(int(seconds * rate)) / rate
+    samples = (8000 * np.sin(2 * np.pi * (300 + 200 * times) * times)).astype("<i2")
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return content.getvalue()
+
+
+def test_whisper_transcribes_as_transformers_does(whisper: _Made) -> None:
+    model, random = whisper.model, np.random.default_rng(0)
+    inputs = encoder_input("whisper", random)
+    for prompt in (_SPEECH, [START]):
+        _, expected = encoder_greedy(whisper.reference, prompt, 20, **inputs)
+        given: Any = "" if prompt == [START] else prompt
         assert list(model.generate(given, inputs=inputs, max_new_tokens=20).tokens) == expected
+        assert len(set(expected)) > 3
     with pytest.raises(InputError, match="reads input_features"):
-        model.generate([3])
-    with pytest.raises(InputError, match="input_features"):
-        Scheduler(model)
+        model.generate([START])
+    with pytest.raises(InputError, match="does not say how it reads images"):
+        model.generate([START], images=[_picture(0)])
 
 
-def test_images_stand_where_their_tokens_do(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.SmolVLMConfig(
-        vision_config={**vision, "image_size": 16, "patch_size": 4},
-        text_config=_TEXT,
-        image_token_id=_IMAGE,
-        scale_factor=2,
-        pad_token_id=0,
-    )
-    reference = transformers.SmolVLMForConditionalGeneration(config).eval()
-    reference.generation_config.eos_token_id = None
-    reference.save_pretrained(tmp_path)
-    model = LanguageModel(compiler.compile(tmp_path, threads=1))
+def test_speech_becomes_the_spectrogram_that_transformers_computes(whisper: _Made) -> None:
+    extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    preparation = whisper.model.description.audio
+    assert preparation is not None
+    assert preparation.samples == 16000
+    samples = read_audio(_speech(0.7), 16000)
+    wanted = extractor(samples, sampling_rate=16000, return_tensors="np").input_features
+    np.testing.assert_allclose(log_mel(samples, preparation), wanted, atol=2e-5)
+    # Another rate: the same tone.
+    again = read_audio(_speech(0.7, 48000), 16000)
+    assert abs(again - samples)[200:-200].max() < 0.02
+
+
+def test_speech_is_transcribed_in_parts(whisper: _Made) -> None:
+    model = whisper.model
+    found = transcribe(model, _speech(1.5), language="en", max_new_tokens=5)
+    assert (len(found.parts), found.language, found.seconds) == (2, "en", 1.5)
+    assert model.description.audio is not None
+    features = log_mel(read_audio(_speech(1.5), 16000)[:16000], model.description.audio)
+    _, expected = encoder_greedy(whisper.reference, _SPEECH, 5, input_features=features)
+    assert list(found.parts[0].tokens) == expected
+    rows, _ = encoder_greedy(whisper.reference, [START], 1, input_features=features)
+    assert transcribe(model, _speech(1.0), max_new_tokens=1).language == ("en", "de")[int(np.argmax(rows[0][258:260]))]
+    with pytest.raises(OptionError, match="language 'fr'"):
+        transcribe(model, _speech(), language="fr")
+    for broken in (b"RIFF", b"", _speech(0.0)):
+        with pytest.raises(InputError, match=r"not a WAV file|empty"):
+            transcribe(model, broken)
+
+
+def test_images_stand_where_their_tokens_do(smolvlm: _Made) -> None:
+    model, random = smolvlm.model, np.random.default_rng(1)
     for images in (1, 2):
         prompt = [5, *[_IMAGE] * 4 * images, 7, 8]
-        pixels = torch.randn(1, images, 3, 16, 16)
-        expected = _greedy(reference, prompt, 16, pixel_values=pixels)
-        result = model.generate(prompt, inputs={"pixel_values": pixels.numpy()}, max_new_tokens=16)
-        assert list(result.tokens) == expected
-    expected = _greedy(reference, [5, 6], 8)
+        inputs = encoder_input("smolvlm", random, images)
+        _, expected = encoder_greedy(smolvlm.reference, prompt, 16, **inputs)
+        assert list(model.generate(prompt, inputs=inputs, max_new_tokens=16).tokens) == expected
+        assert len(set(expected)) > 3
+    _, expected = encoder_greedy(smolvlm.reference, [5, 6], 8)
     assert list(model.generate([5, 6], max_new_tokens=8).tokens) == expected
     with pytest.raises(InputError, match=f"take 8 tokens, but the prompt holds 3 of token {_IMAGE}"):
-        model.generate([_IMAGE] * 3, inputs={"pixel_values": pixels.numpy()})
+        model.generate([_IMAGE] * 3, inputs=inputs)
     with pytest.raises(InputError, match="nothing was given"):
         model.generate([_IMAGE] * 3)
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (40, 23), (9, 9), (50, 100)])
+def test_images_become_what_the_processor_of_transformers_makes(shape: tuple[int, int], smolvlm: _Made) -> None:
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+    preparation = smolvlm.model.description.images
+    assert preparation is not None
+    processor = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    picture = _picture(2, *shape)
+    wanted = processor([picture], return_tensors="np", return_row_col_info=True)
+    pixels, [text] = prepared_images([picture], preparation)
+    np.testing.assert_allclose(pixels, wanted["pixel_values"][0], atol=1e-5)
+    rows, columns = wanted["rows"][0][0], wanted["cols"][0][0]
+    assert text == get_image_prompt_string(
+        rows, columns, 4, "<fake_token_around_image>", "<image>", preparation.overview
+    )
+
+
+def _reply(made: _Made, picture: np.ndarray, count: int) -> list[int]:
+    """What transformers answers to "What?" about a picture."""
+    tokens, inputs = made.model.prepared([_message()], Media(images=[picture]))
+    assert inputs is not None
+    return encoder_greedy(made.reference, tokens, count, **inputs)[1]
+
+
+def _message(*, image: bool = True) -> dict[str, Any]:
+    return {"role": "user", "content": [*([{"type": "image"}] if image else []), {"type": "text", "text": "What?"}]}
+
+
+def test_a_chat_about_images(smolvlm: _Made) -> None:
+    chat = smolvlm.model.conversation()
+    first = chat.say("What?", images=[_picture(3)], max_new_tokens=6)
+    assert list(first.tokens) == _reply(smolvlm, _picture(3), 6)
+    second = chat.say("Why?", max_new_tokens=6)  # reads the new message alone
+    assert second.reused_tokens > 20
+    whole = smolvlm.model.generate(chat.messages[:3], images=[_picture(3)], max_new_tokens=6)
+    assert second.tokens == whole.tokens
+    with pytest.raises(InputError, match="0 places for images"):
+        smolvlm.model.generate("no place", images=[_picture(3)])
+    with pytest.raises(InputError, match="cannot be read"):
+        smolvlm.model.generate("<image>", images=[b"no image"])
+
+
+def test_sequences_with_encoders_run_beside_each_other(smolvlm: _Made, whisper: _Made) -> None:
+    pictures = [_picture(seed) for seed in (3, 4, 5)]
+    with Scheduler(smolvlm.model, max_sequences=2) as scheduler:
+        media = [Media(images=[each]) for each in pictures]
+        handles = [scheduler.submit([_message()], media=each, max_new_tokens=6) for each in media]
+        text = scheduler.submit([5, 6], max_new_tokens=6)
+        for picture, handle in zip(pictures, handles, strict=True):
+            assert list(handle.result().tokens) == _reply(smolvlm, picture, 6)
+        assert list(text.result().tokens) == encoder_greedy(smolvlm.reference, [5, 6], 6)[1]
+    with Scheduler(whisper.model, max_sequences=2) as scheduler:
+        spoken = [encoder_input("whisper", np.random.default_rng(seed)) for seed in (1, 2, 3)]
+        handles = [scheduler.submit(_SPEECH, media=Media(inputs=each), max_new_tokens=6) for each in spoken]
+        for inputs, handle in zip(spoken, handles, strict=True):
+            assert list(handle.result().tokens) == encoder_greedy(whisper.reference, _SPEECH, 6, **inputs)[1]
+        with pytest.raises(InputError, match="reads input_features"):
+            scheduler.submit(_SPEECH)
+
+
+def test_openai_clients_send_images_and_speech(client: Any, smolvlm: _Made, whisper: _Made) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    content = io.BytesIO()
+    pillow.fromarray(_picture(3)).save(content, "png")
+    address = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    image = {"type": "image_url", "image_url": {"url": address}}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}]
+    reply = client.chat.completions.create(model="smolvlm", messages=messages, temperature=0, max_tokens=6)
+    expected = smolvlm.model.decode(_reply(smolvlm, _picture(3), 6))
+    assert reply.choices[0].message.content == expected
+    file = ("speech.wav", _speech())
+    found = client.audio.transcriptions.create(model="whisper", file=file, language="en")
+    assert found.text == transcribe(whisper.model, _speech(), language="en", max_new_tokens=1000).text
+    openai = pytest.importorskip("openai")
+    image["image_url"] = {"url": "http://127.0.0.1/cat.png"}
+    refusals: list[Callable[[], Any]] = [
+        lambda: client.chat.completions.create(model="smolvlm", messages=messages),
+        lambda: client.audio.transcriptions.create(model="whisper", file=("speech.mp3", b"no audio")),
+        lambda: client.audio.transcriptions.create(model="smolvlm", file=file),
+    ]
+    for refused in refusals:
+        with pytest.raises(openai.BadRequestError):
+            refused()
+
+
+@pytest.mark.parametrize("body", [b"", b"--b\r\n\r\n", b"--b\r\n\r\nx\r\n--b--", b"--b\r\n" * 100 + b"--b--"])
+def test_a_form_that_is_broken_is_one_error(body: bytes) -> None:
+    call = Call("POST", "/", {b"content-type": b"multipart/form-data; boundary=b"}, body, 0.0)
+    with pytest.raises(InputError):
+        form_fields(call)
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    call.body = head + b"\r\n--\x00\r\r\n--b--\r\n"
+    assert form_fields(call) == {"file": b"\r\n--\x00\r"}
 
 
 def test_images_that_change_positions_are_refused(tmp_path: Path) -> None:
     vision = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    config = transformers.Qwen2VLConfig(
-        vision_config=vision, text_config={**_TEXT, "model_type": "qwen2_vl_text", "rope_parameters": rope}
-    )
+    text = {**ENCODER_MODELS["smolvlm"].config(64)["text_config"], "model_type": "qwen2_vl_text"}
+    config = transformers.Qwen2VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rope})
     transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="'qwen2_vl' are not supported"):
         compiler.compile(tmp_path)

@@ -198,7 +198,7 @@ def test_mistakes_are_told(client: Any, server: Running) -> None:
     [
         ({"messages": []}, "'messages' must be a list"),
         ({"messages": [{"role": 1, "content": "a"}]}, "role must be a string"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio' is not supported"),
         ({"messages": CHAT, "frequency_penalty": 0.5}, "'frequency_penalty' is not supported"),
         ({"messages": CHAT, "tools": [{"type": "function"}]}, "'tools' is not supported"),
         ({"messages": CHAT, "n": 100}, "'n' must be a whole number from 1"),

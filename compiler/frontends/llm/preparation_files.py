@@ -1,0 +1,120 @@
+"""How speech and images are prepared for an encoder, from preprocessor_config.json or processor_config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compiler.artifact.language_model import AudioPreparation, ImagePreparation
+from compiler.errors import InvalidModelError
+from compiler.frontends.llm.safetensors_folder import read_json
+
+_FILES = ("preprocessor_config.json", "processor_config.json")
+_WHISPER = {"sampling_rate": 16000, "n_fft": 400, "hop_length": 160}
+_HALVES = (0.5, 0.5, 0.5)
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_LANCZOS, _BICUBIC = 1, 3
+
+
+def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
+    """Of a model like Whisper, whose encoder reads so many frames. Raises InvalidModelError."""
+    values = {**_WHISPER, **(_settings(folder, "feature_extractor") or {})}
+    hop = values["hop_length"]
+    return _made(
+        AudioPreparation,
+        folder,
+        rate=values["sampling_rate"],
+        window=values["n_fft"],
+        hop=hop,
+        mels=mels,
+        samples=frames * hop if isinstance(hop, int) else hop,
+    )
+
+
+def read_images(folder: Path, kind: str, rows: int, text: str) -> ImagePreparation | None:
+    """Of a model that reads images; None where the folder does not say how, or asks for a step that is not known.
+
+    Args:
+        kind: the type of the model.
+        rows: of the encoder for an image.
+        text: stands for an image in a prompt.
+
+    Raises InvalidModelError where a file is damaged.
+    """
+    values = _settings(folder, "image_processor")
+    if values is None:
+        return None
+    wanted = ("do_resize", "do_rescale", "do_normalize")
+    if not all(values.get(each, True) for each in wanted) or (kind == "llava" and values.get("do_pad")):
+        return None
+    common = {"text": text, "rows": rows, "scale": values.get("rescale_factor", 1 / 255)}
+    if kind == "llava":
+        return _cropped(folder, values, common)
+    side = _side(values.get("max_image_size"), "longest_edge", 364)
+    return _made(
+        ImagePreparation,
+        folder,
+        **common,
+        height=side,
+        width=side,
+        longest=_side(values.get("size"), "longest_edge", 4 * 364),
+        splits=values.get("do_image_splitting", True),
+        frame="<fake_token_around_image>",
+        overview="<global-img>",
+        resample=values.get("resample", _LANCZOS),
+        mean=values.get("image_mean", _HALVES),
+        std=values.get("image_std", _HALVES),
+    )
+
+
+def _cropped(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> ImagePreparation:
+    """The middle of an image, or all of it squeezed."""
+    size, crop = values.get("size", {"shortest_edge": 224}), values.get("crop_size")
+    crops = values.get("do_center_crop", True)
+    height, width = (_side(crop if crops else size, name, 224) for name in ("height", "width"))
+    shortest = None
+    if isinstance(size, int) or (isinstance(size, dict) and "shortest_edge" in size):
+        shortest = _side(size, "shortest_edge", 224)
+        height, width = (height, width) if crops else (shortest, shortest)
+    return _made(
+        ImagePreparation,
+        folder,
+        **common,
+        height=height,
+        width=width,
+        shortest=shortest,
+        resample=values.get("resample", _BICUBIC),
+        mean=values.get("image_mean", _CLIP[0]),
+        std=values.get("image_std", _CLIP[1]),
+    )
+
+
+def _side(value: Any, name: str, default: int) -> Any:
+    """A length in an object, or a plain number."""
+    return value.get(name, default) if isinstance(value, dict) else default if value is None else value
+
+
+def _settings(folder: Path, part: str) -> dict[str, Any] | None:
+    """The settings of a part of a processor; None where there is no file of them."""
+    for name in _FILES:
+        if (folder / name).exists():
+            values = read_json(folder / name)
+            found = values.get(part, values)
+            if not isinstance(found, dict):
+                raise InvalidModelError(f"{folder / name}: {part!r} is not an object")
+            if found is not values or name == _FILES[0]:
+                return found
+    return None
+
+
+def _made(kind: Any, folder: Path, **values: Any) -> Any:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidModelError(
+            f"{folder}: the settings of its processor do not make sense: {where}: {first['msg']}"
+        ) from error

@@ -1,0 +1,120 @@
+"""Speech as models like Whisper read it: WAV files, and log-mel spectrograms."""
+
+from __future__ import annotations
+
+import io
+import math
+import wave
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from compiler.artifact.language_model import AudioPreparation
+from compiler.errors import InputError
+
+Array = np.ndarray
+Audio = str | Path | bytes | Array
+"""A WAV file, by its path or its bytes, or samples at the model's rate: float32 (samples,) from -1 to 1."""
+
+_HIGHEST = 8000.0  # Hz of the last band
+_LINEAR = 1000.0  # Hz up to which the scale of mels is linear
+_STEP = math.log(6.4) / 27
+_MOST_SAMPLES = 1 << 28
+
+
+def read_audio(audio: Audio, rate: int) -> Array:
+    """Samples, float32 (samples,) at `rate` a second; channels are averaged.
+
+    Raises InputError where it is not a WAV file of integers, or holds nothing or numbers that are not finite.
+    """
+    if isinstance(audio, np.ndarray):
+        samples = np.asarray(audio, np.float32)
+        if samples.ndim != 1:
+            raise InputError(f"audio must be samples of one channel, and has the shape {samples.shape}")
+    else:
+        samples, own = _wave_file(audio)
+        samples = _resampled(samples, own, rate)
+    if not samples.size or not np.isfinite(samples).all():
+        raise InputError("the audio is empty, or holds numbers that are not finite")
+    return samples
+
+
+def windows(samples: Array, preparation: AudioPreparation) -> list[Array]:
+    """The parts of speech that a model reads at once, one after another."""
+    return [samples[start : start + preparation.samples] for start in range(0, len(samples), preparation.samples)]
+
+
+def log_mel(samples: Array, preparation: AudioPreparation) -> Array:
+    """The spectrogram of at most `preparation.samples` samples: float32 (1, mels, frames)."""
+    window, hop = preparation.window, preparation.hop
+    padded = np.zeros(preparation.samples, np.float64)
+    padded[: len(samples)] = samples
+    padded = np.pad(padded, window // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: preparation.samples // hop]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    power = abs(np.fft.rfft(frames * hann, axis=-1)) ** 2
+    levels = np.log10(np.maximum(power @ _bands(window, preparation.mels, preparation.rate), 1e-10))
+    levels = (np.maximum(levels, levels.max() - 8) + 4) / 4
+    return np.ascontiguousarray(levels.T[None], np.float32)
+
+
+@cache
+def _bands(window: int, mels: int, rate: int) -> Array:
+    """Triangles of equal area over the frequencies, evenly spaced in mels: (frequencies, mels)."""
+    frequencies = np.linspace(0, rate / 2, window // 2 + 1)
+    edges = _hertz(np.linspace(0, _mel(_HIGHEST), mels + 2))
+    rising = (frequencies[:, None] - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - frequencies[:, None]) / np.diff(edges)[1:]
+    found: Array = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))
+    return found
+
+
+def _mel(frequency: float) -> float:
+    linear = 3 * frequency / 200
+    return linear if frequency < _LINEAR else 15 + math.log(frequency / _LINEAR) / _STEP
+
+
+def _hertz(mels: Array) -> Array:
+    return np.where(mels < 15, 200 * mels / 3, _LINEAR * np.exp(_STEP * (np.maximum(mels, 15) - 15)))
+
+
+def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
+    """Samples and their rate."""
+    try:
+        with wave.open(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
+            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            if file.getnframes() * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
+                raise InputError(f"audio of {file.getnframes()} samples at {rate} a second is not supported")
+            content = file.readframes(file.getnframes())
+    except (wave.Error, EOFError, OSError, ValueError) as error:
+        raise InputError(
+            f"the audio is not a WAV file of integers: {error}", "convert it: ffmpeg -i IN OUT.wav"
+        ) from error
+    content = content[: len(content) // (width * channels) * width * channels]
+    if width == 1:
+        values = (np.frombuffer(content, np.uint8).astype(np.float32) - 128) / 128
+    elif width == 3:
+        parts = np.frombuffer(content, np.uint8).reshape(-1, 3).astype(np.int32)
+        values = ((parts[:, 0] << 8 | parts[:, 1] << 16 | parts[:, 2] << 24) / 2**31).astype(np.float32)
+    else:
+        values = (np.frombuffer(content, f"<i{width}") / 2.0 ** (8 * width - 1)).astype(np.float32)
+    return values.reshape(-1, channels).mean(1, dtype=np.float32), rate
+
+
+def _resampled(samples: Array, old: int, new: int) -> Array:
+    """At another rate, without frequencies that this cannot hold; minutes at a time, which meet at their ends."""
+    if old == new:
+        return samples
+    part = 60 * old
+    parts = [_by_spectrum(samples[start : start + part], old, new) for start in range(0, len(samples), part)]
+    return np.concatenate(parts) if parts else samples
+
+
+def _by_spectrum(samples: Array, old: int, new: int) -> Array:
+    count = max(1, round(len(samples) * new / old))
+    spectrum = np.fft.rfft(samples.astype(np.float64))
+    wanted = np.zeros(count // 2 + 1, spectrum.dtype)
+    shared = min(len(wanted), len(spectrum))
+    wanted[:shared] = spectrum[:shared]
+    return (np.fft.irfft(wanted, count) * (count / len(samples))).astype(np.float32)
