@@ -20,6 +20,9 @@ from compiler.passes.verify import flatten
 
 Array = NDArray[Any]
 
+# Graph passes are what is tested: code that LLVM does not optimize gives the same numbers and is built sooner.
+UNOPTIMIZED = {"kind": "llvm", "opt-level": 0}
+
 
 class Build:
     """A module with one function `main` over one dataflow block, built a call at a time."""
@@ -71,7 +74,7 @@ class Build:
 
 def run_module(mod: IRModule, *inputs: Array) -> list[Array]:
     """Outputs of `main`, built by TVM's own pipeline."""
-    executable = relax.build(mod, tvm.target.Target("llvm"))
+    executable = relax.build(mod, tvm.target.Target(UNOPTIMIZED))
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, inputs))
     return flatten(result)
 
@@ -107,7 +110,7 @@ def kernel_names(mod: IRModule) -> list[str]:
 def run_scheduled(mod: IRModule, context: PipelineContext, arrays: Sequence[Array]) -> Array:
     """The first output of `main` after the whole pipeline, on this machine."""
     result = run_pipeline(mod, context)
-    target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+    target = tvm.target.Target({**UNOPTIMIZED, "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
     executable = relax.build(result.mod, target=target, relax_pipeline=None)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     weights = [tvm.runtime.tensor(np.asarray(value)) for value in result.parameters.values()]

@@ -15,7 +15,7 @@ from schedules import apply_schedules
 from schedules.attention.cache.call import cached_attention
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.machine import Machine
-from tests.compiler.passes.building import operators, run_module
+from tests.compiler.passes.building import UNOPTIMIZED, operators, run_module
 
 op = relax.op
 CONTEXT = PipelineContext(machine=Machine(vector_bits=256))
@@ -40,7 +40,7 @@ def build(*, scale: str = "multiply", mask: bool = True, axis: int = -1, keep: b
 
 
 def run(mod: tvm.IRModule, operands: list[Any] | None = None) -> Any:
-    executable = relax.build(mod, target=tvm.target.Target("llvm"))
+    executable = relax.build(mod, target=tvm.target.Target(UNOPTIMIZED))
     operands = operands or [
         np.random.default_rng(i).standard_normal(shape, dtype="float32") for i, shape in enumerate(SHAPES.values())
     ]

@@ -22,7 +22,7 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import flatten
 from schedules.machine import Machine
-from tests.compiler.passes.building import Build, run_module
+from tests.compiler.passes.building import UNOPTIMIZED, Build, run_module
 
 op = relax.op
 
@@ -32,7 +32,7 @@ def planned(mod: IRModule, *inputs: Any, bounds: dict[str, int] | None = None) -
     context = PipelineContext(shape_bounds=bounds or {})
     leave_out: dict[str, Any] = {f"instead-of:{name}": None for name in ("canonicalize", "group-operators")}
     result = run_pipeline(mod, context, passes={**leave_out, "before:fuse": "normalize"})
-    executable = relax.build(result.mod, tvm.target.Target("llvm"), relax_pipeline=None)
+    executable = relax.build(result.mod, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None)
     arguments = map(tvm.runtime.tensor, [*inputs, *result.parameters.values()])
     outputs = flatten(relax.VirtualMachine(executable, tvm.cpu())["main"](*arguments))
     return outputs, result.report.memory["main"]
@@ -244,7 +244,7 @@ def test_reshapes_between_scheduled_kernels_copy_nothing() -> None:
     result = run_pipeline(mod, PipelineContext(machine=Machine(vector_bits=256)))
     text = result.mod.script()
     assert "vm.builtin.reshape" in text
-    executable = relax.build(result.mod, tvm.target.Target("llvm"), relax_pipeline=None)
+    executable = relax.build(result.mod, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None)
     data = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
     given = tvm.runtime.tensor(data)
     arguments = map(tvm.runtime.tensor, result.parameters.values())
