@@ -28,6 +28,7 @@ from compiler.runtime.library import (
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import KeptResults, OutputReader, written
 from compiler.runtime.parameter_store import PARAMETERS
+from compiler.runtime.pool_bound import POOL
 from compiler.runtime.staging import InputMemory
 from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
@@ -80,6 +81,7 @@ class _Session:
         "_main",
         "_parameters",
         "_prepared",
+        "before",
         "is_first",
         "keeps",
         "machine",
@@ -106,6 +108,7 @@ class _Session:
         self._prepared: Any = None  # the function for those sizes
         self.turn = 0  # of the last run
         self.is_first = True  # the first run of its sizes
+        self.before = 0  # bytes that were allocated when that began
         self.small = False  # that one's results were small enough to be copied in later ones
         self.keeps = False  # the function writes results to memory of the session
         self.results: KeptResults | None = None  # which is this, once it ran
@@ -115,7 +118,7 @@ class _Session:
         sizes = self.memory.sizes
         if sizes != self._last:
             self._last, self._prepared, self.results = sizes, None, None
-            self.is_first, self.keeps = True, False
+            self.is_first, self.keeps, self.before = True, False, POOL.allocated()
             return self._main
         if self._prepared is None:
             self.is_first, self.keeps = False, self.small and self._can_keep
@@ -231,6 +234,8 @@ class LocalExecutor:
             if session.is_first:
                 session.small = as_numpy and sum(array.nbytes for array in named.values()) <= _KEPT_BYTES
         session.memory.release()
+        if session.is_first and session.memory.sizes:
+            POOL.ran((id(self), *session.memory.sizes.values()), session.before)
         self._give_back(session)
         return named if out is None else written(named, out)
 
