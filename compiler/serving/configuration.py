@@ -19,6 +19,7 @@ from compiler.runtime import Module
 from compiler.serving.batching.batcher import Batcher
 from compiler.serving.batching.module_service import ModuleService, load_proven
 from compiler.serving.batching.options import BatchOptions
+from compiler.serving.batching.runners import Runners
 from compiler.serving.caches import embedding, exact, semantic
 from compiler.serving.observer import Observer
 from compiler.serving.options import options_from
@@ -94,6 +95,8 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
     Raises what loading a module does, and OptionError for options that do not fit the model.
     """
 
+    runners = Runners(options.name)
+
     def batched(module: Module, variant: str) -> Service:
         made = ModuleService(
             module,
@@ -105,6 +108,7 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
             cores=options.cores,
             batched=options.batch.enabled,
         )
+        made.share(runners)
         return Batcher(made, options.batch)
 
     service: Service

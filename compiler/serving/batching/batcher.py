@@ -215,10 +215,14 @@ class Batcher:
         return rows <= _INLINE_ROWS and fast < _INLINE_SECONDS
 
     def _work(self, batch: Batch) -> None:
-        """A runner's thread: runs a batch, and those after it."""
+        """A runner's thread: runs a batch, and those after it, unless another module waits for its turn."""
         while batch.requests:
             answers, seconds = self._answers(batch)
             following = self._plan.next(batch, seconds, time.monotonic())
+            if following.requests and self.service.takes_turns:
+                self.service.submit(self._work, following)
+                self._loop.call_soon_threadsafe(self._after, answers, following)
+                return
             self._loop.call_soon_threadsafe(self._after, answers, following)
             batch = following
 

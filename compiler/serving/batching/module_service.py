@@ -6,15 +6,16 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from typing import TypeVar
 
 from compiler.artifact import TensorDescription
-from compiler.errors import InputError, OptionError, ServiceUnavailableError
+from compiler.errors import InputError, OptionError
 from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
 from compiler.serving.batching.layout import BatchLayout, find_layout
+from compiler.serving.batching.runners import Runners
 from compiler.serving.request import Array, Request, Response, Timing
 from targets.cpuinfo import usable_cores
 
@@ -65,7 +66,8 @@ class ModuleService:
         self.served_by = served_by(name, version, variant)
         self.layout: BatchLayout | None = None
         self.name, self.version, self._batched = name, version, batched
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads, self._started = Runners(name), False
+        self._threads.join(self.runners)
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
@@ -80,11 +82,22 @@ class ModuleService:
         """A digest of the module: caches key on it."""
         return module_identity(self.module)
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether other modules run in the same threads: a run gives its thread back after each batch."""
+        return self._threads.is_shared
+
+    def share(self, threads: Runners) -> None:
+        """Run in threads that several modules have in common; before `start`."""
+        self._threads = threads
+        threads.join(self.runners)
+
     async def start(self) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.runners, thread_name_prefix=f"serve-{self.name}")
+        if not self._started:
+            self._started = True
+            self._threads.start()
             if self._batched:
-                self.layout = await asyncio.wrap_future(self._pool.submit(find_layout, self.module))
+                self.layout = await asyncio.wrap_future(self._threads.submit(find_layout, self.module))
 
     async def infer(self, request: Request) -> Response:
         check_outputs(self.outputs, request.outputs)
@@ -94,9 +107,7 @@ class ModuleService:
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Call a function in one of the runners, where it may call `run`."""
-        if self._pool is None:
-            raise ServiceUnavailableError(f"model {self.name!r} is not running")
-        return self._pool.submit(function, *arguments)
+        return self._threads.submit(function, *arguments)
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float, float]:
         """Run on the calling thread: outputs, when it began (`time.monotonic()`), and seconds."""
@@ -105,9 +116,9 @@ class ModuleService:
         return outputs, started, time.monotonic() - started
 
     async def close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)
+        if self._started:
+            self._started = False
+            await self._threads.close()
 
 
 def load_proven(path: str | os.PathLike[str]) -> Module:

@@ -12,6 +12,7 @@ from compiler.errors import InputError, OptionError, OverloadedError, ServiceUna
 from compiler.serving.batching.batcher import Batcher
 from compiler.serving.batching.module_service import ModuleService
 from compiler.serving.batching.options import BatchOptions
+from compiler.serving.batching.runners import Runners
 from compiler.serving.request import Request
 from tests.compiler.serving.building import Watched, module_of, watched
 
@@ -97,6 +98,40 @@ def test_what_waits_is_shared_among_idle_runners() -> None:
         await asyncio.gather(*tasks)
 
     with_batcher(test, runners=2)
+
+
+def test_modules_of_one_model_take_turns_in_the_same_threads() -> None:
+    async def test() -> None:
+        runners, executors, batchers = Runners("dense"), [], []
+        for _ in range(2):
+            module, executor = watched()
+            service = ModuleService(module, "dense", runners=1, threads=1)
+            service.share(runners)
+            executors.append(executor)
+            batchers.append(Batcher(service, BatchOptions(max_batch_size=1)))
+        for batcher in batchers:
+            await batcher.start()
+        for executor in executors:
+            executor.rows.clear()
+            while executor.begun.acquire(blocking=False):
+                pass
+        first, second = executors
+        one = await held(batchers[0], first)
+        two = [asyncio.ensure_future(infer(batchers[0], rows_of(1))) for _ in range(3)]
+        other = asyncio.ensure_future(infer(batchers[1], rows_of(1)))
+        while batchers[1]._plan.idle or batchers[1].queued_rows:  # until a batch of it was given to the threads
+            await asyncio.sleep(0)
+        assert second.rows == []  # there is one thread, which the first module holds
+        second.go.clear()
+        first.go.set()
+        await begun(second)
+        assert len(first.rows) < 4  # the other module had its turn before all that waited for the first
+        second.go.set()
+        assert len(await asyncio.gather(one, *two, other)) == 5
+        for batcher in batchers:
+            await batcher.close()
+
+    asyncio.run(test())
 
 
 def test_tiny_runs_are_made_at_once() -> None:
