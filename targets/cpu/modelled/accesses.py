@@ -160,8 +160,7 @@ class _Reader:
             a, b = self._affine(value.a), self._affine(value.b)
             return b.scaled(a.constant) if not a.terms else a.scaled(b.constant) if not b.terms else Affine()
         if isinstance(value, tirx.FloorDiv | tirx.Div):
-            divisor = self._affine(value.b)
-            return self._affine(value.a).scaled(1 / divisor.constant) if divisor.constant else Affine()
+            return self._divided(self._affine(value.a), self._affine(value.b).constant)
         if isinstance(value, tirx.FloorMod | tirx.Mod):
             return self._modulo(self._affine(value.a), self._affine(value.b).constant)
         if isinstance(value, tirx.Min | tirx.Max):
@@ -169,6 +168,15 @@ class _Reader:
             return a if a.terms else b
         inner = getattr(value, "value", None)  # a Cast or a Broadcast
         return Affine() if inner is None or isinstance(inner, int | float) else self._affine(inner)
+
+    def _divided(self, inner: Affine, divisor: float) -> Affine:
+        """Nothing of what never reaches the divisor."""
+        if not divisor:
+            return Affine()
+        ends = [factor * (self._extents[variable] - 1) for variable, factor in inner.terms]
+        least = inner.constant + sum(min(each, 0.0) for each in ends)
+        most = inner.constant + sum(max(each, 0.0) for each in ends)
+        return Affine() if 0 <= least and most < divisor else inner.scaled(1 / divisor)
 
     def _modulo(self, inner: Affine, divisor: float) -> Affine:
         """What stays of each variable: nothing of one that moves by whole divisors; one that moves further than a

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from targets.cpu.modelled.accesses import Access, Accesses, Nest
+from targets.cpu.modelled.ranges import Ranges, bytes_of_lines
 
-LINE = 64
 _USABLE = 0.75  # of a cache: the rest goes to conflicts and to what others hold there
 Footprint = dict[int, float]
 
@@ -59,18 +58,17 @@ class Traffic:
         return _Level(nest, inside, whole, once)
 
     def _footprint(self, accesses: Sequence[Access], variables: set[int]) -> Footprint:
-        # Loops beside each other that go over the same addresses have variables of their own.
-        groups: dict[tuple[int, tuple[tuple[float, int], ...], int, int], set[float]] = {}
+        """Bytes of the distinct lines by buffer. What several accesses reach counts once."""
+        reached: dict[int, dict[Ranges, None]] = {}
         for each in accesses:
-            moved = [(abs(by), self._extents[over]) for over, by in each.address.terms if over in variables]
-            terms = tuple(sorted(moved))
-            groups.setdefault((each.buffer, terms, each.lanes * max(each.stride, 0), each.bytes), set()).add(
-                each.address.constant
-            )
-        found: Footprint = {}
-        for (buffer, terms, span, size), offsets in groups.items():
-            found[buffer] = found.get(buffer, 0.0) + _distinct(max(span, size), terms, sorted(offsets))
-        return {buffer: min(nbytes, float(self._accesses.nbytes[buffer] + LINE)) for buffer, nbytes in found.items()}
+            start, moved = each.address.constant, []
+            for over, by in each.address.terms:
+                if over in variables:
+                    moved.append((abs(by), self._extents[over]))
+                    start += min(by, 0.0) * (self._extents[over] - 1)
+            span = max(each.lanes * max(each.stride, 0), each.bytes)
+            reached.setdefault(each.buffer, {})[(start, float(span), tuple(sorted(moved)))] = None
+        return {buffer: bytes_of_lines(ranges, self._accesses.nbytes[buffer]) for buffer, ranges in reached.items()}
 
     def _missed(self, level: _Level, capacity: float) -> Footprint:
         if sum(level.whole.values()) <= capacity or sum(level.once.values()) <= capacity:
@@ -98,31 +96,3 @@ def _variables(nest: Nest) -> Iterable[int]:
     for each in nest.body:
         if isinstance(each, Nest):
             yield from _variables(each)
-
-
-def _steps(offsets: list[float]) -> list[tuple[float, int]]:
-    """Sorted offsets as strides and counts: of the nearest, then of the groups of these, and so on."""
-    steps = []
-    while len(offsets) > 1:
-        nearest = min(after - before for before, after in pairwise(offsets))
-        starts, longest, length = [offsets[0]], 1, 1
-        for before, after in pairwise(offsets):
-            if after - before > nearest:
-                starts.append(after)
-                length = 0
-            length += 1
-            longest = max(longest, length)
-        steps.append((nearest, longest))
-        offsets = starts
-    return steps
-
-
-def _distinct(span: float, dimensions: Sequence[tuple[float, int]], offsets: list[float]) -> float:
-    """Bytes of the lines that an access of `span` bytes reaches, moved by each stride so many times, from offsets."""
-    count = 1.0
-    for stride, times in sorted([*dimensions, *_steps(offsets)]):
-        if stride <= max(span, LINE):
-            span += stride * (times - 1)
-        else:
-            count *= times
-    return count * max(span, LINE)
