@@ -160,11 +160,11 @@ def _row(task: Task, options: Any, peak: float, seconds: float, console: Console
         {label: _milliseconds(each) for label, each in found.items() if not label.startswith("tensorwright")},
         0 if result is None else result.trials,
         None if result is None else 1e3 * result.before,
-        None if result is None else 1e3 * _fastest(result.tasks),
+        None if result is None else 1e3 * fastest_seconds(result.tasks),
     )
 
 
-def _fastest(tasks: Sequence[TaskResult]) -> float:
+def fastest_seconds(tasks: Sequence[TaskResult]) -> float:
     """Seconds of a run in kernels, each by the fastest configuration of any algorithm that was measured."""
     alone: dict[str, list[float]] = {}
     for task in tasks:

@@ -176,7 +176,7 @@ class _Reader:
         ends = [factor * (self._extents[variable] - 1) for variable, factor in inner.terms]
         least = inner.constant + sum(min(each, 0.0) for each in ends)
         most = inner.constant + sum(max(each, 0.0) for each in ends)
-        return Affine() if 0 <= least and most < divisor else inner.scaled(1 / divisor)
+        return Affine() if least >= 0 and most < divisor else inner.scaled(1 / divisor)
 
     def _modulo(self, inner: Affine, divisor: float) -> Affine:
         """What stays of each variable: nothing of one that moves by whole divisors; one that moves further than a
