@@ -44,7 +44,7 @@ def _ranges(access: Ranges) -> _Pair | None:
     for stride, times in moved:
         if times == 1:
             continue
-        if len(begin) == 1 and stride <= end[0] - begin[0] + LINE:
+        if len(begin) == 1 and stride <= max(end[0] - begin[0], LINE):  # no line between is left out
             end = end + stride * (times - 1)
             continue
         if len(begin) * times > _MOST:
