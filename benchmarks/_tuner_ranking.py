@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
-from compiler.records.library import read_current
+from compiler.records.library import PRETRAINED, read_current
 from compiler.records.record_set import deduplicated
 from compiler.records.records import Loaded
 from compiler.tuning.cost_models import CostModel, Sample, cost_models
@@ -76,12 +76,27 @@ def scores(paths: Sequence[str | Path]) -> list[Score]:
         found.append(_over_tasks(name, main))
     for machine in machines[1:]:
         other = {key: group for key, group in groups.items() if key[1] == machine}
-        train = [sample for key, group in groups.items() if key[1] != machine for sample in group]
+        train = of_the_same_architecture(groups, other)
         held_out = description_of(next(iter(other.values()))[0])
         for name in ("xgboost", "roofline", "random"):
             model = _trained(name, train)
             found.append(_score(name, held_out, [(group, model) for group in other.values()]))
     return found
+
+
+def of_the_same_architecture(
+    groups: Mapping[tuple[str, str], list[Sample]], held: Mapping[tuple[str, str], list[Sample]]
+) -> list[Sample]:
+    """The trials of other machines of a machine's architecture, which is what the shipped models learn from."""
+    sources = {source for _, source in held}
+    wanted = {group[0].subject.machine.architecture for group in held.values()}
+    return [
+        sample
+        for key, group in groups.items()
+        if key[1] not in sources
+        for sample in group
+        if sample.subject.machine.architecture in wanted
+    ]
 
 
 def description_of(sample: Sample) -> str:
@@ -135,10 +150,13 @@ def _in_order(times: NDArray[np.float64], predicted: NDArray[np.float64], gap: f
     return float((above[faster].sum() + 0.5 * ties[faster].sum()) / faster.sum())
 
 
-def pretrain(paths: Sequence[str | Path], output: Path) -> tuple[int, int]:
-    """Train on everything and store the model; (trials, tasks)."""
+def pretrain(paths: Sequence[str | Path], folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """Train a model for each architecture on all of its records and store it; (file, trials, tasks)."""
     samples = load_samples(paths)
-    model = XgboostModel()
-    model.update(samples)
-    model.save(output)
-    return len(samples), len(by_task(samples))
+    for architecture in sorted({sample.subject.machine.architecture for sample in samples}):
+        own = [sample for sample in samples if sample.subject.machine.architecture == architecture]
+        path = folder / PRETRAINED.format(architecture=architecture)
+        model = XgboostModel()
+        model.update(own)
+        model.save(path)
+        yield path, len(own), len(by_task(own))

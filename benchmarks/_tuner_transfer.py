@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
-from benchmarks._tuner_ranking import by_task, description_of, load_samples
+from benchmarks._tuner_ranking import by_task, description_of, load_samples, of_the_same_architecture
 from compiler.tuning.cost_models import CostModel, Sample
 from compiler.tuning.cost_models.roofline import RandomModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
@@ -54,12 +54,12 @@ def measure(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -
 
 
 def measure_new_machines(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -> Iterator[Row]:
-    """The same for each machine whose costs are modelled, as if it were new: the trained model has seen the other
-    machines' trials, timed and modelled, and none of this one's."""
+    """The same for each machine whose costs are modelled, as if it were new: the trained model has seen the trials of
+    other machines of its architecture, and none of this one's."""
     groups = by_task(load_samples(paths))
     for key, group in sorted(groups.items(), key=lambda each: (each[0][1], each[0][0])):
         if len(group) >= least and group[0].measure.deterministic:
-            others = [sample for other, samples in groups.items() if other[1] != key[1] for sample in samples]
+            others = of_the_same_architecture(groups, {key: group})
             yield _row(group, others, seeds, folder)
 
 

@@ -9,7 +9,7 @@
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
     python -m benchmarks.tuner ethos-u --output benchmarks/results/ethos-u-cycles.json
-    python -m benchmarks.tuner pretrain --records tuning_logs/training logs --output tuning_logs/cost_model.ubj
+    python -m benchmarks.tuner pretrain --records tuning_logs/training logs --output tuning_logs
 
 `quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     rate = commands.add_parser("rate", help="trials per second of the whole loop")
     quality = commands.add_parser("quality", help="32 trials against the best on record")
     ranking = commands.add_parser("ranking", help="how well the cost model ranks tasks it has not seen")
-    pretrain = commands.add_parser("pretrain", help="train the cost model on all records")
+    pretrain = commands.add_parser("pretrain", help="train the cost model of each architecture on its records")
     transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
     metaschedule = commands.add_parser("metaschedule", help="TVM's own tuner with the same time")
     _tuner_ethos_u.add_options(commands.add_parser("ethos-u", help="cycles on Ethos-U, untuned and tuned"))
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--records", required=True, help="a record file or folder")
     for each in (ranking, transfer, pretrain):
         each.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
-    pretrain.add_argument("--output", required=True)
+    pretrain.add_argument("--output", required=True, help="a folder")
     return parser
 
 
@@ -262,9 +262,9 @@ def _save(options: Any, table: Any) -> None:
 
 
 def _pretrain(options: Any, console: Console) -> None:
-    trials, tasks = _tuner_ranking.pretrain(options.records, Path(options.output))
-    size = Path(options.output).stat().st_size
-    console.print(f"trained on {trials} trials of {tasks} tasks: {options.output}, {size / 1e3:.0f} kB")
+    for path, trials, tasks in _tuner_ranking.pretrain(options.records, Path(options.output)):
+        size = path.stat().st_size
+        console.print(f"trained on {trials} trials of {tasks} tasks: {path}, {size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

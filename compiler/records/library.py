@@ -35,7 +35,7 @@ NETWORK_RULE, NETWORK_VERSION = "network", 1
 """Of records of a whole network's settings, which no schedule rule has."""
 USER_FOLDER = "TENSORWRIGHT_RECORDS"
 """Environment variable: the folder of the user's records."""
-PRETRAINED = "cost_model.ubj"
+PRETRAINED = "cost_model-{architecture}.ubj"
 RecordSource = str | Path | Sequence[str | Path] | bool | None
 
 
@@ -53,9 +53,10 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("tuning_logs")))
 
 
-def pretrained_model() -> Path | None:
-    """The cost model that ships with the package, if one does."""
-    path = shipped_folder() / PRETRAINED
+def pretrained_model(architecture: str) -> Path | None:
+    """The cost model that ships for processors of an architecture, if one does: what is fast on others may not fit the
+    registers of these."""
+    path = shipped_folder() / PRETRAINED.format(architecture=architecture)
     return path if path.is_file() else None
 
 

@@ -143,7 +143,14 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
         search = searches.make(options.search, seed=options.seed)
         origin = Origin(",".join(dict.fromkeys(options.devices)) if measurer is None else "", key, model_name(source))
         session = Session(
-            target, extracted.tasks, pool, writer, _cost_model(options), search, origin=origin, notify=options.progress
+            target,
+            extracted.tasks,
+            pool,
+            writer,
+            _cost_model(options, target),
+            search,
+            origin=origin,
+            notify=options.progress,
         )
         earlier = read_current(writer.path)
         resumed = session.resume(earlier.records)
@@ -176,12 +183,13 @@ def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bo
     return min(_LARGEST_END * left, _LEADERS_SHARE * left + modules)
 
 
-def _cost_model(options: TuningOptions) -> CostModel:
+def _cost_model(options: TuningOptions, target: targets.Target) -> CostModel:
     name = options.cost_model
     if not isinstance(name, str):
         return name
     if name == "xgboost":
-        return cost_models.make(name, seed=options.seed, pretrained=pretrained_model())
+        architecture = getattr(target.machine, "architecture", "")  # of a GPU's machine there is none
+        return cost_models.make(name, seed=options.seed, pretrained=pretrained_model(architecture))
     return cost_models.make(name)
 
 

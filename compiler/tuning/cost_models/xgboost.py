@@ -34,7 +34,6 @@ _PARAMETERS = {
     "nthread": 1,
     "verbosity": 0,
 }
-_ELSEWHERE = 0.02  # of the weight of a trial
 _ROUNDS = 120
 _ROUNDS_ON_TOP = 60
 
@@ -73,20 +72,11 @@ class XgboostModel:
         self._rows: dict[tuple[str, Config], list[float]] = {}
 
     def update(self, samples: Sequence[Sample]) -> None:
-        self._learn(samples, np.ones(len(samples)))
-
-    def pretrain(self, samples: Sequence[Sample], architecture: str) -> None:
-        """Learn from the trials of all machines what helps on those of an architecture: others' trials count less,
-        since what is fast there may not fit the registers here."""
-        elsewhere = [each.subject.machine.architecture != architecture for each in samples]
-        self._learn(samples, np.where(elsewhere, _ELSEWHERE, 1.0))
-
-    def _learn(self, samples: Sequence[Sample], weights: NDArray[np.float64]) -> None:
+        targets = relative_speeds(samples)
         if len(samples) < MIN_SAMPLES:
             return
-        targets = relative_speeds(samples)
         rows = np.array([self._row(each.subject, each.config) for each in samples], dtype=np.float32)
-        matrix = self._matrix(rows, label=targets, weight=weights * np.exp2(targets))
+        matrix = self._matrix(rows, label=targets, weight=np.exp2(targets))
         rounds = _ROUNDS
         if self._base is not None:
             matrix.set_base_margin(self._base.predict(self._matrix(rows), output_margin=True))
