@@ -62,6 +62,14 @@ class SearchGraph:
         graph._layers = {layer.name: layer for layer in find_residual_layers(model)}
         return graph
 
+    def reorder(self, known: dict[tuple[str, int], Array]) -> None:
+        """Let groups that `known` has, by name and size, lose their units in its order; the others are added to it."""
+        for name, cell in self.cells.items():
+            ascending = np.argsort(cell.units)
+            place = ascending[np.searchsorted(cell.units, self.order[name], sorter=ascending)]
+            order = known.setdefault((name, len(cell.units)), place)
+            self.order[name] = cell.units[order]
+
     @property
     def residual_layers(self) -> dict[str, ResidualLayer]:
         """By name."""

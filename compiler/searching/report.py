@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compiler.compression.report import save_report
-from compiler.reports import Column, Fact, LineChart, Page, Section, Series, Table, render
+from compiler.reports import Column, Fact, LineChart, Mark, Page, Section, Series, Table, render
 from compiler.reports.formatting import format_percent
 from compiler.searching.cost import Costs
 from compiler.searching.explore import Explorer
@@ -21,6 +23,14 @@ from compiler.support.accuracy import relative_drop
 from compiler.support.notebook import table_html
 
 _MOST_ABLATIONS = 24
+# How a cost is called on the page.
+_UNITS = {
+    "ms": "ms of a run",
+    "cycles": "cycles",
+    "mb": "MB of parameters",
+    "peak_mb": "MB of activations",
+    "sram_kb": "KiB of SRAM",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,23 @@ class Original:
 
     score: float
     costs: Costs
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a part of a search took: seconds, and processor time of this process and of its workers that have ended."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def so_far(cls) -> Spent:
+        """Since the process began."""
+        return cls(time.perf_counter(), sum(os.times()[:4]))
+
+    def since(self, before: Spent) -> Spent:
+        """Between two moments."""
+        return Spent(self.seconds - before.seconds, self.cpu_seconds - before.cpu_seconds)
 
 
 @dataclass(frozen=True)
@@ -63,6 +90,7 @@ class SearchReport:
         score_before: of the chosen net before it was finetuned and quantized.
         steps: how it was finished.
         training_seconds, search_seconds, finish_seconds: of the shared weights, the search, and the chosen net.
+        search_cpu_seconds: processor time of the search, that of its worker processes included.
     """
 
     target: str
@@ -81,6 +109,7 @@ class SearchReport:
     table_errors: tuple[float, ...]
     training_seconds: float
     search_seconds: float
+    search_cpu_seconds: float
     finish_seconds: float
 
     @property
@@ -118,8 +147,8 @@ class SearchReport:
         lines = [
             f"search for {self.target} within {limits}: score {self.score:.6g} ({self.original.score:.6g} as it came,"
             f" drop {self.drop:.3%}); {spent}",
-            f"{len(self.points)} candidates in {self.search_seconds:.1f} s, shared training"
-            f" {self.training_seconds:.1f} s; finished by: {', '.join(self.steps) or 'nothing'}",
+            f"{len(self.points)} candidates in {self.search_seconds:.1f} s, processor {self.search_cpu_seconds:.1f} s;"
+            f" shared training {self.training_seconds:.1f} s; finished by: {', '.join(self.steps) or 'nothing'}",
         ]
         if self.measure:
             error = "no module was run whole" if self.table_error is None else f"off by {self.table_error:.1%} (median)"
@@ -137,7 +166,7 @@ def _number(value: float | None) -> str:
 
 
 def make_report(
-    explorer: Explorer, chosen: Candidate, finished: Finished, original: Original, training: float, searching: float
+    explorer: Explorer, chosen: Candidate, finished: Finished, original: Original, training: float, searching: Spent
 ) -> SearchReport:
     """The report of a search that has ended. Raises UserError, as scoring does."""
     cost, table = explorer.main, explorer.costs.table
@@ -161,7 +190,8 @@ def make_report(
         table=0 if table is None else table.kernels,
         table_errors=() if table is None else tuple(table.errors()),
         training_seconds=training,
-        search_seconds=searching,
+        search_seconds=searching.seconds,
+        search_cpu_seconds=searching.cpu_seconds,
         finish_seconds=finished.seconds,
     )
 
@@ -190,14 +220,20 @@ def search_page(report: SearchReport) -> str:
     facts.append(Fact("drop", format_percent(report.drop), f"{report.score_before:.6g} before it was finished"))
     for name, value in report.costs.items():
         limit = report.budget.get(name)
-        facts.append(Fact(name, f"{value:.4g}", f"limit {limit:g}, as it came {report.original.costs[name]:.4g}"))
+        facts.append(
+            Fact(_UNITS[name], f"{value:.4g}", f"limit {limit:g}, as it came {report.original.costs[name]:.4g}")
+        )
     if report.table_error is not None:
         facts.append(Fact("table of layers", format_percent(report.table_error), "median error against whole runs"))
     sections = [
-        Section("Front", _chart(report), "Scores before finetuning. Up and to the left is better."),
+        Section(
+            "Front",
+            _chart(report),
+            "Scores before finetuning, but for the net as it came. Up and to the left is better.",
+        ),
         Section("What each choice cost", _table(report), "Each choice taken back alone, before finetuning."),
     ]
-    steps = "; then ".join(report.steps)
+    steps = f"the chosen net was finished by: {', '.join(report.steps) or 'nothing'}"
     return render(Page(f"Search for {report.target}", steps, facts, sections, ("all", "best")))
 
 
@@ -211,8 +247,9 @@ def _chart(report: SearchReport) -> LineChart:
             Series("chosen, finished", [chosen]),
             Series("as it came", [original]),
         ],
-        x_label=report.cost,
+        x_label=_UNITS[report.cost],
         y_label="score",
+        marks=[Mark("limit", report.budget[report.cost])],
         points=True,
         y_from_zero=False,
     )
@@ -224,7 +261,7 @@ def _table(report: SearchReport) -> Table:
         Column("option", "now"),
         Column("whole", "before"),
         Column("score", "score it costs", number=True),
-        Column("saved", f"{report.cost} it saves", number=True),
+        Column("saved", f"{_UNITS[report.cost]} it saves", number=True),
     ]
     rows = [
         {

@@ -28,7 +28,7 @@ from compiler.searching.graph_net import GraphNet, calibrated
 from compiler.searching.layer_table import LayerTable
 from compiler.searching.measure import kernel_times
 from compiler.searching.precision import Precisions
-from compiler.searching.report import Original, make_report
+from compiler.searching.report import Original, Spent, make_report
 from compiler.searching.result import SearchResult
 from compiler.searching.settings import SearchOptions, Space, check_budget, parse_space
 from compiler.searching.study import Study
@@ -211,9 +211,9 @@ class _Search:
         )
         explorer = Explorer(self.net, self.costs, self.budget, self.options, study, self.report)
         trained = self._train_shared()
-        begun = time.perf_counter()
+        begun = Spent.so_far()
         candidates = explorer.run()
-        searched = time.perf_counter() - begun
+        searched = Spent.so_far().since(begun)
         finisher = Finisher(self.job, self.net, self.costs, self.options, self.torch_module, self.max_drop, self.report)
         before = Original(original, self.costs.costs([self._as_it_came()])[0])
         chosen, finished = self._chosen(explorer, finisher, before)

@@ -48,7 +48,7 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
             for inputs, labels in pairs_of(options.batches):
                 optimizer.zero_grad()
                 wanted = _largest(work, largest(knobs), inputs, labels, options)
-                drawn = [{**sampled(knobs, random), **random.choice(shapes)} for _ in range(_RANDOM)]
+                drawn = [{**sampled(knobs, random), **next(shapes)} for _ in range(_RANDOM)]
                 others: list[Config] = [smallest(knobs), *drawn]
                 for config in others:
                     select(work.net, config)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, repeat
 from random import Random
 from typing import Any
 
@@ -24,7 +25,7 @@ from compiler.passes.rewriting.matching import Array
 from compiler.searching.choice import choices_of, materialized, select
 from compiler.searching.eager import SubNet, computed, has_batch_norm, recalibrated
 from compiler.searching.graph import SearchGraph, with_resolution
-from compiler.searching.knobs import Config, Key, Knob, Option, key_of, sampled
+from compiler.searching.knobs import Config, Key, Knob, Option, key_of
 from compiler.searching.precision import Precisions, precisions_in
 from compiler.searching.residual_modules import modules_of_layers
 from compiler.searching.settings import Space
@@ -33,7 +34,9 @@ from compiler.support.accuracy import score as score_of
 
 _RECALIBRATED = 8  # batches
 _REMEMBERED = 4  # sub-nets whose masks are kept
-_SHAPES = 8  # selections of choices and resolutions that are trained
+_SHAPES = 64  # selections of choices and resolutions that are trained, where each needs a graph of its own
+_SKELETONS = 64  # graphs that are kept
+_OF_GRAPHS = ("channels", "expansion", "heads", "layer", "kernel")
 
 
 @dataclass
@@ -91,6 +94,10 @@ class TorchNet:
     ) -> None:
         self.net, self.job, self.imports, self.space, self.precisions = net.eval(), job, imports, space, precisions
         self.batches = [list(each) for each in batches][:_RECALIBRATED]
+        # Units go in one order, that of the weights before any training: with orders of their own, the forms of a block
+        # and a run that goes on would keep other units than those that were trained together.
+        self._untrained = copied(net).eval()
+        self._orders: dict[tuple[str, int], Array] = {}
         self._skeletons: dict[tuple[Any, ...], Skeleton] = {}
         self._subs: dict[Key, SubNet] = {}
         self.knobs: list[Knob] = self._found_knobs()
@@ -118,15 +125,17 @@ class TorchNet:
         return [*knobs, *inner.values()]
 
     def skeleton(self, config: Config) -> Skeleton:
-        """That of the config's choices and resolution; made once."""
+        """That of the config's choices and resolution; the latest ones are kept."""
         share = config.get("resolution", 1.0)
-        key = (share, *(config.get(f"choice {name}") for name in choices_of(self.net)))
-        if key not in self._skeletons:
-            self._skeletons[key] = self._made(config, float(share))
-        return self._skeletons[key]
+        key = (share, *(config.get(f"choice {name}", len(block) - 1) for name, block in choices_of(self.net).items()))
+        found = self._skeletons.pop(key, None) or self._made(config, float(share))
+        self._skeletons[key] = found
+        while len(self._skeletons) > _SKELETONS:
+            self._skeletons.pop(next(iter(self._skeletons)))
+        return found
 
     def _made(self, config: Config, share: float) -> Skeleton:
-        net = materialized(self.net, config).eval()
+        net = materialized(self._untrained, config).eval()
         size, imports = None, self.imports
         if share != 1.0:
             size, imports = _scaled_example(self.imports, share)
@@ -134,21 +143,32 @@ class TorchNet:
         tagged = trained(net, imports)
         usable = {index for index, each in enumerate(tagged.found.producers) if each.constant in tagged.places}
         graph = SearchGraph.of(model, usable)
+        graph.reorder(self._orders)
         modules = modules_of_layers(net, graph, _example(imports)) if self.space.layers else {}
         return Skeleton(tagged, graph, modules, size)
 
-    def shapes(self, random: Random) -> list[dict[str, Option]]:
-        """Some combinations of choices and resolutions, each form of each choice among them: those are trained."""
-        blocks = choices_of(self.net)
+    @property
+    def _needs_graphs(self) -> bool:
+        """Whether torch needs graphs to know what a config leaves of the net."""
+        return any(knob.kind in _OF_GRAPHS for knob in self.knobs)
+
+    def shapes(self, random: Random) -> Iterator[dict[str, Option]]:
+        """Choices and resolutions to train, without end: each form of each choice equally often.
+
+        All combinations may come; where each needs a graph of its own, the first ones come again after that many.
+        """
         outer = [knob for knob in self.knobs if knob.kind in ("choice", "resolution")]
-        most = max((len(block) for block in blocks.values()), default=1)
+        if not outer:
+            yield from repeat({})
+            return
+        most = max(len(knob.options) for knob in outer)
         found: list[dict[str, Option]] = []
-        for place in range(most):
-            forms: dict[str, Option] = {f"choice {name}": place % len(block) for name, block in blocks.items()}
-            found.append({**sampled(outer, random), **forms})
-        while outer and len(found) < max(_SHAPES, most):
-            found.append(sampled(outer, random))
-        return found or [{}]
+        while not self._needs_graphs or len(found) < _SHAPES:
+            columns = {knob.name: _balanced(knob.options, most, random) for knob in outer}
+            drawn = [{name: column[place] for name, column in columns.items()} for place in range(most)]
+            found += drawn if self._needs_graphs else []
+            yield from drawn
+        yield from cycle(found[:_SHAPES])
 
     def sub_net(self, config: Config) -> SubNet:
         """How torch computes a config."""
@@ -170,18 +190,24 @@ class TorchNet:
         )
 
     def _made_sub_net(self, config: Config) -> SubNet:
+        if not self._needs_graphs:
+            size = _scaled_example(self.imports, float(config["resolution"]))[0] if _is_scaled(config) else None
+            return SubNet({}, frozenset(), self._rounded(config), size)
         skeleton = self.skeleton(config)
         masks = {name: torch.from_numpy(mask).float() for name, mask in skeleton.masks(config).items()}
+        dropped = frozenset(
+            skeleton.modules[name] for name in skeleton.graph.dropped(config) if name in skeleton.modules
+        )
+        return SubNet(masks, dropped, self._rounded(config), skeleton.size)
+
+    def _rounded(self, config: Config) -> dict[str, str]:
+        """The precision of each torch module that is rounded."""
         modules = dict(self.net.named_modules())
-        precisions = {
+        return {
             name: precision
             for name, precision in precisions_in(config).items()
             if isinstance(getattr(modules.get(name), "weight", None), nn.Parameter) and self._is_selected(name, config)
         }
-        dropped = frozenset(
-            skeleton.modules[name] for name in skeleton.graph.dropped(config) if name in skeleton.modules
-        )
-        return SubNet(masks, dropped, precisions, skeleton.size)
 
     def score(self, config: Config) -> float:
         """What `evaluate` says of the sub-net with the shared weights. Raises OptionError where it fails."""
@@ -225,6 +251,16 @@ class TorchNet:
             if len(spec.shape) == 4:
                 model = with_resolution(model, spec.name, [int(each) for each in spec.shape])
         return model
+
+
+def _balanced(options: Sequence[Option], count: int, random: Random) -> list[Option]:
+    """So many of the options in random order, each about as often as the others."""
+    listed = [random.sample(options, len(options)) for _ in range(-(-count // len(options)))]
+    return random.sample([each for part in listed for each in part][:count], count)
+
+
+def _is_scaled(config: Config) -> bool:
+    return config.get("resolution", 1.0) != 1.0
 
 
 def _centre(shape: tuple[int, ...], size: int) -> Array:

@@ -18,6 +18,8 @@ from compiler.support.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")
 _KINDS = ("integer", "float")
+_EXACT = "exact"
+_DECIBELS = ("noise", "sensitivity", "weights")
 _LONGEST_BAR = 80.0  # decibels; larger values would dwarf the others in the chart
 
 
@@ -221,7 +223,7 @@ def _bars(report: QuantizationReport, field: str) -> list[Bar]:
 
 
 def _in_words(value: float) -> str:
-    return "exact" if value >= NO_NOISE else f"{value:.1f} dB"
+    return _EXACT if value >= NO_NOISE else f"{value:.1f} dB"
 
 
 def _kind(layer: LayerReport) -> str:
@@ -256,5 +258,8 @@ def _row(layer: LayerReport) -> dict[str, object]:
         "zero": layer.zero,
         "clipped": layer.clipped,
     }
-    rounded = {key: None if value is None else float(f"{value:.4g}") for key, value in numbers.items()}
-    return {"name": layer.name, "kind": _kind(layer), "reason": layer.reason, **rounded}
+    rounded: dict[str, object] = {
+        key: None if value is None else float(f"{value:.4g}") for key, value in numbers.items()
+    }
+    exact = {key: _EXACT for key in _DECIBELS if (numbers[key] or 0.0) >= NO_NOISE}
+    return {"name": layer.name, "kind": _kind(layer), "reason": layer.reason, **rounded, **exact}

@@ -3,8 +3,9 @@
 
 function drawBars(host, chart) {
   const width = host.clientWidth, rowHeight = 24;
-  const labelWidth = Math.min(340, width * 0.34), textWidth = Math.min(230, width * 0.3);
-  const space = Math.max(40, width - labelWidth - textWidth);
+  const texts = chart.bars.map((bar) => bar.text || format(bar.value, chart.unit));
+  const labelWidth = Math.min(340, width * 0.34, widest(chart.bars.map((bar) => bar.label)) + 12);
+  const space = Math.max(24, width - labelWidth - widest(texts) - 12);
   const most = Math.max(...chart.bars.map((bar) => bar.value), 1e-30);
   const height = chart.bars.length * rowHeight;
   const svg = make("svg:svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img" });
@@ -15,7 +16,7 @@ function drawBars(host, chart) {
       make("svg:rect", { class: "hit", x: 0, y: top, width, height: rowHeight }),
       make("svg:text", { x: labelWidth - 10, y: top + 16, "text-anchor": "end" }, label),
       make("svg:rect", { x: labelWidth, y: top + 4, width: length, height: rowHeight - 8, rx: 2.5, fill: colour(bar.category) }),
-      make("svg:text", { class: "soft", x: labelWidth + length + 8, y: top + 16 }, bar.text || format(bar.value, chart.unit)));
+      make("svg:text", { class: "soft", x: labelWidth + length + 8, y: top + 16 }, texts[index]));
     svg.append(hover(row, bar.label, [bar.text, bar.category, ...bar.details].filter(Boolean)));
   });
   const categories = [...new Set(chart.bars.map((bar) => bar.category))].filter((each) => report.categories.includes(each));

@@ -80,9 +80,19 @@ function shorten(text, length) {
 
 const pen = document.createElement("canvas").getContext("2d");
 
+function setPen() {
+  pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+}
+
+/** The pixels that the longest of some labels of charts takes. */
+function widest(texts) {
+  setPen();
+  return Math.max(0, ...texts.map((text) => pen.measureText(text).width));
+}
+
 /** `text` cut in its middle to at most `width` pixels of the charts' labels. */
 function fitted(text, width) {
-  pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  setPen();
   let length = text.length;
   while (length > 3 && pen.measureText(shorten(text, length)).width > width) length -= 1;
   return shorten(text, length);

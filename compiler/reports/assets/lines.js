@@ -60,9 +60,9 @@ function nameSpots(area, points, labels) {
 
 function drawLines(host, chart) {
   const points = chart.series.flatMap((series) => series.points);
-  const xs = points.map(([value]) => value), ys = points.map(([, value]) => value);
+  const xs = [...points.map(([value]) => value), ...(chart.points ? chart.marks.map((mark) => mark.value) : [])], ys = points.map(([, value]) => value);
   const yLow = chart.y_from_zero ? Math.min(0, ...ys) : Math.min(...ys);
-  const room = chart.points && chart.labels.length ? 0.08 : 0;
+  const room = chart.points ? 0.08 : 0;
   const bounds = [...widened([Math.min(...xs), Math.max(...xs)], room), ...(chart.y_from_zero ? [yLow, Math.max(...ys)] : widened([yLow, Math.max(...ys)], room))];
   const area = plane(host, bounds, {
     xUnit: chart.x_unit, yUnit: chart.y_unit, xLabel: chart.x_label, yLabel: chart.y_label });
@@ -84,7 +84,7 @@ function drawLines(host, chart) {
     });
   });
   drawMarks(area, chart.marks, chart.x_unit);
-  if (room) nameSpots(area, chart.series[0].points, chart.labels);
+  if (room && chart.labels.length) nameSpots(area, chart.series[0].points, chart.labels);
   host.replaceChildren(area.svg);
   if (chart.series.length > 1)
     host.append(make("ul", { class: "legend" }, chart.series.map((series, index) => make("li", {},

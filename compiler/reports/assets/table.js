@@ -43,7 +43,7 @@ function cell(chart, row, column, index) {
   if (column.number) {
     const bar = column.bar && typeof value === "number"
       ? make("span", { class: "share" }, make("span", { style: `width: ${Math.min(100, 100 * value)}%` })) : null;
-    return make("td", { class: "number" }, format(value, column.unit), bar);
+    return make("td", { class: "number" }, typeof value === "string" ? value : format(value, column.unit), bar);
   }
   const swatch = column.key === chart.category_key
     ? make("span", { class: "swatch", style: `background: ${colour(value)}` }) : null;

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
+from random import Random
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import targets
+from benchmarks.digits import DigitsTransformer
 from compiler.compression.canonical import canonical
 from compiler.compression.job import JobOptions, import_job
 from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import ImportOptions
-from compiler.searching.choice import select
+from compiler.searching.choice import choice, select
 from compiler.searching.eager import computed
 from compiler.searching.knobs import largest, smallest
 from compiler.searching.precision import Precisions
@@ -59,6 +63,63 @@ def test_a_sub_net_and_its_graph_give_the_same(work: TorchNet, form: int) -> Non
     for model in (work.model(config), compressed):
         got = compile_model(model, progress=None).run({"image": image.numpy()})
         np.testing.assert_allclose(next(iter(got.values())), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_forms_share_one_order_and_training_does_not_change_it(work: TorchNet) -> None:
+    first, second = (work.skeleton({"choice middle": form}).graph for form in (0, 1))
+    common = [
+        name for name in first.cells if name in second.cells and len(first.order[name]) == len(second.order[name])
+    ]
+    assert common
+    for name in common:
+        places = [np.searchsorted(np.sort(each.cells[name].units), each.order[name]) for each in (first, second)]
+        assert places[0].tolist() == places[1].tolist()
+    weight = work.net.get_parameter("stem.0.weight")
+    before = weight.detach().clone()
+    config = {knob.name: knob.options[0] for knob in work.knobs if knob.kind == "channels"}
+    masks = work.sub_net(config).masks
+    with torch.no_grad():
+        weight.copy_(weight.flip(0) * 3)
+    work._skeletons.clear()
+    work._subs.clear()
+    try:
+        assert torch.equal(work.sub_net(config).masks["stem.0.weight"], masks["stem.0.weight"])
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+def test_training_draws_every_combination_of_forms() -> None:
+    net = nn.Sequential(*[choice(nn.Identity(), nn.ReLU(), nn.Tanh()) for _ in range(3)]).eval()
+    imports = ImportOptions(example_inputs=[torch.zeros(1, 4)])
+    job = import_job(net, JobOptions(target="host"), imports)
+    work = TorchNet(net, job, imports, Space(layers=False), Precisions(targets.get("host")), ())
+    drawn = [tuple(shape.values()) for shape in islice(work.shapes(Random(0)), 300)]
+    assert len(set(drawn)) == 27
+    for knob in range(3):
+        assert {drawn[place][knob] for place in range(3)} == {0, 1, 2}
+    assert not work.sub_net({"choice 0": 1}).masks
+
+
+def test_heads_and_layers_of_attention_go() -> None:
+    torch.manual_seed(0)
+    net = DigitsTransformer(width=16, depth=1).eval()
+    imports = ImportOptions(example_inputs=[torch.zeros(1, 1, 16, 16)])
+    job = import_job(net, JobOptions(target="host"), imports)
+    space = Space(precision=("int4", "bf16", "int8", "float32"))
+    work = TorchNet(net, job, imports, space, Precisions(targets.get("host")), ())
+    knobs = {knob.name: knob for knob in work.knobs}
+    assert knobs["heads blocks.0.qkv"].options == (2, 4)
+    assert knobs["expansion blocks.0.network.0"].kind == "expansion"
+    assert {"layer blocks.0.add_1", "layer blocks.0.add_2"} <= set(knobs)
+    assert knobs["precision blocks.0.network.0"].options == space.precision
+    image = torch.randn(1, 1, 16, 16)
+    config = {"heads blocks.0.qkv": 2, "expansion blocks.0.network.0": knobs["expansion blocks.0.network.0"].options[0]}
+    with torch.no_grad():
+        wanted = computed(work.net, work.sub_net(config), [image]).numpy()
+        assert np.abs(wanted - work.net(image).numpy()).max() > 1e-3
+    got = compile_model(SubNetwork.of(work, config).compressed(), progress=None).run([image.numpy()])
+    np.testing.assert_allclose(next(iter(got.values())), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_integers_reach_the_layers_that_are_asked_for(work: TorchNet) -> None:
