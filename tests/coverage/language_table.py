@@ -1,4 +1,4 @@
-"""Decoder language models of each family, small and random, against transformers: logits and greedy tokens."""
+"""Language models of each family, small and random, against transformers: logits and greedy tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ import compiler
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.transformers_decoder import capture_decoder
+from compiler.generation import LanguageModel
+from compiler.generation.steps import Chunk
+from tests.compiler.frontends.llm.encoder_models import (
+    ENCODER_MODELS,
+    START,
+    encoder_greedy,
+    encoder_input,
+    save_encoder_model,
+)
 from tests.compiler.frontends.llm.families import CAPTURED, FAMILIES, greedy, save_model
 
 _STEPS = 64
 _TOLERANCE = 2e-5  # of the largest logit
+_DISTINCT = 4  # a model that repeats one token proves little
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which families, and how long the prompts are."""
-    known = ", ".join([*FAMILIES, *CAPTURED])
+    known = ", ".join([*FAMILIES, *CAPTURED, *ENCODER_MODELS])
     parser.add_argument("names", nargs="*", help=f"some of {known}; all when none is given")
     parser.add_argument(
         "--captured", action="store_true", help="take transformers' own code, captured, for all of them"
@@ -31,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """A line for each family; 1 where one differs."""
     wrong = 0
-    for name in options.names or [*FAMILIES, *CAPTURED]:
+    for name in options.names or [*FAMILIES, *CAPTURED, *ENCODER_MODELS]:
+        if name in ENCODER_MODELS:
+            wrong += _encoder_line(name, options.prompts)
+            continue
         errors = differences(name, options.prompts, captured=options.captured)
         differs = any(error > _TOLERANCE or same < _STEPS for error, same in errors)
         wrong += differs
@@ -41,6 +54,17 @@ def main(options: argparse.Namespace) -> int:
         )
         print(f"{'WRONG' if differs else 'equal'} {name}: {text}", flush=True)
     return int(wrong > 0)
+
+
+def _encoder_line(name: str, prompts: list[int]) -> bool:
+    found = encoder_differences(name, prompts)
+    differs = any(error > _TOLERANCE or same < _STEPS or distinct < _DISTINCT for error, same, distinct in found)
+    text = ", ".join(
+        f"{size}: {error:.1e} and {same} of {_STEPS} tokens, {distinct} distinct"
+        for size, (error, same, distinct) in zip(prompts, found, strict=False)
+    )
+    print(f"{'WRONG' if differs else 'equal'} {name}: {text}", flush=True)
+    return differs
 
 
 def differences(name: str, prompts: list[int], *, captured: bool = False) -> list[tuple[float, int]]:
@@ -62,6 +86,36 @@ def differences(name: str, prompts: list[int], *, captured: bool = False) -> lis
                 same += int(logits.argmax()) == token
                 step = np.array([token])
             found.append((worst, same))
+    return found
+
+
+def encoder_differences(name: str, prompts: list[int]) -> list[tuple[float, int, int]]:
+    """As `differences`, of a model with an encoder, and how many of the tokens are distinct. A prompt is that of the
+    decoder, behind an image where the model reads images, or the text that the encoder reads."""
+    found = []
+    reads = ENCODER_MODELS[name].reads
+    with tempfile.TemporaryDirectory() as folder:
+        reference = save_encoder_model(name, Path(folder), 640)
+        model = LanguageModel(compiler.compile(folder, progress=None))
+        for size in prompts:
+            if reads == "input_features" and size + _STEPS > model.description.context:
+                continue
+            random = np.random.default_rng(size)
+            text = random.integers(1, 250, size).tolist()
+            inputs = encoder_input(name, random, size if reads == "input_ids" else 1)
+            prompt = {"input_ids": [START], "input_features": text}.get(reads, [*[258] * 4, *text])
+            wanted, tokens = encoder_greedy(reference, prompt, _STEPS, **inputs)
+            steps = model.steps(1, len(prompt) + _STEPS)
+            steps.attach(0, model.encoded(inputs, prompt))
+            chunk, worst, same = Chunk(0, prompt, 0, len(prompt), is_prompt=True, logits=1), 0.0, 0
+            for row, token in zip(wanted, tokens, strict=True):
+                logits = steps.run([chunk])[0][0]
+                worst = max(worst, float(abs(logits - row).max() / abs(row).max()))
+                never = list(model.description.suppressed)
+                same += int(np.argmax(np.where(np.isin(np.arange(len(logits)), never), -np.inf, logits))) == token
+                position = chunk.position + len(chunk.tokens)
+                chunk = Chunk(0, [token], position, position + 1, is_prompt=False, logits=1)
+            found.append((worst, same, len(set(tokens))))
     return found
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,15 @@ class EncoderModel:
     Attributes:
         kind: the class of transformers, without "Config" or "ForConditionalGeneration".
         config: settings for so many positions.
-        reads: what the encoder reads, by the name of its input: of so many tokens for texts.
+        reads: what the encoder reads, by the name of its input.
+        factors: of weights whose names hold a text, chosen with the seed so that greedy tokens differ.
     """
 
     kind: str
     config: Callable[[int], dict[str, Any]]
     reads: str
+    factors: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
 
 
 def _of_parts(**names: Any) -> dict[str, Any]:
@@ -70,6 +73,13 @@ def _of_parts(**names: Any) -> dict[str, Any]:
 
 def _whisper(positions: int) -> dict[str, Any]:
     return _of_parts(num_mel_bins=8, max_source_positions=50, max_target_positions=positions, init_std=0.3)
+
+
+def _whisper_tiny(_: int) -> dict[str, Any]:
+    """The sizes of openai/whisper-tiny."""
+    each = {"layers": 4, "attention_heads": 6, "ffn_dim": 1536}
+    both = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in each.items()}
+    return {"d_model": 384, "vocab_size": 51865, "num_mel_bins": 80, "init_std": 0.05, **both, **_TOKENS}
 
 
 def _bart(positions: int) -> dict[str, Any]:
@@ -112,10 +122,13 @@ def _llava(positions: int) -> dict[str, Any]:
     }
 
 
+_POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
+_ATTENTION = {"shared": 0.1, "SelfAttention.v": 8.0, "SelfAttention.o": 8.0}
 ENCODER_MODELS = {
     "whisper": EncoderModel("Whisper", _whisper, "input_features"),
-    "bart": EncoderModel("Bart", _bart, "input_ids"),
-    "t5": EncoderModel("T5", _t5, "input_ids"),
+    "whisper-tiny": EncoderModel("Whisper", _whisper_tiny, "input_features"),
+    "bart": EncoderModel("Bart", _bart, "input_ids", _POSITIONS, seed=1),
+    "t5": EncoderModel("T5", _t5, "input_ids", _ATTENTION, seed=2),
     "llava": EncoderModel("Llava", _llava, "pixel_values"),
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values"),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values"),
@@ -128,16 +141,21 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
     import transformers
 
     made = ENCODER_MODELS[name]
-    torch.manual_seed(len(name))
+    torch.manual_seed(made.seed or len(name))
     config = getattr(transformers, f"{made.kind}Config")(**made.config(positions))
     model = getattr(transformers, f"{made.kind}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # Large enough that tokens differ: positions and what the encoder found count as much as the last token.
-            parameter.add_((0.6 if "embed_positions" in key else 0.12) * torch.randn_like(parameter))
+            scale = 0.05 if name == "whisper-tiny" else 0.12
+            parameter.add_((5 * scale if "embed_positions" in key else scale) * torch.randn_like(parameter))
+            for text, factor in made.factors.items():
+                parameter.mul_(factor if text in key else 1.0)
     model.generation_config.eos_token_id = None
+    if made.reads == "pixel_values":
+        model.generation_config.suppress_tokens = [258]  # a text that goes on with an image cannot be read again
     model.save_pretrained(folder)
-    tokens = WHISPER_TOKENS if name == "whisper" else IMAGE_TOKENS
+    tokens = WHISPER_TOKENS if made.kind == "Whisper" else IMAGE_TOKENS
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(tokens)))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     processors = {
@@ -155,7 +173,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     made = ENCODER_MODELS[name]
     if made.reads == "input_ids":
         return {made.reads: random.integers(1, 256, (1, size))}
-    shapes = {"whisper": (1, 8, 100), "llava": (size, 3, 16, 16)}
+    shapes = {"whisper": (1, 8, 100), "whisper-tiny": (1, 80, 3000), "llava": (size, 3, 16, 16)}
     shape = shapes.get(name, (1, size, 3, 16, 16))
     return {made.reads: random.standard_normal(shape).astype(np.float32)}
 
@@ -172,5 +190,7 @@ def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> 
             given = {"encoder_outputs": model.get_encoder()(*given.values())}
         for _ in range(count):
             rows.append(model(**{name: torch.tensor([tokens])}, **given).logits[0, -1].numpy())
-            tokens.append(int(rows[-1].argmax()))
+            best = rows[-1].copy()
+            best[model.generation_config.suppress_tokens or []] = -np.inf
+            tokens.append(int(best.argmax()))
     return rows, tokens[len(prompt) :]
