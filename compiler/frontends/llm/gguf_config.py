@@ -57,7 +57,7 @@ def _names(found: GgufArchitecture, config: DecoderConfig, file: GgufFile) -> Na
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class Numbers:
     """The numbers in the metadata of an architecture; those out of range raise InvalidModelError."""
 
     file: GgufFile
@@ -88,7 +88,7 @@ class _Numbers:
 
 
 def _config(file: GgufFile, name: str, found: GgufArchitecture, checkpoint: Checkpoint) -> DecoderConfig:
-    numbers = _Numbers(file, name)
+    numbers = Numbers(file, name)
     number, count = numbers.number, numbers.count
     hidden, heads = count("embedding_length"), count("attention.head_count", most=MOST_HEADS)
     head_size = count("attention.key_length", hidden // heads, most=MOST_HEAD_SIZE)
@@ -122,7 +122,7 @@ def _config(file: GgufFile, name: str, found: GgufArchitecture, checkpoint: Chec
     )
 
 
-def _layer(numbers: _Numbers, found: GgufArchitecture, head_size: int, checkpoint: Checkpoint) -> LayerConfig:
+def _layer(numbers: Numbers, found: GgufArchitecture, head_size: int, checkpoint: Checkpoint) -> LayerConfig:
     """The settings that all layers share."""
     file, number, count = numbers.file, numbers.number, numbers.count
     size = count("rope.dimension_count", head_size)
@@ -134,7 +134,7 @@ def _layer(numbers: _Numbers, found: GgufArchitecture, head_size: int, checkpoin
     return LayerConfig(rope, window, experts)
 
 
-def _experts(numbers: _Numbers, found: GgufArchitecture) -> ExpertsConfig:
+def _experts(numbers: Numbers, found: GgufArchitecture) -> ExpertsConfig:
     """The mixture of experts that replaces the MLP of each layer."""
     file, number, count = numbers.file, numbers.number, numbers.count
     shared = "expert_shared_feed_forward_length"
@@ -214,7 +214,7 @@ def _gemma3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     config = _gemma(config, file)
     if len(config.layers) == 62:  # 27B, as above
         config = replace(config, score_scale=1 / math.sqrt(config.hidden / config.heads))
-    numbers = _Numbers(file, "gemma3")
+    numbers = Numbers(file, "gemma3")
     base = float(numbers.number("rope.freq_base_swa", 10000.0))
     local = make_rope(RopeSettings(config.head_size, base, config.context, {}))
     pattern = "attention.sliding_window_pattern"

@@ -39,10 +39,18 @@ from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.preparation_files import read_audio, read_images
-from compiler.frontends.llm.state_space import STATE_SPACE, build_state_space, read_state_space
+from compiler.frontends.llm.state_space import (
+    STATE_SPACE,
+    StateSpaceConfig,
+    build_state_space,
+    read_gguf_state_space,
+    read_state_space,
+)
+from compiler.frontends.llm.state_space_weights import StateSpaceWeights
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rules, read_tokenizer_files
 from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
 from compiler.frontends.llm.transformers_encoder import CapturedPair, capture_pair, has_encoder
+from compiler.frontends.llm.weights import Checkpoint
 
 _ENDLESS = 1 << 20  # the context of models whose states do not grow
 
@@ -63,7 +71,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     if path.is_dir():
         kind = model_type(path)
         if kind in STATE_SPACE:
-            return _state_space(path, options)
+            return _state_space(*read_state_space(path), read_tokenizer_files(path), options)
         if kind not in FAMILIES and has_encoder(path):
             return _pair(path, options)
         if kind not in FAMILIES and is_available():
@@ -72,6 +80,9 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         files = read_tokenizer_files(path)
     else:
         gguf = GgufFile(path)
+        kind = gguf.required("general.architecture")
+        if kind in STATE_SPACE:
+            return _state_space(*read_gguf_state_space(gguf, kind), read_gguf_tokenizer(gguf), options)
         config, names, storage, checkpoint = read_gguf(gguf)
         files = read_gguf_tokenizer(gguf)
     files.check_fits(config.vocabulary, str(path))
@@ -150,12 +161,12 @@ def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     return replace(found.model, assets=_assets(description, files))
 
 
-def _state_space(folder: Path, options: LanguageModelOptions) -> ImportedModel:
+def _state_space(
+    config: StateSpaceConfig, checkpoint: Checkpoint, files: TokenizerFiles, options: LanguageModelOptions
+) -> ImportedModel:
     """A state space model, each of whose states is replaced by each run."""
-    files = read_tokenizer_files(folder)
-    config, checkpoint = read_state_space(folder)
-    files.check_fits(config.vocabulary, str(folder))
-    mod = build_state_space(config, checkpoint, options)
+    files.check_fits(config.vocabulary, checkpoint.origin)
+    mod = build_state_space(config, StateSpaceWeights(checkpoint, is_gguf=checkpoint.has("token_embd.weight")), options)
     checkpoint.check_complete()
     states = [TensorSpec(name, shape, "float32") for name, shape in config.states.items()]
     logits = TensorSpec(LOGITS, (1, "n" if options.all_logits else 1, config.vocabulary), "float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from tvm.relax import op as R
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import MOST_LAYERS
 from compiler.frontends.llm.decoder import TOKENS, last_row
+from compiler.frontends.llm.gguf_config import Numbers
+from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.products import Products
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
 from compiler.frontends.llm.settings import MOST_SIZE, Settings
 from compiler.frontends.llm.state_scan import ScanOperands, causal_convolution, selective_scan
-from compiler.frontends.llm.weights import Array, Checkpoint, Linear
+from compiler.frontends.llm.state_space_weights import StateSpaceWeights
+from compiler.frontends.llm.weights import Array, Checkpoint
 from compiler.passes.rewriting.matching import as_constant
 
 Expr = Any
@@ -66,6 +70,39 @@ class StateSpaceConfig:
         """Names and shapes of the states, in the order of the layers."""
         shapes = {"rows": (self.taps - 1, self.convolved), "state": (self.sizes, self.inner)}
         return {f"{name}_{layer}": shape for layer in range(self.layers) for name, shape in shapes.items()}
+
+
+def read_gguf_state_space(file: GgufFile, kind: str) -> tuple[StateSpaceConfig, Checkpoint]:
+    """The configuration and weights of a GGUF file of one of `STATE_SPACE`.
+
+    Raises InvalidModelError, or OptionError for settings that are not supported.
+    """
+    numbers = Numbers(file, kind)
+    if file.value(f"{kind}.ssm.dt_b_c_rms"):
+        raise OptionError(f"{file.path}: norms of steps, as Falcon Mamba has them, are not supported")
+    count = numbers.count
+    hidden, inner, rank = count("embedding_length"), count("ssm.inner_size"), count("ssm.time_step_rank")
+    heads = rank if kind == "mamba2" else inner
+    groups = count("ssm.group_count", 1) if kind == "mamba2" else 1
+    if inner % heads or heads % groups:
+        raise InvalidModelError(f"{file.path}: {inner} channels, {heads} heads and {groups} groups do not fit together")
+    checkpoint = Checkpoint(file, str(file.path))
+    config = StateSpaceConfig(
+        kind=kind,
+        hidden=hidden,
+        vocabulary=checkpoint.shape("token_embd.weight")[0],
+        layers=count("block_count", most=MOST_LAYERS),
+        epsilon=numbers.number("attention.layer_norm_rms_epsilon"),
+        inner=inner,
+        sizes=count("ssm.state_size"),
+        taps=count("ssm.conv_kernel"),
+        rank=rank,
+        heads=heads,
+        groups=groups,
+        limits=(0.0, math.inf),
+        tied=not checkpoint.has("output.weight"),
+    )
+    return config, checkpoint
 
 
 def read_state_space(folder: Path) -> tuple[StateSpaceConfig, Checkpoint]:
@@ -124,7 +161,7 @@ def _limits(settings: Settings) -> tuple[float, float]:
     return low, high
 
 
-def build_state_space(config: StateSpaceConfig, checkpoint: Checkpoint, options: LanguageModelOptions) -> IRModule:
+def build_state_space(config: StateSpaceConfig, weights: StateSpaceWeights, options: LanguageModelOptions) -> IRModule:
     """The module `main(tokens, *states) -> (logits, *states)`: tokens int64 (1, n), logits float32 of the last token,
     or of all; states float32.
 
@@ -134,14 +171,14 @@ def build_state_space(config: StateSpaceConfig, checkpoint: Checkpoint, options:
     """
     if options.sequences or options.cache is not None or options.captures or options.grams:
         raise OptionError("sequences, cache and calibration do not apply to state space models")
-    return _Builder(config, checkpoint, options).build()
+    return _Builder(config, weights, options).build()
 
 
 class _Builder:
     """One model under construction."""
 
-    def __init__(self, config: StateSpaceConfig, checkpoint: Checkpoint, options: LanguageModelOptions) -> None:
-        self.config, self._checkpoint, self._options = config, checkpoint, options
+    def __init__(self, config: StateSpaceConfig, weights: StateSpaceWeights, options: LanguageModelOptions) -> None:
+        self.config, self._weights, self._options = config, weights, options
         self._builder = relax.BlockBuilder()
         self._products = Products(self._builder, options)
         self._length = tirx.Var("n", "int64")
@@ -159,85 +196,75 @@ class _Builder:
 
     def _body(self, tokens: Expr, states: list[Expr]) -> list[Expr]:
         config = self.config
-        embedding = self._checkpoint.matrix("backbone.embeddings.weight", config.vocabulary, config.hidden)
-        table = self._products.table(embedding)
+        table = self._products.table(self._weights.table(config.vocabulary, config.hidden))
         x = self._products.rows(table, tokens)
         updated: list[Expr] = []
         for layer in range(config.layers):
-            mixed, *after = self._mixer(layer, self._norm(x, f"backbone.layers.{layer}.norm"), states[2 * layer :])
+            mixed, *after = self._mixer(layer, self._norm(x, "norm", layer), states[2 * layer :])
             x = self._emit(R.add(x, mixed))
             updated += after
         if not self._options.all_logits:
             x = self._builder.emit_te(last_row, x, primfunc_name_hint="last_token")
-        x = self._norm(x, "backbone.norm_f")
+        x = self._norm(x, "final_norm")
         if config.tied:
-            self._checkpoint.ignore(["lm_head.weight"])
+            self._weights.ignore_head()
             return [self._products.with_table(x, table), *updated]
-        return [
-            self._products.product(x, self._linear("lm_head", config.vocabulary, config.hidden), is_head=True),
-            *updated,
-        ]
+        head = self._weights.linear("head", 0, config.vocabulary, config.hidden)
+        return [self._products.product(x, head, is_head=True), *updated]
 
     def _mixer(self, layer: int, x: Expr, states: list[Expr]) -> list[Expr]:
         """(result (1, n, hidden), rows, state)"""
-        config, prefix = self.config, f"backbone.layers.{layer}.mixer."
+        config, weights = self.config, self._weights
         if config.kind == "mamba":
-            hidden, gate = self._split(self._in(prefix, x, 2 * config.inner), [config.inner, config.inner])
-            convolved, rows = self._convolved(prefix, hidden, states[0])
-            step, write, read = self._selected(prefix, convolved)
-            decay = np.ascontiguousarray(-np.exp(self._array(f"{prefix}A_log", (config.inner, config.sizes))).T)
-            skip = self._array(f"{prefix}D", (config.inner,))
+            hidden, gate = self._split(self._in(layer, x, 2 * config.inner), [config.inner, config.inner])
+            convolved, rows = self._convolved(layer, hidden, states[0])
+            step, write, read = self._selected(layer, convolved)
+            decay = np.ascontiguousarray(weights.decay(layer, (config.inner, config.sizes)).T)
+            skip = weights.array("skip", layer, (config.inner,))
         else:
             widths = [config.inner, config.convolved, config.heads]
-            gate, hidden, step = self._split(self._in(prefix, x, sum(widths)), widths)
-            found, rows = self._convolved(prefix, hidden, states[0])
+            gate, hidden, step = self._split(self._in(layer, x, sum(widths)), widths)
+            found, rows = self._convolved(layer, hidden, states[0])
             shared = config.groups * config.sizes
             convolved, write, read = self._split(found, [config.inner, shared, shared])
-            step = self._steps_of_heads(prefix, step)
+            step = self._steps_of_heads(layer, step)
             each = self._head_size
-            decay = np.repeat(-np.exp(self._array(f"{prefix}A_log", (config.heads,))), each)[None]
-            skip = np.repeat(self._array(f"{prefix}D", (config.heads,)), each)
+            decay = np.repeat(weights.decay(layer, (config.heads,)), each)[None]
+            skip = np.repeat(weights.array("skip", layer, (config.heads,)), each)
         grouped = (self._length, config.groups, config.sizes)
         write, read = (self._emit(R.reshape(each, grouped)) for each in (write, read))
         operands = ScanOperands(convolved, step, as_constant(decay), write, read, as_constant(skip), states[1])
         result, state = selective_scan(self._builder, operands)
         result = self._emit(R.multiply(result, self._emit(R.nn.silu(gate))))
         if config.kind == "mamba2":
-            result = self._group_norm(result, self._array(f"{prefix}norm.weight", (config.inner,)))
+            result = self._group_norm(result, weights.array("group_norm", layer, (config.inner,)))
         result = self._emit(R.reshape(result, (1, self._length, config.inner)))
-        return [
-            self._products.product(result, self._linear(f"{prefix}out_proj", config.hidden, config.inner)),
-            rows,
-            state,
-        ]
+        out = weights.linear("out", layer, config.hidden, config.inner)
+        return [self._products.product(result, out), rows, state]
 
-    def _in(self, prefix: str, x: Expr, width: int) -> Expr:
+    def _in(self, layer: int, x: Expr, width: int) -> Expr:
         """The first product: (n, width)."""
-        found = self._products.product(x, self._linear(f"{prefix}in_proj", width, self.config.hidden))
+        found = self._products.product(x, self._weights.linear("in", layer, width, self.config.hidden))
         return self._emit(R.reshape(found, (self._length, width)))
 
-    def _convolved(self, prefix: str, x: Expr, state: Expr) -> tuple[Expr, Expr]:
-        config = self.config
-        weight = self._array(f"{prefix}conv1d.weight", (config.convolved, 1, config.taps))[:, 0].T
-        name = f"{prefix}conv1d.bias"
-        bias = self._array(name, (config.convolved,)) if self._checkpoint.has(name) else np.zeros(config.convolved)
-        constants = (as_constant(np.ascontiguousarray(each, np.float32)) for each in (weight, bias))
-        found, rows = causal_convolution(self._builder, x, state, *constants)
+    def _convolved(self, layer: int, x: Expr, state: Expr) -> tuple[Expr, Expr]:
+        weight, bias = map(as_constant, self._weights.convolution(layer, self.config.convolved, self.config.taps))
+        found, rows = causal_convolution(self._builder, x, state, weight, bias)
         return self._emit(R.nn.silu(found)), rows
 
-    def _selected(self, prefix: str, x: Expr) -> list[Expr]:
+    def _selected(self, layer: int, x: Expr) -> list[Expr]:
         """Mamba: the steps, and what is written and read."""
         config = self.config
         widths = [config.rank, config.sizes, config.sizes]
-        found = self._products.product(x, self._linear(f"{prefix}x_proj", sum(widths), config.inner))
+        found = self._products.product(x, self._weights.linear("selection", layer, sum(widths), config.inner))
         low, write, read = self._split(found, widths)
-        step = self._products.product(low, self._linear(f"{prefix}dt_proj", config.inner, config.rank))
+        step = self._products.product(low, self._weights.linear("step", layer, config.inner, config.rank))
         return [self._softplus(step), write, read]
 
-    def _steps_of_heads(self, prefix: str, step: Expr) -> Expr:
+    def _steps_of_heads(self, layer: int, step: Expr) -> Expr:
         """Mamba-2: the steps of heads, for each channel."""
         config = self.config
-        bias = as_constant(self._array(f"{prefix}dt_bias", (config.heads,)))
+        bias = as_constant(self._weights.array("step_bias", layer, (config.heads,)))
         step = self._softplus(self._emit(R.add(step, bias)))
         low, high = config.limits
         if low > 0 or np.isfinite(high):
@@ -259,17 +286,9 @@ class _Builder:
         whole = self._emit(R.reshape(normalized, (self._length, config.inner)))
         return self._emit(R.multiply(whole, as_constant(weight)))
 
-    def _norm(self, x: Expr, name: str) -> Expr:
-        weight = self._checkpoint.vector(f"{name}.weight", self.config.hidden)
+    def _norm(self, x: Expr, role: str, layer: int = 0) -> Expr:
+        weight = self._weights.array(role, layer, (self.config.hidden,))
         return self._emit(R.nn.rms_norm(x, as_constant(weight), [-1], self.config.epsilon))
-
-    def _linear(self, name: str, rows: int, depth: int) -> Linear:
-        weight = self._checkpoint.matrix(f"{name}.weight", rows, depth)
-        has_bias = self._checkpoint.has(f"{name}.bias")
-        return Linear(weight, self._checkpoint.vector(f"{name}.bias", rows) if has_bias else None)
-
-    def _array(self, name: str, shape: tuple[int, ...]) -> Array:
-        return self._checkpoint.array(name, shape)
 
     def _split(self, x: Expr, widths: list[int]) -> list[Expr]:
         ends = [int(end) for end in np.cumsum(widths)[:-1]]

@@ -154,6 +154,12 @@ class Checkpoint:
         """Whether there is such a tensor of this shape."""
         return self.has(name) and self._reader.shape(name) == shape
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor. Raises InvalidModelError where it is missing."""
+        if not self.has(name):
+            raise InvalidModelError(f"{self.origin} lacks the tensor {name!r}", "the checkpoint is not complete")
+        return self._reader.shape(name)
+
     def vector(self, name: str, size: int) -> Array:
         """A tensor of one axis as float32. Raises InvalidModelError where it is missing or has another size."""
         return self.array(name, (size,))
@@ -191,9 +197,7 @@ class Checkpoint:
             )
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        if not self.has(name):
-            raise InvalidModelError(f"{self.origin} lacks the tensor {name!r}", "the checkpoint is not complete")
-        found = self._reader.shape(name)
+        found = self.shape(name)
         if found != shape:
             raise InvalidModelError(f"{self.origin}: tensor {name!r} has shape {found}, expected {shape}")
         self._left.discard(name)
