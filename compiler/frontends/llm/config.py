@@ -22,6 +22,8 @@ class ExpertsConfig:
         chosen: how many a token goes to.
         intermediate: width of each.
         normalized: whether the probabilities of those chosen are scaled to sum to 1.
+        jitter: of Phi's mixtures, which weigh each expert by the softmax over those whose scores are relatively at most
+            twice this below its own, and that were not chosen before it; None: softmax over all.
         shared: width of an MLP that all tokens go to, 0 where there is none.
         shared_gate: whether what it adds is multiplied with the sigmoid of a product of its own.
     """
@@ -32,6 +34,7 @@ class ExpertsConfig:
     normalized: bool
     shared: int = 0
     shared_gate: bool = False
+    jitter: float | None = None
 
 
 @dataclass(frozen=True)

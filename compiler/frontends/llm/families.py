@@ -78,6 +78,27 @@ def _mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     )
 
 
+def _sparse_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    found = _mixture(settings, layer)
+    if found is None or found.chosen != 2:
+        raise OptionError(f"{settings.path}: mixtures of Phi with other than 2 experts per token are not supported")
+    return replace(found, normalized=False, jitter=settings.number("router_jitter_noise", 0.01))
+
+
+def _phimoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Layer norms; cosine and sine have a factor of their own."""
+    scaling = settings.table("rope_parameters") or settings.table("rope_scaling")
+    factors = [scaling.get(each, 1.0) for each in ("short_mscale", "long_mscale")]
+    if factors[0] != factors[1] or not isinstance(factors[0], int | float):
+        raise OptionError(f"{settings.path}: factors of RoPE that depend on the length, {factors}, are not supported")
+    factor = float(factors[0])
+    layers = tuple(
+        layer if layer.rope is None else replace(layer, rope=replace(layer.rope, factor=factor))
+        for layer in config.layers
+    )
+    return replace(config, norm="layer", layers=layers)
+
+
 _ALWAYS_NORMALIZED = {"norm_topk_prob": True}
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 
@@ -87,6 +108,12 @@ FAMILIES: dict[str, Family] = {
         names=hugging_face_names(roles=MIXTRAL_EXPERTS),
         experts=_mixture,
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2, **_ALWAYS_NORMALIZED},
+    ),
+    "phimoe": Family(
+        names=hugging_face_names(roles=MIXTRAL_EXPERTS),
+        experts=_sparse_mixture,
+        changes=_phimoe,
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2},
     ),
     "qwen2_moe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),

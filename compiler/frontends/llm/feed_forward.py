@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tvm import relax
 from tvm.relax import op as R
 
 from compiler.frontends.llm.config import ExpertsConfig
@@ -44,18 +45,40 @@ class _Mixture:
         emit, products = model.builder.emit, model.products
         rows = emit(R.reshape(x, (model.length, model.config.hidden)))
         # The router stays exact: a rounding could choose another expert.
-        probabilities = emit(R.nn.softmax(products.exact(rows, parameters.router(self._index, config)), -1))
-        routing = route(model.builder, probabilities, config.chosen)
+        scores = products.exact(rows, parameters.router(self._index, config))
+        if config.jitter is None:
+            scores = emit(R.nn.softmax(scores, -1))
+        routing = route(model.builder, scores, config.chosen)
         gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
         hidden = emit(R.multiply(model.activated(gate), up))
         [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
-        weights = routing.scores
+        weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.normalized:
             weights = emit(R.divide(weights, emit(R.sum(weights, -1, keepdims=True))))
         total = emit(
             R.reshape(combined(model.builder, found, routing, weights), (1, model.length, model.config.hidden))
         )
         return emit(R.add(total, self._shared(x))) if config.shared else total
+
+    def _sparse_weights(self, scores: Expr, chosen: Expr) -> Expr:
+        """Of scores (n, experts), and of those chosen (n, 2), the larger first: weights (n, 2)."""
+        emit = self._model.builder.emit
+        assert self._config.jitter is not None
+        limit, one, zero = (relax.const(each, "float32") for each in (2 * self._config.jitter, 1.0, 0.0))
+        first, second = (
+            emit(R.strided_slice(chosen, axes=[1], begin=[at], end=[at + 1], assume_inbound=True)) for at in (0, 1)
+        )
+        weights = []
+        for best in (first, second):
+            least = emit(R.maximum(emit(R.abs(scores)), best))
+            below = emit(R.divide(emit(R.subtract(best, scores)), least))
+            # The second sum leaves out the expert that was chosen first, whose score is larger.
+            left_out = emit(R.logical_or(emit(R.greater(below, limit)), emit(R.greater(scores, best))))
+            shares = emit(R.where(left_out, zero, emit(R.exp(emit(R.subtract(scores, best))))))
+            weights.append(emit(R.sum(shares, -1, keepdims=True)))
+        equal = emit(R.where(emit(R.equal(first, second)), one, zero))  # or equal, where it is part of the sum
+        sums = emit(R.concat([weights[0], emit(R.subtract(weights[1], equal))], axis=1))
+        return emit(R.divide(one, sums))
 
     def _shared(self, x: Expr) -> Expr:
         """The MLP of all tokens."""

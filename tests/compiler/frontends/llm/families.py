@@ -85,6 +85,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3": ("Gemma3Text", {"sliding_window": 9, "layer_types": _ALTERNATE, "query_pre_attn_scalar": 24}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "sliding_window": 30}),
+    "phimoe": (
+        "Phimoe",
+        {
+            "num_local_experts": 6,
+            "head_dim": 12,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "router_jitter_noise": 0.3,
+            "sliding_window": 40,
+            "pad_token_id": 0,
+        },
+    ),
     "qwen2_moe": (
         "Qwen2Moe",
         {
