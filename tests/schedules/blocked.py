@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
+from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.selection.apply import apply_schedules
 
@@ -67,7 +68,7 @@ def run_scheduled(
     scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == [rule]
-    module = tvm.compile(scheduled, target=host())
+    module = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
     output = tvm.runtime.tensor(np.full(shape, 7, dtype="float32"))
     module["main"](*(tvm.runtime.tensor(array) for array in arrays), output)
     return output.numpy()

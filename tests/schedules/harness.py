@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 import targets
+from compiler.codegen.kernel_lowering import PIPELINE
 from schedules.ir.tir import tvm
 from schedules.selection.apply import ScheduleReport, apply_schedules
 from targets.target import Target
@@ -62,8 +63,8 @@ def scheduled(build: Build, inputs: Sequence[tuple[Sequence[Any], str]], target:
 
 
 def executable(mod: Any, target: str) -> Any:
-    """Build a module for a target."""
-    return relax.build(mod, target=target_of(target).tvm_target())
+    """Build a module for a target, its kernels lowered as the compiler lowers them."""
+    return relax.build(mod, target=target_of(target).tvm_target(), tir_pipeline=PIPELINE)
 
 
 def run(mod: Any, target: str, arrays: Sequence[Array]) -> Array:

@@ -12,6 +12,7 @@ from tvm import relax
 from tvm.ir import IRModule, Op
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import get_pass
@@ -111,7 +112,7 @@ def run_scheduled(mod: IRModule, context: PipelineContext, arrays: Sequence[Arra
     """The first output of `main` after the whole pipeline, on this machine."""
     result = run_pipeline(mod, context)
     target = tvm.target.Target({**UNOPTIMIZED, "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    executable = relax.build(result.mod, target=target, relax_pipeline=None)
+    executable = relax.build(result.mod, target=target, relax_pipeline=None, tir_pipeline=PIPELINE)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     weights = [tvm.runtime.tensor(np.asarray(value)) for value in result.parameters.values()]
     output: Array = machine["main"](*(tvm.runtime.tensor(array) for array in arrays), *weights)[0].numpy()

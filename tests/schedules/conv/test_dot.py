@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import DotWorkload
@@ -83,7 +84,7 @@ def run_kernel(tensors: list[Any], arrays: list[Array], machine: Machine, rule: 
     scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == [rule]
-    module = tvm.compile(scheduled, target=host())
+    module = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
     output = tvm.runtime.tensor(np.full(shape_of(tensors[-1]), 7, str(tensors[-1].dtype)))
     module["main"](*(tvm.runtime.tensor(each) for each in arrays), output)
     return output.numpy()

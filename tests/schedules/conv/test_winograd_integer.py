@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.conv.winograd_integer import (
     WinogradInteger,
@@ -59,7 +60,7 @@ def _run(work: DotWorkload, values: Array, filters: Array, machine: Machine) -> 
     scheduled, report = apply_schedules(module, machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == ["conv-winograd-integer"]
-    built = tvm.compile(scheduled, target=host())
+    built = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
     shape = (work.batch, work.out_blocks, *work.out_spatial, lanes)
     output = tvm.runtime.tensor(np.full(shape, 7, "int32"))
     built["main"](tvm.runtime.tensor(pack(values, lanes)), tvm.runtime.tensor(packed), output)

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import compiler
 import targets
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.integers.compute_in_integers import compute_in_integers
@@ -104,7 +105,7 @@ def compiled(model: onnx.ModelProto) -> tuple[Any, Any]:
     planned = compute_in_integers(planned, context)
     context = PipelineContext(target=target, machine=target.machine)
     result = run_pipeline(imported.mod, context)
-    executable = relax.build(result.mod, target=target.tvm_target(), relax_pipeline=None)
+    executable = relax.build(result.mod, target=target.tvm_target(), relax_pipeline=None, tir_pipeline=PIPELINE)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     weights = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in result.parameters.values()]
     return planned, lambda x: machine["main"](tvm.runtime.tensor(x), *weights)[0].numpy()

@@ -9,6 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from schedules import Machine
@@ -83,7 +84,9 @@ def compiled(build: Any, context: PipelineContext) -> tuple[Any, Any]:
         builder.emit_func_output(output)
     result = run_pipeline(builder.get(), context)
     target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    machine = relax.VirtualMachine(relax.build(result.mod, target=target, relax_pipeline=None), tvm.cpu())
+    machine = relax.VirtualMachine(
+        relax.build(result.mod, target=target, relax_pipeline=None, tir_pipeline=PIPELINE), tvm.cpu()
+    )
     data = np.random.default_rng(1).uniform(-2, 42, (7, ROWS)).astype("float32")
     parameters = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in result.parameters.values()]
     return result, machine["main"](tvm.runtime.tensor(data), *parameters)[0].numpy()
