@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,17 @@ class Artifact:
 def tool_versions(**others: str) -> ToolVersions:
     """The versions of Tensorwright and TVM in this environment; `others` by name."""
     return ToolVersions(
-        tensorwright=importlib.metadata.version("tensorwright"),
-        tvm=importlib.metadata.version("apache-tvm"),
-        tvm_ffi=importlib.metadata.version("apache-tvm-ffi"),
+        tensorwright=_installed("tensorwright"),
+        tvm=_installed("apache-tvm"),
+        tvm_ffi=_installed("apache-tvm-ffi"),
         others=others,
     )
+
+
+@cache
+def _installed(distribution: str) -> str:
+    """The version of what this process has loaded; reading it from the package's metadata takes milliseconds."""
+    return importlib.metadata.version(distribution)
 
 
 def _describe(arrays: Mapping[str, np.ndarray]) -> tuple[TensorDescription, ...]:
