@@ -1,4 +1,4 @@
-"""Folders of ONNX Runtime GenAI: genai_config.json and an ONNX model whose attention is GroupQueryAttention.
+"""Folders of ONNX Runtime GenAI: genai_config.json and an ONNX model whose attention is or becomes GroupQueryAttention.
 
 Its graph takes a mask and caches that grow; here the caches are states of one capacity that are written in place, and
 the lengths that attention takes follow from the position.
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from compiler.errors import InvalidModelError, OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.llm.genai_attention import with_grouped_attention
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.settings import Settings
@@ -65,7 +67,7 @@ def import_genai_folder(folder: Path, options: LanguageModelOptions) -> GenaiMod
         raise StorageError(f"{folder} lacks {path.name}, which {CONFIG} names", "download it as well")
     try:
         proto = onnx.load(path)
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
         raise InvalidModelError(f"{path} or its external data are damaged: {error}") from error
     pairs = _Graph(proto, decoder, path).rewritten()
     imported = import_onnx(proto, state=pairs)
@@ -102,11 +104,12 @@ class _Graph:
     def rewritten(self) -> dict[str, str]:
         """Make it a function of tokens, position and caches; returns the pairs of caches and their next values."""
         graph = self._graph
+        with_grouped_attention(graph, self._ids, self._mask, self._path)
         attentions = [node for node in graph.node if node.op_type == _ATTENTION]
         if not attentions or not {self._ids, self._mask} <= {each.name for each in graph.input}:
             raise OptionError(
-                f"{self._path}: only decoders whose attention is {_ATTENTION} are supported",
-                "build it with onnxruntime_genai.models.builder: -p int4 or fp32 -e cpu, or -p fp16 -e cuda",
+                f"{self._path}: only decoders whose attention is {_ATTENTION} or MultiHeadAttention are supported",
+                "build it with onnxruntime_genai.models.builder",
             )
         pairs = dict(self._caches())
         added = self._lengths(attentions)
