@@ -47,7 +47,7 @@ LIBRARY_SOURCES = (
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {
-    "tensorwright-run": ("run.cc",),
+    "tensorwright-run": ("run.cc", "run_main.cc"),
     "tensorwright-server": (
         "noise.cc",
         "wire.cc",
@@ -82,11 +82,16 @@ def device_programs(target: Target) -> Path:
     """
     libraries, sodium = runtime_libraries(target), sodium_object(target)
     compiler = target.compiler()
-    contents = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
+    contents = [path.read_bytes() for path in source_files()]
     version = importlib.metadata.version("apache-tvm-ffi")
     versions = [version, compiler.version(), sodium.parent.name]
     key = key_of([target.architecture, *versions, *COMPILE_OPTIONS, *LINK_OPTIONS, *contents])
     return cached("device", f"{target.architecture}-{key}", lambda folder: _build(target, libraries, sodium, folder))
+
+
+def source_files() -> list[Path]:
+    """All C++ sources and headers, sorted."""
+    return sorted(path for path in SOURCES.rglob("*.*") if path.is_file())
 
 
 def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from compiler.artifact import Artifact
 from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture, write_module
 from compiler.device.cache import cached, key_of
 from compiler.device.licenses import licenses_text
-from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, LOADING_SOURCES, SOURCES
+from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, LOADING_SOURCES, SOURCES, source_files
 from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
@@ -27,6 +28,15 @@ _SOURCES = (
     "library_mapped.cc",
     "linked.cc",
     "run.cc",
+)
+_RUNNER_SOURCES = ("run_main.cc",)
+# The program that generates text around the runner.
+_TEXT_SOURCES = tuple(
+    f"text/{name}.cc"
+    for name in (
+        *("reader", "pattern", "normal", "steps", "bpe", "decoder", "tokenizer"),
+        *("random", "sampler", "stream", "language", "generate", "main"),
+    )
 )
 _LINK_OPTIONS = ("-static", "-s", "-Wl,--gc-sections", "-pthread")
 
@@ -48,6 +58,14 @@ tensorwright_symbols:
 {names}
     .section .note.GNU-stack, "", %progbits
 """
+_TEXT_ASSEMBLY = """
+    .section .rodata.text, "a"
+    .balign 64
+    .globl tensorwright_text_start, tensorwright_text_end
+tensorwright_text_start:
+    .incbin "{text}"
+tensorwright_text_end:
+"""
 
 
 @dataclass(frozen=True)
@@ -61,15 +79,16 @@ class StaticProgram:
 
 
 def write_static_program(
-    artifact: Artifact, target: Target, output: Path, *, file: Path | None = None
+    artifact: Artifact, target: Target, output: Path, *, file: Path | None = None, text: bytes | None = None
 ) -> StaticProgram:
     """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
 
-    Its options are those of `tensorwright-run` without the module's path. `output`.licenses.txt is written beside it:
-    the licenses of the linked code, which must be distributed with it.
+    Its options are those of `tensorwright-run` without the module's path; with `text` it generates text too.
+    `output`.licenses.txt is written beside it: the licenses of the linked code, which must be distributed with it.
 
     Args:
         file: the module's file, linked unchanged so that signatures remain valid; None: an unsigned module.
+        text: of a language model, what `compiler.generation.native.program.text_program` makes of it.
 
     Raises:
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
@@ -86,13 +105,17 @@ def write_static_program(
         )
     if output.exists():
         raise OptionError(f"{output} exists", "give a new one")
-    objects = _objects(target)
+    objects = _objects(target, generates=text is not None)
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
         folder = Path(name)
         module = folder / "module.twm"
         write_module(artifact, file, module)
         assembly = folder / "linked.S"
-        assembly.write_text(_assembly(module, undefined_symbols(artifact, target, folder), target), encoding="utf-8")
+        source = _assembly(module, undefined_symbols(artifact, target, folder), target)
+        if text is not None:
+            (folder / "text").write_bytes(text)
+            source = _TEXT_ASSEMBLY.format(text=folder / "text") + source
+        assembly.write_text(source, encoding="utf-8")
         made = folder / "program"
         target.compiler().run([*_LINK_OPTIONS, assembly, *sorted(objects.glob("*.o")), "-o", made])
         module_bytes = module.stat().st_size
@@ -105,20 +128,34 @@ def write_static_program(
     return StaticProgram(output, size, module_bytes, ONNX_RUNTIME_BYTES.get(target.architecture))
 
 
-def _objects(target: Target) -> Path:
+def _objects(target: Target, *, generates: bool) -> Path:
     """A folder with the object files of everything but the module."""
     runtime, sodium = runtime_objects(target), sodium_object(target)
-    contents = [path.read_bytes() for path in sorted(SOURCES.glob("*.*"))]
+    contents = [path.read_bytes() for path in source_files()]
     key = key_of([runtime.name, sodium.parent.name, *COMPILE_OPTIONS, *_SOURCES, *contents])
+    name = f"{target.architecture}-{key}"
 
     def build(folder: Path) -> None:
-        folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
-        options = [*COMPILE_OPTIONS, *include_options(folders)]
-        compile_objects(target, {"program": [SOURCES / name for name in _SOURCES]}, options, folder)
+        _compile(target, {"program": _SOURCES, "main": _RUNNER_SOURCES}, folder)
         for path in (runtime / FFI_OBJECT, runtime / RUNTIME_OBJECT, sodium):
             shutil.copy(path, folder)
 
-    return cached("static", f"{target.architecture}-{key}", build)
+    def build_text(folder: Path) -> None:
+        _compile(target, {"main": _TEXT_SOURCES}, folder)
+        for path in plain.glob("*.o"):
+            if path.name != "main.o":
+                shutil.copy(path, folder)
+
+    plain = cached("static", name, build)
+    return cached("static-text", name, build_text) if generates else plain
+
+
+def _compile(target: Target, groups: Mapping[str, Sequence[str]], folder: Path) -> None:
+    folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
+    options = [*COMPILE_OPTIONS, *include_options(folders)]
+    compile_objects(
+        target, {name: [SOURCES / each for each in names] for name, names in groups.items()}, options, folder
+    )
 
 
 def undefined_symbols(artifact: Artifact, target: Target, folder: Path) -> list[str]:

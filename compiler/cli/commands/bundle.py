@@ -14,7 +14,7 @@ HELP = """Write a folder with everything a device needs to run a module: no Pyth
 
 The module, the runtime's libraries, a runner, a device server, a C header with its library, and an example that `make`
 builds. With --static, one executable that needs no libraries at all. With --triton, a folder that Triton Inference
-Server serves the module from; more modules may be added to it.
+Server serves the module from; more modules may be added to it. Of a language model, the executable generates text.
 
 [bold]Typical[/]
 
@@ -25,6 +25,10 @@ Server serves the module from; more modules may be added to it.
 
   One file that runs on any Linux of the architecture:
     tensorwright bundle model.twm --static --output model && scp model pi: && ssh pi ./model --verify --runs 20
+
+  One file that generates text, with the model's tokenizer in it:
+    tensorwright compile SmolLM2-135M-Instruct.Q4_1.gguf --target raspberry-pi-5 -o smollm2.twm
+    tensorwright bundle smollm2.twm --static --output smollm2 && scp smollm2 pi: && ssh pi ./smollm2 -p "Hello!"
 
   A model repository for Triton, and its backend:
     tensorwright bundle model.twm --triton serve && make -C serve/backends/tensorwright
@@ -52,6 +56,14 @@ def _bundle(
         typer.Option("--target", "-t", metavar="NAME", help="The device; if not given, what it was compiled for."),
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False,
+    no_text: Annotated[
+        bool,
+        typer.Option("--no-text", help="With --static, of a language model: the plain runner, without its tokenizer."),
+    ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="With --static, of a language model: prompts are continued, without chat template."),
+    ] = False,
     triton: Annotated[
         Path | None,
         typer.Option("--triton", metavar="DIR", help="A folder for Triton Inference Server; made, or added to."),
@@ -84,13 +96,16 @@ def _bundle(
         raise OptionError("--triton takes neither --static nor --output")
     if triton is None and (name, max_batch_size, instances) != (None, None, None):
         raise OptionError("--name, --max-batch-size and --instances are for --triton")
+    if not static and (no_text or raw):
+        raise OptionError("--no-text and --raw are for --static")
     artifact = read_artifact(module, trusted or None)
     with translated_target_errors():
         device = find_target(target or artifact.manifest.target.name)
         if triton is not None:
             _triton(artifact, module, device, triton, (name, max_batch_size, instances), as_json)
         elif static:
-            _static(artifact, module, device, output if output is not None else module.with_suffix(""), as_json)
+            made = output if output is not None else module.with_suffix("")
+            _static(artifact, module, device, made, _text_of(artifact, no_text=no_text, raw=raw), as_json)
         else:
             _folder(artifact, module, device, output if output is not None else Path(f"{module.stem}-bundle"), as_json)
 
@@ -138,19 +153,32 @@ def _triton(
     print_line(f"wrote {written.folder}; build the backend: make -C {written.folder}/backends/tensorwright")
 
 
-def _static(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:
+def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
+    """What the executable of a language model needs to generate text; None for other modules."""
+    from compiler.errors import OptionError
+    from compiler.generation.native.program import has_text, text_program
+
+    if not has_text(artifact):
+        if no_text or raw:
+            raise OptionError("--no-text and --raw are for language models with a tokenizer, and this module is none")
+        return None
+    return None if no_text else text_program(artifact, raw=raw)
+
+
+def _static(artifact: Any, module: Path, target: Any, output: Path, text: bytes | None, as_json: bool) -> None:
     from compiler.cli.output import print_json, print_line
     from compiler.device.static_program import write_static_program
     from compiler.reports.formatting import format_bytes
 
-    program = write_static_program(artifact, target, output, file=module)
+    program = write_static_program(artifact, target, output, file=module, text=text)
     if as_json:
         print_json({**asdict(program), "path": str(program.path)})
         return
     runtime = format_bytes(program.bytes - program.module_bytes)
     print_line(f"module: {format_bytes(program.module_bytes)}")
     print_line(f"runtime: {runtime}{_compared(program.onnx_runtime_bytes)}")
-    print_line(f"wrote {program.path}: {program.path.name} --verify --runs 20")
+    options = "--verify --runs 20" if text is None else '-p "Hello!"'
+    print_line(f"wrote {program.path}: {program.path.name} {options}")
 
 
 def _compared(onnx_runtime_bytes: int | None) -> str:

@@ -18,6 +18,7 @@
 #include "linked.h"
 #include "module.h"
 #include "report.h"
+#include "run.h"
 #include "session.h"
 #include "signature.h"
 #include "whole_number.h"
@@ -111,7 +112,9 @@ void Step(Module* module, const Options& options, Report* report) {
   report->Add("rows", std::to_string(session.length()), "rows in use: " + std::to_string(session.length()));
 }
 
-int Main(int count, char** arguments) {
+}  // namespace
+
+int RunnerMain(int count, char** arguments) {
   Options options;
   if (!Parse(count, arguments, &options)) {
     std::fprintf(stderr, kUsage, LinkedModule().data ? "" : "MODULE.twm ");
@@ -145,14 +148,13 @@ int Main(int count, char** arguments) {
   return 0;
 }
 
-}  // namespace
-}  // namespace tensorwright
-
-int main(int count, char** arguments) {
+int Guarded(const std::function<int()>& program) {
   try {
-    return tensorwright::Main(count, arguments);
+    return program();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", tensorwright::Printable(error.what()).c_str());
+    std::fprintf(stderr, "error: %s\n", Printable(error.what()).c_str());
     return 1;
   }
 }
+
+}  // namespace tensorwright

@@ -1,0 +1,43 @@
+// Regular expressions as programs, which native/patterns.py of the Python package compiles.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "reader.h"
+
+namespace tensorwright {
+
+// Characters from `begin` to `end` of a text, and whether the pattern matches them.
+struct Match {
+  size_t begin, end;
+  bool matches;
+};
+
+class Pattern {
+ public:
+  // Throws Error where its instructions do not fit together.
+  explicit Pattern(Reader* reader);
+
+  // The whole text cut into matches, leftmost first, and what is between them.
+  std::vector<Match> Cut(const std::u32string& text) const;
+
+ private:
+  // The same as in native/patterns.py, which says what they do.
+  enum Operation : uint32_t { kMatch, kCharacter, kFork, kJump, kGreedy, kPossessive, kAhead, kNotAhead, kAtomic, kBehind, kNotBehind, kBegin, kEnd };
+
+  struct Instruction {
+    uint32_t operation, a, b, c;
+  };
+
+  void Check() const;
+  // The end of the match that begins at `at`, by the instructions from `start` on; npos where there is none.
+  size_t Run(const std::u32string& text, size_t at, size_t start) const;
+
+  std::vector<CharacterSet> sets_;
+  std::vector<Instruction> code_;
+};
+
+}  // namespace tensorwright

@@ -1,0 +1,42 @@
+// Which token comes next: as generation/sampling.py of the Python package.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "random.h"
+
+namespace tensorwright {
+
+struct SamplingOptions {
+  double temperature = 0, top_p = 1, min_p = 0, repetition_penalty = 1;
+  uint64_t top_k = 0;
+  uint64_t seed = 0;
+};
+
+// Tokens that are never chosen, and those that are not chosen first.
+struct Suppressed {
+  std::vector<uint32_t> always, first;
+};
+
+class Sampler {
+ public:
+  // `seen`: tokens of the prompt, which the repetition penalty counts.
+  Sampler(const SamplingOptions& options, const std::vector<int64_t>& seen, Suppressed suppressed);
+
+  // Out of as many logits as the vocabulary has tokens. Throws Error where they are not finite.
+  int64_t Choose(const float* logits, size_t count);
+
+ private:
+  int64_t Drawn(const std::vector<float>& scores);
+
+  SamplingOptions options_;
+  std::set<int64_t> seen_;
+  Suppressed suppressed_;
+  bool is_first_ = true;
+  std::optional<Random> random_;
+};
+
+}  // namespace tensorwright

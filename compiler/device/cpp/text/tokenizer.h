@@ -1,0 +1,70 @@
+// Text to tokens and back, as the tokenizers library does it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "bpe.h"
+#include "decoder.h"
+#include "reader.h"
+#include "steps.h"
+
+namespace tensorwright {
+
+// Tokens that are found in a text before it is cut; the longest one at a place counts.
+class AddedTokens {
+ public:
+  struct Token {
+    uint32_t number;
+    std::u32string text;
+    bool takes_left, takes_right;  // the white space beside it
+  };
+
+  void Add(Token token);
+  // Adds to `pieces` what is between the tokens, and to `tokens` which one follows each of them, kNone at the end.
+  void Cut(const Piece& piece, const CharacterSet& spaces, std::vector<Piece>* pieces, std::vector<uint32_t>* tokens) const;
+  static constexpr uint32_t kNone = 0xFFFFFFFF;
+
+ private:
+  const Token* At(const std::u32string& text, size_t place) const;
+
+  std::unordered_map<char32_t, std::vector<Token>> by_first_;  // longest first
+};
+
+class Tokenizer {
+ public:
+  explicit Tokenizer(Reader* reader);
+
+  // Tokens of a text, which must be valid UTF-8; `special`: with those that the model expects around it.
+  std::vector<int64_t> Encode(const std::string& text, bool special) const;
+
+  // The text of tokens without special ones.
+  std::string Decode(const std::vector<int64_t>& tokens) const;
+
+ private:
+  struct Named {
+    std::string text;
+    bool special;
+  };
+
+  // Tokens beside those of the model, and what is put around texts.
+  struct Added {
+    explicit Added(Reader* reader);
+
+    AddedTokens of_text, of_normalized_text;
+    std::unordered_map<uint32_t, Named> names;
+    std::vector<uint32_t> before, after;
+  };
+
+  void EncodePiece(const Piece& piece, std::vector<uint32_t>* tokens) const;
+
+  CharacterSet spaces_;
+  Steps normalizers_, pre_tokenizers_;
+  PairEncoding model_;
+  Added added_;
+  Decoder decoder_;
+};
+
+}  // namespace tensorwright

@@ -1,0 +1,101 @@
+"""Which characters a class of a regular expression matches, as the tokenizers library has it.
+
+The library is asked, because its version of Unicode need not be that of Python.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import OptionError
+from compiler.support.optional import optional_module
+
+Ranges = tuple[tuple[int, int], ...]  # first and last code points, ascending
+LAST = 0x10FFFF
+# The library takes quadratic time for long texts. Surrogates, which are no characters, are one chunk.
+_CHUNK = 0x800
+_SURROGATES = 0xD800
+# Planes without characters, and those for private use: all chunks within are as the first of them.
+_ALIKE = ((0x40000, 0xE0000), (0xE1000, 0xF0000), (0xF0000, 0xFF800), (0x100000, 0x10F800))
+# The property White_Space, which has not changed since Unicode 6.3.
+WHITE_SPACE: Ranges = (
+    (9, 13), (32, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
+    (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000),
+)  # fmt: skip
+
+
+def refused(what: str) -> OptionError:
+    """The error for a tokenizer with a part that the C++ runtime does not have."""
+    return OptionError(
+        f"the tokenizer of the module has {what}, which static executables do not support",
+        "write a plain runner, which takes tokens, with --no-text (text=None), or a bundle without --static",
+    )
+
+
+@cache
+def characters_matching(pattern: str) -> Ranges:
+    r"""The characters that a pattern of one character matches: r"\p{L}", "[^a-z]", "(?i:s)".
+
+    Raises OptionError where the library does not understand the pattern.
+    """
+    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+    try:
+        regex = tokenizers.Regex(f"(?:{pattern})+")
+    except Exception as error:  # the package raises plain Exception
+        raise refused(f"the regular expression {pattern!r}") from error
+    kept = np.ones(LAST + 1, bool)
+    remove = tokenizers.normalizers.Replace(regex, "").normalize_str
+    for first in _chunks():
+        left = remove("".join(map(chr, range(first, first + _CHUNK))))
+        kept[first : first + _CHUNK] = False
+        kept[np.frombuffer(left.encode("utf-32-le"), np.uint32)] = True
+    for first, end in _ALIKE:
+        kept[first:end] = kept[first]
+    return _ranges(~kept)
+
+
+@cache
+def punctuation() -> Ranges:
+    """What the pre-tokenizer Punctuation takes for punctuation."""
+    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+    return _cut_off(tokenizers.pre_tokenizers.Punctuation("isolated"), "PSC")
+
+
+@cache
+def digits() -> Ranges:
+    """What the pre-tokenizer Digits takes for digits."""
+    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+    return _cut_off(tokenizers.pre_tokenizers.Digits(individual_digits=True), "NC")
+
+
+def _chunks() -> list[int]:
+    """First code points of the chunks to look at."""
+    alike = {first for begin, end in _ALIKE for first in range(begin + _CHUNK, end, _CHUNK)}
+    return [first for first in range(0, LAST + 1, _CHUNK) if first != _SURROGATES and first not in alike]
+
+
+def _cut_off(cutter: Any, categories: str) -> Ranges:
+    """The characters of some general categories that a pre-tokenizer cuts off from letters around them."""
+    found = np.zeros(LAST + 1, bool)
+    for first in _chunks():
+        codes = [code for code in range(first, first + _CHUNK) if unicodedata.category(chr(code))[0] in categories]
+        places = [place for _, place in cutter.pre_tokenize_str("".join(f"a{chr(code)}" for code in codes) + "a")]
+        # Such a one is a piece at an odd place; other characters stay with the letters.
+        found[[codes[begin // 2] for begin, end in places if end - begin == 1 and begin % 2]] = True
+    return _ranges(found)
+
+
+def _ranges(wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranges:
+    """Ranges of the code points for which it is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    return tuple((int(first), int(end) - 1) for first, end in zip(edges[::2], edges[1::2], strict=True))
+
+
+@cache
+def stripped_by_python() -> Ranges:
+    """What `str.strip`, which chat templates use, takes for white space."""
+    return _ranges(np.array([chr(code).isspace() for code in range(LAST + 1)]))

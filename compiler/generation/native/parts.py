@@ -1,0 +1,180 @@
+"""Normalizers, pre-tokenizers and decoders of a tokenizer.json, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+from compiler.generation.native.character_sets import characters_matching, digits, punctuation, refused
+from compiler.generation.native.normalization import FORMS, write_normalization
+from compiler.generation.native.patterns import Pattern
+from compiler.generation.native.writer import Writer
+
+Part = Mapping[str, Any]
+_BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORDS = r"\w+|[^\w\s]+"
+_SPECIAL = frozenset(r"\.+*?()|[]{}^$#&-~")
+
+
+class Step(IntEnum):
+    """What is done to texts; the same in `text/steps.h`."""
+
+    PREPEND = 1
+    REPLACE = 2
+    NORMALIZE = 3
+    STRIP = 4
+    SPLIT = 5
+    BYTE_LEVEL = 6
+    METASPACE = 7
+
+
+class Undo(IntEnum):
+    """What is done to tokens to give their text; the same in `text/decoder.h`."""
+
+    BYTE_LEVEL = 1
+    REPLACE = 2
+    BYTE_FALLBACK = 3
+    FUSE = 4
+    STRIP = 5
+    METASPACE = 6
+
+
+class Behavior(IntEnum):
+    """What happens to the matches of a split; the same in `text/steps.h`."""
+
+    REMOVED = 0
+    ISOLATED = 1
+    MERGED_WITH_PREVIOUS = 2
+    MERGED_WITH_NEXT = 3
+    CONTIGUOUS = 4
+
+
+_BEHAVIORS = {
+    "Removed": Behavior.REMOVED,
+    "Isolated": Behavior.ISOLATED,
+    "MergedWithPrevious": Behavior.MERGED_WITH_PREVIOUS,
+    "MergedWithNext": Behavior.MERGED_WITH_NEXT,
+    "Contiguous": Behavior.CONTIGUOUS,
+}
+_PREPENDED = {"never": 0, "first": 1, "always": 2}
+
+
+def flattened(part: Part | None, inner: str) -> list[Part]:
+    """A part that may be missing, or a sequence of parts; `inner` names the list of a sequence."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [each for one in part[inner] for each in flattened(one, inner)]
+    return [part]
+
+
+def write_normalizers(parts: Sequence[Part], writer: Writer) -> None:
+    """Append what is done to the whole text. Raises OptionError for a part that is not supported."""
+    writer.number(len(parts))
+    for part in parts:
+        kind = part["type"]
+        if kind == "Prepend":
+            writer.number(Step.PREPEND)
+            writer.text(part["prepend"])
+        elif kind == "Replace":
+            writer.number(Step.REPLACE)
+            Pattern(_source(part["pattern"])).write(writer)
+            writer.text(part["content"])
+        elif kind in FORMS:
+            writer.number(Step.NORMALIZE)
+            write_normalization(kind, writer)
+        elif kind == "Strip":
+            writer.number(Step.STRIP)
+            writer.number(int(part["strip_left"]))
+            writer.number(int(part["strip_right"]))
+        else:
+            raise refused(f"the normalizer {kind}")
+
+
+def write_pre_tokenizers(parts: Sequence[Part], writer: Writer) -> None:
+    """Append how texts are cut. Raises OptionError for a part that is not supported."""
+    steps = Writer()
+    count = 0
+    for part in parts:
+        count += _write_pre_tokenizer(part, steps)
+    writer.number(count)
+    writer.append(steps)
+
+
+def _write_pre_tokenizer(part: Part, writer: Writer) -> int:
+    """The number of steps that were written."""
+    kind = part["type"]
+    if kind == "Split":
+        return _write_split(writer, Pattern(_source(part["pattern"])), _BEHAVIORS[part["behavior"]], part["invert"])
+    if kind == "ByteLevel":
+        writer.number(Step.BYTE_LEVEL)
+        writer.number(int(part.get("add_prefix_space", True)))
+        writer.number(int(part.get("use_regex", True)))
+        if part.get("use_regex", True):
+            Pattern(_BYTE_LEVEL_PATTERN).write(writer)
+        return 1
+    if kind == "Metaspace":
+        writer.number(Step.METASPACE)
+        writer.text(part["replacement"])
+        writer.number(_prepended(part))
+        writer.number(int(part.get("split", True)))
+        return 1
+    if kind == "Digits":
+        behavior = Behavior.ISOLATED if part["individual_digits"] else Behavior.CONTIGUOUS
+        return _write_split(writer, Pattern(digits()), behavior)
+    if kind == "Punctuation":
+        return _write_split(writer, Pattern(punctuation()), _BEHAVIORS[part.get("behavior", "Isolated")])
+    if kind == "WhitespaceSplit":
+        return _write_split(writer, Pattern(characters_matching(r"\s")), Behavior.REMOVED)
+    if kind == "Whitespace":
+        return _write_split(writer, Pattern(_WORDS), Behavior.REMOVED, invert=True)
+    raise refused(f"the pre-tokenizer {kind}")
+
+
+def _write_split(writer: Writer, pattern: Pattern, behavior: Behavior, invert: bool = False) -> int:
+    writer.number(Step.SPLIT)
+    pattern.write(writer)
+    writer.number(behavior)
+    writer.number(int(invert))
+    return 1
+
+
+def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
+    """Append how tokens become a text. Raises OptionError for a part that is not supported."""
+    writer.number(len(parts))
+    for part in parts:
+        kind = part["type"]
+        if kind == "ByteLevel":
+            writer.number(Undo.BYTE_LEVEL)
+        elif kind == "Replace":
+            writer.number(Undo.REPLACE)
+            Pattern(_source(part["pattern"])).write(writer)
+            writer.text(part["content"])
+        elif kind == "ByteFallback":
+            writer.number(Undo.BYTE_FALLBACK)
+        elif kind == "Fuse":
+            writer.number(Undo.FUSE)
+        elif kind == "Strip":
+            writer.number(Undo.STRIP)
+            writer.text(part["content"])
+            writer.number(part["start"])
+            writer.number(part["stop"])
+        elif kind == "Metaspace":
+            writer.number(Undo.METASPACE)
+            writer.text(part["replacement"])
+            writer.number(_prepended(part))
+        else:
+            raise refused(f"the decoder {kind}")
+
+
+def _prepended(part: Part) -> int:
+    scheme = part.get("prepend_scheme") or ("always" if part.get("add_prefix_space", True) else "never")
+    return _PREPENDED[scheme]
+
+
+def _source(pattern: Mapping[str, str]) -> str:
+    """The regular expression of a pattern, which may be a plain text."""
+    if "Regex" in pattern:
+        return pattern["Regex"]
+    return "".join(f"\\{each}" if each in _SPECIAL else each for each in pattern["String"])
