@@ -111,9 +111,10 @@ class DirectNest:
         self.cut[-2] = name_opaque("rows", parts_of(rows, self.cuts[-2]), self.bindings)
 
     def _live(self, place: Place, dim: int) -> Any:
-        """How much of a task's output along a dimension there is."""
+        """How much of a task's output along a dimension there is: nothing where rows were cut for more cores than the
+        parts that they make."""
         size = self.sizes.out[dim]
-        return self.cut[dim] if isinstance(size, int) else least(self.cut[dim], size - place.corner[dim])
+        return self.cut[dim] if isinstance(size, int) else most(least(self.cut[dim], size - place.corner[dim]), 0)
 
     def _task(self, task: Expr | int) -> Stmt:
         """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""

@@ -31,7 +31,7 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD
-from schedules.conv.dynamic_sizes import Sizes, least, open_repeat, parts_of
+from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
 from schedules.conv.estimates import winograd_estimate
 from schedules.conv.tiling import accumulators, block_choices, channel_unroll, divisors, suits_one_core
 from schedules.conv.weights_ahead import ahead
@@ -146,7 +146,9 @@ class WinogradNest:
         chunk = self._position("chunk", task % cut.chunks, names)
         image = self._position("image", task // (cut.parts * cut.chunks), names)
         first = self._position("first", task // cut.chunks % cut.parts * cut.tiles, names)
-        live = self._position("live", least(cut.tiles, cut.total - first), names) if work.is_open else self.tiles
+        # Parts are rounded up to the cores, so the last ones may begin beyond the end.
+        left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
+        live = self._position("live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
         spread, allocate_spread = self._scratch("spread", work.in_blocks, self.steps)
         product, allocate_product = self._scratch("product", self.blocks, self.lanes)
