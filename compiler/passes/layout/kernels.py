@@ -1,4 +1,4 @@
-"""Elementwise kernels and maxima that a frontend wrote itself: written anew over blocked operands."""
+"""Elementwise kernels, maxima and averages that a frontend wrote itself: written anew over blocked operands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
 from compiler.passes.layout.elementwise import anchor_of
-from compiler.passes.layout.pooling import maximum_kernel
+from compiler.passes.layout.pooling import average_kernel, maximum_kernel
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value
 from compiler.passes.rewriting.matching import array_of, dtype_of, shape_of
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @handles("relax.call_tir")
 def kernel(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
-    """Elementwise kernels, and maxima over the image."""
-    return elementwise_kernel(builder, call) or maximum_kernel(builder, call)
+    """Elementwise kernels, maxima over the image, and averages over windows."""
+    return average_kernel(builder, call) or elementwise_kernel(builder, call) or maximum_kernel(builder, call)
 
 
 def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:

@@ -16,6 +16,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout import convolution, elementwise, integer, kernels, pooling, rearrange, transposed  # noqa: F401
+from compiler.passes.layout.average_windows import AverageWindow
 from compiler.passes.layout.regions import plain_values
 from compiler.passes.layout.table import ANCHORS, HANDLERS, NARROW_READERS
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
@@ -24,7 +25,7 @@ from compiler.passes.rewriting.graph import count_uses, operator_name, rewritabl
 from compiler.passes.rewriting.matching import dtype_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Expr, Function, Var
+    from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
 
 
 @graph_pass("plan-layout", summary="Lay out convolution regions in blocks of channels and pack their weights")
@@ -78,7 +79,7 @@ def _wanted_narrow(function: Function) -> set[Expr]:
 
 def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
     builder.forget_block()
-    builder.kept_plain = plain_values(block)
+    builder.kept_plain = plain_values(block, lambda call: _averages(call, builder))
     for binding in block.bindings:
         if isinstance(binding, relax.MatchCast):
             operand = builder.plain(binding.value)
@@ -86,6 +87,11 @@ def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
             continue
         _plan_binding(binding, builder)
     return relax.DataflowBlock(builder.bindings, block.span)
+
+
+def _averages(call: Call, builder: LayoutBuilder) -> bool:
+    """Whether a call is of a kernel that averages over windows."""
+    return operator_name(call) == "relax.call_tir" and AverageWindow.of(builder.function(call.args[0])) is not None
 
 
 def _plan_binding(binding: Binding, builder: LayoutBuilder) -> None:

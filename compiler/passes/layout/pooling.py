@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
+from compiler.passes.layout.average_windows import AverageWindow
 from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block
@@ -22,45 +24,80 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr
 
 
+@dataclass(frozen=True)
+class _Window:
+    """A window over the spatial axes of an operand, in their order there. `ceil` says that output sizes are rounded
+    up; the rest is `PoolWorkload`'s."""
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    before: Sequence[int]
+    after: Sequence[int]
+    mode: str
+    count_pad: bool = False
+    ceil: bool = False
+    same: str = ""
+
+
 @handles(*(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
 def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
     attrs = call.attrs
-    order = _order(str(attrs.layout), len(attrs.pool_size))
+    rank = len(attrs.pool_size)
+    order = _order(str(attrs.layout), rank)
     types = ("float32", "int8", "uint8") if ".max_" in call.op.name else ("float32",)
     if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order, types):
         return None
     mode = "max" if ".max_" in call.op.name else "average"
-    rank = len(order) - 2
+    before, after = attrs.padding[:rank], attrs.padding[rank:]
     same = _same_padding(builder, call, order, mode)
-    data = _laid_out(builder, call.args[0] if same is None else same.data, order)
+    if same is not None:
+        before, after = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
+    geometry = (tuple(map(int, each)) for each in (attrs.pool_size, attrs.strides, attrs.dilation, before, after))
+    count_pad = mode == "average" and bool(attrs.count_include_pad)
+    window = _Window(*geometry, mode, count_pad, bool(attrs.ceil_mode), "" if same is None else same.mode)
+    return _pooled(builder, call, call.args[0] if same is None else same.data, order, window)
+
+
+def average_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
+    """A kernel that a frontend wrote for averages over windows, and said so."""
+    window = AverageWindow.of(builder.function(call.args[0]))
+    if window is None:
+        return None
+    order = tuple(range(len(window.kernel) + 2))
+    if not can_block(call, order):
+        return None
+    geometry = (window.kernel, window.strides, window.dilations, window.before, window.after)
+    # Where output sizes are rounded up, the sizes say so.
+    described = _Window(*geometry, "average", window.count_pad, ceil=True, same=window.same)
+    return _pooled(builder, call, call.args[1].fields[0], order, described)
+
+
+def _pooled(builder: LayoutBuilder, call: Call, operand: Expr, order: Order, window: _Window) -> Blocked | None:
+    data = _laid_out(builder, operand, order)
     if data is None:
         return None
     out_shape = shape_of(call) or []
     moved = [order.index(axis) - 2 for axis in data.order[2:]]
-    order = data.order
 
-    def arranged(values: Any) -> list[int]:
-        return [int(values[i]) for i in moved]
+    def arranged(values: Sequence[int]) -> list[int]:
+        return [values[i] for i in moved]
 
-    padding = [*arranged(attrs.padding[:rank]), *arranged(attrs.padding[rank:])]
-    if same is not None:
-        befores, afters = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
-        padding = [*arranged(befores), *arranged(afters)]
-    kernel, strides, dilations = (arranged(each) for each in (attrs.pool_size, attrs.strides, attrs.dilation))
-    sizes = [out_shape[order[2 + i]] for i in range(rank)]
+    kernel, strides, dilations = arranged(window.kernel), arranged(window.strides), arranged(window.dilations)
+    before, after = arranged(window.before), arranged(window.after)
+    sizes = [out_shape[axis] for axis in data.order[2:]]
     pad = []
     for i, size in enumerate(data.spatial):
         if size == 0:  # rounded up, the last window may reach as far beyond the padding as a stride takes it
-            pad.append((padding[i], padding[i + rank] + (strides[i] - 1 if attrs.ceil_mode else 0)))
+            pad.append((before[i], after[i] + (strides[i] - 1 if window.ceil and not window.same else 0)))
             continue
         reach = (sizes[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
-        pad.append((padding[i], reach - size - padding[i]))
-    count_pad = mode == "average" and bool(attrs.count_include_pad)
-    if count_pad and any(after > padding[i + rank] for i, (_, after) in enumerate(pad)):
+        pad.append((before[i], reach - size - before[i]))
+    if window.count_pad and any(beyond > own for (_, beyond), own in zip(pad, after, strict=True)):
         return None  # the last window reaches beyond the padding, where nothing is counted
-    work = _work(data, kernel, strides, dilations, pad, builder, mode, count_pad)
-    if same is not None and work.is_open:
-        work = replace(work, same=same.mode)
+    work = _work(data, kernel, strides, dilations, pad, builder, window.mode, window.count_pad)
+    if window.same and work.is_open:
+        work = replace(work, same=window.same)
     result = builder.emit_kernel(
         lambda values, out: conv_compute.pool(values, work, out),
         data.expr,
@@ -68,7 +105,7 @@ def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
         name="pool",
         pattern=conv_compute.FUSABLE,
     )
-    return Blocked(result, tuple(out_shape), order)
+    return Blocked(result, tuple(out_shape), data.order)
 
 
 def _same_padding(builder: LayoutBuilder, call: Call, order: Order, mode: str) -> SamePadding | None:

@@ -10,7 +10,7 @@ blocked values is taken: there results join the kernels of convolutions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +91,17 @@ class Cut:
         return found
 
 
-def plain_values(block: BindingBlock) -> set[Var]:
-    """The variables of elementwise results that are to be plain although an operand may be blocked."""
+def plain_values(block: BindingBlock, is_window: Callable[[Call], bool] = lambda _: False) -> set[Var]:
+    """The variables of elementwise results that are to be plain although an operand may be blocked.
+
+    `is_window` says which calls of kernels slide a window over their first operand, as the operators of `_WINDOWS` do.
+    """
     calls = {binding.var: binding.value for binding in block.bindings if isinstance(binding.value, relax.Call)}
     if not any(operator_name(call) in ANCHORS for call in calls.values()):
         return set()
     cut = Cut()
     for var, call in calls.items():
-        _add_costs(cut, var, call, calls)
+        _add_costs(cut, var, call, calls, is_window)
     for binding in block.bindings:
         if binding.var not in calls:
             _require(cut, _operands(binding.value, calls), _PLAIN)
@@ -108,11 +111,14 @@ def plain_values(block: BindingBlock) -> set[Var]:
     return {
         var
         for var, call in calls.items()
-        if var in second and operator_name(call) in _FOLLOWING and _alike(call, _operands(call, calls), calls)
+        if var in second
+        and operator_name(call) in _FOLLOWING
+        and not is_window(call)
+        and _alike(call, _operands(call, calls), calls)
     }
 
 
-def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call]) -> None:
+def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call], is_window: Callable[[Call], bool]) -> None:
     """The conversions of a value, and what its operator reads."""
     shape, name = shape_of(call), operator_name(call)
     elements = prod(size if isinstance(size, int) else _SOME for size in shape) if shape is not None else 0
@@ -123,7 +129,7 @@ def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call]) -> Non
         cut.edge(_BLOCKED, var, inf)
         _require(cut, operands[:1], _BLOCKED)
         return
-    alike = _alike(call, operands, calls)
+    alike = operands[:1] if is_window(call) else _alike(call, operands, calls)
     if not alike:
         cut.edge(var, _PLAIN, inf)
         if name not in _FOLLOWING and name != "relax.split":

@@ -105,11 +105,23 @@ def test_padding_that_follows_from_sizes(mode: str) -> None:
         padded(16, 16, 3, (2, 2), group=16),
         padded(24, 16, 4, (3, 1)),
         ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": mode}, []),
+        ("AveragePool", {"kernel_shape": [2, 3], "strides": [2, 2], "auto_pad": mode}, []),
+        ("AveragePool", {"kernel_shape": [3, 2], "strides": [1, 2], "auto_pad": mode, "count_include_pad": 1}, []),
         ("GlobalAveragePool", {}, []),
     ]
     sizes = [(1, 1, 1), (2, 18, 7), (1, 33, 64), (1, 64, 129)]
     used = check(model(3, 2, nodes), sizes, {"conv-direct", "conv-depthwise", "pool", "global-pool"})
     assert "fallback" not in used.values()
+
+
+def test_tasks_without_tiles() -> None:
+    """Tiles of Winograd's method, cut for eight cores: of 209 tiles, 14 for each task, nothing is left for the last."""
+    proto = model(32, 2, [conv(3, 32, (3, 3), (1, 1, 1, 1))])
+    module = compiler.compile(proto, threads=8)
+    assert "conv-winograd" in {kernel.rule for kernel in module.manifest.kernels}
+    x = np.random.default_rng(0).standard_normal((1, 32, 44, 76), np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(module(x), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_resized_image_is_convolved() -> None:

@@ -27,6 +27,7 @@ from compiler.frontends.onnx.operators.nn.spatial import (
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
+from compiler.passes.layout.average_windows import AVERAGE_WINDOW, AverageWindow
 
 # Types of integers that TVM pools, from their lowest value on.
 _BYTES = ("int8", "uint8")
@@ -116,14 +117,29 @@ def average_pool(context: NodeContext) -> relax.Expr:
         or any(d != 1 for d in window.dilations)
         or compute_dtype(dtype) != dtype
     ):
-        kernel = average_kernel(window, include)
-        return context.emit_te(kernel, data, *_flat(window), *window.after, primfunc_name_hint="avg_pool")
+        marked = {AVERAGE_WINDOW: _described(context, window, include).text()}
+        kernel, sizes = average_kernel(window, include), (*_flat(window), *window.after)
+        return context.emit_te(kernel, data, *sizes, primfunc_name_hint="avg_pool", primfunc_attrs=marked)
     return _AVERAGE_POOLS[window.rank](
         data,
         list(window.kernel),
         list(window.strides),
         [*window.before, *window.after],
         count_include_pad=include,
+    )
+
+
+def _described(context: NodeContext, window: Window, include: bool) -> AverageWindow:
+    """The window as the layout pass wants it: padding that follows from symbolic sizes as the most of it."""
+    mode = auto_pad(context)
+    same = mode.removeprefix("SAME_").lower() if mode.startswith("SAME") else ""
+    totals = [extent - 1 for extent in window.extents]
+    halves = [total // 2 if same == "upper" else (total + 1) // 2 for total in totals]
+    before = [p if isinstance(p, int) else half for p, half in zip(window.before, halves, strict=True)]
+    rests = zip(window.after, totals, halves, strict=True)
+    after = [p if isinstance(p, int) else total - half for p, total, half in rests]
+    return AverageWindow(
+        window.kernel, window.strides, window.dilations, tuple(before), tuple(after), same, count_pad=include
     )
 
 
