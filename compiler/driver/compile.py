@@ -43,6 +43,7 @@ from compiler.support.call_list import nodes_of
 from compiler.support.notebook import shortened
 from compiler.support.precision import precision_of
 from compiler.support.progress_bar import automatic, is_silent, shows_progress, silent
+from compiler.support.rare_collections import collecting_rarely
 
 Progress = Callable[[str], None]
 # What a target's machine needs for a lower precision, and targets that have it.
@@ -53,6 +54,7 @@ _NEEDS = {
 
 
 @shows_progress
+@collecting_rarely
 def compile(
     source: object,
     target: str | targets.Target = "host",

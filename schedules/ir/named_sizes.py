@@ -60,10 +60,11 @@ def _nodes(value: Expr) -> int:
 
 def _named(root: Any, size: Expr, name: Expr) -> Any:
     """`root` with `name` for `size`, and for its two factors in a product of more, (n * h) * w."""
-    key = StructuralKey(size)
+    key, constants = StructuralKey(size), _constant_operands(size)
 
     def replace(node: Expr) -> Expr:
-        return name if StructuralKey(node) == key else node
+        # A key takes far longer than a look at the operands, and the constants of most nodes are others.
+        return name if _constant_operands(node) == constants and StructuralKey(node) == key else node
 
     if not isinstance(size, tirx.Mul):
         return structural_map(root, (type(size), replace))
@@ -75,6 +76,15 @@ def _named(root: Any, size: Expr, name: Expr) -> Any:
         return replace(node)
 
     return structural_map(root, (tirx.Mul, replace_product))
+
+
+def _constant_operands(operation: Expr) -> tuple[int | None, int | None]:
+    """The values of the two operands of an operation, None where they are not constant."""
+    return _constant(operation.a), _constant(operation.b)
+
+
+def _constant(value: Expr) -> int | None:
+    return int(value.value) if isinstance(value, tirx.IntImm) else None
 
 
 def with_shape(buffer: Buffer, shape: list[Expr]) -> Expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc
@@ -39,5 +39,7 @@ class AverageWindow:
         """What a kernel averages over; None where it does not say so."""
         if function.attrs is None or AVERAGE_WINDOW not in function.attrs:
             return None
-        entries = json.loads(str(function.attrs[AVERAGE_WINDOW]))
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
+        entries: dict[str, Any] = json.loads(str(function.attrs[AVERAGE_WINDOW]))
+        for name, value in entries.items():
+            entries[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**entries)

@@ -37,7 +37,7 @@ def _bound(functions: dict[str, Any]) -> tvm.IRModule:
 
 def _lowered(mod: tvm.IRModule, *, plain: bool) -> dict[str, Any]:
     lower, _, _ = tirx.get_tir_pipeline("s_tir")
-    with _TARGET:
+    with _TARGET, tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
         result = (with_plain_kernels(lower) if plain else lower)(tirx.transform.ConvertSSA()(mod))
     return {str(var.name_hint): function for var, function in result.functions_items()}
 
