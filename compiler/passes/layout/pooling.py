@@ -53,9 +53,17 @@ def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
     same = _same_padding(builder, call, order, mode)
     if same is not None:
         before, after = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
-    geometry = (tuple(map(int, each)) for each in (attrs.pool_size, attrs.strides, attrs.dilation, before, after))
-    count_pad = mode == "average" and bool(attrs.count_include_pad)
-    window = _Window(*geometry, mode, count_pad, bool(attrs.ceil_mode), "" if same is None else same.mode)
+    window = _Window(
+        kernel=tuple(map(int, attrs.pool_size)),
+        strides=tuple(map(int, attrs.strides)),
+        dilations=tuple(map(int, attrs.dilation)),
+        before=tuple(map(int, before)),
+        after=tuple(map(int, after)),
+        mode=mode,
+        count_pad=mode == "average" and bool(attrs.count_include_pad),
+        ceil=bool(attrs.ceil_mode),
+        same="" if same is None else same.mode,
+    )
     return _pooled(builder, call, call.args[0] if same is None else same.data, order, window)
 
 
