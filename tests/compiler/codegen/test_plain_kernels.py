@@ -1,4 +1,4 @@
-"""Kernels of plain loops are lowered as by all of TVM's passes, without those that concern blocks and GPUs."""
+"""Kernels of plain loops are lowered as by all of TVM's passes that matter to them."""
 
 from __future__ import annotations
 
