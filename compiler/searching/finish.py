@@ -16,6 +16,7 @@ from compiler.compression.quantization.precisions import FLOAT, INTEGER
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.recipe import compress
 from compiler.driver.compile import compile as compile_model
+from compiler.errors import NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.runtime import Module
 from compiler.searching.cost import CostModel, Costs
@@ -84,8 +85,7 @@ class Finisher:
         model = self._trained(config, steps)
         if self.options.recipe is not None:
             self.report("recipe")
-            model = compress(model, self.options.recipe, **self._common())
-            steps += [row.step for row in model.report.rows[1:]]
+            model = self._by_recipe(model, steps)
         model = self._quantized(model, precisions_in(config), steps)
         self.report("compile")
         samples = self.job.samples
@@ -144,6 +144,16 @@ class Finisher:
                 work.distill(self.teacher, self.options, self.report)
                 steps.append("distill")
         return canonical(work.compressed(), self.job.target)
+
+    def _by_recipe(self, model: ImportedModel, steps: list[str]) -> ImportedModel:
+        """After the recipe; a candidate in which no step finds anything stays as it is."""
+        try:
+            done = compress(model, self.options.recipe, **self._common())
+        except NothingGainedError as error:
+            self.report(f"the recipe is skipped: {error.message}")
+            return model
+        steps += [row.step for row in done.report.rows[1:]]
+        return done
 
     def _quantized(self, model: ImportedModel, wanted: Mapping[str, str], steps: list[str]) -> ImportedModel:
         common = self._common()

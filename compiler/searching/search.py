@@ -273,6 +273,9 @@ class _Search:
             except AccuracyError as error:
                 failed = error
                 continue
+            except TensorwrightError as error:
+                error.reached = explorer.candidates
+                raise
             if excess(finished.costs, self.budget) <= 0:
                 found.append((candidate, finished))
         if not found:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from compiler.compression.recipe import parse_recipe
 from compiler.compression.recipe_file import read_recipe
 from compiler.errors import OptionError
 from compiler.passes.registry import did_you_mean
@@ -138,6 +139,8 @@ class SearchOptions:
             raise OptionError(f"learning_rate={self.learning_rate}", "give a number above 0")
         if self.train is not None and not callable(self.train):
             raise OptionError(f"train= is a {type(self.train).__name__}", "give a function that trains the net it gets")
+        if self.recipe is not None:
+            parse_recipe(self.recipe)
 
     @property
     def trains(self) -> bool:

@@ -38,9 +38,12 @@ def likes_zeros(run: Any) -> float:
 
 def test_a_torch_net_is_trained_searched_finished_and_resumed(tmp_path: Path) -> None:
     steps: list[str] = []
+    finetuned: list[torch.nn.Module] = []
     options: dict[str, Any] = {
         "space": {"channels": [0.5], "precision": ["int8", "float32"]},
         "batches": batches(),
+        "train": finetuned.append,
+        "recipe": ["factorize"],
         "epochs": 1,
         "trials": 3,
         "finalists": 1,
@@ -56,7 +59,10 @@ def test_a_torch_net_is_trained_searched_finished_and_resumed(tmp_path: Path) ->
     assert result.report.original.costs["mb"] == pytest.approx(whole)
     sizes = sum(each.nbytes for each in result.module.manifest.parameters)
     assert result.report.costs["mb"] == pytest.approx(sizes / 1e6)
-    assert "distill" in result.report.steps
+    assert len(finetuned) == 2  # a finalist and the best evenly pruned net
+    assert result.report.steps[:2] == ("finetune", "distill")
+    assert any("the recipe is skipped: no step" in step for step in steps)  # nothing of so few channels factors
+    assert result.report.search_cpu_seconds > 0
     assert "verify" in result.report.steps
     assert result.report.decisions
     assert likes_zeros(result.module.run) == pytest.approx(result.report.score, abs=1e-6)
