@@ -1,8 +1,8 @@
-"""Peers held to AVX2, to be compared with what is compiled for processors that have no more.
+"""Other runtimes limited to AVX2, for comparison with modules compiled for processors without AVX-512.
 
 oneDNN, in OpenVINO, reads ONEDNN_MAX_CPU_ISA. The other kernels of OpenVINO and those of ONNX Runtime (MLAS) have no
 such setting: they ask the processor, and by its instruction XGETBV whether the operating system keeps registers of 512
-bits. So copies of both packages are made whose libraries hold in place of that instruction one that says no. ONNX
+bits. So copies of both packages are made in whose libraries another instruction, which answers no, replaces it. ONNX
 Runtime still takes AVX-VNNI where the processor has that.
 """
 
@@ -56,7 +56,7 @@ def _limited(package: str) -> Path:
 
 
 def _answer_for(library: Path) -> int:
-    """Replace the instruction in a library; in how many places."""
+    """Replace the instruction in a library. Returns the number of places."""
     code = library.read_bytes()
     if places := code.count(_XGETBV):
         library.write_bytes(code.replace(_XGETBV, _ANSWER))

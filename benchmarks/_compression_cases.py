@@ -1,4 +1,4 @@
-"""The nets whose accuracy can be measured offline: trained here, or trained nets that packages ship with real data."""
+"""Models whose accuracy can be measured offline: trained here, or trained ones that packages ship with real data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Case:
 
     Attributes:
         path: an ONNX file, which peers read too.
-        measure: what the score is, in words.
+        measure: what the score measures, for the table.
     """
 
     name: str

@@ -80,7 +80,7 @@ def _finetuned(case: Case, pattern: str) -> Any:
 
 
 def _distilled(case: Case) -> Any:
-    """A net of half of the channels that learns from the whole one."""
+    """A student with half of the channels, distilled from the whole model."""
     net, data = _digits(case.name)
     small = compiler.prune(
         copy.deepcopy(net), 0.5, finetune=lambda _: None, example_inputs=_example(data), **_options(case)
@@ -110,7 +110,7 @@ def _recipe(case: Case) -> Any:
     )
 
 
-# What is done by the name that the table gives it; those of the second part train, and so take the nets trained here.
+# Techniques by their names in the table; those of the second part train, and so take the nets trained here.
 STEPS: dict[str, Callable[[Case], Any]] = {
     "prune 2:4, second-order": lambda case: _pruned(case, "2:4", 0.5, "second-order"),
     "prune blocks 50 %": _blocks,

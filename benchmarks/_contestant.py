@@ -23,7 +23,7 @@ MINIMUM_RUNS = 3
 
 
 def tensorwright(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """A compiled module; `path` is a .twm file, and how it was compiled is the caller's business."""
+    """A compiled module; `path` is a .twm file, and the caller decides how it was compiled."""
     from compiler.runtime import load
 
     module = load(path)
@@ -46,7 +46,7 @@ def onnxruntime(path: str, examples: Examples, threads: int, precision: str) -> 
 
 
 def onnxruntime_cuda(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """ONNX Runtime on the graphics processor; inputs and outputs are the processor's, as ours are.
+    """ONNX Runtime on the graphics processor; inputs and outputs are in host memory, as ours are.
 
     Raises RuntimeError when it would run on the processor.
     """

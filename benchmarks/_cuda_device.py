@@ -37,12 +37,12 @@ class DeviceRow:
 
     @property
     def ratio(self) -> float | None:
-        """Of the faster peer's time to ours; above 1 ours is faster. None without a peer."""
+        """The faster peer's time over ours: above 1 when ours is faster. None without a peer."""
         peers = [value for name, value in self.seconds.items() if name != _OURS]
         return min(peers) / self.seconds[_OURS] if peers and _OURS in self.seconds else None
 
     def cells(self) -> list[str]:
-        """One for each column of `HEADER`."""
+        """A cell for each column of `HEADER`."""
         times = [
             f"{1e3 * self.seconds[name]:.3f}" if name in self.seconds else "-" for name in (_OURS, _TORCH, _ONNXRUNTIME)
         ]
@@ -60,7 +60,7 @@ def require_device(target: CudaTarget) -> None:
 
 
 def failed_checks(target: CudaTarget, report: Callable[[str], None]) -> int:
-    """Run the conformance suite; each check is reported. How many failed."""
+    """Run the conformance suite and report each check. Returns the number of failures."""
     failed = 0
     for outcome in check_target(target):
         failed += outcome.problem is not None
@@ -95,7 +95,7 @@ def difference(module: object, task: Task) -> float:
 
 
 def entries(name: str, artifact: Path, task: Task) -> list[Entry]:
-    """Who takes part: torch.compile where the model is PyTorch's own."""
+    """The contestants; torch.compile where the model is a PyTorch module."""
     found = [Entry(_OURS, artifact), Entry(_ONNXRUNTIME, task.path)]
     return [*found, Entry(_TORCH, Path(name))] if CATALOG[name].reference == "torch" else found
 

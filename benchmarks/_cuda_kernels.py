@@ -31,7 +31,7 @@ _TILE = re.compile(r"__shared__ (?:\w+\(\d+\) )?([^;]+?) a_slabs_ptr\[")
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of the source.
+    """A kernel of the source.
 
     Attributes:
         rule: the schedule rule that made it.
@@ -73,7 +73,7 @@ class Examined:
 
 
 def source_arguments(model: CatalogModel) -> tuple[Any, dict[str, Any]]:
-    """What `compile` takes for a model of the catalog."""
+    """Arguments of `compile` for a model of the catalog."""
     source = model.load()
     keywords: dict[str, Any] = {"shapes": model.shapes, "constants": model.constants}
     if model.reference == "torch":
@@ -121,7 +121,7 @@ def _launch(
 
 
 def _machine_code(source: str, target: CudaTarget) -> tuple[dict[str, KernelResources], dict[str, int]]:
-    """What each launch takes, and how many matrix instructions it has, by name."""
+    """Resources and number of matrix instructions of each launch, by name."""
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         cubin = Path(folder) / "kernels.cubin"
         resources = target.compilers().cubin(source, target.machine.compute_capability, cubin)

@@ -1,6 +1,7 @@
-"""One engine of `benchmarks.generate` in a process of its own: JSON lines in, seconds out.
+"""One runtime of `benchmarks.generate` in a process of its own: JSON lines in, seconds out.
 
-It imports nothing of this project but for its own engine, so that other interpreters can run it as a script.
+It imports nothing of this project unless it runs this project's runtime, so that other interpreters can run it as a
+script.
 
     {"tokens": [...], "count": 32}     reads a fresh prompt, then generates `count` tokens, one a step: seconds of each
 """
@@ -15,21 +16,21 @@ from typing import Any, Protocol
 
 
 class Engine(Protocol):
-    """One sequence after another, each independent of those before."""
+    """Reads sequences one after another, each independent of those before."""
 
     def measure(self, tokens: list[int], count: int) -> tuple[float, float]:
-        """Seconds up to the first token behind a prompt, and of `count` tokens behind that."""
+        """Seconds from the prompt to the first token, and of the `count` tokens after it."""
 
 
 class Stepwise:
-    """An engine that is told each token."""
+    """A runtime that is given one token at a time."""
 
     def reset(self) -> None:
         """Forget the sequence."""
         raise NotImplementedError
 
     def read(self, tokens: list[int]) -> int:
-        """Read tokens; the most likely one behind them."""
+        """Read tokens. Returns the most likely next one."""
         raise NotImplementedError
 
     def measure(self, tokens: list[int], count: int) -> tuple[float, float]:
@@ -43,7 +44,7 @@ class Stepwise:
 
 
 class Tensorwright(Stepwise):
-    """A module of ours."""
+    """A compiled module."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
         from compiler.runtime import load
@@ -164,7 +165,7 @@ ENGINES: dict[str, Callable[[str, int, int], Engine]] = {
 
 
 def peak_bytes() -> int:
-    """Most memory resident at any time."""
+    """Peak resident memory."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 

@@ -33,7 +33,7 @@ IMPORTS: Mapping[str, Callable[[], None]] = {
 
 
 def _peak_bytes() -> int:
-    """Most memory resident at any time; not `getrusage`, which counts what the process was before."""
+    """Peak resident memory; not by `getrusage`, which includes the parent's before exec."""
     (kilobytes,) = re.findall(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(kilobytes) * 1024
 

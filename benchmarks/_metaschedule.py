@@ -1,5 +1,5 @@
-"""TVM's own tuner, MetaSchedule, on a model: `tune` makes a number of trials, `build` compiles with what it
-found. Processes of their own, started by `_tuner_metaschedule`."""
+"""TVM's own tuner, MetaSchedule, on a model: `tune` runs a number of trials, `build` compiles with the best.
+Both run in processes of their own, started by `_tuner_metaschedule`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tune(mod: object, target: object, folder: Path, trials: int) -> None:
 
 
 def mended(folder: Path) -> int:
-    """Cut what a kill left of a line in the folder's files; how many records there are."""
+    """Remove incomplete last lines, which a killed process left, from the folder's files. Returns the record count."""
     counts = []
     for name in _FILES:
         path = folder / name
@@ -61,7 +61,7 @@ def _is_json(line: str) -> bool:
 
 
 def build(mod: Any, target: Any, folder: Path, output: Path) -> int:
-    """Compile with the folder's records into a shared library; how many records there were."""
+    """Compile with the folder's records into a shared library. Returns the number of records."""
     count = mended(folder)
     database = meta_schedule.database.JSONDatabase(*(str(folder / name) for name in _FILES))
     with target, database, tvm.transform.PassContext(opt_level=3):

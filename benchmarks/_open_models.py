@@ -1,4 +1,4 @@
-"""Models whose sizes are open, as users export them: batches, lengths of sentences, heights and widths of images."""
+"""Models of dynamic shape, as users export them: batch sizes, sequence lengths, image heights and widths."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class OpenModel:
     """A model and the sizes it is run at.
 
     Attributes:
-        load: a `torch.nn.Module`, or the path of an ONNX file whose sizes are open.
-        shapes: of each input, symbols where they are open.
+        load: a `torch.nn.Module`, or the path of an ONNX file with dynamic shapes.
+        shapes: of each input, symbols for dynamic dimensions.
         sizes: values of the symbols, one run each.
         inputs: random inputs for such values.
     """
@@ -111,7 +111,7 @@ def _segmentation() -> Any:
 
 
 def _unet() -> Any:
-    """U-Net (Ronneberger et al., arXiv:1505.04597) of three levels with transposed convolutions and padded ones."""
+    """U-Net (Ronneberger et al., arXiv:1505.04597) of three levels, with padded and transposed convolutions."""
     import torch
     from torch import nn
 

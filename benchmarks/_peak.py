@@ -1,4 +1,4 @@
-"""The multiply-adds this machine really does: a loop of independent vector multiply-adds in registers."""
+"""Measures the machine's peak: a loop of independent vector multiply-adds in registers."""
 
 from __future__ import annotations
 

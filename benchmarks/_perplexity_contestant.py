@@ -1,4 +1,4 @@
-"""Another engine of `benchmarks.perplexity`, run by an interpreter that has it: windows of tokens in, a loss out.
+"""Another runtime of `benchmarks.perplexity`, run by an interpreter that has it: windows of tokens in, a loss out.
 
 It imports nothing of this project.
 """

@@ -17,7 +17,7 @@ _SAMPLES = 4
 
 
 def quantized(task: Task) -> Task:
-    """The task on a model in QDQ format: activations uint8, weights int8 with a scale a channel.
+    """The task on a model in QDQ format: activations uint8, weights int8 per output channel.
 
     Ranges come from random data, so the numbers are good for speed and for comparing contestants, not for accuracy. A
     model that is quantized already is taken as it is.

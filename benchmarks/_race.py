@@ -125,7 +125,7 @@ def race(
 ) -> list[Result]:
     """`rounds` turns of `seconds` each, interleaved; `settings` are environment variables of all contestants.
 
-    Raises RuntimeError when a contestant fails; with `report`, one that cannot load the model is told of and left out.
+    Raises RuntimeError when a contestant fails; with `report`, one that cannot load the model is reported and left out.
     """
     processes: list[_Process] = []
     with tempfile.TemporaryDirectory() as folder:

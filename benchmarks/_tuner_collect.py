@@ -1,4 +1,4 @@
-"""Trials to learn from: of each task as many configs as asked for, half of them by chance and half near the best."""
+"""Collects training data for cost models: a number of configs per task, half of them random, half near the best."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PARENTS = 8
 
 
 def collect(options: Any, console: Console) -> None:
-    """Measure and record; what the folder holds already counts."""
+    """Measure and record; records that the folder holds already count."""
     target = targets.get(options.target)
     tasks = _largest(options, target)
     with (

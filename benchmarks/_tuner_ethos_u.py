@@ -53,7 +53,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Tuned over untuned."""
+        """Cycles of the tuned net over those of the untuned one."""
         return self.tuned / self.untuned
 
 

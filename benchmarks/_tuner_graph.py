@@ -1,4 +1,4 @@
-"""Whole models, untuned and tuned, on nets that were not used to design the defaults."""
+"""Untuned and tuned latency of whole models that were not used to design the defaults."""
 
 from __future__ import annotations
 

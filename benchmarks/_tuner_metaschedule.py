@@ -30,7 +30,7 @@ _LIBRARY, _NOTES = "metaschedule.so", "steps.json"
 
 
 def compare(options: Any, console: Console) -> None:
-    """Tune each model by both and print one table. A tuner that made nothing is said to, and left out."""
+    """Tune each model with both and print one table. A tuner that failed is reported and left out."""
     table = Table(title="all cores, median of the rounds' medians")
     for heading in (
         "model",
@@ -123,7 +123,7 @@ def _compiled(task: Task, path: Path, options: Any, tuned: bool) -> Path:
 
 
 def _metaschedule(task: Task, folder: Path, options: Any) -> str:
-    """Let it make its library in the folder; what went wrong ("" if nothing)."""
+    """Run its steps in the folder. Returns the error, "" if there was none."""
     database, library, log = folder / "metaschedule", folder / _LIBRARY, folder / "metaschedule.log"
     if library.exists():
         return ""

@@ -40,7 +40,7 @@ class Row:
         pairs: the share of pairs, whose times are more than 5 % apart, in the order that the model gives them.
         correlation: of the ranks (Spearman).
         spread: how much slower than the fastest the median config is.
-        loss: how much slower than the fastest the config is that the model takes for the fastest.
+        loss: how much slower than the fastest the config is that the model ranks first.
         default: how much slower the default is; None where it was not timed.
         factor: modelled over timed, the median.
         gain: of the model's fastest over the default, as modelled: it is chosen beyond the measurer's margin.
@@ -118,7 +118,7 @@ def _tasks(name: str, target: targets.Target) -> list[Task]:
 
 
 def _of_each_kind(tasks: Sequence[Task], most: int) -> list[Task]:
-    """So many tasks, of each kind in turn."""
+    """A number of tasks, taken from each kind in turn."""
     kinds: dict[str, list[Task]] = {}
     for task in tasks:
         kinds.setdefault(task.rule.name, []).append(task)
@@ -131,7 +131,7 @@ def _of_each_kind(tasks: Sequence[Task], most: int) -> list[Task]:
 
 
 def _some(records: Sequence[Record], task: Task, most: int) -> list[Record]:
-    """The default's record and others by chance, of configs that the space has today."""
+    """The default's record and randomly chosen others, of configs that are still in the space."""
     usable = [record for record in records if Config.of(record.config) in task.space]
     random.Random(0).shuffle(usable)
     usable.sort(key=lambda record: record.config != dict(task.default))

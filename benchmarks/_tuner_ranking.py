@@ -100,7 +100,7 @@ def of_the_same_architecture(
 
 
 def description_of(sample: Sample) -> str:
-    """A machine and its measure, for people."""
+    """A machine and its measure, as printed."""
     machine = sample.subject.machine
     kind = sample.measure.name if sample.measure.deterministic else f"{machine.architecture}, timed"
     return f"{kind}, {machine.vector_bits}-bit vectors"
@@ -141,7 +141,7 @@ def _ranked(group: list[Sample], model: CostModel) -> tuple[float, float, float,
 
 
 def _in_order(times: NDArray[np.float64], predicted: NDArray[np.float64], gap: float) -> float:
-    """The share of pairs, more than `gap` apart, that are predicted in the right order; ties count half."""
+    """The share of pairs, more than `gap` apart, that are ranked in the right order; ties count half."""
     faster = times[:, None] * (1 + gap) < times[None, :]
     if not faster.any():
         return 1.0

@@ -85,7 +85,7 @@ def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: 
 
 
 def _sizes(workload: object) -> str:
-    """The numbers that tell a workload from others, in short."""
+    """A short name of a workload."""
     found = {name: getattr(workload, name) for name in _SHOWN if hasattr(workload, name)}
     return " ".join(f"{name}={value}".replace(" ", "") for name, value in found.items())
 
@@ -95,7 +95,7 @@ def _mean(group: Sequence[Sample], wanted: float, seeds: int, make: Callable[[in
 
 
 def _trials_until(group: Sequence[Sample], wanted: float, model: CostModel, seed: int) -> int:
-    """How many configs are tried until one is fast enough, a batch chosen at a time."""
+    """The number of configs tried, in batches, until one is fast enough."""
     generator = np.random.default_rng(seed)
     left, seen = list(group), list[Sample]()
     while left:

@@ -1,4 +1,4 @@
-"""Finds kernels that are slower than they need be: every kernel above a share of its net's time, against the machine.
+"""Finds slow kernels: compares every kernel above a share of its model's time with the machine's limits.
 
     python -m benchmarks.audit                     # all nets of the catalog
     python -m benchmarks.audit resnet18 model.onnx --precision bf16 --share 0.02
@@ -52,7 +52,7 @@ class Finding:
 
     @property
     def times_limit(self) -> float:
-        """How often its limit a kernel takes."""
+        """The kernel's time over its limit."""
         return self.kernel.seconds / (self.limit + _CALL_SECONDS * self.kernel.calls)
 
 

@@ -1,4 +1,4 @@
-"""Products with block-quantized weights: the projections of a decoder, without attention, against what memory gives.
+"""Products with block-quantized weights: the projections of a decoder, without attention, against memory bandwidth.
 
     python -m benchmarks.block_products [--model smollm2-135m] [--formats Q8_0 Q4_0] [--activations int8]
                                         [--rows 1 8 512] [--threads 2] [--layers 30] [--output FILE.json]
@@ -63,7 +63,7 @@ _READ_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder."""
+    """Dimensions of a decoder."""
 
     width: int
     keys: int  # of key and value each
@@ -121,7 +121,7 @@ class Stack:
         self.bytes = self.operations = 0
 
     def weight(self, columns: int, depth: int) -> BlockWeight:
-        """A weight that counts."""
+        """A weight, counted in the total of bytes."""
         weight = random_weight(self.name, columns, depth, self.generator)
         self.bytes += sum(each.nbytes for each in weight.arrays)
         self.operations += 2 * columns * depth

@@ -54,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A way to answer: the share of test rows that it answers right, and processor milliseconds of a row."""
+    """A model or cascade: its accuracy on the test rows, and processor milliseconds per row."""
 
     task: str
     way: str
@@ -289,7 +289,7 @@ class _Words:
 
         self._table = encoder.embeddings.word_embeddings.weight.detach()
         self._index = index
-        # Rare words say more: the weight of a token falls with the share of documents that have it.
+        # Inverse document frequency: the weight of a token falls with the share of documents that have it.
         counts = torch.zeros(len(self._table))
         for row in documents[0]:
             counts[row.unique()] += 1

@@ -145,7 +145,7 @@ def _chosen_steps(case: Case, wanted: Sequence[str] | None) -> list[str]:
 
 
 def _step(case: Case, label: str, exact: Run, before: float, folder: str) -> Row:
-    """One technique other than quantization; one that does not apply says why."""
+    """A row for a technique other than quantization; where it does not apply, the reason."""
     try:
         model = steps_for(case)[label](case)
     except (compiler.errors.OptionError, compiler.errors.AccuracyError) as error:
@@ -192,7 +192,7 @@ def _milliseconds(run: Run, sample: Mapping[str, Array], seconds: float = 1.0) -
 
 
 def _peer(case: Case, method: str, exact: Run, before: float, folder: str) -> Row:
-    """ONNX Runtime's static quantizer with the same data and scheme: QDQ, uint8 activations, int8 weights a filter."""
+    """ONNX Runtime's static quantizer, same data and scheme: QDQ, uint8 activations, int8 weights per channel."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -221,7 +221,7 @@ def _peer(case: Case, method: str, exact: Run, before: float, folder: str) -> Ro
 
 @dataclass
 class _Reader:
-    """What ONNX Runtime's quantizer asks for samples."""
+    """The calibration data reader of ONNX Runtime's quantizer."""
 
     get_next: Callable[[], Any]
 

@@ -53,7 +53,7 @@ def line(name: str, found: Examined) -> str:
 
 
 def launch_line(launch: Launch) -> str:
-    """A launch in words."""
+    """A launch as a line of text."""
     words = [f"  {launch.name}: {launch.rule}", f"{launch.threads} threads"]
     if (taken := launch.resources) is not None:
         words += [f"{taken.registers} registers", f"{taken.shared} bytes shared"]
@@ -65,7 +65,7 @@ def launch_line(launch: Launch) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit status."""
+    """Run the command. Returns the exit status."""
     options = _parser().parse_args(arguments)
     if options.report:
         return _cuda_pack.report(options.report)
@@ -130,7 +130,7 @@ def _examined(names: Sequence[str], target: CudaTarget, options: Any) -> int:
 
 
 def _quantized(name: str) -> tuple[Any, dict[str, Any]]:
-    """A model of the catalog in 8-bit integers, and what `compile` takes with it."""
+    """A quantized model of the catalog, and arguments of `compile` for it."""
     task = quantized(task_of(name, CATALOG[name].sizes[0] or None))
     return task.path, {"shapes": task.shapes}
 

@@ -1,4 +1,4 @@
-"""The model of graphics processors on kernels whose times others have published.
+"""The performance model of graphics processors, compared with published times of kernels.
 
     git clone https://github.com/siboehm/SGEMM_CUDA sgemm
     git clone https://github.com/leimao/CUDA-GEMM-Optimization gemm

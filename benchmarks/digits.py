@@ -43,7 +43,7 @@ def load_digits() -> Digits:
 
 
 class Residual(nn.Module):
-    """A convolution, a depthwise one and a 1x1 one around which the input passes."""
+    """A convolution, a depthwise one and a 1x1 one, with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Models whose sizes are open: ours compiled once, at several actual sizes, beside ONNX Runtime on the same file and
-ours compiled for just that size.
+"""Models of dynamic shape: ours compiled once, at several sizes, beside ONNX Runtime on the same file and ours compiled
+for just that size.
 
     python -m benchmarks.dynamic_sizes resnet18-batch unet-image minilm
 

@@ -11,7 +11,7 @@ which Debian's is not: point TENSORWRIGHT_QEMU to its folder. To build one takes
     ninja qemu-aarch64 && gcc -O2 -shared -fPIC -o libinsn.so ../tests/tcg/plugins/insn.c -I../include/plugins \\
         -I../include/qemu $(pkg-config --cflags glib-2.0)
 
-What a run takes is the difference between two runs and one.
+The instructions of a run are those of two runs less those of one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import compiler
 import targets
 from benchmarks._models import Task, task_of
-from compiler.artifact import Artifact
+from compiler.artifact import Artifact, Contents
 from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule
 from compiler.driver.compile import translated_target_errors
@@ -39,7 +39,7 @@ Array = np.ndarray
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a line a model."""
+    """Print a line for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--target", default="raspberry-pi-4")
@@ -90,7 +90,7 @@ def _untuned(task: Task, target: targets.Target, like: Artifact) -> Artifact:
         outputs=manifest.outputs,
         target=manifest.target,
         library=library,
-        parameters=pipeline.parameters,
+        contents=Contents(parameters=pipeline.parameters),
         threads=1,
     )
 

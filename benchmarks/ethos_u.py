@@ -34,7 +34,7 @@ _SAMPLES = 4
 
 
 def quantized(model: onnx.ModelProto, target: EthosU, *, naive: bool = False) -> ImportedModel:
-    """The model with every tensor rounded, calibrated on random inputs, its accuracy not measured.
+    """The quantized model, calibrated on random inputs; its accuracy is not measured.
 
     Args:
         naive: without the graph passes, operator by operator.

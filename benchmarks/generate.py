@@ -1,4 +1,4 @@
-"""Language models: prompts and tokens a second, beside other engines and what memory gives.
+"""Language models: prompt and decode tokens per second, beside other runtimes and memory bandwidth.
 
     python -m benchmarks.generate ENGINE=PATH ... [--python INTERPRETER] [--threads 2] [--rounds 5]
         [--contexts 16 512] [--output FILE.json]
@@ -49,7 +49,7 @@ _OURS = "tensorwright"
 
 @dataclass
 class Contestant:
-    """An engine's process, and its best times so far.
+    """A runtime's process, and its best times so far.
 
     Attributes:
         weight_bytes: what it reads for each token.
@@ -69,7 +69,7 @@ class Contestant:
     decode: dict[int, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Start it anew, up to its first token."""
+        """Restart it and wait for its first token."""
         self.end()
         pipe = subprocess.PIPE
         begin = time.perf_counter()
@@ -83,7 +83,7 @@ class Contestant:
             self.process.communicate()
 
     def measure(self, tokens: list[int]) -> None:
-        """One prompt, and the tokens behind it."""
+        """One prompt, and the tokens generated after it."""
         assert self.process is not None
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"tokens": tokens, "count": _STEPS}) + "\n")
@@ -120,7 +120,7 @@ def _model_name(path: Path) -> str:
 
 
 def _weight_bytes(engine: str, path: Path) -> int:
-    """Of a module its parameters, of the others the files of their weights."""
+    """Bytes of a module's parameters; of the others' weight files."""
     if engine == _OURS:
         return read_artifact(path).parameter_bytes
     if path.is_dir():

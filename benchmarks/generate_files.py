@@ -1,4 +1,4 @@
-"""GGUF files of several precisions out of one, for `benchmarks.generate` and `benchmarks.perplexity`.
+"""Makes GGUF files of several precisions from one, for `benchmarks.generate` and `benchmarks.perplexity`.
 
     INTERPRETER -m benchmarks.generate_files SOURCE.gguf FOLDER [--rotate] [--types Q8_0 Q4_0 ...]
 
@@ -6,7 +6,7 @@ FOLDER receives SOURCE dequantized, F32.gguf, and that quantized by llama.cpp's 
 llama-cpp-python, gguf and numpy, and nothing of this project is imported. Where SOURCE is quantized, F32.gguf lies on
 its grid, so that another format may give its weights back exactly. `--rotate` prevents that: the weights of norms go
 into the products behind them, and the residual stream is rotated by a random orthogonal matrix. That computes the same
-function with weights on no grid; the head is no longer the embedding then. For models of Llama's kin.
+function with weights on no grid; the head is no longer the embedding then. For models of Llama's architecture.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WRITERS = ("attn_output", "ffn_down")
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
-    """Write `target` by llama.cpp. Ends the program where it cannot."""
+    """Write `target` with llama.cpp. Exits the program on failure."""
     import llama_cpp
 
     options = llama_cpp.llama_model_quantize_default_params()

@@ -55,7 +55,7 @@ class Row:
 
     @property
     def cost(self) -> float:
-        """Seconds that the wrong choice takes longer."""
+        """Seconds lost by the wrong choice."""
         return abs(self.measured.floats - self.measured.integers)
 
 

@@ -1,7 +1,7 @@
-"""How fast a compiled module starts: file size, load and first inference, against ONNX Runtime on the same model.
+"""Cold start of a compiled module: file size, load and first inference, against ONNX Runtime on the same model.
 
 `python -m benchmarks.load MODEL...` compiles each model once, then starts the contestants in turn, each in a process of
-its own, with all files in the page cache; a time is the least of all repetitions.
+its own, with all files in the page cache; a time is the minimum of all repetitions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TIMES = ("import", "load", "first", "steady")
 
 @dataclass(frozen=True)
 class Start:
-    """The least times of one contestant's cold starts on one model, in seconds, and its size on disk and in memory."""
+    """Minimum times of one contestant's cold starts on one model, in seconds, and its size on disk and in memory."""
 
     model: str
     version: str

@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Embeddings(nn.Module):
-    """Words, places and segments, added and normalized."""
+    """Word, position and segment embeddings, added and normalized."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether int8 is ever slower than float32: each net of the catalog, quantized statically, against itself in float.
+"""Checks that int8 is never slower than float32: each net of the catalog, statically quantized, against its float form.
 
     python -m benchmarks.never_slower                          # all of the catalog; hours of compiling
     python -m benchmarks.never_slower resnet18 swin_t
@@ -34,7 +34,7 @@ Array = np.ndarray
 _SAMPLES = 4
 _NO_LIMIT = 0.99
 _ROUNDS, _TURN_SECONDS = 9, 0.15
-# What the instrument varies by: a share of the time.
+# The measurement's noise, as a share of the time.
 NOISE = 0.03
 
 
@@ -115,7 +115,7 @@ def _make(model: CatalogModel, folder: Path) -> Made:
 
 
 def _options(model: CatalogModel, sample: Mapping[str, Array]) -> dict[str, Any]:
-    """Of importing it at the sizes of the sample."""
+    """Arguments for importing it at the sizes of the sample."""
     if model.reference != "torch":
         return {"shapes": {name: value.shape for name, value in sample.items()}, "constants": model.constants}
     import torch

@@ -1,4 +1,6 @@
-"""python -m benchmarks.serving [FOLDER] [--rounds N] [--seconds S] [--ray-python FILE] [--json FILE]: costs of serving.
+"""python -m benchmarks.serving [FOLDER] [--rounds N] [--seconds S] [--ray-python FILE] [--json FILE]
+
+Throughput and latency of servers.
 
 One run, contestants in turns and each in a process of its own, several rounds:
 
@@ -140,7 +142,7 @@ def _ready(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, A
 
 
 def _ready_seconds(folder: Path) -> float:
-    """From the command to an answer, MiniLM alone."""
+    """Seconds from the start of the command to the first answer, for MiniLM alone."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "compiler.cli", "serve", str(folder / "minilm.twm"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

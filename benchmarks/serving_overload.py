@@ -58,7 +58,7 @@ def _memory_mb(supervisor: int) -> float:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, on which one request at a time is sent."""
+    """A connection with one request at a time."""
 
     def __init__(self, client: _Client) -> None:
         self._client = client
@@ -118,7 +118,7 @@ class _Client:
             await asyncio.sleep(0.01)
 
     def answered(self, connection: _Connection, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Note the answer to a request."""
         self._answered += 1
         self._milliseconds.setdefault(status, []).append(1000 * seconds)
         if status:

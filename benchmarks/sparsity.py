@@ -1,4 +1,4 @@
-"""From what share of zeros on sparse kernels are faster than dense ones: the curve, and what the compiler chooses.
+"""The sparsity from which sparse kernels are faster than dense ones, and what the compiler chooses.
 
     python -m benchmarks.sparsity
     python -m benchmarks.sparsity products --patterns blocks
@@ -131,7 +131,7 @@ def _patterns(layer: Layer, options: argparse.Namespace) -> list[tuple[str, floa
 
 
 def _pruned(whole: torch.Tensor, pattern: str, share: float) -> torch.Tensor:
-    """The weight with the least of it zero."""
+    """The weight with its smallest elements set to zero."""
     if pattern == "blocks" and not share:
         return whole
     lanes = targets.get("host").machine.lanes("float32")
@@ -149,7 +149,7 @@ def _compiled(layer: Layer) -> Any:
 
 @contextmanager
 def _forced(sparse: bool) -> Iterator[None]:
-    """Have the compiler take sparse kernels, or none, whatever they cost."""
+    """Make the compiler use sparse kernels, or none, whatever they cost."""
 
     def form(weight: Array, rows: int, machine: Any) -> SparseForm | None:
         if not sparse:
@@ -165,7 +165,7 @@ def _forced(sparse: bool) -> Iterator[None]:
 
 
 def _groups(weight: Array) -> Groups | None:
-    """N of M of a weight pruned so."""
+    """The pattern N:M of a weight that is pruned that way."""
     for of in (4, 8, 16):
         if len(weight) % of == 0 and (keep := most_kept(weight, of)) <= of // 2:
             return Groups(keep, of)

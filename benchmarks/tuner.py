@@ -1,4 +1,4 @@
-"""How good the tuner is: its rate, what it finds in few trials, and how well its cost model ranks.
+"""Measures the tuner: its trial rate, what it finds in few trials, and how well its cost model ranks.
 
     python -m benchmarks.tuner rate resnet18 --seconds 60
     python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs

@@ -1,7 +1,7 @@
 """Weights and batch norms under which the outputs of an untrained net depend on every layer.
 
-With the weights that such nets come with, activations die away or grow from layer to layer: what comes out is the last
-bias, or a softmax of one and zeros, whatever a kernel computes, and a comparison with another engine cannot fail.
+With their initial weights, activations vanish or grow from layer to layer: the output is the last bias, or a softmax of
+one and zeros, whatever a kernel computes, and a comparison with another runtime cannot fail.
 """
 
 from __future__ import annotations

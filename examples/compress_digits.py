@@ -1,4 +1,4 @@
-"""Train a small net on scikit-learn's digits, prune it, distill it from what it was, and quantize it, in one recipe.
+"""Train a small net on scikit-learn's digits, then prune it, distill it from the original, and quantize it.
 
 python -m examples.compress_digits            # the extras torch and dev are needed
 python -m examples.compress_digits --report digits.html

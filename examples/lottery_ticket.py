@@ -27,7 +27,7 @@ _BATCH = 20  # images
 
 @dataclass(frozen=True)
 class Tickets:
-    """Shares of the test images recognized."""
+    """Accuracy on the test images."""
 
     whole: float
     rewound: float
@@ -67,7 +67,7 @@ def find_ticket(data: Digits, amount: float = 0.85, rounds: int = 3, epochs: int
 
 
 def _train_on(net: nn.Module, data: Digits, epochs: int) -> None:
-    """Train from where the net is."""
+    """Train the net further."""
     images: Any
     labels: Any
     images, labels = (torch.from_numpy(part) for part in data.train)

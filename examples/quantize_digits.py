@@ -1,4 +1,4 @@
-"""Train a small net on scikit-learn's digits, quantize it to 8-bit integers, and see what that cost.
+"""Train a small net on scikit-learn's digits, quantize it to 8-bit integers, and measure the loss in accuracy.
 
 python -m examples.quantize_digits            # the extras torch and dev are needed
 python -m examples.quantize_digits --report digits.html

@@ -40,7 +40,7 @@ def run_here(program: StaticProgram, target: targets.Target) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Build the program; say what it is and what it does."""
+    """Build the program, and print how to use it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="raspberry-pi-4")
     parser.add_argument("--output", type=Path, default=Path("speech-pi"))

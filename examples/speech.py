@@ -1,4 +1,4 @@
-"""Speech detection with Silero VAD: 32 ms frames through a recurrent model whose state the caller carries."""
+"""Speech detection with Silero VAD: 32 ms frames through a recurrent model whose state the caller keeps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model_path() -> Path:
 
 
 def read_recording(path: Path = RECORDING) -> NDArray[np.float32]:
-    """Samples in [-1, 1] of a mono 16 kHz recording of 16 bit, with half a second of silence around it."""
+    """Samples in [-1, 1] of a 16-bit mono recording at 16 kHz, with half a second of silence around it."""
     with wave.open(str(path)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
     silence = np.zeros(SAMPLE_RATE // 2, np.float32)

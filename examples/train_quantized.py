@@ -1,6 +1,6 @@
-"""Train a net with its rounding to 8-bit integers in the loop (quantization-aware training), and compile the integers.
+"""Quantization-aware training: train a net with simulated rounding to 8-bit integers, and compile the result.
 
-torchao does the training's part: it puts rounding into an exported net and converts what was trained. The converted
+torchao inserts fake quantization into an exported net and converts the trained one. The converted
 net comes in as integers: its convolutions become integer kernels.
 
 python -m examples.train_quantized            # the extras torch and dev are needed
@@ -26,7 +26,7 @@ INTEGER_RULES = ("conv-dot", "matmul-int8")
 
 @dataclass(frozen=True)
 class Trained:
-    """A compiled net, what torch computes with the same integers, and shares of test images that are recognized."""
+    """A compiled net, what torch computes with the same integers, and accuracies on the test images."""
 
     module: tensorwright.Module
     converted: torch.nn.Module

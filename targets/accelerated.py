@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from targets.target import Target
 from targets.toolchain import Compiler, Linker
+
+if TYPE_CHECKING:
+    import tvm
 
 
 class AcceleratedTarget(Target):
@@ -25,10 +28,10 @@ class AcceleratedTarget(Target):
     def builds_in_parts(self) -> bool:
         return self.processor.builds_in_parts
 
-    def tvm_target(self) -> Any:
+    def tvm_target(self) -> tvm.target.Target:
         return self.processor.tvm_target()
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         return self.processor.engine_options()
 
     def linker(self) -> Linker:

@@ -16,6 +16,8 @@ from targets.errors import TargetError, ToolchainMissing
 from targets.toolchain import Compiler, Linker, find_binary_utility, find_compiler, find_linker
 
 if TYPE_CHECKING:
+    import tvm
+
     from schedules.ir.tvm_types import IRModule
     from targets.measure import Measurer
 
@@ -59,7 +61,7 @@ class Target(ABC):
     """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
 
     @abstractmethod
-    def tvm_target(self) -> Any:
+    def tvm_target(self) -> tvm.target.Target:
         """TVM's `tvm.target.Target` that code is generated for."""
 
     @property
@@ -214,10 +216,10 @@ class Target(ABC):
             "engine_target": {key: _plain(value) for key, value in self.engine_options().items()},
         }
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         """The options that `tvm_target` is made of, plain data."""
         return {}
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | bool | list) else str(value)

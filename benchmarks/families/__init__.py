@@ -1,1 +1,1 @@
-"""Nets of families that the catalog lacks, timed against ONNX Runtime and OpenVINO: `python -m benchmarks.families`."""
+"""Models of families that the catalog lacks, against ONNX Runtime and OpenVINO: `python -m benchmarks.families`."""

@@ -77,7 +77,7 @@ def _chosen(names: Sequence[str]) -> list[Net]:
 
 
 def _rows(entry: Net, options: Any, console: Console) -> list[Row]:
-    """Rows of a net, one for each of its sizes; one row that says why where it cannot be compared."""
+    """Rows of a net, one for each of its sizes; where it cannot be compared, one row with the reason."""
     console.print(f"[dim]{entry.name}: compiling", highlight=False)
     module = cache_folder() / "families" / f"{entry.name}-{options.threads}.twm"
     try:

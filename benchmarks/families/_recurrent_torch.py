@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class UnrolledLstm(nn.Module):
-    """An LSTM of cells, one direction or two; the exporter writes out each step."""
+    """An LSTM of cells, in one or two directions; the exporter unrolls the steps."""
 
     def __init__(self, features: int, hidden: int, directions: int = 1) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class UnrolledLstm(nn.Module):
 
 
 class Crnn(nn.Module):
-    """The net of Shi et al. (2015) for images of 32 rows, with cells in place of layers."""
+    """CRNN (Shi et al. 2015) for images of 32 rows, with cells in place of layers."""
 
     def __init__(self, classes: int = 37) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def fasterrcnn() -> nn.Module:
 
 @net("detr", {"pixels": floats(1, 3, 320, 320)}, tolerance=1e-3)
 def detr() -> nn.Module:
-    """Deformable-free DETR (arXiv:2005.12872) of ResNet-18 with three layers each way."""
+    """DETR (arXiv:2005.12872) of ResNet-18 with three encoder and three decoder layers."""
     import torchvision
 
     torch.manual_seed(0)

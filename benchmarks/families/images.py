@@ -1,4 +1,4 @@
-"""Nets from images to images: segmentation, super-resolution, style transfer, decoders of autoencoders."""
+"""Image-to-image models: segmentation, super-resolution, style transfer, decoders of autoencoders."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def espcn() -> nn.Module:
 
 
 class _Styled(nn.Module):
-    """A reflected pad, a convolution and an instance norm."""
+    """Reflection padding, a convolution and an instance norm."""
 
     def __init__(self, inner: int, outer: int, kernel: int, stride: int = 1, scale: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Large nets with dynamic height and width: what they take to compile matters as much as how fast they run."""
+"""Large models with dynamic height and width, whose compile time matters as much as their latency."""
 
 from __future__ import annotations
 

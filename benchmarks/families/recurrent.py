@@ -110,7 +110,7 @@ def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_quantized_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The weights of recurrent layers in 8 bits a row, and the data quantized before each layer (QDQ)."""
+    """Recurrent layers with int8 weights per row, and data quantized before each layer (QDQ)."""
     arrays = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     nodes: list[Any] = []
     for node in model.graph.node:
@@ -161,7 +161,7 @@ def _fixed(operator: str, hidden: int, batch: int) -> None:
 
 
 def _dynamic(name: str, features: int, build: _Build, dtype: str = "float32", tolerance: float = 1e-4) -> None:
-    """A net of dynamic length and batch, at batch 1 and 8."""
+    """A model of dynamic length and batch, run at batch 1 and 8."""
     shape = ("length", "batch", features)
     sizes = [{"length": _LENGTH, "batch": batch} for batch in (1, 8)]
     net(name, {"x": floats(*shape, dtype=dtype)}, sizes, tolerance=tolerance)(lambda: build(shape))

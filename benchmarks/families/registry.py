@@ -141,7 +141,7 @@ def net(
 
 
 def nets() -> dict[str, Net]:
-    """All nets by name: every module of this package is imported."""
+    """All nets by name; imports every module of this package."""
     import benchmarks.families
 
     for module in pkgutil.iter_modules(benchmarks.families.__path__):

@@ -68,7 +68,7 @@ def n_beats() -> nn.Module:
 
 @net("patch-tst", {"x": floats("batch", 336, 7)}, [{"batch": 1}, {"batch": 16}], tolerance=1e-3)
 def patch_tst() -> nn.Module:
-    """PatchTST (arXiv:2211.14730): patches of 16 a channel, three layers of 128."""
+    """PatchTST (arXiv:2211.14730): patches of 16 steps per channel, three layers of 128."""
 
     class PatchTST(nn.Module):
         def __init__(self, width: int = 128) -> None:

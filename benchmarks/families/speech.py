@@ -141,7 +141,7 @@ def conformer() -> nn.Module:
 
 @net("hifi-gan", {"spectrum": floats("batch", 80, "frames")}, [{"batch": 1, "frames": 60}], tolerance=1e-3)
 def hifi_gan() -> nn.Module:
-    """The generator of HiFi-GAN (arXiv:2010.05646), V2: 256 samples a frame."""
+    """The generator of HiFi-GAN (arXiv:2010.05646), V2: 256 samples per frame."""
 
     class Block(nn.Module):
         def __init__(self, width: int, kernel: int) -> None:

@@ -141,7 +141,7 @@ def dlrm() -> nn.Module:
     [{"rows": 1}, {"rows": 64}],
 )
 def ft_transformer() -> nn.Module:
-    """FT-Transformer (arXiv:2106.11959): a token a feature, three layers."""
+    """FT-Transformer (arXiv:2106.11959): a token per feature, three layers."""
 
     class FTTransformer(nn.Module):
         offsets: torch.Tensor

@@ -1,4 +1,4 @@
-"""One entry of a pack: compiled, its numbers described, its kernels' results recorded by the simulation."""
+"""Makes one entry of a pack: the module, a description of its data, and its kernels' results as simulated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Model:
     Attributes:
         source, keywords: as `import_model` takes them.
         weights: that the model's weights were generated from.
-        arrays: inputs that are not made from seeds, by name.
+        arrays: inputs that are not generated from seeds, by name.
         tolerance, call_tolerance: of outputs, and of single kernels' results.
     """
 

@@ -64,7 +64,7 @@ def _torch_model(
     arrays: Mapping[str, Array],
     precision: str,
 ) -> Model:
-    """Of the ONNX file that PyTorch makes of a net: one export serves all precisions."""
+    """The ONNX export of a PyTorch model; one export serves all precisions."""
     made = _prepared(name, build, arrays)
     shapes = {key: array.shape for key, array in arrays.items()}
     if precision == "int8":

@@ -1,4 +1,4 @@
-"""What a pack holds, in order of worth."""
+"""The entries of a pack, the most important first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PackEntry:
     """An entry before it is made.
 
     Attributes:
-        rest: it runs after everything of worth, and after the peers.
+        rest: it runs last, after the peers.
         records: whether its kernels' results are recorded; a net of one kernel needs none.
     """
 

@@ -1,5 +1,6 @@
-"""Numbers out of a seed and a position alone: the same here, in the C++ program of a pack (`cpp/generator.cc`) and in
-its Python script. Needs numpy only, since the script runs where this project is not installed.
+"""Counter-based random numbers, which depend on a seed and a position alone: the same here, in the C++ program of a
+pack (`cpp/generator.cc`) and in its Python script. Needs numpy only, since the script runs where this project is not
+installed.
 
 The bits of position i are those of SplitMix64 (Steele et al. 2014) after i + 1 steps from the seed.
 """
@@ -32,8 +33,8 @@ def bits(seed: int, count: int) -> Array:
 
 
 def weights(seed: int, count: int, row: int) -> Array:
-    """int8 (count,): -127 to 127 alike, and 127 at the start of each row, so that a quantizer's scale of a row is the
-    weights' own unit. As integers times a power of two they are exact in every precision."""
+    """int8 (count,): uniform from -127 to 127, and 127 at the start of each row, so that a quantizer's scale of a row
+    is the weights' own unit. As integers times a power of two they are exact in every precision."""
     values = ((bits(seed, count) >> np.uint64(32)) % np.uint64(2 * LARGEST + 1)).astype(np.int16) - LARGEST
     values[::row] = LARGEST
     return values.astype(np.int8)
@@ -48,7 +49,7 @@ def reals(seed: int, count: int) -> Array:
 
 
 def integers(seed: int, count: int, low: int, high: int) -> Array:
-    """int64 (count,): low to high - 1 alike."""
+    """int64 (count,): uniform from low to high - 1."""
     return (bits(seed, count) % np.uint64(high - low)).astype(np.int64) + low
 
 

@@ -1,4 +1,4 @@
-"""Which tensors of its calls a kernel writes for others to read, taken from the graph while it says so."""
+"""Which tensors a kernel writes for others to read, recorded from the graph before lowering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nets that matter most, in plain PyTorch: they are compiled out of this file, and timed by PyTorch out of the same
+"""The most important nets, in plain PyTorch: they are compiled out of this file, and timed by PyTorch out of the same
 file where neither torchvision nor onnx is installed. Topologies are those of torchvision and of the published models.
 """
 
@@ -18,7 +18,7 @@ _DEVIATION = (LARGEST + 0.5) / math.sqrt(3)  # of the weights as integers
 
 
 class Residual(nn.Module):
-    """A bottleneck (He et al. 2015, the stride in the middle) or two 3 x 3 convolutions, and the way around them."""
+    """A bottleneck (He et al. 2015, the stride in the middle) or two 3 x 3 convolutions, with a shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A layer of a transformer; normalized before its parts (ViT) or after them (BERT)."""
+    """A transformer layer, with norms before attention and MLP (ViT) or after them (BERT)."""
 
     def __init__(self, width: int, inner: int, heads: int, before: bool, epsilon: float) -> None:
         super().__init__()

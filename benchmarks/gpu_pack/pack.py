@@ -1,4 +1,4 @@
-"""Makes a pack: entries in order of worth until the limit is reached, with programs and scripts beside them."""
+"""Makes a pack: entries in order of importance until the limit is reached, with programs and scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTE = '"""What a pack needs of the project\'s Python: the generator, the nets,
 
 @dataclass(frozen=True)
 class Made:
-    """What came of an entry: `problem` says why it is not in the pack."""
+    """The result for an entry; `problem` says why it is not in the pack."""
 
     name: str
     seconds: float
@@ -51,11 +51,11 @@ def make_pack(
     report: Callable[[Made], None],
     most_operations: float = MOST_OPERATIONS,
 ) -> int:
-    """Write a pack, or go on with one that was cut off: what it has of the same target is kept.
+    """Write a pack, or continue an interrupted one: its entries for the same target are kept.
 
     Args:
         limit: bytes of all files. An entry that does not fit is left out, and smaller ones after it are tried.
-        report: called with what came of each entry.
+        report: called with the result for each entry.
         most_operations: of an entry that is run simulated (`write_entry`).
 
     Returns:
@@ -133,7 +133,7 @@ def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int, most_o
 
 
 def _describe(folder: Path, target: CudaTarget, listed: list[dict[str, object]]) -> None:
-    """The list of entries, whole at any time. A pack keeps its name for as long as it goes on."""
+    """The list of entries, which is complete at any time. A pack that is continued keeps its name."""
     about = folder / "pack.json"
     name = hashlib.sha256(f"{target.name}{time.time_ns()}".encode()).hexdigest()[:12]
     if about.exists():

@@ -33,7 +33,7 @@ _COPIED = 1 << 30
 
 @dataclass(frozen=True)
 class Peer:
-    """Something to time: `make` gives a function that starts it once."""
+    """A contestant: `make` returns a function that launches it once."""
 
     entry: str
     name: str
@@ -166,7 +166,7 @@ _WAYS = {"eager": eager, "graph": graph, "compile": compiled}
 
 
 def peers_of(entries: list[str]) -> Iterator[Peer]:
-    """In order of worth: what is quickly known of all, then compilation, which takes a minute a net."""
+    """The most important first: what is quickly measured for all, then compilation, which takes a minute per net."""
     known = [each for each in entries if _is_known(each)]
     for kinds in (("eager", "graph"), ("compile",)):
         for entry in known:
@@ -181,7 +181,7 @@ def _is_known(entry: str) -> bool:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """What the device does at its best: GB/s of a copy, read and written, and TFLOP/s of products."""
+    """The device's measured peaks: GB/s of a copy, read and written, and TFLOP/s of products."""
     source = torch.empty(_COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = statistics.median(timed(lambda: target.copy_(source), device))
@@ -195,7 +195,7 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None, device: str = "cuda") -> int:
-    """The command; its exit status."""
+    """Run the command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="peers")
     parser.add_argument("pack", type=Path)
     parser.add_argument("results", type=Path)

@@ -1,4 +1,4 @@
-"""What must come out, in few numbers, and how far from it a right result may be."""
+"""Expected results as a few numbers, and their tolerances."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _SLOWEST = 8  # kernels listed of a net
 
 @dataclass
 class EntryResult:
-    """What is known of an entry: the last line of each stage, and PyTorch's milliseconds by way."""
+    """The results of an entry: the last line of each stage, and PyTorch's milliseconds by mode."""
 
     name: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class EntryResult:
 
 @dataclass(frozen=True)
 class Results:
-    """What runs of a pack found, in their order."""
+    """The results of runs of a pack, in their order."""
 
     entries: dict[str, EntryResult]
     device: str

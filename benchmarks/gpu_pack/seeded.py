@@ -68,7 +68,7 @@ def rounded_error(module: nn.Module, batch: tuple[torch.Tensor, ...], dtype: tor
 
 
 def relative_error(found: Array, expected: Array) -> float:
-    """Root mean square of the difference over that of what was expected."""
+    """Root mean square of the difference over that of the expected result."""
     wide = expected.astype(np.float64)
     return float(
         np.sqrt(np.square(found.astype(np.float64) - wide).mean() / max(float(np.square(wide).mean()), 1e-300))

@@ -1,4 +1,4 @@
-"""Models of one kernel that show what of a device is used: products for its tensor cores, rows for its memory."""
+"""Models of one kernel that measure a device's utilization: products for tensor cores, rows for memory bandwidth."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def product(precision: str, size: int) -> Model:
 
 
 def elementwise(rows: int, columns: int) -> Model:
-    """y = relu(x a + b), float32: reads and writes `rows` times `columns` numbers and computes next to nothing."""
+    """y = relu(x a + b), float32: reads and writes `rows` times `columns` numbers and is bound by memory."""
     given = [
         _real("x", [rows, columns], "float32", seed_of("elementwise", "x")),
         *(_real(name, [columns], "float32", seed_of("elementwise", name)) for name in "ab"),
@@ -73,7 +73,7 @@ def elementwise(rows: int, columns: int) -> Model:
 
 
 def softmax(rows: int, columns: int) -> Model:
-    """Softmax of rows, float32: what a reduction makes of the memory's bandwidth."""
+    """Softmax of rows, float32: a reduction bound by memory."""
     given = [_real("x", [rows, columns], "float32", seed_of("softmax", "x"))]
     x = arrays_of(given)["x"]
     nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=-1)]

@@ -1,6 +1,6 @@
 """The one-file module: machine code, parameters and manifest, every byte checked before anything of it is used."""
 
-from compiler.artifact.artifact import Artifact, tool_versions
+from compiler.artifact.artifact import Artifact, Contents, tool_versions
 from compiler.artifact.format import artifact_bytes, read_artifact, sign, signatures_of, write_artifact
 from compiler.artifact.keys import (
     Key,
@@ -29,6 +29,7 @@ from compiler.artifact.signature import Signature
 __all__ = [
     "FORMAT_VERSION",
     "Artifact",
+    "Contents",
     "FixedInput",
     "KernelProvenance",
     "Key",

@@ -24,6 +24,26 @@ Arrays = dict[str, np.ndarray]
 _MAX_INLINE_VALUES = 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a module holds beside its code.
+
+    Attributes:
+        parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).
+        reference_inputs, reference_outputs: the stored example.
+        fixed: inputs of the model whose values were fixed when compiling.
+        initial_states: first values of states that are not zero, by the names of their inputs.
+        assets: files that belong to the model and that `main` does not read, by name.
+    """
+
+    parameters: Mapping[str, np.ndarray]
+    reference_inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reference_outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    initial_states: Mapping[str, np.ndarray] = field(default_factory=dict)
+    assets: Mapping[str, bytes] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A compiled module: its manifest, machine code and tensors.
@@ -53,44 +73,42 @@ class Artifact:
         outputs: Sequence[TensorDescription],
         target: TargetDescription,
         library: bytes,
-        parameters: Mapping[str, np.ndarray],
-        reference_inputs: Mapping[str, np.ndarray] | None = None,
-        reference_outputs: Mapping[str, np.ndarray] | None = None,
-        fixed: Mapping[str, np.ndarray] | None = None,
-        initial_states: Mapping[str, np.ndarray] | None = None,
-        assets: Mapping[str, bytes] | None = None,
+        contents: Contents,
         **manifest_fields: Any,
     ) -> Artifact:
         """Build the manifest around what a compilation produced.
 
         Args:
-            parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).
-            fixed: inputs of the model whose values were fixed when compiling.
-            initial_states: first values of states that are not zero, by the names of their inputs.
-            assets: files that belong to the model and that `main` does not read, by name.
             manifest_fields: further fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
                 reference_tolerance.
 
         Raises:
             InternalError: an array has an element type that a module cannot carry.
         """
-        references = dict(reference_inputs or {}), dict(reference_outputs or {})
-        files = {name: np.frombuffer(content, np.uint8) for name, content in (assets or {}).items()}
+        files = {name: np.frombuffer(content, np.uint8) for name, content in contents.assets.items()}
         manifest_fields.setdefault("versions", tool_versions())
         manifest = Manifest(
             model_name=model_name,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
             target=target,
-            parameters=_describe(parameters),
-            reference_inputs=_describe(references[0]),
-            reference_outputs=_describe(references[1]),
-            initial_states=_describe(initial_states or {}),
-            fixed_inputs=tuple(_fixed(name, array) for name, array in (fixed or {}).items()),
+            parameters=_describe(contents.parameters),
+            reference_inputs=_describe(contents.reference_inputs),
+            reference_outputs=_describe(contents.reference_outputs),
+            initial_states=_describe(contents.initial_states),
+            fixed_inputs=tuple(_fixed(name, array) for name, array in contents.fixed.items()),
             assets=_describe(files),
             **manifest_fields,
         )
-        return cls(manifest, library, dict(parameters), *references, dict(initial_states or {}), files)
+        return cls(
+            manifest,
+            library,
+            dict(contents.parameters),
+            dict(contents.reference_inputs),
+            dict(contents.reference_outputs),
+            dict(contents.initial_states),
+            files,
+        )
 
     def with_reference(
         self,

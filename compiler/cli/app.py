@@ -80,7 +80,7 @@ def overview(
         bool, typer.Option("--debug", help="Show the full traceback of an error (or set TENSORWRIGHT_DEBUG=1).")
     ] = False,
 ) -> None:
-    """Without a command: show what there is."""
+    """Without a command, show the help."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -97,7 +97,7 @@ def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[An
 def divide_shapes(
     shapes: Mapping[str, tuple[int | str, ...]], inputs: Collection[str]
 ) -> tuple[dict[str, tuple[int | str, ...]], dict[str, int]]:
-    """Of what `--shape` says of a model: shapes of its inputs, and sizes of its dynamic dimensions.
+    """Split the values of `--shape` for a model into shapes of its inputs and sizes of its dynamic dimensions.
 
     A name that is not an input stays among the shapes unless it has one fixed size; compiling then says what is wrong.
     """

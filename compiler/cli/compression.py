@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class CompressionOptions(Protocol):
+    """The options that all commands have which compress a model."""
+
+    @property
+    def model(self) -> Path: ...
+    @property
+    def samples(self) -> list[Path] | None: ...
+    @property
+    def output(self) -> Path | None: ...
+    @property
+    def report(self) -> Path | None: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def shape(self) -> list[str] | None: ...
+    @property
+    def constant(self) -> list[str] | None: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def as_json(self) -> bool: ...
 
 
 def compress_to_file(
-    technique: Callable[..., Any],
-    model: Path,
-    *,
-    samples: Sequence[Path] | None,
-    output: Path | None,
-    report: Path | None,
-    target: str,
-    shape: Sequence[str] | None,
-    constant: Sequence[str] | None,
-    threads: int | None,
-    as_json: bool,
-    precisions: Path | None = None,
-    **settings: object,
+    technique: Callable[..., Any], given: CompressionOptions, precisions: Path | None = None, **settings: object
 ) -> None:
     """Run `technique` with the options of the command and its `settings`, compile, write, and print the report.
 
@@ -34,28 +45,28 @@ def compress_to_file(
     from compiler.cli.progress import Steps
     from compiler.inspection.model_inspection import model_inputs
 
-    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)
     check_writable(path)
-    check_report(report, (".html", ".json"))
+    check_report(given.report, (".html", ".json"))
     check_report(precisions, (".json",))
-    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     with Steps() as steps:
         smaller = technique(
-            model,
-            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
-            target=target,
-            shapes=parse_shapes(list(shape or [])) or None,
-            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
-            threads=threads,
+            given.model,
+            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
+            target=given.target,
+            shapes=parse_shapes(given.shape or []) or None,
+            constants=parse_arrays(given.constant or [], "--constant", specs) or None,
+            threads=given.threads,
             progress=steps,
             **settings,
         )
-        compiler.compile(smaller, target, threads=threads, progress=steps).export(path)
-    if report is not None:
-        smaller.report.save(report)
+        compiler.compile(smaller, given.target, threads=given.threads, progress=steps).export(path)
+    if given.report is not None:
+        smaller.report.save(given.report)
     if precisions is not None:
         smaller.report.save_precisions(precisions)
-    if as_json:
+    if given.as_json:
         print_json({"path": str(path), **smaller.report.to_dict()})
         return
     print_line(str(smaller.report))

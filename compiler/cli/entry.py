@@ -1,6 +1,6 @@
 """`main`: run a command, and turn whatever ends it into messages and an exit code.
 
-Exit codes: 0 done, 2 the user's error, 70 a defect of ours, 130 interrupted by Ctrl-C, 143 terminated by SIGTERM.
+Exit codes: 0 success, 2 user error, 70 internal error, 130 interrupted by Ctrl-C, 143 terminated by SIGTERM.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _code_of(error: SystemExit) -> int:
 
 
 def _reader_left() -> int:
-    """The reader closed our output (as `head` does): not an error, and nothing more can be written."""
+    """The reader closed our output (as `head` does), which is no error; nothing more can be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

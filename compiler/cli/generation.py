@@ -67,7 +67,7 @@ Language = Annotated[
 
 
 def generation_options(**settings: Any) -> Any:
-    """`GenerationOptions` out of options of a command; those that are None keep their defaults."""
+    """`GenerationOptions` from the options of a command; those that are None keep their defaults."""
     from compiler.generation import GenerationOptions
 
     stop = settings.pop("stop", None)

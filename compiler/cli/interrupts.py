@@ -92,7 +92,7 @@ class Interrupts:
             self._unraisable(unraisable)
             return
         number, self.received = self.received, None
-        # To the main thread, so that it also ends a call of the system that waits.
+        # To the main thread, so that it also interrupts a blocking system call.
         self._again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, number])
         self._again.start()
 
@@ -117,7 +117,7 @@ class TemporaryFiles:
         self._before: tuple[str | None, str | None] = (None, None)
 
     def make(self) -> None:
-        """Have `tempfile`, and programs that heed TMPDIR, use the folder; without a place for it nothing changes."""
+        """Have `tempfile`, and programs that heed TMPDIR, use the folder; where none can be made, nothing changes."""
         with contextlib.suppress(OSError):
             self._folder = tempfile.mkdtemp(prefix="tensorwright-")
         if self._folder is not None:
@@ -125,7 +125,7 @@ class TemporaryFiles:
             tempfile.tempdir = os.environ["TMPDIR"] = self._folder
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
+        """Remove it and its contents."""
         if self._folder is None:
             return
         tempfile.tempdir, variable = self._before

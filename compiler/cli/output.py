@@ -77,19 +77,19 @@ def _jsonable(value: object) -> Any:
 
 
 def print_line(text: str = "") -> None:
-    """A line of results, without markup."""
+    """Print a line of results, without markup."""
     result_console().print(text, markup=False, soft_wrap=True)
 
 
 def print_heading(text: str) -> None:
-    """A heading above a table or a list."""
+    """Print a heading above a table or a list."""
     from rich.text import Text
 
     result_console().print(Text(text, style="bold"))
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Two columns: what, and its value."""
+    """Two columns: names and values."""
     from rich.table import Table
     from rich.text import Text
 

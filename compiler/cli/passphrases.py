@@ -1,4 +1,4 @@
-"""Passphrases of private keys: out of a file, the environment, or asked for on the terminal."""
+"""Passphrases of private keys: from a file, the environment, or the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compiler.errors import OptionError, StorageError
 
 def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = None) -> bytes:
     """The 32 raw bytes of a private key; where it is encrypted and neither a file nor TENSORWRIGHT_PASSPHRASE gives its
-    passphrase, the terminal is asked.
+    passphrase, the user is asked.
 
     Raises:
         OptionError: it is not a private key of that kind, or its passphrase is missing or wrong.
@@ -28,7 +28,7 @@ def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = N
 
 
 def load_credentials(key: Path | None, device_key: Path | None, passphrase_file: Path | None) -> Credentials | None:
-    """What --key and --device-key say; None where neither is given.
+    """The keys that --key and --device-key name; None where neither is given.
 
     Raises:
         OptionError: only one of the two is given, or one is not an X25519 key.
@@ -42,7 +42,7 @@ def load_credentials(key: Path | None, device_key: Path | None, passphrase_file:
 
 
 def new_passphrase(passphrase_file: Path | None) -> bytes:
-    """The passphrase of a new private key: of a file, of TENSORWRIGHT_PASSPHRASE, or asked for twice.
+    """The passphrase of a new private key: from a file, from TENSORWRIGHT_PASSPHRASE, or asked for twice.
 
     Raises:
         OptionError: there is none, or the two differ.

@@ -1,4 +1,4 @@
-"""Checks of the paths that a command is given, before any work; they load neither TVM nor a model."""
+"""Checks the paths that a command is given, before any work; they load neither TVM nor a model."""
 
 from __future__ import annotations
 

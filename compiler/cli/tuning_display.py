@@ -18,7 +18,7 @@ _TASKS_SHOWN = 12
 
 
 class TuningDisplay:
-    """Called with the progress after each trial; a live table on a terminal, a line now and then elsewhere."""
+    """Called with the progress after each trial; a live table on a terminal, an occasional line elsewhere."""
 
     def __init__(self) -> None:
         self._console = message_console()
@@ -54,7 +54,7 @@ class TuningDisplay:
             self._console.print(_line(progress), markup=False, soft_wrap=True)
 
     def _tell_what_is_known(self, progress: Progress) -> None:
-        """What an earlier run left to go on from."""
+        """What an earlier run left, from which this one continues."""
         if not progress.resumed:
             return
         known = sum(bool(state.results) for state in progress.states)

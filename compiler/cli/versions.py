@@ -1,4 +1,4 @@
-"""What `--version` prints."""
+"""The output of `--version`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _installed(package: str) -> str:
 
 
 def version_text() -> str:
-    """One line per component; nothing is imported to find out."""
+    """One line per component, without importing any."""
     lines = [
         ("tensorwright", compiler.__version__),
         ("tvm", _installed("apache-tvm")),

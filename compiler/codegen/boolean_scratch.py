@@ -7,14 +7,14 @@ stops at vectors of int8 where conditions are wanted, or inverts them as integer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.inline import call_name
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt, Var
+    from schedules.ir.tvm_types import Expr, Node, Stmt, Var
 
 
 def bytes_for_booleans(body: Stmt) -> Stmt:
@@ -47,7 +47,7 @@ def bytes_for_booleans(body: Stmt) -> Stmt:
 
 
 def _allocated(body: Stmt) -> list[Expr]:
-    found: list[Any] = []
+    found: list[Stmt] = []
     structural_walk(
         body,
         [
@@ -60,7 +60,7 @@ def _allocated(body: Stmt) -> list[Expr]:
 
 def _aliased(body: Stmt) -> list[Expr]:
     """Buffers whose address is taken, or that others match; calls take loads as values."""
-    found: list[Any] = []
+    found: list[Node] = []
 
     def call(node: Expr) -> None:
         by_address = call_name(node) == "tirx.address_of"

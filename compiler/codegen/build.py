@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -19,6 +19,9 @@ from compiler.errors import CompilationError, StorageError
 from compiler.support.compile_lock import one_at_a_time
 from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeModule
 
 # Free space required before TVM writes objects: LLVM aborts the process when the disk is full.
 # Objects and library took 12 to 16 KiB per kernel in networks of static shapes (mobilenet_v3_large, resnet18); kernels
@@ -64,7 +67,7 @@ def _check_room(folder: Path, kernels: int) -> None:
         )
 
 
-def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple[Any, list[Path]]:
+def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple[RuntimeModule, list[Path]]:
     """The executable, and objects of kernels to link to it."""
     engine_target = target.tvm_target()
     kernels = list(kernels_of(mod))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import tvm
 import tvm_ffi
@@ -15,9 +15,9 @@ from compiler.codegen.shared_kernels import SharedCall
 from schedules.ir.named_sizes import name_sizes
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import GlobalVar, PrimFunc
 
-Kernel = tuple[Any, Any]  # its global variable and the PrimFunc
+Kernel: TypeAlias = "tuple[GlobalVar, PrimFunc]"  # its global variable and the PrimFunc
 
 # In the calling convention of a packed function (TVMFFISafeCallType).
 _ALIAS = """
@@ -78,7 +78,7 @@ def _are_equal(left: PrimFunc, right: PrimFunc) -> bool:
 
 
 def alias_object(
-    aliases: Mapping[str, str], calls: Mapping[str, SharedCall], target: Any, pipeline: str, path: Path
+    aliases: Mapping[str, str], calls: Mapping[str, SharedCall], target: tvm.target.Target, pipeline: str, path: Path
 ) -> Path:
     """Write an object in which each name jumps to its kernel, or calls it with constants, for TVM's target."""
     x = te.placeholder((1,), name="x")

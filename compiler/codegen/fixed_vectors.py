@@ -8,7 +8,7 @@ for the processor without the extension; code is generated with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tvm
@@ -32,12 +32,12 @@ def with_fixed_vectors(lower: Callable[[tvm.IRModule], tvm.IRModule]) -> Callabl
     return lowered
 
 
-def _targets(mod: tvm.IRModule) -> Any:
+def _targets(mod: tvm.IRModule) -> Iterator[tvm.target.Target]:
     functions = (function for _, function in mod.functions_items() if isinstance(function, tirx.PrimFunc))
     return (function.attrs["target"] for function in functions if function.attrs and "target" in function.attrs)
 
 
-def _scalable(target: Any) -> list[str]:
+def _scalable(target: tvm.target.Target) -> list[str]:
     return [str(name) for name in target.attrs.get("mattr", ()) if str(name).startswith(_SCALABLE)]
 
 

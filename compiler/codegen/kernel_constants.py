@@ -7,6 +7,7 @@ scratch buffers, what intrinsics are given, and divisors in inner loops, where d
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -20,7 +21,7 @@ from schedules.ir.stages import product
 from schedules.ir.tir import structural_map, structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Call, Expr, PrimFunc, Stmt, Var
+    from schedules.ir.tvm_types import Buffer, Call, Expr, PrimFunc, Stmt, Type, Var
 
 DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LEAST = 2
@@ -150,18 +151,18 @@ def may_open(kernel: PrimFunc) -> bool:
 
 def variables_in(root: Expr) -> list[Var]:
     """Every variable that occurs in an expression, once for each time."""
-    found: list[Any] = []
+    found: list[Expr] = []
     structural_walk(root, (tvm.ir.Var, found.append))
     return found
 
 
-def _variables_of(call: Call) -> list[Any]:
+def _variables_of(call: Call) -> list[Expr]:
     return [each for each in call.args if isinstance(each, tirx.Var)]
 
 
 def _bound_in_loops(body: Stmt) -> set[Expr]:
     """What changes within a task: variables of loops that are not tasks, and what is bound in such loops."""
-    found: list[Any] = []
+    found: list[Expr] = []
 
     def inside(loop: Stmt) -> WalkResult:
         if _is_task(loop):
@@ -178,16 +179,16 @@ def _bound_in_loops(body: Stmt) -> set[Expr]:
 
 def _is_task(loop: Stmt) -> bool:
     """Whether a loop is parallel and what it does takes long: a loop of its own, and not just an element or vector."""
-    kinds: list[Any] = []
+    kinds: list[Type] = []
     structural_walk(loop.body, (tirx.For, lambda each: kinds.append(each.kind)))
     return loop.kind == tirx.ForKind.PARALLEL and tirx.ForKind.SERIAL in kinds
 
 
-def _is_size(parameter: Expr, buffers: Any) -> bool:
+def _is_size(parameter: Expr, buffers: Iterable[Buffer]) -> bool:
     return any(parameter.same_as(size) for buffer in buffers for size in buffer.ty.shape)
 
 
-def _renamed(body: Stmt, buffers: Any) -> Stmt:
+def _renamed(body: Stmt, buffers: Mapping[Buffer, Buffer]) -> Stmt:
     def replace(variable: Var) -> Expr:
         return buffers.get(variable, variable)
 

@@ -16,7 +16,7 @@ Lets in indices come from divisions by sizes, in TVM's last steps (see `schedule
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import tirx
@@ -31,7 +31,7 @@ from schedules.ir.tir import structural_map, structural_walk
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+    from schedules.ir.tvm_types import Node, Stmt
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
@@ -41,27 +41,27 @@ _OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " d
 _OF_A_CALL = ("Expected ", "args pointer is NULL", "Mismatched type on argument #")
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
+def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tvm.transform.Pass]]:
     lower, finalize_host, finalize_device = tvm.tirx.get_tir_pipeline("s_tir")
 
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
-    def lowered(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+    def lowered(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
         fixed = with_fixed_vectors(with_plain_kernels(lower))
         # Schedules copy loops with the variables bound in them; TVM's simplifier wants one value for each variable.
         unique = _rewritten(tirx.transform.ConvertSSA()(mod), lambda body: bytes_for_booleans(kept_differences(body)))
         return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
     @tvm.transform.module_pass(opt_level=0, name="FinishKernels")
-    def finished(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+    def finished(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
         return with_chunk_functions(_rewritten(mod, lambda body: opaque_floats(inlined_divisions(body))))
 
-    def finalize() -> Any:
+    def finalize() -> tvm.transform.Pass:
         return tvm.transform.Sequential([finalize_host(), finished])
 
     return lowered, finalize, finalize_device
 
 
-def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Any], Any]) -> tvm.IRModule:
+def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Node], Node]) -> tvm.IRModule:
     changed = {
         var: function.with_body(rewrite(function.body))
         for var, function in mod.functions_items()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 
@@ -27,7 +27,7 @@ from compiler.support.parent_death import end_with_parent
 from schedules.instructions.llvm_options import SCALAR_CODE, SCALAR_OPTION
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import GlobalVar, PrimFunc
+    from schedules.ir.tvm_types import Attrs, GlobalVar, PrimFunc
 
 _PART = 4  # kernels per object: with fewer, the overhead outweighs the better load balance
 _LEAST = 12  # least number of kernels for which processes pay off
@@ -43,8 +43,8 @@ class _Work:
     """Work for a forked process: kernels in parts, a target for each, the module's attributes and a folder."""
 
     parts: Sequence[Sequence[tuple[GlobalVar, PrimFunc]]]
-    targets: Sequence[Any]
-    attributes: Any
+    targets: Sequence[tvm.target.Target]
+    attributes: Attrs
     folder: Path
 
     def path(self, number: int) -> Path:
@@ -58,7 +58,7 @@ class _Work:
             tvm.tirx.build(part, target, PIPELINE).write_to_file(str(self.path(number)), "o")
 
 
-def worth_parts(kernels: Sequence[Any]) -> bool:
+def worth_parts(kernels: Sequence[object]) -> bool:
     """Whether to distribute the kernels to processes. Processes that may have no children (of a `multiprocessing.Pool`)
     do not."""
     return processes() > 1 and len(kernels) >= _LEAST and not multiprocessing.current_process().daemon
@@ -75,7 +75,7 @@ def is_scalar(kernel: PrimFunc) -> bool:
 
 
 def build_objects(
-    kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Any, target: Any, folder: Path
+    kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Attrs, target: tvm.target.Target, folder: Path
 ) -> list[Path]:
     """Object files of the kernels, (global variable, PrimFunc) each, for TVM's target.
 
@@ -158,9 +158,11 @@ def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
         answer.send(str(error) or type(error).__name__)
 
 
-def _work_of(kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Any, target: Any, folder: Path) -> _Work:
-    parts: list[Sequence[tuple[Any, Any]]] = []
-    targets: list[Any] = []
+def _work_of(
+    kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Attrs, target: tvm.target.Target, folder: Path
+) -> _Work:
+    parts: list[Sequence[tuple[GlobalVar, PrimFunc]]] = []
+    targets: list[tvm.target.Target] = []
     for scalar, own_target in ((False, target), (True, _scalar_target(target))):
         alike = [each for each in kernels if is_scalar(each[1]) == scalar]
         parts += [alike[start : start + _PART] for start in range(0, len(alike), _PART)]
@@ -168,7 +170,7 @@ def _work_of(kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Any, tar
     return _Work(parts, targets, attributes, folder)
 
 
-def _scalar_target(target: Any) -> Any:
+def _scalar_target(target: tvm.target.Target) -> tvm.target.Target:
     """The target without the vectorizer of straight-line code."""
     described = dict(target.export())
     return tvm.target.Target({**described, "cl-opt": [*described.get("cl-opt", ()), SCALAR_OPTION]})

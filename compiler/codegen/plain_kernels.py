@@ -8,7 +8,7 @@ allocate what they need, so there is nothing to compact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import s_tir, tirx
@@ -16,7 +16,7 @@ from tvm import s_tir, tirx
 from schedules.ir.tir import structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Stmt
+    from schedules.ir.tvm_types import GlobalVar, PrimFunc, Stmt
 
 Lowering = Callable[[tvm.IRModule], tvm.IRModule]
 
@@ -30,7 +30,7 @@ def with_plain_kernels(lower: Lowering) -> Lowering:
         plain = {var for var, function in functions if is_plain(function)}
         if not plain:
             return lower(mod)
-        results: dict[Any, Any] = {}
+        results: dict[GlobalVar, PrimFunc] = {}
         for pick, each in ((True, lower_plain), (False, lower)):
             part = {var: function for var, function in functions if (var in plain) == pick}
             if part:
@@ -49,7 +49,7 @@ def is_plain(function: PrimFunc) -> bool:
 
 def holds_no_blocks(function: PrimFunc) -> bool:
     """Whether a PrimFunc has no block but a root block that holds nothing but its body."""
-    blocks: list[Any] = []
+    blocks: list[Stmt] = []
     structural_walk(function.body, (s_tir.SBlock, blocks.append))
     return len(blocks) <= 1 and all(map(_is_bare, blocks))
 
@@ -59,7 +59,7 @@ def _is_bare(block: Stmt) -> bool:
     return block.init is None and not any(map(len, holds))
 
 
-def _plain_passes() -> Any:
+def _plain_passes() -> tvm.transform.Pass:
     """TVM's pipeline "s_tir" without what concerns blocks and GPUs, and without what LLVM does anyway, in its order.
 
     LLVM hoists conditions and removes loops that do nothing: its code was the same without `HoistIfThenElse` and

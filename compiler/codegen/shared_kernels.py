@@ -7,9 +7,9 @@ alone: their code is made for just those sizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import tvm
 import tvm_ffi
@@ -21,9 +21,9 @@ from schedules.ir.named_sizes import with_shape
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, GlobalVar, Node, PrimFunc, Stmt, Var
 
-Kernel = tuple[Any, Any]  # its global variable and the PrimFunc
+Kernel: TypeAlias = "tuple[GlobalVar, PrimFunc]"  # its global variable and the PrimFunc
 _TYPE = "int64"
 
 
@@ -62,11 +62,11 @@ def _free_name(like: str, taken: set[str]) -> str:
 
 def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
     """Groups of two and more kernels, by position, that are equal but for constants that may become arguments."""
-    by_signature: dict[Any, list[int]] = {}
+    by_signature: dict[Hashable, list[int]] = {}
     for position, (_, kernel) in enumerate(kernels):
         if may_open(kernel):
             by_signature.setdefault(_signature(kernel), []).append(position)
-    by_hash: dict[Any, list[list[tuple[int, OpenedKernel]]]] = {}
+    by_hash: dict[Hashable, list[list[tuple[int, OpenedKernel]]]] = {}
     for positions in by_signature.values():
         for position in positions if len(positions) > 1 else ():
             opened = OpenedKernel(kernels[position][1])
@@ -81,7 +81,7 @@ def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
     return sorted((group for groups in by_hash.values() for group in groups if len(group) > 1), key=lambda g: g[0][0])
 
 
-def _signature(kernel: PrimFunc) -> Any:
+def _signature(kernel: PrimFunc) -> Hashable:
     """A cheap key that is equal for kernels that may share code."""
     return tuple(
         (str(each.ty.dtype), tuple(isinstance(size, tirx.IntImm) for size in each.ty.shape))
@@ -97,8 +97,8 @@ def _are_equal(left: PrimFunc, right: PrimFunc) -> bool:
 
 def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, ...]]]:
     """The kernel that serves all members, and the values of its last parameters for each."""
-    parameters: dict[tuple[int, ...], Any] = {}
-    replaced: dict[Any, Any] = {}
+    parameters: dict[tuple[int, ...], Var] = {}
+    replaced: dict[Node, Node] = {}
     columns = zip(*(member.values for member in members), strict=True)
     for place, column in zip(members[0].places, columns, strict=True):
         if len(set(column)) == 1:
@@ -139,16 +139,16 @@ def _with_early_quotients(body: Stmt, parameters: Sequence[Expr]) -> Stmt:
     return structural_map(body, (tirx.For, task))
 
 
-def _quotients_first(body: Any, task: Any, parameters: set[Any]) -> Any:
-    inner: set[Any] = set()
+def _quotients_first(body: Stmt, task: Var, parameters: set[Var]) -> Stmt:
+    inner: set[Var] = set()
     structural_walk(
         body,
         [(tirx.For, lambda loop: inner.add(loop.loop_var)), (tirx.Bind, lambda binding: inner.add(binding.var))],
     )
-    names: dict[Any, Any] = {}
-    bindings: list[Any] = []
+    names: dict[StructuralKey, Var] = {}
+    bindings: list[Stmt] = []
 
-    def division(node: Any) -> Any:
+    def division(node: Expr) -> Expr:
         variables = set(variables_in(node))
         if task not in variables or variables.isdisjoint(parameters) or not variables.isdisjoint(inner):
             return node

@@ -14,7 +14,7 @@ import numpy as np
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
-from compiler.artifact import Artifact
+from compiler.artifact import Artifact, Contents
 from compiler.artifact.format import artifact_bytes
 from compiler.artifact.language_model import ENCODER_ASSET
 from compiler.codegen.build import build_library
@@ -22,7 +22,7 @@ from compiler.device.emulation import EmulatedModule
 from compiler.device.simulation import SimulatedModule
 from compiler.driver.calibration import calibration_tokens, operand_grams
 from compiler.driver.example import inputs_in_order, with_example
-from compiler.driver.manifest_entries import manifest_entries, requirements, states, tensor_descriptions
+from compiler.driver.manifest_entries import initial_states, manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.sizes import Sizes, specialized
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
 from compiler.frontends.file_types import is_language_model
@@ -255,11 +255,14 @@ def packed(
         inputs=tensor_descriptions(model.inputs),
         outputs=tensor_descriptions(model.outputs),
         library=library,
-        parameters=pipeline.stored_parameters(),
+        contents=Contents(
+            parameters=pipeline.stored_parameters(),
+            # Modules hold no strings, only values computed from them.
+            fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
+            initial_states=initial_states(model),
+            assets=model.assets,
+        ),
         compact_parameters=len(pipeline.expansions.stored),
-        # Modules hold no strings, only values computed from them.
-        fixed={name: array for name, array in model.fixed.items() if array.dtype != object},
-        assets=model.assets,
         **requirements(model),
         **states(model),
         threads=threads,

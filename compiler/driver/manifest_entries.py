@@ -74,11 +74,15 @@ def states(model: ImportedModel) -> dict[str, Any]:
             for each in model.states
         ),
         "position": None if position is None else PositionDescription(input=position.input, rows=position.rows),
-        "initial_states": {
-            each.input: np.array(each.initial, order="C")  # np.ascontiguousarray would give a scalar an axis
-            for each in model.states
-            if each.initial is not None and np.any(each.initial)
-        },
+    }
+
+
+def initial_states(model: ImportedModel) -> dict[str, np.ndarray]:
+    """First values of states that are not zero, by the names of their inputs."""
+    return {
+        each.input: np.array(each.initial, order="C")  # np.ascontiguousarray would give a scalar an axis
+        for each in model.states
+        if each.initial is not None and np.any(each.initial)
     }
 
 

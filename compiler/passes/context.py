@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ class CompilationReport:
     schedules: ScheduleReport | None = None
     operations: dict[str, OperationCount] = field(default_factory=dict)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
-    partition: Mapping[str, Any] | None = None
+    partition: Mapping[str, object] | None = None
     calls: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 
     @property

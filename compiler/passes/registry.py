@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class GraphPass:
     def as_tvm_pass(self, context: PipelineContext | None = None) -> Any:
         """The pass as a `tvm.transform.Pass`, to be mixed with TVM's own."""
 
-        def transform(mod: IRModule, _engine_context: Any) -> IRModule:
+        def transform(mod: IRModule, _engine_context: object) -> IRModule:
             return self(mod, context)
 
         return tvm.transform.module_pass(transform, opt_level=0, name=self.name)
@@ -107,7 +107,7 @@ def is_own(candidate: GraphPass) -> bool:
     return candidate.rewrite.__module__.startswith("compiler.passes.") and _PASSES.get(candidate.name) is candidate
 
 
-def did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names up to three of `known` near `name`, or all of them when none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else "known: " + ", ".join(sorted(known))

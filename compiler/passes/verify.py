@@ -18,7 +18,7 @@ from compiler.passes.registry import GraphPass
 from schedules.instructions.llvm_options import plain_cpu
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, RuntimeTensor, Var
 
 Array = np.ndarray
 
@@ -112,7 +112,7 @@ class PassVerifier:
         return flatten(machine["main"](*(tvm.runtime.tensor(each) for each in [*self._inputs, *parameters])))
 
 
-def flatten(value: Any) -> list[Array]:
+def flatten(value: RuntimeTensor | Sequence[RuntimeTensor]) -> list[Array]:
     """The tensors of a result, nested tuples in order, as arrays."""
     if hasattr(value, "numpy"):
         return [value.numpy()]
@@ -148,11 +148,11 @@ def random_inputs(mod: IRModule, seed: int = 0) -> list[Array]:
         OptionError: an input is not a tensor of known rank.
     """
     generator = np.random.default_rng(seed)
-    sizes: dict[Any, int] = {}
+    sizes: dict[Var, int] = {}
     return [_random_input(parameter, sizes, generator) for parameter in mod["main"].params]
 
 
-def _random_input(parameter: Expr, sizes: dict[Any, int], generator: np.random.Generator) -> Array:
+def _random_input(parameter: Expr, sizes: dict[Var, int], generator: np.random.Generator) -> Array:
     ty = parameter.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise OptionError(
@@ -172,7 +172,7 @@ def _random_input(parameter: Expr, sizes: dict[Any, int], generator: np.random.G
     return generator.integers(0, 2, shape).astype(_numpy_dtype(dtype))
 
 
-def _numpy_dtype(dtype: str) -> Any:
+def _numpy_dtype(dtype: str) -> np.dtype:
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, dtype, dtype))

@@ -29,7 +29,7 @@ from targets.measure import TIMED, Measure, Setting
 
 if TYPE_CHECKING:
     import targets
-    from schedules.rule import ScheduleRule
+    from schedules.rule import ScheduleRule, Workload
 
 NETWORK_RULE, NETWORK_VERSION = "network", 1
 """Of records of a whole network's settings, which no schedule rule has."""
@@ -108,7 +108,7 @@ class TunedConfigs:
     def __bool__(self) -> bool:
         return bool(self._records or self._chosen)
 
-    def __call__(self, rule: ScheduleRule, workload: object) -> Config | None:
+    def __call__(self, rule: ScheduleRule, workload: Workload) -> Config | None:
         """The config for a kernel; None when no record beats, or is, what the rule would do by itself today."""
         key = record_key(rule, workload)
         if self.tuned_itself is not None:
@@ -142,14 +142,14 @@ class TunedConfigs:
             self._alternatives[alternatives[place].key] = record
         return place
 
-    def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: object) -> Config | None:
+    def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: Workload) -> Config | None:
         """The config, unless the rule has no such one today, or another default than the one that it beat."""
         config = Config.of(chosen.config)
         default = rule.default(workload, self._machine)
         fits = config in rule.space(workload, self._machine) and chosen.default == dict(default)
         return config if fits else None
 
-    def _inside(self, key: str, rule: ScheduleRule, workload: object) -> list[Record]:
+    def _inside(self, key: str, rule: ScheduleRule, workload: Workload) -> list[Record]:
         """The records of a kernel whose configs the rule still has."""
         space = rule.space(workload, self._machine)
         return [record for record in self._records.get(key, ()) if Config.of(record.config) in space]

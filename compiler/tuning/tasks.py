@@ -25,7 +25,7 @@ from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
-from schedules.rule import ScheduleRule
+from schedules.rule import ScheduleRule, Workload
 from schedules.selection.alternatives import Alternative, Choice
 from schedules.selection.apply import apply_rule, record_key
 from schedules.selection.registry import rules
@@ -163,7 +163,7 @@ def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
 def _task(
     key: str,
     rule: ScheduleRule,
-    workload: object,
+    workload: Workload,
     kernel: Kernel,
     constants: set[int],
     constant_bytes: int,
@@ -206,7 +206,7 @@ def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule
     return None
 
 
-def _declines(rule: ScheduleRule, workload: object, kernel: Kernel, target: targets.Target) -> bool:
+def _declines(rule: ScheduleRule, workload: Workload, kernel: Kernel, target: targets.Target) -> bool:
     """Whether a rule leaves a kernel that it matches to the next one."""
     if not rule.may_decline:
         return False

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND
 from schedules.ir.tir import Expr, tirx
 
 from tvm import te  # isort: skip
+from typing import TypeAlias
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import IterVar
+    from schedules.ir.tvm_types import Index, IterVar
 
-Tensor = Any
+Tensor: TypeAlias = te.Tensor
 # A score as a function of the raw score and its place (..., query, key): scale, mask.
 Score = Callable[[Expr, tuple[Expr, ...]], Expr]
 
@@ -54,7 +55,7 @@ def _transposed(tensor: Tensor, order: Sequence[int] | None) -> tuple[list[Expr]
     return [tensor.shape[axis] for axis in order], lambda at: tensor[_original(at, order)]
 
 
-def _original(at: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
+def _original(at: Sequence[Index], order: Sequence[int]) -> tuple[Index, ...]:
     """Where an element at a place of the transposed tensor stands in the original."""
     return tuple(point for _, point in sorted(zip(order, at, strict=True), key=lambda pair: pair[0]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.compute import ATTENTION_INT8
@@ -16,6 +16,9 @@ from schedules.instructions.int8_neon import shift_of
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 _BYTES = ("int8", "uint8")
 
@@ -41,7 +44,7 @@ class IntegerAttentionWriter(AttentionWriter):
         of_keys, of_values = factors
         return statements, of_keys, of_values
 
-    def _rows_of(self, rows: int, query: Operand, scores: Any) -> BlockRows:
+    def _rows_of(self, rows: int, query: Operand, scores: Buffer) -> BlockRows:
         queries, weights = ByteRows.of("queries", rows, self.depth), ByteRows.of("weights", rows, self.keys)
 
         of_queries, query_terms = queries.terms(self._column_zeros[0], self.machine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
 # The element of a row at a step of the sum.
-Operand = Callable[[Any, Expr], Expr]
+Operand: TypeAlias = "Callable[[Index, Expr], Expr]"
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ the other kind is moved by 128, and so is its zero point.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.pairs import Operand, in_vectors
@@ -21,6 +21,9 @@ from schedules.ir.stages import Axis, Stage, dtype_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index
 
 GROUP = 4
 _ONES = 0x01010101
@@ -37,7 +40,7 @@ class Quads:
     bytes each that are neighbours along the depth, the first the lowest; behind the depth stands 0."""
 
     source: BatchedMatrix
-    words: Any
+    words: Buffer
     machine: Machine
 
     @classmethod
@@ -90,7 +93,7 @@ class Quads:
             signed = tirx.decl_buffer(shape, "int32", f"{self.source.name}_words", layout=None)
 
             def column(at: Expr) -> Stmt:
-                def run(first: Any, count: int) -> Stmt:
+                def run(first: Index, count: int) -> Stmt:
                     place = self.source.place([*outer, expression(first * GROUP), at])
                     bytes_ = tirx.BufferLoad(self.source.buffer, [*place[:-1], lanes_of(place[-1], GROUP * count)])
                     words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
@@ -108,7 +111,7 @@ class Quads:
 
         return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
 
-    def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Any | None]:
+    def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Buffer | None]:
         """What sums of (row - row_zero) * (column - zero) start from, (..., columns), and the statements that make it;
         the terms of rows are `ByteRows.terms`. None where it is 0."""
         if not row_zero:
@@ -121,7 +124,7 @@ class Quads:
         steps, lanes = ceil_div(depth, GROUP), self.machine.lanes("int32")
 
         def matrix(outer: list[Expr]) -> Stmt:
-            def vector(at: Any, count: int) -> Stmt:
+            def vector(at: Index, count: int) -> Stmt:
                 place = [*outer, lanes_of(at, count)]
                 held = tirx.BufferLoad(begin, place)
                 ones = splat(_ONES, "int32", count)
@@ -146,7 +149,7 @@ class ByteRows:
     name: str
     rows: int
     size: int
-    buffer: Any
+    buffer: Buffer
 
     @classmethod
     def of(cls, name: str, rows: int, size: int) -> ByteRows:
@@ -161,7 +164,7 @@ class ByteRows:
         if behind:
             zero = tirx.IntImm("uint8", 0)
 
-            def fill(i: Any) -> Stmt:
+            def fill(i: Index) -> Stmt:
                 return repeat_symbolic(
                     "k",
                     behind,
@@ -171,7 +174,7 @@ class ByteRows:
             made.append(repeat_symbolic("row", self.rows, fill))
         return made
 
-    def put(self, i: Any, k: Expr, value: Expr) -> Stmt:
+    def put(self, i: Index, k: Expr, value: Expr) -> Stmt:
         """The statement that stores a byte, signed ones moved by 128."""
         shift = shift_of(str(value.ty), False)
         if shift:
@@ -184,11 +187,11 @@ class ByteRows:
             "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
         )
 
-    def word(self, i: Any, step: Expr) -> Expr:
+    def word(self, i: Index, step: Expr) -> Expr:
         """The bytes of row i at a step of a sum of words."""
         return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * GROUP, GROUP)]))
 
-    def terms(self, zero: int, machine: Machine) -> tuple[list[Stmt], Any | None]:
+    def terms(self, zero: int, machine: Machine) -> tuple[list[Stmt], Buffer | None]:
         """-zero times the sum of each row, int32 (rows), and the statements that make it; None where zero is 0."""
         if not zero:
             return [], None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, repeat_symbolic, sequence
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
@@ -92,7 +92,7 @@ class Softmax:
 
 
 def rounded_weights(
-    rows: int, keys: Any, totals: Expr, weight: Callable[[Expr, Expr, Expr], Stmt], machine: Machine
+    rows: int, keys: Index, totals: Expr, weight: Callable[[Expr, Expr, Expr], Stmt], machine: Machine
 ) -> Stmt:
     """`weight(row, key, 1 / total of the row)` for every power, in vectors of keys; `totals` becomes its inverse."""
 
@@ -109,7 +109,7 @@ def rounded_weights(
     return repeat_symbolic("row", rows, row)
 
 
-def over_keys(keys: Any, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) -> list[Stmt]:
+def over_keys(keys: Index, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) -> list[Stmt]:
     """`vector(first key, first element of a group of registers, lanes)` for all keys: groups of vectors; then what is
     left in vectors and a shorter one, or in single keys when that is not known."""
     group, first = _ACCUMULATORS * lanes, expression(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from schedules.attention.batched_matrix import BatchedMatrix, in_panels, with_contiguous_columns
 from schedules.attention.operands import AttentionParts
@@ -23,10 +23,13 @@ from schedules.ir.expression import index
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index
+
 _PANEL = 2  # vectors of a register tile's columns
 _BLOCKS_FOR_PANELS = 8  # of queries
 
-Put = Callable[[Any, Expr, Expr], Stmt]  # stores a number of a row at a key
+Put: TypeAlias = "Callable[[Index, Expr, Expr], Stmt]"  # stores a number of a row at a key
 EndOfSum = Callable[[int, Expr, Expr], Stmt]  # of (row, sum, column)
 
 
@@ -35,7 +38,7 @@ class Factor:
     """The right operand of a product: steps of the sum by columns, and what sums start from (..., columns)."""
 
     matrix: BatchedMatrix
-    begin: Any | None = None
+    begin: Buffer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +54,8 @@ class BlockRows:
     put_power: Put
     put_weight: Put
     weighed: list[Stmt] = field(default_factory=list)
-    query_terms: Any | None = None
-    weight_terms: Any | None = None
+    query_terms: Buffer | None = None
+    weight_terms: Buffer | None = None
 
 
 class AttentionWriter:
@@ -100,10 +103,10 @@ class AttentionWriter:
         large = 4 * rows * columns > self.machine.l2_bytes // 4
         return large and self.queries >= _BLOCKS_FOR_PANELS * self.rows
 
-    def _rows_of(self, rows: int, query: Operand, scores: Any) -> BlockRows:
+    def _rows_of(self, rows: int, query: Operand, scores: Buffer) -> BlockRows:
         """The left operands of a block; powers take the place of scores, in bfloat16 a place of their own."""
 
-        def power(i: Any, k: Expr) -> Expr:
+        def power(i: Index, k: Expr) -> Expr:
             return tirx.BufferLoad(scores, [expression(i), k])
 
         if not self.parts.narrow:
@@ -117,21 +120,21 @@ class AttentionWriter:
 
     def code(self) -> Stmt:
         """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
-        amount: Any = self.depth + self.columns
+        amount: Index = self.depth + self.columns
         for extent in (*self.lead, self.queries, self.keys):
             amount = amount * extent
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
         parts = list(self.prepared)
         for start, count, rows in self._blocks():
 
-            def task(values: list[Expr], start: Any = start, rows: int = rows) -> Stmt:
+            def task(values: list[Expr], start: Index = start, rows: int = rows) -> Stmt:
                 return self._block(values[:-1], start + values[-1] * rows, rows)
 
             extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
             parts.append(parallel_grid([*extents, Extent("block", count)], task, self.machine, parallel=threads))
         return sequence(parts)
 
-    def _blocks(self) -> list[tuple[Any, Any, int]]:
+    def _blocks(self) -> list[tuple[Expr, Index, int]]:
         """(first query, how many blocks, queries of a block)."""
         if isinstance(self.queries, int):
             whole, rest = divmod(self.queries, self.rows)
@@ -169,7 +172,7 @@ class AttentionWriter:
         statements += [*left.statements, self._over_panels(self.keys, scores_of), *softmax.code()]
         if self.parts.weights is not None:
 
-            def weight(i: Any, k: Expr, inverse: Expr) -> Stmt:
+            def weight(i: Index, k: Expr, inverse: Expr) -> Stmt:
                 power = tirx.BufferLoad(scores, [expression(i), k])
                 return left.put_weight(i, k, self.parts.weight(power, inverse))
 
@@ -189,7 +192,7 @@ class AttentionWriter:
             tile.code(matrix.shape[-2], a, lambda k, column: matrix.load_in_panel(lead, k, at, column), begin, ends)
         )
 
-    def _over_panels(self, columns: Any, tile: Any) -> Stmt:
+    def _over_panels(self, columns: Index, tile: Callable[[Expr, int], Stmt]) -> Stmt:
         """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
         panel = _PANEL * self.lanes
         if isinstance(columns, int):
@@ -208,10 +211,10 @@ class AttentionWriter:
         return sequence(parts)
 
 
-def put_in(scores: Any) -> Put:
+def put_in(scores: Buffer) -> Put:
     """Storing numbers in a buffer (rows, keys)."""
     return lambda i, k, value: tirx.BufferStore(scores, value, [expression(i), k])
 
 
-def _plus(total: Expr, terms: Any | None, row: int) -> Expr:
+def _plus(total: Expr, terms: Buffer | None, row: int) -> Expr:
     return total if terms is None else total + tirx.BufferLoad(terms, [index(row)])

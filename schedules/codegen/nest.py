@@ -86,7 +86,7 @@ def vectorized(name: str, lanes: int, body: Body) -> Stmt:
     return repeat(name, lanes, body, VECTORIZED)
 
 
-def grid(names: Sequence[str], extents: Sequence[Expr | int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+def grid(names: Sequence[str], extents: Sequence[Expr | int], body: Callable[[list[Index]], Stmt]) -> Stmt:
     """Nested serial loops, the first outermost."""
     if not extents:
         return body([])
@@ -230,7 +230,7 @@ def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:
     return itertools.product(*(range(extent) for extent in extents))
 
 
-def split_repeat(name: str, extent: int, tile: int, body: Callable[[Any, int], Stmt]) -> Stmt:
+def split_repeat(name: str, extent: int, tile: int, body: Callable[[Index, int], Stmt]) -> Stmt:
     """`body(start, size)` over [0, extent) in tiles: a loop of whole tiles, then what is left over."""
     whole, rest = divmod(extent, tile)
     parts = []
@@ -241,14 +241,14 @@ def split_repeat(name: str, extent: int, tile: int, body: Callable[[Any, int], S
     return sequence(parts)
 
 
-def store(buffer: Any, value: Expr, *indices: Expr | int) -> Stmt:
+def store(buffer: Buffer | list[Buffer], value: Expr, *indices: Expr | int) -> Stmt:
     """buffer[indices] = value; the buffer may be the list of `allocate_tile`."""
     if isinstance(buffer, list):
         return store(buffer[_known(indices[0])], value, *indices[1:])
     return tirx.BufferStore(buffer, value, [expression(each) for each in indices])
 
 
-def load(buffer: Any, *indices: Expr | int) -> Expr:
+def load(buffer: Buffer | list[Buffer], *indices: Expr | int) -> Expr:
     """buffer[indices]; the buffer may be the list of `allocate_tile`."""
     if isinstance(buffer, list):
         return load(buffer[_known(indices[0])], *indices[1:])
@@ -266,7 +266,7 @@ def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global")
     return buffer, tirx.AllocBuffer(buffer)
 
 
-def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Expr], list[Stmt]]:
+def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Buffer], list[Stmt]]:
     """A tile that LLVM is to hold in registers: a buffer for each of `shape[0]` rows, and their allocations.
 
     TVM takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses

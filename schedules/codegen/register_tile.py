@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import allocate_tile, expression, load, repeat, sequence, store
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+    from schedules.ir.tvm_types import Buffer, Index
 
 # Makes a statement from (row in the tile, index in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]
@@ -103,7 +103,7 @@ class RegisterTile:
 
         return [*self.allocations, *self.each(start), repeat("k", depth, lambda k: step(expression(k))), *end]
 
-    def stored(self, target: Callable[[int, Expr], tuple[Any, list[Expr]]]) -> list[Stmt]:
+    def stored(self, target: Callable[[int, Expr], tuple[Buffer, list[Expr]]]) -> list[Stmt]:
         """Statements that store the sums at `target(row, column)`: a buffer and indices."""
 
         def put(i: int, place: Expr, column: Expr) -> Stmt:

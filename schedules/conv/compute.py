@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
@@ -189,9 +189,9 @@ def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
     )
 
 
-def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
+def share_of_image(sizes: Sequence[Index], dtype: str) -> Expr:
     """One divided by the number of positions."""
-    total: Any = 1
+    total: Index = 1
     for size in sizes:
         total = total * size
     if isinstance(total, int):
@@ -201,7 +201,7 @@ def share_of_image(sizes: Sequence[Any], dtype: str) -> Expr:
 
 def conv_winograd(
     data: Tensor,
-    weight: Any,
+    weight: Tensor,
     work: ConvWorkload,
     tile: int,
     sizes: Sequence[Index] = (),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from math import prod
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from schedules.codegen.nest import (
     allocate,
@@ -28,14 +28,7 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.config import Config
-from schedules.conv.dynamic_sizes import (
-    Sizes,
-    least,
-    most,
-    open_repeat,
-    parts_of,
-    row_parts,
-)
+from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of, row_parts
 from schedules.conv.flat_pixels import flat_sizes
 from schedules.conv.tiling import Place, divisors, suits_one_core
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
@@ -44,6 +37,9 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index
 
 
 class DirectNest:
@@ -75,9 +71,9 @@ class DirectNest:
             self.room[-2] = config.integer("rows")
         if self.is_flat:
             self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
-        self.cut: list[Any] = list(self.room)
-        self.cuts: list[Any] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
-        self.scratch: Any = None
+        self.cut: list[Index] = list(self.room)
+        self.cuts: list[Index] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
+        self.scratch: Buffer | None = None
 
     @staticmethod
     def has_lanes(work: ConvWorkload) -> bool:
@@ -87,7 +83,7 @@ class DirectNest:
     def build(self, machine: Machine) -> Stmt:
         self._cut_open_rows(machine)
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
-        tasks: Any = batch * self.chunks
+        tasks: Index = batch * self.chunks
         for count in self.cuts:
             tasks = tasks * count
         small = isinstance(tasks, int) and (suits_one_core(self.work) or machine.cores == 1)
@@ -110,15 +106,15 @@ class DirectNest:
         self.cuts[-2] = name_opaque("parts", parts, self.bindings)
         self.cut[-2] = name_opaque("rows", parts_of(rows, self.cuts[-2]), self.bindings)
 
-    def _live(self, place: Place, dim: int) -> Any:
+    def _live(self, place: Place, dim: int) -> Index:
         """How much of a task's output along a dimension there is: nothing where rows were cut for more cores than the
         parts that they make."""
         size = self.sizes.out[dim]
         return self.cut[dim] if isinstance(size, int) else most(least(self.cut[dim], size - place.corner[dim]), 0)
 
-    def _task(self, task: Expr | int) -> Stmt:
+    def _task(self, task: Index) -> Stmt:
         """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""
-        corner: list[Expr | int] = []
+        corner: list[Index] = []
         names: list[Stmt] = []
         for dim, (count, part) in reversed(list(enumerate(zip(self.cuts, self.cut, strict=True)))):
             single = isinstance(count, int) and count == 1
@@ -127,16 +123,14 @@ class DirectNest:
         chunk = 0 if self.chunks == 1 else self._named("chunk", task % self.chunks, names)
         image = task if self.chunks == 1 else self._named("image", task // self.chunks, names)
         place = Place(image, tuple(corner), 0, self.work.channels)
-        place = replace(
-            place, live=tuple(self._named(f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
-        )
-        return sequence(names, self._channels(place, chunk))
+        live = tuple(self._named(f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
+        return sequence(names, self._channels(replace(place, live=live), chunk))
 
-    def _named(self, name: str, value: Any, names: list[Stmt]) -> Any:
+    def _named(self, name: str, value: Index, names: list[Stmt]) -> Index:
         """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
         return name_opaque(name, value, names) if self.work.is_open else value
 
-    def _channels(self, place: Place, chunk: Any) -> Stmt:
+    def _channels(self, place: Place, chunk: Index) -> Stmt:
         """A chunk of the output channels of a task."""
         work = self.work
         if work.groups == 1:
@@ -144,7 +138,7 @@ class DirectNest:
             return self._group(place, chunk * count, count)
         each = work.groups // self.chunks
 
-        def group(step: Expr | int) -> Stmt:
+        def group(step: Index) -> Stmt:
             number = chunk * each + step
             own = replace(place, source=number * work.in_blocks, channels=work.group_channels)
             whole = self._group(own, number * work.group_out_blocks, work.group_out_blocks)
@@ -156,13 +150,13 @@ class DirectNest:
 
         return repeat("group", each, group)
 
-    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+    def _group(self, place: Place, first: Index, count: int) -> Stmt:
         """`count` output blocks from `first` on, all of one group."""
         self.scratch = None
         copied = self._fill_scratch(place) if self.work.reaches_outside else []
         return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
 
-    def _all_blocks(self, first: Expr | int, count: int, body: Callable[[Self, Any], Stmt]) -> Stmt:
+    def _all_blocks(self, first: Index, count: int, body: Callable[[Self, Index], Stmt]) -> Stmt:
         """`body(nest, block)` for each register tile's first of `count` output blocks: whole tiles, then what is left
         as one of fewer blocks."""
         steps, rest = divmod(count, self.blocks)
@@ -186,7 +180,7 @@ class DirectNest:
             for at, stride, before in zip(place.corner, work.strides, self.sizes.before, strict=True)
         ]
 
-        def line(point: list[Any]) -> Stmt:
+        def line(point: list[Index]) -> Stmt:
             block, outer = point[0], point[1:]
             rows = [start + offset for start, offset in zip(starts[:-1], outer, strict=True)]
             bounds = zip(rows, self.sizes.spatial, strict=False)
@@ -199,14 +193,14 @@ class DirectNest:
         return [allocation, grid(names, [blocks, *extents[:-1]], line)]
 
     def _copy_line(
-        self, place: Place, block: Expr | int, outer: Sequence[Any], rows: Sequence[Any], start: Any, extent: Any
+        self, place: Place, block: Index, outer: Sequence[Index], rows: Sequence[Index], start: Index, extent: Index
     ) -> Stmt:
         size = self.sizes.spatial[-1]
 
-        def copy(x: Expr | int, source: Expr | int) -> Stmt:
+        def copy(x: Index, source: Index) -> Stmt:
             return self._copy([place.image, place.source + block, *rows, source], [block, *outer, x])
 
-        def clear(x: Expr | int) -> Stmt:
+        def clear(x: Index) -> Stmt:
             return self._clear([block, *outer, x])
 
         if not isinstance(size, int):
@@ -230,19 +224,19 @@ class DirectNest:
             parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
         return sequence(parts, [clear(x) for x in range(before + middle, extent)])
 
-    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+    def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         """One position of the input into the scratch buffer."""
         every = lanes_of(0, self.scratch_lanes)
         return store(self.scratch, self._read(source, every), *target, every)
 
-    def _clear(self, point: Sequence[Any]) -> Stmt:
+    def _clear(self, point: Sequence[Index]) -> Stmt:
         lanes = self.scratch_lanes
         return store(self.scratch, splat(self.fill, self.scratch_dtype, lanes), *point, lanes_of(0, lanes))
 
     # The register tile.
 
-    def _rows(self, place: Place, block: Expr | int) -> Stmt:
-        def row(point: list[Any]) -> Stmt:
+    def _rows(self, place: Place, block: Index) -> Stmt:
+        def row(point: list[Index]) -> Stmt:
             inside = both(
                 *(
                     (start + offset < size)
@@ -255,10 +249,10 @@ class DirectNest:
         names = [f"oy{i}" for i in range(self.work.rank - 1)]
         return grid(names, place.live[:-1], row)
 
-    def _columns(self, place: Place, block: Expr | int, outer: Sequence[Any]) -> Stmt:
+    def _columns(self, place: Place, block: Index, outer: Sequence[Index]) -> Stmt:
         width, part = self.sizes.out[-1], self.cut[-1]
 
-        def tile(start: Expr | int, size: int) -> Stmt:
+        def tile(start: Index, size: int) -> Stmt:
             return self._tile(place, block, [*outer, start], size)
 
         if not isinstance(width, int):
@@ -266,7 +260,7 @@ class DirectNest:
         if width % part == 0:
             return split_repeat("ox", part, self.pixels, tile)
 
-        def guarded(start: Expr | int, size: int) -> Stmt:
+        def guarded(start: Index, size: int) -> Stmt:
             at = place.corner[-1] + start
             rest = width % self.pixels
             tail = when(at < width, tile(start, rest)) if rest else None
@@ -274,13 +268,13 @@ class DirectNest:
 
         return split_repeat("ox", part, self.pixels, guarded)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> Stmt:
+    def _tile(self, place: Place, block: Index, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
         whole, rest = divmod(place.channels, work.in_block)
 
-        def step(source: Expr | int, window: Sequence[Any], lane: Expr | int) -> list[Stmt]:
+        def step(source: Index, window: Sequence[Index], lane: Index) -> list[Stmt]:
             result = []
             for pixel, part in points:
                 value = self._input(place, source, start, pixel, window, lane)
@@ -289,14 +283,14 @@ class DirectNest:
                 result.append(store(sums, load(sums, *here) + broadcast(value, lanes) * weight, *here))
             return result
 
-        def window_loop(source: Expr | int, channels: int) -> Stmt:
+        def window_loop(source: Index, channels: int) -> Stmt:
             unroll = max(size for size in divisors(channels) if size <= self.unroll)
 
             count = channels // unroll
             parts = count if unroll > 1 else 1  # one channel at a time leaves no room for more than its sums
 
-            def body(window: list[Any]) -> Stmt:
-                def some(i: Expr | int) -> Stmt:
+            def body(window: list[Index]) -> Stmt:
+                def some(i: Index) -> Stmt:
                     asked = self._weights_ahead(block, start, [source, *window, i], parts) if parts > 1 else None
                     return sequence(asked, *(step(source, window, i * unroll + j) for j in range(unroll)))
 
@@ -313,7 +307,7 @@ class DirectNest:
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
 
-    def _taps(self, body: Callable[[list[Any]], Stmt], *, steps: int) -> Stmt:
+    def _taps(self, body: Callable[[list[Index]], Stmt], *, steps: int) -> Stmt:
         """`body(place in the window)` for each tap, of so many steps.
 
         Where a tap is one step LLVM unrolls the loop over the innermost dimension of taps. Those of a row read the same
@@ -323,7 +317,7 @@ class DirectNest:
         names, sizes = [f"k{i}" for i in order], [self.work.kernel[i] for i in order]
         return grid(names, sizes, lambda window: body(window[:: -1 if steps == 1 else 1]))
 
-    def _weights_ahead(self, block: Expr | int, start: Sequence[Any], at: Sequence[Any], parts: int) -> Stmt | None:
+    def _weights_ahead(self, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int) -> Stmt | None:
         """What the tile at `start` asks for where it is in its sum: its share of the weights of output blocks to come.
 
         `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
@@ -340,14 +334,14 @@ class DirectNest:
         depth = depth_to_ask_at(lines_of(self.weight, elements), extents, self.work.rank + 1)
         if distance >= steps or len(places) != depth:
             return None
-        turn: Any = 0
+        turn: Index = 0
         for place, size in zip(places, extents, strict=False):
             turn = turn * size + place
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
         return ask_share(self.weight, begin, elements, turn, prod(extents[:depth]))
 
     def _input(
-        self, place: Place, source: Any, start: Sequence[Any], pixel: int, window: Sequence[Any], lane: Any
+        self, place: Place, source: Index, start: Sequence[Index], pixel: int, window: Sequence[Index], lane: Index
     ) -> Expr:
         """The input element that a pixel of the tile reads: from the scratch buffer, else from the input itself."""
         work = self.work
@@ -367,11 +361,13 @@ class DirectNest:
         ]
         return self._read([place.image, place.source + source, *places], lane)
 
-    def _read(self, point: Sequence[Any], lane: Any) -> Expr:
+    def _read(self, point: Sequence[Index], lane: Index) -> Expr:
         """An element (or vector) of the input; the plain layout has no lanes."""
         return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
 
-    def _finish_tile(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixels: int) -> list[Stmt]:
+    def _finish_tile(
+        self, sums: list[Buffer], place: Place, block: Index, start: Sequence[Index], pixels: int
+    ) -> list[Stmt]:
         """Each sum's epilogue; of dynamic sizes, whose addresses take many instructions, in a loop over pixels."""
         if not self.work.is_open:
             return [self._finish(sums, place, block, start, *at) for at in static_grid(pixels, self.blocks)]
@@ -382,13 +378,15 @@ class DirectNest:
             result.append(allocation)
             result += [store(done, load(sums, pixel, part, every), pixel, 0, every) for pixel in range(pixels)]
 
-            def finish(pixel: Any, done: Expr = done, part: int = part) -> Stmt:
+            def finish(pixel: Index, done: Expr = done, part: int = part) -> Stmt:
                 return self._finish(done, place, block + part, start, pixel, 0)
 
             result.append(repeat("pixel", pixels, finish))
         return result
 
-    def _finish(self, sums: Any, place: Place, block: Expr | int, start: Sequence[Any], pixel: Any, part: int) -> Stmt:
+    def _finish(
+        self, sums: Buffer | list[Buffer], place: Place, block: Index, start: Sequence[Index], pixel: Index, part: int
+    ) -> Stmt:
         places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
         places[-1] = places[-1] + pixel
         return vectorized(

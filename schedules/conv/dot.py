@@ -42,7 +42,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"
@@ -109,12 +109,12 @@ class Step:
     `source`, the tap of the window, the group of channels and how many of them there are."""
 
     place: Place
-    block: Any
-    start: Sequence[Any]
+    block: Index
+    start: Sequence[Index]
     pixels: int
-    source: Any
-    window: Sequence[Any]
-    group: Any
+    source: Index
+    window: Sequence[Index]
+    group: Index
     channels: int
 
 
@@ -222,7 +222,7 @@ class DotNest(DirectNest):
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
 
-    def _step(self, sums: list[Expr], at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         """The products of a tile with one group of channels."""
         lanes, group = self.lanes, self.work.group
         values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
@@ -251,7 +251,7 @@ class DotNest(DirectNest):
 class QuadsNest(DotNest):
     """Of a `QuadsWorkload` on Arm: four neighbouring pixels are one load, and dot products take a lane of it."""
 
-    def _step(self, sums: list[Expr], at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         values: list[Expr] = []
         side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
         for pixel in range(0, side_by_side, QUAD):
@@ -279,13 +279,13 @@ class PairsNest(DotNest):
         self.fill = (work.fill + work.shift) * 0x00010001
         self.scratch_dtype, self.scratch_lanes = "int32", work.in_block // 2
         self.quads = work.in_block // work.group
-        self.wide: Any = None
+        self.wide: Buffer | None = None
 
     def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
         copied = self._fill_scratch(place)
         return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._widened(place, block)))
 
-    def _copy(self, source: Sequence[Any], target: Sequence[Any]) -> Stmt:
+    def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         quads = self.quads
         vector = f"int32x{quads}" if quads > 1 else "int32"
         value = tirx.reinterpret(vector, self._read(source, lanes_of(0, self.work.in_block)))
@@ -306,7 +306,7 @@ class PairsNest(DotNest):
         self.wide, allocation = allocate("wide", shape, "int32")
         half = splat(8, "int16", 2 * lanes)
 
-        def widen(point: list[Any]) -> Stmt:
+        def widen(point: list[Index]) -> Stmt:
             parts = []
             for part in range(self.blocks):
                 stored = load(self.weight, block + part, *point, lanes_of(0, lanes * work.group))
@@ -319,7 +319,7 @@ class PairsNest(DotNest):
         names = ["wb", *(f"wk{i}" for i in range(work.rank)), "wq"]
         return sequence(allocation, grid(names, [blocks, *work.kernel, self.quads], widen), self._rows(place, block))
 
-    def _step(self, sums: Any, at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         lanes = self.lanes
         result = []
         values = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import name_opaque, repeat, sequence, when
 from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
@@ -44,7 +44,7 @@ class Sizes:
         """From the workload where it knows them, else from the buffers of the input and of the anchor's result."""
         bindings: list[Stmt] = []
 
-        def named(name: str, known: int, size: Any) -> Any:
+        def named(name: str, known: int, size: Index) -> Index:
             if known or isinstance(size, int):
                 return known or size
             return name_opaque(name, size, bindings)
@@ -59,7 +59,7 @@ class Sizes:
 
 def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence[Index]) -> list[Index]:
     """The padding before the input of each spatial dimension, for such input and output sizes."""
-    result: list[Any] = []
+    result: list[Index] = []
     for dim, (before, _) in enumerate(work.pad):
         if not work.same or work.spatial[dim]:
             result.append(before)
@@ -85,7 +85,7 @@ def parts_of(size: Index, part: Index) -> Index:
     return ceil_div(size, part) if isinstance(size, int) and isinstance(part, int) else (size + part - 1) // part
 
 
-def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Any, int], Stmt]) -> Stmt:
+def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int], Stmt]) -> Stmt:
     """`body(start, size)` over [0, extent), the extent unknown: a loop of whole tiles, then what is left over in tiles
     of the powers of two below."""
     rest = extent % tile
@@ -143,7 +143,7 @@ def row_parts(size: Expr, rows: int, least_parts: int) -> Expr:
     return most(most(parts_of(size, rows), least(size, least_parts)), 1)
 
 
-def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Any, Any]:
+def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
     """The first output along the last dimension all of whose window lies inside, and the end of those."""
     (most_before, after), stride = work.pad[-1], work.strides[-1]
     size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]

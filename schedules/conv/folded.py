@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 FOLDED = "conv-folded"
 _STORE_CYCLES = 6  # of an epilogue and a store
@@ -52,7 +52,7 @@ class FoldedWorkload(ConvWorkload):
 
     def place(self, image: Index, channel: Index, spatial: Sequence[Index]) -> list[Index]:
         """The indices of an output element."""
-        result: list[Any] = [None] * len(self.axes)
+        result: list[Expr | None] = [None] * len(self.axes)
         for axis, value in zip(self.axes, [image, channel, *spatial], strict=True):
             result[axis] = value
         return result
@@ -167,7 +167,7 @@ class FoldedNest(DirectNest):
     work: FoldedWorkload
 
     def _finish(
-        self, sums: list[Expr], place: Place, block: Expr | int, start: Sequence[Index], pixel: Index, part: int
+        self, sums: list[Buffer], place: Place, block: Expr | int, start: Sequence[Index], pixel: Index, part: int
     ) -> Stmt:
         work = self.work
         places = [first + inner for first, inner in zip(place.corner, start, strict=True)]

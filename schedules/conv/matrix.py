@@ -28,7 +28,7 @@ from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc
 
 _HALF = 4  # lanes of a register of sums
 _OPEN_WIDTH = 56  # pixels of a row whose number is not known
@@ -139,11 +139,11 @@ class MatrixNest(DotNest):
         return sequence(allocation, clear, summed, room, split, self._finish_tile(rows, place, block, start, pixels))
 
     @staticmethod
-    def _row(sums: list[Expr], pixel: int, part: int) -> Expr:
+    def _row(sums: list[Buffer], pixel: int, part: int) -> Expr:
         left, right = (load(sums, pixel // 2, part, lanes_of(_HALF * half, _HALF)) for half in range(2))
         return row_of(left, right, pixel % 2)
 
-    def _step(self, sums: list[Expr], at: Step) -> list[Stmt]:
+    def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         result = []
         for pair in range(ceil_div(at.pixels, 2)):
             value = self._pair(at, 2 * pair)

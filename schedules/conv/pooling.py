@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -85,7 +85,7 @@ class PoolNest(WindowNest):
     def start_value(self) -> float:
         return conv_compute.lowest(self.work.dtype) if self.work.mode == "max" else 0.0
 
-    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+    def tap(self, total: Expr, value: Expr, operand: Expr) -> Expr:
         return _larger(total, value) if self.work.mode == "max" else total + value
 
     def scale(self, point: Sequence[Expr | int]) -> Expr | None:

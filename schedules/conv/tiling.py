@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.conv.workload import ConvWorkload, WindowWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine, dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 MAX_PIXELS = 30
 MAX_TASKS_PER_CORE = 16
@@ -165,8 +168,8 @@ class Place:
     """What a task computes: an image, the first output position of its block, how much output there is of it along each
     dimension, and one group's input: its first channel block, and how many channels."""
 
-    image: Any
-    corner: tuple[Any, ...]
-    source: Any
+    image: Index
+    corner: tuple[Index, ...]
+    source: Index
     channels: int
-    live: tuple[Any, ...] = ()
+    live: tuple[Index, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import (
     allocate,
@@ -98,12 +98,12 @@ class WindowNest(ABC):
     def start_value(self) -> float:
         """What an empty window gives."""
 
-    def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Any], list[Stmt]]:
+    def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Expr], list[Stmt]]:
         """One value for each tap of a row of the window, and the statements that bind them."""
         return [None] * self.work.kernel[-1], []
 
     @abstractmethod
-    def tap(self, total: Expr, value: Expr, operand: Any) -> Expr:
+    def tap(self, total: Expr, value: Expr, operand: Expr) -> Expr:
         """The accumulator after one more tap."""
 
     def read(self, stored: Expr) -> Expr:
@@ -140,7 +140,7 @@ class WindowNest(ABC):
         names = [f"oy{i}" for i in range(self.work.rank - 1)]
         return grid(names, [*self.sizes.out[:-2], self.cut], row)
 
-    def _row(self, image: Any, block: Any, outer: Sequence[Any]) -> Stmt:
+    def _row(self, image: Index, block: Index, outer: Sequence[Index]) -> Stmt:
         """One row of output: tiles that reach outside one by one, runs of others as loops."""
         width = self.sizes.out[-1]
         if not isinstance(width, int):

@@ -8,7 +8,7 @@ few channel blocks at a time, with the epilogue applied to each result. Vectors 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -180,7 +180,7 @@ class WinogradNest:
         vectors = blocks * self.tiles
         return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, elements), self.work.dtype)
 
-    def _each_tile(self, tiles: Tiles, body: Callable[[Any, Any, Any], Stmt]) -> Stmt:
+    def _each_tile(self, tiles: Tiles, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """`body(place in the task, row, column of the tile)` for each tile; the last task may hold fewer."""
         total, columns = self.cut.total, self.cut.columns
 

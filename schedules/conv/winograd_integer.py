@@ -8,7 +8,7 @@ where the stride is 2), two per instruction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
+from typing import Any
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, PrimFunc, Tensor

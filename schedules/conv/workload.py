@@ -10,15 +10,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.instructions.int8_neon import shift_of
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.rule import Workload
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
 _CLASS = "class"
-_CLASSES: dict[str, type[Any]] = {}
+_CLASSES: dict[str, type[WindowWorkload]] = {}
 W = TypeVar("W", bound="WindowWorkload")
 
 
@@ -162,7 +165,7 @@ class ConvWorkload(WindowWorkload):
         """Output channel blocks of the last group."""
         return self.out_blocks - (self.groups - 1) * self.group_out_blocks
 
-    def reach(self, parts: Sequence[Any]) -> list[Any]:
+    def reach(self, parts: Sequence[Index]) -> list[Index]:
         """How much input so many outputs read, along each dimension."""
         return [
             (part - 1) * stride + (window - 1) * dilation + 1

@@ -6,8 +6,9 @@ and they wait for each other after it. What cannot be shown to be independent is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.hoisting import without_parallel_loops
@@ -16,7 +17,7 @@ from schedules.ir.inline import call_name
 from schedules.ir.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Analyzer, Expr, Stmt, Var
+    from schedules.ir.tvm_types import Analyzer, Buffer, Expr, Node, Stmt, Var
 
 MOST_THREADS = 512
 _WARP = 32
@@ -28,10 +29,10 @@ _HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
 class _Accesses:
     """What a loop's body does: (buffer, indices) of loads and stores, its own buffers, and its vector loops."""
 
-    loads: list[tuple[Any, Any]] = field(default_factory=list)
-    stores: list[tuple[Any, Any]] = field(default_factory=list)
-    own: list[Any] = field(default_factory=list)
-    lanes: list[Any] = field(default_factory=list)
+    loads: list[tuple[Buffer, Sequence[Expr]]] = field(default_factory=list)
+    stores: list[tuple[Buffer, Sequence[Expr]]] = field(default_factory=list)
+    own: list[Buffer] = field(default_factory=list)
+    lanes: list[Stmt] = field(default_factory=list)
     only_in_lanes: bool = True
 
 
@@ -87,28 +88,28 @@ def has_independent_iterations(loop: Stmt) -> bool:
     return not found.lanes and _is_independent(found, loop.loop_var, {})
 
 
-def _are_stored(buffers: list[Any], body: Stmt) -> bool:
+def _are_stored(buffers: list[Buffer], body: Stmt) -> bool:
     """Whether any of the buffers is written: a thread may be late to read what steers it."""
-    stored: list[Any] = []
+    stored: list[Buffer] = []
     structural_walk(body, (tirx.BufferStore, lambda each: stored.append(each.buffer)))
     return any(_is_among(each, stored) for each in buffers)
 
 
-def _of_block(body: Any, buffers: list[Any], block: Any, blocks: int) -> tuple[Any, list[Any]]:
+def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tuple[Stmt, list[Buffer]]:
     """The body with a part of larger buffers for each block, and these buffers."""
     larger = [
         tirx.decl_buffer([blocks, *each.shape], str(each.dtype), name=str(each.name), scope="global")
         for each in buffers
     ]
 
-    def replaced(buffer: Any) -> Any:
+    def replaced(buffer: Buffer) -> Buffer | None:
         return next((new for old, new in zip(buffers, larger, strict=True) if old.same_as(buffer)), None)
 
-    def load(node: Any) -> Any:
+    def load(node: Expr) -> Expr:
         new = replaced(node.source)
         return node if new is None else tirx.BufferLoad(new, [block, *node.indices])
 
-    def store(node: Any) -> Any:
+    def store(node: Stmt) -> Stmt:
         new = replaced(node.buffer)
         return node if new is None else tirx.BufferStore(new, node.value, [block, *node.indices])
 
@@ -123,7 +124,7 @@ class _Team:
         wide = tirx.IntImm("int64", 0).ty
         self.thread, self.threads = tirx.Var("member", wide), tirx.Var("members", wide)
         self.largest = 0
-        self.steering: list[Any] = []  # buffers that conditions and bounds read
+        self.steering: list[Buffer] = []  # buffers that conditions and bounds read
 
     def shared_out(self, statement: Stmt) -> Stmt:
         if isinstance(statement, tirx.SeqStmt):
@@ -185,11 +186,11 @@ class _Team:
 
 def _is_plain(body: Stmt) -> bool:
     """Whether all that a body does is seen in its loads and stores, and no vector loop holds another."""
-    others: list[Any] = []
+    others: list[Node] = []
     for kind in (tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
         structural_walk(body, (kind, others.append))
 
-    def evaluated(each: Any) -> None:
+    def evaluated(each: Stmt) -> None:
         if not isinstance(each.value, tirx.IntImm):
             others.append(each)
 
@@ -219,7 +220,7 @@ def _accesses(body: Stmt) -> _Accesses:
     structural_walk(body, (tirx.BufferStore, lambda each: found.stores.append((each.buffer, each.indices))))
     structural_walk(body, (tirx.AllocBuffer, lambda each: found.own.append(each.buffer)))
     structural_walk(body, (tirx.For, loop))
-    inside: list[Any] = []
+    inside: list[Stmt] = []
     for each in found.lanes:
         structural_walk(each.body, (tirx.BufferStore, inside.append))
     found.only_in_lanes = len(inside) == len(found.stores)
@@ -309,7 +310,7 @@ def _of_one_lane(buffer: Expr, width: int) -> Expr:
     return tirx.decl_buffer([size], str(buffer.dtype), name=str(buffer.name), scope="local")
 
 
-def _slot(analyzer: Analyzer, indices: Any, names: dict[Var, Expr], lane: Expr, width: int) -> Expr:
+def _slot(analyzer: Analyzer, indices: Sequence[Expr], names: dict[Var, Expr], lane: Expr, width: int) -> Expr:
     """The multiple of lanes that is added to the lane; None where the index is something else."""
     if len(indices) != 1:
         return None

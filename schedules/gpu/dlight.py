@@ -15,7 +15,7 @@ from schedules.machine import Machine, dtype_bits
 from schedules.rule import GpuPriority
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import IRModule, PrimFunc
+    from schedules.ir.tvm_types import Buffer, IRModule, PrimFunc
 
 dlight = s_tir.dlight.gpu
 
@@ -26,11 +26,11 @@ class DlightRule(GpuRule):
     may_decline: ClassVar[bool] = True
     schedule: ClassVar[Any]
 
-    def options(self, machine: GpuMachine) -> dict[str, Any]:
+    def options(self, machine: GpuMachine) -> dict[str, object]:
         """TVM's description of the target as this schedule is shown it."""
         return machine.engine_options()
 
-    def match(self, kernel: Any, machine: Machine) -> GpuWorkload | None:
+    def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
         reduces = any(stage.reduction for stage in kernel.simple_stages)
         return super().match(kernel, machine) if reduces and kernel.is_plain else None
 
@@ -66,7 +66,7 @@ def _can_join(mod: IRModule) -> bool:
 
 def _shared_bytes(function: PrimFunc) -> int:
     """What the blocks of a function take of shared memory at most: buffers of known size, none in another's place."""
-    buffers: list[Any] = []
+    buffers: list[Buffer] = []
     structural_walk(function.body, (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)))
     shared = [each for each in buffers if str(each.ty.storage_scope) == "shared"]
     return sum((product(shape_of(each)) or 0) * dtype_bits(dtype_of(each)) // 8 for each in shared)
@@ -79,7 +79,7 @@ class GpuMatmul(DlightRule):
     priority: ClassVar[int] = GpuPriority.MATMUL
     schedule: ClassVar[Any] = dlight.Matmul
 
-    def options(self, machine: GpuMachine) -> dict[str, Any]:
+    def options(self, machine: GpuMachine) -> dict[str, object]:
         """Those of a device without tensor cores: dlight's operations for them take 25 s to import, and on a T4 they
         want more shared memory than it has."""
         return {**machine.engine_options(), "arch": "sm_60"}

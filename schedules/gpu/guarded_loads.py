@@ -8,11 +8,14 @@ else, lie side by side, so that many loads are under way at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import Expr, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class GuardedLoad:
         offset: of the element in the buffer, where `inside` holds.
     """
 
-    source: Any
+    source: Buffer
     offset: Expr
     inside: Expr
     otherwise: Expr | None
@@ -57,20 +60,20 @@ def guarded_load(value: Expr, known: Expr | bool) -> GuardedLoad | None:
     return None if offset is None else GuardedLoad(value.source, offset, _without_branches(conditions), otherwise)
 
 
-def _offset(load: Any) -> Expr | None:
+def _offset(load: Expr) -> Expr | None:
     """Of an element in a compact buffer; None where it is not known that the buffer has an element."""
     sizes = [size if isinstance(size, int) else 0 for size in shape_of(load.source)]
     if not all(sizes):
         return None
-    offset: Any = tirx.IntImm("int64", 0)
+    offset: Expr = tirx.IntImm("int64", 0)
     for size, place in zip(sizes, load.indices, strict=True):
         offset = offset * size + tirx.Cast("int64", place)
     return offset
 
 
-def _without_branches(conditions: list[Any]) -> Expr:
+def _without_branches(conditions: list[Expr]) -> Expr:
     """The conjunction in integers: each test of a chain of && is a branch of its own."""
-    tests: list[Any] = []
+    tests: list[Expr] = []
     while conditions:
         each = conditions.pop()
         if isinstance(each, tirx.And):

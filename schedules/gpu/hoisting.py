@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_map, tirx
@@ -27,7 +27,7 @@ def without_parallel_loops(statement: Stmt) -> Stmt:
 
 def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
     """The statement without its allocations of buffers that are not private to a thread, and these buffers."""
-    taken: list[Any] = []
+    taken: list[Expr] = []
 
     def stays(buffer: Expr) -> bool:
         size = product(shape_of(buffer))
@@ -40,7 +40,7 @@ def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
         taken.append(node.buffer)
         return tirx.Evaluate(tirx.IntImm("int32", 0))
 
-    def block(node: Any) -> Any:
+    def block(node: Stmt) -> Stmt:
         moved = [buffer for buffer in node.alloc_buffers if not stays(buffer)]
         if not moved:
             return node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.gpu.binding import thread_loop
 from schedules.ir.expression import substitute
@@ -11,7 +11,7 @@ from schedules.ir.stages import Axis, product
 from schedules.ir.tir import tirx
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Stmt
+    from schedules.ir.tvm_types import Expr, Index, Stmt, Var
 
 THREADS = 256
 WARP = 32
@@ -30,7 +30,7 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
         nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
         return thread_loop("blockIdx.x", block, 1, thread_loop("threadIdx.x", thread, threads, nothing))
     size: Expr = tirx.IntImm(dtype, 1)
-    values: dict[Any, Any] = {}
+    values: dict[Var, Expr] = {}
     for position, axis in enumerate(reversed(axes)):
         extent = tirx.IntImm(dtype, axis.extent) if isinstance(axis.extent, int) else axis.extent
         extent = extent if str(extent.ty) == dtype else tirx.Cast(dtype, extent)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from schedules.machine import Machine
@@ -42,7 +40,7 @@ class GpuMachine(Machine):
         """Whether tensor cores multiply float16."""
         return self.compute_capability >= LEAST_CAPABILITY["float16"]
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         """The options of TVM's target.
 
         The architecture goes without the suffix of "sm_90a": dlight does not read it and leaves tensor cores idle.

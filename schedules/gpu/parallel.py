@@ -8,7 +8,8 @@ be independent, and on one thread where there is none: slow, and right.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import build_function, loops_over, sequence
 from schedules.config import Config
@@ -26,7 +27,7 @@ from schedules.machine import Machine
 from schedules.rule import GpuPriority
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Index, Node, PrimFunc, Stmt
 
 
 class BindAnything(GpuRule):
@@ -38,8 +39,8 @@ class BindAnything(GpuRule):
 
     def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
-        statements: list[Any] = []
-        allocations: list[Any] = []
+        statements: list[Stmt] = []
+        allocations: list[Buffer] = []
         stages = inline_stages(kernel)
         for stage in stages:
             if isinstance(stage, Stage):
@@ -66,18 +67,18 @@ def _without_checks(statement: Stmt) -> Stmt:
 
 
 def _has_checks(statement: Stmt) -> bool:
-    found: list[Any] = []
+    found: list[Stmt] = []
     structural_walk(statement, (tirx.AssertStmt, found.append))
     return bool(found)
 
 
 def _does_nothing(statement: Stmt) -> bool:
-    stores: list[Any] = []
+    stores: list[Node] = []
     structural_walk(statement, ((tirx.BufferStore, tvm.ir.Call), stores.append))
     return not stores
 
 
-def _is_used(buffer: Expr, stages: list[Any]) -> bool:
+def _is_used(buffer: Expr, stages: Sequence[object]) -> bool:
     return any(not isinstance(stage, Stage) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
 
 
@@ -121,9 +122,9 @@ def _bound_loop(statement: Stmt, *, alone: bool) -> Stmt:
     return launched([axis], without_parallel_loops(statement.body), threads)
 
 
-def _starts_at_zero(loop: Any) -> bool:
+def _starts_at_zero(loop: Stmt) -> bool:
     return isinstance(loop.min, tirx.IntImm) and int(loop.min.value) == 0
 
 
-def _extent(extent: Expr) -> Any:
+def _extent(extent: Expr) -> Index:
     return int(extent.value) if isinstance(extent, tirx.IntImm) else extent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config
 from schedules.gpu.machine import GpuMachine
@@ -10,6 +10,9 @@ from schedules.gpu.plain_code import PlainTile, plain_product
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
 from schedules.rule import GpuPriority
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 
 class GpuProducts(TiledProductRule):
@@ -31,5 +34,5 @@ class GpuProducts(TiledProductRule):
     def tile(self, config: Config) -> PlainTile:
         return PlainTile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
 
-    def launch(self, form: ProductForm, config: Config) -> Any:
+    def launch(self, form: ProductForm, config: Config) -> Stmt:
         return plain_product(form, self.tile(config))

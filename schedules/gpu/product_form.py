@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.errors import NotScheduledError
 from schedules.ir.access import Access
@@ -46,7 +46,7 @@ class Operand:
     def dtype(self) -> str:
         return str(self.value.ty)
 
-    def at(self, batch: Mapping[Any, Expr], row: Expr, depth: Mapping[Var, Expr]) -> Expr:
+    def at(self, batch: Mapping[Var, Expr], row: Expr, depth: Mapping[Var, Expr]) -> Expr:
         """The element of a row at a depth."""
         return substitute(self.value, {**batch, **self.rows.values(row), **depth})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -19,7 +19,7 @@ from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import PrimFunc, Stmt
 
 UNKNOWN = 128  # the size assumed where it is not known
 
@@ -43,7 +43,7 @@ class ProductRule(GpuRule):
         """Whether a product of these sizes is served; both operands have one element type."""
 
     @abstractmethod
-    def launch(self, form: ProductForm, config: Config) -> Any:
+    def launch(self, form: ProductForm, config: Config) -> Stmt:
         """The launch that computes a form's product."""
 
     def match(self, kernel: Kernel, machine: Machine) -> ProductWorkload | None:  # type: ignore[override]
@@ -63,7 +63,7 @@ class ProductRule(GpuRule):
         samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
         return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: ProductWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         form = product_form(kernel)
         launch = self.launch(form, config)

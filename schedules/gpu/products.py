@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.gpu.product_form import ALONG_ROWS
 from schedules.ir.stages import product
 from schedules.ir.tir import tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Attrs, BlockBuilder, Call, Expr, Index, Tensor
 
 te = tvm.te
 OUT_FUSABLE = 4  # relax's pattern kind: elementwise operators join this one's end
@@ -41,7 +44,7 @@ def sum_dtype(dtype: str) -> str:
     return {"float16": "float32", "bfloat16": "float32", "int8": "int32", "uint8": "int32"}.get(dtype, dtype)
 
 
-def convolution(data: Any, weight: Any, kernel: Sequence[int], window: Window, out: str) -> Any:
+def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Window, out: str) -> Tensor:
     """A convolution of one group: (batch, channels, *image) by (filters, channels, *kernel), the image static.
 
     Args:
@@ -59,16 +62,16 @@ def convolution(data: Any, weight: Any, kernel: Sequence[int], window: Window, o
     taps, wide = product(kernel) or 1, sum_dtype(str(data.dtype))
     depth = channels * taps
 
-    def tap(k: Any) -> list[Any]:
+    def tap(k: Expr) -> list[Expr]:
         """The place of a column's element in the kernel."""
-        found: list[Any] = []
+        found: list[Index] = []
         step = 1
         for length in reversed(kernel):
             found.insert(0, k // step % length)
             step *= length
         return found
 
-    def column(b: Any, *at: Any) -> Any:
+    def column(b: Expr, *at: Expr) -> Expr:
         *pixel, k = at
         walk = zip(pixel, tap(k), window.strides, window.dilation, window.before, strict=True)
         place = [at * stride + here * dilation - before for at, here, stride, dilation, before in walk]
@@ -95,7 +98,7 @@ def convolution(data: Any, weight: Any, kernel: Sequence[int], window: Window, o
     return te.compute(total.shape, lambda *at: total(*at).astype(out), name="image")
 
 
-def legalize_convolution(builder: Any, call: Any) -> Any:
+def legalize_convolution(builder: BlockBuilder, call: Call) -> Expr:
     """relax.nn.conv1d to conv3d as a product where it is one group of static image size, else as TVM does.
 
     A padding with one value in front of it becomes its own.
@@ -121,7 +124,7 @@ def legalize_convolution(builder: Any, call: Any) -> Any:
     )
 
 
-def _as_matrix(weight: Any) -> Any:
+def _as_matrix(weight: Expr) -> Expr:
     """Constant filters with one in each row: neighbours along a row are then known to be neighbours in memory."""
     if not isinstance(weight, tvm.ir.GenericConst):
         return weight
@@ -129,23 +132,23 @@ def _as_matrix(weight: Any) -> Any:
     return tvm.relax.const(values.reshape(len(values), -1), str(weight.ty.dtype))
 
 
-def _window(attrs: Any, rank: int) -> Window:
+def _window(attrs: Attrs, rank: int) -> Window:
     strides, padding, dilation = (
         tuple(int(each) for each in values) for values in (attrs.strides, attrs.padding, attrs.dilation)
     )
     return Window(strides, padding[:rank], padding[rank:], dilation)
 
 
-def _is_static(tensor: Any, first: int) -> bool:
+def _is_static(tensor: Expr, first: int) -> bool:
     shape = tensor.ty.shape
     return shape is not None and all(isinstance(size, tirx.IntImm) for size in shape.values[first:])
 
 
-def _by_engine(builder: Any, call: Any) -> Any:
+def _by_engine(builder: BlockBuilder, call: Call) -> Expr:
     return call.op.get_attr("FLegalize")(builder, call)
 
 
-def legalize_pad(builder: Any, call: Any) -> Any:
+def legalize_pad(builder: BlockBuilder, call: Call) -> Expr:
     """relax.nn.pad as TVM writes it; the kernel says what it does, so that a convolution can do it itself."""
     made = _by_engine(builder, call)
     widths = [int(each) for each in call.attrs.pad_width]
@@ -159,9 +162,9 @@ def legalize_pad(builder: Any, call: Any) -> Any:
     return made
 
 
-def _padding(builder: Any, data: Any) -> tuple[Any, list[int], int | float] | None:
+def _padding(builder: BlockBuilder, data: Expr) -> tuple[Expr, list[int], int | float] | None:
     """The image in front of a padding of its spatial dimensions, the widths and the value."""
-    made: Any = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
+    made: Expr = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
     kernel = made.args[0] if isinstance(made, tvm.relax.Call) and made.args else None
     if not isinstance(kernel, tvm.ir.GlobalVar):
         return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.gpu.machine import GpuMachine
 from schedules.instructions import int8_dot, prefetch, vector_math
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.ir.inline import call_name
+from schedules.ir.stages import Kernel
 from schedules.ir.tir import structural_map, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
@@ -30,7 +32,7 @@ class GpuWorkload(Workload):
 class GpuRule(ScheduleRule):
     """A rule for graphics processors; it matches no other machine."""
 
-    def match(self, kernel: Any, machine: Machine) -> GpuWorkload | None:
+    def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
         return GpuWorkload(len(kernel.stages)) if isinstance(machine, GpuMachine) else None
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
@@ -55,5 +57,5 @@ class GpuRule(ScheduleRule):
         return function.with_body(structural_map(function.body, (tvm.ir.Call, replace)))
 
 
-def _plain_call(name: str, dtype: str, arguments: Any) -> Call:
+def _plain_call(name: str, dtype: str, arguments: Sequence[Expr]) -> Call:
     return tirx.call_intrin(dtype, tvm.ir.Op.get(f"tirx.{name}"), *arguments)

@@ -8,13 +8,16 @@ aligned to 32 bytes. At the end sums pass through shared memory, for only there 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 SIDE = 16  # side of the 16 x 16 tiles of the operations
 _PITCH = {8: 16, 16: 24}  # of a slab's rows in elements, by bits of an element
@@ -159,7 +162,7 @@ def _skew(bits: int) -> int:
     return 32 * 8 // bits
 
 
-def _pointer(buffer: Any, mode: str, offset: Expr, extent: int) -> Expr:
+def _pointer(buffer: Buffer, mode: str, offset: Expr, extent: int) -> Expr:
     """An address in shared memory that is read ("r") or written ("w")."""
     return buffer.access_ptr(mode, ptr_type=str(buffer.dtype), offset=offset, extent=extent)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config
 from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
@@ -10,6 +10,9 @@ from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
 from schedules.gpu.tensor_code import Tile, tensor_product
 from schedules.rule import GpuPriority
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Stmt
 
 
 class GpuTensorCores(TiledProductRule):
@@ -31,5 +34,5 @@ class GpuTensorCores(TiledProductRule):
     def tile(self, config: Config) -> Tile:
         return Tile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
 
-    def launch(self, form: ProductForm, config: Config) -> Any:
+    def launch(self, form: ProductForm, config: Config) -> Stmt:
         return tensor_product(form, self.tile(config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, load, repeat, sequence, store, when
 from schedules.gpu.binding import thread_loop
@@ -17,6 +17,9 @@ from schedules.gpu.product_form import Operand, ProductForm
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index
 
 SHARED = "shared"
 
@@ -35,8 +38,8 @@ class Part:
     start: Expr
     rows: int
     width: int
-    registers: Any
-    slabs: Any
+    registers: Buffer
+    slabs: Buffer
 
 
 class TileWriter(ABC):
@@ -97,7 +100,7 @@ class TileWriter(ABC):
         self.statements.append(tirx.Bind(var, value))
         return var
 
-    def allocated(self, name: str, shape: list[int], dtype: str, scope: str) -> Any:
+    def allocated(self, name: str, shape: list[int], dtype: str, scope: str) -> Buffer:
         """A buffer of the kernel."""
         buffer, statement = allocate(name, shape, dtype, scope)
         self.statements.append(statement)
@@ -159,7 +162,7 @@ class TileWriter(ABC):
         """A part of the operand into registers, zeros where it ends; nothing is needed unless there is `more`."""
         if more is False:
             return []
-        statements: list[Any] = []
+        statements: list[Stmt] = []
         guarded: list[tuple[int, GuardedLoad]] = []
         for turn, row, depth, exists in self._pieces(part):
             at_row, at_depth = part.start + row, expression(step) * self.depth + depth
@@ -220,14 +223,14 @@ def load_width(operand: Operand) -> int:
     return min(widest, operand.run) if operand.run >= 4 else 4
 
 
-def parts_of(extent: Any, size: int) -> Any:
+def parts_of(extent: Index, size: int) -> Index:
     """How many tiles cover an extent; an int when that is known."""
     if isinstance(extent, int):
         return ceil_div(extent, size)
     return tirx.floordiv(extent + (size - 1), expression(size))
 
 
-def within(at: Expr, extent: Any, tile: int) -> Expr | bool:
+def within(at: Expr, extent: Index, tile: int) -> Expr | bool:
     """Whether an index lies within an extent that tiles cover; True where that is known."""
     return True if isinstance(extent, int) and extent % tile == 0 else at < expression(extent)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
@@ -94,7 +94,7 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
     matrix = _matrix(form)
     dtype = form.reduction.dtype
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
-    statements: list[Any] = []
+    statements: list[Stmt] = []
 
     def bound(name: str, value: Expr) -> Expr:
         var = tirx.Var(name, "int64")

@@ -6,19 +6,19 @@ for numbers near 1), and a vector that repeats one element has no form that can 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import substitute
 from schedules.ir.inline import buffers_free_variables
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Expr, Node, Stmt
 
 _PREFIXES = ("bfloat16", "float8", "float6", "float4")
 
 
-def inline_narrow_lets(root: Any) -> Any:
+def inline_narrow_lets(root: Node) -> Node:
     """A variable bound to what comes from a narrow float is replaced by its value."""
 
     def replace(let: Expr) -> Expr:

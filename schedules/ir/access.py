@@ -12,7 +12,7 @@ from schedules.ir.stages import is_compact, shape_of
 from schedules.ir.tir import Expr, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, Stmt, Var
+    from schedules.ir.tvm_types import Buffer, Index, Node, Stmt, Var
 
 Stride = Any  # an int, a symbolic expression, or None when the step is irregular
 
@@ -89,7 +89,7 @@ def simplified(value: Index) -> Stride:
     return value if isinstance(value, int) else constant_int(tvm.sym.Analyzer().simplify(value))
 
 
-def accesses_of(root: Any) -> list[Access]:
+def accesses_of(root: Node) -> list[Access]:
     """Every load and store below a statement or expression."""
     found: list[Access] = []
 
@@ -111,7 +111,7 @@ def used_outside_indices(root: Stmt, var: Var) -> bool:
     return _count(without_loads, var) > in_stores
 
 
-def _count(root: Any, var: Var) -> int:
+def _count(root: Node, var: Var) -> int:
     total = 0
 
     def visit(node: Expr) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Stmt, Var
+    from schedules.ir.tvm_types import Index, Node, Stmt, Var
 
 
 def constant_int(value: Expr) -> Index:
@@ -18,13 +18,13 @@ def constant_int(value: Expr) -> Index:
     return value
 
 
-def substitute(root: Any, mapping: Mapping[Var, Expr | int]) -> Any:
+def substitute(root: Node, mapping: Mapping[Var, Expr | int]) -> Node:
     """Replace variables in an expression or statement."""
     exprs = {var: index(value, str(var.ty)) if isinstance(value, int) else value for var, value in mapping.items()}
     pairs = [(var, value) for var, value in exprs.items() if not var.same_as(value)]
     if not pairs:
         return root
-    by_name: dict[str, list[tuple[Any, Expr]]] = {}
+    by_name: dict[str, list[tuple[Var, Expr]]] = {}
     for var, value in pairs:
         by_name.setdefault(str(var.name), []).append((var, value))
 
@@ -37,7 +37,7 @@ def substitute(root: Any, mapping: Mapping[Var, Expr | int]) -> Any:
     return structural_map(root, (tvm.ir.Var, replace))
 
 
-def map_loads(root: Any, replace: Callable[[Any], Expr | None]) -> Any:
+def map_loads(root: Node, replace: Callable[[Expr], Expr | None]) -> Node:
     """Replace buffer loads, innermost first; `replace` answers None to keep one."""
 
     def visit(load: Expr) -> Expr:
@@ -47,7 +47,7 @@ def map_loads(root: Any, replace: Callable[[Any], Expr | None]) -> Any:
     return structural_map(root, (tvm.ir.TensorLoad, visit))
 
 
-def map_stores(root: Stmt, replace: Callable[[Any], Any | None]) -> Stmt:
+def map_stores(root: Stmt, replace: Callable[[Stmt], Stmt | None]) -> Stmt:
     """Replace buffer stores; `replace` answers None to keep one."""
 
     def visit(store: Stmt) -> Stmt:
@@ -57,9 +57,9 @@ def map_stores(root: Stmt, replace: Callable[[Any], Any | None]) -> Stmt:
     return structural_map(root, (tirx.BufferStore, visit))
 
 
-def buffers_loaded(root: Any) -> list[Expr]:
+def buffers_loaded(root: Node) -> list[Expr]:
     """Every BufferLoad below `root`."""
-    loads: list[Any] = []
+    loads: list[Expr] = []
 
     def visit(load: Expr) -> None:
         loads.append(load)

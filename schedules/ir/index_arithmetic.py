@@ -3,8 +3,8 @@ pattern."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import index, map_loads, map_stores
 from schedules.ir.stages import Axis, Stage
@@ -21,7 +21,7 @@ def with_plain_indices(stage: Stage) -> Stage:
         return stage
     analyzer = bound_analyzer(stage.axes)
 
-    def plain(indices: Any) -> list[Expr] | None:
+    def plain(indices: Sequence[Expr]) -> list[Expr] | None:
         if not any(_is_taken_apart(point) for point in indices):
             return None
         return [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
@@ -62,7 +62,7 @@ def bound_analyzer(axes: Iterable[Axis]) -> Analyzer:
     return analyzer
 
 
-def _is_taken_apart(root: Any) -> bool:
+def _is_taken_apart(root: Expr) -> bool:
     found = False
 
     def visit(node: Expr) -> None:

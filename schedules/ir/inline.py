@@ -10,7 +10,7 @@ from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
 from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Var
+    from schedules.ir.tvm_types import Buffer, Node, Var
 
 # How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8
@@ -32,7 +32,7 @@ def call_name(node: Expr) -> str:
     return str(node.op.name) if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) else ""
 
 
-def operations(root: Any) -> tuple[int, int]:
+def operations(root: Node) -> tuple[int, int]:
     """(arithmetic operations, expensive ones: elementary functions and floating-point divisions) below `root`."""
     cheap = expensive = 0
 
@@ -52,7 +52,7 @@ def operations(root: Any) -> tuple[int, int]:
     return cheap, expensive
 
 
-def has_branch(root: Any) -> bool:
+def has_branch(root: Node) -> bool:
     """Whether there is an `if_then_else` below `root`: what it guards must not be evaluated elsewhere."""
     found = False
 
@@ -122,7 +122,7 @@ def is_elementwise(stage: Stage) -> bool:
 
 def _index_axes(stage: Stage) -> list[Expr] | None:
     """The loop variable that each dimension of the output is stored at (None where it is constant 0 of size 1)."""
-    found: list[Any] = []
+    found: list[Expr] = []
     for point, size in zip(stage.store.indices, shape_of(stage.store.buffer), strict=True):  # type: ignore[union-attr]
         if isinstance(point, tvm.ir.Var) and not any(point.same_as(other) for other in found):
             found.append(point)
@@ -187,7 +187,7 @@ def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
 
 def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:
     """The loads of a buffer, grouped by equal indices."""
-    groups: list[list[Any]] = []
+    groups: list[list[Expr]] = []
     for load in buffers_loaded(value):
         if not load.source.same_as(buffer):
             continue
@@ -217,7 +217,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
     buffer = stage.store.buffer  # type: ignore[union-attr]
     axes = _index_axes(stage)
     assert axes is not None
-    bindings: list[tuple[Any, Expr]] = []
+    bindings: list[tuple[Var, Expr]] = []
     groups = [] if has_branch(value) else _distinct_uses(value, buffer)
     shared = [group for group in groups if len(group) > 1 and not _bound_inside(value, group[0])]
     variables = [tirx.Var(f"{stage.name}_value", group[0].ty) for group in shared]
@@ -243,7 +243,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
 
 def _bound_inside(value: Expr, load: Expr) -> bool:
     """Whether the indices of a load use a variable that a Let inside `value` binds."""
-    bound: list[Any] = []
+    bound: list[Var] = []
     structural_walk(value, (tirx.Let, lambda let: _append(bound, let.var)))
     used = buffers_free_variables(load)
     return any(var.same_as(other) for var in used for other in bound)
@@ -251,7 +251,7 @@ def _bound_inside(value: Expr, load: Expr) -> bool:
 
 def buffers_free_variables(root: Expr) -> list[Buffer]:
     """The variables below `root`."""
-    found: list[Any] = []
+    found: list[Var] = []
     structural_walk(root, (tvm.ir.Var, lambda var: _append(found, var)))
     return found
 

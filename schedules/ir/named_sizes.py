@@ -6,13 +6,13 @@ different layers that differ in these expressions alone become equal, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import substitute
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk, tirx
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc
+    from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc
 
 _OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
 
@@ -39,7 +39,7 @@ def _buffers(function: PrimFunc) -> list[Buffer]:
 
 def _computed_sizes(function: PrimFunc) -> list[Expr]:
     """The expressions among the sizes of a function's tensors, those that hold others first."""
-    found: dict[Any, Any] = {}
+    found: dict[StructuralKey, Expr] = {}
     for buffer in _buffers(function):
         for size in buffer.ty.shape:
             if isinstance(size, _OPERATIONS):
@@ -58,7 +58,7 @@ def _nodes(value: Expr) -> int:
     return count
 
 
-def _named(root: Any, size: Expr, name: Expr) -> Any:
+def _named(root: Node, size: Expr, name: Expr) -> Node:
     """`root` with `name` for `size`, and for its two factors in a product of more, (n * h) * w."""
     key, constants = StructuralKey(size), _constant_operands(size)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Stage
 from schedules.ir.tir import Expr, structural_equal, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+    from schedules.ir.tvm_types import Stmt, Var
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def reduction_of(stage: Stage) -> Reduction | None:
         return None
     if not stage.init.buffer.same_as(store.buffer) or not _same_place(stage.init.indices, store.indices):
         return None
-    lets: list[tuple[Any, Expr]] = []
+    lets: list[tuple[Var, Expr]] = []
     value = store.value
     while isinstance(value, tirx.Let):
         lets.append((value.var, value.value))
@@ -119,5 +119,5 @@ def _is_own_load(expr: Expr, store: Stmt) -> bool:
     )
 
 
-def _same_place(left: Any, right: Any) -> bool:
+def _same_place(left: Expr, right: Expr) -> bool:
     return len(left) == len(right) and bool(structural_equal(list(left), list(right)))

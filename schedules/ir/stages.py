@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ class Stage:
     @cached_property
     def writes(self) -> tuple[Expr, ...]:
         """The buffers that the body stores to."""
-        found: list[Any] = []
+        found: list[Buffer] = []
 
         def visit(store: Stmt) -> None:
             if not any(store.buffer.same_as(other) for other in found):
@@ -100,7 +100,7 @@ def walk(root: Stmt, node_type: Any, visit: Any) -> None:
     structural_walk(root, (node_type, callback))
 
 
-def product(extents: Any) -> int | None:
+def product(extents: Iterable[Extent]) -> int | None:
     """The product of static extents; None when one is symbolic."""
     total = 1
     for extent in extents:
@@ -233,7 +233,7 @@ def _axes(loops: Sequence[Stmt], realize: Stmt) -> tuple[Axis, ...] | None:
 
 
 def _holds_blocks(body: Stmt) -> bool:
-    found: list[Any] = []
+    found: list[Stmt] = []
     walk(body, s_tir.SBlockRealize, found.append)
     return bool(found)
 

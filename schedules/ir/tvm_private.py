@@ -13,6 +13,8 @@ from tvm.relax import vm_build
 from tvm.relax.transform.legalize_ops import binary, nn, qdq
 
 if TYPE_CHECKING:
+    from tvm.s_tir.meta_schedule import TuneContext
+
     from schedules.ir.tvm_types import IRModule, Type
 
 Legalization = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -49,7 +51,9 @@ def declare_operator(name: str, description: str) -> None:
     tvm.ir._ffi_api.RegisterOp(name, description)
 
 
-def tune_context(module: IRModule, target: Any, space: Any, strategy: Any, logger: Any) -> Any:
+def tune_context(
+    module: IRModule, target: tvm.target.Target, space: object, strategy: object, logger: tuple[int, object]
+) -> TuneContext:
     """A `meta_schedule.TuneContext`, made without its Python constructor: that first parses the intrinsics of all
     processors, which often takes longer than the search itself."""
     from tvm.s_tir import meta_schedule
@@ -73,7 +77,7 @@ def llvm_host_features() -> frozenset[str]:
     return frozenset(str(name) for name, enabled in reported.items() if bool(enabled))
 
 
-def llvm_features(options: dict[str, Any]) -> frozenset[str]:
+def llvm_features(options: dict[str, object]) -> frozenset[str]:
     """The features that LLVM turns on for a target's options."""
     found = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(options))
     return frozenset(str(name) for name in found)

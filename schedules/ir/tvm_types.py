@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tvm.ir import Call, Expr, GlobalVar, IRModule, Range, Type, Var
+from tvm.ir import Attrs, Call, Expr, GlobalVar, IRModule, Range, Type, Var
 from tvm.relax import Binding, BindingBlock, BlockBuilder, Function, SeqExpr
 from tvm.runtime import Module as RuntimeModule
 from tvm.runtime import Tensor as RuntimeTensor
@@ -19,8 +19,12 @@ from tvm_ffi import Function as PackedFunc
 Index: TypeAlias = Expr | int
 """An index or a size: an int as long as it is known, else an expression."""
 
+Node: TypeAlias = Expr | Stmt
+"""A part of a kernel: an expression or a statement."""
+
 __all__ = [
     "Analyzer",
+    "Attrs",
     "Binding",
     "BindingBlock",
     "BlockBuilder",
@@ -33,6 +37,7 @@ __all__ = [
     "IRModule",
     "Index",
     "IterVar",
+    "Node",
     "PackedFunc",
     "PrimFunc",
     "Range",

@@ -6,7 +6,7 @@ The data is rounded to pairs once, which costs one pass over it; the weights are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence
@@ -51,7 +51,7 @@ def matmul_bf16(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     pairs = te.compute([*data.shape[:-1], steps], pair, name="pairs", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), steps), name="k")
 
-    def halves(value: Any) -> tuple[Expr, Expr]:
+    def halves(value: Expr) -> tuple[Expr, Expr]:
         low = tirx.reinterpret("float32", value << tirx.IntImm("int32", 16))
         return low, tirx.reinterpret("float32", value & tirx.IntImm("int32", -65536))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access, Stride, simplified
 from schedules.ir.expression import buffers_loaded, constant_int, substitute
@@ -35,7 +35,7 @@ class Group:
 
     def values(self, at: Expr) -> dict[Var, Expr]:
         """The loop variables at a position of the group."""
-        found: dict[Any, Expr] = {}
+        found: dict[Var, Expr] = {}
         rest = at
         for axis in reversed(self.axes[1:]):
             found[axis.var] = tirx.FloorMod(rest, _expr(axis.extent))

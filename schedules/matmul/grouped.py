@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
@@ -39,7 +39,7 @@ MATMUL_GROUPED = "matmul-grouped"
 _WORDS_AHEAD, _BYTES_AHEAD = 16, 64
 
 
-def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Any, columns: int, group: int) -> Tensor:
+def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Tensor, columns: int, group: int) -> Tensor:
     """The product of float32 data (..., depth) and a weight packed as `grouped_weights` says: float32 (..., columns).
 
     Args:
@@ -78,7 +78,7 @@ class Parts:
     form: MatmulForm
     packed: Expr
     scales: Expr
-    zeros: Any | None
+    zeros: Buffer | None
     group: int
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ from schedules.stages.fused_kernel import FusedKernel
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 MATMUL_MATRIX = "matmul-matrix"
 _WORD, _LANES = 4, 4  # bytes of a word, words of a register
@@ -107,7 +107,7 @@ def _product(sizes: list[Expr]) -> Expr:
 
 def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
     """Where the row of that number lies in a tensor with these leading dimensions."""
-    places: list[Any] = []
+    places: list[Buffer] = []
     for size in reversed(lead[1:]):
         places.insert(0, tirx.floormod(row, size))
         row = tirx.floordiv(row, size)

@@ -223,7 +223,7 @@ class MatmulWriter:
         return sequence(parts)
 
     def _blocked_tiles(
-        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Any, per_chunk: int
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Index, per_chunk: int
     ) -> list[Stmt]:
         """The row tiles of a task in blocks of depth; the sums wait in memory between blocks."""
         waiting = tirx.decl_buffer([per_chunk * self.tile_rows, width], self.dtype, "waiting", layout=None)
@@ -365,7 +365,7 @@ class MatmulWriter:
         copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
         return [tirx.AllocBuffer(copy), *copies, repeat("i", rows, lambda i: self._row_of(i, width, vector))]
 
-    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Any, int], Stmt]) -> Stmt:
+    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
         whole, rest = divmod(width, self.lanes)
         parts = []
         if whole:

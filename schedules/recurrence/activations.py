@@ -45,7 +45,7 @@ def _clamp(x: Expr, low: float, high: float) -> Expr:
     return tirx.max(tirx.min(x, _const(high, x)), _const(low, x))
 
 
-def _softplus(x: Any) -> Any:
+def _softplus(x: Expr) -> Expr:
     """log(1 + e^x) without overflow."""
     return tirx.max(x, _const(0, x)) + tirx.log(_const(1, x) + tirx.exp(-tirx.abs(x)))
 

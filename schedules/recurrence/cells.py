@@ -61,7 +61,7 @@ def rnn_cell() -> Cell:
     """h = f(x W + h R + b)."""
 
     def stages(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def update(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
+        def update(sums: list[Expr], state: dict[str, Expr], peepholes: list[Expr]) -> dict[str, Expr]:
             return {"next_h": functions[0](clipped(sums[0], clip))}
 
         return [Stage((0,), "h", (update,))]
@@ -76,18 +76,18 @@ def gru_cell(*, linear_before_reset: bool) -> Cell:
         return (tirx.const(1, str(new.ty.dtype)) - update) * new + update * old
 
     def together(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def update(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
+        def update(sums: list[Expr], state: dict[str, Expr], peepholes: list[Expr]) -> dict[str, Expr]:
             z, r = (functions[0](clipped(value, clip)) for value in sums[:2])
             return {"next_h": blend(z, functions[1](clipped(sums[2] + r * sums[3], clip)), state["h"])}
 
         return [Stage((0, 1, 2), "h", (update,), separate=(2,))]
 
     def apart(functions: Sequence[Activation], clip: float | None) -> list[Stage]:
-        def first(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
+        def first(sums: list[Expr], state: dict[str, Expr], peepholes: list[Expr]) -> dict[str, Expr]:
             z, r = (functions[0](clipped(value, clip)) for value in sums)
             return {"z": z, "reset_h": r * state["h"]}
 
-        def second(sums: list[Expr], state: dict[str, Expr], peepholes: list[Any]) -> dict[str, Expr]:
+        def second(sums: list[Expr], state: dict[str, Expr], peepholes: list[Expr]) -> dict[str, Expr]:
             return {"next_h": blend(state["z"], functions[1](clipped(sums[0], clip)), state["h"])}
 
         return [Stage((0, 1), "h", (first,)), Stage((2,), "reset_h", (second,))]

@@ -87,7 +87,7 @@ class QuantizedState:
             value = tirx.max(tirx.min(rounded, limits[1]), limits[0])
             T.buffer_store(self._bytes, tirx.Cast("uint8", value), [*own, unit])
 
-    def _sum_row(self, own: tuple[Any, Any]) -> None:
+    def _sum_row(self, own: tuple[Expr, Expr]) -> None:
         T.buffer_store(self._row_sums, tirx.const(0, "int32"), list(own))
         with T.serial(0, self._recurrence.hidden) as k:
             value = self._row_sums[own] + tirx.Cast("int32", self._bytes[(*own, k)])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import build_function
+from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
@@ -44,7 +45,7 @@ class Recurrent(CpuRule):
     priority: ClassVar[int] = Priority.BLOCKED
     reschedules: ClassVar[bool] = True
 
-    def match(self, kernel: Any, machine: Machine) -> RecurrentWorkload | None:
+    def match(self, kernel: Kernel, machine: Machine) -> RecurrentWorkload | None:
         text = (kernel.function.attrs or {}).get(ATTRIBUTE)
         if text is None or isinstance(machine, GpuMachine):
             return None
@@ -54,7 +55,7 @@ class Recurrent(CpuRule):
         steps, samples = (size if isinstance(size, int) else 0 for size in sizes)
         return RecurrentWorkload(str(text), steps, samples)
 
-    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: RecurrentWorkload, config: Config, machine: Machine) -> PrimFunc:
         recurrence = parse(workload.description)
         buffers = [each for each in kernel.function.params if tirx.is_buffer_var(each)]
         count = len(recurrence.operands)

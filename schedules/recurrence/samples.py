@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
 
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
@@ -84,7 +84,7 @@ class _Product:
 
     weights: str
     count: int
-    element: Callable[[int, Any], Any]
+    element: Callable[[int, Expr], Expr]
     slot_of: Callable[[int], int]
 
 
@@ -105,7 +105,7 @@ class _Run:
         self.steps, self.direction, self.first, self.team = steps, direction, first, team
         self.stages = recurrence.stages[direction]
         self.width = recurrence.blocks * recurrence.lanes
-        self.buffers: dict[str, Any] = {}
+        self.buffers: dict[str, Buffer] = {}
 
     def emit(self) -> None:
         names = {"next_h", *self.recurrence.cell.states}

@@ -11,9 +11,10 @@ from schedules.recurrence.cells import Stage
 from schedules.recurrence.description import Operands, Recurrence
 
 from tvm.script.ir_builder import tirx as T  # isort: skip
+from schedules.recurrence.cells import Update
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Buffer, Expr
     from schedules.recurrence.quantized_state import QuantizedState
 
 
@@ -40,7 +41,7 @@ class Place:
 class State:
     """Buffers (directions, rows, units) by name, of "h" two, which change places; and Y."""
 
-    buffers: dict[str, Any]
+    buffers: dict[str, Buffer]
     output: Expr
 
     def load(self, name: str, step: Expr, at: tuple[Expr, ...]) -> Expr:
@@ -106,7 +107,7 @@ class Team:
         length = self.operands["lengths"][self._sample(row)].astype("int64")
         return tirx.max(tirx.min(length, steps), tirx.IntImm("int64", 0))
 
-    def _goes_on(self, row: int) -> Any:
+    def _goes_on(self, row: int) -> Expr:
         return self.place.step < self._length(row)
 
     def _time(self, row: int) -> Expr:
@@ -134,14 +135,14 @@ class Team:
                         value = self.operands["x"][at]
                     T.buffer_store(sums, value, [self.slot(row, slot, lane)])
 
-    def _input(self, row: int, k: Any) -> Any:
+    def _input(self, row: int, k: Expr) -> Expr:
         return self.operands["x"][self._time(row), self._sample(row), k]
 
     def _source(self, row: int, k: Expr) -> Expr:
         return self.state.load(self.stage.source, self.place.step, (self.place.direction, self.rows.first + row, k))
 
     def _accumulate(
-        self, sums: Expr, weights: str, element: Callable[[int, Any], Any], slot_of: Callable[[int], int]
+        self, sums: Expr, weights: str, element: Callable[[int, Expr], Expr], slot_of: Callable[[int], int]
     ) -> None:
         """Elements times their rows of packed weights, added to the sum of each gate."""
         matrix, dtype = self.operands[weights], self.recurrence.dtype
@@ -154,7 +155,7 @@ class Team:
                         weight = weight if str(weight.ty.dtype) == dtype else weight.astype(dtype)
                         T.buffer_store(sums, sums[at] + element(row, k) * weight, [at])
 
-    def _update(self, update: Any, sums: Expr, row: int, lane: Expr) -> None:
+    def _update(self, update: Update, sums: Expr, row: int, lane: Expr) -> None:
         own = self.recurrence
         at = (self.place.direction, self.rows.first + row, self.place.block * own.lanes + lane)
         values = [sums[self.slot(row, slot, lane)] for slot in range(self.stage.slots)]

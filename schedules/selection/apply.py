@@ -14,7 +14,7 @@ from schedules.instructions.finish import finish
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import ScheduleRule, Workload
 from schedules.selection.registry import rules as all_rules
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ScheduleReport:
         return groups
 
 
-def record_key(rule: ScheduleRule, workload: Any) -> str:
+def record_key(rule: ScheduleRule, workload: Workload) -> str:
     """The key of a config in a mapping of tuned configs: rule, version and workload."""
     return f"{rule.name}@{rule.version}/{workload.key()}"
 
@@ -97,7 +97,7 @@ def apply_schedules(
     start = time.perf_counter()
     chosen = tuple(rules) if rules is not None else all_rules()
     report = ScheduleReport()
-    done: dict[int, list[tuple[Any, Any, KernelReport]]] = {}
+    done: dict[int, list[tuple[PrimFunc, PrimFunc, KernelReport]]] = {}
     updates = {}
     for global_var, function in kernels_of(mod):
         name = str(global_var.name_hint)
@@ -128,7 +128,7 @@ def _renamed(entry: KernelReport, name: str) -> KernelReport:
     return KernelReport(name, entry.rule, entry.config, entry.source, entry.workload, entry.failures, entry.kernel)
 
 
-def _finished(function: PrimFunc, symbol: Any, *, copy: bool) -> PrimFunc:
+def _finished(function: PrimFunc, symbol: object, *, copy: bool) -> PrimFunc:
     """Attributes restored; a repeated kernel is copied so that no variable is defined in two functions."""
     function = s_tir.renew_defs(function) if copy else function
     function = function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
@@ -156,7 +156,7 @@ def _schedule_kernel(
     return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
 
 
-def _matched(rule: ScheduleRule, kernel: Kernel, machine: Machine, failures: list[RuleFailure]) -> Any:
+def _matched(rule: ScheduleRule, kernel: Kernel, machine: Machine, failures: list[RuleFailure]) -> Workload | None:
     """The rule's workload for a kernel; None also where it fails, with the reason among the failures."""
     try:
         return rule.match(kernel, machine)
@@ -176,7 +176,7 @@ def _unexpected(rule: ScheduleRule, error: Exception) -> RuleFailure:
 def _tried(
     rule: ScheduleRule,
     kernel: Kernel,
-    workload: Any,
+    workload: Workload,
     config: Config,
     machine: Machine,
     failures: list[RuleFailure],
@@ -197,7 +197,7 @@ def _tried(
 
 def _configs_for(
     rule: ScheduleRule,
-    workload: Any,
+    workload: Workload,
     machine: Machine,
     configs: ConfigSource | None,
     failures: list[RuleFailure],
@@ -219,7 +219,7 @@ def _configs_for(
     yield rule.default(workload, machine), "default"
 
 
-def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Workload, config: Config, machine: Machine) -> PrimFunc:
     """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
     wrong answer."""
     result = rule.apply(kernel, workload, config, machine)

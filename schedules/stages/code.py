@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import Extent, parallel_grid, sequence
 from schedules.ir.expression import substitute
@@ -14,6 +14,9 @@ from schedules.stages.nest_code import elementwise_code, interleaved_code, plain
 from schedules.stages.plan import NestPlan, StagePlan, plan_stage
 from schedules.stages.reduction_code import reduction_code
 from schedules.stages.transpose_code import transpose_code
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Var
 
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
@@ -30,7 +33,7 @@ def planned_code(plan: StagePlan, machine: Machine) -> Stmt:
     return parallel_grid(one, lambda values: _nests(plan, machine, {axis.var: values[0]}), machine, parallel=True)
 
 
-def _nests(plan: StagePlan, machine: Machine, values: Mapping[Any, Expr]) -> Stmt:
+def _nests(plan: StagePlan, machine: Machine, values: Mapping[Var, Expr]) -> Stmt:
     return substitute(sequence([_nest_code(piece, machine) for piece in plan.nests]), values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
 from schedules.ir.expression import index, substitute
@@ -76,7 +76,7 @@ def loop_nest_of(stage: Stage) -> LoopNest:
     loops = {id(axis): Loop(axis.var, axis.extent, tuple(a.stride(axis.var) for a in accesses)) for axis in axes}
     free = {id(axis) for axis in axes if _may_collapse(axis, body, init)}
 
-    mapping: dict[Any, Expr] = {}
+    mapping: dict[Var, Expr] = {}
     spatial = _collapse([axis for axis in axes if not axis.reduce], loops, free, mapping)
     reduction = _collapse([axis for axis in axes if axis.reduce], loops, free, mapping)
     body = substitute(body, mapping)

@@ -6,7 +6,7 @@ A block is the last dimension of what a stage stores, when that fits a vector: c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.expression import constant_int, index, substitute, uses
 from schedules.ir.stages import Stage, is_compact, shape_of
@@ -49,7 +49,7 @@ def picked(parts: Sequence[Part], size: int) -> Expr:
 
 
 def parts_of(
-    value: Expr, var: Var | None, lanes: Sequence[int], size: int, known: Mapping[Any, int]
+    value: Expr, var: Var | None, lanes: Sequence[int], size: int, known: Mapping[Var, int]
 ) -> list[Part] | None:
     """What moves a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
 

@@ -162,7 +162,7 @@ def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: 
     return parallel_grid(extents_of(others), body, machine, parallel=plan.threads)
 
 
-def _serial(others: Sequence[Loop], machine: Machine, body: Callable[[Mapping[Any, Expr]], Stmt]) -> Stmt:
+def _serial(others: Sequence[Loop], machine: Machine, body: Callable[[Mapping[Var, Expr]], Stmt]) -> Stmt:
     def inner(values: list[Expr]) -> Stmt:
         return body({loop.var: value for loop, value in zip(others, values, strict=True)})
 

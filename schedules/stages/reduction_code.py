@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, parallel_grid, repeat, sequence
 from schedules.ir.expression import index, substitute
@@ -16,7 +16,7 @@ from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Var
+    from schedules.ir.tvm_types import Index, Node, Var
 
 UNROLLED = tirx.ForKind.UNROLLED
 # Independent sums that hide the latency of one multiply-add.
@@ -97,7 +97,7 @@ class _Writer:
 
             return repeat("register", count // lanes, vector, UNROLLED, dtype)
 
-        def at_point(expr: Any, point: Expr) -> Any:
+        def at_point(expr: Node, point: Expr) -> Node:
             return substitute(expr, {**rest, axis.var: point})
 
         start = each(lambda i, point: tirx.BufferStore(held, at_point(reduction.start, point), [i]))

@@ -7,7 +7,7 @@ last element, and one permutation picks those wanted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access
 from schedules.ir.expression import index, map_loads, substitute
@@ -17,7 +17,7 @@ from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, Var
+    from schedules.ir.tvm_types import Buffer, Index, Node, Var
 
 STRIDES = (-1, 2, 3, 4)
 """Between neighbours of a vector; what lies farther apart is read as single elements."""
@@ -76,7 +76,7 @@ class StridedLoads:
             buffers.append(held)
         return statements, buffers
 
-    def placed(self, root: Any, buffers: list[Buffer], lane: Expr) -> Any:
+    def placed(self, root: Node, buffers: list[Buffer], lane: Expr) -> Node:
         """An expression or statement of the nest that reads a lane of the buffers instead."""
         if not buffers:
             return root

@@ -35,7 +35,7 @@ def digest(function: PrimFunc) -> str:
     return f"{tvm_ffi.structural_hash(function.without_attr('global_symbol')) & (1 << 64) - 1:016x}"
 
 
-def new_schedule(function: Any) -> Any:
+def new_schedule(function: PrimFunc) -> s_tir.Schedule:
     """A `tvm.s_tir.Schedule` of a copy of a kernel, which is its module's "main".
 
     A copy, since TVM's schedule changes blocks of the function it is given in place.
@@ -44,12 +44,12 @@ def new_schedule(function: Any) -> Any:
     return s_tir.Schedule(module, debug_mask="none", error_render_level="fast")
 
 
-def traced_function(kernel: Kernel, trace: str) -> Any:
+def traced_function(kernel: Kernel, trace: str) -> PrimFunc:
     """The kernel as the trace schedules it. Raises NotScheduledError when the trace does not fit it."""
     return traced_schedule(kernel, trace).mod["main"]
 
 
-def traced_schedule(kernel: Kernel, trace: str) -> Any:
+def traced_schedule(kernel: Kernel, trace: str) -> s_tir.Schedule:
     """The schedule that a trace leads to. Raises NotScheduledError when the trace does not fit the kernel."""
     schedule = new_schedule(kernel.function)
     try:
@@ -59,7 +59,7 @@ def traced_schedule(kernel: Kernel, trace: str) -> Any:
     return schedule
 
 
-def trace_text(schedule: Any) -> str:
+def trace_text(schedule: s_tir.Schedule) -> str:
     """The trace of a schedule, for `traced_function`."""
     return json.dumps(_plain(schedule.trace.as_json()), separators=(",", ":"))
 

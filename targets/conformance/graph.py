@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto, ValueInfoProto
 
 Array = np.ndarray
 OPSET = 21
@@ -18,10 +21,10 @@ class Graph:
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
         self.opset = OPSET
-        self.nodes: list[Any] = []
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-        self.constants: list[Any] = []
+        self.nodes: list[NodeProto] = []
+        self.inputs: list[ValueInfoProto] = []
+        self.outputs: list[ValueInfoProto] = []
+        self.constants: list[TensorProto] = []
         self._random = np.random.default_rng(0)
 
     @property

@@ -9,6 +9,8 @@ from schedules.instructions.llvm_options import LLVM_OPTIONS
 from targets.target import Target
 
 if TYPE_CHECKING:
+    import tvm
+
     from targets.measure import Measurer
 
 
@@ -38,7 +40,7 @@ class LlvmTarget(Target):
     def builds_in_parts(self) -> bool:
         return True
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         options: dict[str, Any] = {
             "kind": "llvm",
             "mtriple": self.triple,
@@ -53,7 +55,7 @@ class LlvmTarget(Target):
 
         return PipelineMeasurer(self.triple, self.mcpu, self.machine) if self.mcpu in processors() else None
 
-    def tvm_target(self) -> Any:
+    def tvm_target(self) -> tvm.target.Target:
         from schedules.ir.tir import tvm
 
         return tvm.target.Target(self.engine_options())

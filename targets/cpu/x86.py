@@ -43,7 +43,7 @@ class X86Target(LlvmTarget):
     def triple(self) -> str:
         return _TRIPLE
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         options = super().engine_options()
         if self.machine.vector_bits == 512:
             # Several AVX-512 models prefer half vectors by default, from the days of heavy frequency drops.

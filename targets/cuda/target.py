@@ -29,6 +29,8 @@ from targets.target import Target
 from targets.toolchain import Compiler, Linker
 
 if TYPE_CHECKING:
+    import tvm
+
     from schedules.ir.tvm_types import IRModule
 
 _PRESETS_FILE = Path(__file__).with_name("presets.json")
@@ -67,12 +69,12 @@ class CudaTarget(Target):
     def required_features(self) -> tuple[str, ...]:
         return self.host.required_features
 
-    def tvm_target(self) -> Any:
+    def tvm_target(self) -> tvm.target.Target:
         from schedules.ir.tir import tvm
 
         return tvm.target.Target(self.machine.engine_options(), host=self.host.engine_options())
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, object]:
         return self.machine.engine_options()
 
     def describe(self) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from targets.ethos_u.steps import Array, Emitter, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Attrs
 
 LARGEST_KERNEL = 4096
 TALLEST_KERNEL = 64
@@ -26,7 +29,7 @@ class Window:
     dilation: tuple[int, int] = (1, 1)
 
     @classmethod
-    def of(cls, attributes: Any, kernel: Sequence[int]) -> Window:
+    def of(cls, attributes: Attrs, kernel: Sequence[int]) -> Window:
         """As the attributes of an operator of the model say, on images or sequences."""
         sides = [int(each) for each in attributes.padding]
         count = len(sides) // 2

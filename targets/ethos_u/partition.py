@@ -26,7 +26,7 @@ from targets.ethos_u.view import View, operator_name
 from targets.splitting import slices_for_splits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Function
+    from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
 
 _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.nn.conv2d_transpose", "relax.matmul")
 
@@ -40,7 +40,7 @@ class Found:
         refused: (operator, reason) of the rest.
     """
 
-    steps: dict[Any, Step] = field(default_factory=dict)
+    steps: dict[Var, Step] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def write_in(self, forms: Mapping[str, str]) -> None:
@@ -176,7 +176,7 @@ class _Rewriter:
     def __init__(self, mod: tvm.IRModule, plan: Schedule, compiled: Mapping[int, Compiled]) -> None:
         self._builder = relax.BlockBuilder(mod)
         self._plan, self._compiled = plan, compiled
-        self._bindings: list[Any] = []
+        self._bindings: list[Binding] = []
         self._is_dataflow = False
         self._names = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from targets.ethos_u.arrangement import Arrangement
 from targets.ethos_u.layout import channels_last
@@ -65,7 +65,7 @@ def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
     The level of a value is how often the data has gone from the accelerator to the processor before it.
     """
     reads = _needed(view, steps, results)
-    levels: dict[Any, int] = {}
+    levels: dict[Var, int] = {}
     for variable, operands in reads.items():
         after = [
             levels.get(operand, 0) + (1 if operand in steps and variable not in steps else 0) for operand in operands
@@ -86,7 +86,7 @@ def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
 def _needed(view: View, steps: Mapping[Var, Step], results: Expr) -> dict[Var, list[Expr]]:
     """What each binding that the results need reads, in order; what lies inside of a step is none."""
     needed = set(variables(results))
-    reads: dict[Any, list[Any]] = {}
+    reads: dict[Var, list[Var]] = {}
     for variable, value in reversed(view.bindings):
         if variable in needed:
             step = steps.get(variable)
@@ -105,7 +105,7 @@ def _written(
     steps: tuple[Step, ...], inputs: Sequence[Quantized], outputs: Sequence[Quantized], *, turns_early: bool = False
 ) -> Segment:
     emitter = Emitter(turns_early)
-    values: dict[Any, Value] = {}
+    values: dict[Var, Value] = {}
     ports = []
     arrangements = {step.inputs[0].variable: step.arrangement for step in steps if step.arrangement is not None}
     for each in inputs:

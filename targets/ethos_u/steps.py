@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.arrangement import Arrangement
 from targets.ethos_u.layout import channels_first, channels_last
 from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Var
 
 Array = np.ndarray
 
@@ -32,7 +35,7 @@ class Quantized:
         unsigned: whether the graph holds it as uint8.
     """
 
-    variable: Any
+    variable: Var
     shape: Shape
     scale: float
     zero: int

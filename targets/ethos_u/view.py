@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -44,7 +44,7 @@ class View:
             if isinstance(binding, relax.VarBinding)
         ]
         self._definitions = dict(self.bindings)
-        self._uses: dict[Any, int] = {}
+        self._uses: dict[Var, int] = {}
         for _, value in self.bindings:
             for variable in variables(value):
                 self._uses[variable] = self._uses.get(variable, 0) + 1
@@ -143,7 +143,7 @@ def _order(turned: Expr) -> list[int]:
 
 def _home(function: Function) -> set[Expr]:
     """The variables of the block in which most is quantized: a segment lies in one block."""
-    best: list[Any] = []
+    best: list[Expr] = []
     for block in function.body.blocks:
         if isinstance(block, relax.DataflowBlock):
             found = [each.var for each in block.bindings if isinstance(each, relax.VarBinding)]

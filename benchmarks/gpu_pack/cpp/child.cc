@@ -47,7 +47,7 @@ struct Pipe {
   _exit(127);
 }
 
-// What a pipe has now; false at its end.
+// Reads what a pipe holds now; false at its end.
 bool Take(int descriptor, std::string* text) {
   char buffer[1 << 14];
   ssize_t count = read(descriptor, buffer, sizeof buffer);

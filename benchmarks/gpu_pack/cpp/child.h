@@ -1,4 +1,4 @@
-// Programs that are run in a process of their own, which may crash or hang.
+// Runs programs, which may crash or hang, as child processes.
 #pragma once
 
 #include <functional>
@@ -8,7 +8,7 @@
 namespace tensorwright::pack {
 
 struct Ended {
-  bool late = false;   // it was ended, for its time was over
+  bool late = false;   // it was killed at its time limit
   int status = 0;      // its exit status, or 128 and the signal that ended it
   std::string errors;  // the last of what it wrote to standard error
 
@@ -20,7 +20,7 @@ struct Ended {
 // is over, and when this process ends.
 Ended RunChild(const std::vector<std::string>& command, double seconds, const std::function<void(const std::string&)>& line);
 
-// Seconds of a clock that only goes on.
+// Seconds of a monotonic clock.
 double Now();
 
 }  // namespace tensorwright::pack

@@ -1,4 +1,4 @@
-// One entry of a pack: a module, what it runs on, and what must come out.
+// One entry of a pack: a module, its inputs, and the expected results.
 #pragma once
 
 #include <map>

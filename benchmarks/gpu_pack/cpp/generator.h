@@ -1,4 +1,4 @@
-// Numbers out of a seed and a position alone: those of generator.py, bit for bit.
+// Counter-based random numbers, bit for bit those of generator.py.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Runs a pack: each entry in a process of its own, in order of worth, as far as the time goes.
+// Runs a pack: each entry in a process of its own, the most important first, within a time budget.
 //
 //   pack-driver PACK [--budget SECONDS] [--only TEXT] [--python PROGRAM]
 //
@@ -126,7 +126,7 @@ class Run {
     std::fflush(stdout);
   }
 
-  // What is known of the first wrong kernel.
+  // A description of the first wrong kernel.
   std::string Trace(const std::string& name, const std::string& problem) {
     std::string found, last;
     Ended ended = RunChild(Self({"--trace", name}), std::min(kTraceSeconds, std::max(Left(), kLeastSeconds)), [&](const std::string& line) {

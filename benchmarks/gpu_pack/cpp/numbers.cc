@@ -116,7 +116,7 @@ Difference Compare(const Summary& found, const Summary& expected, const Toleranc
   };
   if (apart) say("%.0f compared elements differ, by up to %.3g", static_cast<double>(apart), made.largest);
   if (tolerance.rms > 0 && !(made.rms <= tolerance.rms)) say("the difference is %.3g of the result, more than %.3g", made.rms, tolerance.rms);
-  // What no sample shows: the norms of the whole.
+  // The norms of the whole tensor, which samples do not show.
   double norm = tolerance.rms > 0 ? tolerance.rms * scale : allowed;
   if (!(std::abs(found.rms - expected.rms) <= norm)) say("its root mean square is %.6g, not %.6g", found.rms, expected.rms);
   if (!(std::abs(found.largest - expected.largest) <= allowed)) say("its largest magnitude is %.6g, not %.6g", found.largest, expected.largest);

@@ -1,4 +1,4 @@
-// Elements of tensors as numbers, and how two tensors are compared where one is known by a few of its elements.
+// Elements of tensors as numbers, and comparison of a tensor with a summary of the expected one.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// An entry's module, ready to run.
+// An entry's module, loaded and ready to run.
 #pragma once
 
 #include <tvm/ffi/extra/module.h>

@@ -1,4 +1,4 @@
-// The processor in place of a graphics processor: kernels that were compiled as C++ by targets/cuda/simulator.py.
+// The CPU in place of a GPU: kernels that were compiled as C++ by targets/cuda/simulator.py.
 #pragma once
 
 #include <memory>

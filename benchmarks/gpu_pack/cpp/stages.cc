@@ -31,7 +31,7 @@ void Emit(const std::string& name, const std::string& stage, const std::string& 
   std::fflush(stdout);
 }
 
-// The text of a list whose items are written one by one.
+// A JSON list, from a function that writes each item.
 class List {
  public:
   void Add(const std::string& item) { text_ += (text_.empty() ? "" : ", ") + item; }

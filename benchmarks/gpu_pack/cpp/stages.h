@@ -1,4 +1,4 @@
-// What is done with an entry, in a process of its own. Each stage is a line of JSON on standard output as soon as it is
+// The stages of running an entry, each in a process of its own. Each stage is a line of JSON on standard output as soon as it is
 // known, so that a crash in a later one takes nothing away.
 #pragma once
 
@@ -18,7 +18,7 @@ int TraceEntry(const std::string& pack, const std::string& name);
 // Writes what each kernel leaves in its results: `output`.json, which says what, and `output`.bin, the numbers.
 int RecordEntry(const std::string& pack, const std::string& name, const std::string& output);
 
-// What device there is. Throws Error where the pack cannot run on it.
+// Describes the device. Throws Error where the pack cannot run on it.
 int DescribeDevice(const std::string& pack);
 
 }  // namespace tensorwright::pack

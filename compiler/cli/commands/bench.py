@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Measure latency, throughput, memory and load time.
 
@@ -42,53 +44,56 @@ _KINDS = {
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bench", help=HELP)(_bench)
+    app.command("bench", help=HELP)(command_of(_Options, _bench))
 
 
-def _bench(
-    file: options.AnyPath,
-    inputs: options.Inputs = None,
-    shape: options.RunShapes = None,
-    runs: options.Runs = None,
-    seconds: options.Seconds = 3.0,
-    threads: options.Threads = None,
-    target: options.TargetName = "host",
-    trusted: options.TrustedKeys = None,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    file: options.AnyPath
+    inputs: options.Inputs = None
+    shape: options.RunShapes = None
+    runs: options.Runs = None
+    seconds: options.Seconds = 3.0
+    threads: options.Threads = None
+    target: options.TargetName = "host"
+    trusted: options.TrustedKeys = None
     device: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Measure there: a tensorwright-server.", show_default=False)
-    ] = None,
-    key: options.ConnectionKey = None,
+    ] = None
+    key: options.ConnectionKey = None
     device_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The X25519 public key of the server.", show_default=False)
-    ] = None,
-    passphrase_file: options.PassphraseFile = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    passphrase_file: options.PassphraseFile = None
+    as_json: options.Json = False
+
+
+def _bench(given: _Options) -> None:
     import compiler
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
 
-    if device is not None:
+    if given.device is not None:
         from compiler.cli.passphrases import load_credentials
 
-        _check_only_runs(inputs, shape, threads)
-        keys = load_credentials(key, device_key, passphrase_file)
-        _bench_there(file, device, keys, trusted, runs, as_json)
+        _check_only_runs(given.inputs, given.shape, given.threads)
+        keys = load_credentials(given.key, given.device_key, given.passphrase_file)
+        _bench_there(given.file, given.device, keys, given.trusted, given.runs, given.as_json)
         return
-    prepared = prepare(file, target, shape, inputs, threads, trusted)
+    prepared = prepare(given.file, given.target, given.shape, given.inputs, given.threads, given.trusted)
     with Steps() as steps:
         steps("measure")
         result = compiler.bench(
             prepared.source,
             prepared.inputs,
-            runs=runs,
-            seconds=seconds,
-            threads=threads,
+            runs=given.runs,
+            seconds=given.seconds,
+            threads=given.threads,
             sizes=prepared.sizes,
             trusted_keys=prepared.trusted_keys,
         )
-    if as_json:
+    if given.as_json:
         print_json(result.to_dict())
     else:
         _print(result)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Write a folder with everything a device needs to run a module: no Python there.
 
@@ -37,11 +38,12 @@ Server serves the module from; more modules may be added to it. Of a language mo
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bundle", help=HELP)(_bundle)
+    app.command("bundle", help=HELP)(command_of(_Options, _bundle))
 
 
-def _bundle(
-    module: options.ModulePath,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    module: options.ModulePath
     output: Annotated[
         Path | None,
         typer.Option(
@@ -50,27 +52,27 @@ def _bundle(
             metavar="PATH",
             help="The folder (MODULE-bundle), or the file of --static (MODULE).",
         ),
-    ] = None,
+    ] = None
     target: Annotated[
         str | None,
         typer.Option("--target", "-t", metavar="NAME", help="The device; if not given, what it was compiled for."),
-    ] = None,
-    static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False,
+    ] = None
+    static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False
     no_text: Annotated[
         bool,
         typer.Option("--no-text", help="With --static, of a language model: the plain runner, without its tokenizer."),
-    ] = False,
+    ] = False
     raw: Annotated[
         bool,
         typer.Option("--raw", help="With --static, of a language model: prompts are continued, without chat template."),
-    ] = False,
+    ] = False
     triton: Annotated[
         Path | None,
         typer.Option("--triton", metavar="DIR", help="A folder for Triton Inference Server; made, or added to."),
-    ] = None,
+    ] = None
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="With --triton: the model's name (that of the file).")
-    ] = None,
+    ] = None
     max_batch_size: Annotated[
         int | None,
         typer.Option(
@@ -78,36 +80,58 @@ def _bundle(
             metavar="N",
             help="With --triton: rows of a batch at most; 0: none. If not given, 32 where rows are independent.",
         ),
-    ] = None,
+    ] = None
     instances: Annotated[
         int | None,
         typer.Option("--instances", metavar="N", help="With --triton: runs at a time (processors / threads)."),
-    ] = None,
-    trusted: options.TrustedKeys = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    trusted: options.TrustedKeys = None
+    as_json: options.Json = False
+
+
+def _bundle(given: _Options) -> None:
     from compiler.artifact import read_artifact
     from compiler.cli.paths import check_is_module
     from compiler.driver.compile import find_target, translated_target_errors
     from compiler.errors import OptionError
 
-    check_is_module(module)
-    if triton is not None and (static or output is not None):
+    check_is_module(given.module)
+    if given.triton is not None and (given.static or given.output is not None):
         raise OptionError("--triton takes neither --static nor --output")
-    if triton is None and (name, max_batch_size, instances) != (None, None, None):
+    if given.triton is None and (given.name, given.max_batch_size, given.instances) != (None, None, None):
         raise OptionError("--name, --max-batch-size and --instances are for --triton")
-    if not static and (no_text or raw):
+    if not given.static and (given.no_text or given.raw):
         raise OptionError("--no-text and --raw are for --static")
-    artifact = read_artifact(module, trusted or None)
+    artifact = read_artifact(given.module, given.trusted or None)
     with translated_target_errors():
-        device = find_target(target or artifact.manifest.target.name)
-        if triton is not None:
-            _triton(artifact, module, device, triton, (name, max_batch_size, instances), as_json)
-        elif static:
-            made = output if output is not None else module.with_suffix("")
-            _static(artifact, module, device, made, _text_of(artifact, no_text=no_text, raw=raw), as_json)
+        device = find_target(given.target or artifact.manifest.target.name)
+        if given.triton is not None:
+            _triton(
+                artifact,
+                given.module,
+                device,
+                given.triton,
+                (given.name, given.max_batch_size, given.instances),
+                given.as_json,
+            )
+        elif given.static:
+            made = given.output if given.output is not None else given.module.with_suffix("")
+            _static(
+                artifact,
+                given.module,
+                device,
+                made,
+                _text_of(artifact, no_text=given.no_text, raw=given.raw),
+                given.as_json,
+            )
         else:
-            _folder(artifact, module, device, output if output is not None else Path(f"{module.stem}-bundle"), as_json)
+            _folder(
+                artifact,
+                given.module,
+                device,
+                given.output if given.output is not None else Path(f"{given.module.stem}-bundle"),
+                given.as_json,
+            )
 
 
 def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Measure on labelled data what a policy of serving would cost, before it is used.
 
@@ -50,7 +52,7 @@ another meaning would get an answer than --max-false-hits allows.
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
-    group.command("cascade", help=_CASCADE_HELP)(_cascade)
+    group.command("cascade", help=_CASCADE_HELP)(command_of(_CascadeOptions, _cascade))
     group.command("semantic-cache", help=_SEMANTIC_HELP)(_semantic_cache)
     app.add_typer(group, name="calibrate")
 
@@ -98,28 +100,31 @@ def _semantic_cache(
     print_line(f"wrote {output}")
 
 
-def _cascade(
-    small: Annotated[Path, typer.Argument(metavar="SMALL", help="The small model, a .twm file.", show_default=False)],
-    large: Annotated[Path, typer.Argument(metavar="LARGE", help="The large model, a .twm file.", show_default=False)],
+@dataclass(frozen=True, kw_only=True)
+class _CascadeOptions:
+    small: Annotated[Path, typer.Argument(metavar="SMALL", help="The small model, a .twm file.", show_default=False)]
+    large: Annotated[Path, typer.Argument(metavar="LARGE", help="The large model, a .twm file.", show_default=False)]
     samples: Annotated[
         Path, typer.Option("--samples", "-s", metavar="FILE", help="An .npz file with an array of rows for each input.")
-    ],
+    ]
     labels: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The array of the samples that holds the class of each row."),
-    ] = None,
+    ] = None
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The calibration to write.")] = Path(
         "cascade.json"
-    ),
+    )
     score: Annotated[
         str, typer.Option(metavar="NAME", help="How certain the small model is: margin, probability, softmax or value.")
-    ] = "margin",
+    ] = "margin"
     scored_output: Annotated[
         str | None, typer.Option(metavar="NAME", help="The output that is scored; the only one if not given.")
-    ] = None,
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the share of right rows may drop.")] = 0.0,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the share of right rows may drop.")] = 0.0
+    as_json: options.Json = False
+
+
+def _cascade(given: _CascadeOptions) -> None:
     from dataclasses import asdict
 
     from compiler.cli.arguments import load_archive
@@ -129,13 +134,15 @@ def _cascade(
     from compiler.serving.policies.cascade_calibration import calibrate_cascade
     from compiler.serving.policies.classification import classification_accuracy
 
-    check_report(output, (".json",))
-    modules = load(small), load(large)
-    evaluate, scored = classification_accuracy(modules[1], load_archive(samples, "--samples"), labels, scored_output)
-    found = calibrate_cascade(*modules, evaluate, score=score, output=scored, max_drop=max_drop)
-    found.save(output)
-    if as_json:
-        print_json({"path": str(output), "cost_share": found.cost_share, **asdict(found)})
+    check_report(given.output, (".json",))
+    modules = load(given.small), load(given.large)
+    evaluate, scored = classification_accuracy(
+        modules[1], load_archive(given.samples, "--samples"), given.labels, given.scored_output
+    )
+    found = calibrate_cascade(*modules, evaluate, score=given.score, output=scored, max_drop=given.max_drop)
+    found.save(given.output)
+    if given.as_json:
+        print_json({"path": str(given.output), "cost_share": found.cost_share, **asdict(found)})
         return
     print_line(str(found))
-    print_line(f"wrote {output}")
+    print_line(f"wrote {given.output}")

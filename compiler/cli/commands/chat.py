@@ -7,11 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import generation, options
+from compiler.cli.option_sets import command_of
 
 HELP = """Talk to a compiled language model.
 
@@ -31,52 +33,55 @@ With a model that reads images, /image FILE adds one to the next message.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("chat", help=HELP)(_chat)
+    app.command("chat", help=HELP)(command_of(_Options, _chat))
 
 
-def _chat(
-    module: options.ModulePath,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message at the beginning.")] = None,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    module: options.ModulePath
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message at the beginning.")] = None
     context: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Room for so many tokens; the model's, 4096 at most, if not given."),
-    ] = None,
-    max_new_tokens: generation.MaxNewTokens = 512,
-    temperature: generation.Temperature = 0.0,
-    top_k: generation.TopK = 0,
-    top_p: generation.TopP = 1.0,
-    min_p: generation.MinP = 0.0,
-    repetition_penalty: generation.RepetitionPenalty = 1.0,
-    stop: generation.Stop = None,
-    seed: generation.Seed = None,
-    speculative: generation.Speculative = 0,
-    draft: generation.Draft = None,
-    threads: options.Threads = None,
-    trusted: options.TrustedKeys = None,
-) -> None:
+    ] = None
+    max_new_tokens: generation.MaxNewTokens = 512
+    temperature: generation.Temperature = 0.0
+    top_k: generation.TopK = 0
+    top_p: generation.TopP = 1.0
+    min_p: generation.MinP = 0.0
+    repetition_penalty: generation.RepetitionPenalty = 1.0
+    stop: generation.Stop = None
+    seed: generation.Seed = None
+    speculative: generation.Speculative = 0
+    draft: generation.Draft = None
+    threads: options.Threads = None
+    trusted: options.TrustedKeys = None
+
+
+def _chat(given: _Options) -> None:
     from compiler.cli.paths import check_is_module
     from compiler.generation import load
 
-    check_is_module(module)
+    check_is_module(given.module)
     chosen = generation.generation_options(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-        speculative=speculative,
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
+        stop=given.stop,
+        seed=given.seed,
+        speculative=given.speculative,
     )
-    model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
-    conversation = _begun(model, context, system)
+    model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
+    conversation = _begun(model, given.context, given.system)
     images: list[str] = []
     while (line := _line()) is not None:
         if line == "/quit":
             break
         if line == "/reset":
-            conversation = _begun(model, context, system)
+            conversation = _begun(model, given.context, given.system)
         elif line.startswith("/image "):
             images.append(line.removeprefix("/image ").strip())
         elif line:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Compare a model's outputs with another runtime's, and name the first layer that differs.
 
@@ -30,50 +32,53 @@ _SHOWN = 10
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compare", help=HELP)(_compare)
+    app.command("compare", help=HELP)(command_of(_Options, _compare))
 
 
-def _compare(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.", show_default=False)],
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.", show_default=False)]
     reference: Annotated[
         str, typer.Option("--with", metavar="NAME", help="onnxruntime, or onnx: the onnx package's evaluator.")
-    ] = "onnxruntime",
-    inputs: options.Inputs = None,
-    shape: options.RunShapes = None,
-    constant: options.Constants = None,
-    target: options.TargetName = "host",
+    ] = "onnxruntime"
+    inputs: options.Inputs = None
+    shape: options.RunShapes = None
+    constant: options.Constants = None
+    target: options.TargetName = "host"
     tolerance: Annotated[
         float, typer.Option(metavar="SHARE", help="Largest difference allowed, relative to the largest value.")
-    ] = 1e-3,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Compare layer by layer even where the outputs agree.")
-    ] = False,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = 1e-3
+    layers: Annotated[bool, typer.Option("--layers", help="Compare layer by layer even where the outputs agree.")] = (
+        False
+    )
+    threads: options.Threads = None
+    as_json: options.Json = False
+
+
+def _compare(given: _Options) -> None:
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
     from compiler.inspection.comparison import compare
     from compiler.inspection.model_inspection import model_inputs
 
-    specs = {each.name: each for each in model_inputs(model)}
-    fixed, sizes = divide_shapes(parse_shapes(shape or []), set(specs))
+    specs = {each.name: each for each in model_inputs(given.model)}
+    fixed, sizes = divide_shapes(parse_shapes(given.shape or []), set(specs))
     with Steps() as steps:
         found = compare(
-            model,
-            parse_arrays(inputs or [], "--input", specs) or None,
-            reference=reference,
-            target=target,
+            given.model,
+            parse_arrays(given.inputs or [], "--input", specs) or None,
+            reference=given.reference,
+            target=given.target,
             shapes=fixed or None,
-            constants=parse_arrays(constant or [], "--constant", specs) or None,
+            constants=parse_arrays(given.constant or [], "--constant", specs) or None,
             sizes=sizes or None,
-            tolerance=tolerance,
-            layers=layers or None,
-            threads=threads,
+            tolerance=given.tolerance,
+            layers=given.layers or None,
+            threads=given.threads,
             progress=steps,
         )
-    if as_json:
+    if given.as_json:
         print_json(found.to_dict())
     else:
         _print(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Compile a model into a module that runs without the compiler.
 
@@ -42,14 +44,15 @@ HELP = """Compile a model into a module that runs without the compiler.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compile", help=HELP)(_compile)
+    app.command("compile", help=HELP)(command_of(_Options, _compile))
 
 
-def _compile(
-    model: options.ModelPath,
-    output: options.ModuleOutput = None,
-    target: options.TargetName = "host",
-    shape: options.ModelShapes = None,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: options.ModelPath
+    output: options.ModuleOutput = None
+    target: options.TargetName = "host"
+    shape: options.ModelShapes = None
     sizes: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,8 +61,8 @@ def _compile(
             help="Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get code of "
             "their own beside the code for every size; all share the weights. Again for others: each combination.",
         ),
-    ] = None,
-    constant: options.Constants = None,
+    ] = None
+    constant: options.Constants = None
     state: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,7 +72,7 @@ def _compile(
             "the same text in both: past.*=present.*); of a PyTorch model, NAME of an input that it writes to; none: "
             "no states. Pairs of the usual names if not given.",
         ),
-    ] = None,
+    ] = None
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +80,7 @@ def _compile(
             metavar="NAME,NAME",
             help="Return only these outputs, in this order; what only other outputs need is not compiled.",
         ),
-    ] = None,
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option(
@@ -86,14 +89,14 @@ def _compile(
             "are stored as: float32, bf16, float16, int8 or int4; as in the file if not given.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     sequences: Annotated[
         bool,
         typer.Option(
             "--sequences",
             help="Of a language model: read several sequences a run, for servers and speculation.",
         ),
-    ] = False,
+    ] = False
     cache: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +105,7 @@ def _compile(
             "float32 beside float32 weights and float16 beside others if not given.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -111,18 +114,18 @@ def _compile(
             "products are to change least (GPTQ).",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
-    ] = None,
+    ] = None
     dump: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the module after each pass there, as TVMScript.")
-    ] = None,
+    ] = None
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Check the numbers after each pass; names the first that is wrong. Slow."),
-    ] = False,
+    ] = False
     pass_: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,13 +134,15 @@ def _compile(
             help="Put a pass of yours before:, after: or instead-of: one of `tensorwright passes`; PASS is "
             "module:function, file.py:function, or none.",
         ),
-    ] = None,
+    ] = None
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Sign with this Ed25519 private key (a PEM file).")
-    ] = None,
-    passphrase_file: options.PassphraseFile = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    passphrase_file: options.PassphraseFile = None
+    as_json: options.Json = False
+
+
+def _compile(given: _Options) -> None:
     import compiler
     from compiler.artifact import KeyKind
     from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes, parse_state
@@ -148,40 +153,40 @@ def _compile(
     from compiler.inspection.model_inspection import model_inputs
     from compiler.inspection.summary import coverage_of, summarize
 
-    name = f"{model.resolve().name}.twm" if model.is_dir() else model.with_suffix(".twm").name
-    path = output if output is not None else Path(name)
+    name = f"{given.model.resolve().name}.twm" if given.model.is_dir() else given.model.with_suffix(".twm").name
+    path = given.output if given.output is not None else Path(name)
     check_writable(path)
-    key = load_private_key(sign, KeyKind.SIGNING, passphrase_file) if sign is not None else None
-    shapes = parse_shapes(shape or [])
-    passes = parse_passes(pass_ or [])
-    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
-    constants = parse_arrays(constant or [], "--constant", specs)
-    coverage = coverage_of(model)
-    if not as_json:
+    key = load_private_key(given.sign, KeyKind.SIGNING, given.passphrase_file) if given.sign is not None else None
+    shapes = parse_shapes(given.shape or [])
+    passes = parse_passes(given.pass_ or [])
+    specs: dict[str, Any] = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
+    constants = parse_arrays(given.constant or [], "--constant", specs)
+    coverage = coverage_of(given.model)
+    if not given.as_json:
         _print_coverage(coverage)
     with Steps() as steps:
         module = compiler.compile(
-            model,
-            target,
+            given.model,
+            given.target,
             shapes=shapes or None,
-            sizes=parse_sizes(sizes or []) or None,
+            sizes=parse_sizes(given.sizes or []) or None,
             constants=constants or None,
-            outputs=outputs.split(",") if outputs is not None else None,
-            state=parse_state(state or []),
-            precision=precision,
-            sequences=sequences,
-            cache=cache,
-            calibration=calibration,
-            threads=threads,
+            outputs=given.outputs.split(",") if given.outputs is not None else None,
+            state=parse_state(given.state or []),
+            precision=given.precision,
+            sequences=given.sequences,
+            cache=given.cache,
+            calibration=given.calibration,
+            threads=given.threads,
             passes=passes or None,
-            dump=dump,
-            verify=verify,
+            dump=given.dump,
+            verify=given.verify,
             progress=steps,
         )
         steps("write")
         module.export(path, sign_key=key)
     summary = summarize(module, path, coverage, steps.seconds)
-    if as_json:
+    if given.as_json:
         print_json(summary.to_dict())
     else:
         _print_summary(summary)

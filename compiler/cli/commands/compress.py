@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Compress a model by a recipe of steps and compile it.
 
@@ -37,73 +39,68 @@ tensorwright.compress(net, recipe, evaluate=...).
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compress", help=HELP)(_compress)
+    app.command("compress", help=HELP)(command_of(_Options, _compress))
 
 
-def _compress(
-    model: options.ModelPath,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: options.ModelPath
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="A YAML file, or STEP -> STEP.")
-    ] = None,
+    ] = None
     variants: Annotated[
         Path | None,
         typer.Option(
             "--variants", metavar="DIR", help="Write a folder of variants for a server, in place of one module."
         ),
-    ] = None,
+    ] = None
     variant: Annotated[
         list[str] | None,
         typer.Option(
             "--variant", metavar="NAME", help="One of them, or NAME=RECIPE; float32, bf16 and int8 if not given."
         ),
-    ] = None,
-    samples: options.Samples = None,
-    output: options.ModuleOutput = None,
-    target: options.TargetName = "host",
-    shape: options.ModelShapes = None,
-    constant: options.Constants = None,
-    max_drop: Annotated[
-        float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")
-    ] = 0.01,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    samples: options.Samples = None
+    output: options.ModuleOutput = None
+    target: options.TargetName = "host"
+    shape: options.ModelShapes = None
+    constant: options.Constants = None
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
+        0.01
+    )
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
+    threads: options.Threads = None
+    as_json: options.Json = False
+
+
+def _compress(given: _Options) -> None:
     import compiler
     from compiler.cli.compression import compress_to_file, variants_to_folder
     from compiler.errors import OptionError
 
-    if (recipe is None) == (variants is None):
+    if (given.recipe is None) == (given.variants is None):
         raise OptionError(
             "give either --recipe or --variants", "--variants DIR --variant small='factorize -> quantize'"
         )
-    if variants is not None:
-        if output is not None or report is not None:
+    if given.variants is not None:
+        if given.output is not None or given.report is not None:
             raise OptionError("--output and --report are for --recipe", "a folder of variants has its variants.json")
         variants_to_folder(
-            model,
-            variants,
-            variant,
-            samples=samples,
-            target=target,
-            shape=shape,
-            constant=constant,
-            max_drop=max_drop,
-            threads=threads,
-            as_json=as_json,
+            given.model,
+            given.variants,
+            given.variant,
+            samples=given.samples,
+            target=given.target,
+            shape=given.shape,
+            constant=given.constant,
+            max_drop=given.max_drop,
+            threads=given.threads,
+            as_json=given.as_json,
         )
         return
     compress_to_file(
         compiler.compress,
-        model,
-        samples=samples,
-        output=output,
-        report=report,
-        target=target,
-        shape=shape,
-        constant=constant,
-        threads=threads,
-        as_json=as_json,
-        recipe=recipe,
-        max_drop=max_drop,
+        given,
+        recipe=given.recipe,
+        max_drop=given.max_drop,
     )

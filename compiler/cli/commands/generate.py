@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import generation, options
+from compiler.cli.option_sets import command_of
 
 HELP = """Continue a text, or answer a message, with a compiled language model.
 
@@ -41,67 +42,70 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("generate", help=HELP)(_generate)
+    app.command("generate", help=HELP)(command_of(_Options, _generate))
 
 
-def _generate(
-    module: options.ModulePath,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    module: options.ModulePath
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input if not given.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
-    inputs: options.Inputs = None,
-    images: generation.Images = None,
-    audio: generation.AudioFile = None,
-    language: generation.Language = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without the chat template.")] = False,
-    max_new_tokens: generation.MaxNewTokens = 256,
-    temperature: generation.Temperature = 0.0,
-    top_k: generation.TopK = 0,
-    top_p: generation.TopP = 1.0,
-    min_p: generation.MinP = 0.0,
-    repetition_penalty: generation.RepetitionPenalty = 1.0,
-    stop: generation.Stop = None,
-    seed: generation.Seed = None,
-    speculative: generation.Speculative = 0,
-    draft: generation.Draft = None,
-    json_schema: generation.JsonSchema = None,
-    grammar: generation.GrammarFile = None,
-    regex: generation.Regex = None,
-    threads: options.Threads = None,
-    trusted: options.TrustedKeys = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None
+    inputs: options.Inputs = None
+    images: generation.Images = None
+    audio: generation.AudioFile = None
+    language: generation.Language = None
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without the chat template.")] = False
+    max_new_tokens: generation.MaxNewTokens = 256
+    temperature: generation.Temperature = 0.0
+    top_k: generation.TopK = 0
+    top_p: generation.TopP = 1.0
+    min_p: generation.MinP = 0.0
+    repetition_penalty: generation.RepetitionPenalty = 1.0
+    stop: generation.Stop = None
+    seed: generation.Seed = None
+    speculative: generation.Speculative = 0
+    draft: generation.Draft = None
+    json_schema: generation.JsonSchema = None
+    grammar: generation.GrammarFile = None
+    regex: generation.Regex = None
+    threads: options.Threads = None
+    trusted: options.TrustedKeys = None
+    as_json: options.Json = False
+
+
+def _generate(given: _Options) -> None:
     from compiler.cli.arguments import parse_arrays
     from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module
     from compiler.generation import load
 
-    check_is_module(module)
+    check_is_module(given.module)
     chosen = generation.generation_options(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-        speculative=speculative,
-        grammar=generation.grammar_of(json_schema, grammar, regex),
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
+        stop=given.stop,
+        seed=given.seed,
+        speculative=given.speculative,
+        grammar=generation.grammar_of(given.json_schema, given.grammar, given.regex),
     )
-    model = load(module, threads=threads, trusted_keys=trusted or None, draft=draft)
-    if audio is not None and prompt is None:
-        _transcribe(model, audio, language, chosen, as_json=as_json)
+    model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
+    if given.audio is not None and given.prompt is None:
+        _transcribe(model, given.audio, given.language, chosen, as_json=given.as_json)
         return
-    text = prompt if prompt is not None else _standard_input()
-    templated = bool(text) and not raw and model.description.chat_template is not None
-    asked: Any = _messages(text, system, len(images or ())) if templated else text
+    text = given.prompt if given.prompt is not None else _standard_input()
+    templated = bool(text) and not given.raw and model.description.chat_template is not None
+    asked: Any = _messages(text, given.system, len(given.images or ())) if templated else text
     specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}
-    read = parse_arrays(inputs, "--input", specs) if inputs else None
-    media: dict[str, Any] = {"inputs": read, "images": images or None, "audio": audio}
-    result = model.generate(asked, chosen, stream=None if as_json else _write, **media)
-    if as_json:
+    read = parse_arrays(given.inputs, "--input", specs) if given.inputs else None
+    media: dict[str, Any] = {"inputs": read, "images": given.images or None, "audio": given.audio}
+    result = model.generate(asked, chosen, stream=None if given.as_json else _write, **media)
+    if given.as_json:
         rates = {
             "prompt_tokens_per_second": result.prompt_tokens_per_second,
             "decode_tokens_per_second": result.decode_tokens_per_second,

@@ -12,7 +12,7 @@ from compiler.cli import options
 
 
 class Kind(str, Enum):
-    """`KeyKind`, without what it takes to import that."""
+    """The values of `KeyKind`, whose import is slow."""
 
     SIGNING = "signing"
     CONNECTION = "connection"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 _SHOWN = 15
 
@@ -37,27 +38,30 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("profile", help=HELP)(_profile)
+    app.command("profile", help=HELP)(command_of(_Options, _profile))
 
 
-def _profile(
-    file: options.AnyPath,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    file: options.AnyPath
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write the page, the trace and the JSON there.")
-    ] = None,
-    inputs: options.Inputs = None,
-    shape: options.RunShapes = None,
-    runs: options.Runs = None,
-    seconds: options.Seconds = 3.0,
-    threads: options.Threads = None,
-    target: options.TargetName = "host",
-    everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False,
+    ] = None
+    inputs: options.Inputs = None
+    shape: options.RunShapes = None
+    runs: options.Runs = None
+    seconds: options.Seconds = 3.0
+    threads: options.Threads = None
+    target: options.TargetName = "host"
+    everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False
     compare: Annotated[
         Path | None,
         typer.Option("--compare", metavar="FILE", help="Another module, model or profile.json to compare with."),
-    ] = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    as_json: options.Json = False
+
+
+def _profile(given: _Options) -> None:
     import compiler
     from compiler.cli.output import print_json
     from compiler.cli.paths import check_writable_folder
@@ -65,28 +69,33 @@ def _profile(
     from compiler.cli.sources import prepare
     from compiler.profiling.difference import differences, layer_times, read_profile
 
-    if output is not None:
-        check_writable_folder(output)
+    if given.output is not None:
+        check_writable_folder(given.output)
 
     def measured(path: Path) -> Any:
-        prepared = prepare(path, target, shape, inputs, threads)
+        prepared = prepare(path, given.target, given.shape, given.inputs, given.threads)
         with Steps() as steps:
             steps("measure")
             return compiler.profile(
-                prepared.source, prepared.inputs, runs=runs, seconds=seconds, threads=threads, sizes=prepared.sizes
+                prepared.source,
+                prepared.inputs,
+                runs=given.runs,
+                seconds=given.seconds,
+                threads=given.threads,
+                sizes=prepared.sizes,
             )
 
-    other = read_profile(compare) if compare is not None and compare.suffix == ".json" else None
-    profile = measured(file)
-    if compare is not None and other is None:
-        other = measured(compare).to_dict()
-    paths = profile.save(output) if output is not None else {}
+    other = read_profile(given.compare) if given.compare is not None and given.compare.suffix == ".json" else None
+    profile = measured(given.file)
+    if given.compare is not None and other is None:
+        other = measured(given.compare).to_dict()
+    paths = profile.save(given.output) if given.output is not None else {}
     compared = differences(layer_times(profile), layer_times(other)) if other is not None else []
-    if as_json:
+    if given.as_json:
         beside = {"compared": [asdict(each) for each in compared]} if other is not None else {}
         print_json({**profile.to_dict(), **beside, "files": paths})
         return
-    limit = None if everything else _SHOWN
+    limit = None if given.everything else _SHOWN
     if other is not None:
         _print_comparison(profile.latency.p50, other["latency"]["p50"], compared, limit)
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Send a module to a device server, which switches to it only after it proved itself there.
 
@@ -38,25 +39,28 @@ them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("push", help=HELP)(_push)
+    app.command("push", help=HELP)(command_of(_Options, _push))
 
 
-def _push(
-    module: options.ModulePath,
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The device server.", show_default=False)],
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="How many runs to measure.")] = 20,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    module: options.ModulePath
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The device server.", show_default=False)]
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="How many runs to measure.")] = 20
     run_seconds: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long the reference run may take there.")
-    ] = 600,
-    key: options.ConnectionKey = None,
+    ] = 600
+    key: options.ConnectionKey = None
     device_key: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The X25519 public key of the server.", show_default=False),
-    ] = None,
-    trusted: options.TrustedKeys = None,
-    passphrase_file: options.PassphraseFile = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    trusted: options.TrustedKeys = None
+    passphrase_file: options.PassphraseFile = None
+    as_json: options.Json = False
+
+
+def _push(given: _Options) -> None:
     from compiler.cli.output import print_facts, print_json, print_note
     from compiler.cli.passphrases import load_credentials
     from compiler.cli.paths import check_is_module
@@ -65,30 +69,31 @@ def _push(
     from compiler.device.push import push
     from compiler.reports.formatting import format_seconds
 
-    check_is_module(module)
-    credentials = load_credentials(key, device_key, passphrase_file)
+    check_is_module(given.module)
+    credentials = load_credentials(given.key, given.device_key, given.passphrase_file)
     with Steps() as steps:
         result = push(
-            module,
-            address,
+            given.module,
+            given.address,
             credentials=credentials,
-            trusted_keys=trusted or None,
-            runs=runs,
-            run_seconds=run_seconds,
+            trusted_keys=given.trusted or None,
+            runs=given.runs,
+            run_seconds=given.run_seconds,
             progress=steps,
         )
-    if credentials is None and not is_loopback(address):
+    if credentials is None and not is_loopback(given.address):
         print_note(
-            f"the connection to {address} was not encrypted, and the server not authenticated (--key, --device-key)"
+            f"the connection to {given.address} was not encrypted, and the server not authenticated "
+            "(--key, --device-key)"
         )
     if result.moved_aside:
-        print_note(f"{address}: {result.moved_aside}")
-    if as_json:
+        print_note(f"{given.address}: {result.moved_aside}")
+    if given.as_json:
         print_json(asdict(result))
         return
     print_facts(
         [
-            ("active", f"{result.active[:16]} at {address}"),
+            ("active", f"{result.active[:16]} at {given.address}"),
             ("before", result.replaced[:16] if result.replaced else "none"),
             ("reference run", f"largest difference {result.difference:.3g}"),
             ("latency p50", format_seconds(result.p50_milliseconds / 1000)),

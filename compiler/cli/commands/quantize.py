@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Quantize a model and compile it.
 
@@ -41,64 +43,59 @@ For a metric of your own use tensorwright.quantize(model, samples, evaluate=...)
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("quantize", help=HELP)(_quantize)
+    app.command("quantize", help=HELP)(command_of(_Options, _quantize))
 
 
-def _quantize(
-    model: options.ModelPath,
-    samples: options.Samples = None,
-    scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8",
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: options.ModelPath
+    samples: options.Samples = None
+    scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8"
     group: Annotated[
         int, typer.Option(metavar="COUNT", help="Weight-only schemes: how many weights share a scale, 16 to 256.")
-    ] = 64,
-    output: options.ModuleOutput = None,
-    target: options.TargetName = "host",
-    shape: options.ModelShapes = None,
-    constant: options.Constants = None,
-    max_drop: Annotated[
-        float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")
-    ] = 0.01,
+    ] = 64
+    output: options.ModuleOutput = None
+    target: options.TargetName = "host"
+    shape: options.ModelShapes = None
+    constant: options.Constants = None
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
+        0.01
+    )
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How ranges are chosen: min-max, percentile, entropy or mse.")
-    ] = "mse",
+    ] = "mse"
     decide: Annotated[
         str,
         typer.Option(
             metavar="HOW",
             help="How layers that are faster in float are found: predicted, measured, or a file of --precisions.",
         ),
-    ] = "predicted",
+    ] = "predicted"
     keep_slower: Annotated[
         bool,
         typer.Option("--keep-slower", help="Keep layers quantized that are slower that way, to reduce the size."),
-    ] = False,
+    ] = False
     precisions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write there which layers are quantized (.json)."),
-    ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
+    threads: options.Threads = None
+    as_json: options.Json = False
+
+
+def _quantize(given: _Options) -> None:
     import compiler
     from compiler.cli.compression import compress_to_file
 
     compress_to_file(
         compiler.quantize,
-        model,
-        samples=samples,
-        output=output,
-        report=report,
-        target=target,
-        shape=shape,
-        constant=constant,
-        threads=threads,
-        as_json=as_json,
-        scheme=scheme,
-        group=group,
-        max_drop=max_drop,
-        method=method,
-        decide=decide,
-        keep_slower=keep_slower,
-        precisions=precisions,
+        given,
+        scheme=given.scheme,
+        group=given.group,
+        max_drop=given.max_drop,
+        method=given.method,
+        decide=given.decide,
+        keep_slower=given.keep_slower,
+        precisions=given.precisions,
     )

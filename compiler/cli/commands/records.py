@@ -108,7 +108,7 @@ def _print(lines: Any, targets: Any) -> None:
 
 
 def _print_coverage(lines: Any, targets: Any) -> None:
-    """Which targets have records, and by which measure."""
+    """Print which targets have records, and the measure of each."""
     from compiler.cli.output import print_table
 
     rows = [
@@ -121,7 +121,7 @@ def _print_coverage(lines: Any, targets: Any) -> None:
 
 
 def _print_models(models: Any, targets: Any) -> None:
-    """What was chosen for whole models, and what it gave."""
+    """Print the settings chosen for whole models, and their gain."""
     from compiler.cli.output import print_table
 
     rows = []

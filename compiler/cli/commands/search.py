@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
 
@@ -35,11 +37,12 @@ tensorwright.search(net, budget, train=..., evaluate=...).
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("search", help=HELP)(_search)
+    app.command("search", help=HELP)(command_of(_Options, _search))
 
 
-def _search(
-    model: options.ModelPath,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: options.ModelPath
     budget: Annotated[
         list[str],
         typer.Option(
@@ -48,33 +51,35 @@ def _search(
             metavar="NAME=LIMIT",
             help="A limit: ms, mb (parameters), peak_mb (activations), cycles or sram_kb. Repeat for others.",
         ),
-    ],
+    ]
     space: Annotated[
         Path | None, typer.Option("--space", metavar="FILE", help="A YAML file that says what may be changed.")
-    ] = None,
-    samples: options.Samples = None,
-    output: options.ModuleOutput = None,
-    target: options.TargetName = "host",
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to score.")] = 64,
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="What proposes candidates: nsga2 or tpe.")] = "nsga2",
-    seed: Annotated[int, typer.Option(metavar="N", help="Another one searches in another order.")] = 0,
+    ] = None
+    samples: options.Samples = None
+    output: options.ModuleOutput = None
+    target: options.TargetName = "host"
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to score.")] = 64
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="What proposes candidates: nsga2 or tpe.")] = "nsga2"
+    seed: Annotated[int, typer.Option(metavar="N", help="Another one searches in another order.")] = 0
     storage: Annotated[
         Path | None,
         typer.Option("--storage", metavar="FILE", help="Keep candidates there; a search that was stopped goes on."),
-    ] = None,
+    ] = None
     family: Annotated[
         Path | None,
         typer.Option("--family", metavar="DIR", help="Write a small, a middle and a large net there, for a server."),
-    ] = None,
+    ] = None
     max_drop: Annotated[
         float | None, typer.Option(metavar="SHARE", help="How far the score may drop; no limit if not given.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None,
-    shape: options.ModelShapes = None,
-    constant: options.Constants = None,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = None
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
+    shape: options.ModelShapes = None
+    constant: options.Constants = None
+    threads: options.Threads = None
+    as_json: options.Json = False
+
+
+def _search(given: _Options) -> None:
     import compiler
     from compiler.cli.arguments import load_archive, parse_arrays, parse_numbers, parse_shapes
     from compiler.cli.output import print_json, print_line
@@ -82,33 +87,33 @@ def _search(
     from compiler.cli.progress import Steps
     from compiler.inspection.model_inspection import model_inputs
 
-    path = output if output is not None else Path(model.with_suffix(".twm").name)
+    path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)
     check_writable(path)
-    check_report(report, (".html", ".json"))
-    limits = parse_numbers(budget, "--budget")
-    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    check_report(given.report, (".html", ".json"))
+    limits = parse_numbers(given.budget, "--budget")
+    specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     with Steps() as steps:
         found = compiler.search(
-            model,
+            given.model,
             limits,
-            space=space,
-            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
-            target=target,
-            trials=trials,
-            sampler=sampler,
-            seed=seed,
-            storage=storage,
-            max_drop=max_drop,
-            shapes=parse_shapes(list(shape or [])) or None,
-            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
-            threads=threads,
+            space=given.space,
+            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
+            target=given.target,
+            trials=given.trials,
+            sampler=given.sampler,
+            seed=given.seed,
+            storage=given.storage,
+            max_drop=given.max_drop,
+            shapes=parse_shapes(list(given.shape or [])) or None,
+            constants=parse_arrays(list(given.constant or []), "--constant", specs) or None,
+            threads=given.threads,
             progress=steps,
         )
         found.module.export(path)
-        written = None if family is None else found.write_family(family)
-    if report is not None:
-        found.report.save(report)
-    if as_json:
+        written = None if given.family is None else found.write_family(given.family)
+    if given.report is not None:
+        found.report.save(given.report)
+    if given.as_json:
         variants = {} if written is None else {"family": written.to_dict()}
         print_json({"path": str(path), **found.report.to_dict(), **variants})
         return

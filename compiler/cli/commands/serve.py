@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
+
+if TYPE_CHECKING:
+    from compiler.serving.workers.options import WorkerOptions
 
 HELP = """Serve modules over HTTP: requests are batched, answered by worker processes that are replaced when they die.
 
@@ -42,7 +47,7 @@ API keys, unless it is told --insecure.
 
 
 class Engine(str, Enum):
-    """What runs the server."""
+    """The engine that runs the server's workers."""
 
     PROCESSES = "processes"
     RAY = "ray"
@@ -53,146 +58,169 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("serve", help=HELP)(_serve)
+    app.command("serve", help=HELP)(command_of(_Options, _serve))
 
 
-def _serve(
+@dataclass(frozen=True, kw_only=True)
+class _Options:
     modules: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME=]MODULE...", help="Modules (.twm), or folders of versions.", show_default=False),
-    ] = None,
+    ] = None
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE.yaml", help="A file that lists models and their options.")
-    ] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Worker processes; of Ray: replicas.")] = 1,
-    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or Ray Serve.")] = Engine.PROCESSES,
+    ] = None
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8000
+    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Worker processes; of Ray: replicas.")] = 1
+    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or Ray Serve.")] = Engine.PROCESSES
     ray_address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; without, one is started here.")
-    ] = "",
+    ] = ""
     max_workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Ray: scale by load from --workers to N replicas.")
-    ] = None,
-    replica_cores: Annotated[int, typer.Option(min=1, metavar="N", help="Ray: cores of a replica.")] = 1,
+    ] = None
+    replica_cores: Annotated[int, typer.Option(min=1, metavar="N", help="Ray: cores of a replica.")] = 1
     multiplexed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Ray: a replica loads models on demand, N at once; 0: all at start.")
-    ] = 0,
+    ] = 0
     placement: Annotated[
         bool, typer.Option("--placement", help="Ray: only on nodes with the processor features of the modules.")
-    ] = False,
+    ] = False
     api_keys: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="API keys of clients, one a line; TENSORWRIGHT_API_KEYS adds others, separated by commas.",
         ),
-    ] = None,
+    ] = None
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Answer everyone on an address that is not this machine's own.")
-    ] = False,
-    max_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows of a batch at most.")] = 32,
-    min_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that a batch waits for.")] = 1,
-    max_wait: Annotated[float, typer.Option(min=0, metavar="MS", help="How long it waits for them.")] = 0.0,
-    max_queue: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that may wait; more are refused.")] = 1024,
+    ] = False
+    max_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows of a batch at most.")] = 32
+    min_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that a batch waits for.")] = 1
+    max_wait: Annotated[float, typer.Option(min=0, metavar="MS", help="How long it waits for them.")] = 0.0
+    max_queue: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that may wait; more are refused.")] = 1024
     latency: Annotated[
         float | None, typer.Option(min=0.001, metavar="MS", help="Deadline of requests that name none.")
-    ] = None,
-    threads: options.Threads = None,
+    ] = None
+    threads: options.Threads = None
     runners: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs of a model at once; by the cores if not given.")
-    ] = None,
+    ] = None
     exact_cache: Annotated[
         float | None, typer.Option(min=0.001, metavar="MB", help="Keep answers to equal requests, so many MB of them.")
-    ] = None,
+    ] = None
     tokenizer: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A tokenizer.json, for the embeddings route, where the module has none."),
-    ] = None,
-    access_log: Annotated[
-        str, typer.Option(metavar="FILE", help="A line for each request; - for standard output.")
-    ] = "",
-    max_request: Annotated[float, typer.Option(min=0.001, metavar="MB", help="Largest request.")] = 64.0,
-    request_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="For a request to arrive.")] = 30.0,
-    drain: Annotated[float, typer.Option(min=0, metavar="S", help="For requests to end at shutdown.")] = 30.0,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM; the server then speaks TLS.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the certificate's private key.")] = None,
+    ] = None
+    access_log: Annotated[str, typer.Option(metavar="FILE", help="A line for each request; - for standard output.")] = (
+        ""
+    )
+    max_request: Annotated[float, typer.Option(min=0.001, metavar="MB", help="Largest request.")] = 64.0
+    request_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="For a request to arrive.")] = 30.0
+    drain: Annotated[float, typer.Option(min=0, metavar="S", help="For requests to end at shutdown.")] = 30.0
+    tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the server then speaks TLS.")] = (
+        None
+    )
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the certificate's private key.")] = None
     tls_key_password: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the password of an encrypted private key.")
-    ] = None,
+    ] = None
     tls_client_ca: Annotated[
         Path | None, typer.Option(metavar="FILE", help="PEM; clients need a certificate signed by it.")
-    ] = None,
+    ] = None
     price: Annotated[
         float, typer.Option(min=0, metavar="PRICE", help="Of a core for an hour, for the metrics of costs.")
-    ] = 0.0,
+    ] = 0.0
     traces: Annotated[
         bool, typer.Option("--traces", help="Let requests ask for a profile of the kernels (costs several runs).")
-    ] = False,
+    ] = False
     otlp: Annotated[
         str, typer.Option(metavar="URL", help="Send spans there: an OpenTelemetry collector, OTLP over HTTP.")
-    ] = "",
-) -> None:
+    ] = ""
+
+
+def _serve(given: _Options) -> None:
     from compiler.cli.output import print_line
     from compiler.errors import OptionError
     from compiler.serving.app.api_keys import read_api_keys
-    from compiler.serving.workers.options import WorkerOptions
     from compiler.serving.workers.supervisor import serve
 
-    keys = read_api_keys(api_keys)
-    local = host in _LOOPBACK
-    if not local and not keys and not insecure:
+    keys = read_api_keys(given.api_keys)
+    local = given.host in _LOOPBACK
+    if not local and not keys and not given.insecure:
         raise OptionError(
-            f"without API keys, everyone who reaches {host} could use the server",
+            f"without API keys, everyone who reaches {given.host} could use the server",
             "give --api-keys FILE, or --insecure",
         )
-    if not modules and config is None:
+    if not given.modules and given.config is None:
         raise OptionError("there is nothing to serve", "give a module, or --config FILE")
-    batch = {
-        "max_batch_size": max_batch_size,
-        "min_batch_size": min_batch_size,
-        "max_wait_ms": max_wait,
-        "max_queue": max_queue,
-    }
-    common: dict[str, Any] = {"batch": batch, "threads": threads, "runners": runners, "latency_ms": latency}
-    if exact_cache is not None:
-        common["exact_cache"] = {"max_bytes": int(exact_cache * 1e6)}
-    if tokenizer is not None:
-        common["text"] = {"tokenizer": str(tokenizer)}
-    http = {
-        "drain_seconds": drain,
-        "certificate": _path(tls_certificate),
-        "private_key": _path(tls_key),
-        "private_key_password_file": _path(tls_key_password),
-        "client_ca": _path(tls_client_ca),
-    }
-    served = WorkerOptions(
-        models=tuple({**_named(each), **common} for each in modules or ()),
-        configuration=None if config is None else str(config),
-        workers=workers,
-        key_digests=keys,
-        local_only=local,
-        http=http,
-        limits={"max_request_bytes": int(max_request * 1e6), "body_seconds": request_seconds},
-        access_log=access_log,
-        price=price,
-        traces=traces,
-        otlp=otlp,
-    )
-    if engine is Engine.RAY:
+    served = _worker_options(given, keys, local)
+    if given.engine is Engine.RAY:
         from compiler.serving.ray.command import RayFlags, serve_command
 
-        flags = RayFlags(ray_address, max_workers, replica_cores, multiplexed, placement)
-        serve_command(served, flags, host, port, drain, started=lambda url: print_line(f"serving on {url}"))
+        flags = RayFlags(given.ray_address, given.max_workers, given.replica_cores, given.multiplexed, given.placement)
+        serve_command(
+            served, flags, given.host, given.port, given.drain, started=lambda url: print_line(f"serving on {url}")
+        )
         return
-    if ray_address or max_workers is not None or replica_cores != 1 or multiplexed or placement:
+    if (
+        given.ray_address
+        or given.max_workers is not None
+        or given.replica_cores != 1
+        or given.multiplexed
+        or given.placement
+    ):
         raise OptionError(
             "--ray-address, --max-workers, --replica-cores, --multiplexed and --placement are options of Ray",
             "give --engine ray",
         )
-    serve(served, host, port, drain_seconds=drain, started=lambda url: print_line(f"serving on {url}"))
+    serve(
+        served, given.host, given.port, drain_seconds=given.drain, started=lambda url: print_line(f"serving on {url}")
+    )
+
+
+def _worker_options(given: _Options, keys: tuple[bytes, ...], local: bool) -> WorkerOptions:
+    from compiler.serving.workers.options import WorkerOptions
+
+    batch = {
+        "max_batch_size": given.max_batch_size,
+        "min_batch_size": given.min_batch_size,
+        "max_wait_ms": given.max_wait,
+        "max_queue": given.max_queue,
+    }
+    common: dict[str, Any] = {
+        "batch": batch,
+        "threads": given.threads,
+        "runners": given.runners,
+        "latency_ms": given.latency,
+    }
+    if given.exact_cache is not None:
+        common["exact_cache"] = {"max_bytes": int(given.exact_cache * 1e6)}
+    if given.tokenizer is not None:
+        common["text"] = {"tokenizer": str(given.tokenizer)}
+    http = {
+        "drain_seconds": given.drain,
+        "certificate": _path(given.tls_certificate),
+        "private_key": _path(given.tls_key),
+        "private_key_password_file": _path(given.tls_key_password),
+        "client_ca": _path(given.tls_client_ca),
+    }
+    return WorkerOptions(
+        models=tuple({**_named(each), **common} for each in given.modules or ()),
+        configuration=None if given.config is None else str(given.config),
+        workers=given.workers,
+        key_digests=keys,
+        local_only=local,
+        http=http,
+        limits={"max_request_bytes": int(given.max_request * 1e6), "body_seconds": given.request_seconds},
+        access_log=given.access_log,
+        price=given.price,
+        traces=given.traces,
+        otlp=given.otlp,
+    )
 
 
 def _path(path: Path | None) -> str | None:

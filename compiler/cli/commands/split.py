@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
 
 HELP = """Cut a model between a client and a server where both and the network take the least time.
 
@@ -33,31 +35,34 @@ server/1/model.twm, which `tensorwright serve` serves, and split.json.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("split", help=HELP)(_split)
+    app.command("split", help=HELP)(command_of(_Options, _split))
 
 
-def _split(
-    model: options.ModelPath,
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    model: options.ModelPath
     bandwidth: Annotated[
         str, typer.Option(metavar="RATE", help="Of the network: 10Mbit, 1Gbit, 500kbit, or bytes as in 2MB.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where both halves go.")],
-    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a round trip: 20ms, 0.1s.")] = "0ms",
-    client_target: Annotated[str, typer.Option(metavar="NAME", help="The client's machine.")] = "host",
-    server_target: Annotated[str, typer.Option(metavar="NAME", help="The server's machine.")] = "host",
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where both halves go.")]
+    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a round trip: 20ms, 0.1s.")] = "0ms"
+    client_target: Annotated[str, typer.Option(metavar="NAME", help="The client's machine.")] = "host"
+    server_target: Annotated[str, typer.Option(metavar="NAME", help="The server's machine.")] = "host"
     wire: Annotated[
         list[str] | None, typer.Option(metavar="TYPE", help="float32, float16 or int8; all if not given.")
-    ] = None,
-    at: Annotated[str | None, typer.Option(metavar="NODE", help="Cut after this node.")] = None,
-    samples: options.Samples = None,
+    ] = None
+    at: Annotated[str | None, typer.Option(metavar="NODE", help="Cut after this node.")] = None
+    samples: options.Samples = None
     max_drop: Annotated[
         float, typer.Option(metavar="SHARE", help="How far the cosine similarity may drop by the wire's type.")
-    ] = 0.01,
-    shape: options.ModelShapes = None,
-    constant: options.Constants = None,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = 0.01
+    shape: options.ModelShapes = None
+    constant: options.Constants = None
+    threads: options.Threads = None
+    as_json: options.Json = False
+
+
+def _split(given: _Options) -> None:
     from dataclasses import asdict
 
     import compiler
@@ -68,34 +73,34 @@ def _split(
     from compiler.inspection.model_inspection import model_inputs
     from compiler.splitting.quantities import bits_per_second, seconds
 
-    specs = {each.name: each for each in model_inputs(model)} if constant else {}
-    rate, delay = bits_per_second(bandwidth), seconds(latency)
-    server = output / "server" / "1"
+    specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
+    rate, delay = bits_per_second(given.bandwidth), seconds(given.latency)
+    server = given.output / "server" / "1"
     try:
         server.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{server} cannot be made: {error}") from error
     with Steps() as steps:
         result = compiler.split(
-            model,
+            given.model,
             bandwidth=rate,
             latency=delay,
-            client_target=client_target,
-            server_target=server_target,
-            wires=wire or ("float32", "float16", "int8"),
-            at=at,
-            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
-            max_drop=max_drop,
-            shapes=parse_shapes(list(shape or [])) or None,
-            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
-            threads=threads,
+            client_target=given.client_target,
+            server_target=given.server_target,
+            wires=given.wire or ("float32", "float16", "int8"),
+            at=given.at,
+            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
+            max_drop=given.max_drop,
+            shapes=parse_shapes(list(given.shape or [])) or None,
+            constants=parse_arrays(list(given.constant or []), "--constant", specs) or None,
+            threads=given.threads,
             progress=steps,
         )
-    result.client.export(output / "client.twm")
+    result.client.export(given.output / "client.twm")
     result.server.export(server / "model.twm")
-    result.report.save(output / "split.json")
-    if as_json:
+    result.report.save(given.output / "split.json")
+    if given.as_json:
         print_json(asdict(result.report))
         return
     print_line(str(result.report))
-    print_line(f"wrote {output}/client.twm, {server}/model.twm, {output}/split.json")
+    print_line(f"wrote {given.output}/client.twm, {server}/model.twm, {given.output}/split.json")

@@ -33,7 +33,7 @@ CHECK_HELP = """Run the conformance suite on a target, yours or ours, and say wh
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command and what is below it."""
+    """Add the command and its subcommands."""
     group = typer.Typer(help=HELP, invoke_without_command=True, rich_markup_mode="rich")
     group.callback(invoke_without_command=True)(_targets)
     group.command("check", help=CHECK_HELP)(_check)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.option_sets import command_of
+
+if TYPE_CHECKING:
+    from compiler.tuning.result import NetworkResult, TuneResult
 
 HELP = """Find fast configurations for a model's kernels by measuring them.
 
@@ -39,16 +44,17 @@ lost, and the next run goes on from there.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("tune", help=HELP)(_tune)
+    app.command("tune", help=HELP)(command_of(_Options, _tune))
 
 
-def _tune(
+@dataclass(frozen=True, kw_only=True)
+class _Options:
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL", help="As for `compile`; left out with --take.", show_default=False)
-    ] = None,
-    target: options.TargetName = "host",
-    shape: options.ModelShapes = None,
-    constant: options.Constants = None,
+    ] = None
+    target: options.TargetName = "host"
+    shape: options.ModelShapes = None
+    constant: options.Constants = None
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,62 +62,64 @@ def _tune(
             help="Measure there: an RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. "
             "This machine if not given.",
         ),
-    ] = None,
-    key: options.ConnectionKey = None,
+    ] = None
+    key: options.ConnectionKey = None
     device_key: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE", help="The X25519 public key of the device's server: one for all, or one per device."
         ),
-    ] = None,
-    passphrase_file: options.PassphraseFile = None,
-    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configurations to measure.")] = None,
+    ] = None
+    passphrase_file: options.PassphraseFile = None
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configurations to measure.")] = None
     time_budget: Annotated[
         str | None,
         typer.Option(
             metavar="TIME", help="How long to search: 90s, 10m, 1h. 10m if neither this nor --trials is given."
         ),
-    ] = None,
+    ] = None
     records: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder of records; the user's own if not given.")
-    ] = None,
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32",
-    threads: options.Threads = None,
+    ] = None
+    precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32"
+    threads: options.Threads = None
     timing: Annotated[
         str,
         typer.Option(
             metavar="HOW",
             help="parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
         ),
-    ] = "auto",
+    ] = "auto"
     measure: Annotated[
         str,
         typer.Option(
             metavar="HOW",
             help="timed: on a device or here; modelled: computed from the generated code; auto: timed where possible.",
         ),
-    ] = "auto",
+    ] = "auto"
     sram: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE", help="Accelerators: keep the network to so much SRAM (192KiB); its cycles are minimized."
         ),
-    ] = None,
-    cost_model: Annotated[str, typer.Option(metavar="NAME", help="The model that ranks configurations.")] = "xgboost",
-    search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configurations.")] = "evolutionary",
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the search.")] = 0,
+    ] = None
+    cost_model: Annotated[str, typer.Option(metavar="NAME", help="The model that ranks configurations.")] = "xgboost"
+    search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configurations.")] = "evolutionary"
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the search.")] = 0
     pack: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="Write candidates and a program that times them into a new folder: graphics processors."
         ),
-    ] = None,
+    ] = None
     take: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Import results.json, which the program of a pack wrote.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None,
-    as_json: options.Json = False,
-) -> int:
+    ] = None
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None
+    as_json: options.Json = False
+
+
+def _tune(given: _Options) -> int:
     import compiler
     from compiler.cli.arguments import parse_arrays, parse_bytes, parse_duration, parse_shapes
     from compiler.cli.exit_codes import EXIT_INTERRUPTED
@@ -120,49 +128,62 @@ def _tune(
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.inspection.model_inspection import model_inputs
 
-    check_report(report, (".html",))
-    _check_kind(model, pack, take)
-    if take is not None:
-        return _take(take, target, records, as_json)
-    assert model is not None
-    given_shapes = parse_shapes(shape or []) or None
-    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
-    constants = parse_arrays(constant or [], "--constant", specs) or None
-    if pack is not None:
+    check_report(given.report, (".html",))
+    _check_kind(given.model, given.pack, given.take)
+    if given.take is not None:
+        return _take(given.take, given.target, given.records, given.as_json)
+    assert given.model is not None
+    given_shapes = parse_shapes(given.shape or []) or None
+    specs: dict[str, Any] = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
+    constants = parse_arrays(given.constant or [], "--constant", specs) or None
+    if given.pack is not None:
         imports = {"shapes": given_shapes, "constants": constants}
-        return _pack(model, target, pack, imports, as_json, trials=trials, records=records, precision=precision)
-    credentials = _credentials(device or [], key, device_key or [], passphrase_file)
+        return _pack(
+            given.model,
+            given.target,
+            given.pack,
+            imports,
+            given.as_json,
+            trials=given.trials,
+            records=given.records,
+            precision=given.precision,
+        )
+    credentials = _credentials(given.device or [], given.key, given.device_key or [], given.passphrase_file)
     with TuningDisplay() as display:
         result = compiler.tune(
-            model,
-            target,
-            trials=trials,
-            time_budget=parse_duration(time_budget) if time_budget is not None else None,
-            records=records,
-            devices=device or ["local"],
+            given.model,
+            given.target,
+            trials=given.trials,
+            time_budget=parse_duration(given.time_budget) if given.time_budget is not None else None,
+            records=given.records,
+            devices=given.device or ["local"],
             credentials=credentials,
             shapes=given_shapes,
             constants=constants,
-            precision=precision,
-            threads=threads,
-            timing=timing,
-            measure=measure,
-            memory_limit=parse_bytes(sram) if sram is not None else None,
-            cost_model=cost_model,
-            search=search,
-            seed=seed,
+            precision=given.precision,
+            threads=given.threads,
+            timing=given.timing,
+            measure=given.measure,
+            memory_limit=parse_bytes(given.sram) if given.sram is not None else None,
+            cost_model=given.cost_model,
+            search=given.search,
+            seed=given.seed,
             progress=display,
         )
-    if report is not None:
-        from compiler.artifact.storage import write_atomically
-        from compiler.tuning.plots import tuning_page
-
-        write_atomically(report, [tuning_page(result, model.stem).encode()])
-    if as_json:
+    if given.report is not None:
+        _write_report(given.report, result, given.model)
+    if given.as_json:
         print_json(result.to_dict())
     else:
         _print(result)
     return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+def _write_report(path: Path, result: TuneResult, model: Path) -> None:
+    from compiler.artifact.storage import write_atomically
+    from compiler.tuning.plots import tuning_page
+
+    write_atomically(path, [tuning_page(result, model.stem).encode()])
 
 
 def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> None:
@@ -255,8 +276,8 @@ def _credentials(
     return {device: load_credentials(private, each) for device, each in zip(devices, theirs, strict=True)}
 
 
-def _latency(result: Any) -> list[tuple[str, str]]:
-    """The line about whole runs, where they were measured."""
+def _latency(result: TuneResult) -> list[tuple[str, str]]:
+    """The line about the latency of whole runs, where it was measured."""
     from compiler.reports.formatting import format_seconds
 
     if result.latency is None:
@@ -265,12 +286,12 @@ def _latency(result: Any) -> list[tuple[str, str]]:
     return [("time per run", f"{format_seconds(before)} -> {format_seconds(after)} ({before / after:.2f} x)")]
 
 
-def _print_network(result: Any) -> None:
-    """Of an accelerator: the settings chosen, and what a run costs without and with them."""
+def _print_network(result: TuneResult, network: NetworkResult) -> None:
+    """Print the settings chosen for an accelerator, and the cost of a run without and with them."""
     from compiler.cli.output import print_facts, print_note, print_table
     from compiler.reports.formatting import format_bytes, format_cost, format_seconds
 
-    network, unit = result.network, result.measure.unit
+    unit = result.measure.unit
     if network.settings:
         print_table(("setting", "chosen"), [(name, str(value)) for name, value in network.settings.items()])
     parts = [name for name in ("accelerator", "processor") if name in network.after.parts]
@@ -294,14 +315,14 @@ def _print_network(result: Any) -> None:
         print_note("what was found so far is recorded, and the same command goes on from there")
 
 
-def _print(result: Any) -> None:
+def _print(result: TuneResult) -> None:
     from compiler.cli.output import print_facts, print_note, print_table
     from compiler.reports.formatting import format_seconds
 
     for problem in result.problems:
         print_note(problem)
     if result.network is not None:
-        _print_network(result)
+        _print_network(result, result.network)
         return
     rows = [
         (

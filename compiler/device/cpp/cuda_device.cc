@@ -65,7 +65,7 @@ class Stream {
   CudaHandle stream_ = nullptr, before_ = nullptr;
 };
 
-// What was launched on a stream, as one.
+// A CUDA graph of what was launched on a stream.
 class Graph {
  public:
   Graph(const CudaRuntime& cuda, CudaHandle stream, const std::function<void()>& run) : cuda_(cuda) {
@@ -226,7 +226,7 @@ std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t paramet
   throw Error(needs + "this machine has " + found, "compile it for this graphics processor");
 }
 
-// The list, and what is wrong with it after a 0.
+// The list of devices; where there is none, a 0 byte and the reason.
 std::string Devices() {
   std::string list, problem;
   try {

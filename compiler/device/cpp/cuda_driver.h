@@ -1,4 +1,4 @@
-// NVIDIA's driver, libcuda.so.1, as far as it says what there is. Loaded when it is asked for.
+// Queries NVIDIA's driver, libcuda.so.1, for devices. It is loaded on first use.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Where a module's kernels run: on the processor, or on a graphics processor with memory of its own.
+// The device that runs a module's kernels: the CPU, or a GPU with memory of its own.
 #pragma once
 
 #include <tvm/ffi/function.h>

@@ -1,4 +1,4 @@
-// For programs that cannot load the driver of a graphics processor: static ones.
+// For static programs, which cannot load a GPU's driver.
 #include "device.h"
 
 namespace tensorwright {

@@ -88,7 +88,7 @@ class ModuleSession {
       alive = Receive(kLongestData, &data);
       if (!alive) break;
       if (data.empty() || data.size() > left) problem = problem ? problem : EPROTO;
-      // What fails to be written is received all the same: the client listens once it has sent everything.
+      // After a write error the rest is received all the same: the client reads once it has sent everything.
       for (size_t done = 0; !problem && done < data.size();) {
         ssize_t count = write(file, data.data() + done, data.size() - done);
         if (count < 0 && errno != EINTR) problem = errno;
@@ -97,7 +97,7 @@ class ModuleSession {
       left -= std::min<uint64_t>(left, data.empty() ? left : data.size());
     }
     if (close(file) != 0 && !problem) problem = errno;
-    if (!alive) _exit(0);  // the client left in the middle
+    if (!alive) _exit(0);  // the client closed the connection midway
     if (problem) throw Error(std::string("the module could not be stored: ") + std::strerror(problem));
     return "";
   }

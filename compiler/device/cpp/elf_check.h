@@ -1,4 +1,4 @@
-// Is that machine code for this machine, and all of it?
+// Checks that a shared library is complete and built for this machine.
 #pragma once
 
 #include "file.h"

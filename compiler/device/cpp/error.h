@@ -1,4 +1,4 @@
-// What goes wrong, and the words for it.
+// Errors and their messages.
 #pragma once
 
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// Whole files in memory.
+// Reads whole files into memory.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The machine code of a module: a shared library in memory, made ready to be called.
+// The machine code of a module: a shared library in memory, loaded.
 #pragma once
 
 #include <tvm/ffi/extra/module.h>

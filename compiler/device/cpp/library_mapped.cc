@@ -1,4 +1,4 @@
-// Without the system's loader, which a static program does not have.
+// Loads libraries without the dynamic loader, which a static program does not have.
 #include "library.h"
 #include "mapped_code.h"
 #include "module_internal.h"

@@ -1,4 +1,4 @@
-// By the system's loader: from anonymous memory; from a temporary file where the system forbids that.
+// Loads libraries with the dynamic loader: from anonymous memory, or from a temporary file where that is forbidden.
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>

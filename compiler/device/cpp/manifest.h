@@ -1,4 +1,4 @@
-// What a module says of itself: the manifest of the Python package (artifact/manifest.py), as far as a run needs it.
+// A module's manifest, as far as a run needs it; the Python package has all of it (artifact/manifest.py).
 #pragma once
 
 #include <dlpack/dlpack.h>

@@ -149,7 +149,7 @@ class MappedCode::Image {
 
   const char* NameOf(const Symbol& symbol) const { return memory_.TextAt(uint64_t{tags_[DT_STRTAB]} + symbol.st_name); }
 
-  // No entry says how many symbols there are; the hash tables do.
+  // No entry says how many symbols there are; the hash tables tell.
   size_t SymbolCount() const {
     if (tags_[DT_HASH]) return memory_.At<const uint32_t>(tags_[DT_HASH], 2)[1];
     if (!gnu_hash_) throw Error("the module's code has no table of its names");

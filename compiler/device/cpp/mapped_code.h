@@ -1,4 +1,4 @@
-// Shared libraries without the system's loader.
+// Shared libraries without the dynamic loader.
 #pragma once
 
 #include <memory>

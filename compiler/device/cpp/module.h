@@ -1,4 +1,4 @@
-// A module ready to run.
+// A module, loaded and ready to run.
 #pragma once
 
 #include <tvm/ffi/extra/module.h>
@@ -20,7 +20,7 @@ class Module {
  public:
   explicit Module(std::shared_ptr<Artifact> artifact);
 
-  // The same code and parameters with a virtual machine of its own, for another thread.
+  // A copy for another thread: it shares code and parameters, and has a virtual machine of its own.
   std::unique_ptr<Module> Shared() const;
 
   // How many threads a run uses. Throws Error unless it is a number of threads that the machine serves.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -14,13 +14,11 @@ from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.rope import Rope
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
-from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.attention.cache.rounding import round_rows
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
-
-Expr = Any
+    from schedules.ir.tvm_types import Expr, Index
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,11 @@ class Positions:
         """What kernels that use `position` and `length` take."""
         return self.start if self.tokens is None else self.tokens
 
-    def position(self, operand: te.Tensor, row: Expr) -> Any:
+    def position(self, operand: te.Tensor, row: Expr) -> Expr:
         """The position of a token, of `operand` inside of a kernel."""
         return operand() + row if self.tokens is None else operand[0, row]
 
-    def length(self, operand: te.Tensor, row: Expr, tokens: Expr) -> Any:
+    def length(self, operand: te.Tensor, row: Expr, tokens: Expr) -> Expr:
         """The length of its sequence, in a run of `tokens` tokens."""
         return operand() + tokens if self.tokens is None else operand[1, row]
 
@@ -117,7 +115,7 @@ def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, leng
     return builder.emit_te(compute, position.operand, frequencies, longer, primfunc_name_hint="rope_angles")
 
 
-def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Any, pair: Expr) -> Any:
+def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Expr, pair: Expr) -> Expr:
     """Of one pair, in a sequence of `total` tokens."""
     if rope.long_frequencies is not None:
         return tirx.Select(total > rope.original_context, long[pair], short[pair])
@@ -190,14 +188,16 @@ def attend(
             query,
             cache.keys,
             cache.values,
-            position=cache.position.start,
-            sequences=cache.position.sequences,
-            scale=config.score_scale,
-            window=window,
-            softcap=config.score_cap,
-            bias=bias,
-            scales=(cache.scales[0], cache.scales[1]) if cache.scales else None,
-            rounds=cache.rounds,
+            AttentionOptions(
+                position=cache.position.start,
+                sequences=cache.position.sequences,
+                scale=config.score_scale,
+                window=window,
+                softcap=config.score_cap,
+                bias=bias,
+                scales=(cache.scales[0], cache.scales[1]) if cache.scales else None,
+                rounds=cache.rounds,
+            ),
         )
     )
     return builder.emit(R.reshape(found, (1, query.ty.shape[1], config.queries)))

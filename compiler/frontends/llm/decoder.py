@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
@@ -20,9 +20,9 @@ from compiler.frontends.llm.weights import FLOAT_KINDS, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+    from schedules.ir.tvm_types import Expr, Index
 
-Expr = Any
+
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
 OPERAND = "operand"  # a prefix
 POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
@@ -66,7 +66,7 @@ class _Builder(Emitter):
     def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
         super().__init__(config, parameters, options)
         self.capacity = tirx.Var("capacity", "int64")
-        self.wanted: Any | None = None
+        self.wanted: Expr | None = None
 
     def build(self) -> DecoderModule:
         """The module."""
@@ -155,7 +155,7 @@ class _Builder(Emitter):
         logits = products.with_table(x, table) if head is None else products.product(x, head, is_head=True)
         return self.capped(self.scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
-    def _ropes(self) -> list[Any]:
+    def _ropes(self) -> list[Expr]:
         return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
 
 
@@ -177,7 +177,7 @@ def last_row(x: te.Tensor) -> te.Tensor:
 def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
     """Some rows: (1, n, width) -> (1, m, width)."""
 
-    def element(b: Expr, row: Expr, k: Expr) -> Any:
+    def element(b: Expr, row: Expr, k: Expr) -> Expr:
         place = tirx.max(tirx.min(wanted[row], x.shape[1] - 1), tirx.const(0, "int64"))
         return x[b, place, k]
 

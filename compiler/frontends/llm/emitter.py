@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, tirx
@@ -15,7 +15,8 @@ from compiler.frontends.llm.parameters import Norm, Parameters
 from compiler.frontends.llm.products import Products
 from compiler.passes.rewriting.matching import as_constant
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class Emitter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.relax import op as R
@@ -13,7 +13,8 @@ from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.expert_products import combined, route
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:

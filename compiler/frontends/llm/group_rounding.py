@@ -6,7 +6,7 @@ The code is that of any processor of the architecture, so that a model becomes t
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -17,6 +17,9 @@ from compiler.frontends.llm.weights import Array
 from schedules.codegen.nest import allocate, expression, load, parallel, repeat, sequence, store, vectorized
 from schedules.instructions.llvm_options import plain_cpu
 from schedules.ir.tir import Expr, Stmt
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer
 
 GROUP = 32
 _LANES = 16  # groups that are rounded side by side
@@ -68,7 +71,7 @@ def _kernel() -> Any:
 class _Groups:
     """Writes the code of one group of as many rows as there are lanes."""
 
-    def __init__(self, given: Any, importance: Any, scales: Any, tile: Any, group: Any) -> None:
+    def __init__(self, given: Buffer, importance: Buffer, scales: Buffer, tile: Expr, group: Expr) -> None:
         self.given, self.importance, self.result, self.tile, self.group = given, importance, scales, tile, group
         self.values, values_made = allocate("values", [GROUP, _LANES], "float32", "local")
         names = ("largest", "best", "least", "scale", "inverse", "error")
@@ -144,5 +147,5 @@ class _Groups:
     def _get(self, name: str, lane: Expr) -> Expr:
         return load(self.numbers[name], lane)
 
-    def _set(self, name: str, value: Any) -> Stmt:
+    def _set(self, name: str, value: Expr) -> Stmt:
         return vectorized("lane", _LANES, lambda lane: store(self.numbers[name], value(lane), lane))

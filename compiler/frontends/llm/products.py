@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -16,7 +16,8 @@ from compiler.passes.rewriting.block_weights import BlockWeight, block_product, 
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class Products:

@@ -12,7 +12,7 @@ import numpy as np
 from compiler.errors import InvalidModelError, OptionError
 
 MOST_HEAD_SIZE = 1 << 14
-Frequencies = np.ndarray[Any, np.dtype[np.float32]]
+Frequencies = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm.relax import op as R
 
 from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
 from compiler.frontends.llm.emitter import Emitter
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 class SelfAttention:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+
+
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _LANES = 16
 
@@ -29,7 +33,7 @@ def causal_convolution(
     """
     taps = int(weight.ty.shape[0])
 
-    def before(x: te.Tensor, state: te.Tensor, row: Expr, channel: Expr) -> Any:
+    def before(x: te.Tensor, state: te.Tensor, row: Expr, channel: Expr) -> Expr:
         """A row counted from the first of the state."""
         last = tirx.const(taps - 1, "int64")
         old = tirx.max(tirx.min(row, last - 1), tirx.const(0, "int64"))
@@ -37,7 +41,7 @@ def causal_convolution(
         return tirx.if_then_else(row < last, state[old, channel], x[new, channel])
 
     def convolve(x: te.Tensor, state: te.Tensor, weight: te.Tensor, bias: te.Tensor) -> te.Tensor:
-        def element(row: Any, channel: Any) -> Any:
+        def element(row: Expr, channel: Expr) -> Expr:
             total = bias[channel]
             for tap in range(taps):
                 total = total + weight[tap, channel] * before(x, state, row + tap, channel)
@@ -97,7 +101,7 @@ def _scan(*operands: te.Tensor) -> list[te.Tensor]:
         for shape, name in ((x.shape, "scanned"), (state.shape, "last_state"))
     ]
 
-    def generate(ins: object, outs: object) -> Any:
+    def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
         channels, groups = int(x.shape[1]), int(operands[3].shape[1])
         each = channels // groups
         # Channels of a vector read the same group.
@@ -114,7 +118,9 @@ def _scan(*operands: te.Tensor) -> list[te.Tensor]:
 class _Block:
     """All rows of some neighbouring channels: their part of the state stays in the first cache."""
 
-    def __init__(self, ins: Any, outs: Any, block: Any, lanes: int, channels_of_group: int) -> None:
+    def __init__(
+        self, ins: Sequence[Buffer], outs: Sequence[Buffer], block: Expr, lanes: int, channels_of_group: int
+    ) -> None:
         self._ins, self._outs, self._lanes = ins, outs, lanes
         self._first = block * lanes
         self._group = tirx.floordiv(self._first, tirx.const(channels_of_group, "int64"))

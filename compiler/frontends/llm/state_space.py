@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -26,7 +26,9 @@ from compiler.frontends.llm.state_space_weights import StateSpaceWeights
 from compiler.frontends.llm.weights import Array, Checkpoint
 from compiler.passes.rewriting.matching import as_constant
 
-Expr = Any
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
+
 STATE_SPACE = ("mamba", "mamba2")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from tvm import ir, te, tirx
@@ -116,7 +117,7 @@ def highest(dtype: str) -> float | int:
     return np.inf if dtypes.is_float(dtype) else dtypes.integer_limits(dtype)[1]
 
 
-def extremum_reducer(dtype: str, *, greatest: bool) -> Any:
+def extremum_reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
     """A commutative reducer of `te` to the largest or smallest value, NaN before all of them."""
     combine = maximum if greatest else minimum
     identity = lowest(dtype) if greatest else highest(dtype)

@@ -7,7 +7,7 @@ expression otherwise. Shape variables count as non-negative. Integer division an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -50,7 +50,7 @@ class Arithmetic:
         return bool(condition) if is_number(condition) else bool(self.analyzer.can_prove(condition))
 
     def _binary(
-        self, on_numbers: Callable[..., Any], on_expressions: Callable[..., Any], a: Scalar, b: Scalar
+        self, on_numbers: Callable[..., Scalar], on_expressions: Callable[..., Scalar], a: Scalar, b: Scalar
     ) -> Scalar:
         if is_number(a) and is_number(b):
             return on_numbers(a, b)
@@ -163,7 +163,7 @@ class Arithmetic:
             return None
         return self._combined(a, left, right)
 
-    def _combined(self, a: tvm.ir.Expr, left: tuple[Scalar, int], right: tuple[Scalar, int]) -> Any:
+    def _combined(self, a: tvm.ir.Expr, left: tuple[Scalar, int], right: tuple[Scalar, int]) -> Expr:
         (n, d), (m, e) = left, right
         if isinstance(a, tirx.Mul):
             known = is_number(n) or is_number(m)
@@ -186,7 +186,7 @@ class Arithmetic:
             return a
         return self.simplify(tirx.Select(condition, left, right))
 
-    def product(self, values: Any) -> Scalar:
+    def product(self, values: Iterable[Scalar]) -> Scalar:
         result: Scalar = 1
         for value in values:
             result = self.multiply(result, value)

@@ -130,7 +130,8 @@ class Poisoned:
     """The output of a refused node."""
 
 
-Value = Constant | Symbolic | Runtime | SequenceValue | OptionalValue | Poisoned
+TensorValue = Constant | Symbolic | Runtime
+Value = TensorValue | SequenceValue | OptionalValue | Poisoned
 
 
 def tensor_shape(expr: relax.Expr) -> tuple[Dim, ...]:

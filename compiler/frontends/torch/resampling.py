@@ -7,38 +7,61 @@ stands for: `floor(size * factor) / size` is another factor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 
+if TYPE_CHECKING:
+    from onnxscript.ir import Value
+    from onnxscript.values import Opset
 
-def _interpolation(mode: dict[str, Any], *, either: bool) -> Callable[..., Any]:
+
+# A tensor, or the sizes where they are known.
+SizeArgument: TypeAlias = "Value | Sequence[int]"
+
+
+def _interpolation(mode: Mapping[str, object], *, either: bool) -> Callable[..., Value]:
     """A conversion of aten.upsample_*.vec, which has a size or factors, or of .default, which has the size always."""
 
-    def to_either(data: Any, size: Any, align_corners: bool, factors: Any = None) -> Any:
+    def to_either(
+        data: Value, size: SizeArgument, align_corners: bool, factors: Sequence[float] | None = None
+    ) -> Value:
         return _resized(data, size, factors or (), mode, align_corners)
 
     def to_size(
-        data: Any, size: Any, align_corners: bool, first: Any = None, second: Any = None, third: Any = None
-    ) -> Any:
+        data: Value,
+        size: SizeArgument,
+        align_corners: bool,
+        first: float | None = None,
+        second: float | None = None,
+        third: float | None = None,
+    ) -> Value:
         return _resized(data, size, (first, second, third), mode, align_corners)
 
     return to_either if either else to_size
 
 
-def _nearest(*, either: bool) -> Callable[..., Any]:
-    def to_either(data: Any, size: Any, factors: Any = None) -> Any:
+def _nearest(*, either: bool) -> Callable[..., Value]:
+    def to_either(data: Value, size: SizeArgument, factors: Sequence[float] | None = None) -> Value:
         return _resized(data, size, factors or (), _NEAREST, False)
 
-    def to_size(data: Any, size: Any, first: Any = None, second: Any = None, third: Any = None) -> Any:
+    def to_size(
+        data: Value,
+        size: SizeArgument,
+        first: float | None = None,
+        second: float | None = None,
+        third: float | None = None,
+    ) -> Value:
         return _resized(data, size, (first, second, third), _NEAREST, False)
 
     return to_either if either else to_size
 
 
-def _resized(data: Any, size: Any, factors: Sequence[float | None], mode: dict[str, Any], align_corners: bool) -> Any:
+def _resized(
+    data: Value, size: SizeArgument, factors: Sequence[float | None], mode: Mapping[str, object], align_corners: bool
+) -> Value:
     """ONNX's Resize: by the factors where there is one for each axis of the image, else to the size."""
     from onnxscript import opset18 as op
 
@@ -78,7 +101,7 @@ def _part(size: object, axis: int) -> int | None:
     return part if isinstance(part, int) else None
 
 
-def _counted(op: Any, data: Any, factors: Sequence[float]) -> Any:
+def _counted(op: Opset, data: Value, factors: Sequence[float]) -> Value:
     """The sizes of an image of dynamic size, computed in float64."""
     exact = op.Constant(value=onnx.numpy_helper.from_array(np.array(factors, np.float64)))
     return op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(data, start=2), to=_DOUBLE), exact)), to=_INT64)
@@ -94,7 +117,7 @@ def _is_whole(factor: float) -> bool:
     return _is_exact(factor) and float(np.float32(1 / factor)) >= 1 / factor
 
 
-def _taken(op: Any, data: Any, factors: Sequence[float]) -> Any:
+def _taken(op: Opset, data: Value, factors: Sequence[float]) -> Value:
     """The nearest elements of an image of dynamic size, at the places that PyTorch computes in float32."""
     counts = _counted(op, data, factors)
     for axis, factor in enumerate(factors):
@@ -107,7 +130,7 @@ def _taken(op: Any, data: Any, factors: Sequence[float]) -> Any:
     return data
 
 
-def _scale(size: Any, factor: float, wanted: int | None) -> float:
+def _scale(size: int | None, factor: float, wanted: int | None) -> float:
     """The float32 with which ONNX's size, computed in float32, is at least PyTorch's."""
     scale = np.float32(factor)
     if wanted is None and float(scale) < factor:
@@ -117,7 +140,7 @@ def _scale(size: Any, factor: float, wanted: int | None) -> float:
     return float(scale)
 
 
-def _cropped(op: Any, data: Any, sizes: Any, rank: int) -> Any:
+def _cropped(op: Opset, data: Value, sizes: Value, rank: int) -> Value:
     """Without the row or column by which float32 rounds a size up where float64 does not."""
     axes = op.Constant(value_ints=list(range(2, 2 + rank)))
     return op.Slice(data, op.Constant(value_ints=[0] * rank), sizes, axes)
@@ -139,7 +162,7 @@ def _nearest_indices(
     return None if whole else found
 
 
-def _gathered(op: Any, data: Any, indices: Sequence[np.ndarray]) -> Any:
+def _gathered(op: Opset, data: Value, indices: Sequence[np.ndarray]) -> Value:
     for axis, places in enumerate(indices, 2):
         data = op.Gather(data, op.Constant(value_ints=places.tolist()), axis=axis)
     return data
@@ -152,7 +175,7 @@ _CUBIC = {"mode": "cubic", "cubic_coeff_a": -0.75}
 # As Pillow has it: weights of what lies inside of the image alone, and another coefficient of cubic ones.
 _LINEAR_ANTIALIASED = {"mode": "linear", "antialias": 1, "exclude_outside": 1}
 _CUBIC_ANTIALIASED = {"mode": "cubic", "antialias": 1, "cubic_coeff_a": -0.5, "exclude_outside": 1}
-_MODES: dict[str, dict[str, Any]] = {
+_MODES: dict[str, Mapping[str, object]] = {
     "upsample_linear1d": _LINEAR,
     "upsample_bilinear2d": _LINEAR,
     "upsample_trilinear3d": _LINEAR,
@@ -160,7 +183,7 @@ _MODES: dict[str, dict[str, Any]] = {
     "_upsample_bilinear2d_aa": _LINEAR_ANTIALIASED,
     "_upsample_bicubic2d_aa": _CUBIC_ANTIALIASED,
 }
-RESAMPLING: dict[str, Callable[..., Any]] = {
+RESAMPLING: dict[str, Callable[..., Value]] = {
     **{f"aten.{name}.default": _interpolation(mode, either=False) for name, mode in _MODES.items()},
     **{f"aten.{name}.vec": _interpolation(mode, either=True) for name, mode in _MODES.items()},
     **{f"aten.upsample_nearest{rank}d.default": _nearest(either=False) for rank in (1, 2, 3)},

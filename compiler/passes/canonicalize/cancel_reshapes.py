@@ -10,7 +10,7 @@ window of an image is recognized.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -19,6 +19,9 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable, operator_name
 from compiler.passes.rewriting.matching import constant_array, same_shape, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
 
 rules = RuleTable()
 
@@ -78,7 +81,7 @@ def inserted_dimensions(graph: Graph, call: Call) -> Expr | None:
     return None
 
 
-def _inserted(before: Sequence[Any] | None, after: Sequence[Any] | None) -> list[int] | None:
+def _inserted(before: Sequence[Index] | None, after: Sequence[Index] | None) -> list[int] | None:
     """Which axes of `after`, each of 1, are not in `before`; None where the two differ otherwise."""
     if before is None or after is None or len(after) <= len(before):
         return None
@@ -94,7 +97,7 @@ def _inserted(before: Sequence[Any] | None, after: Sequence[Any] | None) -> list
     return None if left else found
 
 
-def _without(shape: Sequence[Any] | None, axes: Sequence[int], rank: int) -> list[Any] | None:
+def _without(shape: Sequence[Index] | None, axes: Sequence[int], rank: int) -> list[Index] | None:
     """The shape of what is broadcast to `rank` dimensions, without some axes that are 1 in it."""
     if shape is None or len(shape) > rank:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -60,7 +61,7 @@ class ExpressionSharing(Graph):
     def __init__(self, mod: IRModule, pool: ConstantPool) -> None:
         super().__init__({}, mod)
         self._pool = pool
-        self._seen: dict[Any, Var] = {}
+        self._seen: dict[tuple[Hashable, ...], Var] = {}
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
         """The variable that holds the same value already."""
@@ -74,7 +75,7 @@ class ExpressionSharing(Graph):
             return None
         return known
 
-    def _key(self, operand: Expr) -> Any:
+    def _key(self, operand: Expr) -> Hashable:
         if isinstance(operand, relax.Var):
             return operand
         if isinstance(operand, relax.Tuple):

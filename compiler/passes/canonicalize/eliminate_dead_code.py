@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -13,7 +13,7 @@ from compiler.passes.rewriting.graph import remove_unused, rewritable_functions,
 from compiler.passes.rewriting.matching import array_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Expr, SeqExpr
+    from schedules.ir.tvm_types import Binding, BindingBlock, Expr, SeqExpr
 
 
 @graph_pass("eliminate-dead-code", summary="Remove unused bindings and functions, and branches never taken")
@@ -34,7 +34,7 @@ def splice_known_branches(sequence: SeqExpr) -> Expr:
     """`sequence` with the taken branch in place of each If whose condition is a constant, nested ones too."""
     if not isinstance(sequence, relax.SeqExpr):
         return sequence
-    blocks: list[Any] = []
+    blocks: list[BindingBlock] = []
     changed = False
     for block in sequence.blocks:
         spliced = _splice_block(block)
@@ -43,10 +43,10 @@ def splice_known_branches(sequence: SeqExpr) -> Expr:
     return relax.SeqExpr(blocks, sequence.body, sequence.span) if changed else sequence
 
 
-def _splice_block(block: BindingBlock) -> list[Any] | None:
+def _splice_block(block: BindingBlock) -> list[BindingBlock] | None:
     """The blocks that replace `block`, or None when it holds no If that changes."""
-    blocks: list[Any] = []
-    pending: list[Any] = []
+    blocks: list[BindingBlock] = []
+    pending: list[Binding] = []
     changed = False
     for binding in block.bindings:
         value = binding.value

@@ -9,8 +9,6 @@ Only where spatial axes alone are padded, and nothing else uses the padded tenso
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
@@ -59,7 +57,7 @@ def padded_operand(graph: Graph, call: Call, layout: str) -> tuple[Call, list[in
     return pad, [widths[2 * axis] for axis in spatial] + [widths[2 * axis + 1] for axis in spatial]
 
 
-def rebuilt(call: Call, data: Expr, names: tuple[str, ...], added: list[int], **changes: Any) -> Call:
+def rebuilt(call: Call, data: Expr, names: tuple[str, ...], added: list[int], **changes: object) -> Call:
     """`call` on `data` with `added` on top of its padding."""
     values = {name: getattr(call.attrs, name) for name in names}
     values["padding"] = [int(own) + more for own, more in zip(values["padding"], added, strict=True)]

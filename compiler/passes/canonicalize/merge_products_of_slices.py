@@ -10,6 +10,7 @@ read from memory again for a row or two.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ class _Group:
     linear: Linear
     pieces: dict[Var, _Piece]
     whole: Var | None = None
-    splits: dict[Any, Var] = field(default_factory=dict)
+    splits: dict[Hashable, Var] = field(default_factory=dict)
 
     def pays_off(self) -> bool:
         """Whether there are several slices, together at least half of the tensor."""
@@ -129,7 +130,7 @@ class _PieceMerger(Graph):
 
 def _piece_of(data: Expr, values: dict[Var, Expr]) -> _Piece | None:
     """How `data` is cut off from another tensor, along another axis than the last one."""
-    value: Any = values.get(data)
+    value: Expr = values.get(data)
     index = None
     if isinstance(value, relax.TupleGetItem):
         value, index = values.get(value.tuple_value), int(value.index)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -77,12 +78,12 @@ class ParallelMerger(Graph):
         return super()._rewrite_block(block)
 
     def _find_groups(self, block: BindingBlock) -> None:
-        consumers: dict[Var, list[Any]] = defaultdict(list)
+        consumers: dict[Var, list[Expr]] = defaultdict(list)
         for binding in block.bindings:
             for operand in operands(binding.value):
                 consumers[operand].append(binding)
-        candidates: dict[Any, list[Member]] = defaultdict(list)
-        first: dict[Any, Var] = {}
+        candidates: dict[Hashable, list[Member]] = defaultdict(list)
+        first: dict[Hashable, Var] = {}
         for binding in block.bindings:
             linear = as_linear(self, binding.value)
             if linear is None or linear.position != 1 or not _has_few_rows(linear):
@@ -92,9 +93,9 @@ class ParallelMerger(Graph):
             key = (linear.data, StructuralKey(linear.call.attrs), str(linear.weight.dtype), tuple(shape))
             first.setdefault(key, binding.var)
             candidates[key].append(self._member(linear, binding.var, consumers[binding.var]))
-        for key, members in candidates.items():
+        for alike, members in candidates.items():
             if len(members) > 1:
-                self._groups[first[key]] = members
+                self._groups[first[alike]] = members
 
     def _member(self, linear: Linear, product: Var, consumers: list[Binding]) -> Member:
         if len(consumers) == 1 and self.only_use(product):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -52,7 +53,7 @@ def _without_names(mod: IRModule) -> IRModule:
 
 
 def _computed(function: relax.Function) -> relax.Function:
-    sizes: dict[Any, Any] = {}
+    sizes: dict[Hashable, Expr] = {}
 
     def size_of(variable: Var) -> Expr:
         return sizes.get(variable, variable)

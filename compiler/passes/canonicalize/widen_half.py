@@ -8,7 +8,7 @@ out. Weights stay exact in 16 bits and are stored in them (`expand-at-load`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -21,7 +21,7 @@ from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritab
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Type
+    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Type, Var
 
 _CONVOLUTIONS = tuple(
     f"relax.nn.conv{rank}d{suffix}"
@@ -80,7 +80,7 @@ class _Widener(PyExprMutator):
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__(mod)
-        self._wide: dict[Any, Any] = {}
+        self._wide: dict[Var, Expr] = {}
 
     def visit_dataflow_block_(self, block: BindingBlock) -> BindingBlock:
         outside = dict(self._wide)

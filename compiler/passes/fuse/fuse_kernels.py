@@ -7,7 +7,7 @@ are otherwise equal and would share their code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, tirx
@@ -44,7 +44,7 @@ def order_of_use(kernel: PrimFunc) -> Order:
     """Where each parameter is to come from so that scalars stand in the order of their use: in the sizes of tensors
     first, then in the body."""
     places = [place for place, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
-    uses: dict[Any, None] = {}
+    uses: dict[Var, None] = {}
 
     def note(variable: Var) -> None:
         uses.setdefault(variable)

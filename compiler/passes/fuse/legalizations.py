@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
@@ -51,7 +51,7 @@ def legalize_clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(limited, call.args[0], primfunc_name_hint="clip")
 
 
-def _elementwise(function: Callable[[Any], Any]) -> Callable[[te.Tensor], te.Tensor]:
+def _elementwise(function: Callable[[Expr], Expr]) -> Callable[[te.Tensor], te.Tensor]:
     return lambda data: te.compute(data.shape, lambda *place: function(data(*place)), name="compute")
 
 
@@ -65,14 +65,14 @@ def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.E
     if not dtype_of(call.args[0]).startswith(("float", "bfloat")):
         return tvm_private.legalize_binary(topi.not_equal)(builder, call)
 
-    def compare(left: Any, right: Any) -> te.Tensor:
+    def compare(left: Expr, right: Expr) -> te.Tensor:
         equal = topi.equal(left, right)
         return te.compute(equal.shape, lambda *place: _inverted(equal(*place)), name="not_equal")
 
     return tvm_private.legalize_binary(compare)(builder, call)
 
 
-def _inverted(condition: Any) -> Any:
+def _inverted(condition: Expr) -> Expr:
     """In integers, which TVM does not treat as a comparison of floats."""
     return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
 
@@ -99,7 +99,7 @@ def legalize_multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
     return tvm_private.legalize_binary(topi.multiply)(builder, call)
 
 
-def _exact(function: Callable[[Any, str], Any], dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+def _exact(function: Callable[[Expr, str], Expr], dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     """An elementwise function of values and their dtype; of bfloat16, which has no operations, by way of float32."""
     if dtype != "bfloat16":
         return _elementwise(lambda x: function(x, dtype))
@@ -109,7 +109,7 @@ def _exact(function: Callable[[Any, str], Any], dtype: str) -> Callable[[te.Tens
 def _times_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     """x * zero: zero of the sign of both, NaN where x is infinite or NaN."""
 
-    def product(x: Any, dtype: str) -> Any:
+    def product(x: Expr, dtype: str) -> Expr:
         infinity, nan = tirx.const(math.inf, dtype), tirx.const(math.nan, dtype)
         below = tirx.Select(x > tirx.const(-math.inf, dtype), _signed_zero(x, zero, dtype), nan)
         return tirx.Select(x < infinity, below, nan)
@@ -117,7 +117,7 @@ def _times_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     return _exact(product, dtype)
 
 
-def _signed_zero(x: Any, zero: float, dtype: str) -> Any:
+def _signed_zero(x: Expr, zero: float, dtype: str) -> Expr:
     """Zero with the sign of x * zero. The sign goes over as a bit: TVM takes a choice between 0.0 and -0.0 for 0.0."""
     integer = dtype.replace("float", "int")
     sign = tirx.min_value(integer)
@@ -129,7 +129,7 @@ def _over_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     """x / zero: infinity of the sign of both, NaN where x is 0 or NaN."""
     infinity = math.copysign(math.inf, zero)
 
-    def quotient(x: Any, dtype: str) -> Any:
+    def quotient(x: Expr, dtype: str) -> Expr:
         nothing, positive, negative, nan = (tirx.const(value, dtype) for value in (0.0, infinity, -infinity, math.nan))
         return tirx.Select(x > nothing, positive, tirx.Select(x < nothing, negative, nan))
 
@@ -139,7 +139,7 @@ def _over_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
 def _zero_over(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
     """zero / x: zero of the sign of both, NaN where x is 0 or NaN."""
 
-    def quotient(x: Any, dtype: str) -> Any:
+    def quotient(x: Expr, dtype: str) -> Expr:
         nothing, nan = tirx.const(0.0, dtype), tirx.const(math.nan, dtype)
         signed = _signed_zero(x, zero, dtype)
         # One choice by "or" would become x != 0, which NaN is.

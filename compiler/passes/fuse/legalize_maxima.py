@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx, topi
 from tvm.relax.transform.legalize_ops import nn, statistical
@@ -15,13 +15,13 @@ from tvm.relax.transform.legalize_ops import nn, statistical
 from compiler.passes.rewriting.matching import dtype_of, rank_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+    from schedules.ir.tvm_types import Attrs, Expr, Tensor
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 _FLOATS = ("float16", "float32", "float64")
 
 
-def _reducer(dtype: str, *, greatest: bool) -> Any:
+def _reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
     """In the form that `schedules.ir.reduction` recognizes."""
 
     def combine(own: Expr, value: Expr) -> Expr:
@@ -47,7 +47,7 @@ def _extremum(name: str) -> Legalize:
     return legalize
 
 
-def _reduced(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Any) -> te.Tensor:
+def _reduced(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Callable[..., Expr]) -> te.Tensor:
     if not axes:
         return te.compute(data.shape, lambda *place: data(*place), name="reduced")
     reduced = {axis: te.reduce_axis((0, data.shape[axis]), f"k{axis}") for axis in axes}
@@ -80,7 +80,7 @@ def _max_pool(rank: int) -> Legalize:
     return legalize
 
 
-def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
+def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Attrs) -> te.Tensor:
     """Maximum pooling, with output sizes as Relax infers them."""
     rank = len(spatial)
     taps = [te.reduce_axis((0, int(size)), f"tap{axis}") for axis, size in zip(spatial, attrs.pool_size, strict=True)]
@@ -104,7 +104,7 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Any) -> te.Tensor:
 
 
 def _bordered(
-    data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Any
+    data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Attrs
 ) -> Tensor:
     """The data with -inf around it, as far as windows reach."""
     low, high = [0] * len(data.shape), [0] * len(data.shape)

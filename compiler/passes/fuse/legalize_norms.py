@@ -6,7 +6,7 @@ y = (x - mean) / sqrt(mean((x - mean)**2) + epsilon) * scale + bias, computed in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx, topi
 
@@ -75,7 +75,7 @@ def _rank(call: relax.Call) -> int:
     return rank_of(call.args[0]) or 1
 
 
-def _integers(values: Sequence[Any]) -> list[int]:
+def _integers(values: Sequence[Expr]) -> list[int]:
     return [int(value) for value in values]
 
 

@@ -8,7 +8,7 @@ dynamic size, and its proofs of equal counts of dynamic sizes took most of its t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, tirx
@@ -22,7 +22,7 @@ from compiler.passes.rewriting.graph import Graph, RuleTable
 from schedules.ir.tir import StructuralKey, structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Node, Stmt
 
 _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 
@@ -60,8 +60,8 @@ def _reshaped(function: tirx.PrimFunc) -> int | None:
     """
     if function.attrs is not None and RESHAPE in function.attrs:
         return 0
-    stores: list[Any] = []
-    choices: list[Any] = []
+    stores: list[Stmt] = []
+    choices: list[Node] = []
     kept = (tirx.BufferStore, lambda store: _append(stores, store)), (_CHOICES, lambda choice: _append(choices, choice))
     structural_walk(function.body, list(kept))
     if len(stores) != 1 or choices or not isinstance(stores[0].value, tvm.ir.TensorLoad) or not _is_analyzed(function):
@@ -92,9 +92,9 @@ def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
     return bool(Analyzer().can_prove_equal(_product(ours.values()), _product(theirs.values())))
 
 
-def _factors(sizes: Iterable[Expr]) -> dict[Any, tuple[Expr, int]]:
+def _factors(sizes: Iterable[Expr]) -> dict[StructuralKey, tuple[Expr, int]]:
     """The factors of a product, each with its count."""
-    found: dict[Any, tuple[Any, int]] = {}
+    found: dict[StructuralKey, tuple[Expr, int]] = {}
     waiting = list(sizes)
     while waiting:
         size = waiting.pop()
@@ -106,7 +106,7 @@ def _factors(sizes: Iterable[Expr]) -> dict[Any, tuple[Expr, int]]:
     return found
 
 
-def _product(factors: Iterable[tuple[Any, int]]) -> Expr:
+def _product(factors: Iterable[tuple[Expr, int]]) -> Expr:
     total: Expr = tirx.IntImm("int64", 1)
     for factor, count in factors:
         for _ in range(count):
@@ -114,5 +114,5 @@ def _product(factors: Iterable[tuple[Any, int]]) -> Expr:
     return total
 
 
-def _append(found: list[Any], node: Any) -> None:
+def _append(found: list[Node], node: Node) -> None:
     found.append(node)

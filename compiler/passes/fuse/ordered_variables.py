@@ -8,7 +8,7 @@ so that they do not share their code. Importing this module gives TVM's function
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
@@ -16,13 +16,13 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 from tvm.relax import utils
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Var
 
 
-class OrderedSet(dict[Any, None]):
+class OrderedSet(dict["Var", None]):
     """The part of a set's interface that `tvm.relax.utils` uses, in insertion order."""
 
-    def __init__(self, members: Iterable[Any] = ()) -> None:
+    def __init__(self, members: Iterable[Var] = ()) -> None:
         super().__init__(dict.fromkeys(members))
 
     def add(self, member: Expr) -> None:
@@ -34,7 +34,7 @@ class OrderedSet(dict[Any, None]):
         for each in members:
             self.add(each)
 
-    def __sub__(self, other: Container[Any]) -> OrderedSet:
+    def __sub__(self, other: Container[object]) -> OrderedSet:
         return OrderedSet(each for each in self if each not in other)
 
 

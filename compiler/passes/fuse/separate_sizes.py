@@ -14,7 +14,7 @@ The same holds for a cast that checks computed sizes: no variable says that what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -79,7 +79,7 @@ class _Cutter(PyExprMutator):
         self.cuts += len(defining)
         groups, rest = _grouped(bindings, defining)
         self._mark_escaping([*groups, rest])
-        parts: list[Any] = []
+        parts: list[Expr] = []
         for group in groups:
             if len(group) > 1:
                 parts.append(relax.DataflowBlock(group[:-1]))

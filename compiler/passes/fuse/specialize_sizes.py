@@ -7,7 +7,7 @@ some know a size and others do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
@@ -47,7 +47,7 @@ def _tensors(call: Call) -> list[Type]:
     return [*(argument.ty for argument in call.args[1].fields), *fields]
 
 
-def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Any]] | None:
+def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Expr]] | None:
     """A parameter with a symbolic size that the call knows, and its shape with that; None where there is none."""
     if not isinstance(kernel, tirx.PrimFunc):
         return None
@@ -61,7 +61,7 @@ def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Any]] | None:
     return None
 
 
-def _joined(own: Sequence[Expr], given: Sequence[Expr]) -> list[Any] | None:
+def _joined(own: Sequence[Expr], given: Sequence[Expr]) -> list[Expr] | None:
     known = [isinstance(a, tirx.Var) and isinstance(b, tirx.IntImm) for a, b in zip(own, given, strict=True)]
     return [b if new else a for a, b, new in zip(own, given, known, strict=True)] if any(known) else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst
@@ -79,8 +79,8 @@ class AttentionMatcher:
 
     def endings(self) -> dict[Expr, Ending]:
         """Calls that attention ends in, other than its second product: transposes, then quantizations."""
-        found: dict[Any, Ending] = {}
-        products: set[Any] = set()
+        found: dict[Var, Ending] = {}
+        products: set[Var] = set()
         for find in (self._transposed_ending, self._quantized_ending):
             for call in self.definitions.values():
                 ending = find(call)

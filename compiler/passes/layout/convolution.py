@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, lcm
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -40,7 +40,7 @@ from schedules.instructions.bf16_dot import bfloat16_bits
 from schedules.ir.numbers import ceil_div
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Index
+    from schedules.ir.tvm_types import Call, Index, Tensor
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class BlockedConv:
     """One convolution being converted to a blocked layout."""
 
     def __init__(
-        self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Any, ...]
+        self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Index, ...]
     ) -> None:
         self.builder, self.conv, self.data, self.out_shape = builder, conv, data, out_shape
         self.weight = builder.plain(weight)
@@ -225,7 +225,7 @@ class BlockedConv:
         self.builder.expansions.filters[self._filter_key()] = constant, stored[0]
         return constant
 
-    def _filter_key(self) -> tuple[Any, ...]:
+    def _filter_key(self) -> tuple[Hashable, ...]:
         return self.weight, self.conv.filter_order, self._merged_groups()
 
     def _filter_values(self) -> np.ndarray:
@@ -304,10 +304,10 @@ class BlockedConv:
 
     def _emit(
         self,
-        kernel: Any,
+        kernel: Callable[..., Tensor],
         work: WindowWorkload,
-        weight: Any,
-        *more: Any,
+        weight: Expr,
+        *more: object,
         widens: bool = False,
         key: Hashable = None,
     ) -> Blocked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -12,7 +12,7 @@ from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder
 from compiler.passes.rewriting.matching import dtype_of, same_shape, shape_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Index
 
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
 _FUNCTIONS = ("abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid")
@@ -47,7 +47,7 @@ def elementwise(builder: LayoutBuilder, call: Call) -> Blocked | None:
     return Blocked(result, anchor.shape, anchor.order)
 
 
-def anchor_of(builder: LayoutBuilder, operands: Sequence[Expr], shape: Any) -> Blocked | None:
+def anchor_of(builder: LayoutBuilder, operands: Sequence[Expr], shape: Sequence[Index] | None) -> Blocked | None:
     """The operand that has the shape of the result and lies in blocks."""
     for argument in operands:
         blocked = builder.blocked(argument)

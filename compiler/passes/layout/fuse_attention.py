@@ -13,7 +13,7 @@ one scale each, and the machine multiplies bytes, both products are sums of inte
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
@@ -32,7 +32,7 @@ from schedules.attention.compute import Orders, Rounding, attention
 from schedules.instructions.int8_dot import multiplies_bytes
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor
+    from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor, Var
 
 OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _last_rules = RuleTable()
@@ -73,12 +73,12 @@ class _Fuser(PyExprMutator):
         self._in_integers = in_integers
         self.count = 0
         self._matcher = AttentionMatcher({}, {}, in_integers)
-        self._endings: dict[Any, Ending] = {}
-        self._within: set[Any] = set()  # products that attention does not end in
+        self._endings: dict[Var, Ending] = {}
+        self._within: set[Var] = set()  # products that attention does not end in
 
     def rewrite(self, variable: GlobalVar, function: Function) -> None:
         before = self.count
-        uses: dict[Any, int] = {}
+        uses: dict[Var, int] = {}
         count_uses(function.body, uses, {})
         self._matcher = AttentionMatcher(relax.analysis.get_var2val(function), uses, self._in_integers)
         self._endings = self._matcher.endings()
@@ -112,7 +112,7 @@ class _Fuser(PyExprMutator):
         operands = self._operands if rounding is None else "float32"
 
         def compute(query: Tensor, key: Tensor, value: Tensor, *tensors: Tensor) -> Tensor:
-            def score(raw: Any, at: tuple[Expr, ...]) -> Any:
+            def score(raw: Expr, at: tuple[Expr, ...]) -> Expr:
                 number = tirx.Cast("float32", raw) if integers else raw
                 return applied(steps, number, [_at(tensor, at) for tensor in tensors])
 
@@ -158,14 +158,14 @@ def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rou
     steps = joined([Scale(query.scale * key.scale), *found.steps])
     factor, result = weights.scale * value.scale, found.result
 
-    def finished(total: Any) -> Expr:
+    def finished(total: Expr) -> Expr:
         number = tirx.Cast("float32", total)
         return applied([Scale(factor)], number, []) if result is None else result.integer(number, factor)
 
     return steps, Rounding(weights.integer, (query.zero, key.zero, weights.zero, value.zero), finished)
 
 
-def _at(tensor: Tensor, at: tuple[Expr, ...]) -> Any:
+def _at(tensor: Tensor, at: tuple[Expr, ...]) -> Expr:
     """An element of a tensor that broadcasts to the scores."""
     own = at[len(at) - len(tensor.shape) :]
     zero = tirx.IntImm("int64", 0)

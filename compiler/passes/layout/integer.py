@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -20,7 +20,7 @@ from schedules.conv.winograd_integer import conv_winograd_integer, pack_integer_
 from schedules.conv.workload import DepthwiseDotWorkload, IntegerWinogradWorkload
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Index
 
 _BYTES = ("int8", "uint8")
 
@@ -74,7 +74,7 @@ class _IntegerConv(BlockedConv):
     """One integer convolution being converted to a blocked layout; `fill` is the padding value."""
 
     def __init__(
-        self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Any, ...], fill: int
+        self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Index, ...], fill: int
     ) -> None:
         super().__init__(builder, conv, data, weight, out_shape)
         self.operand, self.fill = dtype_of(data), fill

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -20,7 +20,7 @@ from schedules.ir.stages import Kernel, Stage
 from schedules.ir.stages import shape_of as buffer_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Tensor
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Tensor, Var
 
 
 @handles("relax.call_tir")
@@ -45,7 +45,7 @@ def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
     stage = _elementwise_stage(function)
     if stage is None or _computes_with_sizes(stage, function):
         return None
-    given: list[Any] = []
+    given: list[Expr] = []
     for operand in operands:
         blocked = _scalar(operand)
         blocked = builder.broadcast(operand, anchor) if blocked is None else blocked
@@ -64,9 +64,9 @@ def _computes_with_sizes(stage: Stage, function: PrimFunc) -> bool:
     return any(uses(value, size) for size in _sizes(function))
 
 
-def _sizes(function: PrimFunc) -> set[Any]:
+def _sizes(function: PrimFunc) -> set[Var]:
     """The variables that a kernel's shapes are made of."""
-    sizes: set[Any] = {each for each in function.params if not tirx.is_buffer_var(each)}
+    sizes: set[Var] = {each for each in function.params if not tirx.is_buffer_var(each)}
     for parameter in function.params:
         if tirx.is_buffer_var(parameter):
             sizes.update(var for size in parameter.ty.shape for var in tirx.analysis.undefined_vars(size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -20,7 +20,7 @@ from schedules.matmul.grouped_weights import PER_WORD, pack_groups, pack_words, 
 from schedules.matmul.pack import FUSABLE, pack_panels
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Var
 
 
 @graph_pass("pack-grouped-weights", summary="Multiply with weights of 4 or 8 bits and one scale per group as they are")
@@ -37,7 +37,7 @@ class _Packer(PyExprMutator):
         super().__init__(mod)
         self.machine = machine
         self.count = 0
-        self._packed: dict[Any, tuple[GroupedWeight, list[Any]]] = {}
+        self._packed: dict[Var, tuple[GroupedWeight, list[Expr]]] = {}
 
     def visit_call_(self, call: Call) -> Expr:
         call = self.visit_expr_post_order(call)

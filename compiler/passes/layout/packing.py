@@ -4,7 +4,7 @@ at run time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from schedules.ir.widening import widened
 from tvm import te, tirx  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+    from schedules.ir.tvm_types import Expr, Index, Tensor
 
 Array = np.ndarray
 _COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other
@@ -97,8 +97,8 @@ def repack_filter(weight: Tensor, kernel: Sequence[int]) -> Tensor:
     (o, i / lanes, *kernel, lanes, lanes)."""
     outer, _, channels, lanes = weight.shape
 
-    def point(block: Expr, inner: Expr, *rest: Any) -> Expr:
-        tap: Any = 0
+    def point(block: Expr, inner: Expr, *rest: Expr) -> Expr:
+        tap: Index = 0
         for index, size in zip(rest[:-2], kernel, strict=True):
             tap = tap * size + index
         return weight(block, tap, inner * lanes + rest[-2], rest[-1])
@@ -151,7 +151,7 @@ def pack_tensor(data: Tensor, order: Sequence[int], lanes: int) -> Tensor:
 def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
     """The inverse of `pack_tensor`."""
     lanes = int(data.shape[-1])
-    shape: list[Any] = [None] * len(order)
+    shape: list[Index | None] = [None] * len(order)
     for place, axis in enumerate(order):
         shape[axis] = channels if place == 1 else data.shape[place]
 
@@ -196,7 +196,7 @@ def pack_words(data: Tensor, order: Sequence[int], group: int) -> Tensor:
     physical[1] = ceil_div(channels, group)
 
     def element(at: Sequence[Expr], channel: int) -> Expr:
-        index: list[Any] = [None] * len(order)
+        index: list[Index | None] = [None] * len(order)
         for axis, value in zip(order, [at[0], channel, *at[2:]], strict=True):
             index[axis] = value
         return data(*index)

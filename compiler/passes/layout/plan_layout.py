@@ -9,7 +9,7 @@ convolution is left as it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 @graph_pass("plan-layout", summary="Lay out convolution regions in blocks of channels and pack their weights")
 def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
-    if context.machine is None:
+    machine = context.machine
+    if machine is None:
         return mod
     wanted = [(var, function) for var, function in rewritable_functions(mod) if _has_anchor(function)]
     if not wanted:
@@ -39,7 +40,7 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     bf16 = context.options.precision == "bf16"
 
     def layout() -> LayoutBuilder:
-        return LayoutBuilder(builder, mod, context.machine, context.expansions, bf16=bf16, choose=context.choose)
+        return LayoutBuilder(builder, mod, machine, context.expansions, bf16=bf16, choose=context.choose)
 
     planned = {var: _plan(function, layout()) for var, function in wanted}
     result = builder.get()
@@ -71,8 +72,8 @@ def _plan(function: Function, builder: LayoutBuilder) -> Function:
 
 def _wanted_narrow(function: Function) -> set[Expr]:
     """The variables that some operator reads in bfloat16."""
-    counts: dict[Any, int] = {}
-    readers: dict[Any, list[str]] = {}
+    counts: dict[Var, int] = {}
+    readers: dict[Var, list[str]] = {}
     count_uses(function.body, counts, readers)
     return {variable for variable, names in readers.items() if not NARROW_READERS.isdisjoint(names)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -125,7 +125,7 @@ def _same_padding(builder: LayoutBuilder, call: Call, order: Order, mode: str) -
 
 
 @handles(*(f"relax.nn.adaptive_{kind}_pool{rank}d" for kind in ("avg", "max") for rank in (1, 2, 3)))
-def adaptive_pool(builder: LayoutBuilder, call: Any) -> Blocked | None:
+def adaptive_pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
     attrs = call.attrs
     out_shape = shape_of(call) or []
     order = _order(str(attrs.layout), len(out_shape) - 2)
@@ -211,7 +211,14 @@ def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Expr:
 
 
 def _work(
-    data: Blocked, kernel: Any, strides: Any, dilations: Any, pad: Any, builder: LayoutBuilder, mode: str, count: bool
+    data: Blocked,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pad: Sequence[tuple[int, int]],
+    builder: LayoutBuilder,
+    mode: str,
+    count: bool,
 ) -> PoolWorkload:
     return PoolWorkload(
         batch=data.batch if isinstance(data.batch, int) else 0,

@@ -10,9 +10,9 @@ blocked values is taken: there results join the kernels of convolutions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from math import inf, prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -22,7 +22,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import same_shape, shape_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Var
+    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Index, Var
 
 _FOLLOWING = frozenset(
     {*ELEMENTWISE, "relax.call_tir", "relax.permute_dims", "relax.astype", "relax.quantize", "relax.dequantize"}
@@ -152,7 +152,7 @@ def _alike(call: Call, operands: list[Var], calls: Mapping[Var, Call]) -> list[V
     return [each for each in operands if _of_shape(calls[each], shape)] if name in _FOLLOWING else []
 
 
-def _of_shape(call: Call, shape: Any) -> bool:
+def _of_shape(call: Call, shape: Sequence[Index]) -> bool:
     own = shape_of(call)
     return own is not None and same_shape(own, shape)
 

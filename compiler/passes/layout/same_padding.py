@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -28,7 +28,7 @@ Pads = tuple[tuple[int, int], ...]
 class SamePadding:
     """`data` before it is padded with `fill`, and where the odd element goes."""
 
-    data: Any
+    data: Expr
     fill: float
     mode: str
 

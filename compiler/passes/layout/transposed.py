@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te
@@ -133,7 +133,7 @@ class _Merged:
     """One convolution that computes all phases, each as so many filters."""
 
     def __init__(
-        self, builder: LayoutBuilder, data: Expr, phases: list[Phases], out_shape: tuple[Any, ...], filters: int
+        self, builder: LayoutBuilder, data: Expr, phases: list[Phases], out_shape: tuple[Index, ...], filters: int
     ) -> None:
         self.builder, self.data, self.phases, self.out_shape = builder, data, phases, out_shape
         self.order: Order = tuple(range(len(phases) + 2))
@@ -179,7 +179,7 @@ def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...
     blocks = ceil_div(filters, lanes)
 
     def point(image: Expr, block: Expr, *rest: Expr) -> Expr:
-        number: Any = 0
+        number: Index = 0
         places = []
         for at, phase in zip(rest[:-1], phases, strict=True):
             shifted = at + phase.start

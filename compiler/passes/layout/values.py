@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from tvm import ir, relax
@@ -25,7 +25,8 @@ from schedules.ir.tir import StructuralKey
 from schedules.selection.alternatives import Choice
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, GlobalVar, Index, IRModule, PrimFunc, Var
+    from schedules.ir.tvm_types import Binding, BlockBuilder, GlobalVar, Index, IRModule, PrimFunc, Tensor, Var
+    from schedules.machine import Machine
 
 Expr: TypeAlias = ir.Expr
 Array = np.ndarray
@@ -81,7 +82,7 @@ class LayoutBuilder:
         self,
         builder: BlockBuilder,
         mod: IRModule,
-        machine: Any,
+        machine: Machine,
         expansions: Expansions,
         *,
         bf16: bool = False,
@@ -89,19 +90,19 @@ class LayoutBuilder:
     ) -> None:
         self.bf16 = bf16
         self.choose = choose
-        self.definitions: dict[Any, Any] = {}
-        self.wanted_narrow: set[Any] = set()
-        self.kept_plain: set[Any] = set()
-        self._widened: dict[Any, Blocked] = {}
+        self.definitions: dict[Var, Expr] = {}
+        self.wanted_narrow: set[Var] = set()
+        self.kept_plain: set[Var] = set()
+        self._widened: dict[Var, Blocked] = {}
         self._builder = builder
         self._mod = mod
         self.machine = machine
         self.expansions = expansions
         self.lanes: int = machine.lanes("float32")
-        self.bindings: list[Any] = []
-        self._values: dict[Any, Value] = {}
+        self.bindings: list[Binding] = []
+        self._values: dict[Var, Value] = {}
         self._names = 0
-        self._kernel_calls: dict[Hashable, Any] = {}
+        self._kernel_calls: dict[Hashable, GlobalVar] = {}
         self._root = ""
 
     # Values.
@@ -139,7 +140,12 @@ class LayoutBuilder:
         return variable
 
     def emit_kernel(
-        self, function: Any, *arguments: Any, name: str, pattern: int | None = None, key: Hashable = None
+        self,
+        function: Callable[..., Tensor],
+        *arguments: object,
+        name: str,
+        pattern: int | None = None,
+        key: Hashable = None,
     ) -> Expr:
         """Bind the call of a kernel given as a tensor expression.
 
@@ -284,7 +290,7 @@ class LayoutBuilder:
             return as_constant(array_of(plain).reshape(()))  # legalization writes a scalar into the code
         return self._reshape(plain, [1] * rank) if shape else plain
 
-    def _channelless(self, plain: Expr, full: Sequence[Any], order: Order) -> Expr:
+    def _channelless(self, plain: Expr, full: Sequence[Index], order: Order) -> Expr:
         """A tensor of one channel, shared by all lanes: (batch, 1, *spatial, 1)."""
         if isinstance(plain, GenericConst):
             values = array_of(plain).reshape([int(size) for size in full]).transpose(order)
@@ -300,7 +306,7 @@ class LayoutBuilder:
         return self.emit(relax.op.reshape(plain, list(shape)), "reshaped")
 
 
-def _argument_key(argument: Any) -> Hashable:
+def _argument_key(argument: Expr | list[Index]) -> Hashable:
     """Equal for arguments of a kernel that do not tell two kernels apart: tensors of one type, equal sizes."""
     if isinstance(argument, list):
         return tuple(each if isinstance(each, int) else StructuralKey(each) for each in argument)

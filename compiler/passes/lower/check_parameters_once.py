@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -19,7 +19,7 @@ from compiler.passes.rewriting.substitution import called_functions, children, l
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, Call, Expr, Function
 
-Keep = Callable[[Any], bool]
+Keep: TypeAlias = "Callable[[Call], bool]"
 
 
 @graph_pass(

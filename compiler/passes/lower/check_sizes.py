@@ -8,7 +8,7 @@ computed again in float64, stay below 2**63. Factors of a product count as at le
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.ir import Call, IRModule, StringImm
@@ -58,7 +58,7 @@ def overflow_conditions(values: list[Expr]) -> list[Expr]:
 
     Sizes that are read are below 2**62, so that sums of two of them are not checked.
     """
-    conditions: dict[str, Any] = {}
+    conditions: dict[str, Expr] = {}
     for value in values:
         _in_float(value, conditions)
     return list(conditions.values())
@@ -104,7 +104,7 @@ def _product_bound(value: Expr) -> Expr:
     return tirx.max(_absolute(_in_float(value, {})), tirx.const(1.0, "float64"))
 
 
-def _call_in_float(value: Any, conditions: dict[str, Any]) -> Any:
+def _call_in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
     name = str(value.op.name).rpartition(".")[2]
     if name == "if_then_else":
         return _choice_in_float(value, conditions)
@@ -113,12 +113,12 @@ def _call_in_float(value: Any, conditions: dict[str, Any]) -> Any:
     return functions[name](arguments[0]) if name in functions else value.astype("float64")
 
 
-def _choice_in_float(value: Any, conditions: dict[str, Any]) -> Any:
+def _choice_in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
     """A choice of which one side alone is computed."""
     condition = _in_float(value.args[0], conditions)
     sides = []
     for side, skipped in ((value.args[1], tirx.Not(condition)), (value.args[2], condition)):
-        own: dict[str, Any] = {}
+        own: dict[str, Expr] = {}
         sides.append(_in_float(side, own))
         conditions.update({f"{skipped} or {text}": tirx.Or(skipped, each) for text, each in own.items()})
     return tirx.Select(condition, *sides)

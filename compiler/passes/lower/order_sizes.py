@@ -5,7 +5,8 @@ TVM goes through a set of pointers there, so that the order of independent state
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.ir import IRModule
@@ -16,7 +17,7 @@ from compiler.passes.registry import graph_pass
 from schedules.ir.access import accesses_of
 
 if TYPE_CHECKING:
-    pass
+    from schedules.ir.tvm_types import Expr
 
 
 @graph_pass("order-sizes", summary="Compute sizes in one order, whatever the process")
@@ -40,7 +41,7 @@ def _ordered(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
     return function.with_body(tirx.SeqStmt([body.seq[index] for index in order]), function.span)
 
 
-def _place(indices: Any) -> int | None:
+def _place(indices: Sequence[Expr]) -> int | None:
     """The constant place on the heap."""
     (index,) = indices
     return int(index.value) if isinstance(index, tirx.IntImm) else None

@@ -13,7 +13,7 @@ prepared as well: for a runtime that copies small ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -59,7 +59,7 @@ def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
     entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)
     if entry is None or not isinstance(mod[entry].body, relax.SeqExpr):
         return mod
-    added: dict[Any, Any] = {}
+    added: dict[Var, Expr] = {}
     for keeps, names in ((False, (PREPARE_ENTRY, RUN_ENTRY)), (True, (PREPARE_KEEPING_ENTRY, RUN_KEEPING_ENTRY))):
         splits = (_Split(mod, mod[entry], len(context.parameters), sizes, keeps) for sizes in (True, False))
         split = next((each for each in splits if each.worthwhile), None)
@@ -83,7 +83,7 @@ class _Split:
         self._inputs = list(main.params)[: len(main.params) - parameters]
         self._bindings = [binding for block in main.body.blocks for binding in block.bindings]
         self._escaping = self._found_escaping()
-        self._prepared: dict[Any, Any] = {}  # bindings by their variable
+        self._prepared: dict[Var, Binding] = {}  # bindings by their variable
         for binding in self._bindings:
             if self._can_prepare(binding):
                 self._prepared[binding.var] = binding

@@ -6,7 +6,7 @@ calls are most of a run: DLRM with 26 embeddings makes 177 shapes, of which a te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
@@ -65,7 +65,7 @@ def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
     return relax.SeqExpr(blocks, _value(sequence.body, names), sequence.span) if changed else sequence
 
 
-def _shape_key(value: Expr) -> Any:
+def _shape_key(value: Expr) -> Hashable:
     """What a call that makes a shape makes it of; None for other values."""
     if called(value) != MAKE_SHAPE:
         return None

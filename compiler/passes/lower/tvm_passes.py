@@ -6,7 +6,7 @@ The order is that of `tvm.relax.backend.cpu_generic.pipeline`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -15,8 +15,11 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass, graph_pass
 from compiler.passes.rewriting.tvm_target import tvm_target
 
+if TYPE_CHECKING:
+    import tvm
 
-def _tvm_pass(name: str, summary: str, make: Callable[[], Any], *, required: bool = True) -> GraphPass:
+
+def _tvm_pass(name: str, summary: str, make: Callable[[], tvm.transform.Pass], *, required: bool = True) -> GraphPass:
     @graph_pass(name, summary=summary, required=required)
     def run(mod: IRModule, context: PipelineContext) -> IRModule:
         with tvm_target(context):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import s_tir, tirx
 
@@ -11,7 +11,7 @@ from compiler.passes.rewriting.state_writes import UPDATES
 from schedules.ir.tir import structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 
 def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
@@ -21,7 +21,7 @@ def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
     """
     removed = kernel.params[operand]
     body = _without_copy(kernel.body)
-    reads: list[Any] = []
+    reads: list[Expr] = []
     structural_walk(body, (tirx.Var, lambda variable: reads.append(variable) if variable.same_as(removed) else None))
     if reads:
         raise InternalError(f"a kernel that updates {removed.name!r} reads it after it was copied")

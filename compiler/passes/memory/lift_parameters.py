@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule
@@ -71,8 +71,8 @@ def _used_as_values(functions: dict[GlobalVar, Function]) -> set[str]:
 
 def _needs(functions: dict[GlobalVar, Function], fixed: set[str], pool: ConstantPool) -> dict[GlobalVar, list[int]]:
     """For each function, the constants that it and what it calls need, in order."""
-    own: dict[Any, list[int]] = {}
-    calls: dict[Any, list[str]] = {}
+    own: dict[GlobalVar, list[int]] = {}
+    calls: dict[GlobalVar, list[str]] = {}
     for var, function in functions.items():
         found = list(leaves(function.body))
         calls[var] = [leaf.name_hint for leaf in found if isinstance(leaf, GlobalVar)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -45,7 +45,7 @@ class Allocation:
     formula: Expr | None = None
     lifetime: Lifetime | None = None
     escapes: bool = False
-    in_place: Any = None
+    in_place: Var | None = None
 
 
 @dataclass
@@ -81,9 +81,9 @@ class Liveness:
         self._mod = mod
         self._bounds = bounds
         self._time = 0
-        self._groups: dict[Any, _Group] = {}
+        self._groups: dict[Var, _Group] = {}
         self._kernels: list[_Kernel] = []
-        self.allocations: dict[Any, Allocation] = {}
+        self.allocations: dict[Var, Allocation] = {}
         self._read(function.body)
         self._escape(function.body.body)
         for parameter in function.params:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -23,10 +23,10 @@ class Roots:
     """
 
     def __init__(self, parameters: Iterable[Expr], bindings: Sequence[Binding]) -> None:
-        self.defined: dict[Any, int] = {}
-        self._values: dict[Any, Any] = {}
+        self.defined: dict[Var, int] = {}
+        self._values: dict[Var, Expr] = {}
         self._roots: dict[Var, frozenset[Expr]] = {each: frozenset({each}) for each in parameters}
-        self._reads: dict[Any, list[int]] = {}
+        self._reads: dict[Var, list[int]] = {}
         for time, binding in enumerate(bindings):
             self.note(binding, time)
 
@@ -46,7 +46,7 @@ class Roots:
         """The parameters and allocations whose memory an expression may stand for."""
         if isinstance(expr, relax.Var):
             return self._roots.get(expr, frozenset())
-        found: frozenset[Any] = frozenset()
+        found: frozenset[Var] = frozenset()
         for leaf in leaves(expr):
             if isinstance(leaf, relax.Var):
                 found |= self._roots.get(leaf, frozenset())

@@ -8,9 +8,9 @@ one branch allocates is not there for code after it when the other branch was ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -24,7 +24,7 @@ from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.tir import StructuralKey
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
+    from schedules.ir.tvm_types import Binding, Expr, Function, Index, SeqExpr, Var
 
 MAX_BYTES = 1 << 47
 """The address space of a process on current machines."""
@@ -104,7 +104,7 @@ def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryRe
 class _Storage:
     """A storage: its variable and the binding that allocates it. `size` is its bytes, which may be symbolic."""
 
-    def __init__(self, index: int, size: Any) -> None:
+    def __init__(self, index: int, size: Index) -> None:
         call = relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8")
         value = relax.BlockBuilder().normalize(call)
         self.variable = relax.Var(f"storage{index}", value.ty)
@@ -113,11 +113,11 @@ class _Storage:
 
 def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Var, _Storage]:
     """The storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes share."""
-    alike: dict[Any, list[Allocation]] = {}
+    alike: dict[Hashable, list[Allocation]] = {}
     for each in allocations:
         if each.formula is not None and each.lifetime is not None and not each.escapes:
             alike.setdefault(StructuralKey(each.formula), []).append(each)
-    places: dict[Any, _Storage] = {}
+    places: dict[Var, _Storage] = {}
     for group in alike.values():
         chosen, sizes = assign([each.lifetime for each in group if each.lifetime is not None], {})
         storages = [_Storage(first + index, group[0].formula) for index in range(len(sizes))]

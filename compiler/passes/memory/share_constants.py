@@ -4,7 +4,7 @@ once."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -56,7 +56,7 @@ def _kept(mod: IRModule, expansions: Expansions) -> dict[Expr, Expr]:
     """For each constant with dimensions, the equal one to use."""
     pool = ConstantPool()
     indices = {constant: index for constant in constants_of(mod) if (index := pool.index(constant)) is not None}
-    chosen: dict[int, Any] = {}
+    chosen: dict[int, Expr] = {}
     for known in (expansions.known, expansions.repacked, indices):
         for constant, index in indices.items():
             if constant in known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -75,13 +75,13 @@ class _Update:
         self._results = self._fields(body.body)
         self._states = [(function.params[parameter], field) for parameter, field in states]
         self._last_update = max(filter(self._is_update, range(len(self._bindings))), default=-1)
-        self.kernels: dict[Any, Any] = {}
+        self.kernels: dict[GlobalVar, PrimFunc] = {}
         self.replaced: set[str] = set()
 
     def function(self) -> Function:
         """`main` with its states in place."""
         builder = relax.BlockBuilder()
-        tail: list[Any] = []
+        tail: list[Binding] = []
         copied = [pair for pair in self._states if not self._in_place(*pair)]
         memory = {state for state, _ in self._states} | {
             binding.var for binding in self._bindings if self._is_state(binding.value)
@@ -207,7 +207,7 @@ class _Update:
 
     # Results and states that need a copy.
 
-    def _own_results(self, memory: set[Expr], tail: list[Any], builder: BlockBuilder) -> list[Expr]:
+    def _own_results(self, memory: set[Expr], tail: list[Binding], builder: BlockBuilder) -> list[Expr]:
         """The results, those that share memory with a state copied; the states' own are replaced later."""
         fields = {field for _, field in self._states}
         results = list(self._results)
@@ -235,7 +235,7 @@ def _copy(source: Buffer, target: Buffer) -> Binding:
     return relax.VarBinding(relax.Var("_", relax.TupleType([])), call)
 
 
-def _copied(value: Expr, tail: list[Binding], builder: Any) -> Expr:
+def _copied(value: Expr, tail: list[Binding], builder: BlockBuilder) -> Expr:
     """A variable with its own memory, to which a value is copied."""
     allocation = relax.op.builtin.alloc_tensor(value.ty.shape, str(value.ty.dtype), 0)
     own = relax.Var("copy", value.ty)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -39,7 +38,7 @@ class BlockWeight:
     columns: int
     depth: int
     arrays: tuple[Array, ...]
-    _constants: list[Any] = field(default_factory=list, repr=False)
+    _constants: list[Expr] = field(default_factory=list, repr=False)
 
     @staticmethod
     def of_blocks(layout: BlockFormat, values: Array, numbers: Mapping[str, Array]) -> BlockWeight:
@@ -142,7 +141,7 @@ class BlockWeight:
         return self._constants
 
     @property
-    def form(self) -> dict[str, Any]:
+    def form(self) -> dict[str, object]:
         """The arguments of the expressions beside the arrays."""
         return {"columns": self.columns, "depth": self.depth, "layout": self.layout.text()}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -19,8 +20,8 @@ class ConstantPool:
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
-        self.constants: list[Any] = []
-        self._by_object: dict[Any, int] = {}
+        self.constants: list[Expr] = []
+        self._by_object: dict[Expr, int] = {}
         self._distinct = ArrayIndex()
 
     def name(self, index: int) -> str:
@@ -49,7 +50,7 @@ class ArrayIndex:
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
-        self._by_digest: dict[Any, list[int]] = defaultdict(list)
+        self._by_digest: dict[Hashable, list[int]] = defaultdict(list)
 
     def index(self, array: Array) -> int:
         """The number of `array`: that of an equal one seen before, or the next."""
@@ -62,7 +63,7 @@ class ArrayIndex:
         return len(self._arrays) - 1
 
 
-def _digest(array: Array) -> tuple[Any, ...]:
+def _digest(array: Array) -> tuple[object, ...]:
     """Equal for equal arrays, cheap for large ones: 64 elements of it, spread evenly."""
     flat = array.reshape(-1)
     sample = flat[:: max(1, flat.size // 64)][:64]

@@ -7,7 +7,7 @@ Only operators for which numpy gives what TVM's kernel gives; the rest is left t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from tvm import relax
@@ -20,7 +20,7 @@ from compiler.passes.rewriting.matching import Array, array_of, plain, static_sh
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, Type
 
-Evaluator = Callable[[Any, list[Array]], Array | None]
+Evaluator: TypeAlias = "Callable[[Call, list[Array]], Array | None]"
 
 EVALUATORS: dict[str, Evaluator] = {}
 
@@ -133,14 +133,14 @@ def _rsqrt(_call: Call, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("maximum", "minimum")
-def _extreme(call: Any, arrays: list[Array]) -> Array | None:
+def _extreme(call: Call, arrays: list[Array]) -> Array | None:
     result = np.maximum(*arrays) if call.op.name == "relax.maximum" else np.minimum(*arrays)
     # TVM does not hand on NaN as numpy does.
     return None if result.dtype.kind == "f" and bool(np.isnan(result).any()) else np.asarray(result)
 
 
 @evaluator("where")
-def _where(_call: Any, arrays: list[Array]) -> Array | None:
+def _where(_call: Call, arrays: list[Array]) -> Array | None:
     condition, yes, no = arrays
     return np.where(condition, yes, no) if yes.dtype == no.dtype else None
 
@@ -158,7 +158,7 @@ def _astype(call: Call, arrays: list[Array]) -> Array | None:
     return source.astype(target)
 
 
-def _is_numpy(dtype: Any) -> bool:
+def _is_numpy(dtype: object) -> bool:
     try:
         return np.dtype(str(dtype)).kind in "biuf"
     except TypeError:
@@ -184,7 +184,7 @@ def _permute(call: Call, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("concat")
-def _concat(call: Any, arrays: list[Array]) -> Array | None:
+def _concat(call: Call, arrays: list[Array]) -> Array | None:
     axis = call.attrs.axis
     if axis is None:
         return np.concatenate([array.reshape(-1) for array in arrays])
@@ -192,13 +192,13 @@ def _concat(call: Any, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("stack")
-def _stack(call: Any, arrays: list[Array]) -> Array | None:
+def _stack(call: Call, arrays: list[Array]) -> Array | None:
     axis = call.attrs.axis
     return np.stack(arrays, 0 if axis is None else int(axis))
 
 
 @evaluator("take")
-def _take(call: Any, arrays: list[Array]) -> Array | None:
+def _take(call: Call, arrays: list[Array]) -> Array | None:
     data, index = arrays
     axis = call.attrs.axis
     size = data.size if axis is None else data.shape[int(axis)]
@@ -259,7 +259,7 @@ def _filled(call: Call, arrays: list[Array]) -> Array | None:
 
 
 @evaluator("arange")
-def _arange(call: Any, _arrays: list[Array]) -> Array | None:
+def _arange(call: Call, _arrays: list[Array]) -> Array | None:
     bounds = [plain(argument) for argument in call.args]
     dtype = call.ty.dtype
     if not _is_numpy(dtype) or not all(isinstance(bound, int) for bound in bounds):
@@ -268,20 +268,20 @@ def _arange(call: Any, _arrays: list[Array]) -> Array | None:
 
 
 @evaluator("shape_to_tensor")
-def _shape_to_tensor(call: Any, _arrays: list[Array]) -> Array | None:
+def _shape_to_tensor(call: Call, _arrays: list[Array]) -> Array | None:
     values = _integers(call.args[0])
     return None if values is None else np.asarray(values, "int64")
 
 
 @evaluator("matmul")
-def _matmul(call: Any, arrays: list[Array]) -> Array | None:
+def _matmul(call: Call, arrays: list[Array]) -> Array | None:
     left, right = arrays
     same = left.dtype == right.dtype and left.dtype.kind == "f"
     return np.asarray(np.matmul(left, right)) if same and left.ndim and right.ndim else None
 
 
 @evaluator("tile")
-def _tile(call: Any, arrays: list[Array]) -> Array | None:
+def _tile(call: Call, arrays: list[Array]) -> Array | None:
     return np.tile(arrays[0], [int(each) for each in call.attrs.repeats])
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compiler.passes.rewriting.matching import Array
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +23,7 @@ class Expansion:
     """
 
     stored: tuple[Array, ...]
-    kernel: Callable[..., Any]
+    kernel: Callable[..., Tensor]
     name: str
     free: tuple[tuple[int, ...], ...] = ()
 
@@ -38,8 +41,8 @@ class Expansions:
             Winograd's method.
     """
 
-    known: dict[Any, Expansion] = field(default_factory=dict)
-    chosen: list[Any] = field(default_factory=list)
+    known: dict[Expr, Expansion] = field(default_factory=dict)
+    chosen: list[Expr] = field(default_factory=list)
     stored: dict[str, Array] = field(default_factory=dict)
-    filters: dict[Any, tuple[Any, Array]] = field(default_factory=dict)
-    repacked: dict[Any, tuple[Any, Callable[..., Any]]] = field(default_factory=dict)
+    filters: dict[Expr, tuple[Expr, Array]] = field(default_factory=dict)
+    repacked: dict[Expr, tuple[Expr, Callable[..., Tensor]]] = field(default_factory=dict)

@@ -17,7 +17,7 @@ what another consumer needs. It asks `graph.only_use(...)` where a second consum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax
@@ -114,7 +114,7 @@ class Graph:
         self._readers: dict[Var, list[str]] = {}
         self._replaced: dict[Var, Expr] = {}
         self._block = self._block_count = 0
-        self._bindings: list[Any] = []
+        self._bindings: list[Binding] = []
         self._in_dataflow = self._local = False
         self._changed = False
         self._names = 0
@@ -239,7 +239,7 @@ class Graph:
             return value
         return relax.If(value.cond, *rewritten, value.span)
 
-    def _rewrite_closure(self, value: Any) -> Any:
+    def _rewrite_closure(self, value: Expr) -> Expr:
         original = value.body
         body = self._rewrite_sequence(original)
         if body is original:

@@ -7,8 +7,8 @@ that it is folded into). Variables that passes made without a name belong to wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule, Op
@@ -171,7 +171,7 @@ class _Members:
 
     def __init__(self, function: Function, groups: Mapping[GlobalVar, Function]) -> None:
         self._groups = groups
-        self._known: dict[Any, list[str]] = {}
+        self._known: dict[Hashable, list[str]] = {}
         for binding in _bindings(function.body):
             name = str(binding.var.name)
             self._known.setdefault(_key(binding.value, {}), []).append(name)
@@ -179,7 +179,7 @@ class _Members:
     def of(self, function: Function) -> dict[str, list[str]]:
         """For each variable that a group's result is bound to, the variables of the bindings that the group holds."""
         found: dict[str, list[str]] = {}
-        stands_for: dict[str, Any] = {}
+        stands_for: dict[str, Expr] = {}
         for binding in _bindings(function.body):
             value, name = binding.value, str(binding.var.name)
             group = self._groups.get(value.op) if isinstance(value, relax.Call) else None
@@ -191,7 +191,7 @@ class _Members:
                 stands_for[name] = stands_for[str(value.tuple_value.name)][value.index]
         return found
 
-    def _inside(self, group: Function, arguments: list[Any]) -> tuple[list[str], Any]:
+    def _inside(self, group: Function, arguments: list[Expr]) -> tuple[list[str], Function | None]:
         """The old variables of a group's bindings, and what the group results in."""
         stands_for = {str(parameter.name): each for parameter, each in zip(group.params, arguments, strict=True)}
         inside = []
@@ -214,7 +214,7 @@ def _bindings(sequence: SeqExpr) -> Iterator[Binding]:
                     yield from _bindings(binding.value.false_branch)
 
 
-def _value(expr: Expr, stands_for: Mapping[str, Any]) -> Any:
+def _value(expr: Expr, stands_for: Mapping[str, Expr]) -> Expr:
     """A tensor argument by name; constants are all alike, and sizes, which groups get otherwise, do not count."""
     if isinstance(expr, relax.Var):
         return stands_for.get(str(expr.name), str(expr.name)) if not _is_size(expr) else None
@@ -227,7 +227,7 @@ def _is_size(variable: Var) -> bool:
     return not isinstance(variable.ty, relax.TensorType | relax.TupleType)
 
 
-def _key(value: Expr, stands_for: Mapping[str, Any]) -> Any:
+def _key(value: Expr, stands_for: Mapping[str, Expr]) -> Hashable:
     """Equal for bindings that do the same with the same values."""
     if isinstance(value, relax.Call):
         operator = value.op.name if isinstance(value.op, Op) else ""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -176,7 +175,8 @@ def scaled_norms(graph: Graph, call: Call, operator: str) -> Iterator[tuple[Call
 
 def normalized_axes(call: Call) -> tuple[int, ...]:
     """Axes of a layer_norm or rms_norm call, not negative, sorted."""
-    rank: Any = rank_of(call.args[0])
+    rank = rank_of(call.args[0])
+    assert rank is not None
     return tuple(sorted(int(axis) % rank for axis in call.attrs.axes))
 
 

@@ -89,7 +89,7 @@ class _Cone:
         return None if result is None else (result, set(values) - {argument})
 
     def _evaluate(self, call: Call, values: dict[Var, Array | None]) -> Array | None:
-        operands: list[Any] = []
+        operands: list[Expr] = []
         for operand in call.args:
             if isinstance(operand, GenericConst):
                 array = array_of(operand)

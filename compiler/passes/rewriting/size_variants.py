@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tvm_ffi
 from tvm import relax, tirx
@@ -17,7 +17,7 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.relax.utils import copy_with_new_vars
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Function, SeqExpr
+    from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr
 
 ENTRY = "main"
 ANY_SIZE = "any_size"
@@ -67,8 +67,8 @@ def _private(main: Function, sizes: Mapping[str, int]) -> Function:
 
 def _call(callee: GlobalVar, function: Function, arguments: Sequence[Expr]) -> SeqExpr:
     """The body of a branch: the arguments as `function` takes them, and the call."""
-    bindings: list[Any] = []
-    given: list[Any] = []
+    bindings: list[Binding] = []
+    given: list[Expr] = []
     for argument, parameter in zip(arguments, function.params, strict=True):
         if tvm_ffi.structural_equal(argument.ty, parameter.ty, True):
             given.append(argument)

@@ -8,9 +8,9 @@ that without the first statement and with one buffer for operand and result the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -20,14 +20,14 @@ from compiler.artifact.entries import CHECK_MARK
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt, Type
+    from schedules.ir.tvm_types import Expr, Stmt, Tensor, Type
 
 UPDATES = "tensorwright.updates"
 """Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
 
 _IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _LANES = 16  # of a vector; LLVM splits it where registers are narrower
-Places = tuple[Any, ...]
+Places: TypeAlias = "tuple[Expr, ...]"
 
 
 def write_rows(builder: relax.BlockBuilder, state: Expr, rows: Expr, position: Expr, axis: int) -> relax.Var:
@@ -80,7 +80,9 @@ def write_sequences(builder: relax.BlockBuilder, state: Expr, rows: Expr, sequen
     return _emitted(builder, kernel, [state, rows, sequences], state)
 
 
-def _emitted(builder: relax.BlockBuilder, kernel: Callable[..., Any], operands: list[Expr], state: Expr) -> relax.Var:
+def _emitted(
+    builder: relax.BlockBuilder, kernel: Callable[..., Tensor], operands: list[Expr], state: Expr
+) -> relax.Var:
     call = builder.call_te(kernel, *operands, primfunc_name_hint="update_state", primfunc_attrs={UPDATES: 0})
     variable: relax.Var = builder.emit(relax.Call(call.op, call.args, call.attrs, [state.ty], ret_ty=state.ty))
     return variable
@@ -168,7 +170,9 @@ def _within(place: Expr, last: Expr) -> Expr:
     return tirx.max(tirx.min(place, last), tirx.const(0, "int64"))
 
 
-def _each_element(shape: Any, dtype: Type, body: Callable[[Places], None], *, in_vectors: bool = True) -> None:
+def _each_element(
+    shape: Sequence[Expr], dtype: Type, body: Callable[[Places], None], *, in_vectors: bool = True
+) -> None:
     """Run `body` for each place of a shape in order, along the last axis in vectors where its dtype has them."""
     if not len(shape):
         body(())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
@@ -12,8 +12,8 @@ from tvm.ir import GenericConst, GlobalVar
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr
 
-Replace = Callable[[Any], Any]
-Arguments = Callable[[Any, list[Any]], list[Any]]
+Replace: TypeAlias = "Callable[[Expr], Expr]"
+Arguments: TypeAlias = "Callable[[GlobalVar, list[Expr]], list[Expr]]"
 
 
 def leaves(expr: Expr) -> Iterator[Expr]:
@@ -52,7 +52,7 @@ def calls_of_functions(expr: Expr) -> Iterator[Call]:
         yield from calls_of_functions(child)
 
 
-def called_functions(expr: Expr) -> Iterator[Any]:
+def called_functions(expr: Expr) -> Iterator[GlobalVar]:
     """The GlobalVar of each call of a function by its name in `expr`."""
     return (call.op for call in calls_of_functions(expr))
 
@@ -98,7 +98,7 @@ def _rebuild(expr: Expr, children: list[Expr]) -> Expr:
     return _rebuild_sequence(expr, iter(children))
 
 
-def _rebuild_sequence(expr: Expr, children: Iterator[Any]) -> SeqExpr:
+def _rebuild_sequence(expr: Expr, children: Iterator[Expr]) -> SeqExpr:
     blocks = []
     for block in expr.blocks:
         bindings = [_rebind(binding, next(children)) for binding in block.bindings]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -13,9 +14,9 @@ from compiler.passes.rewriting.matching import Array, as_constant
 from schedules.instructions.llvm_options import plain_cpu
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, PackedFunc
+    from schedules.ir.tvm_types import Call, Expr, Function, PackedFunc, RuntimeModule, RuntimeTensor
 
-_compiled: dict[Any, Any] = {}
+_compiled: dict[Hashable, RuntimeModule] = {}
 
 
 def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
@@ -23,8 +24,8 @@ def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
 
     `mod` holds the kernel when the call is of one. Compiling takes some 30 ms, so each call is compiled once.
     """
-    parameters: list[Any] = []
-    values: list[Any] = []
+    parameters: list[Expr] = []
+    values: list[Expr] = []
 
     def parameter(expr: Expr) -> Expr:
         if isinstance(expr, relax.Tuple):
@@ -57,7 +58,7 @@ def _compile(function: Function, call: Call, mod: IRModule) -> PackedFunc:
     return _compiled[key]
 
 
-def _as_constants(value: Any) -> Expr:
+def _as_constants(value: RuntimeTensor | Sequence[RuntimeTensor]) -> Expr:
     if hasattr(value, "numpy"):
         array: Array = value.numpy()
         return as_constant(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
@@ -101,7 +101,7 @@ class _Stored:
     def __init__(self, expansions: Expansions) -> None:
         self._expansions = expansions
         self._index = ArrayIndex()
-        self.parameters: list[Any] = []
+        self.parameters: list[Var] = []
 
     def variables(self, expansion: Expansion) -> list[Var]:
         return [self._variable(array) for array in expansion.stored]

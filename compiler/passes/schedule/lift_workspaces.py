@@ -6,7 +6,7 @@ from `plan-memory`, beside everything else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, s_tir, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -20,7 +20,7 @@ from schedules.ir.expression import substitute
 from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Type
+    from schedules.ir.tvm_types import Buffer, Call, Expr, Type, Var
 
 
 @graph_pass(
@@ -30,7 +30,7 @@ def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing for targets whose kernels allocate their own (`Target.lifts_workspaces`)."""
     if context.target is None or not context.target.lifts_workspaces:
         return mod
-    lifted: dict[Any, tuple[Any, list[Any]]] = {}
+    lifted: dict[GlobalVar, tuple[PrimFunc, list[Buffer]]] = {}
     functions = {}
     for variable, function in mod.functions_items():
         if isinstance(function, PrimFunc) and (buffers := _workspaces(function)):
@@ -124,9 +124,9 @@ class _Calls(PyExprMutator):
         return items[0] if single else relax.Tuple(items)
 
 
-def _sizes(function: PrimFunc, types: list[Type], numbers: list[Any]) -> dict[Any, Any]:
+def _sizes(function: PrimFunc, types: list[Type], numbers: list[int]) -> dict[Var, int]:
     """What the caller has for each symbolic size of a function, from its arguments' types."""
-    sizes: dict[Any, Any] = {}
+    sizes: dict[Var, int] = {}
     parameters = list(function.params)
     for parameter, given in zip(parameters, types, strict=False):
         if not tirx.is_buffer_var(parameter) or not isinstance(given, relax.TensorType) or given.shape is None:

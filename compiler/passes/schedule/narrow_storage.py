@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm.ir import GenericConst, IRModule
 
@@ -21,7 +21,7 @@ class Packed:
     """The stored form of an array, and the tensor expression that expands it."""
 
     stored: tuple[Array, ...]
-    expand: Callable[..., Any]
+    expand: Callable[..., Tensor]
 
 
 # None where it would not be smaller.

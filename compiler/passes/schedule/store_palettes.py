@@ -7,7 +7,7 @@ whatever packing or transforming a weight went through.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te
@@ -19,7 +19,7 @@ from compiler.passes.rewriting.matching import Array
 from compiler.passes.schedule.narrow_storage import Packed, store_narrow
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Tensor
 
 MOST_BITS = 8
 _FEWEST = 1024  # elements; a palette of 256 is as large
@@ -58,12 +58,12 @@ def palette_codes(array: Array) -> tuple[Array, Array] | None:
     return np.append(packed, np.uint8(0)), palette  # a byte more: codes are read two bytes at a time
 
 
-def _expand(shape: tuple[int, ...], codes: Array, palette: Array) -> Callable[..., Any]:
+def _expand(shape: tuple[int, ...], codes: Array, palette: Array) -> Callable[..., Tensor]:
     bits = int(len(palette) - 1).bit_length()
 
     def expand(packed: te.Tensor, values: te.Tensor) -> te.Tensor:
-        def element(*indices: Expr) -> Any:
-            flat: Any = 0
+        def element(*indices: Expr) -> Expr:
+            flat: Expr = 0
             for index, size in zip(indices, shape, strict=True):
                 flat = flat * size + index
             first = flat * bits

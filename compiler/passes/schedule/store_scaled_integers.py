@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te
@@ -92,7 +92,7 @@ def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
 def _expanded(integers: te.Tensor, scales: te.Tensor) -> te.Tensor:
     sizes = [int(size) for size in scales.shape]
 
-    def element(*at: Any) -> Expr:
+    def element(*at: Expr) -> Expr:
         place = [0 if size == 1 else index for size, index in zip(sizes, at, strict=True)]
         return integers(*at).astype("float32") * scales(*place)
 

@@ -1,4 +1,4 @@
-"""A made-up accelerator that multiplies float32 matrices in tiles of 8 x 8, beside an ordinary processor."""
+"""A fictitious accelerator that multiplies float32 matrices in tiles of 8 x 8, attached to a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matrix_engine.simulator import register
 
 
 class MatrixEngine(targets.AcceleratedTarget):
-    """The processor of this machine with the engine at its side; what the engine can not do, the processor does."""
+    """This machine's CPU with the matrix engine attached; the CPU runs what the engine does not support."""
 
     name = "matrix-engine"
     description = "a made-up engine of 8 x 8 matrix tiles beside this processor"

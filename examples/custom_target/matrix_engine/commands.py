@@ -10,16 +10,16 @@ import numpy as np
 
 TILE = 8
 CLEAR, LOAD_A, LOAD_B, MULTIPLY, ADD_BIAS, RELU, STORE = range(7)
-LONGEST_PROGRAM = 65536  # commands that fit the engine's queue
+LONGEST_PROGRAM = 65536  # commands that fit in the engine's queue
 
 
 def length(rows: int, depth: int, columns: int) -> int:
-    """How many commands a product takes at most."""
+    """The largest number of commands that a product takes."""
     return tiles(rows) * tiles(columns) * (3 * tiles(depth) + 4)
 
 
 def tiles(size: int) -> int:
-    """Tiles that cover a size."""
+    """The number of tiles that cover a size."""
     return -(-size // TILE)
 
 

@@ -1,4 +1,4 @@
-"""The partitioner: finds the products that the engine can take over, checks each, and says why it leaves the others."""
+"""The partitioner: finds the matrix products that the engine supports, and reports why it leaves the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def claim_products(mod: tvm.IRModule, context: Any) -> tvm.IRModule:
     """A graph pass: products with constant weights, a bias and a ReLU if they follow, become calls of the engine."""
     claimed: list[str] = []
     function = mod["main"]
-    # The longest form first: what is claimed with its ReLU is not a lone product any more.
+    # The longest form first: a product claimed with its ReLU is not claimed again without.
     for bias, relu in ((True, True), (True, False), (False, True), (False, False)):
         pattern, rewrite = _form(bias, relu, claimed)
         function = rewrite_call(pattern, rewrite, function)
@@ -51,7 +51,7 @@ def _form(bias: bool, relu: bool, claimed: list[str]) -> tuple[Any, Callable[[An
 
 
 def _refused(function: Any) -> list[dict[str, str]]:
-    """The products that are left, each with the reason."""
+    """The products that stay on the CPU, each with the reason."""
     found: list[dict[str, str]] = []
 
     def visit(node: Any) -> None:
@@ -64,7 +64,7 @@ def _refused(function: Any) -> list[dict[str, str]]:
 
 
 def _problem(x: Any, weight: Any) -> str | None:
-    """Why the engine can not multiply these; None when it can."""
+    """Why the engine does not support this product; None if it does."""
     if not isinstance(weight, tvm.ir.GenericConst):
         return "its second operand is not a constant"
     if {str(x.ty.dtype), str(weight.ty.dtype)} != {"float32"}:
@@ -84,5 +84,5 @@ def _is_row(value: Any, columns: int) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """Sizes; an open one is -1."""
+    """The shape, with -1 for dynamic dimensions."""
     return tuple(int(size.value) if isinstance(size, tvm.tirx.IntImm) else -1 for size in value.ty.shape)

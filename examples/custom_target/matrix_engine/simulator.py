@@ -1,4 +1,4 @@
-"""A functional simulator: executes the engine's commands one by one. A driver of a real engine would stand here."""
+"""A functional simulator: executes the engine's commands one by one. A real engine would have its driver here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FUNCTION = "matrix_engine.run"
 
 
 def register() -> None:
-    """Make the function known that compiled modules call."""
+    """Register the function that compiled modules call."""
     tvm_ffi.register_global_func(FUNCTION, _run, override=True)
 
 
 def _run(program: Any, x: Any, weight: Any, bias: Any, out: Any) -> None:
-    """Called by a module: tensors in, and the one to fill."""
+    """Called by a module with the inputs and the output to fill."""
     arrays = [np.from_dlpack(tensor) for tensor in (program, x, weight, bias)]
     np.from_dlpack(out)[...] = execute(*arrays)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from schedules.attention.cache.description import KEY, CacheOperands
 from schedules.attention.cache.softmax_block import Columns
@@ -15,6 +15,9 @@ from schedules.instructions.lane_reductions import reduced
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index
 
 _QUAD = 4  # bytes of a word
 _MOST_SIZE = 512  # of a head: sums of products are integers that float32 holds
@@ -32,8 +35,8 @@ class RoundedQueries:
 
     operands: CacheOperands
     machine: Machine
-    bytes: Any
-    numbers: Any
+    bytes: Buffer
+    numbers: Buffer
 
     @staticmethod
     def serve(operands: CacheOperands, machine: Machine) -> bool:
@@ -68,7 +71,7 @@ class RoundedQueries:
         lanes = self.lanes
         kind = f"int32x{lanes}"
 
-        def head(g: Any) -> Stmt:
+        def head(g: Index) -> Stmt:
             code: list[Stmt] = []
 
             def named(name: str, value: Expr, dtype: str, count: int = 1) -> Expr:
@@ -98,7 +101,7 @@ class RoundedQueries:
 
         return repeat("g", self.operands.group, head)
 
-    def sums(self, parts: list[Any], g: Expr, key: Callable[[int], tuple[Expr, Expr, Expr]]) -> list[Stmt]:
+    def sums(self, parts: list[Expr], g: Expr, key: Callable[[int], tuple[Expr, Expr, Expr]]) -> list[Stmt]:
         """Sums of products of head `g` and as many keys as there are lanes: row j of `parts`, int32, for the key at the
         place `key(j)` (sample, key head, row) of the cache."""
         lanes, code = self.lanes, list[Stmt]()
@@ -114,7 +117,7 @@ class RoundedQueries:
                 code.append(store(parts, value, j, lanes_of(0, lanes)))
         return code
 
-    def _words(self, buffer: Any, *at: Any) -> Expr:
+    def _words(self, buffer: Buffer, *at: Index) -> Expr:
         *lead, first = at
         return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *lead, lanes_of(first, _QUAD * self.lanes)))
 

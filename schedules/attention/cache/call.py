@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from schedules.attention.cache.description import (
     ATTRIBUTE,
@@ -28,45 +29,21 @@ from tvm import te  # isort: skip
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import BlockBuilder, Expr, Index, Stmt
 
-Tensor = Any  # a Relax expression of known rank and dtype
+Tensor: TypeAlias = "Expr"  # a Relax expression of known rank and dtype
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
 
-def cached_attention(
-    builder: BlockBuilder,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    position: Tensor | None = None,
-    sequences: Tensor | None = None,
-    length: Tensor | None = None,
-    causal: bool = True,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    bias: Tensor | None = None,
-    scales: tuple[Tensor, Tensor] | None = None,
-    rounds: bool = False,
-) -> Expr:
-    """Softmax attention of new queries over the first rows of a cache of keys and values, in place.
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """What queries see of a cache, and how scores are computed.
 
-    Only the rows that are seen are read. Rows of the queries themselves have to be in the cache already.
-
-    Args:
-        builder: the `relax.BlockBuilder` that is building the function; the call is not yet bound to a variable.
-        query: (batch, queries, heads, size), floating-point; batch and queries may be symbolic.
-        key: (batch, key heads, capacity, size), value: (batch, key heads, capacity, value size); float32, float16,
-            bfloat16 or, with `scales`, int8. The number of heads is a multiple of that of key heads: query head h
-            reads key head `h // (heads // key heads)`.
+    Attributes:
         position: the row of the first query, int32 or int64, of shape (), (1,) or (batch,). None: the queries are the
             last rows, `capacity - queries`. Where it makes a query reach behind the capacity, the rows end there.
         sequences: in place of the position, several sequences of one cache, int64 (sequences, 5) of rows (slot, first
             row, first token, tokens, is a prompt): query is (1, tokens, heads, size), key and value (slots, ...). The
             tokens of a sequence stand one after the other. What a query gets does not depend on the others of a call;
-            prompts (not 0) are computed in the way for many queries, and others in that for few, where rounding
-            differs.
+            prompts (not 0) are computed as many queries are, and others as few are, where rounding differs.
         length: without `causal`, how many rows there are, as `position`; None: the capacity.
         causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
         scale: of the scores; None: 1 / sqrt(size).
@@ -77,6 +54,34 @@ def cached_attention(
             symbolic ones when the kernel runs; rows behind its end are hidden.
         scales: of int8 keys and values, float32 (batch, key heads, capacity) each: a row is the integers times its own.
         rounds: whether products of many queries may round float32 operands to bfloat16.
+    """
+
+    position: Tensor | None = None
+    sequences: Tensor | None = None
+    length: Tensor | None = None
+    causal: bool = True
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    bias: Tensor | None = None
+    scales: tuple[Tensor, Tensor] | None = None
+    rounds: bool = False
+
+
+def cached_attention(
+    builder: BlockBuilder, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions | None = None
+) -> Expr:
+    """Softmax attention of new queries over the first rows of a cache of keys and values, in place.
+
+    Only the rows that are seen are read. Rows of the queries themselves have to be in the cache already.
+
+    Args:
+        builder: the `relax.BlockBuilder` that is building the function; the call is not yet bound to a variable.
+        query: (batch, queries, heads, size), floating-point; batch and queries may be symbolic.
+        key: (batch, key heads, capacity, size), value: (batch, key heads, capacity, value size); float32, float16,
+            bfloat16 or, with `options.scales`, int8. The number of heads is a multiple of that of key heads: query
+            head h reads key head `h // (heads // key heads)`.
 
     Returns:
         The call: (batch, queries, heads, value size) in the type of the query; 0 for a query that sees nothing.
@@ -84,32 +89,31 @@ def cached_attention(
     Raises:
         ValueError: options or shapes do not fit one another.
     """
+    options = options or AttentionOptions()
     given = {
         QUERY: query,
         KEY: key,
         VALUE: value,
-        POSITION: position if causal else None,
-        SEQUENCES: sequences,
-        LENGTH: None if causal else length,
-        BIAS: bias,
-        SINKS: sinks,
-        KEY_SCALE: scales[0] if scales else None,
-        VALUE_SCALE: scales[1] if scales else None,
+        POSITION: options.position if options.causal else None,
+        SEQUENCES: options.sequences,
+        LENGTH: None if options.causal else options.length,
+        BIAS: options.bias,
+        SINKS: options.sinks,
+        KEY_SCALE: options.scales[0] if options.scales else None,
+        VALUE_SCALE: options.scales[1] if options.scales else None,
     }
-    _check(given, position=position, length=length, causal=causal, window=window)
-    if sequences is not None and (position is not None or not causal):
-        raise ValueError("sequences stand in place of the position, and are for causal attention only")
     operands = {role: tensor for role, tensor in given.items() if tensor is not None}
+    _check(operands, options)
     size = _sizes(query)[-1]
-    if scale is None and not isinstance(size, int):
+    if options.scale is None and not isinstance(size, int):
         raise ValueError("attention over a cache needs `scale` where the size of the heads is not known")
     description = CachedAttention(
         operands=tuple(operands),
-        scale=1.0 / math.sqrt(size) if scale is None else scale,
-        causal=causal,
-        window=window,
-        softcap=softcap or None,
-        rounds=rounds,
+        scale=1.0 / math.sqrt(size) if options.scale is None else options.scale,
+        causal=options.causal,
+        window=options.window,
+        softcap=options.softcap or None,
+        rounds=options.rounds,
     )
 
     def compute(*tensors: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ def _sizes(tensor: Tensor) -> list[Index]:
     return [int(size.value) if hasattr(size, "value") else size for size in tensor.ty.shape.values]
 
 
-def _check(given: dict[str, Any], *, position: Any, length: Any, causal: bool, window: int | None) -> None:
+def _check(given: Mapping[str, Tensor], options: AttentionOptions) -> None:
     query, key, value = (_sizes(given[role]) for role in (QUERY, KEY, VALUE))
     if not len(query) == len(key) == len(value) == 4:
         raise ValueError(f"query, key and value have 4 dimensions, not {len(query)}, {len(key)} and {len(value)}")
@@ -141,10 +145,13 @@ def _check(given: dict[str, Any], *, position: Any, length: Any, causal: bool, w
         raise ValueError(f"{heads} query heads do not share {key_heads} heads of keys")
     if not all(isinstance(each, int) for each in (query[3], key[3], value[3])) or query[3] != key[3]:
         raise ValueError(f"heads of queries and keys have one known size, not {query[3]} and {key[3]}")
-    if (length if causal else position) is not None:
+    if (options.length if options.causal else options.position) is not None:
         raise ValueError("causal attention takes `position`, and `length` is for attention that is not causal")
-    if window is not None and (window < 1 or not causal):
+    window = options.window
+    if window is not None and (window < 1 or not options.causal):
         raise ValueError(f"a window of {window} rows: it is at least 1, and for causal attention only")
     narrow = [str(given[role].ty.dtype) == "int8" for role in (KEY, VALUE)]
-    if narrow[0] != narrow[1] or narrow[0] != (given[KEY_SCALE] is not None):
+    if narrow[0] != narrow[1] or narrow[0] != (options.scales is not None):
         raise ValueError("int8 keys and values come together, with `scales`, and no other type has them")
+    if options.sequences is not None and (options.position is not None or not options.causal):
+        raise ValueError("sequences stand in place of the position, and are for causal attention only")

@@ -225,7 +225,7 @@ def _index(value: Index) -> Expr:
     return tirx.IntImm("int64", value) if isinstance(value, int) else value
 
 
-def _shared(size: Any, point: Expr) -> Expr:
+def _shared(size: Index, point: Expr) -> Expr:
     """Where a point is along an axis that is repeated where its size is 1, which may show at run time only."""
     if isinstance(size, int):
         return _index(0) if size == 1 else point

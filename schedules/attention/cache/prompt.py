@@ -7,7 +7,7 @@ keys that these may see by blocks: products with panels of packed keys, softmax,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.attention.cache.description import BIAS, LOWEST, SEQUENCES, SINKS, CacheOperands
 from schedules.attention.cache.packed_rows import PackedRows, prompt_rows
@@ -33,7 +33,7 @@ from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+    from schedules.ir.tvm_types import Buffer, Index
 
 _KEYS = 128  # of a block
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
@@ -51,8 +51,8 @@ class _Tile:
     position: Expr
     rows: Expr
     softmax: RunningSoftmax
-    queries: Any
-    weights: Any
+    queries: Buffer
+    weights: Buffer
     ranges: Expr
 
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from schedules.ir.tir import tirx
 
 from tvm import te  # isort: skip
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
 
 _MOST = 127.0
 
 
-def round_rows(keys: Any, values: Any) -> list[Any]:
+def round_rows(keys: Tensor, values: Tensor) -> list[Tensor]:
     """Keys and values (batch, n, heads, size), float32, as int8 (batch, heads, n, size) each, then their scales,
     float32 (batch, heads, n) each."""
     scales = [_scales(each) for each in (keys, values)]
     return [*(_rounded(*pair) for pair in zip((keys, values), scales, strict=True)), *scales]
 
 
-def _scales(rows: Any) -> Any:
+def _scales(rows: Tensor) -> Tensor:
     batch, count, heads, size = rows.shape
     d = te.reduce_axis((tirx.const(0, "int64"), size), name="d")
     peak = te.compute((batch, heads, count), lambda b, h, i: te.max(tirx.abs(rows[b, i, h, d]), axis=d), name="peak")
     return te.compute((batch, heads, count), lambda *at: peak(*at) * tirx.const(1 / _MOST, "float32"), name="scale")
 
 
-def _rounded(rows: Any, scale: Any) -> Any:
+def _rounded(rows: Tensor, scale: Tensor) -> Tensor:
     batch, count, heads, size = rows.shape
     zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
 
-    def element(b: Any, h: Any, i: Any, d: Any) -> Any:
+    def element(b: Expr, h: Expr, i: Expr, d: Expr) -> Expr:
         inverse = tirx.if_then_else(scale[b, h, i] > zero, one / scale[b, h, i], zero)
         return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(rows[b, i, h, d] * inverse)))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.attention.cache.decode import DecodeWriter
 from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
 from schedules.attention.cache.prompt import PromptWriter
 from schedules.codegen.nest import build_function
+from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.instructions.row_sums import has_row_sums
@@ -41,7 +42,7 @@ class AttentionOverCache(ScheduleRule):
     name: ClassVar[str] = "attention-over-cache"
     priority: ClassVar[int] = 90
 
-    def match(self, kernel: Any, machine: Machine) -> CacheWorkload | None:
+    def match(self, kernel: Kernel, machine: Machine) -> CacheWorkload | None:
         text = (kernel.function.attrs or {}).get(ATTRIBUTE)
         if text is None or isinstance(machine, GpuMachine) or not has_row_sums(machine.lanes("float32")):
             return None
@@ -49,7 +50,7 @@ class AttentionOverCache(ScheduleRule):
         queries = own.queries if isinstance(own.queries, int) else 0
         return CacheWorkload(str(text), queries, own.heads, own.key_heads, own.size, dtype_of(own.buffers[KEY]))
 
-    def apply(self, kernel: Kernel, workload: Any, config: Any, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: CacheWorkload, config: Config, machine: Machine) -> PrimFunc:
         own = _operands(kernel.function)
         few = max(1, _FEW_ROWS // own.group)
         narrow = machine.bf16_dot_product and (own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from schedules.attention.cache.description import LOWEST
 from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
 # An element of a matrix at (row, column).
-Element = Callable[[Any, Expr], Expr]
+Element: TypeAlias = "Callable[[Index, Expr], Expr]"
 Combine = Callable[[Expr, Expr, Expr], Expr]
 Ahead = Callable[[Expr], list[Stmt]]
 

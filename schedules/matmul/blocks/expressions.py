@@ -6,7 +6,7 @@ They say what is computed, on any target; `schedules.matmul.blocks.rule` writes 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND, SPEC
 from schedules.ir.tir import tirx
@@ -28,7 +28,7 @@ def int32(value: int) -> Expr:
     return tirx.const(value, "int32")
 
 
-def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Any, lane: Expr) -> Expr:
+def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
     """The unsigned integer at place k of the depth."""
     quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
     value, start = int32(0), 0
@@ -41,7 +41,7 @@ def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Any, lane
     return value
 
 
-def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Any, lane: Expr) -> Expr:
+def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
     """The float32 of the plain number at place k of the depth."""
     if layout.bits == 32:
         return tirx.reinterpret("float32", words(panel, k, lane))
@@ -52,7 +52,7 @@ def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Any, lane: 
     return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", word)))
 
 
-def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Any, panel: Expr, lane: Expr) -> Expr:
+def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Expr, panel: Expr, lane: Expr) -> Expr:
     """The float32 element of a weight at place k of the depth, in a column of a panel."""
     if layout.numbers:
         return plain_number(arrays["numbers"], layout, panel, k, lane)

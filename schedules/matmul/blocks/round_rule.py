@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
@@ -131,7 +131,7 @@ class _Writer:
         zero = tirx.const(0, "int32")
         return sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // QUAD)])
 
-    def _unit(self, at: list[Expr], unit: Index, vector: Any) -> Stmt:
+    def _unit(self, at: list[Expr], unit: Index, vector: Expr) -> Stmt:
         """A unit: its greatest magnitude, its bytes, and their sum."""
         lanes, unit = self.lanes, unit if not isinstance(unit, int) else index(unit)
         code: list[Stmt] = []

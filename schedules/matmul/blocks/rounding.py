@@ -7,7 +7,7 @@ data, or an infinity, becomes the scale's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND, SPEC
 from schedules.ir.tir import tirx
@@ -35,7 +35,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
     zero = tirx.const(0.0, "float32")
 
-    def element(*at: Any) -> Expr:
+    def element(*at: Expr) -> Expr:
         """The element of the unit at[-2] at place at[-1]."""
         place = at[-2] * unit + at[-1]
         return data(*at[:-2], place) if whole else tirx.if_then_else(place < depth, data(*at[:-2], place), zero)
@@ -49,7 +49,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         attrs=attrs,
     )
 
-    def rounded(at: tuple[Expr, ...], place: Any) -> Expr:
+    def rounded(at: tuple[Expr, ...], place: Expr) -> Expr:
         most = tirx.reinterpret("float32", peak(*at))
         inverse = tirx.if_then_else(most > zero, tirx.const(_MOST, "float32") / most, zero)
         return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, place) * inverse)))

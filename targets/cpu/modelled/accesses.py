@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import structural_walk, tirx, tvm
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc, Stmt, Var
 
 _IN_REGISTERS = 16 << 10  # bytes of a "local" buffer up to which it is a tile of registers, or at hand as one
 
@@ -77,14 +78,14 @@ class _Reader:
         self.root = Nest()
         self.nbytes: list[int] = []
         self.parameters: list[int | None] = []
-        self._buffers: dict[Any, int] = {}
-        self._values: dict[Any, Affine] = {}
+        self._buffers: dict[Buffer, int] = {}
+        self._values: dict[Var, Affine] = {}
         self._extents: dict[int, int] = {}
         for position, buffer in enumerate(function.params):
             self._declare(buffer, position)
         self._statement(function.body, self.root)
 
-    def _declare(self, buffer: Any, position: int | None) -> int:
+    def _declare(self, buffer: Buffer, position: int | None) -> int:
         if buffer not in self._buffers:
             self._buffers[buffer] = len(self.nbytes)
             size = dtype_bits(dtype_of(buffer)) // 8 or 1
@@ -94,7 +95,7 @@ class _Reader:
             self.parameters.append(position)
         return self._buffers[buffer]
 
-    def _statement(self, statement: Any, nest: Nest) -> None:
+    def _statement(self, statement: Stmt, nest: Nest) -> None:
         if isinstance(statement, tirx.For):
             extent = _constant(statement.extent) or 1
             inner = Nest(len(self._extents), extent, statement.kind == tirx.ForKind.PARALLEL)
@@ -124,13 +125,13 @@ class _Reader:
         elif hasattr(statement, "body"):
             self._statement(statement.body, nest)
 
-    def _loads(self, value: Any, nest: Nest) -> None:
-        def visit(load: Any) -> None:
+    def _loads(self, value: Node, nest: Nest) -> None:
+        def visit(load: Expr) -> None:
             self._access(load.source, load.indices, nest, writes=False)
 
         structural_walk(value, (tvm.ir.TensorLoad, visit))
 
-    def _access(self, buffer: Any, indices: Any, nest: Nest, *, writes: bool) -> None:
+    def _access(self, buffer: Buffer, indices: Sequence[Expr], nest: Nest, *, writes: bool) -> None:
         number = self._declare(buffer, None)
         if self.parameters[number] is None and self.nbytes[number] <= _IN_REGISTERS and str(buffer.scope()) == "local":
             return
@@ -145,7 +146,7 @@ class _Reader:
             scale *= _constant(extent) or 1
         nest.body.append(Access(number, address, lanes, stride, size, writes))
 
-    def _affine(self, value: Any) -> Affine:
+    def _affine(self, value: Expr) -> Affine:
         """An index as a linear function; divisions and moduli as nearly as they are."""
         if isinstance(value, tirx.IntImm):
             return Affine(float(int(value.value)))
@@ -190,7 +191,7 @@ class _Reader:
         return Affine(inner.constant % divisor if divisor else 0.0, tuple(terms))
 
 
-def _constant(value: Any) -> int | None:
+def _constant(value: Expr) -> int | None:
     if isinstance(value, int):
         return value
     return int(value.value) if isinstance(value, tirx.IntImm) else None

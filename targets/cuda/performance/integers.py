@@ -8,14 +8,14 @@ bits; instructions of unsigned types take them as such.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.int64]
 Value = int | Array | None
-Operation = Callable[..., Any]
+Number = int | Array
+Operation = Callable[..., Number]
 
 
 def bits_of(kind: str) -> int:
@@ -24,7 +24,7 @@ def bits_of(kind: str) -> int:
     return int(digits) if digits else 1
 
 
-def signed(value: Any, bits: int) -> Any:
+def signed(value: Number, bits: int) -> Number:
     """The lower bits of a value as a signed number."""
     if bits >= 64:
         return value if not isinstance(value, int) else ((value + (1 << 63)) % (1 << 64)) - (1 << 63)
@@ -32,7 +32,7 @@ def signed(value: Any, bits: int) -> Any:
     return ((value + half) & ((1 << bits) - 1)) - half
 
 
-def as_type(value: Any, kind: str) -> Any:
+def as_type(value: Number, kind: str) -> Number:
     """A register's value as an operand of a type.
 
     64-bit unsigned numbers are taken as signed: addresses and sizes are far below where they differ.
@@ -43,14 +43,14 @@ def as_type(value: Any, kind: str) -> Any:
     return value & ((1 << bits) - 1) if kind[0] in "ub" else signed(value, bits)
 
 
-def _truncated(a: Any, b: Any) -> Any:
+def _truncated(a: Number, b: Number) -> Number:
     if isinstance(b, int) and not b:
         return a * 0
     quotient = np.abs(a) // np.abs(np.where(np.equal(b, 0), 1, b)) * (np.sign(a) * np.sign(b))
     return int(quotient) if isinstance(a, int) and isinstance(b, int) else quotient
 
 
-def _high(a: Any, b: Any, bits: int) -> Any:
+def _high(a: Number, b: Number, bits: int) -> Number:
     if bits <= 32:
         # The product of two unsigned numbers of 32 bits wraps to a negative one, which is shifted without its sign.
         return a * b >> bits if isinstance(a, int) and isinstance(b, int) else (a * b >> bits) & ((1 << 32) - 1)
@@ -60,36 +60,36 @@ def _high(a: Any, b: Any, bits: int) -> Any:
     return np.array([int(each) >> bits for each in np.atleast_1d(wide)], dtype=np.int64)
 
 
-def _shift_left(a: Any, count: Any, bits: int) -> Any:
+def _shift_left(a: Number, count: Number, bits: int) -> Number:
     moved = a << (np.minimum(count, 63) if not isinstance(count, int) else min(count, 63))
     return _where(count >= bits, 0, moved)
 
 
-def _shift_right(a: Any, count: Any, bits: int) -> Any:
+def _shift_right(a: Number, count: Number, bits: int) -> Number:
     return a >> (np.minimum(count, bits - 1) if not isinstance(count, int) else min(count, 63))
 
 
-def _where(condition: Any, yes: Any, no: Any) -> Any:
+def _where(condition: bool | NDArray[np.bool], yes: Number, no: Number) -> Number:
     if isinstance(condition, bool | int):
         return yes if condition else no
     return np.where(condition, yes, no)
 
 
-def _field(a: Any, start: Any, length: Any) -> Any:
+def _field(a: Number, start: Number, length: Number) -> Number:
     return (a >> start) & ((1 << length) - 1)
 
 
-def _insert(a: Any, b: Any, start: Any, length: Any) -> Any:
+def _insert(a: Number, b: Number, start: Number, length: Number) -> Number:
     mask = signed(((1 << length) - 1) << start, 64)
     return (b & ~mask) | ((a << start) & mask)
 
 
-def _funnel(low: Any, high: Any, count: Any, left: bool) -> Any:
+def _funnel(low: Number, high: Number, count: Number, left: bool) -> Number:
     whole = (high << 32) | low
     return whole >> (32 - count) if left else whole >> count
 
 
-def _lut(a: Any, b: Any, c: Any, table: int) -> Any:
+def _lut(a: Number, b: Number, c: Number, table: int) -> Number:
     found = a * 0
     for place in range(8):
         if table >> place & 1:
@@ -98,11 +98,11 @@ def _lut(a: Any, b: Any, c: Any, table: int) -> Any:
     return found
 
 
-def _minimum(a: Any, b: Any) -> Any:
+def _minimum(a: Number, b: Number) -> Number:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else np.minimum(a, b)
 
 
-def _maximum(a: Any, b: Any) -> Any:
+def _maximum(a: Number, b: Number) -> Number:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else np.maximum(a, b)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from schedules.gpu.machine import GpuMachine
 from targets.cuda.nvcc import Nvcc, find_nvcc
@@ -17,7 +17,7 @@ from targets.errors import TargetError
 from targets.measure import Estimate, MeasureKind, Measurer, ScheduledKernel
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc, Stmt
 
 MODEL_VERSION = 1
 """To be raised when the same kernel is estimated otherwise."""
@@ -103,7 +103,7 @@ def kernel_launches(function: PrimFunc) -> list[Launch]:
     return found
 
 
-def _launches_below(statement: Any) -> Iterator[dict[str, int]]:
+def _launches_below(statement: Stmt) -> Iterator[dict[str, int]]:
     """The extents of the thread axes of each launch; statements between launches are loops, blocks and sequences."""
     from schedules.gpu.binding import THREAD
     from schedules.ir.tir import s_tir, tirx
@@ -121,22 +121,22 @@ def _launches_below(statement: Any) -> Iterator[dict[str, int]]:
         yield from _launches_below(statement.body)
 
 
-def _extents(statement: Any) -> dict[str, int]:
+def _extents(statement: Stmt) -> dict[str, int]:
     from schedules.gpu.binding import THREAD
     from schedules.ir.tir import structural_walk, tirx
 
     found: dict[str, int] = {}
 
-    def note(tag: str, extent: Any) -> None:
+    def note(tag: str, extent: Expr) -> None:
         if not isinstance(extent, tirx.IntImm):
             raise TargetError(f"the size of a launch ({tag}) is known only at run time", "give its shape")
         found[tag] = max(found.get(tag, 1), int(extent.value))
 
-    def loop(each: Any) -> None:
+    def loop(each: Stmt) -> None:
         if each.kind == THREAD:
             note(str(each.thread_binding.thread_tag), each.extent)
 
-    def attribute(each: Any) -> None:
+    def attribute(each: Stmt) -> None:
         if str(each.attr_key) == "thread_extent":
             note(str(each.node.thread_tag), each.value)
 
@@ -144,7 +144,7 @@ def _extents(statement: Any) -> dict[str, int]:
     return found
 
 
-def _nbytes(buffer: Any) -> int:
+def _nbytes(buffer: Buffer) -> int:
     from schedules.ir.stages import dtype_of, shape_of
     from schedules.machine import dtype_bits
 

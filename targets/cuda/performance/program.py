@@ -256,7 +256,7 @@ class _Reader:
         """An immediate, the name of a register, or None for what is neither."""
         operand = operand.strip()
         if _NUMBER.fullmatch(operand):
-            return signed(int(operand.rstrip("U"), 0), 64)
+            return int(signed(int(operand.rstrip("U"), 0), 64))
         if operand.startswith("%"):
             return operand
         if operand in self.symbols:

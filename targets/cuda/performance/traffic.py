@@ -43,7 +43,7 @@ class Traffic:
         self._lanes, self._l1_pass = lanes, l1_pass
         self._known: dict[Any, tuple[int, NDArray[np.int64], int]] = {}
 
-    def of_global(self, addresses: Any, nbytes: int, mask: Mask | None) -> Access:
+    def of_global(self, addresses: int | NDArray[np.int64], nbytes: int, mask: Mask | None) -> Access:
         """An access of `nbytes` a thread to global memory."""
         own, base = self._relative(addresses, mask)
         key = (own.tobytes(), base % _LINE, nbytes, None if mask is None else mask.tobytes())
@@ -52,7 +52,7 @@ class Traffic:
         passes, sectors, of_warps = self._known[key]
         return Access(passes, sectors + base // _LINE * (_LINE // SECTOR), of_warps)
 
-    def of_shared(self, addresses: Any, nbytes: int, mask: Mask | None) -> int:
+    def of_shared(self, addresses: int | NDArray[np.int64], nbytes: int, mask: Mask | None) -> int:
         """Passes of an access of `nbytes` a thread to shared memory."""
         own, base = self._relative(addresses, mask)
         key = ("shared", own.tobytes(), base % _PASS_BYTES, nbytes, None if mask is None else mask.tobytes())
@@ -61,7 +61,7 @@ class Traffic:
             self._known[key] = (passes, np.zeros(0, np.int64), 0)
         return self._known[key][0]
 
-    def _relative(self, addresses: Any, mask: Mask | None) -> tuple[NDArray[np.int64], int]:
+    def _relative(self, addresses: int | NDArray[np.int64], mask: Mask | None) -> tuple[NDArray[np.int64], int]:
         own = np.broadcast_to(np.asarray(addresses, np.int64), (self._lanes,))
         active = own if mask is None else own[mask]
         base = int(active.min()) if active.size else 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -184,7 +184,7 @@ def extreme(view: View, call: Call, result: Result) -> Step:
 
 
 @operator("relax.nn.prelu", "kernel.prelu")
-def sloped(view: View, call: Any, result: Result) -> Step:
+def sloped(view: View, call: Call, result: Result) -> Step:
     """prelu(dequantize(x), slopes): max(x, 0) + slopes * min(x, 0)."""
     is_kernel = str(call.op.name) == "relax.call_tir"
     arguments = list(call.args[1].fields) if is_kernel else list(call.args)

@@ -7,7 +7,7 @@ constant matrix, exact where the weights are multiples of one number, as those o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def mapped(view: View, call: Call, result: Result) -> Step:
 
 
 @operator("relax.tile", "relax.broadcast_to")
-def repeated(view: View, call: Any, result: Result) -> Step:
+def repeated(view: View, call: Call, result: Result) -> Step:
     """Axes repeated."""
     data = view.quantized(call.args[0])
     own = (1,) * (len(result.output.shape) - len(data.shape)) + data.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm.ir import GenericConst
@@ -67,7 +67,7 @@ def _fully_connected(view: View, call: Call, result: Result) -> Step:
     return Step("fully connected", f"{rows}x{depth}x{filters}", (data,), result.output, macs, emit, forms)
 
 
-def _of_two(view: View, call: Any, result: Result) -> Step:
+def _of_two(view: View, call: Call, result: Result) -> Step:
     """Of two tensors, the batches of one of which may be repeated."""
     if result.bias is not None:
         raise Unsupported("a constant is added to a product of two tensors")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def root_mean_square(view: View, call: Call, result: Result) -> Step:
 
 
 @operator("kernel.group_norm")
-def group_normalization(view: View, call: Any, result: Result) -> Step:
+def group_normalization(view: View, call: Call, result: Result) -> Step:
     """A kernel that normalizes each channel of dequantize(x), with a scale and a bias for it."""
     data = view.quantized(call.args[1].fields[0])
     kernel = Kernel(view, call)
@@ -92,7 +92,7 @@ def _integer_epsilon(epsilon: float, data: Quantized) -> int:
     return steps
 
 
-def _normalization(view: View, call: Any, result: Result, *, centered: bool) -> Step:
+def _normalization(view: View, call: Call, result: Result, *, centered: bool) -> Step:
     data = view.quantized(call.args[0])
     rank = len(data.shape)
     axes = sorted(int(axis) % rank for axis in call.attrs.axes)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,12 +16,15 @@ from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported,
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
 _TALLEST, _LARGEST = 256, 65536
 _LARGEST_PADDED = 8
 
 
 @operator("relax.nn.max_pool2d", "relax.nn.max_pool1d")
-def maximum(view: View, call: Any, result: Result) -> Step:
+def maximum(view: View, call: Call, result: Result) -> Step:
     """max_pool(dequantize(x))."""
     data = view.quantized(call.args[0])
     _, window = _windows(call, data, result)
@@ -35,7 +38,7 @@ def maximum(view: View, call: Any, result: Result) -> Step:
 
 
 @operator("relax.nn.avg_pool2d", "relax.nn.avg_pool1d")
-def average(view: View, call: Any, result: Result) -> Step:
+def average(view: View, call: Call, result: Result) -> Step:
     """avg_pool(dequantize(x))."""
     data = view.quantized(call.args[0])
     plain, window = _windows(call, data, result)
@@ -114,7 +117,7 @@ def _folded_sums(graph: TosaGraph, sums: Tensor, columns: int) -> Tensor:
     return _folded_sums(graph, added, columns)
 
 
-def _windows(call: Any, data: Quantized, result: Result) -> tuple[Window, Window]:
+def _windows(call: Call, data: Quantized, result: Result) -> tuple[Window, Window]:
     """As it is given, and as it is where a pool that rounds its sizes up pads to the end of the last window."""
     check_layout(call.attrs.layout)
     sizes = result.output.shape[2:]

@@ -1,7 +1,7 @@
 """Operators by name, discovered automatically: each module of this package registers functions.
 
     @operator("relax.nn.conv2d")
-    def convolution(view: View, call: Any, result: Result) -> Step: ...
+    def convolution(view: View, call: Call, result: Result) -> Step: ...
 
 The function gives the step that computes `result`, or raises `Unsupported` with the reason.
 """
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from schedules.discovery import import_all
 from targets.ethos_u.steps import Result, Step
 from targets.ethos_u.view import View
 
-Match = Callable[[View, Any, Result], Step]
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call
+
+Match: TypeAlias = "Callable[[View, Call, Result], Step]"
 _registered: dict[str, Match] = {}
 _biased: set[str] = set()
 

@@ -18,7 +18,7 @@ from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Val
 from targets.ethos_u.view import View, operator_name, registered_name
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call, Expr, Var
 
 KERNELS = frozenset(
     f"kernel.{name}" for name in ("elu", "selu", "celu", "thresholded_relu", "softplus", "softsign", "mish")
@@ -85,7 +85,7 @@ _BINARY: dict[str, Callable[[Array, Array], Array]] = {
 
 def table(view: View, expr: Expr, result: Result) -> Step | None:
     """The step when `expr` is a function of one quantized tensor, else None."""
-    leaves: dict[Any, Any] = {}
+    leaves: dict[Var, Expr] = {}
     names: list[str] = []
     if not _is_elementwise(view, expr, leaves, names) or len(leaves) != 1:
         return None
@@ -111,7 +111,7 @@ def table(view: View, expr: Expr, result: Result) -> Step | None:
     return Step(name, "x".join(map(str, result.output.shape)), (data,), result.output, 0, emit)
 
 
-def _is_elementwise(view: View, expr: Expr, leaves: dict[Any, Any], names: list[str]) -> bool:
+def _is_elementwise(view: View, expr: Expr, leaves: dict[Var, Expr], names: list[str]) -> bool:
     """Whether `expr` takes each element by itself; notes the tensors that it reads."""
     value = view.definition(expr)
     if isinstance(value, GenericConst):

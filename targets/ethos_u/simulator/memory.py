@@ -69,7 +69,7 @@ class Memory:
 
 def _places(
     registers: Registers, codes: FeatureMapCodes, height: int, width: int, depth: int
-) -> tuple[Array, np.dtype[Any]]:
+) -> tuple[Array, np.dtype]:
     """The address of each element and its type. A feature map lies in up to four tiles, each with its own base."""
     precision = registers[codes.precision]
     dtype = np.dtype("<" + _TYPES[precision >> codes.precision_shift & 3])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from compiler.artifact import Artifact, TargetDescription, TensorDescription
+from compiler.artifact import Artifact, Contents, TargetDescription, TensorDescription
 
 PARAMETERS: dict[str, np.ndarray[Any, Any]] = {
     "weight": np.arange(15, dtype=np.float32).reshape(3, 5),
@@ -22,7 +23,7 @@ PARAMETERS: dict[str, np.ndarray[Any, Any]] = {
 
 
 def sample_artifact(**fields: Any) -> Artifact:
-    """A small artifact with every kind of content; `fields` replace arguments of `Artifact.create`."""
+    """A small artifact with every kind of content; `fields` replace arguments of `create_artifact`."""
     arguments: dict[str, Any] = {
         "model_name": "sample",
         "inputs": [TensorDescription(name="x", shape=("batch", 4), dtype="float32")],
@@ -36,4 +37,10 @@ def sample_artifact(**fields: Any) -> Artifact:
         "threads": 2,
         "assets": {"tokenizer.json": b"{}", "empty": b""},
     }
-    return Artifact.create(**{**arguments, **fields})
+    return create_artifact(**{**arguments, **fields})
+
+
+def create_artifact(**fields: Any) -> Artifact:
+    """`Artifact.create` with the fields of `Contents` as arguments of their own."""
+    contents = {each.name: fields.pop(each.name) for each in dataclasses.fields(Contents) if each.name in fields}
+    return Artifact.create(contents=Contents(**contents), **fields)

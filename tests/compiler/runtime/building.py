@@ -17,6 +17,7 @@ import tvm  # isort: skip
 from tvm import relax  # isort: skip
 
 from compiler.artifact import Artifact, TargetDescription, TensorDescription
+from tests.compiler.artifact.samples import create_artifact
 
 Shape = tuple[int | str, ...]
 Tensors = Sequence[tuple[str, Shape, str]]
@@ -34,11 +35,11 @@ def build_artifact(
 
     Args:
         inputs, outputs: (name, shape, dtype) of each; a string in a shape is a symbolic dimension, or "2*" one.
-        fields: further arguments of `Artifact.create`.
+        fields: further arguments of `create_artifact`.
     """
     weights = dict(parameters or {})
     described = [(name, tuple(array.shape), str(array.dtype)) for name, array in weights.items()]
-    return Artifact.create(
+    return create_artifact(
         **{
             "model_name": "small",
             "target": TargetDescription(name="test", architecture=platform.machine()),

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.call import AttentionOptions, cached_attention
 from tests.schedules.harness import Array, Build
 
 
@@ -72,8 +72,9 @@ class Case:
         def make(builder: Any, *given: Any) -> Any:
             operands = dict(zip(names, given, strict=True))
             scales = operands.pop("key_scale", None), operands.pop("value_scale", None)
+            query, key, value = (operands.pop(role) for role in ("query", "key", "value"))
             options: dict[str, Any] = {**operands, **self.options, "scales": None if scales[0] is None else scales}
-            return builder.emit(cached_attention(builder, **options))
+            return builder.emit(cached_attention(builder, query, key, value, AttentionOptions(**options)))
 
         return make
 

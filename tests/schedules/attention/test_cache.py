@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import structural_walk, tirx, tvm
 from tests.schedules.attention.cached import Case
@@ -131,7 +131,9 @@ def test_sequences_of_one_call_are_those_of_calls_of_their_own() -> None:
     arrays["query"] = arrays["query"][:1]
 
     def make(builder: Any, *given: Any) -> Any:
-        return builder.emit(cached_attention(builder, **dict(zip(arrays, given, strict=True))))
+        operands = dict(zip(arrays, given, strict=True))
+        query, key, value = (operands.pop(role) for role in ("query", "key", "value"))
+        return builder.emit(cached_attention(builder, query, key, value, AttentionOptions(**operands)))
 
     inputs = [(each.shape, str(each.dtype)) for each in arrays.values()]
     found = [run(mod, BEST, arrays) for mod in (lowered(make, inputs, BEST), scheduled(make, inputs, BEST)[0])]

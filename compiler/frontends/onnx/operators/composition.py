@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx.helper
@@ -11,7 +11,7 @@ import onnx.helper
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
 from compiler.frontends.onnx.importer import Scope
-from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, TensorValue, Value, is_poisoned
 
 _OPSETS = {"": 23, "com.microsoft": 1, "ai.onnx.ml": 3}
 
@@ -27,22 +27,24 @@ class Composer:
         self.context = context
         self._scope = Scope(None, {}, _OPSETS, context.scope.depth + 1)
 
-    def __call__(self, operator: str, *inputs: object, domain: str = "", **attributes: Any) -> Any:
+    def __call__(self, operator: str, *inputs: object, domain: str = "", **attributes: object) -> TensorValue:
         """The only output of a node."""
         return self.outputs(1, operator, *inputs, domain=domain, **attributes)[0]
 
-    def outputs(self, count: int, operator: str, *inputs: object, domain: str = "", **attributes: Any) -> list[Any]:
+    def outputs(
+        self, count: int, operator: str, *inputs: object, domain: str = "", **attributes: object
+    ) -> list[TensorValue]:
         """The outputs of a node."""
         values = self._values(inputs)
         names = ["" if value is None else f"in{index}" for index, value in enumerate(values)]
         base = self.context.name or self.context.operator
         outputs = [f"{base}/{operator}/{index}" for index in range(count)]
-        given = {name: value for name, value in attributes.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in attributes.items() if value is not None}
         node = onnx.helper.make_node(operator, names, outputs, name=base, domain=domain, **given)
         results = self.context.importer._import_node(node, values, self._scope)[:count]
         if any(is_poisoned(result) for result in results):
             raise PoisonedInputError
-        return results
+        return cast("list[TensorValue]", results)  # none of the operators has other outputs
 
     @staticmethod
     def number(dtype: str) -> int:

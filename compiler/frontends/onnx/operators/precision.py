@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import relax
 from tvm.relax import op as R
 
@@ -12,7 +10,7 @@ from compiler.frontends.onnx.context import NodeContext
 _WIDER = {"float16": "float32", "bfloat16": "float32"}
 
 
-def compute_dtype(dtype: Any) -> str:
+def compute_dtype(dtype: object) -> str:
     """The type to compute in, of a type's name or TVM's own: float32 for 16-bit floats, else the type itself."""
     return _WIDER.get(str(dtype), str(dtype))
 

@@ -10,7 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -24,7 +24,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-Distribution = Callable[[Any, Any], Any]  # of two independent uniform float32 numbers in [0, 1)
+Distribution: TypeAlias = "Callable[[Expr, Expr], Expr]"  # of two independent uniform float32 numbers in [0, 1)
 
 
 @converter("RandomUniform", "RandomUniformLike")
@@ -66,7 +66,7 @@ def multinomial(context: NodeContext) -> relax.Expr:
     samples = int(context.attribute("sample_size", 1))
     target = _type(context, context.attribute("dtype", 6))
 
-    def noise(u: Any, _: Any) -> Any:
+    def noise(u: Expr, _: Expr) -> Expr:
         one = tirx.const(1.0, "float32")
         # Between 0 and 1, both excluded.
         inside = u * tirx.const(1 - 2.0**-23, "float32") + tirx.const(2.0**-25, "float32")

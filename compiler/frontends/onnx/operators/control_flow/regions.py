@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -16,7 +16,7 @@ from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Stmt, Tensor
+    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 _MOST_SAMPLES = 2**10  # of a bin along an axis, where the region's size decides: a hostile region would never end
 
@@ -163,10 +163,10 @@ def max_roi_pool(context: NodeContext) -> relax.Expr:
 
     require_entries(context, context.shape(0)[0], context.shape(1)[0])
 
-    def compute(data: Any, rois: Any) -> Any:
+    def compute(data: Tensor, rois: Tensor) -> Tensor:
         shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
 
-        def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        def body(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
             return _max_body(pooling, ins, outs[0], shape)
 
         return te.extern([shape], [data, rois], body, dtype=str(data.dtype), name="max_roi_pool")
@@ -174,7 +174,7 @@ def max_roi_pool(context: NodeContext) -> relax.Expr:
     return context.emit_te(compute, context.input(0), context.input(1), primfunc_name_hint="max_roi_pool")
 
 
-def _max_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence[Any]) -> Any:
+def _max_body(pooling: _Pooling, ins: Sequence[Buffer], out: Buffer, shape: Sequence[Index]) -> Stmt:
     data, rois = ins
     dtype = str(data.dtype)
     wide = compute_dtype(dtype)
@@ -196,14 +196,14 @@ def _max_body(pooling: _Pooling, ins: Sequence[Any], out: Any, shape: Sequence[A
         return builder.get().body
 
 
-def _rounded_bins(pooling: _Pooling, low: Any, high: Any, count: int, dtype: str) -> _Bins:
+def _rounded_bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _Bins:
     scale = tirx.const(pooling.scale, dtype)
     start, end = tirx.round(low.astype(dtype) * scale), tirx.round(high.astype(dtype) * scale)
     length = tirx.max(end - start + tirx.const(1, dtype), tirx.const(1, dtype))
     return _Bins(start, length / tirx.const(count, dtype), None)
 
 
-def _bin_ends(bins: _Bins, number: Any, size: Any) -> tuple[Any, Any]:
+def _bin_ends(bins: _Bins, number: Expr, size: Expr) -> tuple[Expr, Expr]:
     dtype = str(bins.start.ty.dtype)
     position = number.astype(dtype)
     low = tirx.floor(position * bins.size) + bins.start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, tirx
@@ -60,7 +60,7 @@ def modulo(context: NodeContext) -> relax.Expr:
         return elementwise(context, "remainder", function, a, b)
     wide = "float32" if dtypes.bits(dtype) < 32 else dtype
 
-    def of_floats(x: Any, y: Any) -> Any:
+    def of_floats(x: Expr, y: Expr) -> Expr:
         x, y = x.astype(wide), y.astype(wide)
         remainder = tirx.truncmod(x, y)
         return remainder if truncated else tirx.Select(scalars.opposite_signs(remainder, y), remainder + y, remainder)
@@ -184,7 +184,7 @@ def bit_shift(context: NodeContext) -> relax.Expr:
     dtype = context.dtype(0)
     width = dtypes.bits(dtype)
 
-    def shift(x: Any, y: Any) -> Any:
+    def shift(x: Expr, y: Expr) -> Expr:
         count = y.astype("int64")
         inside = tirx.all(count >= 0, count < width)
         amount = tirx.Select(inside, count, tirx.const(width - 1, "int64")).astype(dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -10,6 +11,9 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 def inverted(context: NodeContext, matrices: relax.Expr) -> relax.Expr:
@@ -24,7 +28,7 @@ def inverted(context: NodeContext, matrices: relax.Expr) -> relax.Expr:
 def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
     size, dtype = data.shape[-1], str(data.dtype)
 
-    def generate(ins: Any, outs: Any) -> Any:
+    def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
         source, (result, work, right, state) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
         zero, one = tirx.const(0.0, "float64"), tirx.const(1.0, "float64")
         with IRBuilder() as builder:
@@ -53,7 +57,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
     return outputs
 
 
-def _pivot(work: Any, right: Any, state: Any, column: Any, size: Any) -> None:
+def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr) -> None:
     """Bring the row with the largest element of a column into its place, in both halves."""
     state[0] = column.astype("float64")
     with T.serial(0, size - column) as below:

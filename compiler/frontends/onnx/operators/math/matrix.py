@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -20,7 +20,7 @@ from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.frontends.onnx.values import tensor_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
 
 def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dtype: str | None = None) -> relax.Expr:
@@ -123,7 +123,7 @@ def determinant(context: NodeContext) -> relax.Expr:
     return relax.TupleGetItem(result, 0)
 
 
-def _determinant_kernel(dtype: str) -> Any:
+def _determinant_kernel(dtype: str) -> Callable[..., Tensor]:
     def kernel(data: te.Tensor) -> list[te.Tensor]:
         stack, size = list(data.shape[:-2]), data.shape[-1]
         count: Expr = tirx.const(1, "int64")

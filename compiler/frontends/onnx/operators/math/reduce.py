@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -104,7 +104,9 @@ def _extremum(context: NodeContext, data: relax.Expr, axes: list[int], keep: boo
     return reduce_with(context, data, axes, keep, scalars.extremum_reducer(dtype, greatest=greatest))
 
 
-def reduce_with(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool, reducer: Any) -> relax.Expr:
+def reduce_with(
+    context: NodeContext, data: relax.Expr, axes: list[int], keep: bool, reducer: Callable[..., Expr]
+) -> relax.Expr:
     """Reduce axes with a commutative reducer as a kernel of its own."""
 
     def compute(source: te.Tensor) -> te.Tensor:
@@ -284,7 +286,7 @@ def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     first = place_of_extremum(context, data, axis, keep=True)
 
     def mark(index: te.Tensor, like: te.Tensor) -> te.Tensor:
-        def element(*place: Any) -> Expr:
+        def element(*place: Expr) -> Expr:
             hit = index(*(tirx.const(0, "int64") if a == axis else p for a, p in enumerate(place)))
             one, zero = tirx.const(1, like.dtype), tirx.const(0, like.dtype)
             return tirx.Select(hit == place[axis], one, zero)

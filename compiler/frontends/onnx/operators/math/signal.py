@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te
@@ -80,7 +81,7 @@ def _complex(context: NodeContext, data: relax.Expr, order: list[int]) -> Comple
     return Complex(part(0), part(1) if parts == 2 else None)
 
 
-def _each_part(data: Complex, function: Any) -> Complex:
+def _each_part(data: Complex, function: Callable[[Expr], Expr]) -> Complex:
     return Complex(function(data.real), None if data.imaginary is None else function(data.imaginary))
 
 

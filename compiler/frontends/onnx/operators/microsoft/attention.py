@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import TensorValue
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+    pass
 
 _MASKED = -10000.0
 
@@ -27,24 +29,24 @@ class Heads:
         self.count = int(context.required_attribute("num_heads"))
         self.filter = float(context.attribute("mask_filter_value", _MASKED))
 
-    def split(self, value: Any, count: int | None = None) -> Any:
+    def split(self, value: TensorValue, count: int | None = None) -> TensorValue:
         """(batch, length, heads * size) as (batch, heads, length, size)."""
         shaped = self.op("Reshape", value, int64s(0, 0, count or self.count, -1))
         return self.op("Transpose", shaped, perm=[0, 2, 1, 3])
 
-    def merge(self, value: Any) -> Any:
+    def merge(self, value: TensorValue) -> TensorValue:
         """The reverse of `split`."""
         return self.op("Reshape", self.op("Transpose", value, perm=[0, 2, 1, 3]), int64s(0, 0, -1))
 
-    def size(self, value: Any, axis: int) -> Any:
+    def size(self, value: TensorValue, axis: int) -> TensorValue:
         """A size as an int64 tensor (1,)."""
         return self.op("Slice", self.op("Shape", value), int64s(axis), int64s(axis + 1))
 
-    def positions(self, count: Any) -> Any:
+    def positions(self, count: TensorValue) -> TensorValue:
         """0, 1, ... up to a size given as (1,)."""
         return self.op("Range", np.int64(0), self.op("Squeeze", count), np.int64(1))
 
-    def attend(self, query: Any, key: Any, value: Any, added: list[Any]) -> Any:
+    def attend(self, query: TensorValue, key: TensorValue, value: TensorValue, added: list[TensorValue]) -> TensorValue:
         """softmax(query * scale @ key' + added...) @ value, merged."""
         op, size = self.op, query.shape[-1]
         scale = float(self.context.attribute("scale", 0.0))
@@ -57,12 +59,12 @@ class Heads:
             scores = op("Add", scores, term)
         return self.merge(op("MatMul", op("Softmax", scores, axis=-1), value))
 
-    def penalty(self, allowed: Any, dtype: str, value: float) -> Any:
+    def penalty(self, allowed: TensorValue, dtype: str, value: float) -> TensorValue:
         """0 where allowed, `value` elsewhere."""
         wide = self.op("Where", allowed, np.float32(0), np.float32(value))
         return wide if dtype == "float32" else self.op("Cast", wide, to=self.op.number(dtype))
 
-    def padding(self, index: int, query: Any, key: Any) -> list[Any]:
+    def padding(self, index: int, query: TensorValue, key: TensorValue) -> list[TensorValue]:
         """What the mask in input `index` adds to the scores: raw (batch, total) or (batch, length, total), or ends."""
         if not self.context.has_input(index):
             return []
@@ -87,7 +89,7 @@ class Heads:
             allowed = op("And", allowed, begun)
         return [self.penalty(op("Unsqueeze", allowed, int64s(1, 2)), query.dtype, self.filter)]
 
-    def causal(self, query: Any, key: Any) -> list[Any]:
+    def causal(self, query: TensorValue, key: TensorValue) -> list[TensorValue]:
         """Each query sees the keys up to its own place; the last query's is the last key's."""
         if not self.context.attribute("unidirectional", 0):
             return []
@@ -101,12 +103,13 @@ class Heads:
 
 
 def _attention_of(
-    heads: Heads, projected: Any, sizes: list[Index], mask: int, past: int, bias: int | None
-) -> list[Any]:
+    heads: Heads, projected: TensorValue, sizes: Sequence[int | None], mask: int, past: int, bias: int | None
+) -> list[TensorValue | None]:
     """[result, present] of (batch, length, q + k + v)."""
     context, op = heads.context, heads.op
-    if all(isinstance(size, int) for size in sizes):
-        parts = op.outputs(3, "Split", projected, int64s(*sizes), axis=2)
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        parts = op.outputs(3, "Split", projected, int64s(*known), axis=2)
     else:
         parts = op.outputs(3, "Split", projected, axis=2, num_outputs=3)
     query, key, value = (heads.split(part) for part in parts)
@@ -118,12 +121,12 @@ def _attention_of(
         present = op("Concat", *(op("Unsqueeze", item, int64s(0)) for item in (key, value)), axis=0)
     added = [*heads.padding(mask, query, key), *heads.causal(query, key)]
     if bias is not None and context.has_input(bias):
-        added.append(context.value(bias))
+        added.append(context.tensor(bias))
     return [heads.attend(query, key, value, added), present]
 
 
 @converter("Attention", domain=DOMAIN)
-def attention(context: NodeContext) -> list[Any]:
+def attention(context: NodeContext) -> list[TensorValue | None]:
     """Projection and attention: input, weights, bias, mask, past (2, batch, heads, length, size), attention bias."""
     if context.attribute("do_rotary", 0) or context.attribute("past_present_share_buffer", 0):
         context.refuse("do_rotary and past_present_share_buffer are not supported")
@@ -134,7 +137,7 @@ def attention(context: NodeContext) -> list[Any]:
     return _attention_of(heads, projected, _hidden_sizes(context, 1), mask=3, past=4, bias=5)
 
 
-def _hidden_sizes(context: NodeContext, weights: int) -> list[Any]:
+def _hidden_sizes(context: NodeContext, weights: int) -> list[int | None]:
     given_sizes: list[int] = context.attribute("qkv_hidden_sizes", [])
     if given_sizes:
         return [int(size) for size in given_sizes]
@@ -143,7 +146,7 @@ def _hidden_sizes(context: NodeContext, weights: int) -> list[Any]:
 
 
 @converter("QAttention", domain=DOMAIN)
-def quantized_attention(context: NodeContext) -> list[Any]:
+def quantized_attention(context: NodeContext) -> list[TensorValue | None]:
     """Attention with a quantized projection.
 
     Inputs: input, weights, bias, input scale, weight scale, mask, input zero, weight zero, past.
@@ -157,7 +160,7 @@ def quantized_attention(context: NodeContext) -> list[Any]:
 
 
 @converter("MultiHeadAttention", domain=DOMAIN)
-def multi_head_attention(context: NodeContext) -> list[Any]:
+def multi_head_attention(context: NodeContext) -> list[TensorValue]:
     """Attention of query, key, value, packed or not; then bias, padding mask, attention bias, past key and value."""
     heads = Heads(context)
     op = heads.op
@@ -167,11 +170,11 @@ def multi_head_attention(context: NodeContext) -> list[Any]:
         value = op("Concat", context.value(7), value, axis=2)
     added = [*heads.padding(4, query, key), *heads.causal(query, key)]
     if context.has_input(5):
-        added.append(context.value(5))
+        added.append(context.tensor(5))
     return [heads.attend(query, key, value, added), key, value]
 
 
-def _query_key_value(context: NodeContext, heads: Heads) -> tuple[Any, Any, Any]:
+def _query_key_value(context: NodeContext, heads: Heads) -> tuple[TensorValue, TensorValue, TensorValue]:
     """Each (batch, heads, length, size), with its bias."""
     op = heads.op
     if context.rank(0) == 5:
@@ -179,12 +182,12 @@ def _query_key_value(context: NodeContext, heads: Heads) -> tuple[Any, Any, Any]
         parts = [op("Reshape", part, int64s(0, 0, -1)) for part in packed]
     elif context.has_input(1) and context.rank(1) == 5:
         packed = op.outputs(2, "Split", context.value(1), axis=3, num_outputs=2)
-        parts = [context.value(0), *(op("Reshape", part, int64s(0, 0, -1)) for part in packed)]
+        parts = [context.tensor(0), *(op("Reshape", part, int64s(0, 0, -1)) for part in packed)]
     elif not context.has_input(1) or not context.has_input(2):
         context.refuse("a query without key and value must hold all three, with rank 5")
     else:
-        parts = [context.value(0), context.value(1), context.value(2)]
-    biases: list[Any] = [None] * 3
+        parts = [context.tensor(0), context.tensor(1), context.tensor(2)]
+    biases: Sequence[TensorValue | None] = [None] * 3
     if context.has_input(3):
         sizes = [_width(context, part, heads.count) for part in parts]
         biases = op.outputs(3, "Split", context.value(3), int64s(*sizes), axis=0)
@@ -198,7 +201,7 @@ def _query_key_value(context: NodeContext, heads: Heads) -> tuple[Any, Any, Any]
     return result[0], result[1], result[2]
 
 
-def _width(context: NodeContext, part: Any, heads: int) -> int:
+def _width(context: NodeContext, part: TensorValue, heads: int) -> int:
     """Number of all heads' features."""
     width = part.shape[-1] if len(part.shape) == 3 else part.shape[-1] * heads
     if not isinstance(width, int):
@@ -219,7 +222,7 @@ def _check_positions(context: NodeContext) -> None:
 
 
 @converter("RotaryEmbedding", domain=DOMAIN)
-def rotary_embedding(context: NodeContext) -> Any:
+def rotary_embedding(context: NodeContext) -> TensorValue:
     """Rotary positions: input, positions (one offset, or (batch, length)), cosines, sines."""
     op = Composer(context)
     if context.attribute("is_packed_batching", 0):

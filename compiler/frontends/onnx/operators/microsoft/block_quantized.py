@@ -25,7 +25,7 @@ _INT8_DATA = 4  # the accuracy level
 
 
 @converter("GatherBlockQuantized", domain=DOMAIN)
-def gather_block_quantized(context: NodeContext) -> Any:
+def gather_block_quantized(context: NodeContext) -> Expr:
     """Entries of a table that is quantized in blocks: data, indices, scales, zero points.
 
     Data of type uint8 hold `bits` a value, low bits first; without zero points the middle of the range of uint8 data

@@ -10,7 +10,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.math.linear_algebra import inverted
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import Value
+from compiler.frontends.onnx.values import TensorValue, Value
 
 DOMAIN = "com.microsoft"
 _CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
@@ -27,7 +27,7 @@ def attributes_of(context: NodeContext, *names: str) -> dict[str, Any]:
     return {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
 
 
-def activated(context: NodeContext, op: Composer, value: Any) -> Any:
+def activated(context: NodeContext, op: Composer, value: TensorValue) -> TensorValue:
     """A value after the node's `activation`, with its parameters in `activation_params` or attributes of their own."""
     activation = context.attribute("activation", "")
     parameters: list[float] = context.attribute("activation_params", [])
@@ -46,7 +46,7 @@ def activated(context: NodeContext, op: Composer, value: Any) -> Any:
 
 
 @converter("FusedMatMul", "TransposeMatMul", domain=DOMAIN)
-def fused_matmul(context: NodeContext) -> Any:
+def fused_matmul(context: NodeContext) -> TensorValue:
     """alpha * A' * B', where ' swaps the last two axes, or moves the second one to the place before the last."""
     op = Composer(context)
     a = _matrix(context, op, 0, "transA", "transBatchA")
@@ -55,16 +55,16 @@ def fused_matmul(context: NodeContext) -> Any:
 
 
 @converter("FusedMatMulActivation", domain=DOMAIN)
-def fused_matmul_activation(context: NodeContext) -> Any:
+def fused_matmul_activation(context: NodeContext) -> TensorValue:
     """FusedMatMul and an activation."""
     return activated(context, Composer(context), fused_matmul(context))
 
 
-def _scaled(op: Composer, value: Any, factor: float) -> Any:
+def _scaled(op: Composer, value: TensorValue, factor: float) -> TensorValue:
     return value if factor == 1.0 else op("Mul", value, float(factor))
 
 
-def _matrix(context: NodeContext, op: Composer, index: int, transposed: str, batch: str) -> Any:
+def _matrix(context: NodeContext, op: Composer, index: int, transposed: str, batch: str) -> TensorValue:
     rank = context.rank(index)
     order = list(range(rank))
     if context.attribute(batch, 0):
@@ -72,12 +72,12 @@ def _matrix(context: NodeContext, op: Composer, index: int, transposed: str, bat
         order = [*range(1, rank - 1), 0, rank - 1]
     if context.attribute(transposed, 0) and rank > 1:
         order[-1], order[-2] = order[-2], order[-1]
-    value = context.value(index)
+    value = context.tensor(index)
     return value if order == list(range(rank)) else op("Transpose", value, perm=order)
 
 
 @converter("FusedGemm", domain=DOMAIN)
-def fused_gemm(context: NodeContext) -> Any:
+def fused_gemm(context: NodeContext) -> TensorValue:
     """Gemm and an activation."""
     op = Composer(context)
     names = ("alpha", "beta", "transA", "transB")
@@ -86,7 +86,7 @@ def fused_gemm(context: NodeContext) -> Any:
 
 
 @converter("FusedConv", domain=DOMAIN)
-def fused_conv(context: NodeContext) -> Any:
+def fused_conv(context: NodeContext) -> TensorValue:
     """Conv of x, w and b, plus z, and an activation."""
     op = Composer(context)
     inputs = [context.value(0), context.value(1), given(context, 2)]
@@ -97,7 +97,7 @@ def fused_conv(context: NodeContext) -> Any:
 
 
 @converter("NhwcConv", "NhwcFusedConv", domain=DOMAIN)
-def nhwc_conv(context: NodeContext) -> Any:
+def nhwc_conv(context: NodeContext) -> TensorValue:
     """FusedConv with the channels of data and result last; the weights as in Conv."""
     op, rank = Composer(context), context.rank(0)
     data = op("Transpose", context.value(0), perm=[0, rank - 1, *range(1, rank - 1)])
@@ -110,7 +110,7 @@ def nhwc_conv(context: NodeContext) -> Any:
 
 
 @converter("NhwcMaxPool", domain=DOMAIN)
-def nhwc_max_pool(context: NodeContext) -> Any:
+def nhwc_max_pool(context: NodeContext) -> TensorValue:
     """MaxPool with the channels last."""
     op, rank = Composer(context), context.rank(0)
     data = op("Transpose", context.value(0), perm=[0, rank - 1, *range(1, rank - 1)])
@@ -120,20 +120,20 @@ def nhwc_max_pool(context: NodeContext) -> Any:
 
 
 @converter("Gelu", domain=DOMAIN)
-def gelu(context: NodeContext) -> Any:
+def gelu(context: NodeContext) -> TensorValue:
     """x * Phi(x)."""
     return Composer(context)("Gelu", context.value(0))
 
 
 @converter("BiasGelu", domain=DOMAIN)
-def bias_gelu(context: NodeContext) -> Any:
+def bias_gelu(context: NodeContext) -> TensorValue:
     """Gelu of a sum."""
     op = Composer(context)
     return op("Gelu", op("Add", context.value(0), context.value(1)))
 
 
 @converter("FastGelu", domain=DOMAIN)
-def fast_gelu(context: NodeContext) -> Any:
+def fast_gelu(context: NodeContext) -> TensorValue:
     """Gelu by tanh, of a sum when there is a bias."""
     op, value = Composer(context), context.value(0)
     if context.has_input(1):
@@ -142,14 +142,14 @@ def fast_gelu(context: NodeContext) -> Any:
 
 
 @converter("QuickGelu", domain=DOMAIN)
-def quick_gelu(context: NodeContext) -> Any:
+def quick_gelu(context: NodeContext) -> TensorValue:
     """x * sigmoid(alpha * x)."""
     op, value = Composer(context), context.value(0)
     return op("Mul", value, op("Sigmoid", op("Mul", value, context.attribute("alpha", 1.702))))
 
 
 @converter("BiasSplitGelu", domain=DOMAIN)
-def bias_split_gelu(context: NodeContext) -> Any:
+def bias_split_gelu(context: NodeContext) -> TensorValue:
     """The first half of x + bias along the last axis, times Gelu of the second."""
     op = Composer(context)
     left, right = op.outputs(2, "Split", op("Add", context.value(0), context.value(1)), axis=-1, num_outputs=2)
@@ -157,14 +157,14 @@ def bias_split_gelu(context: NodeContext) -> Any:
 
 
 @converter("BiasAdd", domain=DOMAIN)
-def bias_add(context: NodeContext) -> Any:
+def bias_add(context: NodeContext) -> TensorValue:
     """x + bias + skip."""
     op = Composer(context)
     return op("Add", op("Add", context.value(0), context.value(1)), context.value(2))
 
 
 @converter("BiasSoftmax", domain=DOMAIN)
-def bias_softmax(context: NodeContext) -> Any:
+def bias_softmax(context: NodeContext) -> TensorValue:
     """Softmax of a sum, over all axes from `axis` on; the bias is broadcast over inner or outer batches.
 
     With is_inner_broadcast each entry of the bias serves as many consecutive batches as there are for one.
@@ -178,7 +178,7 @@ def bias_softmax(context: NodeContext) -> Any:
 
 
 @converter("BiasDropout", domain=DOMAIN)
-def bias_dropout(context: NodeContext) -> Any:
+def bias_dropout(context: NodeContext) -> TensorValue:
     """x + bias + residual: nothing is dropped outside training."""
     op = Composer(context)
     result = op("Add", context.value(0), context.value(1))
@@ -186,13 +186,13 @@ def bias_dropout(context: NodeContext) -> Any:
 
 
 @converter("ExpandDims", domain=DOMAIN)
-def expand_dims(context: NodeContext) -> Any:
+def expand_dims(context: NodeContext) -> TensorValue:
     """A new axis of size 1 at a place counted as in the result."""
     return Composer(context)("Unsqueeze", context.value(0), int64s(*context.integers(1)))
 
 
 @converter("Trilu", "GatherND", domain=DOMAIN)
-def as_in_onnx(context: NodeContext) -> Any:
+def as_in_onnx(context: NodeContext) -> TensorValue:
     """Operators that ONNX has taken over since."""
     inputs = [given(context, index) for index in range(len(context.node.input))]
     names = [attribute.name for attribute in context.node.attribute]
@@ -200,7 +200,7 @@ def as_in_onnx(context: NodeContext) -> Any:
 
 
 @converter("Pad", domain=DOMAIN)
-def pad(context: NodeContext) -> Any:
+def pad(context: NodeContext) -> TensorValue:
     """Pad with the widths as an operand, which may be a matrix of one row."""
     op = Composer(context)
     widths = op("Reshape", context.value(1), int64s(-1))
@@ -208,20 +208,20 @@ def pad(context: NodeContext) -> Any:
 
 
 @converter("Unique", domain=DOMAIN)
-def unique(context: NodeContext) -> list[Any]:
+def unique(context: NodeContext) -> list[TensorValue]:
     """The distinct elements in the order in which they occur first, which one each input is, how often each occurs."""
     distinct, _, inverse, counts = Composer(context).outputs(4, "Unique", context.value(0), sorted=0)
     return [distinct, inverse, counts]
 
 
 @converter("Inverse", domain=DOMAIN)
-def inverse(context: NodeContext) -> Any:
+def inverse(context: NodeContext) -> TensorValue:
     """Inverses of stacked square matrices."""
     return inverted(context, context.input(0))
 
 
 @converter("CDist", domain=DOMAIN)
-def cdist(context: NodeContext) -> Any:
+def cdist(context: NodeContext) -> TensorValue:
     """Distances between the rows of two matrices: euclidean, or its square."""
     op = Composer(context)
     metric = context.attribute("metric", "sqeuclidean")
@@ -233,7 +233,7 @@ def cdist(context: NodeContext) -> Any:
 
 
 @converter("ConvTransposeWithDynamicPads", domain=DOMAIN)
-def conv_transpose_with_dynamic_pads(context: NodeContext) -> Any:
+def conv_transpose_with_dynamic_pads(context: NodeContext) -> TensorValue:
     """ConvTranspose with the padding as an operand: x, w, pads, bias."""
     op = Composer(context)
     names = ("auto_pad", "dilations", "group", "kernel_shape", "output_padding", "strides")
@@ -253,7 +253,7 @@ def conv_transpose_with_dynamic_pads(context: NodeContext) -> Any:
     "Upsample",
     domain="com.microsoft.nchwc",
 )
-def blocked_layout(context: NodeContext) -> Any:
+def blocked_layout(context: NodeContext) -> TensorValue:
     """Refused: nothing in the model says how its weights are laid out."""
     context.refuse(
         "its layout is that of the machine on which ONNX Runtime optimized the model; save the model with the "

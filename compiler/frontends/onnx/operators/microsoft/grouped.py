@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -16,7 +16,7 @@ from compiler.frontends.onnx.structure import declared_size
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Runtime, tensor_shape
 from compiler.passes.rewriting.state_writes import write_rows
-from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.call import AttentionOptions, cached_attention
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
@@ -26,7 +26,7 @@ _LAST_INPUT = _BIAS
 
 
 @converter("GroupQueryAttention", domain=DOMAIN)
-def group_query_attention(context: NodeContext) -> list[Any]:
+def group_query_attention(context: NodeContext) -> list[Expr]:
     """Causal attention of many query heads to few key heads, with a cache and rotary positions.
 
     Inputs: query (or query, key and value packed), key, value, past key and value (batch, heads, past, size), the last
@@ -65,7 +65,7 @@ class _Grouped:
         self._check_sizes()
         self.starts = self._starts()
 
-    def outputs(self) -> list[Any]:
+    def outputs(self) -> list[Expr]:
         """[result, present key, present value]."""
         context = self.context
         query, key = self.query, self.key
@@ -79,11 +79,13 @@ class _Grouped:
             query,
             keys.expr,
             values.expr,
-            position=self.starts,
-            scale=float(context.attribute("scale", 0.0)) or None,
-            window=window if window > 0 else None,
-            softcap=float(context.attribute("softcap", 0.0)),
-            bias=context.input(_BIAS) if context.has_input(_BIAS) else None,
+            AttentionOptions(
+                position=self.starts,
+                scale=float(context.attribute("scale", 0.0)) or None,
+                window=window if window > 0 else None,
+                softcap=float(context.attribute("softcap", 0.0)),
+                bias=context.input(_BIAS) if context.has_input(_BIAS) else None,
+            ),
         )
         result = context.emit(call)
         *outer, heads, size = tensor_shape(result)
@@ -98,13 +100,13 @@ class _Grouped:
             context.refuse("the size of the heads is not known when compiling")
         counts = [self.heads, self.key_heads, self.key_heads]
         if context.has_input(_KEY) and context.has_input(_VALUE):
-            parts: list[Any] = [context.value(index) for index in (0, _KEY, _VALUE)]
+            parts: list[Expr] = [context.value(index) for index in (0, _KEY, _VALUE)]
         else:
             size = width // sum(counts)
             parts = op.outputs(3, "Split", context.value(0), int64s(*(count * size for count in counts)), axis=2)
         return [self._heads_apart(part, count) for part, count in zip(parts, counts, strict=True)]
 
-    def _heads_apart(self, part: Any, count: int) -> relax.Expr:
+    def _heads_apart(self, part: Expr, count: int) -> relax.Expr:
         """(batch, length, heads, size) of (batch, length, width) or (batch, heads, length, size)."""
         context, shape = self.context, part.shape
         expr = context.importer.builder.materialize(part)
@@ -170,7 +172,7 @@ class _Grouped:
         def rotated(x: te.Tensor, cosines: te.Tensor, sines: te.Tensor, place: te.Tensor) -> te.Tensor:
             half = cosines.shape[1]
 
-            def wide(value: Any) -> Any:
+            def wide(value: Expr) -> Expr:
                 return value if x.dtype == "float32" else tirx.Cast("float32", value)
 
             def element(b: Expr, i: Expr, h: Expr, d: Expr) -> Expr:

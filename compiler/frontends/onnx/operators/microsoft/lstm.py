@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -15,9 +15,9 @@ from compiler.frontends.onnx.operators.composition import Composer
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
 from compiler.frontends.onnx.operators.recurrent.activations import activations_of
 from compiler.frontends.onnx.operators.recurrent.recurrent import direction_flags, layer_results, run_recurrence
-from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Packing
+from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Operand, Packing
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import tensor_shape
+from compiler.frontends.onnx.values import Constant, Runtime, tensor_shape
 from schedules.recurrence.description import CellKind, Recurrence
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class _Weights:
     """Signed bytes (directions, 4 * hidden, depth); scales and zero points (directions, 4 * hidden), the latter None
     where they are all 0."""
 
-    data: Any
-    scales: Any
-    zero_points: Any
+    data: Operand
+    scales: Operand
+    zero_points: Operand | None
 
 
 @converter("DynamicQuantizeLSTM", domain=DOMAIN)
@@ -97,7 +97,7 @@ def _operands(context: NodeContext, recurrence: Recurrence) -> dict[str, Expr]:
     packing = Packing(arrays, recurrence.directions, _GATES, recurrence.hidden, recurrence.lanes)
     weights = _weights(context, packing, 1, 8)
     recurrent = _weights(context, packing, 2, 10)
-    operands: dict[str, Any] = {
+    operands: dict[str, Operand] = {
         "x": _projection(op, packing, weights, recurrence.inputs),
         "r0": _words(packing, recurrent.data, recurrence.hidden),
         "scales": packing.vectors(recurrent.scales, _GATES),
@@ -133,7 +133,7 @@ def _weights(context: NodeContext, packing: Packing, index: int, scale: int) -> 
     return _Weights(data, _spread(arrays, arrays.raw(scale), columns), zero_points)
 
 
-def _spread(arrays: Arrays, value: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _spread(arrays: Arrays, value: Operand, shape: tuple[int, int]) -> Operand:
     """One value per direction or per column, as one per column."""
     known = tuple(value.shape) if isinstance(value, np.ndarray) else tuple(tensor_shape(value))
     if known == shape:
@@ -150,7 +150,7 @@ def _projection(op: Composer, packing: Packing, weights: _Weights, features: int
     rows = context.arithmetic.multiply(steps, samples)
     flat = context.emit(R.reshape(context.input(0), [rows, features]))
 
-    def by_column(values: Any, dtype: str = "float32") -> Any:
+    def by_column(values: Operand, dtype: str = "float32") -> Constant | Runtime:
         return arrays.value(arrays.cast(arrays.reshape(packing.vectors(values, _GATES), (columns,)), dtype))
 
     quantized, scale, zero = op.outputs(3, "DynamicQuantizeLinear", arrays.value(flat))
@@ -165,7 +165,7 @@ def _projection(op: Composer, packing: Packing, weights: _Weights, features: int
     return context.emit(R.reshape(context.importer.builder.materialize(product), [steps, samples, *layout]))
 
 
-def _words(packing: Packing, data: Any, depth: int) -> Any:
+def _words(packing: Packing, data: Operand, depth: int) -> Operand:
     """Signed bytes (directions, 4 * hidden, depth) as words of four along the depth: (directions, blocks, depth / 4,
     gates, lanes), int32."""
     arrays = packing.arrays

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from compiler.frontends.onnx.bounds import require, require_values
@@ -11,12 +9,13 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, attributes_of, given
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import TensorValue
 
 _EPSILON = 1e-12  # of the fused operators, unless they say otherwise
 
 
 @converter("LayerNormalization", since=1)
-def layer_normalization(context: NodeContext) -> Any:
+def layer_normalization(context: NodeContext) -> list[TensorValue]:
     """ONNX Runtime writes it for opsets in which ONNX does not have it yet."""
     op, count = Composer(context), len(context.node.output)
     inputs = [context.value(0), context.value(1), given(context, 2)]
@@ -24,14 +23,14 @@ def layer_normalization(context: NodeContext) -> Any:
 
 
 @converter("SimplifiedLayerNormalization")
-def simplified_layer_normalization(context: NodeContext) -> Any:
+def simplified_layer_normalization(context: NodeContext) -> list[TensorValue]:
     """x / sqrt(mean(x^2) + epsilon) * scale, and the reciprocal of the root."""
     op = Composer(context)
     return _root_mean_square(
         context,
         op,
-        context.value(0),
-        context.value(1),
+        context.tensor(0),
+        context.tensor(1),
         context.attribute("axis", -1),
         context.attribute("epsilon", 1e-5),
     )
@@ -40,7 +39,9 @@ def simplified_layer_normalization(context: NodeContext) -> Any:
 converter("SimplifiedLayerNormalization", domain=DOMAIN)(simplified_layer_normalization)
 
 
-def _root_mean_square(context: NodeContext, op: Composer, x: Any, scale: Any, axis: int, epsilon: float) -> list[Any]:
+def _root_mean_square(
+    context: NodeContext, op: Composer, x: TensorValue, scale: TensorValue, axis: int, epsilon: float
+) -> list[TensorValue]:
     """[normalized, reciprocal of the root of the mean square], computed in float32."""
     rank, dtype = len(x.shape), x.dtype
     axes = range(context.axis(axis, rank), rank)
@@ -55,14 +56,14 @@ def _root_mean_square(context: NodeContext, op: Composer, x: Any, scale: Any, ax
     return [op("Mul", normalized, scale), inverse]
 
 
-def _skip_sum(context: NodeContext, op: Composer, bias: int) -> Any:
+def _skip_sum(context: NodeContext, op: Composer, bias: int) -> TensorValue:
     """input + skip (which may lack the batch) + bias."""
     total = op("Add", context.value(0), context.value(1))
     return op("Add", total, context.value(bias)) if context.has_input(bias) else total
 
 
 @converter("SkipLayerNormalization", domain=DOMAIN)
-def skip_layer_normalization(context: NodeContext) -> Any:
+def skip_layer_normalization(context: NodeContext) -> list[TensorValue]:
     """LayerNormalization of a sum: input, skip, gamma, beta, bias. Outputs: result, mean, inverse deviation, sum."""
     op = Composer(context)
     total = _skip_sum(context, op, 4)
@@ -73,24 +74,24 @@ def skip_layer_normalization(context: NodeContext) -> Any:
 
 
 @converter("SkipSimplifiedLayerNormalization", domain=DOMAIN)
-def skip_simplified_layer_normalization(context: NodeContext) -> Any:
+def skip_simplified_layer_normalization(context: NodeContext) -> list[TensorValue | None]:
     """SimplifiedLayerNormalization of a sum: input, skip, gamma, bias. Outputs as SkipLayerNormalization's."""
     op = Composer(context)
     total = _skip_sum(context, op, 3)
     result, inverse = _root_mean_square(
-        context, op, total, context.value(2), -1, context.attribute("epsilon", _EPSILON)
+        context, op, total, context.tensor(2), -1, context.attribute("epsilon", _EPSILON)
     )
     return [result, None if not context.output_used(1) else inverse, inverse, total]
 
 
 @converter("EmbedLayerNormalization", domain=DOMAIN)
-def embed_layer_normalization(context: NodeContext) -> Any:
+def embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
     """Word, position and segment embeddings summed and normalized; the number of unmasked tokens; the sum.
 
     Inputs: ids, segments, word, position and segment tables, gamma, beta, mask, positions.
     """
     op = Composer(context)
-    ids = context.value(0)
+    ids = context.tensor(0)
     for index, table in ((0, 2), (1, 4), (8, 3)):
         if context.has_input(index):
             require_values(context, index, 0, context.shape(table)[0])
@@ -109,7 +110,7 @@ def embed_layer_normalization(context: NodeContext) -> Any:
     return [result, _tokens(context, op, ids), total]
 
 
-def _tokens(context: NodeContext, op: Composer, ids: Any) -> Any:
+def _tokens(context: NodeContext, op: Composer, ids: TensorValue) -> TensorValue:
     if context.has_input(7):
         return op("ReduceSum", op("Cast", context.value(7), to=6), int64s(1), keepdims=0)
     batch = op("Slice", op("Shape", ids), int64s(0), int64s(1))

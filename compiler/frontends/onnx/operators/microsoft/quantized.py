@@ -5,7 +5,7 @@ Those without an integer form are what their definition says: dequantize, comput
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import relax, tirx
 from tvm.relax import op as R
@@ -30,7 +30,10 @@ from compiler.frontends.onnx.operators.quantization.linear import (
     quantized,
 )
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import Runtime, Value, tensor_shape
+from compiler.frontends.onnx.values import Runtime, TensorValue, Value, tensor_shape
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 DOMAIN = "com.microsoft"
 
@@ -43,7 +46,7 @@ def given(context: NodeContext, index: int) -> Value | None:
     return context.value(index) if context.has_input(index) else None
 
 
-def dequantized_input(context: NodeContext, op: Composer, index: int) -> Any:
+def dequantized_input(context: NodeContext, op: Composer, index: int) -> TensorValue:
     """The float value of input `index`, whose scale and zero point are the next two inputs."""
     return op("DequantizeLinear", context.value(index), context.value(index + 1), given(context, index + 2))
 
@@ -84,7 +87,7 @@ def qlinear_mul(context: NodeContext) -> Value:
     ratio = multiplier(context, [1, 4], 6, None)
     zeros = [_zero(context, index) for index in (2, 5, 7)]
 
-    def function(a: Any, b: Any, scale: Any, *zero: Any) -> Any:
+    def function(a: Expr, b: Expr, scale: Expr, *zero: Expr) -> Expr:
         product = (a.astype("float32") - zero[0]) * (b.astype("float32") - zero[1])
         return _saturated(product * scale + zero[2], context.dtype(0))
 
@@ -100,7 +103,7 @@ def _zero(context: NodeContext, index: int) -> relax.Expr:
     return expr if not tensor_shape(expr) else context.emit(R.reshape(expr, ()))
 
 
-def _saturated(value: Any, dtype: str) -> Any:
+def _saturated(value: Expr, dtype: str) -> Expr:
     low, high = (tirx.const(float(limit), "float32") for limit in dtypes.integer_limits(dtype))
     return tirx.min(tirx.max(tirx.nearbyint(value), low), high).astype(dtype)
 

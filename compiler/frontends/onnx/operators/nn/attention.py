@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 from tvm import relax, te, tirx
@@ -214,10 +214,10 @@ def _masked(context: NodeContext, scores: relax.Expr, masking: Visible) -> relax
     tensors = [context.input(index) for index in (_MASK, _LENGTHS) if context.has_input(index)]
     scalars = [] if masking.offset is None else [expression(masking.offset)]
 
-    def compute(data: Tensor, *arguments: Any) -> Tensor:
+    def compute(data: Tensor, *arguments: Tensor) -> Tensor:
         operands = list(arguments)
-        mask: Any = operands.pop(0) if has_mask else None
-        lengths: Any = operands.pop(0) if has_lengths else None
+        mask: Tensor | None = operands.pop(0) if has_mask else None
+        lengths: Tensor | None = operands.pop(0) if has_lengths else None
         queries = data.shape[2]
 
         def element(sample: Expr, head: Expr, query: Expr, key: Expr) -> Expr:
@@ -239,7 +239,7 @@ def _masked(context: NodeContext, scores: relax.Expr, masking: Visible) -> relax
     return context.emit_te(compute, scores, *tensors, *scalars, primfunc_name_hint="mask_scores")
 
 
-def _allowed(masking: Visible, position: Expr, key: Expr) -> list[Any]:
+def _allowed(masking: Visible, position: Expr, key: Expr) -> list[Expr]:
     conditions = []
     if masking.causal:
         conditions.append(key <= position)

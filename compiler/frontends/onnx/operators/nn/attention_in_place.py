@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te
 from tvm.relax import op as R
@@ -13,7 +13,10 @@ from compiler.frontends.onnx.bounds import limited
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
-from schedules.attention.cache.call import cached_attention
+from schedules.attention.cache.call import AttentionOptions, cached_attention
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 _KERNEL_RANK = 4
 
@@ -59,13 +62,15 @@ def attention_in_place(
         query,
         key,
         value,
-        position=position,
-        length=length,
-        causal=visible.causal,
-        scale=scale,
-        window=visible.left + 1 if visible.left >= 0 else None,
-        softcap=visible.softcap,
-        bias=None if visible.mask is None else _of_rank_4(context, visible.mask),
+        AttentionOptions(
+            position=position,
+            length=length,
+            causal=visible.causal,
+            scale=scale,
+            window=visible.left + 1 if visible.left >= 0 else None,
+            softcap=visible.softcap,
+            bias=None if visible.mask is None else _of_rank_4(context, visible.mask),
+        ),
     )
     return context.emit(call)
 
@@ -89,10 +94,10 @@ def _scalar(context: NodeContext, size: Dim) -> relax.Expr:
     )
 
 
-def _less(context: NodeContext, lengths: relax.Expr, new: Any, most: Dim) -> relax.Expr:
+def _less(context: NodeContext, lengths: relax.Expr, new: Dim, most: Dim) -> relax.Expr:
     """Each length, limited to the keys there are, less the number of queries."""
 
-    def compute(each: te.Tensor, *sizes: Any) -> te.Tensor:
+    def compute(each: te.Tensor, *sizes: Expr) -> te.Tensor:
         most, *new = sizes
         return te.compute(each.shape, lambda b: limited(each[b], 0, most) - sum(new), name="positions")
 

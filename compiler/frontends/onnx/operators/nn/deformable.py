@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -82,12 +82,12 @@ def _window(context: NodeContext, kernel: tuple[int, ...]) -> Window:
     return Window(kernel, strides, dilations, pads[:rank], pads[rank:], context.shape(_OFFSETS)[2:])
 
 
-def _columns(window: Window, group_channels: int) -> Callable[..., Any]:
+def _columns(window: Window, group_channels: int) -> Callable[..., Tensor]:
     """The sampled data (N, C, taps, E1...), zero outside of the data."""
     rank, taps = window.rank, list(itertools.product(*(range(k) for k in window.kernel)))
     count = len(taps)
 
-    def compute(data: Tensor, offsets: Tensor, *masks: Any) -> Tensor:
+    def compute(data: Tensor, offsets: Tensor, *masks: Tensor) -> Tensor:
         wide = compute_dtype(data.dtype)
         sizes = data.shape[2:]
 

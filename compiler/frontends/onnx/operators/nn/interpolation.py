@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import tirx
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-Tap = tuple[Any, Any]  # a whole-numbered coordinate and its weight, both floats
+Tap: TypeAlias = "tuple[Expr, Expr]"  # a whole-numbered coordinate and its weight, both floats
 
 
 def _const(value: float, like: Expr) -> Expr:
@@ -26,29 +26,29 @@ def linear_taps(coordinate: Expr) -> list[Tap]:
     return [(base, one - ratio), (base + one, ratio)]
 
 
-def cubic_taps(coordinate: Any, a: float = -0.75) -> list[Tap]:
+def cubic_taps(coordinate: Expr, a: float = -0.75) -> list[Tap]:
     """The four neighbours, weighted by Keys' cubic convolution kernel (IEEE TASSP 29, 1981, equation 4)."""
     base = tirx.floor(coordinate)
     x = coordinate - base
 
-    def const(value: float) -> Any:
+    def const(value: float) -> Expr:
         return _const(value, coordinate)
 
-    def near(d: Any) -> Any:
+    def near(d: Expr) -> Expr:
         return (const(a + 2) * d - const(a + 3)) * d * d + const(1)
 
-    def far(d: Any) -> Any:
+    def far(d: Expr) -> Expr:
         return ((const(a) * d - const(5 * a)) * d + const(8 * a)) * d - const(4 * a)
 
     one, two = const(1), const(2)
     return [(base - one, far(x + one)), (base, near(x)), (base + one, near(one - x)), (base + two, far(two - x))]
 
 
-def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Any]], Any]) -> Expr:
+def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Expr]], Expr]) -> Expr:
     """The sum over all combinations of one tap per axis of the element times the weights."""
-    total: Any = None
+    total: Expr = None
     for combination in itertools.product(*taps):
-        weight: Any = None
+        weight: Expr = None
         for _, factor in combination:
             weight = factor if weight is None else weight * factor
         term = pixel([position for position, _ in combination]) * weight

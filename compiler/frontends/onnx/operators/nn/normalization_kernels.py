@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import te, tirx
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, IterVar, Tensor
 
 
-def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Any]:
+def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Tensor]:
     """Statistics of each group of channels of each sample; None makes every channel a group of its own.
 
     The variance is the mean of squared differences from the mean: TVM's own operator subtracts the square of the
@@ -64,7 +64,7 @@ def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group:
     return compute
 
 
-def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> Callable[..., Any]:
+def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> Callable[..., Tensor]:
     """x / (bias + alpha / size * s) ** beta, s the sum of squares over channels c - (size-1)/2 .. c + size/2."""
     below = (size - 1) // 2
 
@@ -72,7 +72,7 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
         wide = compute_dtype(data.dtype)
         tap = te.reduce_axis((0, size), name="tap")
 
-        def squares(sample: Expr, channel: Expr, *rest: Any) -> Expr:
+        def squares(sample: Expr, channel: Expr, *rest: Expr) -> Expr:
             neighbour = channel + tap - below
             inside = tirx.all(neighbour >= 0, neighbour < data.shape[1])
             value = tirx.if_then_else(inside, data(sample, neighbour, *rest), tirx.const(0, data.dtype)).astype(wide)
@@ -80,7 +80,7 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
 
         total = te.compute(data.shape, squares, name="squares")
 
-        def element(*indices: Any) -> Expr:
+        def element(*indices: Expr) -> Expr:
             base = tirx.const(bias, wide) + tirx.const(alpha / size, wide) * total(*indices)
             return (data(*indices).astype(wide) / _power(base, beta)).astype(data.dtype)
 

@@ -7,7 +7,7 @@ each axis, and the number of windows along each axis; the last two may be symbol
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import te, tirx
 
@@ -18,11 +18,11 @@ from compiler.frontends.onnx.operators.precision import compute_dtype
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Index, Tensor
 
-Kernel = Callable[..., Any]
+Kernel: TypeAlias = "Callable[..., Tensor | list[Tensor]]"
 _MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
 
 
-def _const(value: Any, dtype: str) -> Expr:
+def _const(value: float, dtype: str) -> Expr:
     return tirx.const(value, dtype)
 
 
@@ -33,7 +33,7 @@ def _conjunction(conditions: Sequence[Expr]) -> Expr:
 class _Windows:
     """The positions of a window over a tensor."""
 
-    def __init__(self, window: Window, data: Tensor, sizes: Sequence[Any]) -> None:
+    def __init__(self, window: Window, data: Tensor, sizes: Sequence[Index]) -> None:
         self.window, self.data = window, data
         self.rank = window.rank
         self.before, self.output = sizes[: self.rank], sizes[self.rank : 2 * self.rank]
@@ -61,14 +61,14 @@ class _Windows:
 def max_kernel(window: Window) -> Kernel:
     """The largest element, or NaN where there is one; windows without any data give the type's smallest value."""
 
-    def compute(data: Any, *sizes: Any) -> Any:
+    def compute(data: Tensor, *sizes: Expr) -> Tensor:
         windows = _Windows(window, data, sizes)
         lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
         largest = (
             scalars.extremum_reducer(str(data.dtype), greatest=True) if dtypes.is_float(str(data.dtype)) else te.max
         )
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Expr) -> Expr:
             positions = windows.positions(indices[2:], windows.taps)
             return largest(windows.load(indices[:2], positions, lowest), axis=windows.taps)
 
@@ -80,7 +80,7 @@ def max_kernel(window: Window) -> Kernel:
 def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
     """The largest element and its flat index; NaN wins, and the first one, in row-major order of the window."""
 
-    def compute(data: Tensor, *sizes: Any) -> list[Tensor]:
+    def compute(data: Tensor, *sizes: Expr) -> list[Tensor]:
         windows = _Windows(window, data, sizes)
         count = 1
         for k in window.kernel:
@@ -88,7 +88,7 @@ def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
         lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
         first = te.comm_reducer(_first_maximum, lambda _, dtype: (_const(count, "int64"), lowest), name="first")
 
-        def element(*indices: Any) -> Any:
+        def element(*indices: Expr) -> Expr:
             positions = windows.positions(indices[2:], windows.taps)
             flat = _flatten(windows.taps, window.kernel)
             number = tirx.if_then_else(windows.inside(positions), flat, _const(count, "int64"))
@@ -96,9 +96,9 @@ def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
 
         taps, values = te.compute(windows.shape, element, name="max_pool")
 
-        def index(*indices: Any) -> Expr:
+        def index(*indices: Expr) -> Expr:
             tap = taps(*indices)
-            parts: list[Any] = []
+            parts: list[Expr] = []
             for k in reversed(window.kernel):
                 parts.insert(0, tirx.floormod(tap, _const(k, "int64")))
                 tap = tirx.floordiv(tap, _const(k, "int64"))
@@ -113,7 +113,7 @@ def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
     return compute
 
 
-def _first_maximum(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
+def _first_maximum(left: tuple[Expr, Expr], right: tuple[Expr, Expr]) -> tuple[Expr, Expr]:
     larger, same = left[1] > right[1], left[1] == right[1]
     if dtypes.is_float(scalars.dtype_of(left[1])):
         nan = scalars.is_nan(left[1]), scalars.is_nan(right[1])
@@ -123,16 +123,16 @@ def _first_maximum(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, 
     return tirx.Select(keep, left[0], right[0]), tirx.Select(keep, left[1], right[1])
 
 
-def _flatten(indices: Sequence[Expr], sizes: Sequence[Any]) -> Expr:
+def _flatten(indices: Sequence[Expr], sizes: Sequence[Index]) -> Expr:
     """The row-major position, int64."""
-    flat: Any = _const(0, "int64")
+    flat: Expr = _const(0, "int64")
     for index, size in zip(indices, sizes, strict=True):
         flat = flat * size + index.astype("int64")
     return flat
 
 
 def _product(sizes: Sequence[Expr]) -> Expr:
-    result: Any = _const(1, "int64")
+    result: Expr = _const(1, "int64")
     for size in sizes:
         result = result * size
     return result
@@ -179,11 +179,11 @@ def _taps_between(start: Expr, kernel: int, dilation: int, low: Expr, high: Expr
 def norm_kernel(window: Window, order: float) -> Kernel:
     """The p-norm of each window."""
 
-    def compute(data: Tensor, *sizes: Any) -> Tensor:
+    def compute(data: Tensor, *sizes: Expr) -> Tensor:
         windows = _Windows(window, data, sizes)
         wide = compute_dtype(data.dtype)
 
-        def total(*indices: Any) -> Expr:
+        def total(*indices: Expr) -> Expr:
             positions = windows.positions(indices[2:], windows.taps)
             value = tirx.abs(windows.load(indices[:2], positions, _const(0, data.dtype)).astype(wide))
             return te.sum(_power(value, order), axis=windows.taps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -98,8 +98,8 @@ def _closed_form(index: np.ndarray, axis: AxisResize) -> tuple[str, int]:
 
 
 def _nearest_source(
-    sampling: Sampling, axis: AxisResize, position: Expr, kind: str, number: int, lookups: Any
-) -> tuple[Expr, list[Any]]:
+    sampling: Sampling, axis: AxisResize, position: Expr, kind: str, number: int, lookups: Expr
+) -> tuple[Expr, list[Expr]]:
     """The index that an output position reads, and the conditions under which it is extrapolated instead."""
     if kind == "quotient":
         return (position if number == 1 else tirx.floordiv(position, tirx.const(number, "int64"))), []
@@ -120,7 +120,7 @@ def _with_sizes(axis: AxisResize, before: Expr, after: Expr) -> AxisResize:
     return AxisResize(axis.axis, before, after, axis.scale, axis.start, axis.end)
 
 
-def _fill(value: float, dtype: str) -> Any:
+def _fill(value: float, dtype: str) -> Expr:
     return float(value) if dtypes.is_float(dtype) else int(value)
 
 
@@ -153,14 +153,14 @@ def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResi
     tables = [table for axis in axes for table in _tap_tables(axis, sampling, "float32")]
     masks = _masks(axes, sampling)
 
-    def compute(tensor: Tensor, *arguments: Any) -> Tensor:
+    def compute(tensor: Tensor, *arguments: Expr) -> Tensor:
         shape = list(tensor.shape)
         for axis in axes:
             shape[axis.axis] = tirx.const(axis.after, "int64")
         inner_first = sorted(range(len(axes)), key=lambda number: -axes[number].axis)
 
-        def element(*output: Any) -> Expr:
-            total: Any = None
+        def element(*output: Expr) -> Expr:
+            total: Expr = None
             for corner in np.ndindex(*[2] * len(axes)):
                 source, weight = list(output), None
                 for number, tap in zip(inner_first, reversed(corner), strict=True):
@@ -227,7 +227,7 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
         def element(*indices: Expr) -> Expr:
             position = indices[axis.axis].astype("float32")
             coordinate = source_coordinate(EngineOperations, sampling, bound, position)
-            total: Any = None
+            total: Expr = None
             for index, weight in weighted_taps(EngineOperations, sampling, bound, coordinate):
                 source = [*indices[: axis.axis], limited_place(index, bound.before), *indices[axis.axis + 1 :]]
                 term = tensor(*source) * weight.astype(tensor.dtype)
@@ -251,7 +251,7 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
     count = int(indices.ty.shape.values[1])
     tables = [indices, weights, *_masks([axis], sampling).values()]
 
-    def compute(tensor: Tensor, index: Tensor, weight: Tensor, *masks: Any) -> Tensor:
+    def compute(tensor: Tensor, index: Tensor, weight: Tensor, *masks: Expr) -> Tensor:
         shape = [*tensor.shape[: axis.axis], index.shape[0], *tensor.shape[axis.axis + 1 :]]
 
         def load(output: tuple[Expr, ...], tap: Index) -> Expr:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import tirx
@@ -76,11 +76,11 @@ class NumpyOperations:
     ceil = staticmethod(np.ceil)
     minimum = staticmethod(np.minimum)
     maximum = staticmethod(np.maximum)
-    where: Any = staticmethod(np.where)
+    where: Expr = staticmethod(np.where)
     absolute = staticmethod(np.abs)
 
     @staticmethod
-    def real(value: Any) -> Any:
+    def real(value: Expr) -> Expr:
         return np.float32(value)
 
 
@@ -95,7 +95,7 @@ class EngineOperations:
     absolute = staticmethod(tirx.abs)
 
     @staticmethod
-    def real(value: Any) -> Expr:
+    def real(value: Expr) -> Expr:
         value = plain(value)
         return tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value.astype("float32")
 
@@ -103,7 +103,7 @@ class EngineOperations:
 Operations = type[NumpyOperations] | type[EngineOperations]
 
 
-def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Any) -> Any:
+def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Expr) -> Expr:
     """The input coordinate of output `position` (float32)."""
     before, after = ops.real(axis.before), ops.real(axis.after)
     # TVM's simplifier fails on a quotient of quotients, hence the maximum.
@@ -133,21 +133,21 @@ def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, pos
     return centered
 
 
-def _not_zero(ops: Operations, value: Any) -> Any:
+def _not_zero(ops: Operations, value: Expr) -> Expr:
     return ops.where(value == ops.real(0.0), ops.real(1.0), value)
 
 
-def is_outside(ops: Operations, axis: AxisResize, coordinate: Any) -> Any:
+def is_outside(ops: Operations, axis: AxisResize, coordinate: Expr) -> Expr:
     """Whether a coordinate lies outside the input (where tf_crop_and_resize extrapolates)."""
     low, high = coordinate < ops.real(0.0), coordinate > ops.real(axis.before) - ops.real(1.0)
     return low | high if ops is NumpyOperations else tirx.any(low, high)
 
 
-def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Any) -> Any:
+def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> Expr:
     """The nearest element, as float32, within the input."""
     half = ops.real(0.5)
     shrinks = ops.real(axis.after) < ops.real(axis.before)
-    rounding: dict[str, Callable[[], Any]] = {
+    rounding: dict[str, Callable[[], Expr]] = {
         "round_prefer_floor": lambda: ops.ceil(coordinate - half),
         "round_prefer_ceil": lambda: ops.floor(coordinate + half),
         "floor": lambda: ops.floor(coordinate),
@@ -158,11 +158,11 @@ def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
     return _clamped(ops, axis, rounding[sampling.nearest]())
 
 
-def _clamped(ops: Operations, axis: AxisResize, index: Any) -> Any:
+def _clamped(ops: Operations, axis: AxisResize, index: Expr) -> Expr:
     return ops.maximum(ops.minimum(index, ops.real(axis.before) - ops.real(1.0)), ops.real(0.0))
 
 
-def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Any) -> list[tuple[Any, Any]]:
+def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
     """(index, weight), both float32, of each element that an output element is made of.
 
     Raises ValueError when the number of taps depends on a symbolic size.
@@ -204,7 +204,7 @@ def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Expr) -> list[tu
     return [(base, following - coordinate), (_clamped(ops, axis, following), coordinate - base)]
 
 
-def _weight(ops: Operations, sampling: Sampling, distance: Any) -> Any:
+def _weight(ops: Operations, sampling: Sampling, distance: Expr) -> Expr:
     """The interpolation kernel: a triangle, or Keys' cubic (IEEE TASSP 29, 1981, equation 4)."""
     x = ops.absolute(distance)
     one, zero = ops.real(1.0), ops.real(0.0)

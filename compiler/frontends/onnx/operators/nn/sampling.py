@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 
@@ -48,7 +48,7 @@ def grid_sample(context: NodeContext) -> relax.Expr:
     return context.emit_te(kernel, context.input(0), context.input(1), primfunc_name_hint="grid_sample")
 
 
-def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Any]:
+def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Tensor]:
     def compute(data: Tensor, grid: Tensor) -> Tensor:
         wide = compute_dtype(data.dtype)
         sizes = data.shape[2:]

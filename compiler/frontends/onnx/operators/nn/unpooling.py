@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -91,12 +91,12 @@ def col2im(context: NodeContext) -> relax.Expr:
     require_multiple(context, context.shape(0)[1], taps)
     require(context, context.shape(0)[2], "equal", arithmetic.product(counts))
 
-    def compute(data: Any, *operands: Any) -> Any:
+    def compute(data: Tensor, *operands: Tensor) -> Tensor:
         wide = compute_dtype(data.dtype)
         sizes, counts = operands[:rank], operands[rank:]
         axes = [te.reduce_axis((0, extent), name=f"tap{axis}") for axis, extent in enumerate(block)]
 
-        def element(sample: Any, channel: Any, *place: Any) -> Any:
+        def element(sample: Expr, channel: Expr, *place: Expr) -> Expr:
             conditions, tap, number = [], tirx.const(0, "int64"), tirx.const(0, "int64")
             for axis, position in enumerate(place):
                 moved = position + pads[axis] - axes[axis] * dilations[axis]

@@ -7,7 +7,7 @@ them; what the zero points add is subtracted afterwards: (A - a)(B - b) = AB - a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -20,6 +20,7 @@ from compiler.frontends.onnx.operators.nn.spatial import auto_pad, padded, windo
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization.linear import Parameters, quantized
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def multiplier(context: NodeContext, factors: list[int], divisor: int, shape: li
     return context.emit(R.divide(product, parts[-1]))
 
 
-def _scale(context: NodeContext, index: int, shape: list[Any] | None) -> relax.Expr:
+def _scale(context: NodeContext, index: int, shape: list[Dim] | None) -> relax.Expr:
     expr = cast(context, context.input(index), "float32")
     own = tensor_shape(expr)
     if len(own) == 1 and own[0] == 1:

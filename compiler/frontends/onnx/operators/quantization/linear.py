@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -149,7 +149,7 @@ def _blocked(context: NodeContext, data: int, scale: int, zero_point: int, axis:
     return Parameters(expanded[0], expanded[1], None)
 
 
-def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: Any) -> relax.Expr | None:
+def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: Sequence[Dim]) -> relax.Expr | None:
     """A parameter of blocks, repeated to the data's shape."""
     if not context.has_input(index):
         return None
@@ -170,8 +170,8 @@ def _spread(context: NodeContext, values: relax.Expr, axis: int, block: int, sha
     for place, (size, wanted) in enumerate(zip(tensor_shape(values), shape, strict=True)):
         require(context, context.arithmetic.ceil_divide(wanted, block) if place == axis else wanted, "equal", size)
 
-    def spread(source: te.Tensor, *sizes: Any) -> te.Tensor:
-        def element(*i: Any) -> Any:
+    def spread(source: te.Tensor, *sizes: Expr) -> te.Tensor:
+        def element(*i: Expr) -> Expr:
             return source(*i[:axis], tirx.floordiv(i[axis], tirx.const(block, "int64")), *i[axis + 1 :])
 
         return te.compute(sizes, element, name="spread")
@@ -202,7 +202,7 @@ def quantized(
         scale, zero = (_aligned(context, p, parameters.axis, int(data.ty.ndim)) for p in (scale, zero))
     low, high = dtypes.integer_limits(target)
 
-    def function(x: Expr, s: Expr, *z: Any) -> Expr:
+    def function(x: Expr, s: Expr, *z: Expr) -> Expr:
         rounded = tirx.nearbyint(x / s).astype("float64")
         shifted = rounded + z[0].astype("float64") if z else rounded
         limited = tirx.min(tirx.max(shifted, tirx.const(float(low), "float64")), tirx.const(float(high), "float64"))
@@ -227,7 +227,7 @@ def _quantized_float(context: NodeContext, data: relax.Expr, parameters: Paramet
     if parameters.axis is not None:
         scale, zero = (_aligned(context, p, parameters.axis, int(data.ty.ndim)) for p in (scale, zero))
 
-    def function(x: Any, s: Any, *z: Any) -> Any:
+    def function(x: Expr, s: Expr, *z: Expr) -> Expr:
         return x / s + z[0] if z else x / s
 
     operands = [cast(context, data, "float32"), scale, *([] if zero is None else [zero])]
@@ -242,7 +242,7 @@ def _limited(context: NodeContext, result: relax.Expr, target: str) -> Value:
     return context.runtime(R.clip(result, low, high), target)
 
 
-def _aligned(context: NodeContext, parameter: relax.Expr | None, axis: int, rank: int) -> Any:
+def _aligned(context: NodeContext, parameter: relax.Expr | None, axis: int, rank: int) -> Expr | None:
     """A vector along an axis, shaped to broadcast over data of that rank."""
     if parameter is None or not tensor_shape(parameter):
         return parameter
@@ -269,7 +269,7 @@ def dequantized(
         scale, zero = (_aligned(context, p, parameters.axis, int(data.ty.ndim)) for p in (scale, zero))
     wide = "float64" if target == "float64" or str(scale.ty.dtype) == "float64" else "float32"
 
-    def function(x: Expr, s: Expr, *z: Any) -> Expr:
+    def function(x: Expr, s: Expr, *z: Expr) -> Expr:
         if dtypes.is_float8_or_float4(source):
             difference = x - z[0] if z else x
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te
 from tvm.relax import op as R
@@ -161,7 +161,7 @@ def _operands(
     arrays = Arrays(context, recurrence.dtype)
     cell, directions = recurrence.cell, len(recurrence.stages)
     packing = Packing(arrays, directions, cell.gates, recurrence.hidden, recurrence.lanes)
-    operands: dict[str, Any] = {}
+    operands: dict[str, Expr] = {}
     weights, recurrent = arrays.input(1), arrays.input(2)
     bias, recurrent_bias = _biases(context, arrays, packing, recurrence)
     if recurrence.projects_input:
@@ -187,7 +187,7 @@ def _operands(
     return operands
 
 
-def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: Recurrence) -> tuple[Any, Any]:
+def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: Recurrence) -> tuple[Expr, Expr]:
     """(bias of the sums (directions, blocks, gates, lanes), that of the separate recurrent sums or None)."""
     directions, gates, hidden = packing.directions, packing.gates, packing.hidden
     separate = recurrence.stages[0][0].separate
@@ -205,7 +205,7 @@ def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: 
 
 
 def _projection(
-    context: NodeContext, packing: Packing, data: relax.Expr, weights: Any, features: int, bias: relax.Expr
+    context: NodeContext, packing: Packing, data: relax.Expr, weights: Expr, features: int, bias: relax.Expr
 ) -> relax.Expr:
     """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
     steps, samples = tensor_shape(data)[:2]
@@ -232,7 +232,7 @@ def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mappi
     return result
 
 
-def _kernel(recurrence: Recurrence) -> Callable[..., Any]:
+def _kernel(recurrence: Recurrence) -> Callable[..., Tensor]:
     """A tensor expression function of the operands."""
 
     def compute(*tensors: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ together lie side by side, and the elements of one block follow each other in me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from tvm import relax
@@ -18,6 +18,12 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.values import Constant, Runtime
 
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
+
+# An array that is known when compiling, or a tensor.
+Operand: TypeAlias = "np.ndarray | Expr"
+
 
 class Arrays:
     """The same rearrangements of arrays known when compiling, and of tensors that are not."""
@@ -26,7 +32,7 @@ class Arrays:
         self.context = context
         self.dtype = dtype
 
-    def input(self, index: int) -> Any:
+    def input(self, index: int) -> Operand:
         """Input `index` in the type to compute in: an array if it is constant, else a tensor."""
         value = self.context.tensor(index)
         if isinstance(value, Constant):
@@ -38,33 +44,33 @@ class Arrays:
         value = self.context.tensor(index)
         return value.array if isinstance(value, Constant) else self.context.input(index)
 
-    def cast(self, value: Any, dtype: str) -> Any:
+    def cast(self, value: Operand, dtype: str) -> Operand:
         if isinstance(value, np.ndarray):
             return value.astype(dtype)
         return cast(self.context, value, dtype)
 
-    def sum_last(self, value: Any, dtype: str) -> Any:
+    def sum_last(self, value: Operand, dtype: str) -> Operand:
         """The sums along the last axis, in a wider type."""
         if isinstance(value, np.ndarray):
             return value.sum(-1, dtype=dtype)
         return self.context.emit(R.sum(self.cast(value, dtype), axis=[-1]))
 
-    def broadcast(self, value: Any, shape: Sequence[int]) -> Any:
+    def broadcast(self, value: Operand, shape: Sequence[int]) -> Operand:
         if isinstance(value, np.ndarray):
             return np.broadcast_to(value, shape)
         return self.context.emit(R.broadcast_to(value, list(shape)))
 
-    def reshape(self, value: Any, shape: Sequence[int]) -> Any:
+    def reshape(self, value: Operand, shape: Sequence[int]) -> Operand:
         if isinstance(value, np.ndarray):
             return value.reshape(shape)
         return self.context.emit(R.reshape(value, list(shape)))
 
-    def permute(self, value: Any, axes: Sequence[int]) -> Any:
+    def permute(self, value: Operand, axes: Sequence[int]) -> Operand:
         if isinstance(value, np.ndarray):
             return value.transpose(axes)
         return self.context.emit(R.permute_dims(value, list(axes)))
 
-    def pad_last(self, value: Any, count: int) -> Any:
+    def pad_last(self, value: Operand, count: int) -> Operand:
         """`count` zeros after the last axis."""
         if count == 0:
             return value
@@ -74,18 +80,18 @@ class Arrays:
         widths[-1] = count
         return self.context.emit(R.nn.pad(value, widths))
 
-    def slice(self, value: Any, axis: int, begin: int, end: int) -> Any:
+    def slice(self, value: Operand, axis: int, begin: int, end: int) -> Operand:
         """The elements from `begin` to before `end` along an axis."""
         if isinstance(value, np.ndarray):
             return value[(slice(None),) * axis + (slice(begin, end),)]
         return self.context.emit(R.strided_slice(value, [axis], [begin], [end]))
 
-    def add(self, left: Any, right: Any) -> Any:
+    def add(self, left: Operand, right: Operand) -> Operand:
         if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
             return left + right
         return self.context.emit(R.add(self.tensor(left), self.tensor(right)))
 
-    def concatenate(self, values: Sequence[Any], axis: int) -> Any:
+    def concatenate(self, values: Sequence[Operand], axis: int) -> Operand:
         if all(isinstance(value, np.ndarray) for value in values):
             return np.concatenate(list(values), axis)
         return self.context.emit(R.concat([self.tensor(value) for value in values], axis))
@@ -93,11 +99,11 @@ class Arrays:
     def zeros(self, shape: Sequence[int]) -> np.ndarray:
         return np.zeros(shape, dtypes.numpy_dtype(self.dtype))
 
-    def tensor(self, value: Any) -> relax.Expr:
+    def tensor(self, value: Operand) -> relax.Expr:
         """As a Relax expression."""
         return Constant(np.ascontiguousarray(value)).expr() if isinstance(value, np.ndarray) else value
 
-    def value(self, value: Any) -> Constant | Runtime:
+    def value(self, value: Operand) -> Constant | Runtime:
         """As the operand of a node."""
         if isinstance(value, np.ndarray):
             return Constant(np.ascontiguousarray(value))
@@ -116,7 +122,7 @@ class Packing:
     def padding(self) -> int:
         return self.blocks * self.lanes - self.hidden
 
-    def matrix(self, weight: Any, inputs: int, gates: Sequence[int]) -> Any:
+    def matrix(self, weight: Operand, inputs: int, gates: Sequence[int]) -> Operand:
         """(directions, all gates * hidden, inputs) to (directions, blocks, inputs, gates, lanes); gates in a row."""
         arrays, chosen = self.arrays, len(gates)
         value = arrays.reshape(weight, (self.directions, self.gates, self.hidden, inputs))
@@ -126,14 +132,14 @@ class Packing:
         value = arrays.reshape(value, (self.directions, inputs, chosen, self.blocks, self.lanes))
         return arrays.permute(value, (0, 3, 1, 2, 4))
 
-    def vectors(self, values: Any, count: int) -> Any:
+    def vectors(self, values: Operand, count: int) -> Operand:
         """(directions, count * hidden) to (directions, blocks, count, lanes)."""
         arrays = self.arrays
         value = arrays.reshape(values, (self.directions, count, self.hidden))
         value = arrays.reshape(arrays.pad_last(value, self.padding), (self.directions, count, self.blocks, self.lanes))
         return arrays.permute(value, (0, 2, 1, 3))
 
-    def projection(self, weight: Any, inputs: int) -> Any:
+    def projection(self, weight: Operand, inputs: int) -> Operand:
         """(directions, gates * hidden, inputs) to (inputs, directions * blocks * gates * lanes), for one product."""
         arrays = self.arrays
         value = arrays.permute(self.matrix(weight, inputs, range(self.gates)), (2, 0, 1, 3, 4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import numpy_helper
@@ -65,8 +65,8 @@ def tile(context: NodeContext) -> relax.Expr:
         return R.tile(data, repeats) if any(count != 1 for count in repeats) else data
     sizes = [context.arithmetic.multiply(size, count) for size, count in zip(shape, repeats, strict=True)]
 
-    def repeat(source: te.Tensor, *target: Any) -> te.Tensor:
-        def element(*indices: Any) -> Any:
+    def repeat(source: te.Tensor, *target: Expr) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
             return source(*(tirx.floormod(i, size) for i, size in zip(indices, source.shape, strict=True)))
 
         return te.compute(target, element, name="tile")
@@ -115,7 +115,7 @@ def _computed_range(context: NodeContext, dtype: str) -> relax.Expr:
     length = context.emit(R.reshape(context.emit(R.astype(context.emit(R.ceil(span)), "int64")), (1,)))
     (count,) = context.importer.builder.shape_values(length, signed=False)
 
-    def values(size: Any, begin: te.Tensor, stride: te.Tensor) -> te.Tensor:
+    def values(size: Expr, begin: te.Tensor, stride: te.Tensor) -> te.Tensor:
         return te.compute((size,), lambda i: begin() + i.astype(dtype) * stride(), name="range")
 
     result = context.emit_te(values, expression(count), first, step, primfunc_name_hint="arange")
@@ -175,8 +175,8 @@ def one_hot(context: NodeContext) -> relax.Expr:
     axis = context.axis(context.attribute("axis", -1), len(shape) + 1)
     sizes = [*shape[:axis], depth, *shape[axis:]]
 
-    def encode(index: te.Tensor, pair: te.Tensor, *target: Any) -> te.Tensor:
-        def element(*position: Any) -> Any:
+    def encode(index: te.Tensor, pair: te.Tensor, *target: Expr) -> te.Tensor:
+        def element(*position: Expr) -> Expr:
             wanted = index(*position[:axis], *position[axis + 1 :]).astype("int64")
             wanted = tirx.Select(wanted < const(0, wanted), wanted + target[axis], wanted)
             return tirx.Select(wanted == position[axis], pair(1), pair(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -52,7 +52,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
     """Positions in row-major order of the elements that are not zero: int64 (count,)."""
     dtype = str(data.ty.dtype)
 
-    def is_set(value: Expr) -> Any:
+    def is_set(value: Expr) -> Expr:
         if dtype == "bool":
             return value
         # NaN is not zero, but TVM's `!=` of floats is false for it, and TVM makes one of `not ==` too.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -14,7 +13,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Dim, expression
 
 
-def filled(context: NodeContext, value: Any, dtype: str, sizes: Sequence[Dim]) -> relax.Expr:
+def filled(context: NodeContext, value: float | np.generic, dtype: str, sizes: Sequence[Dim]) -> relax.Expr:
     """A tensor of one value."""
     scalar = context.literal(value, dtype)
     carrier = dtypes.carrier(dtype)

@@ -7,7 +7,7 @@ outside the tensor is skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -32,10 +32,10 @@ from compiler.passes.rewriting.state_writes import UPDATES, write_rows
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
 
-Combine = Callable[[Any, Any], Any]
+Combine: TypeAlias = "Callable[[Expr, Expr], Expr]"
 _IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _LANES = 16  # of a vector; LLVM splits it where registers are narrower
-Target = Callable[[Any, Any], tuple[Any, Any]]
+Target: TypeAlias = "Callable[[Expr, Expr], tuple[Expr, Expr]]"
 _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
     "add": lambda old, new: old + new,
@@ -65,7 +65,7 @@ def _product(sizes: Sequence[Expr]) -> Expr:
 
 def _coordinates(flat: Expr, sizes: Sequence[Expr]) -> list[Expr]:
     """The coordinates of a row-major position."""
-    places: list[Any] = []
+    places: list[Expr] = []
     for size in list(sizes)[::-1]:
         places.insert(0, tirx.floormod(flat, size))
         flat = tirx.floordiv(flat, size)
@@ -83,7 +83,7 @@ def _write_all(
     data: te.Tensor,
     indices: te.Tensor,
     updates: te.Tensor,
-    target: Callable[[Any, Any], tuple[Any, Any]],
+    target: Callable[[Expr, Expr], tuple[Expr, Expr]],
     combine: Combine,
     width: Index = 1,
 ) -> te.Tensor:
@@ -125,7 +125,7 @@ def _write_row(result: Buffer, update: Buffer, place: Expr, number: Expr, width:
     _in_vectors(width, update.dtype, write)
 
 
-def _in_vectors(extent: Expr, dtype: Any, body: Callable[[Any], None]) -> None:
+def _in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
     """Run the body for 0 up to `extent`, in vectors but for the last elements; types that TVM widens, one by one."""
     if str(dtype) not in _IN_VECTORS:
         with T.serial(0, extent) as i:
@@ -223,7 +223,7 @@ def tensor_scatter(context: NodeContext) -> relax.Expr:
         return write_rows(builder, data, new, context.emit(R.astype(first, "int64")), axis)
 
     def kernel(cache: te.Tensor, update: te.Tensor, *start: te.Tensor) -> te.Tensor:
-        def element(*place: Any) -> Any:
+        def element(*place: Expr) -> Expr:
             first = limited(start[0](place[0]), 0, cache.shape[axis]) if start else tirx.const(0, "int64")
             step = place[axis] - first
             if mode == "circular":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -19,7 +20,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Expr, Stmt, Tensor
 
 
 @converter("TopK")
@@ -63,7 +64,7 @@ def _top_k(context: NodeContext, k: Dim) -> list[relax.Expr]:
     return shaped if axis == rank - 1 else [context.emit(R.permute_dims(r, back)) for r in shaped]
 
 
-def _top_k_kernel(largest: bool) -> Any:
+def _top_k_kernel(largest: bool) -> Callable[..., Sequence[Tensor]]:
     def kernel(data: te.Tensor, k: Expr) -> list[te.Tensor]:
         order = sorted_positions(data, descending=largest)
         rows = data.shape[0]
@@ -108,7 +109,7 @@ def _scalar(context: NodeContext, index: int, default: float, dtype: str) -> rel
     return expr if tensor_shape(expr) == (1,) else context.emit(R.reshape(expr, (1,)))
 
 
-def _suppression_kernel(centered: bool, has_threshold: bool) -> Any:
+def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., Tensor]:
     def kernel(boxes: te.Tensor, scores: te.Tensor, order: te.Tensor, *operands: Expr) -> list[te.Tensor]:
         *limits, classes = operands
         rows, count = scores.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -229,8 +229,8 @@ def triangle(context: NodeContext) -> relax.Expr:
     offset = context.shape_values(1, signed=True)[0] if context.has_input(1) else 0
     upper = bool(context.attribute("upper", 1))
 
-    def mask(source: te.Tensor, k: Any) -> te.Tensor:
-        def element(*indices: Any) -> Any:
+    def mask(source: te.Tensor, k: Expr) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
             distance = indices[-1] - indices[-2]
             kept = distance >= k if upper else distance <= k
             return tirx.Select(kept, source(*indices), tirx.const(0, source.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -93,7 +93,7 @@ def _merge_runs(
     row: Expr,
     count: Expr,
     half: Expr,
-    compare: Callable[[Any, Any, Any], None],
+    compare: Callable[[Expr, Expr, Expr], None],
 ) -> None:
     """Merge sorted runs of `half` items in pairs, from `order` to `spare`; state[0] and state[1] are the two heads."""
     pairs = tirx.floordiv(count + half * int64(2) - int64(1), half * int64(2))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -19,6 +20,9 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Stmt
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,11 @@ def _weighted(context: NodeContext, counts: relax.Expr, grams: _Grams, width: in
     return context.emit(R.multiply(counts, Constant(weights).expr()))
 
 
-def _counting_kernel(width: int, skips: int) -> Any:
+def _counting_kernel(width: int, skips: int) -> Callable[..., Stmt]:
     def kernel(tokens: te.Tensor, *grams: te.Tensor) -> te.Tensor:
         rows, count, total = tokens.shape[0], tokens.shape[1], grams[1].shape[0]
 
-        def generate(ins: Any, outs: Any) -> Any:
+        def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
             row_tokens, pool, starts, lengths, columns = (T.buffer_proxy(item) for item in ins)
             result, state = (T.buffer_proxy(out) for out in outs)
             one = tirx.const(1.0, "float32")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from compiler.frontends.onnx import dtypes
@@ -14,14 +12,15 @@ from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.traditional_ml import tree_ensembles
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import Ensemble
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import TensorValue, Value
 
 DOMAIN = "ai.onnx.ml"
 _SHOWN_KEYS = 10  # in a note
 
 
-def floats(context: NodeContext, op: Composer) -> Any:
+def floats(context: NodeContext, op: Composer) -> TensorValue:
     """Input 0 as float32."""
-    value = context.value(0)
+    value = context.tensor(0)
     return value if context.dtype(0) == "float32" else op("Cast", value, to=1)
 
 
@@ -37,7 +36,7 @@ def require_features(context: NodeContext, count: int, index: int = 0) -> None:
 
 
 @converter("ArrayFeatureExtractor", domain=DOMAIN)
-def array_feature_extractor(context: NodeContext) -> Any:
+def array_feature_extractor(context: NodeContext) -> TensorValue:
     """The entries of the last axis at given places."""
     op = Composer(context)
     data = context.value(0)
@@ -48,7 +47,7 @@ def array_feature_extractor(context: NodeContext) -> Any:
 
 
 @converter("Binarizer", domain=DOMAIN)
-def binarizer(context: NodeContext) -> Any:
+def binarizer(context: NodeContext) -> TensorValue:
     """1 above the threshold, else 0."""
     op = Composer(context)
     above = op("Greater", context.value(0), float(context.attribute("threshold", 0.0)))
@@ -56,7 +55,7 @@ def binarizer(context: NodeContext) -> Any:
 
 
 @converter("Scaler", domain=DOMAIN)
-def scaler(context: NodeContext) -> Any:
+def scaler(context: NodeContext) -> TensorValue:
     """(x - offset) * scale."""
     op = Composer(context)
     for name in ("offset", "scale"):
@@ -66,7 +65,7 @@ def scaler(context: NodeContext) -> Any:
 
 
 @converter("Normalizer", domain=DOMAIN)
-def normalizer(context: NodeContext) -> Any:
+def normalizer(context: NodeContext) -> TensorValue:
     """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; those of 0 unchanged."""
     op, norm = Composer(context), context.attribute("norm", "MAX")
     data, axis = floats(context, op), int64s(context.rank(0) - 1)
@@ -78,7 +77,7 @@ def normalizer(context: NodeContext) -> Any:
 
 
 @converter("Imputer", domain=DOMAIN)
-def imputer(context: NodeContext) -> Any:
+def imputer(context: NodeContext) -> TensorValue:
     """A value that stands for a missing one replaced, for all features or for each."""
     op = Composer(context)
     whole = context.has_attribute("imputed_value_int64s")
@@ -92,7 +91,7 @@ def imputer(context: NodeContext) -> Any:
 
 
 @converter("FeatureVectorizer", domain=DOMAIN)
-def feature_vectorizer(context: NodeContext) -> Any:
+def feature_vectorizer(context: NodeContext) -> TensorValue:
     """All inputs side by side, as float32."""
     op = Composer(context)
     widths: list[int] = context.attribute("inputdimensions", [])
@@ -104,7 +103,7 @@ def feature_vectorizer(context: NodeContext) -> Any:
 
 
 @converter("OneHotEncoder", domain=DOMAIN)
-def one_hot_encoder(context: NodeContext) -> Any:
+def one_hot_encoder(context: NodeContext) -> TensorValue:
     """A new last axis with 1 at the place of the category; all 0 for one that is not listed."""
     if context.has_attribute("cats_strings"):
         context.refuse("string categories are not supported at run time")
@@ -117,7 +116,7 @@ def one_hot_encoder(context: NodeContext) -> Any:
 
 
 @converter("LabelEncoder", domain=DOMAIN)
-def label_encoder(context: NodeContext) -> Any:
+def label_encoder(context: NodeContext) -> TensorValue | list[Value]:
     """Each key's value, or the default."""
     op = Composer(context)
     if context.dtype(0) == "string":
@@ -149,22 +148,22 @@ def _labels(context: NodeContext, part: str) -> np.ndarray | None:
 
 
 @converter("LinearRegressor", domain=DOMAIN)
-def linear_regressor(context: NodeContext) -> Any:
+def linear_regressor(context: NodeContext) -> TensorValue:
     """x @ coefficients' + intercepts."""
     op = Composer(context)
     return transformed(context, op, _linear(context, op, int(context.attribute("targets", 1))))
 
 
-def _linear(context: NodeContext, op: Composer, outputs: int) -> Any:
+def _linear(context: NodeContext, op: Composer, outputs: int) -> TensorValue:
     coefficients = vector(context, "coefficients").reshape(outputs, -1)
     result = op("MatMul", floats(context, op), np.ascontiguousarray(coefficients.T))
     intercepts = vector(context, "intercepts")
     return op("Add", result, intercepts) if intercepts.size else result
 
 
-def transformed(context: NodeContext, op: Composer, value: Any) -> Any:
+def transformed(context: NodeContext, op: Composer, value: TensorValue) -> TensorValue:
     """Scores after the node's `post_transform`."""
-    transform: Any = context.attribute("post_transform", "NONE")
+    transform: str | int = context.attribute("post_transform", "NONE")
     names = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
     if isinstance(transform, int):
         transform = names[transform]
@@ -178,7 +177,7 @@ def transformed(context: NodeContext, op: Composer, value: Any) -> Any:
 
 
 @converter("LinearClassifier", domain=DOMAIN)
-def linear_classifier(context: NodeContext) -> list[Any]:
+def linear_classifier(context: NodeContext) -> list[TensorValue]:
     """The label with the highest score, and the scores."""
     op, labels = Composer(context), class_labels(context)
     rows = len(vector(context, "intercepts")) or len(labels)
@@ -199,7 +198,7 @@ def class_labels(context: NodeContext) -> np.ndarray:
     return np.array(context.required_attribute(names[0]), np.int64)
 
 
-def _classified(context: NodeContext, op: Composer, values: Any, labels: np.ndarray) -> list[Any]:
+def _classified(context: NodeContext, op: Composer, values: TensorValue, labels: np.ndarray) -> list[TensorValue]:
     """[label, scores]; a single score decides between two classes."""
     if values.shape[-1] != 1 or len(labels) < 2:
         place = op("ArgMax", values, axis=-1, keepdims=0)
@@ -211,14 +210,14 @@ def _classified(context: NodeContext, op: Composer, values: Any, labels: np.ndar
 
 
 @converter("TreeEnsembleRegressor", domain=DOMAIN)
-def tree_ensemble_regressor(context: NodeContext) -> Any:
+def tree_ensemble_regressor(context: NodeContext) -> TensorValue:
     """The sum, mean, least or largest of what the trees give each target."""
     op, count = Composer(context), int(context.attribute("n_targets", 1))
     ensemble = tree_ensembles.from_node_lists(context, "target", count, context.integer_list("target_ids"))
     return transformed(context, op, _float_scores(context, op, ensemble, count))
 
 
-def _float_scores(context: NodeContext, op: Composer, ensemble: Ensemble, count: int) -> Any:
+def _float_scores(context: NodeContext, op: Composer, ensemble: Ensemble, count: int) -> TensorValue:
     base = np.zeros(count, np.float32)
     given = _base_values(context)
     base[: len(given)] = given
@@ -233,7 +232,7 @@ def _base_values(context: NodeContext) -> np.ndarray:
 
 
 @converter("TreeEnsembleClassifier", domain=DOMAIN)
-def tree_ensemble_classifier(context: NodeContext) -> list[Any]:
+def tree_ensemble_classifier(context: NodeContext) -> list[TensorValue]:
     """The label with the highest score, and the scores; leaves that all vote for one class decide between two."""
     op, labels = Composer(context), class_labels(context)
     ids = context.integer_list("class_ids")
@@ -246,7 +245,9 @@ def tree_ensemble_classifier(context: NodeContext) -> list[Any]:
     return _binary_votes(context, op, values, labels, positive=bool(np.all(ensemble.weights >= 0)))
 
 
-def _binary_votes(context: NodeContext, op: Composer, values: Any, labels: np.ndarray, *, positive: bool) -> list[Any]:
+def _binary_votes(
+    context: NodeContext, op: Composer, values: TensorValue, labels: np.ndarray, *, positive: bool
+) -> list[TensorValue]:
     """Votes that are all positive are probabilities of the second class; others are signed."""
     if context.attribute("post_transform", "NONE") not in ("NONE", "LOGISTIC"):
         context.refuse("a transformation of the votes for one of two classes is not supported")
@@ -260,7 +261,7 @@ def _binary_votes(context: NodeContext, op: Composer, values: Any, labels: np.nd
 
 
 @converter("TreeEnsemble", domain=DOMAIN, since=5)
-def tree_ensemble(context: NodeContext) -> Any:
+def tree_ensemble(context: NodeContext) -> TensorValue:
     """The newest encoding: leaves stand apart from the branches, and a branch may test for membership in a set."""
     op, count = Composer(context), int(context.required_attribute("n_targets"))
     ensemble = tree_ensembles.from_leaf_lists(context, count)
@@ -270,7 +271,7 @@ def tree_ensemble(context: NodeContext) -> Any:
 
 
 @converter("ZipMap", domain=DOMAIN)
-def zip_map(context: NodeContext) -> Any:
+def zip_map(context: NodeContext) -> TensorValue:
     """The tensor of scores that its dictionaries are made of; they themselves do not exist at run time."""
     empty: list[object] = []
     keys = context.attribute("classlabels_int64s", empty) or context.attribute("classlabels_strings", empty)
@@ -281,4 +282,4 @@ def zip_map(context: NodeContext) -> Any:
         f"output {context.node.output[0]!r}: a tensor of scores in place of ZipMap's dictionaries; "
         f"its columns are the classes {named}"
     )
-    return context.value(0)
+    return context.tensor(0)

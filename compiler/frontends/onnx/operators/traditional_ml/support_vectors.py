@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,11 @@ from compiler.frontends.onnx.operators.traditional_ml.machine_learning import (
     vector,
 )
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import TensorValue
 
 
 @converter("SVMRegressor", domain=DOMAIN)
-def svm_regressor(context: NodeContext) -> Any:
+def svm_regressor(context: NodeContext) -> TensorValue:
     """The score of each row, or with `one_class` 1 for rows that belong to the class and -1 for others."""
     op = Composer(context)
     features = _kernel(context, op, int(context.attribute("n_supports", 0)))
@@ -33,7 +33,7 @@ def svm_regressor(context: NodeContext) -> Any:
 
 
 @converter("SVMClassifier", domain=DOMAIN)
-def svm_classifier(context: NodeContext) -> list[Any]:
+def svm_classifier(context: NodeContext) -> list[TensorValue]:
     """The label that wins most pairs, and the scores of the pairs; without support vectors, of the classes."""
     if len(vector(context, "prob_a")):
         context.refuse("probabilities are not computed; export it without them (scikit-learn: probability=False)")
@@ -52,7 +52,7 @@ def svm_classifier(context: NodeContext) -> list[Any]:
     return [label, transformed(context, op, scores)]
 
 
-def _kernel(context: NodeContext, op: Composer, count: int) -> Any:
+def _kernel(context: NodeContext, op: Composer, count: int) -> TensorValue:
     """(rows, count): how near each row is to each support vector; the rows themselves where there are none."""
     data, kind = floats(context, op), context.attribute("kernel_type", "LINEAR")
     if count == 0:
@@ -87,7 +87,7 @@ def _pair_weights(context: NodeContext, counts: np.ndarray) -> np.ndarray:
     return result
 
 
-def _votes(op: Composer, scores: Any, classes: int) -> Any:
+def _votes(op: Composer, scores: TensorValue, classes: int) -> TensorValue:
     """(rows, classes): how many pairs a class wins; a positive score is a vote for the first of the pair."""
     pairs = list(combinations(range(classes), 2))
     change, start = np.zeros((len(pairs), classes), np.float32), np.zeros(classes, np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te, tirx
@@ -223,7 +223,7 @@ class _Code:
         number = both & int64(0xFFFFFFFF)
         return T.reinterpret("float32", both.astype("int32")), number, T.bind((both >> int64(32)).astype("int32"))
 
-    def _in_set(self, value: Expr, number: Expr, asks: Any, otherwise: Expr) -> Any:
+    def _in_set(self, value: Expr, number: Expr, asks: Expr, otherwise: Expr) -> Expr:
         """Whether the value is in the set of that number, for a branch that asks for it."""
         starts, members = self.buffers["set_starts"], self.buffers["members"]
         found = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
