@@ -1,4 +1,4 @@
-// CUDA as far as generated kernels use it, on a processor. A block's threads run one after the other; where they
+// The subset of CUDA that generated kernels use, on a CPU. A block's threads run one after the other; where they
 // synchronize, each is a fiber that runs until it waits. Tensor-core operations are done by the first lane of a warp.
 #pragma once
 #include <ucontext.h>

@@ -18,7 +18,7 @@ namespace {
 #if defined(__x86_64__)
 constexpr char kArchitecture[] = "x86_64";
 
-// Where CPUID tells of a feature (Intel's and AMD's manuals, as in LLVM's Host.cpp), and what the system must save for it.
+// The CPUID bit of each feature (Intel's and AMD's manuals, as in LLVM's Host.cpp), and what the OS must save for it.
 enum Register { kEax, kEbx, kEcx, kEdx };
 enum Saved : uint64_t { kNothing = 0, kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000 };
 struct Feature {
@@ -84,7 +84,7 @@ constexpr Feature kFeatures[] = {
     {"64bit", 0x80000001, 0, kEdx, 29, kNothing},
 };
 
-// The registers that the system saves (XCR0).
+// The register state that the OS saves (XCR0).
 uint64_t SavedRegisters() {
   uint32_t eax, ebx, ecx, edx;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1)) return 0;  // OSXSAVE

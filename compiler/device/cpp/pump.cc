@@ -11,14 +11,14 @@ namespace {
 constexpr size_t kMostBuffered = 256 << 10;  // from there on, the other side has to take what there is first
 constexpr int kFarewellSeconds = 2;          // that a session has to end by itself once its client left
 
-// What waits to be sent, without blocking. False where the other side is gone.
+// Sends what is waiting, without blocking. False where the peer has closed.
 bool SendSome(int descriptor, std::string* waiting) {
   ssize_t count = send(descriptor, waiting->data(), waiting->size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   if (count > 0) waiting->erase(0, static_cast<size_t>(count));
   return count >= 0 || errno == EAGAIN || errno == EINTR;
 }
 
-// Bytes received without blocking: 0 where the other side is gone, -1 where there is nothing.
+// Receives bytes without blocking: 0 where the peer has closed, -1 where there are none.
 ssize_t ReceiveSome(int descriptor, char* data, size_t size) {
   ssize_t count = recv(descriptor, data, size, MSG_DONTWAIT);
   if (count < 0) return errno == EAGAIN || errno == EINTR ? -1 : 0;

@@ -1,4 +1,4 @@
-// Times of a module, for people and as JSON.
+// Timings of a module, as text and as JSON.
 #pragma once
 
 #include <string>

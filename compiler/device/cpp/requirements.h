@@ -1,4 +1,4 @@
-// What a model needs of its inputs, checked before anything runs.
+// Checks what a model requires of its inputs, before anything runs.
 #pragma once
 
 #include <map>

@@ -147,7 +147,7 @@ void SetSocketLimits(int client) {
   setsockopt(client, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered, sizeof unanswered);
 }
 
-// The clients of the moment, a process each.
+// The current clients, one process each.
 class Visitors {
  public:
   Visitors(int listener, const Storage& storage, Options* options) : listener_(listener), storage_(storage), options_(options) {}
@@ -224,7 +224,7 @@ class Visitors {
     }
   }
 
-  // Whoever connects and stays silent keeps nobody out.
+  // A client that connects and stays silent does not keep others out.
   void MakeRoom() {
     auto pending = [](const Visitor& each) { return !each.admitted; };
     if (static_cast<size_t>(std::count_if(visitors_.begin(), visitors_.end(), pending)) < kMostPending) return;

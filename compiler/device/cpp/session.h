@@ -20,13 +20,13 @@ class Session {
   const std::vector<size_t>& inputs() const { return inputs_; }
   const std::vector<size_t>& outputs() const { return outputs_; }
 
-  // How many rows of the states are in use.
+  // The number of rows of the states in use.
   int64_t length() const { return length_; }
 
   // One step. Throws Error where the inputs do not fit, or the states have no room; nothing was written then.
   std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& inputs);
 
-  // Back to the initial states.
+  // Resets to the initial states.
   void Reset();
 
   // Forgets the last rows. Throws Error where fewer are in use, or a state's old values are gone.

@@ -38,7 +38,7 @@ struct OwnedUnaligned {
   void FreeData(DLTensor*) { std::free(memory); }
 };
 
-// Memory of somebody else, who keeps it for as long as the tensor lives.
+// Memory that the caller keeps for as long as the tensor lives.
 struct Borrowed {
   void* memory;
   void AllocData(DLTensor* tensor) { tensor->data = memory; }
@@ -124,7 +124,7 @@ ffi::Tensor TensorAt(const Entry& entry, Span body, const Description& descripti
   return tensor;
 }
 
-// What a blob may hold besides the tensors that are expected: nothing.
+// A blob holds nothing but the expected tensors.
 void CheckNames(const Blob& blob, const std::vector<Description>& expected, const std::string& what) {
   for (const Description& description : expected) {
     if (!blob.entries.count(description.name)) throw Error(what + ": tensor " + Quoted(description.name) + " is missing");

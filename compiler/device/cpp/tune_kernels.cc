@@ -30,7 +30,7 @@ ffi::Tensor RandomTensor(const Description& description, std::mt19937* generator
   return tensor;
 }
 
-// What no right result is full of.
+// A value that no correct result consists of.
 ffi::Tensor PoisonedTensor(const Description& description) {
   ffi::Tensor tensor = NewTensor(description.shape, description.dtype);
   bool is_float = description.dtype.code == kDLFloat || description.dtype.code == kDLBfloat;
@@ -38,7 +38,7 @@ ffi::Tensor PoisonedTensor(const Description& description) {
   return tensor;
 }
 
-// How two results disagree; empty where they agree.
+// The difference between two results; empty where they agree.
 std::string Difference(const ffi::Tensor& found, const ffi::Tensor& expected, double tolerance) {
   const DLTensor &a = *found.GetDLTensorPtr(), &b = *expected.GetDLTensorPtr();
   double largest = 0, worst = 0;
@@ -112,7 +112,7 @@ TuneResult TuneKernels::Made(size_t candidate) const {
   return result;
 }
 
-// Milliseconds of a call, roughly.
+// An estimate of the milliseconds of a call.
 double TuneKernels::Once(size_t candidate) { return Percentile(device_->Time([&] { Run(candidate); }, 3, true).device, 0.5); }
 
 // Seconds of a call: as many in one CUDA graph as make it long enough, so that launching them does not count. Slow ones

@@ -111,7 +111,7 @@ std::vector<std::string> Fields(const std::string& line) {
   return fields;
 }
 
-// A process, and what it says so far.
+// A child process, and its output so far.
 class Worker {
  public:
   template <typename Function>
@@ -176,7 +176,7 @@ class Run {
  public:
   Run(const TunePlan& plan, TuneResults* results, Clock::time_point end) : plan_(plan), results_(results), end_(end) {}
 
-  // False when time is over before all is measured.
+  // False where time runs out before all is measured.
   bool All() {
     for (size_t task = 0; task < plan_.tasks.size(); ++task) {
       while (!skipped_.count(task) && !IsDone(task)) {

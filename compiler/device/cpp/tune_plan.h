@@ -1,4 +1,4 @@
-// What a pack for tuning holds: kernels, each with configs to try, and what was measured of them so far.
+// A tuning pack: kernels with their candidate configs, and the measurements so far.
 #pragma once
 
 #include <map>

@@ -104,7 +104,7 @@ void AnswerRpc(const Visit& visit, bool admitted) {
   if (admitted) WriteBy(visit.end, visit.client, "server:", 7);
 }
 
-// Who is there, and what it wants; throws Error where it may not have it.
+// Identifies the client and its request; throws Error where it is not permitted.
 SessionKind Greet(Visit* visit, const ServerSettings& settings) {
   char preface[kPreface];
   if (!ReadBy(visit->end, visit->client, preface, 4)) throw Error("the client was silent");

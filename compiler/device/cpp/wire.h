@@ -18,7 +18,7 @@ bool WriteBy(Clock::time_point end, int descriptor, const void* data, size_t siz
 
 class Wire {
  public:
-  // Encrypted from now on.
+  // Encrypts from now on.
   void Encrypt(NoiseResponder* handshake);
 
   // What the socket gave becomes what the client said, appended to `plain`. False where it was not encrypted by the

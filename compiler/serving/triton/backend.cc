@@ -33,7 +33,7 @@ constexpr ElementType kElementTypes[] = {
     {"bfloat16", TRITONSERVER_TYPE_BF16},
 };
 
-// What a request fails with; thrown, and given to Triton where its functions return.
+// The error of a request: thrown here, and returned to Triton at its API's boundary.
 struct Failure {
   TRITONSERVER_Error_Code code;
   std::string text;
@@ -279,7 +279,7 @@ class Instance {
   std::vector<tensorwright_tensor> inputs_, outputs_;
 };
 
-// A request that cannot be answered otherwise.
+// Answers a request with an error.
 void Refuse(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request, const Failure& failure, uint64_t start) {
   TRITONSERVER_Error* error = TRITONSERVER_ErrorNew(failure.code, failure.text.c_str());
   TRITONBACKEND_Response* response;
