@@ -9,7 +9,11 @@ One run, contestants in turns and each in a process of its own, several rounds:
 - the 99th percentile at 80 % load, batched and first in first out, of MiniLM (whose rows cost the same in a batch) and
   of a net of 100 MB of weights, which a batch reads once;
 - three times overload with a deadline: what is accepted in time, and how soon the rest is refused;
+- the same for a minute over HTTP (`benchmarks.serving_overload`);
+- cascades and int8 variants at the large model's accuracy (`benchmarks.cascades`);
 - seconds from the command to the first answer.
+
+Last, each figure beside its goal. All of it takes about 15 minutes on two idle cores.
 
 Needs wrk (apt-get install wrk), onnxruntime and openvino. Models are built into FOLDER the first time.
 """
@@ -36,6 +40,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks._serving_models import build
+from benchmarks._serving_summary import TRITON, print_summary
 from benchmarks._wrk import load
 from benchmarks.triton import triton_contestants
 from targets.cpuinfo import usable_cores
@@ -44,7 +49,6 @@ CELLS = (("minilm", 8), ("tiny", 32))
 OPEN_CELLS = (("minilm", 8), ("wide", 32))  # and the requests at once that their capacity is measured with
 SLA_MS = 100.0
 Servers = dict[str, Callable[[], AbstractContextManager[int]]]
-_TRITON = "Triton with our backend"
 _IN_PROCESS = ("ours", "onnxruntime", "openvino")
 
 
@@ -68,6 +72,7 @@ def main() -> None:
     for part in parts:
         found |= _PARTS[part](options, found)
     _print(found)
+    print_summary(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -179,10 +184,31 @@ def _at_80_percent(rounds: int, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"rate": given["rate"], "p99_ratios": ratios, **best}
 
 
+def _minute(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"minute": _said("benchmarks.serving_overload", str(options.folder))}
+
+
+def _cascades(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"cascades": _said("benchmarks.cascades")}
+
+
+def _said(command: str, *arguments: str) -> object:
+    """The JSON that another command of the benchmarks writes."""
+    with TemporaryDirectory() as made:
+        file = Path(made) / "found.json"
+        subprocess.run(
+            [sys.executable, "-m", command, *arguments, "--json", str(file)], stdout=subprocess.DEVNULL, check=True
+        )
+        content: object = json.loads(file.read_text())
+    return content
+
+
 _PARTS: dict[str, Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any]]] = {
     "throughput": _throughput,
     "ready": _ready,
     "open": _open_loops,
+    "minute": _minute,
+    "cascades": _cascades,
 }
 
 
@@ -205,8 +231,8 @@ def _print_throughput(title: str, contestants: Mapping[str, list[float]]) -> Non
     """The best of the rounds, their ratio, and the median of the ratios of one round."""
     in_process = {name: values for name, values in contestants.items() if name.endswith("in process")}
     references = {"best in process": max(in_process.values(), key=max)}
-    if _TRITON in contestants:
-        references["Triton, ours"] = contestants[_TRITON]
+    if TRITON in contestants:
+        references["Triton, ours"] = contestants[TRITON]
     print(f"\n{title:32}{'requests/s':>12}" + "".join(f"{'/ ' + name + ' (median)':>30}" for name in references))
     for name, values in sorted(contestants.items(), key=lambda each: -max(each[1])):
         line = f"  {name:30}{max(values):12.0f}"
