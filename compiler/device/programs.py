@@ -38,6 +38,7 @@ LIBRARY_SOURCES = (
     "processor.cc",
     "device.cc",
     "elements.cc",
+    "parameter_store.cc",
     "module.cc",
     "session.cc",
     "report.cc",

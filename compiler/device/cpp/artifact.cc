@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "parameter_store.h"
 #include "sha256.h"
 #include "signature.h"
 
@@ -72,6 +73,13 @@ std::shared_ptr<Artifact> Artifact::FromMemory(Span file, const std::string& ori
   std::shared_ptr<Artifact> artifact(new Artifact());
   artifact->Parse(file, origin, trusted);
   return artifact;
+}
+
+void Artifact::Forget(const void* data, size_t size) {
+  auto begin = static_cast<const uint8_t*>(data);
+  if (!file_ || begin < file_->span().data || begin + size > file_->span().data + file_->span().size) return;
+  ForgetPages(begin, size);
+  parameters = {};
 }
 
 void Artifact::Parse(Span file, const std::string& origin, const TrustedKeys* trusted) {

@@ -59,8 +59,10 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   Span library = CodeOf(*artifact_);
   device_ = DeviceFor(*artifact_, artifact_->parameters.size);
   try {
-    for (const NamedTensor& each : ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module")) {
-      parameters_.push_back(device_->ToDevice(each.tensor, nullptr));
+    std::vector<NamedTensor> stored = ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module");
+    size_t plain = stored.size() - std::min<size_t>(stored.size(), artifact_->compact_parameters);
+    for (size_t i = 0; i < stored.size(); ++i) {
+      parameters_.push_back(device_->ToDevice(i < plain ? Share(stored[i].tensor, artifact_) : stored[i].tensor, nullptr));
     }
   } catch (const Error&) {
     throw;
@@ -92,6 +94,7 @@ Module::Module(const Module& other)
     : artifact_(other.artifact_),
       checker_(*artifact_),
       device_(other.device_),
+      shared_(other.shared_),
       parameters_(other.parameters_),
       reference_inputs_(other.reference_inputs_),
       reference_outputs_(other.reference_outputs_),
@@ -133,7 +136,21 @@ void Module::Expand() {
   ffi::Any result;
   FunctionOf(*machine_, "tensorwright_expand").CallPacked(small.data(), static_cast<int32_t>(small.size()), &result);
   parameters_.resize(parameters_.size() - compact);
-  for (const ffi::Tensor& each : result.cast<ffi::Array<ffi::Tensor>>()) parameters_.push_back(each);
+  auto expanded = result.cast<ffi::Array<ffi::Tensor>>();
+  result = nullptr;
+  for (const ffi::Tensor& each : expanded) parameters_.push_back(Share(each, nullptr));
+  expanded = {};
+  Global("vm.builtin.memory_manager.clear")();  // that of those which were there already
+}
+
+// A parameter over the bytes that all modules which have these share, where kernels read this memory; `file`: that it may
+// lie in.
+ffi::Tensor Module::Share(const ffi::Tensor& parameter, std::shared_ptr<Artifact> file) {
+  if (!device_->Name().empty()) return parameter;
+  SharedTensor shared = ShareTensor(parameter, file);
+  if (shared.bytes) shared_.push_back(shared.bytes);
+  if (file && !shared.tensor.same_as(parameter)) file->Forget(parameter.data_ptr(), shared.bytes->size);
+  return shared.tensor;
 }
 
 std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {

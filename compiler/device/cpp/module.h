@@ -11,6 +11,7 @@
 
 #include "artifact.h"
 #include "device.h"
+#include "parameter_store.h"
 #include "requirements.h"
 #include "tensors.h"
 
@@ -68,6 +69,7 @@ class Module {
   Module(const Module& other);
   void CheckArity() const;
   void Expand();
+  ffi::Tensor Share(const ffi::Tensor& parameter, std::shared_ptr<Artifact> file);
   void Place(std::vector<ffi::Tensor> inputs);
   ffi::Any Call(const std::vector<ffi::Tensor>& placed) const;
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
@@ -76,6 +78,7 @@ class Module {
   std::shared_ptr<Artifact> artifact_;
   InputChecker checker_;
   std::shared_ptr<Device> device_;
+  std::vector<std::shared_ptr<const SharedBytes>> shared_;  // what parameters lie in, where kernels read them as they are
   std::vector<ffi::Tensor> parameters_, placed_;  // where kernels read them; `placed_`: the inputs of the last run
   std::vector<NamedTensor> reference_inputs_, reference_outputs_, initial_states_;
   std::optional<ffi::Module> executable_, machine_;

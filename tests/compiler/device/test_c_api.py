@@ -109,3 +109,50 @@ def test_a_number_of_threads_that_the_machine_does_not_serve(loaded: CModule) ->
     for threads in (0, -1, 100_000):
         with pytest.raises(CallError, match=f"threads must be a number from 1 to .*, not {threads}"):
             loaded.set_threads(threads)
+
+
+def _large(path: Path, bias: float) -> np.ndarray[Any, Any]:
+    """Write a module y = x @ w + bias whose weights are 4 MB, and return its y for ones."""
+    weight = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Add", ["z", "b"], ["y"])],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1024])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1024])],
+        [
+            numpy_helper.from_array(weight, "w"),
+            numpy_helper.from_array(np.full(1024, bias, np.float32), "b"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    tensorwright.compile(model, threads=1, progress=None, target="host").export(path)
+    return np.asarray(np.ones((1, 1024), np.float64) @ weight + bias)
+
+
+def test_files_of_equal_weights_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process, and by files of a folder with other processes."""
+    x = {"x": np.ones((1, 1024), np.float32)}
+    expected = [_large(tmp_path / f"{bias}.twm", bias) for bias in (1, 2)]
+    for folder in (None, tmp_path / "shared"):
+        if folder is not None:
+            monkeypatch.setenv("TENSORWRIGHT_SHARED_PARAMETERS", str(folder))
+        before = _private_bytes()
+        modules = [CModule(tmp_path / f"{bias}.twm") for bias in (1, 2) for _ in range(4)]
+        grown = _private_bytes() - before
+        # Eight copies of the weights are 32 MB; one is 4, and none is private where it is a file.
+        assert grown < (12 << 20 if folder is None else 8 << 20)
+        for turn, module in enumerate(modules):
+            np.testing.assert_allclose(module.run(x)[0], expected[turn // 4], rtol=1e-4, atol=1e-3)
+        for module in modules[:-1]:
+            module.free()
+        np.testing.assert_allclose(modules[-1].run(x)[0], expected[1], rtol=1e-4, atol=1e-3)
+        modules[-1].free()
+    assert [each.stat().st_size for each in (tmp_path / "shared").iterdir()] == [4 << 20]
+    (tmp_path / "shared").chmod(0o755)
+    with pytest.raises(CallError, match="can be read or written by others"):
+        CModule(tmp_path / "1.twm")
+
+
+def _private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
