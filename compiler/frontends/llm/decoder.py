@@ -16,7 +16,7 @@ from compiler.frontends.llm.feed_forward import feed_forward
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.self_attention import SelfAttention
-from compiler.frontends.llm.weights import FLOAT_KINDS, Matrix
+from compiler.frontends.llm.weights import Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Builder(Emitter):
         shape = [slots, config.key_heads, self.capacity, config.head_size]
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
-        rounds = self.options.rounds_attention(dtype, quantized=embedding.kind not in FLOAT_KINDS)
+        rounds = self.options.rounds_attention(dtype, stored=embedding.kind)
         types = {"key": relax.TensorType(shape, dtype), "value": relax.TensorType(shape, dtype)}
         if dtype == "int8":
             types |= {f"{kind}_scale": relax.TensorType(shape[:3], "float32") for kind in ("key", "value")}

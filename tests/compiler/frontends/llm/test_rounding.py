@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
+from compiler.frontends.llm import LanguageModelOptions
 from compiler.frontends.llm.gptq import rounded_by_gptq
 from compiler.frontends.llm.group_rounding import best_scales
 
@@ -71,3 +73,21 @@ def test_gptq_rounds_as_by_elimination_and_changes_products_less() -> None:
     groups = padded.reshape(24, 3, 32)
     nearest = best_scales(groups)
     assert change(integers, scales) < 0.7 * change(integers_of(groups, nearest), nearest)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored", "cache", "rounds"),
+    [
+        (None, "F32", "float32", False),
+        (None, "F16", "float16", False),
+        (None, "BF16", "float16", True),
+        (None, "Q8_0", "float16", True),
+        ("float32", "Q8_0", "float32", False),
+        ("bf16", "F32", "float16", True),
+        ("int4", "F32", "float16", True),
+        ("float32", "F32", "int8", True),
+    ],
+)
+def test_attention_rounds_where_products_do(precision: str | None, stored: str, cache: str, rounds: bool) -> None:
+    assert LanguageModelOptions(precision).rounds_attention(cache, stored=stored) == rounds
+    assert not LanguageModelOptions(precision, activations="float32").rounds_attention(cache, stored=stored)
