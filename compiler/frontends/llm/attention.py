@@ -37,7 +37,7 @@ class Positions:
 
     @property
     def operand(self) -> Expr:
-        """What kernels that use `position` and `length` take."""
+        """Operands of kernels that use `position` and `length`."""
         return self.start if self.tokens is None else self.tokens
 
     def position(self, operand: te.Tensor, row: Expr) -> Expr:
@@ -66,7 +66,7 @@ class KeyValueCache:
 
     @property
     def parts(self) -> tuple[Expr, ...]:
-        """The tensors that are kept: keys, values and scales."""
+        """The tensors of the cache: keys, values and scales."""
         return (self.keys, self.values, *self.scales)
 
     def extended(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
@@ -116,7 +116,7 @@ def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, leng
 
 
 def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Expr, pair: Expr) -> Expr:
-    """Of one pair, in a sequence of `total` tokens."""
+    """The frequency of one pair, in a sequence of `total` tokens."""
     if rope.long_frequencies is not None:
         return tirx.Select(total > rope.original_context, long[pair], short[pair])
     if rope.dynamic is None:
@@ -154,7 +154,7 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
 
 
 def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, length: Index) -> Expr:
-    """The rows of a table of learned positions: int64 (1, length)."""
+    """The row numbers of learned positions in their table: int64 (1, length)."""
 
     def compute(start: te.Tensor) -> te.Tensor:
         return te.compute((1, length), lambda _, row: position.position(start, row) + offset, name="row_numbers")

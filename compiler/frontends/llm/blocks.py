@@ -17,7 +17,7 @@ _ROWS_AT_ONCE = 256  # what stays in the caches
 
 
 def packed(weight: Matrix, precision: str | None, gram: Array | None = None) -> BlockWeight:
-    """A weight as the kernels read it; `precision` as of `LanguageModelOptions`, `gram` one of its `grams`.
+    """A weight in the form that kernels read; `precision` as of `LanguageModelOptions`, `gram` one of its `grams`.
 
     Raises OptionError where quantized weights would be rounded once more.
     """
@@ -39,7 +39,7 @@ def packed(weight: Matrix, precision: str | None, gram: Array | None = None) -> 
 
 
 def dequantized(weight: Matrix) -> Array:
-    """The numbers as float32: (rows, depth)."""
+    """The weight as float32: (rows, depth)."""
     if weight.kind in FLOAT_KINDS:
         return np.asarray(weight.data, np.float32)
     gguf = optional_module("gguf", "generate", "reads GGUF files")
@@ -48,7 +48,7 @@ def dequantized(weight: Matrix) -> Array:
 
 
 def _rounded(values: Array, bits: int) -> BlockWeight:
-    """Groups of neighbours as symmetric integers with a float16 scale each."""
+    """Groups of neighbours as symmetric integers, with a float16 scale per group."""
     rows, depth = values.shape
     groups = -(-depth // GROUP)
     integers = np.zeros((rows, groups * GROUP), np.int8)

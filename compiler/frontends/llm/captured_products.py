@@ -1,7 +1,7 @@
 """Weights of captured models in another precision, as those of models that are built here.
 
-torch captures a model in float32. What it multiplies with, its embedding and its head become weights that kernels read
-in blocks; routers of mixtures, convolutions, norms and tables of positions stay as they are.
+torch captures a model in float32. The weights of its products, its embedding and its head become weights that kernels
+read in blocks; routers of mixtures, convolutions, norms and tables of positions stay as they are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def with_precision(mod: IRModule, options: LanguageModelOptions, entries: int | 
 
 @mutator
 class _Rewriter(PyExprMutator):
-    """Products with constant matrices and look-ups in the embedding become those of block weights."""
+    """Replaces products with constant matrices, and embedding look-ups, by those with block weights."""
 
     def __init__(self, mod: IRModule, main: Function, options: LanguageModelOptions, entries: int | None) -> None:
         super().__init__(mod)
@@ -60,7 +60,7 @@ class _Rewriter(PyExprMutator):
         self._var: Var | None = None
 
     def visit_var_binding_(self, binding: Any) -> None:
-        """Remembers what the call at hand is bound to."""
+        """Remembers the variable that the current call is bound to."""
         self._var = binding.var
         super().visit_var_binding_(binding)
 
@@ -151,13 +151,13 @@ class _Rewriter(PyExprMutator):
 
 
 def _is_for_experts(data: Expr, count: int) -> bool:
-    """Whether it is (rows, depth), or (1, rows, depth) or (experts, rows, depth)."""
+    """Whether its shape is (rows, depth), (1, rows, depth) or (experts, rows, depth)."""
     shape = shape_of(data)
     return shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, count)))
 
 
 def _routers(function: Function) -> set[Var]:
-    """What products give by which experts are chosen: rounding them would choose others."""
+    """Products whose results choose experts: rounding them would choose others."""
     bindings = list(bindings_of(function.body))
     chosen: set[Var] = set()
     for binding in reversed(bindings):

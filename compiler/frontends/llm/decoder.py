@@ -30,7 +30,7 @@ POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 
 @dataclass(frozen=True)
 class DecoderModule:
-    """The Relax module of a decoder, and the names of what it keeps: caches, and the scales of int8 ones.
+    """The Relax module of a decoder, and the names of its states: caches, and the scales of int8 ones.
 
     `main(tokens, position, *caches) -> (logits, *caches)`: tokens int64 (1, n); position int64 (), how many tokens came
     before; each cache (1, key heads, capacity, head size) of type `cache_dtype`; those in `scales` float32 (1, key
@@ -94,7 +94,7 @@ class _Builder(Emitter):
 
     @property
     def captured(self) -> list[Expr]:
-        """What is returned behind the caches."""
+        """Results that follow the caches."""
         return self.products.operands if self.options.captures else []
 
     def _positions(self) -> tuple[Positions, list[relax.Var]]:
@@ -160,7 +160,7 @@ class _Builder(Emitter):
 
 
 def _by_layer(caches: list[Expr], position: Positions, layers: int, *, rounds: bool) -> list[KeyValueCache]:
-    """What each layer keeps."""
+    """The caches of each layer."""
     parts = len(caches) // layers
     found = []
     for start in range(0, len(caches), parts):

@@ -33,13 +33,13 @@ class Emitter:
         return self.parameters.has_norm(index, role)
 
     def normed(self, index: int, role: str, x: Expr) -> Expr:
-        """Normalized where the layer has that norm."""
+        """Normalize, if the layer has that norm."""
         if not self.has_norm(index, role):
             return x
         return self.normalized(x, self.parameters.norm(index, role, self.config.hidden))
 
     def normalized(self, x: Expr, norm: Norm) -> Expr:
-        """Over the last axis."""
+        """Normalize over the last axis."""
         size = int(x.ty.shape[-1])
         scale = as_constant(np.ones(size, np.float32) if norm.weight is None else norm.weight.astype(np.float32))
         if self.config.norm == "rms":
@@ -48,7 +48,7 @@ class Emitter:
         return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], self.config.epsilon))
 
     def residual(self, x: Expr, *added: Expr) -> Expr:
-        """x and what parts of a block add to it."""
+        """The sum of x and the residual updates of a block."""
         for each in added:
             x = self.builder.emit(R.add(x, self.scaled(each, self.config.residual_scale)))
         return x
@@ -58,7 +58,7 @@ class Emitter:
         return self.builder.emit(_ACTIVATIONS[self.config.activation](x))
 
     def scaled(self, x: Expr, factor: float) -> Expr:
-        """Times a number."""
+        """Multiply by a number."""
         return x if factor == 1.0 else self.builder.emit(R.multiply(x, number(factor)))
 
     def capped(self, x: Expr, cap: float | None) -> Expr:

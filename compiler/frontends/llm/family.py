@@ -14,7 +14,7 @@ from compiler.frontends.llm.settings import Settings
 
 @dataclass(frozen=True)
 class Family:
-    """What the type of a model says and its config.json may not.
+    """Properties of a model type that its config.json may lack.
 
     Attributes:
         names: of its tensors, or a function that gives them.

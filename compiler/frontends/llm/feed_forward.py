@@ -62,7 +62,7 @@ class _Mixture:
         return emit(R.add(total, self._shared(x))) if config.shared else total
 
     def _sparse_weights(self, scores: Expr, chosen: Expr) -> Expr:
-        """Of scores (n, experts), and of those chosen (n, 2), the larger first: weights (n, 2)."""
+        """The weights (n, 2) of scores (n, experts) and the chosen ones (n, 2), the larger first."""
         emit = self._model.builder.emit
         assert self._config.jitter is not None
         limit, one, zero = (relax.const(each, "float32") for each in (2 * self._config.jitter, 1.0, 0.0))

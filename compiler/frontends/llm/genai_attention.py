@@ -94,7 +94,7 @@ def _part(
 
 
 def _moved(name: str, made: Mapping[str, onnx.NodeProto]) -> str:
-    """What only changes of shapes lead to."""
+    """The tensors that are reached through reshapes alone."""
     while name in made and made[name].op_type in _MOVES:
         name = made[name].input[0]
     return name

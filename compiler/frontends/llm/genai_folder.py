@@ -44,7 +44,7 @@ class GenaiModel:
 
 
 def is_genai_folder(path: Path) -> bool:
-    """Whether a folder is one of ONNX Runtime GenAI."""
+    """Whether a folder is a model of ONNX Runtime GenAI."""
     return (path / CONFIG).is_file()
 
 
@@ -223,7 +223,7 @@ class _Graph:
 
 
 def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
-    """What the outputs are computed from, in an order in which it can be."""
+    """The nodes that the outputs depend on, in topological order."""
     made = {result: node for node in nodes for result in node.output if result}
     ordered: list[onnx.NodeProto] = []
     done: set[int] = set()

@@ -1,4 +1,4 @@
-"""What the metadata of a GGUF file does not say about its architecture."""
+"""Properties of GGUF architectures that the metadata of a file lacks."""
 
 from __future__ import annotations
 

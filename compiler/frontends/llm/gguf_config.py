@@ -58,7 +58,7 @@ def _names(found: GgufArchitecture, config: DecoderConfig, file: GgufFile) -> Na
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers in the metadata of an architecture; those out of range raise InvalidModelError."""
+    """Numeric metadata of an architecture; values out of range raise InvalidModelError."""
 
     file: GgufFile
     architecture: str

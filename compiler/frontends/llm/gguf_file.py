@@ -36,7 +36,7 @@ class GgufFile:
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error}") from error
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError, MemoryError) as error:
-            # What the package raises on bytes that are not there or make no sense.
+            # What the package raises on missing or invalid bytes.
             raise InvalidModelError(
                 f"{path} is a GGUF file that is truncated or damaged", "download or convert the file again"
             ) from error

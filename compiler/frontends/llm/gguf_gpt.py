@@ -1,4 +1,4 @@
-"""GGUF architectures of GPT-2's kin: layer norms, MLPs without gates, learned positions or ALiBi.
+"""GGUF architectures similar to GPT-2: layer norms, MLPs without gates, learned positions or ALiBi.
 
 Where a model of transformers has the exact GELU, llama.cpp computes the tanh form, and so does this.
 """
@@ -24,7 +24,7 @@ def _without_rope(config: DecoderConfig) -> DecoderConfig:
 
 
 def _gpt2(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
-    """Positions are rows of a table."""
+    """Learned positions, the rows of a table."""
     rows = _positions(file)
     return _gpt(_without_rope(config), position_rows=rows, context=min(config.context, rows))
 

@@ -1,4 +1,4 @@
-"""A check of the header of a GGUF file, before the gguf package reads it and believes each count that it finds."""
+"""Validates the header of a GGUF file before the gguf package, which trusts all counts, reads it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_gguf_header(path: Path, blocks: Mapping[int, tuple[int, int]]) -> None
 
 
 class _Header:
-    """A place in the file; what is beyond its end raises struct.error, what makes no sense ValueError."""
+    """A position in the file; what is beyond its end raises struct.error, what makes no sense ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 0

@@ -10,7 +10,7 @@ from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
-_LONGEST_PIECE = 1024  # all ways to cut one are looked at
+_LONGEST_PIECE = 1024  # all ways to split one are tried
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _PREFIX = "tokenizer.ggml."
 
@@ -32,7 +32,7 @@ _GPT4O = (
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
-# How words are cut before pairs are merged, by the name in `tokenizer.ggml.pre`.
+# How text is split into words before pairs are merged, by the name in `tokenizer.ggml.pre`.
 _PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(["default", "falcon"], _DEFAULT),
     **dict.fromkeys(["gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "gpt2", "exaone4"], (_GPT2,)),
@@ -181,7 +181,7 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
 
 
 def _merges(tokens: list[str], scores: list[float], types: list[int], origin: str) -> list[list[str]]:
-    """Each way to put a piece together out of two, best pieces first."""
+    """Each way to merge two pieces into one, best pieces first."""
     places = _vocabulary(tokens)
     found = []
     longest = max(tokens, key=len, default="")

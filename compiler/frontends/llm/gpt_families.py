@@ -43,7 +43,7 @@ def _refused(key: str, what: str, unless: Any = False) -> Changes:
 
 
 def _learned(offset: int = 0) -> Changes:
-    """Positions are rows of a table."""
+    """Learned positions, the rows of a table."""
 
     def change(config: DecoderConfig, settings: Settings) -> DecoderConfig:
         return replace(config, position_rows=config.context + offset, position_offset=offset)
@@ -99,7 +99,7 @@ def _gptj(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _parallel(key: str) -> Changes:
-    """Attention and MLP side by side where a setting says so."""
+    """Run attention and MLP in parallel where a setting says so."""
     return lambda config, settings: replace(config, parallel=settings.flag(key))
 
 
@@ -196,7 +196,7 @@ _MPT_NAMES = Names(
 
 
 def _without(names: Names, role: str) -> Names:
-    """Of models whose blocks have one norm."""
+    """Names of models whose blocks have one norm."""
     return replace(names, roles={key: name for key, name in names.roles.items() if key != role})
 
 

@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def model_type(folder: Path) -> str:
-    """What config.json names, "" for nothing. Raises StorageError or InvalidModelError as `read_hugging_face`."""
+    """The model type in config.json, "" for none. Raises StorageError or InvalidModelError as `read_hugging_face`."""
     found = read_json(folder / "config.json").get("model_type")
     return found if isinstance(found, str) else ""
 
@@ -72,7 +72,7 @@ def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Chec
 
 
 def _names(names: Names, checkpoint: Checkpoint) -> Names:
-    """Those of the checkpoint: some were saved without the head, so that names lack the first part."""
+    """The names of the checkpoint: some were saved without the head, so that names lack the first part."""
     prefix = names.embedding.partition(".")[0] + "."
     bare = names.below(prefix)
     whole = checkpoint.has(f"{names.embedding}.weight") or not checkpoint.has(f"{bare.embedding}.weight")
@@ -145,7 +145,7 @@ def _attention_kind(settings: Settings, index: int, kinds: list[Any] | None, win
 
 
 def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rope:
-    """Of layers of one kind: `rope_parameters` for all, or a table of one for each kind; or the older keys."""
+    """The rotary embedding of a kind of layer, from `rope_parameters` (one, or one per kind), or the older keys."""
     parameters = settings.table("rope_parameters")
     if any(isinstance(each, dict) for each in parameters.values()):
         scaling = dict(parameters.get(kind) or {})

@@ -116,7 +116,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
 
 
 def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
-    """A model whose type is not one of those that are built here, by transformers' own code."""
+    """A model of any other type, captured from transformers' own code."""
     files = read_tokenizer_files(folder)
     found = capture_decoder(folder, options)
     files.check_fits(found.vocabulary, str(folder))
@@ -125,7 +125,7 @@ def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
-    """A decoder and what reads speech, an image or another text for it, by transformers' own code."""
+    """An encoder of speech, images or text, and its decoder, captured from transformers' own code."""
     files = read_tokenizer_files(folder)
     rules = read_text_rules(folder)
     found = capture_pair(folder, options)
@@ -181,7 +181,7 @@ def _state_space(
 
 
 def _places(options: LanguageModelOptions) -> list[TensorSpec]:
-    """The inputs that say where the tokens of a run stand."""
+    """The inputs that give the positions of a run's tokens."""
     if not options.sequences:
         return [TensorSpec(POSITION, (), "int64")]
     shapes: dict[str, tuple[int | str, ...]] = {POSITIONS: (2, "n"), SEQUENCES: ("sequences", 5), WANTED: ("m",)}
@@ -217,7 +217,7 @@ def _description(architecture: str, context: int, vocabulary: int, files: Tokeni
 
 
 def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dict[str, bytes]:
-    """What a module keeps beside its weights to generate text."""
+    """What a module stores beside its weights to generate text."""
     assets = {DESCRIPTION_ASSET: description.model_dump_json().encode()}
     if files.content is not None:
         assets[TOKENIZER_ASSET] = files.content

@@ -88,7 +88,7 @@ GRANITE_EXPERTS = {
 
 
 def hugging_face_names(norms: str = "pre", roles: Mapping[str, str] | None = None) -> Names:
-    """Names in files of transformers, of Llama and its kin.
+    """Names in files of transformers, of Llama and similar models.
 
     Args:
         norms: where a block has norms: "pre", "post" or "sandwich" (both).

@@ -15,7 +15,7 @@ CACHES = ("float32", "float16", "bfloat16", "int8")
 
 @dataclass(frozen=True)
 class LanguageModelOptions:
-    """How a language model is built.
+    """Options of a language model's compilation.
 
     Attributes:
         precision: what weights are stored as: one of `PRECISIONS`, or None for what the checkpoint has. "int8" and

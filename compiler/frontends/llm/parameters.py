@@ -25,7 +25,7 @@ class Storage:
     """How a format stores what a decoder has.
 
     Attributes:
-        interleaved: rows of queries and keys are ordered for the rotation of neighbours (GGUF of Llama's kin, GPT-J).
+        interleaved: rows of queries and keys are ordered for the rotation of adjacent pairs (GGUF of Llama, GPT-J).
         grouped: a fused tensor holds, for each head of keys, its queries, its keys, its values; else all queries come
             first, then all keys.
         transposed: weights of layers are stored as (depth, rows).
@@ -54,7 +54,7 @@ class Parameters:
         return self._checkpoint.matrix(f"{self._names.embedding}.weight", config.vocabulary, config.hidden)
 
     def head(self) -> Linear | None:
-        """The last product; None where it is the embedding's."""
+        """The head; None where it is tied to the embedding."""
         name, config = self._names.head, self._config
         if self._storage.tied is True:
             self._checkpoint.ignore([f"{name}.weight"])
@@ -91,7 +91,7 @@ class Parameters:
         return name is not None
 
     def norm_size(self, layer: int, role: str, sizes: tuple[int, ...]) -> int:
-        """Which of some sizes the weight of a norm has: of one head, or of all together."""
+        """The size of a norm's weight: that of one head, or of all together."""
         for size in sizes:
             if self._checkpoint.shape_is(f"{self._names.of(layer, role)}.weight", (size,)):
                 return size
@@ -118,15 +118,15 @@ class Parameters:
         return self._role(layer, "up", self._config.intermediate, self._config.hidden)
 
     def output(self, layer: int) -> Linear:
-        """The product behind attention."""
+        """The output projection of attention."""
         return self._role(layer, "o", self._config.hidden, self._config.queries)
 
     def down(self, layer: int) -> Linear:
-        """The last product of the MLP."""
+        """The down projection of the MLP."""
         return self._role(layer, "down", self._config.hidden, self._config.intermediate)
 
     def router(self, layer: int, config: ExpertsConfig) -> Linear:
-        """The product that chooses experts."""
+        """The router."""
         return self._role(layer, "router", config.count, self._config.hidden)
 
     def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:
@@ -139,7 +139,7 @@ class Parameters:
         return [self._experts(layer, role, config, width, depth) for role in ("expert_gate", "expert_up")]
 
     def expert_down(self, layer: int, config: ExpertsConfig) -> Experts:
-        """The last product of the experts."""
+        """The down projections of the experts."""
         return self._experts(layer, "expert_down", config, self._config.hidden, config.intermediate)
 
     def shared_gate_up(self, layer: int, config: ExpertsConfig) -> list[Linear]:

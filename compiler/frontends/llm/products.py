@@ -93,7 +93,7 @@ class Products:
         return block_product(self._builder, x, table, self._activations(table))
 
     def _activations(self, weight: BlockWeight) -> str:
-        """What the other operand is rounded to: to bfloat16 where weights are, which is twice as fast for prompts."""
+        """The other operand's type: bfloat16 where weights have it, which is twice as fast for prompts."""
         asked = self._options.activations
         return "bfloat16" if asked == "int8" and weight.layout.numbers == "bfloat16" else asked
 

@@ -41,7 +41,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class RopeSettings:
-    """What the frequencies are computed from: `size` elements are rotated; `scaling` as `rope_parameters` has it."""
+    """Settings that determine the frequencies: `size` elements are rotated; `scaling` as `rope_parameters` has it."""
 
     size: int
     base: float
@@ -144,7 +144,7 @@ def _yarn(settings: RopeSettings) -> Rope:
 
 
 def _yarn_factor(settings: RopeSettings, factor: float) -> float:
-    """Of cosine and sine."""
+    """The factor of cosine and sine."""
     if settings.scaling.get("attention_factor") is not None:
         return settings.number("attention_factor")
     both = [settings.scaling.get(key) for key in ("mscale", "mscale_all_dim")]

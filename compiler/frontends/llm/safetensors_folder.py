@@ -77,7 +77,7 @@ class SafetensorsFolder:
         return self._entries[name].shape
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Those of all tensors."""
+        """The shapes of all tensors."""
         return [entry.shape for entry in self._entries.values()]
 
     def matrix(self, name: str) -> Matrix:

@@ -59,7 +59,7 @@ def causal_convolution(
 
 @dataclass(frozen=True)
 class ScanOperands:
-    """What a selective scan reads, all float32.
+    """Operands of a selective scan, all float32.
 
     Attributes:
         x, step: (n, channels), the data and the length of each step.

@@ -151,7 +151,7 @@ def read_state_space(folder: Path) -> tuple[StateSpaceConfig, Checkpoint]:
 
 
 def _limits(settings: Settings) -> tuple[float, float]:
-    """Of steps; JSON has infinity as a text, a word of its own or an object."""
+    """The limits of steps; JSON has infinity as a string, a literal or an object."""
     limits = settings.get("time_step_limit") or (0.0, np.inf)
     values: list[Any] = [each.get("__float__") if isinstance(each, dict) else each for each in limits]
     try:

@@ -264,7 +264,7 @@ def _images(model: Any, kind: str) -> Any:
 
 
 def _idefics_rows(model: Any, images: Any) -> Any:
-    """Of (1, images, channels, height, width); none of them is padded."""
+    """Rows of images (1, images, channels, height, width), none of them padded."""
     import torch
 
     values = images[0]
@@ -275,7 +275,7 @@ def _idefics_rows(model: Any, images: Any) -> Any:
 
 
 def _llava_rows(model: Any, images: Any) -> Any:
-    """Of (images, channels, height, width)."""
+    """Rows of images (images, channels, height, width)."""
     import torch
 
     config = model.config

@@ -35,7 +35,7 @@ class Matrix:
         return len(self.data)
 
     def transposed(self) -> Matrix:
-        """Of numbers that are not in blocks: rows become columns."""
+        """Transposed; of weights that are not in blocks."""
         assert self.kind in FLOAT_KINDS
         return Matrix(self.kind, np.ascontiguousarray(self.data.T), self.rows)
 
@@ -70,7 +70,7 @@ class Experts:
 
     @property
     def rows(self) -> int:
-        """Of one expert."""
+        """How many rows one expert has."""
         return self.weight.rows // self.count
 
     @staticmethod

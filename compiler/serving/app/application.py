@@ -127,5 +127,5 @@ def _unpacked(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | b
 
 
 def _printable(path: str) -> str:
-    """A path for a log of lines: nothing in it ends one."""
+    """A path for the access log, without line breaks."""
     return path.encode("unicode_escape").decode()[:512]

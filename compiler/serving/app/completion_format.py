@@ -15,13 +15,13 @@ TokenText = Callable[[int], str]
 
 
 class Format(Protocol):
-    """How a kind of answer is written."""
+    """The format of one kind of response."""
 
     def choice(self, index: int, text: str, reason: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
         """A whole text."""
 
     def begin(self, index: int) -> dict[str, Any] | None:
-        """What a stream says of a text before its first piece."""
+        """The part of a stream that begins a text."""
 
     def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any]:
         """A piece of a text."""
@@ -32,7 +32,7 @@ class Format(Protocol):
 
 @dataclass
 class Envelope:
-    """What is the same in all parts of an answer."""
+    """Fields that all parts of a response share."""
 
     kind: str
     model: str
@@ -41,7 +41,7 @@ class Envelope:
     number: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def around(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        """An answer, or a part of one."""
+        """A response, or a part of one."""
         content: dict[str, Any] = {
             "id": f"{self.prefix}-{self.number}",
             "object": self.kind,
@@ -53,7 +53,7 @@ class Envelope:
 
 
 class ChatFormat:
-    """Of chats."""
+    """The format of chat completions."""
 
     def __init__(self, text_of: TokenText) -> None:
         self._text_of = text_of
@@ -94,7 +94,7 @@ class ChatFormat:
 
 
 class TextFormat:
-    """Of completions."""
+    """The format of completions."""
 
     def __init__(self, text_of: TokenText) -> None:
         self._text_of = text_of

@@ -1,4 +1,4 @@
-"""What OpenAI's requests for completions ask of a generation."""
+"""Options of a generation in OpenAI's requests for completions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION = _COMMON | {"prompt"}
 # They say nothing about the text.
 _IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-# What these say when they say nothing.
+# Their defaults.
 _NEUTRAL: Mapping[str, Sequence[Any]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),

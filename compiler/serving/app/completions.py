@@ -90,7 +90,7 @@ class _Texts:
 
     @classmethod
     async def submit(cls, service: TextService, request: CompletionRequest) -> _Texts:
-        """Hand all of them in, or none."""
+        """Submit all of them, or none."""
         texts = cls([], len(request.prompts))
         try:
             for prompt in request.prompts:
@@ -104,7 +104,7 @@ class _Texts:
         return texts
 
     def cancel(self) -> None:
-        """End those that have not ended."""
+        """Cancel those that have not ended."""
         for each in self.handles:
             each.cancel()
 
