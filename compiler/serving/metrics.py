@@ -148,7 +148,7 @@ class Metrics:
 
 @dataclass
 class _ModelMetrics:
-    """What is counted for one model."""
+    """The metrics of one model."""
 
     queue: HistogramTally
     compute: HistogramTally

@@ -231,7 +231,7 @@ class Pipeline:
 
 
 class _Item:
-    """What goes through the stages; compared by identity."""
+    """An item that passes through the stages; compared by identity."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -118,11 +118,11 @@ class Repository:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all models, those that are not loaded included."""
+        """The names of all models, including those that are not loaded."""
         return tuple(self._options)
 
     def options(self, name: str) -> ModelOptions:
-        """Of a model. Raises ModelNotFoundError."""
+        """The options of a model. Raises ModelNotFoundError."""
         if name not in self._options:
             raise ModelNotFoundError(f"there is no model {name!r}", f"there are {', '.join(self._options)}")
         return self._options[name]

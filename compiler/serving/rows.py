@@ -29,7 +29,7 @@ def check_batched(service: Service, policy: str) -> None:
 
 
 class Described(Protocol):
-    """What has a service's interface."""
+    """The interface of a service."""
 
     @property
     def name(self) -> str: ...

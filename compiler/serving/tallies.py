@@ -1,4 +1,4 @@
-"""What one process counted since it was last added to Prometheus' metrics.
+"""Counts of one process since they were last added to Prometheus' metrics.
 
 Each number counted there takes a lock, and in a server of several processes a write to a mapped file: together a fifth
 of a small net's request. Not for several threads at once.

@@ -1,4 +1,4 @@
-"""What services around another service have in common."""
+"""A base class of services that wrap another service."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Wrapper:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """Of a request."""
+        """The inputs of a request."""
         return self.inner.inputs
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        """Of an answer."""
+        """The outputs of a response."""
         return self.inner.outputs
 
     @property

@@ -11,7 +11,7 @@ _PAGE = Path(__file__).with_name("status.html")
 
 
 class Observability:
-    """What operators look at."""
+    """Endpoints for operators: metrics and the status page."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -23,7 +23,7 @@ _FORMATS = ("json", "text", "verbose_json")
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a form asks for."""
+    """A request for a transcription, from its form."""
 
     audio: bytes
     language: str | None

@@ -66,12 +66,12 @@ class Batcher:
 
     @property
     def costs(self) -> Costs:
-        """What runs take."""
+        """The measured costs of runs."""
         return self._plan.costs
 
     @property
     def queued_rows(self) -> int:
-        """How many rows wait."""
+        """The number of queued rows."""
         return self._plan.queued_rows
 
     async def start(self) -> None:

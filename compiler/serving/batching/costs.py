@@ -50,7 +50,7 @@ class _Line:
         self._tx = kept * self._tx + seconds * rows
 
     def _median(self, rows: int, seconds: float) -> float:
-        """Of this run and the two before of as many rows; the faster one of two."""
+        """The cost from this run and the two before it of as many rows; the faster one of two."""
         before = self._last.get(rows)
         if before is None:
             self._last[rows] = (seconds, seconds)
@@ -66,7 +66,7 @@ class _Line:
         return mean * rows / mean_rows if slope is None else mean + slope * (rows - mean_rows)
 
     def enough(self) -> int | None:
-        """From how many rows on a batch is about as cheap a row as any; None as long as that is not known."""
+        """The number of rows from which on a batch is about as cheap per row as any; None while that is unknown."""
         slope = self._slope(_SPREAD)
         if not slope:
             return None
@@ -99,7 +99,7 @@ class Costs:
         line.add(rows, seconds)
 
     def seconds(self, shape: Hashable, rows: int) -> float | None:
-        """What a run takes in the mean; None for a shape that never ran."""
+        """The mean duration of a run; None for a shape that never ran."""
         line = self._lines.get(shape)
         return None if line is None else line.at(rows)
 
@@ -114,7 +114,7 @@ class Costs:
         return 0.0 if line is None else line.at(rows) * max(_MARGIN, 1 + _DEVIATIONS * line.deviation)
 
     def enough(self, shape: Hashable) -> int | None:
-        """From how many rows on more of them in a batch save next to nothing; None as long as that is not known."""
+        """The number of rows from which on larger batches save next to nothing; None while that is unknown."""
         line = self._lines.get(shape)
         return None if line is None else line.enough()
 

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def served_by(name: str, version: str, variant: str) -> str:
-    """How an answer names what computed it."""
+    """How a response names the model that computed it."""
     return f"{name}/{version}/{variant}"
 
 

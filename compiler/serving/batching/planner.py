@@ -33,7 +33,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """Of all its requests."""
+        """The rows of all its requests."""
         return sum(each.rows for each in self.requests)
 
 
@@ -54,7 +54,7 @@ class Planner:
 
     @property
     def queued_rows(self) -> int:
-        """How many rows wait."""
+        """The number of queued rows."""
         return self._queue.rows
 
     @property
@@ -68,7 +68,7 @@ class Planner:
         return self._free > 0 and not self._queue
 
     def computed(self, rows: int) -> int:
-        """How many rows a run for so many computes."""
+        """The number of rows that a run for `rows` computes."""
         return rows if self.fixed_rows is None else self.fixed_rows
 
     def add(self, waiting: Waiting) -> None:

@@ -75,7 +75,7 @@ class RequestQueue:
         return first
 
     def rows_of(self, key: Hashable) -> int:
-        """How many rows of a group wait."""
+        """The number of queued rows of a group."""
         return self._rows.get(key, 0)
 
     def groups(self) -> Iterator[tuple[Hashable, int]]:

@@ -76,23 +76,23 @@ class Cascade:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """Of a request: those of the small model, and those of the large one that it does not feed."""
+        """The inputs of a request: those of the small model, and those of the large one that it does not feed."""
         others = {each.name: each for each in self.large.inputs if each.name not in self._feeds}
         return (*self.small.inputs, *(each for name, each in others.items() if name not in _names(self.small.inputs)))
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        """Of an answer."""
+        """The outputs of a response."""
         return self.large.outputs
 
     @property
     def identity(self) -> str:
-        """Of both, and of the threshold."""
+        """A digest of both models and of the threshold."""
         return f"{identity_of(self.small)}>{self.calibration.threshold}>{identity_of(self.large)}"
 
     @property
     def reference(self) -> Service:
-        """What the answers are compared with: the large model."""
+        """The model that responses are compared with: the large one."""
         return self.large
 
     async def start(self) -> None:
@@ -204,7 +204,7 @@ def build(options: CascadeOptions, inner: Service, parts: Parts) -> Service:
 
 @dataclass(frozen=True)
 class _Interface:
-    """Of a service, to be compared with another one's."""
+    """The interface of a service, for comparison with another one's."""
 
     name: str
     inputs: tuple[TensorDescription, ...]

@@ -62,7 +62,7 @@ class CascadeCalibration:
 
     @property
     def cost_share(self) -> float:
-        """What the cascade costs as a share of the large model alone."""
+        """The cost of the cascade as a share of that of the large model alone."""
         return self.cost_ms / self.cost_large_ms
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -131,17 +131,17 @@ class Router:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """Of a request."""
+        """The inputs of a request."""
         return self._first.inputs
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        """Of an answer."""
+        """The outputs of a response."""
         return self._first.outputs
 
     @property
     def identity(self) -> str:
-        """Of all routes together."""
+        """A digest of all routes."""
         return "|".join(f"{name}:{identity_of(service)}" for name, service in self.routes.items())
 
     async def start(self) -> None:

@@ -83,7 +83,7 @@ class Variants:
 
     @property
     def reference(self) -> Service:
-        """What the answers are compared with."""
+        """The model that responses are compared with."""
         return self._reference.service
 
     @property
@@ -103,17 +103,17 @@ class Variants:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """Of a request."""
+        """The inputs of a request."""
         return self.best.service.inputs
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        """Of an answer."""
+        """The outputs of a response."""
         return self.best.service.outputs
 
     @property
     def identity(self) -> str:
-        """Of all variants together."""
+        """A digest of all variants."""
         return "+".join(identity_of(each.service) for each in self.variants)
 
     @property

@@ -23,7 +23,7 @@ _HTTP = {"certificate": "ssl_certfile", "private_key": "ssl_keyfile", "client_ca
 
 @dataclass(frozen=True)
 class RayFlags:
-    """What the command line says about Ray: as of `RayOptions` and `RayAddress`."""
+    """Options of the command line about Ray, as of `RayOptions` and `RayAddress`."""
 
     cluster: str
     max_replicas: int | None

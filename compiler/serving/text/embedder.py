@@ -92,7 +92,7 @@ class ServiceEmbedder:
         return vectors, responses
 
     def _padded(self, count: int) -> int:
-        """How many tokens a text of so many is run with."""
+        """The padded length of a text of `count` tokens."""
         if self._length is not None:
             return self._length
         multiple = self._options.pad_to_multiple_of

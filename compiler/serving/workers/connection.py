@@ -40,7 +40,7 @@ class Owner(Protocol):
 
 
 class _Reading(Enum):
-    """What is read next."""
+    """The part of a request that is read next."""
 
     IDLE = 0
     HEADERS = 1

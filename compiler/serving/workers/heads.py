@@ -1,4 +1,4 @@
-"""What the head of a request (its target and headers) may be."""
+"""Limits on the head of a request (its target and headers)."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ class Supervisor:
 
 
 def message_of(action: str, name: str) -> dict[str, str]:
-    """What a worker is asked to do with a model."""
+    """A command to a worker about a model."""
     return {"action": action, "model": name}
 
 

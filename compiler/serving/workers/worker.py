@@ -59,7 +59,7 @@ class SupervisedControl:
         await self.channel.ask({"action": action, "model": name})
 
     async def handle(self, message: Mapping[str, Any]) -> Any:
-        """What the supervisor asks for."""
+        """A command of the supervisor."""
         action, name = message["action"], message.get("model", "")
         if action == "stage":
             await self.repository.stage(name)
