@@ -150,5 +150,7 @@ def _target_text(target: str, targets: Any) -> str:
         return target
     from compiler.reports.formatting import plural
 
-    model = description["engine_target"].get("mcpu") or description["machine"]["architecture"]
-    return f"{model}, {plural(description['machine']['cores'], 'core')}, {target[:8]}"
+    machine, engine = description["machine"], description["engine_target"]
+    if "multiprocessors" in machine:
+        return f"{engine['arch']}, {plural(machine['multiprocessors'], 'multiprocessor')}, {target[:8]}"
+    return f"{engine.get('mcpu') or machine['architecture']}, {plural(machine['cores'], 'core')}, {target[:8]}"

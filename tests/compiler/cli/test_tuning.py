@@ -9,6 +9,7 @@ import pytest
 
 from compiler.cli.arguments import parse_duration
 from compiler.errors import OptionError
+from compiler.records.library import shipped_folder
 from tests.compiler.cli.running import Run
 from tests.compiler.tuning.comparisons import few_turns  # noqa: F401  (fixture)
 from tests.fuzz.tuning import convolution_model
@@ -23,6 +24,13 @@ def test_lengths_of_time(text: str, seconds: float) -> None:
 def test_no_lengths_of_time(text: str) -> None:
     with pytest.raises(OptionError, match="not a duration"):
         parse_duration(text)
+
+
+def test_every_target_that_has_records_is_shown(tensorwright: Run) -> None:
+    shown = tensorwright("records", str(shipped_folder()))
+    assert shown.code == 0, shown.err
+    for text in ("znver5, 2 cores", "cortex-a76, 4 cores", "ethos-u55-128", "sm_90, 132 multiprocessors"):
+        assert text in shown.out
 
 
 def test_tune_then_look_at_the_records(tensorwright: Run, tmp_path: Path) -> None:
