@@ -136,7 +136,7 @@ FUNCTIONS: dict[str, Function] = {
     "repeated to a known size": lambda x: torch.repeat_interleave(
         x, torch.tensor([2, 0, 3, 1, 1, 0]), 2, output_size=7
     ),
-    "adaptive maximum": lambda x: functional.adaptive_max_pool2d(x[:, None], (3, 4), return_indices=True),
+    "adaptive maximum": lambda x: functional.adaptive_max_pool2d(x[:, None], (2, 4), return_indices=True),
     "adaptive maximum of volumes": lambda x: functional.adaptive_max_pool3d(
         x[:, None, :4], (2, 1, 2), return_indices=True
     ),
