@@ -149,6 +149,11 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
     scores = file.required(f"{_PREFIX}scores")
     if not isinstance(scores, list) or len(scores) != len(tokens) or any(isinstance(each, str) for each in scores[:1]):
         raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many scores")
+    longest = max(tokens, key=len, default="")
+    if len(longest) > _LONGEST_PIECE:
+        raise InvalidModelError(
+            f"{file.path}: a token has {len(longest)} characters, and at most {_LONGEST_PIECE} are read"
+        )
     prefix = bool(file.value(f"{_PREFIX}add_space_prefix", True))
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
@@ -170,7 +175,7 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
         "byte_fallback": True,
         "ignore_merges": False,
         "vocab": _vocabulary(tokens),
-        "merges": _merges(tokens, scores, types, str(file.path)),
+        "merges": _merges(tokens, scores, types),
     }
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
@@ -180,15 +185,10 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
     }
 
 
-def _merges(tokens: list[str], scores: list[float], types: list[int], origin: str) -> list[list[str]]:
+def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
     """Each way to merge two pieces into one, best pieces first."""
     places = _vocabulary(tokens)
     found = []
-    longest = max(tokens, key=len, default="")
-    if len(longest) > _LONGEST_PIECE:
-        raise InvalidModelError(
-            f"{origin}: a token has {len(longest)} characters, and at most {_LONGEST_PIECE} are read"
-        )
     for text, score, kind in zip(tokens, scores, types, strict=True):
         if kind not in (_NORMAL, _USER, _UNUSED):
             continue
