@@ -3,6 +3,7 @@
     python -m benchmarks.families                        # all nets
     python -m benchmarks.families gcn tabular --threads 2
     python -m benchmarks.families --json families.json --markdown docs/measured.md
+    python -m benchmarks.families recurrent --json families.json --keep --markdown docs/measured.md
 
 A name is a net or a family. Each contestant runs in a process of its own, stopped while another has its turn, after
 warm-up; times are medians over rounds of the median in a round. A ratio is the faster peer's time over ours, above 1
@@ -34,16 +35,36 @@ def main() -> int:
     options = _parser().parse_args()
     console = Console()
     console.width = max(console.width, 140)
-    if options.from_json:
-        rows = [Row(**each) for each in json.loads(Path(options.from_json).read_text())]
-    else:
-        rows = [row for entry in _chosen(options.names) for row in _rows(entry, options, console)]
+    if options.keep and not options.json:
+        raise SystemExit("--keep is of --json FILE: name the file")
+    rows = _read(options.from_json) if options.from_json else _measured(options, console)
     print_table(rows, options.threads, console)
     if options.json:
-        Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        _write(rows, options.json)
     if options.markdown:
         write_markdown(rows, options.threads, Path(options.markdown))
     return 1 if any(row.failure for row in rows) else 0
+
+
+def _measured(options: Any, console: Console) -> list[Row]:
+    """The rows of the chosen nets, written after each net; with `--keep` beside those that the file has of others, all
+    in the order of the registry."""
+    rows = _read(options.json) if options.keep and Path(options.json).exists() else []
+    places = {name: place for place, name in enumerate(nets())}
+    for entry in _chosen(options.names):
+        rows = [row for row in rows if row.net != entry.name] + _rows(entry, options, console)
+        rows.sort(key=lambda row: places.get(row.net, len(places)))
+        if options.json:
+            _write(rows, options.json)
+    return rows
+
+
+def _read(file: str) -> list[Row]:
+    return [Row(**each) for each in json.loads(Path(file).read_text())]
+
+
+def _write(rows: Sequence[Row], file: str) -> None:
+    Path(file).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         default="median",
         help="for a machine that others use too: best run, or processor time (one thread)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the rows to this file")
+    parser.add_argument("--json", metavar="FILE", help="write the rows to this file, after each net")
+    parser.add_argument("--keep", action="store_true", help="keep the rows that this file has of other nets")
     parser.add_argument("--from-json", metavar="FILE", help="print the rows of this file and time nothing")
     parser.add_argument("--markdown", metavar="FILE", help="replace the table in this file, between its two markers")
     return parser

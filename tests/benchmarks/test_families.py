@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+import benchmarks.families.__main__ as command
 from benchmarks.families.check import largest_difference
 from benchmarks.families.registry import Net, floats, integers, net, nets
 from benchmarks.families.report import BEGIN, END, Row, print_table, summary, write_markdown
@@ -72,3 +74,21 @@ def test_summary_counts_failures_apart() -> None:
 def _with_text(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def test_rows_of_other_nets_stay_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.json"
+
+    def measure(*arguments: str) -> list[tuple[str, float]]:
+        monkeypatch.setattr("sys.argv", ["families", *arguments, "--json", str(file)])
+        assert command.main() == 0
+        return [(row["net"], row["ours"]) for row in json.loads(file.read_text())]
+
+    def rows(speed: float) -> Any:
+        return lambda entry, *_: [Row(entry.family, entry.name, {}, ours=speed, ratio=1.0)]
+
+    monkeypatch.setattr(command, "_rows", rows(1.0))
+    assert measure("lstm-3x512", "gcn") == [("gcn", 1.0), ("lstm-3x512", 1.0)]
+    monkeypatch.setattr(command, "_rows", rows(2.0))
+    assert measure("gat", "lstm-3x512", "--keep") == [("gcn", 1.0), ("gat", 2.0), ("lstm-3x512", 2.0)]
+    assert measure("gat") == [("gat", 2.0)]
