@@ -90,7 +90,7 @@ def _llama2() -> Tokenizer:
     content = json.loads(made.to_str())
     tokens = sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)
     scores = [-float(index) for index in range(len(tokens))]
-    content["model"]["merges"] = _merges(tokens, scores, [1] * len(tokens), "test")
+    content["model"]["merges"] = _merges(tokens, scores, [1] * len(tokens))
     content["pre_tokenizer"] = None
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.post_processor = BEGIN
