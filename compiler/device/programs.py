@@ -22,6 +22,7 @@ CHECKING_SOURCES = (
     "checked_json.cc",
     "dtypes.cc",
     "manifest.cc",
+    "sha256_blocks.cc",
     "sha256.cc",
     "artifact.cc",
     "tensors.cc",

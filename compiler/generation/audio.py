@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import wave
 from functools import cache
 from pathlib import Path
 
@@ -81,6 +80,8 @@ def _hertz(mels: Array) -> Array:
 
 def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
     """Samples and their rate."""
+    import wave  # models without audio do not wait for it
+
     try:
         with wave.open(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()

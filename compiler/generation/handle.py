@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compiler.generation.output import Piece
 from compiler.generation.result import Generation
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
                 loop.call_soon_threadsafe(_set, future)
 
     async def _change(self, is_there: Callable[[], bool]) -> None:
+        import asyncio  # who awaits has loaded it; others need not wait for it
+
         loop = asyncio.get_running_loop()
         with self._condition:
             if is_there():
