@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,11 +209,16 @@ def main() -> None:
     parser.add_argument("--sampler", choices=("nsga2", "tpe"), default="nsga2")
     parser.add_argument("--share", type=float, default=0.5, help="of the net's own cost that is allowed")
     parser.add_argument("--storage", type=Path, help="a folder; what was stopped goes on from there")
+    parser.add_argument("--table", action="store_true", help="measure nothing: print what was measured as Markdown")
     options = parser.parse_args()
+    if options.table:
+        print(markdown(json.loads(_RESULTS.read_text())))
+        return
     torch.set_num_threads(1)
     for name in options.data:
         for target in options.target:
-            row = {**measured(name, target, options), "share": options.share}
+            settings = {"share": options.share, "channels": options.channels, "epochs": options.epochs}
+            row = {**measured(name, target, options), **settings}
             rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
             rows = [each for each in rows if _place(each) != _place(row)]
             _RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
@@ -222,6 +227,29 @@ def main() -> None:
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["data"], row["target"], row["share"], row.get("sampler", "nsga2")
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of docs/guides/search.md: scores, on held-out images in brackets; costs; and what the search took."""
+    lines = ["| data | target | as it came | limit | chosen | uniformly pruned | candidates | table, median error |"]
+    lines.append("|---" * 8 + "|")
+    for row in sorted(rows, key=_place):
+        held_out, cost = row.get("held_out", {}), row["cost"]
+        nets = [
+            f"{_spent(row[which]['cost'], cost)}, {row[which]['score']:.4f}"
+            + (f" ({held_out[which]:.4f})" if which in held_out else "")
+            for which in ("original", "chosen", "uniform")
+        ]
+        seconds = row.get("search_cpu_seconds", row["search_seconds"])
+        sampler = ", TPE" if row.get("sampler") == "tpe" else ""
+        error = f"{np.median(row['table_errors']):.1%}" if row["table_errors"] else "-"
+        cells = [row["data"], row["target"], nets[0], _spent(row["limit"], cost), nets[1], nets[2]]
+        lines.append(f"| {' | '.join(cells)} | {row['candidates']} in {seconds:.0f} s{sampler} | {error} |")
+    return "\n".join(lines)
+
+
+def _spent(value: float, cost: str) -> str:
+    return f"{1e3 * value:.1f} us" if cost == "ms" else f"{value:,.0f} {cost}"
 
 
 def print_row(row: Mapping[str, Any]) -> None:
