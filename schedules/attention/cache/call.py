@@ -90,18 +90,7 @@ def cached_attention(
         ValueError: options or shapes do not fit one another.
     """
     options = options or AttentionOptions()
-    given = {
-        QUERY: query,
-        KEY: key,
-        VALUE: value,
-        POSITION: options.position if options.causal else None,
-        SEQUENCES: options.sequences,
-        LENGTH: None if options.causal else options.length,
-        BIAS: options.bias,
-        SINKS: options.sinks,
-        KEY_SCALE: options.scales[0] if options.scales else None,
-        VALUE_SCALE: options.scales[1] if options.scales else None,
-    }
+    given = _given(query, key, value, options)
     operands = {role: tensor for role, tensor in given.items() if tensor is not None}
     _check(operands, options)
     size = _sizes(query)[-1]
@@ -130,6 +119,22 @@ def cached_attention(
         primfunc_name_hint="cached_attention",
         primfunc_attrs={"op_pattern": _OPAQUE, ATTRIBUTE: description.text()},
     )
+
+
+def _given(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> dict[str, Tensor | None]:
+    """The operands by role; None for those that are not given."""
+    return {
+        QUERY: query,
+        KEY: key,
+        VALUE: value,
+        POSITION: options.position if options.causal else None,
+        SEQUENCES: options.sequences,
+        LENGTH: None if options.causal else options.length,
+        BIAS: options.bias,
+        SINKS: options.sinks,
+        KEY_SCALE: options.scales[0] if options.scales else None,
+        VALUE_SCALE: options.scales[1] if options.scales else None,
+    }
 
 
 def _sizes(tensor: Tensor) -> list[Index]:
