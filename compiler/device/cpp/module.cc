@@ -62,7 +62,7 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
     std::vector<NamedTensor> stored = ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module");
     size_t plain = stored.size() - std::min<size_t>(stored.size(), artifact_->compact_parameters);
     for (size_t i = 0; i < stored.size(); ++i) {
-      parameters_.push_back(device_->ToDevice(i < plain ? Share(stored[i].tensor, artifact_) : stored[i].tensor, nullptr));
+      parameters_.push_back(device_->ToDevice(i < plain && artifact_->OwnsBytes() ? Share(stored[i].tensor, artifact_) : stored[i].tensor, nullptr));
     }
   } catch (const Error&) {
     throw;
