@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
 _MAXIMUM_SYMBOLIC_ELEMENTS = 1024
+_LONGEST_SIZE = 120  # characters
 LARGEST_ELEMENT = 2**62
 _OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
 
@@ -186,6 +187,18 @@ class Builder:
         if all(is_simple(size) for size in shape):
             return tensor
         return self.match_shape(tensor, [size if is_simple(size) else self._named(size) for size in shape])
+
+    def with_short_sizes(self, tensor: relax.Expr) -> relax.Expr:
+        """Name the sizes that are long expressions: where each layer's size holds the last one's several times (windows
+        that round up), they would grow exponentially."""
+        if not isinstance(tensor.ty, relax.TensorType):
+            return tensor
+        shape = tensor_shape(tensor)
+        short = [is_number(size) or isinstance(size, tvm.ir.Var) or len(str(size)) <= _LONGEST_SIZE for size in shape]
+        if all(short):
+            return tensor
+        sizes = [size if keeps else self._named(size) for size, keeps in zip(shape, short, strict=True)]
+        return self.match_shape(tensor, sizes)
 
     def _named(self, size: Dim) -> Dim:
         """A size with the value of this one; equal ones have one name."""

@@ -230,6 +230,7 @@ class Importer:
             value = Constant(np.asarray(item))
         elif isinstance(item, relax.Expr):
             bound = self.builder.emit(item)
+            bound = self.builder.with_short_sizes(bound)
             dtype = moved_dtype(context.node, context.inputs, context.scope.opsets, index) or str(bound.ty.dtype)
             value = Runtime(bound, dtype, context.sources())
         elif context.output_used(index):

@@ -112,11 +112,13 @@ def window_of(
 def _same(arithmetic: Arithmetic, size: Dim, extent: int, stride: int, *, upper: bool) -> tuple[Dim, Dim, Dim]:
     """Padding for an output of ceil(size / stride); the odd element goes after the data (upper) or before them."""
     output = arithmetic.ceil_divide(size, stride)
-    if stride == 1:
+    if stride == 1 or extent == 1:
         total: Dim = extent - 1  # independent of the size, which may be symbolic
     else:
         last = arithmetic.multiply(arithmetic.subtract(output, 1), stride)
-        total = arithmetic.maximum(arithmetic.subtract(arithmetic.add(last, extent), size), 0)
+        total = arithmetic.subtract(arithmetic.add(last, extent), size)
+        if extent < stride:  # else it cannot be negative, and the padded size, last + extent, stays a short expression
+            total = arithmetic.maximum(total, 0)
     half = arithmetic.floor_divide(total, 2)
     rest = arithmetic.subtract(total, half)
     return (half, rest, output) if upper else (rest, half, output)
@@ -135,10 +137,11 @@ def _explicit(
             context.importer.builder.require(free, "at least", 0)
     if ceil_mode:
         rounded = arithmetic.add(arithmetic.ceil_divide(free, stride), 1)
-        # A window that would start in the padding after the data is left out.
         if isinstance(rounded, int) and rounded < 0:
             context.invalid(f"a window of extent {extent} does not fit a padded size of {size + sum(pads)}")
-        start = arithmetic.multiply(arithmetic.subtract(rounded, 1), stride)
+        if pads[1] + stride <= extent:  # no window starts in the padding after the data
+            return (*pads, rounded)
+        start = arithmetic.multiply(arithmetic.subtract(rounded, 1), stride)  # one that would is left out
         output = arithmetic.select(arithmetic.less(start, arithmetic.add(size, pads[0])), rounded, output)
     return (*pads, output)
 
