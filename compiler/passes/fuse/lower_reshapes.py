@@ -47,7 +47,9 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
         if source is None or not graph.is_local or not isinstance(operands, relax.Tuple):
             return None
         shape = getattr(call.ty, "shape", None)
-        return relax.op.reshape(operands.fields[source], shape) if shape is not None else None
+        if shape is None or any(isinstance(size, tirx.IntImm) and size.value == 0 for size in shape):
+            return None  # a 0 stands for a size of the argument in `relax.reshape`
+        return relax.op.reshape(operands.fields[source], shape)
 
     return rules.apply_once(mod)
 

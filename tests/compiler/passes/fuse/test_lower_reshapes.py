@@ -45,3 +45,16 @@ def test_a_reshape_that_tvm_cannot_analyze_stays_a_copy() -> None:
         builder.emit_func_output(result)
     mod = relax.transform.LegalizeOps()(builder.get())
     assert lower_reshapes(mod, PipelineContext())["main"].script().count("call_tir") == 1
+
+
+def test_a_reshape_to_no_elements_stays_a_copy() -> None:
+    """In `relax.reshape` a size of 0 stands for the argument's size of that axis, which may not have one."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([0], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            row = builder.emit_te(lambda data: te.compute((1, 0), lambda i, j: data[j], name="row"), x)
+            result = builder.emit_output(builder.emit(op.negative(row)))
+        builder.emit_func_output(result)
+    mod = relax.transform.LegalizeOps()(builder.get())
+    assert lower_reshapes(mod, PipelineContext())["main"].script().count("call_tir") == 2
