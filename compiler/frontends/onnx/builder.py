@@ -183,22 +183,18 @@ class Builder:
 
     def with_simple_sizes(self, tensor: relax.Expr) -> relax.Expr:
         """Name the sizes that hold a minimum, a maximum or a choice, so that what follows stays simple."""
-        shape = tensor_shape(tensor)
-        if all(is_simple(size) for size in shape):
-            return tensor
-        return self.match_shape(tensor, [size if is_simple(size) else self._named(size) for size in shape])
+        return self._with_names_unless(is_simple, tensor)
 
     def with_short_sizes(self, tensor: relax.Expr) -> relax.Expr:
         """Name the sizes that are long expressions: where each layer's size holds the last one's several times (windows
         that round up), they would grow exponentially."""
-        if not isinstance(tensor.ty, relax.TensorType):
-            return tensor
+        return self._with_names_unless(_is_short, tensor) if isinstance(tensor.ty, relax.TensorType) else tensor
+
+    def _with_names_unless(self, keeps: Callable[[Dim], bool], tensor: relax.Expr) -> relax.Expr:
         shape = tensor_shape(tensor)
-        short = [is_number(size) or isinstance(size, tvm.ir.Var) or len(str(size)) <= _LONGEST_SIZE for size in shape]
-        if all(short):
+        if all(keeps(size) for size in shape):
             return tensor
-        sizes = [size if keeps else self._named(size) for size, keeps in zip(shape, short, strict=True)]
-        return self.match_shape(tensor, sizes)
+        return self.match_shape(tensor, [size if keeps(size) else self._named(size) for size in shape])
 
     def _named(self, size: Dim) -> Dim:
         """A size with the value of this one; equal ones have one name."""
@@ -292,6 +288,10 @@ class Builder:
             return te.compute(shape, element, name="elements")
 
         return self.emit_te(elements, *(expression(s) for s in scalars), primfunc_name_hint="shape_elements")
+
+
+def _is_short(size: Dim) -> bool:
+    return is_number(size) or isinstance(size, tvm.ir.Var) or len(str(size)) <= _LONGEST_SIZE
 
 
 def has_shape(tensor: relax.Expr) -> bool:

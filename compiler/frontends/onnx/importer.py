@@ -229,8 +229,7 @@ class Importer:
         elif isinstance(item, (np.ndarray, np.generic)):
             value = Constant(np.asarray(item))
         elif isinstance(item, relax.Expr):
-            bound = self.builder.emit(item)
-            bound = self.builder.with_short_sizes(bound)
+            bound = self.builder.with_short_sizes(self.builder.emit(item))
             dtype = moved_dtype(context.node, context.inputs, context.scope.opsets, index) or str(bound.ty.dtype)
             value = Runtime(bound, dtype, context.sources())
         elif context.output_used(index):

@@ -22,6 +22,7 @@ from compiler.frontends.onnx.operators.nn.spatial import (
     padded,
     spatial_rank,
     spatial_sizes,
+    starts_in_data,
     window_of,
 )
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
@@ -98,8 +99,7 @@ def _rounds_up(context: NodeContext, window: Window) -> bool:
     starts in the padding after the input, whatever its size."""
     if not context.attribute("ceil_mode", 0) or not window.has_static_padding():
         return False
-    sizes = zip(window.after, window.strides, window.extents, strict=True)
-    return all(after + stride <= extent for after, stride, extent in sizes)
+    return all(map(starts_in_data, window.after, window.strides, window.extents))
 
 
 @converter("AveragePool")

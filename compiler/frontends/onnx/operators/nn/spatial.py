@@ -139,11 +139,16 @@ def _explicit(
         rounded = arithmetic.add(arithmetic.ceil_divide(free, stride), 1)
         if isinstance(rounded, int) and rounded < 0:
             context.invalid(f"a window of extent {extent} does not fit a padded size of {size + sum(pads)}")
-        if pads[1] + stride <= extent:  # no window starts in the padding after the data
+        if starts_in_data(pads[1], stride, extent):
             return (*pads, rounded)
         start = arithmetic.multiply(arithmetic.subtract(rounded, 1), stride)  # one that would is left out
         output = arithmetic.select(arithmetic.less(start, arithmetic.add(size, pads[0])), rounded, output)
     return (*pads, output)
+
+
+def starts_in_data(after: int, stride: int, extent: int) -> bool:
+    """Whether no window starts in the padding after the data in ceiling mode, whatever the size of the data."""
+    return after + stride <= extent
 
 
 def padded(
