@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,8 +98,8 @@ def attention(
     zeros = None if rounding is None else rounding.zeros
     attrs = {KIND: ATTENTION if zeros is None else ATTENTION_INT8, OPERANDS: operands}
     of_query, of_key, of_weights, of_values = zeros or (None, None, None, None)
-    rows, grid = [*lead, queries], [*lead, queries, keys]
-    d, k, total, s = _axis(depth, "d"), _axis(keys, "k"), _axis(keys, "t"), _axis(keys, "s")
+    grid, shape = [*lead, queries, keys], [*lead, queries, columns]
+    d, s = _axis(depth, "d"), _axis(keys, "s")
     scores = te.compute(
         grid,
         lambda *at: te.sum(
@@ -108,24 +108,15 @@ def attention(
         name=SCORES,
         attrs=attrs,
     )
-    adjusted = te.compute(grid, lambda *at: score(scores[at], at), name=ADJUSTED, attrs=attrs)
-    largest = te.compute(rows, lambda *at: te.max(adjusted[(*at, k)], axis=k), name=LARGEST, attrs=attrs)
-    powers = te.compute(grid, lambda *at: tirx.exp(adjusted[at] - largest[at[:-1]]), name=POWERS, attrs=attrs)
-    sums = te.compute(rows, lambda *at: te.sum(powers[(*at, total)], axis=total), name=TOTAL, attrs=attrs)
-    weights = powers
-    if rounding is not None:
-        weight, one = rounding.weight, tirx.FloatImm("float32", 1.0)
-        weights = te.compute(grid, lambda *at: weight(powers[at] * (one / sums[at[:-1]])), name=WEIGHTS, attrs=attrs)
+    weights, sums = _softmax(scores, score, attrs, rounding)
     product = te.compute(
-        [*rows, columns],
+        shape,
         lambda *at: te.sum(
             _less(weights[(*at[:-1], s)], of_weights) * _less(value_at((*at[:-2], s, at[-1])), of_values), axis=s
         ),
         name=PRODUCT,
         attrs=attrs,
     )
-
-    shape = [*rows, columns]
     order = orders.result or tuple(range(len(shape)))
 
     def result(*place: Expr) -> Expr:
@@ -136,6 +127,23 @@ def attention(
         return guarded_quotient(product[at], total) if guarded else product[at] / total
 
     return te.compute([shape[axis] for axis in order], result, name=RESULT, attrs=attrs)
+
+
+def _softmax(
+    scores: Tensor, score: Score, attrs: Mapping[str, str], rounding: Rounding | None
+) -> tuple[Tensor, Tensor]:
+    """What multiplies the values, and the sums of the exponentials; divided by them only where weights are rounded."""
+    grid = list(scores.shape)
+    rows, keys = grid[:-1], grid[-1]
+    k, total = _axis(keys, "k"), _axis(keys, "t")
+    adjusted = te.compute(grid, lambda *at: score(scores[at], at), name=ADJUSTED, attrs=attrs)
+    largest = te.compute(rows, lambda *at: te.max(adjusted[(*at, k)], axis=k), name=LARGEST, attrs=attrs)
+    powers = te.compute(grid, lambda *at: tirx.exp(adjusted[at] - largest[at[:-1]]), name=POWERS, attrs=attrs)
+    sums = te.compute(rows, lambda *at: te.sum(powers[(*at, total)], axis=total), name=TOTAL, attrs=attrs)
+    if rounding is None:
+        return powers, sums
+    weight, one = rounding.weight, tirx.FloatImm("float32", 1.0)
+    return te.compute(grid, lambda *at: weight(powers[at] * (one / sums[at[:-1]])), name=WEIGHTS, attrs=attrs), sums
 
 
 def _less(value: Expr, zero: int | None) -> Expr:

@@ -7,7 +7,7 @@ carry the workload as block attributes; compiled without a rule they give the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from schedules.conv.dynamic_sizes import padding_before, parts_of
@@ -215,37 +215,15 @@ def conv_winograd(
     `attrs` are the block attributes of another rule's kernel, `fill` stands in the padding.
     """
     stride = work.strides[0]
-    matrices = transforms(tile, stride)
-    edge, step = edge_of(tile, stride), tile * stride
+    matrices, edge = transforms(tile, stride), edge_of(tile, stride)
     out = output_sizes(work, sizes)
     rows, columns = (parts_of(size, tile) for size in out)
-    height, width = spatial_sizes(work, data)
-    top, left = _padding(work, data, sizes)
-    outside = tirx.const(fill, work.dtype)
     batch = data.shape[0]
     block = work.block
     attrs = attrs if attrs is not None else WinogradWorkload(**vars(work), tile=tile).annotation(WINOGRAD)
-
-    def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
-        inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
-        return tirx.if_then_else(inside, number(data(n, c, y, x, lane), work.dtype), outside)
-
-    a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
-
-    def into(row: Expr, column: Expr) -> Expr:
-        return _entry(matrices.input, row, column, work.dtype)
-
-    def out_of(row: Expr, column: Expr) -> Expr:
-        return _entry(matrices.output, row, column, work.dtype)
-
     transformed = te.compute(
         (batch, ceil_div(work.channels, block), rows * columns, edge * edge, block),
-        lambda n, c, t, f, lane: te.sum(
-            padded(n, c, t // columns * step + a - top, t % columns * step + b - left, lane)
-            * into(f // edge, a)
-            * into(f % edge, b),
-            axis=[a, b],
-        ),
+        _transformed_input(data, work, tile, sizes, fill),
         name="winograd_input",
         attrs=attrs,
     )
@@ -258,6 +236,10 @@ def conv_winograd(
         name="winograd_product",
         attrs=attrs,
     )
+
+    def out_of(row: Expr, column: Expr) -> Expr:
+        return _entry(matrices.output, row, column, work.dtype)
+
     p, q = te.reduce_axis((0, edge), name="p"), te.reduce_axis((0, edge), name="q")
     return te.compute(
         (batch, work.out_blocks, *out, block),
@@ -270,6 +252,32 @@ def conv_winograd(
         name="conv",
         attrs=attrs,
     )
+
+
+def _transformed_input(
+    data: Tensor, work: ConvWorkload, tile: int, sizes: Sequence[Index], fill: int
+) -> Callable[..., Expr]:
+    """An element of the transformed input: (n, channel block, tile, element of the tile, lane)."""
+    stride = work.strides[0]
+    matrix, edge, step = transforms(tile, stride).input, edge_of(tile, stride), tile * stride
+    columns = parts_of(output_sizes(work, sizes)[1], tile)
+    height, width = spatial_sizes(work, data)
+    top, left = _padding(work, data, sizes)
+    outside = tirx.const(fill, work.dtype)
+    a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
+
+    def padded(n: Expr, c: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
+        inside = tirx.all(y >= 0, y < height, x >= 0, x < width)
+        return tirx.if_then_else(inside, number(data(n, c, y, x, lane), work.dtype), outside)
+
+    def into(row: Expr, column: Expr) -> Expr:
+        return _entry(matrix, row, column, work.dtype)
+
+    def element(n: Expr, c: Expr, t: Expr, f: Expr, lane: Expr) -> Expr:
+        value = padded(n, c, t // columns * step + a - top, t % columns * step + b - left, lane)
+        return te.sum(value * into(f // edge, a) * into(f % edge, b), axis=[a, b])
+
+    return element
 
 
 def _entry(matrix: Sequence[Sequence[float]], row: Expr, column: Expr, dtype: str) -> Expr:

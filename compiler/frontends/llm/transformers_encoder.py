@@ -92,16 +92,29 @@ def _speech_types(transformers: Any) -> Any:
 
 def _with_cross_attention(model: Any) -> CapturedPair:
     import torch
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-    from transformers.modeling_outputs import BaseModelOutput
 
     config, kind = model.config, str(model.config.model_type)
     given, dynamic = _read_once(model)
     cache_name = _cache_argument(model.get_decoder())
+    encoder = _cross_encoder(model, cache_name)
+    found = encoder(**given)
+    context = context_of(config, "max_target_positions")
+    own = _own_layers(model, cache_name, len(found) // 2, context)
+    rows = {2: torch.export.Dim(_ROWS, min=1)} if dynamic else {}
+    decoder = _captured(_cross_decoder(model, own), tuple(found.values()), (tuple(rows for _ in found),), context)
+    return CapturedPair(
+        _import(encoder, tuple(given.values()), tuple(dynamic.values())),
+        _described(decoder, kind, context, config),
+        spectrogram=(int(config.num_mel_bins), 2 * int(config.max_source_positions)) if kind == "whisper" else None,
+    )
+
+
+def _cross_encoder(model: Any, cache_name: str) -> Any:
+    """The encoder with the projections of the decoder's cross attention: returns the keys and values of its layers."""
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     class Encoder(torch.nn.Module):
-        """Returns the keys and values of the decoder's cross attention."""
-
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -124,15 +137,19 @@ def _with_cross_attention(model: Any) -> CapturedPair:
         def forward(self, input_ids: Any) -> dict[str, Any]:
             return self.crossed(input_ids)
 
-    encoder = TextEncoder() if dynamic else SpeechEncoder()
-    found = encoder(**given)
-    count, context = len(found) // 2, context_of(config, "max_target_positions")
-    own = _own_layers(model, cache_name, count, context)
-    hidden_size = int(config.d_model)
+    return TextEncoder() if model.main_input_name == "input_ids" else SpeechEncoder()
+
+
+def _cross_decoder(model: Any, own: Any) -> Any:
+    """The decoder over the cache `own` and the keys and values that the encoder returned; writes to its buffers."""
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
+
+    count, hidden_size = len(own.layers), int(model.config.d_model)
+    cache_name = _cache_argument(model)
 
     class Decoder(torch.nn.Module):
-        """Writes to its buffers as it runs."""
-
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -146,17 +163,11 @@ def _with_cross_attention(model: Any) -> CapturedPair:
             cache = EncoderDecoderCache(own, others)
             cache.is_updated = dict.fromkeys(range(count), True)
             unread = BaseModelOutput(last_hidden_state=torch.zeros((1, 1, hidden_size), dtype=model.dtype))
-            named = {_cache_argument(model): cache}
+            named = {cache_name: cache}
             result = model(decoder_input_ids=tokens, encoder_outputs=unread, use_cache=True, **named)
             return {LOGITS: result.logits[:, -1:].to(torch.float32)}
 
-    rows = {2: torch.export.Dim(_ROWS, min=1)} if dynamic else {}
-    decoder = _captured(Decoder(), tuple(found.values()), (tuple(rows for _ in found),), context)
-    return CapturedPair(
-        _import(encoder, tuple(given.values()), tuple(dynamic.values())),
-        _described(decoder, kind, context, config),
-        spectrogram=(int(config.num_mel_bins), 2 * int(config.max_source_positions)) if kind == "whisper" else None,
-    )
+    return Decoder()
 
 
 def _read_once(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:

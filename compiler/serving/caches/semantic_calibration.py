@@ -104,18 +104,8 @@ def calibrate_semantic_cache(
         raise OptionError(
             f"max_false_hits={max_false_hits}, extra={extra}", "give a share below 1, and 0 or more words"
         )
-    texts = [text for pair in pairs for text in (pair.one, pair.other)]
-    vectors = embedder.embed(texts)
-    cosines = np.einsum("ij,ij->i", vectors[0::2], vectors[1::2]).astype(np.float64)
-    table = synonym_table(synonyms)
-    words = [wording_of(text, table) for text in texts]
-    passes = np.array([agree(one, other, extra) for one, other in zip(words[0::2], words[1::2], strict=True)], bool)
-
-    hits = np.zeros(len(pairs), bool)
-    for fold in range(_FOLDS):
-        left_out = np.arange(len(pairs)) % _FOLDS == fold
-        threshold = _threshold(cosines[~left_out], passes[~left_out], labels[~left_out], max_false_hits)
-        hits[left_out] = passes[left_out] & (cosines[left_out] >= threshold)
+    cosines, passes = _compared(embedder, pairs, synonym_table(synonyms), extra)
+    hits = _cross_validated(cosines, passes, labels, max_false_hits)
     false_hits, negatives = int(hits[~labels].sum()), int((~labels).sum())
     chosen = _threshold(cosines, passes, labels, max_false_hits)
     result = SemanticCalibration(
@@ -130,6 +120,33 @@ def calibrate_semantic_cache(
         false_hit_bound=_upper_bound(false_hits, negatives),
         without_gate=float((cosines[~labels] >= min(chosen, 1.0)).mean()),
     )
+    _check(result, max_false_hits)
+    return result
+
+
+def _compared(
+    embedder: Embedder, pairs: Sequence[LabelledPair], synonyms: Mapping[str, str], extra: int
+) -> tuple[Any, Any]:
+    """The cosine of each pair, and whether its texts pass the comparison of their words."""
+    texts = [text for pair in pairs for text in (pair.one, pair.other)]
+    vectors = embedder.embed(texts)
+    cosines = np.einsum("ij,ij->i", vectors[0::2], vectors[1::2]).astype(np.float64)
+    words = [wording_of(text, synonyms) for text in texts]
+    passes = [agree(one, other, extra) for one, other in zip(words[0::2], words[1::2], strict=True)]
+    return cosines, np.array(passes, bool)
+
+
+def _cross_validated(cosines: Any, passes: Any, labels: Any, max_false_hits: float) -> Any:
+    """Which pairs hit at the threshold that the other folds choose."""
+    hits = np.zeros(len(labels), bool)
+    for fold in range(_FOLDS):
+        left_out = np.arange(len(labels)) % _FOLDS == fold
+        threshold = _threshold(cosines[~left_out], passes[~left_out], labels[~left_out], max_false_hits)
+        hits[left_out] = passes[left_out] & (cosines[left_out] >= threshold)
+    return hits
+
+
+def _check(result: SemanticCalibration, max_false_hits: float) -> None:
     if result.false_hit_rate > max_false_hits:
         raise AccuracyError(
             f"the semantic cache would answer {result.false_hit_rate:.1%} of texts of another meaning (limit"
@@ -138,7 +155,6 @@ def calibrate_semantic_cache(
         )
     if not result.hit_rate:
         raise AccuracyError(f"the semantic cache would never hit: {result}", "do without it; the exact cache may do")
-    return result
 
 
 def _threshold(cosines: Any, passes: Any, labels: Any, limit: float) -> float:

@@ -105,18 +105,14 @@ def calibrate_cascade(
         NothingGainedError: a cascade that holds the limit costs as much as the large model alone.
     """
     check_max_drop(max_drop)
-    names = [each.name for each in large.outputs]
-    if output is None and len(names) != 1:
-        raise OptionError(f"the model has outputs {names}", "select the one to score: output=")
-    output = output if output is not None else names[0]
+    output = output if output is not None else _only_output(large)
     both = _Both(small.run, large.run)
     score_large, score_small = evaluated(evaluate, both.large), evaluated(evaluate, both.small)
     scorer = score_of(score, output)
     scores = np.sort(np.concatenate([scorer(outputs) for outputs in both.small_outputs.values()]))
     if len(scores) < MINIMUM_ROWS:
         raise OptionError(f"evaluate= shows {len(scores)} rows", f"give at least {MINIMUM_ROWS}")
-    chosen = _threshold(evaluate, both, scorer, scores, score_large, max_drop)
-    threshold, score_cascade = chosen
+    threshold, score_cascade = _threshold(evaluate, both, scorer, scores, score_large, max_drop)
     costs = costs_ms if costs_ms is not None else both.costs_ms(small, large)
     share = float((scores < threshold).mean())
     result = CascadeCalibration(
@@ -143,6 +139,13 @@ def calibrate_cascade(
             "use a better small model or another score, or allow a larger max_drop",
         )
     return result
+
+
+def _only_output(module: Module) -> str:
+    names = [each.name for each in module.outputs]
+    if len(names) != 1:
+        raise OptionError(f"the model has outputs {names}", "select the one to score: output=")
+    return names[0]
 
 
 def _identity(module: Module) -> str:

@@ -83,12 +83,7 @@ def write_pack(
         ToolchainError, MissingDependencyError: nvcc, a C++ compiler or a library is missing.
         UserError: as `compile`.
     """
-    chosen = find_target(target)
-    if not isinstance(chosen, CudaTarget) or chosen.simulated:
-        raise OptionError(
-            f"packs are for graphics processors, and target {chosen.name!r} is not one",
-            "tune on the device itself, or with --device over a network",
-        )
+    chosen = _graphics_target(target)
     if trials is not None and trials < 1:
         raise OptionError(f"trials={trials}: there must be at least one")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -121,6 +116,16 @@ def write_pack(
         except OSError as error:
             shutil.rmtree(output, ignore_errors=True)
             raise StorageError(f"{output} cannot be written: {error}", "free space, or give another folder") from error
+
+
+def _graphics_target(target: str | targets.Target) -> CudaTarget:
+    chosen = find_target(target)
+    if not isinstance(chosen, CudaTarget) or chosen.simulated:
+        raise OptionError(
+            f"packs are for graphics processors, and target {chosen.name!r} is not one",
+            "tune on the device itself, or with --device over a network",
+        )
+    return chosen
 
 
 def _known(folder: Path, description: dict[str, Any]) -> dict[str, set[Config]]:
