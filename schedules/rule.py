@@ -1,8 +1,8 @@
 """How to add a schedule rule.
 
-A rule knows how to run one family of kernels fast. Put a class derived from `CpuRule` in a module of its own in
-this package (any module here is searched), or, in another package, name the class by an entry point of the group
-`tensorwright.schedules`. It answers four questions:
+A rule knows how to run one family of kernels fast. Put a class derived from `CpuRule` of its workload's type in a
+module of its own in this package (any module here is searched), or, in another package, name the class by an entry
+point of the group `tensorwright.schedules`. It answers four questions:
 
 1. `match(kernel, machine)`: is this kernel mine? Answer with a workload, the few numbers that decide how to schedule it
    (a frozen dataclass of ints, strings and bools: it is the key of tuning records), or None.
@@ -30,7 +30,7 @@ import dataclasses
 import enum
 import json
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.machine import Machine
@@ -51,6 +51,9 @@ class Workload:
         """A canonical text, equal for equal workloads; tuning records are keyed by it."""
         fields = dataclasses.asdict(self)
         return f"{type(self).__name__}{json.dumps(fields, sort_keys=True, separators=(',', ':'))}"
+
+
+WorkloadT = TypeVar("WorkloadT", bound=Workload)
 
 
 class Priority(enum.IntEnum):
@@ -90,8 +93,8 @@ class GpuPriority(enum.IntEnum):
     TENSOR_CORES = 95
 
 
-class ScheduleRule(ABC):
-    """One operator family's schedule. See the module's docstring for how to write one."""
+class ScheduleRule(ABC, Generic[WorkloadT]):
+    """One operator family's schedule, by the type of its workload. See the module's docstring for how to write one."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
@@ -102,28 +105,28 @@ class ScheduleRule(ABC):
     """Whether `match` takes kernels that `apply` then often leaves to the next rule, by a NotScheduledError."""
 
     @abstractmethod
-    def match(self, kernel: Kernel, machine: Machine) -> Any | None:
+    def match(self, kernel: Kernel, machine: Machine) -> WorkloadT | None:
         """The workload when this rule serves the kernel, else None. Must be cheap, and must not raise: where it does,
         the report says so, and another rule serves the kernel (see `schedules.selection.apply.STRICT`)."""
 
-    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
+    def space(self, workload: WorkloadT, machine: Machine) -> ConfigSpace:
         """The knobs and their values; no knobs unless overridden."""
         return ConfigSpace()
 
-    def default(self, workload: Any, machine: Machine) -> Config:
+    def default(self, workload: WorkloadT, machine: Machine) -> Config:
         """The knobs' values computed from the machine, without measuring; always inside `space`."""
         return Config()
 
-    def estimate(self, workload: Any, config: Config, machine: Machine) -> Estimate | None:
+    def estimate(self, workload: WorkloadT, config: Config, machine: Machine) -> Estimate | None:
         """The estimated cost of a config; None where there is no estimate."""
         return None
 
-    def least_operations(self, workload: Any) -> int | None:
+    def least_operations(self, workload: WorkloadT) -> int | None:
         """Arithmetic operations that every config performs; None: those of the kernel as it is written."""
         return None
 
     @abstractmethod
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: WorkloadT, config: Config, machine: Machine) -> PrimFunc:
         """The PrimFunc that takes the kernel's place, with the same parameters, attributes and meaning."""
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
@@ -133,5 +136,9 @@ class ScheduleRule(ABC):
         return finish(function, machine)
 
 
-class CpuRule(ScheduleRule):
+AnyRule: TypeAlias = ScheduleRule[Any]
+"""A rule among others, each with workloads of its own type."""
+
+
+class CpuRule(ScheduleRule[WorkloadT]):
     """A rule for processors."""

@@ -29,7 +29,7 @@ from targets.measure import TIMED, Measure, Setting
 
 if TYPE_CHECKING:
     import targets
-    from schedules.rule import ScheduleRule, Workload
+    from schedules.rule import AnyRule, Workload
 
 NETWORK_RULE, NETWORK_VERSION = "network", 1
 """Of records of a whole network's settings, which no schedule rule has."""
@@ -108,7 +108,7 @@ class TunedConfigs:
     def __bool__(self) -> bool:
         return bool(self._records or self._chosen)
 
-    def __call__(self, rule: ScheduleRule, workload: Workload) -> Config | None:
+    def __call__(self, rule: AnyRule, workload: Workload) -> Config | None:
         """The config for a kernel; None when no record beats, or is, what the rule would do by itself today."""
         key = record_key(rule, workload)
         if self.tuned_itself is not None:
@@ -142,14 +142,14 @@ class TunedConfigs:
             self._alternatives[alternatives[place].key] = record
         return place
 
-    def _checked(self, chosen: ChosenKernel, rule: ScheduleRule, workload: Workload) -> Config | None:
+    def _checked(self, chosen: ChosenKernel, rule: AnyRule, workload: Workload) -> Config | None:
         """The config, unless the rule has no such one today, or another default than the one that it beat."""
         config = Config.of(chosen.config)
         default = rule.default(workload, self._machine)
         fits = config in rule.space(workload, self._machine) and chosen.default == dict(default)
         return config if fits else None
 
-    def _inside(self, key: str, rule: ScheduleRule, workload: Workload) -> list[Record]:
+    def _inside(self, key: str, rule: AnyRule, workload: Workload) -> list[Record]:
         """The records of a kernel whose configs the rule still has."""
         space = rule.space(workload, self._machine)
         return [record for record in self._records.get(key, ()) if Config.of(record.config) in space]
@@ -167,7 +167,7 @@ class TunedConfigs:
         return self._measures[task].name if task in self._measures else None
 
 
-def _rule(alternative: Alternative) -> ScheduleRule:
+def _rule(alternative: Alternative) -> AnyRule:
     return next(rule for rule in rules() if rule.name == alternative.rule)
 
 

@@ -30,7 +30,7 @@ from compiler.tuning.measuring.channel import Worker
 from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
 from compiler.tuning.state import TaskState
 from schedules.config import Config
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import AnyRule, Workload
 from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 
@@ -75,7 +75,7 @@ class Choices:
     def __bool__(self) -> bool:
         return bool(self.configs or self.alternatives)
 
-    def __call__(self, rule: ScheduleRule, workload: Workload) -> Config | None:
+    def __call__(self, rule: AnyRule, workload: Workload) -> Config | None:
         return self.configs.get(record_key(rule, workload))
 
     def choose(self, alternatives: Sequence[Alternative]) -> int:

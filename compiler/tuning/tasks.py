@@ -25,7 +25,7 @@ from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import AnyRule, Workload
 from schedules.selection.alternatives import Alternative, Choice
 from schedules.selection.apply import apply_rule, record_key
 from schedules.selection.registry import rules
@@ -54,7 +54,7 @@ class Task:
 
     key: str
     names: list[str]
-    rule: ScheduleRule
+    rule: AnyRule
     workload: Any
     space: ConfigSpace
     default: Config
@@ -162,7 +162,7 @@ def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
 
 def _task(
     key: str,
-    rule: ScheduleRule,
+    rule: AnyRule,
     workload: Workload,
     kernel: Kernel,
     constants: set[int],
@@ -198,7 +198,7 @@ def _task(
     )
 
 
-def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule, Any] | None:
+def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[AnyRule, Any] | None:
     for rule in target.schedule_rules() or rules():
         workload = rule.match(kernel, target.machine)
         if workload is not None and not _declines(rule, workload, kernel, target):
@@ -206,7 +206,7 @@ def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[ScheduleRule
     return None
 
 
-def _declines(rule: ScheduleRule, workload: Workload, kernel: Kernel, target: targets.Target) -> bool:
+def _declines(rule: AnyRule, workload: Workload, kernel: Kernel, target: targets.Target) -> bool:
     """Whether a rule leaves a kernel that it matches to the next one."""
     if not rule.may_decline:
         return False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.compute import ATTENTION_INT8
 from schedules.attention.pairs import Operand
 from schedules.attention.quads import ByteRows, Quads
-from schedules.attention.rule import Attention
+from schedules.attention.rule import Attention, AttentionWorkload
 from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_in
 from schedules.config import Config
 from schedules.instructions.int8_dot import dot
@@ -68,5 +68,5 @@ class AttentionInt8(Attention):
     dtypes: ClassVar[tuple[str, ...]] = _BYTES
     writer: ClassVar[type[AttentionWriter]] = IntegerAttentionWriter
 
-    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
+    def estimate(self, workload: AttentionWorkload, config: Config, machine: Machine) -> None:
         """None: the estimate of float32 products says nothing of these."""

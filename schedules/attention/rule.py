@@ -33,7 +33,7 @@ class AttentionWorkload(Workload):
     dtype: str
 
 
-class Attention(CpuRule):
+class Attention(CpuRule[AttentionWorkload]):
     """Serves the kernels of `attention_compute.attention` in float32."""
 
     name: ClassVar[str] = "attention"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc
 
 
-class Depthwise(CpuRule):
+class Depthwise(CpuRule[WindowWorkload]):
     """The knobs are those of `window.window_space`."""
 
     name: ClassVar[str] = "conv-depthwise"

@@ -8,7 +8,7 @@ convolutions, strides, dilations, groups and any number of spatial dimensions ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
@@ -27,18 +27,15 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc
 
 
-class ConvDirect(CpuRule):
-    """Knobs: `pixels` x `blocks` is the register tile, `rows` x `columns` the output of a task, `chunks` into how many
-    tasks the output channels are cut, `unroll` how many input channels the innermost loop holds."""
+ConvWorkloadT = TypeVar("ConvWorkloadT", bound=ConvWorkload)
 
-    name: ClassVar[str] = "conv-direct"
-    priority: ClassVar[int] = Priority.BLOCKED
 
-    def match(self, kernel: Kernel, machine: Machine) -> ConvWorkload | None:
-        stages = anchor_stages(kernel, DIRECT)
-        return ConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
+class DirectRule(CpuRule[ConvWorkloadT]):
+    """Rules for convolutions by nested loops over the window. Knobs: `pixels` x `blocks` is the register tile, `rows` x
+    `columns` the output of a task, `chunks` into how many tasks the output channels are cut, `unroll` how many input
+    channels the innermost loop holds."""
 
-    def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
+    def space(self, workload: ConvWorkloadT, machine: Machine) -> ConfigSpace:
         width = workload.out_spatial[-1] or OPEN_COLUMNS
         height = (workload.out_spatial[-2] or OPEN_ROWS) if workload.rank > 1 else 1
         limit = accumulators(machine)
@@ -63,15 +60,26 @@ class ConvDirect(CpuRule):
             ),
         )
 
-    def default(self, workload: ConvWorkload, machine: Machine) -> Config:
+    def default(self, workload: ConvWorkloadT, machine: Machine) -> Config:
         pixels, blocks = self._register_tile(workload, machine)
         return direct_default(workload, machine, pixels, blocks)
 
+    def _register_tile(self, workload: ConvWorkloadT, machine: Machine) -> tuple[int, int]:
+        return tile_for(workload, machine)
+
+
+class ConvDirect(DirectRule[ConvWorkload]):
+    """Serves the kernels of `conv_direct`, in float32 and in integers without special instructions."""
+
+    name: ClassVar[str] = "conv-direct"
+    priority: ClassVar[int] = Priority.BLOCKED
+
+    def match(self, kernel: Kernel, machine: Machine) -> ConvWorkload | None:
+        stages = anchor_stages(kernel, DIRECT)
+        return ConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
+
     def estimate(self, workload: ConvWorkload, config: Config, machine: Machine) -> Estimate | None:
         return direct_estimate(workload, config, machine)
-
-    def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
-        return tile_for(workload, machine)
 
     def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, DIRECT))

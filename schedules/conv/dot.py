@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -25,7 +25,7 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import _guarded, _inside, _padding, _window_axes, _window_positions, output_sizes
 from schedules.conv.defaults import tile_for
-from schedules.conv.direct import ConvDirect
+from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Place, divisors, register_tile
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
@@ -118,7 +118,7 @@ class Step:
     channels: int
 
 
-class ConvDot(ConvDirect):
+class ConvDot(DirectRule[DotWorkload]):
     """Serves the kernels of `conv_dot`; the knobs are those of the direct convolution."""
 
     name: ClassVar[str] = "conv-dot"
@@ -128,20 +128,17 @@ class ConvDot(ConvDirect):
         stages = anchor_stages(kernel, CONV_DOT)
         return DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
-    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
+    def space(self, workload: DotWorkload, machine: Machine) -> ConfigSpace:
         return super().space(workload, _with_sums(workload, machine))
 
-    def _register_tile(self, workload: Any, machine: Machine) -> tuple[int, int]:
+    def _register_tile(self, workload: DotWorkload, machine: Machine) -> tuple[int, int]:
         load_cycles = _BF16_LOAD_CYCLES if workload.operand == "uint16" else 0.5
         machine = _with_sums(workload, machine)
         if _in_pairs(workload, machine) and machine.register_sums == _SUMS_OF_PAIRS and workload.out_spatial[-1]:
             return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
         return tile_for(workload, machine, load_cycles)
 
-    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
-        """None: the estimate of float32 products says nothing of these."""
-
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: DotWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_DOT))
         if isinstance(workload, QuadsWorkload):
             nest: type[DotNest] = QuadsNest if machine.architecture == "aarch64" else DotNest

@@ -16,10 +16,12 @@ import numpy as np
 
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
-from schedules.conv.direct import ConvDirect
+from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
+from schedules.conv.estimates import direct_estimate
 from schedules.conv.tiling import Place, row_cost
 from schedules.conv.workload import ConvWorkload
+from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -145,7 +147,7 @@ def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
     return te.compute(shape, point, name="conv", attrs=work.annotation(FOLDED))
 
 
-class ConvFolded(ConvDirect):
+class ConvFolded(DirectRule[FoldedWorkload]):
     """The knobs are those of the direct convolution, pixels and columns counted in folds."""
 
     name: ClassVar[str] = "conv-folded"
@@ -155,8 +157,10 @@ class ConvFolded(ConvDirect):
         stages = anchor_stages(kernel, FOLDED)
         return FoldedWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
-    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> PrimFunc:
-        assert isinstance(workload, FoldedWorkload)
+    def estimate(self, workload: FoldedWorkload, config: Config, machine: Machine) -> Estimate | None:
+        return direct_estimate(workload, config, machine)
+
+    def apply(self, kernel: Kernel, workload: FoldedWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, FOLDED))
         return fused.function(FoldedNest(fused, workload, config).build(machine), machine)
 

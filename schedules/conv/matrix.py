@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
 from schedules.config import Config, ConfigSpace
 from schedules.conv.defaults import even_blocks
-from schedules.conv.direct import ConvDirect
+from schedules.conv.direct import DirectRule
 from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word
 from schedules.conv.dynamic_sizes import least
 from schedules.conv.tiling import MAX_PIXELS, Place, accumulators, block_choices
-from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
+from schedules.conv.workload import DotWorkload, QuadsWorkload
 from schedules.instructions.int8_neon import has_matrices, joined, matrix, row_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
@@ -34,7 +34,7 @@ _HALF = 4  # lanes of a register of sums
 _OPEN_WIDTH = 56  # pixels of a row whose number is not known
 
 
-class ConvMatrix(ConvDirect):
+class ConvMatrix(DirectRule[QuadsWorkload]):
     """Serves the kernels of `conv_dot` whose workload says so; the knobs are those of the direct convolution."""
 
     name: ClassVar[str] = CONV_MATRIX
@@ -45,7 +45,7 @@ class ConvMatrix(ConvDirect):
         found = DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
         return found if isinstance(found, QuadsWorkload) else None
 
-    def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
+    def space(self, workload: QuadsWorkload, machine: Machine) -> ConfigSpace:
         found = super().space(workload, machine)
 
         def in_registers(config: Config) -> bool:
@@ -53,7 +53,7 @@ class ConvMatrix(ConvDirect):
 
         return ConfigSpace(found.knobs, (*found.constraints, in_registers))
 
-    def _register_tile(self, workload: Any, machine: Machine) -> tuple[int, int]:
+    def _register_tile(self, workload: QuadsWorkload, machine: Machine) -> tuple[int, int]:
         width = workload.out_spatial[-1] or _OPEN_WIDTH
         choices = [
             (_row_cost(width, pairs, blocks, machine), -pairs * blocks, min(2 * pairs, width), blocks)
@@ -64,10 +64,7 @@ class ConvMatrix(ConvDirect):
         _, _, pixels, blocks = min(choices)
         return pixels, blocks
 
-    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
-        """None: the estimate of float32 products says nothing of these."""
-
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: QuadsWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_MATRIX))
         return fused.function(MatrixNest(fused, workload, config).build(machine), machine)
 

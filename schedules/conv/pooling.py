@@ -54,7 +54,7 @@ def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
     return work if len(stages) == (1 if work.mode == "max" else 2) else None
 
 
-class Pooling(CpuRule):
+class Pooling(CpuRule[PoolWorkload]):
     """The knobs are those of `window.window_space`."""
 
     name: ClassVar[str] = "pool"
@@ -94,7 +94,7 @@ class PoolNest(WindowNest):
         return tirx.const(1.0, self.work.dtype) / window_count(self.work, point, self.sizes.spatial, self.sizes.before)
 
 
-class GlobalPooling(CpuRule):
+class GlobalPooling(CpuRule[PoolWorkload]):
     """No knobs: one pass over the image, a few sums at a time."""
 
     name: ClassVar[str] = "global-pool"

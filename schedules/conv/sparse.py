@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import _guarded, _inside, _padding, _window_positions, output_sizes
-from schedules.conv.direct import ConvDirect
+from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.dynamic_sizes import open_register_tile
 from schedules.conv.tiling import Place, register_tile
@@ -106,7 +106,7 @@ def conv_sparse(
     return te.compute(shape, point, name="conv", attrs=work.annotation(CONV_SPARSE))
 
 
-class ConvSparse(ConvDirect):
+class ConvSparse(DirectRule[SparseConvWorkload]):
     """Serves the kernels of `conv_sparse`; the knobs are those of the direct convolution, tiles one block wide."""
 
     name: ClassVar[str] = "conv-sparse"
@@ -116,21 +116,18 @@ class ConvSparse(ConvDirect):
         stages = anchor_stages(kernel, CONV_SPARSE)
         return SparseConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
-    def space(self, workload: ConvWorkload, machine: Machine) -> ConfigSpace:
+    def space(self, workload: SparseConvWorkload, machine: Machine) -> ConfigSpace:
         whole = super().space(workload, machine)
         return ConfigSpace({**whole.knobs, "blocks": (1,), "unroll": (1,)}, whole.constraints)
 
-    def _register_tile(self, workload: ConvWorkload, machine: Machine) -> tuple[int, int]:
+    def _register_tile(self, workload: SparseConvWorkload, machine: Machine) -> tuple[int, int]:
         width = workload.out_spatial[-1]
         return open_register_tile(1, machine) if width == 0 else register_tile(width, 1, machine)
 
-    def default(self, workload: ConvWorkload, machine: Machine) -> Config:
+    def default(self, workload: SparseConvWorkload, machine: Machine) -> Config:
         return super().default(workload, machine).replace(unroll=1)
 
-    def estimate(self, workload: Any, config: Config, machine: Machine) -> None:
-        """None: the estimate of float32 products says nothing of these."""
-
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: SparseConvWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_SPARSE))
         return fused.function(SparseNest(fused, workload, config).build(machine), machine)
 

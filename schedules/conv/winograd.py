@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
 
-class Winograd(CpuRule):
+class Winograd(CpuRule[WinogradWorkload]):
     """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the products, `chunks` into how many tasks the
     output channels are cut, `unroll` how many input channels the innermost loop holds."""
 

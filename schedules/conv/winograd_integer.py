@@ -105,7 +105,7 @@ def _fields(work: ConvWorkload) -> dict[str, Any]:
     return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
 
 
-class WinogradInteger(CpuRule):
+class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
     """Knobs: those of `Winograd`; a step of the sum is a pair of channels."""
 
     name: ClassVar[str] = "conv-winograd-integer"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from schedules.rule import ScheduleRule
+    from schedules.rule import AnyRule
 
 
-def gpu_rules() -> tuple[ScheduleRule, ...]:
+def gpu_rules() -> tuple[AnyRule, ...]:
     """The rules for graphics processors, by falling priority."""
     from schedules.gpu.dlight import DLIGHT_RULES
     from schedules.gpu.parallel import BindAnything
@@ -18,5 +18,5 @@ def gpu_rules() -> tuple[ScheduleRule, ...]:
     from schedules.gpu.vector_products import GpuVectorProducts
 
     own = (GpuTensorCores(), GpuProducts(), GpuVectorProducts(), GpuThreadReduction(), BindAnything())
-    rules: list[ScheduleRule] = [*own, *(rule() for rule in DLIGHT_RULES)]
+    rules: list[AnyRule] = [*own, *(rule() for rule in DLIGHT_RULES)]
     return tuple(sorted(rules, key=lambda rule: (-rule.priority, rule.name)))

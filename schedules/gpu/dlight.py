@@ -8,7 +8,7 @@ from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.binding import is_bound
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.rule import GpuRule, GpuWorkload
+from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.stages import Kernel, dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
 from schedules.machine import Machine, dtype_bits
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 dlight = s_tir.dlight.gpu
 
 
-class DlightRule(GpuRule):
+class DlightRule(GpuRule[GpuWorkload]):
     """Tries one schedule of dlight; what it cannot do, or leaves unbound in part, the next rule takes."""
 
     may_decline: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class DlightRule(GpuRule):
 
     def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
         reduces = any(stage.reduction for stage in kernel.simple_stages)
-        return super().match(kernel, machine) if reduces and kernel.is_plain else None
+        return gpu_workload(kernel, machine) if reduces and kernel.is_plain else None
 
     def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)

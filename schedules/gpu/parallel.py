@@ -18,7 +18,7 @@ from schedules.gpu.cooperative import cooperative, has_independent_iterations, w
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
 from schedules.gpu.launch import THREADS, WARP, launched
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.rule import GpuRule, GpuWorkload
+from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import substitute
 from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Axis, Kernel, Stage
@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Index, Node, PrimFunc, Stmt
 
 
-class BindAnything(GpuRule):
+class BindAnything(GpuRule[GpuWorkload]):
     """Serves any kernel."""
 
     name: ClassVar[str] = "gpu-parallel"
     priority: ClassVar[int] = GpuPriority.FALLBACK
     reschedules: ClassVar[bool] = True
+
+    def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
+        return gpu_workload(kernel, machine)
 
     def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)

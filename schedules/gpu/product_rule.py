@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -35,18 +35,25 @@ class ProductWorkload(Workload):
     dtype: str
 
 
-class ProductRule(GpuRule):
+ProductWorkloadT = TypeVar("ProductWorkloadT", bound=ProductWorkload)
+
+
+class ProductRule(GpuRule[ProductWorkloadT]):
     """A product: what is in front of it is computed where it is read, what follows where it is stored."""
 
     @abstractmethod
-    def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
+    def workload(self, form: ProductForm) -> ProductWorkloadT:
+        """What a config depends on."""
+
+    @abstractmethod
+    def serves(self, form: ProductForm, workload: ProductWorkloadT, machine: GpuMachine) -> bool:
         """Whether a product of these sizes is served; both operands have one element type."""
 
     @abstractmethod
     def launch(self, form: ProductForm, config: Config) -> Stmt:
         """The launch that computes a form's product."""
 
-    def match(self, kernel: Kernel, machine: Machine) -> ProductWorkload | None:  # type: ignore[override]
+    def match(self, kernel: Kernel, machine: Machine) -> ProductWorkloadT | None:
         if not isinstance(machine, GpuMachine) or not any(is_product(each) for each in kernel.simple_stages):
             return None
         try:
@@ -57,13 +64,7 @@ class ProductRule(GpuRule):
         same = form.a.dtype == form.b.dtype
         return workload if same and self.serves(form, workload, machine) else None
 
-    def workload(self, form: ProductForm) -> ProductWorkload:
-        """What a config depends on."""
-        groups = (form.batch, form.a.rows, form.b.rows, form.depth)
-        samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
-        return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
-
-    def apply(self, kernel: Kernel, workload: ProductWorkload, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: ProductWorkloadT, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         form = product_form(kernel)
         launch = self.launch(form, config)
@@ -74,6 +75,13 @@ class ProductRule(GpuRule):
         written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
         return build_function(kernel, [launch, *(bound_stage(stage, machine) for stage in rest)], kept)
+
+
+def product_workload(form: ProductForm) -> ProductWorkload:
+    """The sizes of a product."""
+    groups = (form.batch, form.a.rows, form.b.rows, form.depth)
+    samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
+    return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
 
 class Tiled(Protocol):
@@ -88,12 +96,15 @@ class Tiled(Protocol):
     def shared_bytes(self, bits: int) -> int: ...
 
 
-class TiledProductRule(ProductRule):
+class TiledProductRule(ProductRule[ProductWorkload]):
     """A product in tiles of shared memory."""
 
     knobs: ClassVar[dict[str, tuple[int, ...]]]
     load_cost: ClassVar[int]
     """Loading a row of a tile costs as much as multiplying it by so many columns."""
+
+    def workload(self, form: ProductForm) -> ProductWorkload:
+        return product_workload(form)
 
     @abstractmethod
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:

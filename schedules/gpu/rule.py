@@ -13,7 +13,7 @@ from schedules.ir.inline import call_name
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import structural_map, tirx, tvm
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import ScheduleRule, Workload, WorkloadT
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, PrimFunc
@@ -29,11 +29,13 @@ class GpuWorkload(Workload):
     stages: int
 
 
-class GpuRule(ScheduleRule):
-    """A rule for graphics processors; it matches no other machine."""
+def gpu_workload(kernel: Kernel, machine: Machine) -> GpuWorkload | None:
+    """The workload of rules without knobs; None on other machines."""
+    return GpuWorkload(len(kernel.stages)) if isinstance(machine, GpuMachine) else None
 
-    def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
-        return GpuWorkload(len(kernel.stages)) if isinstance(machine, GpuMachine) else None
+
+class GpuRule(ScheduleRule[WorkloadT]):
+    """A rule for graphics processors; it matches no other machine."""
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
         """Elementary functions written for a processor's vectors become TVM's own, and those of narrow floats

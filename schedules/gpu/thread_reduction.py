@@ -11,7 +11,7 @@ from schedules.errors import NotScheduledError
 from schedules.gpu.launch import launched
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import computed_in_place, is_product, product_form, stages_in_front
-from schedules.gpu.rule import GpuRule, GpuWorkload
+from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Kernel, Stage, product
@@ -28,7 +28,7 @@ _MODERATE = 1024
 _POINTS_OF_A_MULTIPROCESSOR = 1024
 
 
-class GpuThreadReduction(GpuRule):
+class GpuThreadReduction(GpuRule[GpuWorkload]):
     """One reduction of few elements, or of a moderate number where there are threads enough without sharing it."""
 
     name: ClassVar[str] = "gpu-thread-reduction"
@@ -45,7 +45,7 @@ class GpuThreadReduction(GpuRule):
         many = points is None or points >= machine.multiprocessors * _POINTS_OF_A_MULTIPROCESSOR
         if elements >= SHORT and not (many and elements < _MODERATE and _is_window(stage)):
             return None
-        return super().match(kernel, machine)
+        return gpu_workload(kernel, machine)
 
     def apply(self, kernel: Kernel, workload: GpuWorkload, config: Config, machine: Machine) -> PrimFunc:
         stage = next(each for each in kernel.simple_stages if each.reduction)

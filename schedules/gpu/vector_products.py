@@ -15,7 +15,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import Operand, ProductForm
-from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload
+from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, product_workload
 from schedules.gpu.tile_code import parts_of, wait, within
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import tirx
@@ -39,17 +39,17 @@ class VectorWorkload(ProductWorkload):
     along_depth: bool
 
 
-class GpuVectorProducts(ProductRule):
+class GpuVectorProducts(ProductRule[VectorWorkload]):
     """A block computes `results` elements, each by `shares` threads."""
 
     name: ClassVar[str] = "gpu-vector-products"
     priority: ClassVar[int] = GpuPriority.LONG_SUMS
 
-    def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
+    def serves(self, form: ProductForm, workload: VectorWorkload, machine: GpuMachine) -> bool:
         return 1 in (workload.rows, workload.columns) and workload.depth != 1
 
     def workload(self, form: ProductForm) -> VectorWorkload:
-        sizes = super().workload(form)
+        sizes = product_workload(form)
         return VectorWorkload(
             sizes.samples, sizes.rows, sizes.columns, sizes.depth, sizes.dtype, _matrix(form).along_depth
         )

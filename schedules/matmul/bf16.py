@@ -73,7 +73,7 @@ class Parts:
     form: MatmulForm
 
 
-class MatmulBf16(CpuRule):
+class MatmulBf16(CpuRule[MatmulWorkload]):
     """Serves the kernels of `matmul_bf16`."""
 
     name: ClassVar[str] = "matmul-bf16"

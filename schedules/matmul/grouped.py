@@ -24,7 +24,7 @@ from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.grouped_weights import PER_WORD, shift_of
-from schedules.matmul.packed_operand import MatmulOfParts, WriterOfParts, panel_form
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts, panel_form
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -94,7 +94,7 @@ class GroupedWorkload(MatmulWorkload):
     zeros: bool = False
 
 
-class MatmulGrouped(MatmulOfParts):
+class MatmulGrouped(PanelRule[GroupedWorkload, Parts]):
     """Serves the kernels of `matmul_grouped`."""
 
     name: ClassVar[str] = "matmul-grouped"

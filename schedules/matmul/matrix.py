@@ -114,7 +114,7 @@ def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
     return [row, *places] if lead else []
 
 
-class MatmulMatrix(CpuRule):
+class MatmulMatrix(CpuRule[MatmulWorkload]):
     """Serves the kernels of `matmul_matrix`; `rows` is the rows of a tile, of one panel."""
 
     name: ClassVar[str] = MATMUL_MATRIX

@@ -23,7 +23,7 @@ from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
-from schedules.matmul.packed_operand import MatmulOfParts, WriterOfParts
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts
 from schedules.matmul.sparse_groups import Groups
 from schedules.matmul.tiling import MatmulWorkload, best_tile
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
@@ -76,7 +76,7 @@ class NOfMWorkload(MatmulWorkload):
     of: int = 0
 
 
-class MatmulNOfM(MatmulOfParts):
+class MatmulNOfM(PanelRule[NOfMWorkload, Parts]):
     """Serves the kernels of `matmul_n_of_m` on machines that choose among M numbers by lane."""
 
     name: ClassVar[str] = "matmul-n-of-m"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
@@ -13,9 +13,9 @@ from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.matmul.form import Group, MatmulForm
-from schedules.matmul.tiling import best_tile, fits, tile_choices
+from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
-from schedules.rule import CpuRule, Priority
+from schedules.rule import CpuRule, Priority, WorkloadT
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class HasForm(Protocol):
 
 
 PartsType = TypeVar("PartsType", bound=HasForm)
+MatmulWorkloadT = TypeVar("MatmulWorkloadT", bound=MatmulWorkload)
 
 
 class WriterOfParts(MatmulWriter, Generic[PartsType]):
@@ -59,30 +60,34 @@ class WriterOfParts(MatmulWriter, Generic[PartsType]):
         self.parts = parts
 
 
-class MatmulOfParts(CpuRule):
+class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
     """A product that is found by its operands and written by a writer of its own. The knob: the rows of the tile."""
 
     priority: ClassVar[int] = Priority.PACKED
 
     @abstractmethod
-    def parts(self, kernel: Kernel) -> Any | None:
+    def parts(self, kernel: Kernel) -> PartsType | None:
         """The operands, with the `MatmulForm` as `form`; None for kernels of others."""
 
     @abstractmethod
-    def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+    def writer(self, parts: PartsType, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         """What writes the loops."""
 
-    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
-        vectors = max(1, workload.width // machine.lanes("float32"))
-        rows = {row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)}
-        return ConfigSpace({"rows": tuple(sorted(rows))})
-
-    def default(self, workload: Any, machine: Machine) -> Config:
-        return Config.of(rows=best_tile(workload, machine)[0])
-
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> PrimFunc:
+    def apply(self, kernel: Kernel, workload: WorkloadT, config: Config, machine: Machine) -> PrimFunc:
         parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("the stage of the product is missing")
         fused = FusedKernel(kernel, [parts.form.stage])
         return self.writer(parts, fused, machine, config.integer("rows")).function()
+
+
+class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
+    """Such a product whose tile has the columns of a panel, and rows as those of any other product."""
+
+    def space(self, workload: MatmulWorkloadT, machine: Machine) -> ConfigSpace:
+        vectors = max(1, workload.width // machine.lanes("float32"))
+        rows = {row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)}
+        return ConfigSpace({"rows": tuple(sorted(rows))})
+
+    def default(self, workload: MatmulWorkloadT, machine: Machine) -> Config:
+        return Config.of(rows=best_tile(workload, machine)[0])

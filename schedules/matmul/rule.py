@@ -51,7 +51,7 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
     )
 
 
-class Matmul(CpuRule):
+class Matmul(CpuRule[MatmulWorkload]):
     """Serves kernels with exactly one product whose sum is float32, float64 or int32."""
 
     name: ClassVar[str] = "matmul"

@@ -20,7 +20,7 @@ from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
-from schedules.matmul.packed_operand import MatmulOfParts, WriterOfParts
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts
 from schedules.matmul.sparse_weights import entry
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
@@ -73,7 +73,7 @@ class SparseWorkload(MatmulWorkload):
     blocks: int = 0
 
 
-class MatmulSparse(MatmulOfParts):
+class MatmulSparse(PanelRule[SparseWorkload, Parts]):
     """Serves the kernels of `matmul_sparse`."""
 
     name: ClassVar[str] = "matmul-sparse"

@@ -38,7 +38,7 @@ class RecurrentWorkload(Workload):
     samples: int
 
 
-class Recurrent(CpuRule):
+class Recurrent(CpuRule[RecurrentWorkload]):
     """Serves the kernels that carry a description of a recurrent layer."""
 
     name: ClassVar[str] = "recurrent"

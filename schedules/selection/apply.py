@@ -14,7 +14,7 @@ from schedules.instructions.finish import finish
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule, Workload
+from schedules.rule import AnyRule, Workload
 from schedules.selection.registry import rules as all_rules
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ STRICT = "TENSORWRIGHT_STRICT_RULES"
 """Environment variable: an unexpected exception of a rule ends the compilation, as in the test suite. Without
 it, the failure is reported and another rule serves the kernel."""
 
-ConfigSource = Mapping[str, Config] | Callable[[ScheduleRule, Any], Config | None]
+ConfigSource = Mapping[str, Config] | Callable[[AnyRule, Any], Config | None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ScheduleReport:
         return groups
 
 
-def record_key(rule: ScheduleRule, workload: Workload) -> str:
+def record_key(rule: AnyRule, workload: Workload) -> str:
     """The key of a config in a mapping of tuned configs: rule, version and workload."""
     return f"{rule.name}@{rule.version}/{workload.key()}"
 
@@ -79,7 +79,7 @@ def apply_schedules(
     machine: Machine,
     configs: ConfigSource | None = None,
     *,
-    rules: Sequence[ScheduleRule] | None = None,
+    rules: Sequence[AnyRule] | None = None,
 ) -> tuple[tvm.IRModule, ScheduleReport]:
     """Schedule every PrimFunc of a module for a machine.
 
@@ -140,7 +140,7 @@ def _schedule_kernel(
     function: PrimFunc,
     machine: Machine,
     configs: ConfigSource | None,
-    rules: Sequence[ScheduleRule],
+    rules: Sequence[AnyRule],
 ) -> tuple[PrimFunc, KernelReport]:
     kernel = Kernel.of(function)
     failures: list[RuleFailure] = []
@@ -156,7 +156,7 @@ def _schedule_kernel(
     return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
 
 
-def _matched(rule: ScheduleRule, kernel: Kernel, machine: Machine, failures: list[RuleFailure]) -> Workload | None:
+def _matched(rule: AnyRule, kernel: Kernel, machine: Machine, failures: list[RuleFailure]) -> Workload | None:
     """The rule's workload for a kernel; None also where it fails, with the reason among the failures."""
     try:
         return rule.match(kernel, machine)
@@ -165,7 +165,7 @@ def _matched(rule: ScheduleRule, kernel: Kernel, machine: Machine, failures: lis
         return None
 
 
-def _unexpected(rule: ScheduleRule, error: Exception) -> RuleFailure:
+def _unexpected(rule: AnyRule, error: Exception) -> RuleFailure:
     """An unexpected exception of a rule. Raises RuleError where `STRICT` is set."""
     text = f"{type(error).__name__}: {error}"
     if os.environ.get(STRICT):
@@ -174,7 +174,7 @@ def _unexpected(rule: ScheduleRule, error: Exception) -> RuleFailure:
 
 
 def _tried(
-    rule: ScheduleRule,
+    rule: AnyRule,
     kernel: Kernel,
     workload: Workload,
     config: Config,
@@ -196,7 +196,7 @@ def _tried(
 
 
 def _configs_for(
-    rule: ScheduleRule,
+    rule: AnyRule,
     workload: Workload,
     machine: Machine,
     configs: ConfigSource | None,
@@ -219,7 +219,7 @@ def _configs_for(
     yield rule.default(workload, machine), "default"
 
 
-def apply_rule(rule: ScheduleRule, kernel: Kernel, workload: Workload, config: Config, machine: Machine) -> PrimFunc:
+def apply_rule(rule: AnyRule, kernel: Kernel, workload: Workload, config: Config, machine: Machine) -> PrimFunc:
     """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
     wrong answer."""
     result = rule.apply(kernel, workload, config, machine)

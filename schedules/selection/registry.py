@@ -10,12 +10,12 @@ from typing import TypeGuard
 
 from schedules.discovery import modules_of
 from schedules.errors import RuleError
-from schedules.rule import ScheduleRule
+from schedules.rule import AnyRule, ScheduleRule
 
 ENTRY_POINT_GROUP = "tensorwright.schedules"
 
 
-def _own_rules() -> list[type[ScheduleRule]]:
+def _own_rules() -> list[type[AnyRule]]:
     found = []
     for module in modules_of("schedules", skip=("schedules.gpu",)):
         for value in vars(module).values():
@@ -24,13 +24,13 @@ def _own_rules() -> list[type[ScheduleRule]]:
     return found
 
 
-def _is_rule(value: object) -> TypeGuard[type[ScheduleRule]]:
+def _is_rule(value: object) -> TypeGuard[type[AnyRule]]:
     # Python 3.10 takes an alias such as tuple[int, int] for a class, and `issubclass` does not.
     return inspect.isclass(value) and not isinstance(value, GenericAlias) and issubclass(value, ScheduleRule)
 
 
 @cache
-def rules() -> tuple[ScheduleRule, ...]:
+def rules() -> tuple[AnyRule, ...]:
     """One object of each rule, by falling priority, then name. Raises RuleError on a missing or repeated
     name."""
     classes = _own_rules()
@@ -39,7 +39,7 @@ def rules() -> tuple[ScheduleRule, ...]:
         if not _is_rule(loaded):
             raise RuleError(f"entry point {entry.name!r} ({entry.value}) is not a ScheduleRule class")
         classes.append(loaded)
-    by_name: dict[str, ScheduleRule] = {}
+    by_name: dict[str, AnyRule] = {}
     for rule_class in classes:
         name = getattr(rule_class, "name", None)
         if not name:

@@ -110,7 +110,7 @@ def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> PrimFunc:
     return build_function(kernel, [code(each) for each in plan.statements], plan.buffers)
 
 
-class GeneralRule(CpuRule):
+class GeneralRule(CpuRule[GeneralWorkload]):
     """Serves kernels whose plan has a form, in vectors."""
 
     priority: ClassVar[int] = Priority.GENERAL

@@ -36,7 +36,7 @@ class CacheWorkload(Workload):
     dtype: str
 
 
-class AttentionOverCache(ScheduleRule):
+class AttentionOverCache(ScheduleRule[CacheWorkload]):
     """Serves the kernels that carry a description of attention over a cache."""
 
     name: ClassVar[str] = "attention-over-cache"

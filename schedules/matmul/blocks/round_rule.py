@@ -48,7 +48,7 @@ class RoundWorkload(Workload):
     unit: int
 
 
-class BlockRound(ScheduleRule):
+class BlockRound(ScheduleRule[RoundWorkload]):
     """Serves the kernels of `block_round`."""
 
     name: ClassVar[str] = BLOCK_ROUND

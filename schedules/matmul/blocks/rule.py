@@ -36,7 +36,7 @@ class BlockWorkload(Workload):
     layout: str
 
 
-class MatmulBlocks(MatmulOfParts):
+class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
     """Serves the kernels of `block_matmul`."""
 
     name: ClassVar[str] = BLOCK_MATMUL
@@ -60,7 +60,7 @@ class MatmulBlocks(MatmulOfParts):
     def parts(self, kernel: Kernel) -> Parts | None:
         return parts_of(kernel)
 
-    def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return BlockWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
 

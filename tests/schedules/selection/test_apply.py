@@ -12,7 +12,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError, RuleError
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine
-from schedules.rule import ScheduleRule
+from schedules.rule import AnyRule, ScheduleRule
 from schedules.selection import registry
 from schedules.selection.apply import STRICT, apply_schedules, kernel_schedule, record_key
 from schedules.stages.rules import Fallback, GeneralWorkload
@@ -25,7 +25,7 @@ def relu(builder: Any, x: Any) -> Any:
     return builder.emit(relax.op.nn.relu(x))
 
 
-class Broken(ScheduleRule):
+class Broken(ScheduleRule[GeneralWorkload]):
     """Matches everything, serves nothing."""
 
     name: ClassVar[str] = "broken"
@@ -35,7 +35,7 @@ class Broken(ScheduleRule):
     def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload:
         return GeneralWorkload(1)
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
         raise self.error("cannot")
 
 
@@ -44,7 +44,7 @@ class Declining(Broken):
     error: ClassVar[type[Exception]] = NotScheduledError
 
 
-class Splitting(ScheduleRule):
+class Splitting(ScheduleRule[GeneralWorkload]):
     """Transforms TVM's schedule, with one knob."""
 
     name: ClassVar[str] = "splitting"
@@ -53,13 +53,13 @@ class Splitting(ScheduleRule):
     def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload:
         return GeneralWorkload(len(kernel.stages))
 
-    def space(self, workload: Any, machine: Machine) -> ConfigSpace:
+    def space(self, workload: GeneralWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"factor": (4, 8)})
 
-    def default(self, workload: Any, machine: Machine) -> Config:
+    def default(self, workload: GeneralWorkload, machine: Machine) -> Config:
         return Config.of(factor=8)
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
         schedule = kernel_schedule(kernel)
         (loop,) = schedule.get_loops(schedule.get_child_blocks(schedule.get_sblock("root"))[0])
         schedule.vectorize(schedule.split(loop, [None, config.integer("factor")])[1])
@@ -80,7 +80,7 @@ class BrokenMatch(Broken):
 
 
 @pytest.mark.parametrize("rule", [Broken(), BrokenMatch()], ids=lambda rule: rule.name)
-def test_a_failing_rule_is_an_error_in_the_test_suite(rule: ScheduleRule) -> None:
+def test_a_failing_rule_is_an_error_in_the_test_suite(rule: AnyRule) -> None:
     with pytest.raises(RuleError, match=f"rule '{rule.name}' failed: ValueError: cannot"):
         apply_schedules(module(), MACHINE, rules=[rule, Fallback()])
 
@@ -123,7 +123,7 @@ def test_a_rule_may_transform_tvms_schedule_and_records_choose_its_config(factor
 class DecliningWhenTuned(Splitting):
     """Takes no factor of 4, as a trace that does not fit its kernel."""
 
-    def apply(self, kernel: Kernel, workload: Any, config: Config, machine: Machine) -> Any:
+    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
         if config["factor"] == 4:
             raise NotScheduledError("no 4")
         return super().apply(kernel, workload, config, machine)
