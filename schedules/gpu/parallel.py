@@ -46,10 +46,11 @@ class BindAnything(GpuRule[GpuWorkload]):
         allocations: list[Buffer] = []
         stages = inline_stages(kernel)
         for stage in stages:
-            if isinstance(stage, Stage):
+            if isinstance(stage, Stage) and stage.axes:
                 statements.append(bound_stage(stage, machine))
             else:
-                statement, taken = bound_statement(_without_checks(stage.statement))
+                statement = stage.body if isinstance(stage, Stage) else stage.statement
+                statement, taken = bound_statement(_without_checks(statement))
                 statements.append(statement)
                 allocations += taken
         needed = [each for each in kernel.intermediates if _is_used(each, stages)]
