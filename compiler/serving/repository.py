@@ -44,17 +44,17 @@ class Loaded:
         self._unused = asyncio.Event()
         self._unused.set()
 
-    @contextlib.contextmanager
-    def used(self):  # type: ignore[no-untyped-def]
+    def __enter__(self) -> Service:
         """Keep it open meanwhile."""
         self._users += 1
-        self._unused.clear()
-        try:
-            yield self.service
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+        if self._users == 1:
+            self._unused.clear()
+        return self.service
+
+    def __exit__(self, *error: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
     async def close(self) -> None:
         """Wait for those that use it, and close it."""
@@ -138,8 +138,7 @@ class Repository:
 
     def lease(self, name: str, version: str | None = None) -> contextlib.AbstractContextManager[Service]:
         """The service that answers for a model, kept open meanwhile; raises as `service`."""
-        lease: contextlib.AbstractContextManager[Service] = self._find(name, version).used()
-        return lease
+        return self._find(name, version)
 
     def _find(self, name: str, version: str | None) -> Loaded:
         loaded = self._loaded.get(name)

@@ -1,18 +1,18 @@
-"""Requests and responses of services."""
+"""Requests and responses of services: named tuples, which take a tenth of the time of frozen dataclasses to make."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = np.ndarray
+_NO_NOTES: Mapping[str, str | float] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class ServiceLevel:
+class ServiceLevel(NamedTuple):
     """Service-level requirements of a request.
 
     Attributes:
@@ -26,8 +26,11 @@ class ServiceLevel:
     max_cost: float | None = None
 
 
-@dataclass(frozen=True)
-class Request:
+ANY_LEVEL = ServiceLevel()
+"""A client that wants nothing in particular."""
+
+
+class Request(NamedTuple):
     """One request to a service.
 
     Attributes:
@@ -44,13 +47,12 @@ class Request:
     outputs: tuple[str, ...] | None = None
     arrival: float = 0.0
     deadline: float | None = None
-    level: ServiceLevel = field(default_factory=ServiceLevel)
+    level: ServiceLevel = ANY_LEVEL
     id: str = ""
     traced: bool = False
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Where a request's time went, in seconds.
 
     Attributes:
@@ -64,8 +66,10 @@ class Timing:
     batch_rows: int = 0
 
 
-@dataclass(frozen=True)
-class Response:
+NOT_RUN = Timing()
+
+
+class Response(NamedTuple):
     """An answer.
 
     Attributes:
@@ -79,7 +83,7 @@ class Response:
 
     outputs: Mapping[str, Array]
     served_by: str
-    timing: Timing = field(default_factory=Timing)
+    timing: Timing = NOT_RUN
     cached: str | None = None
-    notes: Mapping[str, str | float] = field(default_factory=dict)
+    notes: Mapping[str, str | float] = _NO_NOTES
     events: tuple[Mapping[str, Any], ...] = ()

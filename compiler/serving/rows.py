@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -72,7 +71,7 @@ def row_count(inputs: Mapping[str, Array]) -> int:
 def with_rows(request: Request, rows: Sequence[int]) -> Request:
     """The same request for some of its rows, in the order given."""
     index = np.asarray(rows, np.intp)
-    return replace(request, inputs={name: array[index] for name, array in request.inputs.items()})
+    return request._replace(inputs={name: array[index] for name, array in request.inputs.items()})
 
 
 def joined(parts: Sequence[tuple[Sequence[int], Mapping[str, Array]]], count: int) -> dict[str, Array]:

@@ -56,7 +56,7 @@ def check_browser(headers: Mapping[bytes, bytes]) -> None:
 
     Raises HttpError.
     """
-    if not _is_local(b"//" + headers.get(b"host", b"localhost")[:_MAX_HOST_BYTES]):
+    if not _is_local_host(headers.get(b"host", b"localhost")[:_MAX_HOST_BYTES]):
         raise HttpError(403, "the request's host is not this machine", "serve with API keys to be reached by that name")
     origin = headers.get(b"origin")
     if origin is not None and not _is_local(origin[:_MAX_HOST_BYTES]):
@@ -76,6 +76,11 @@ def _check_same_site(headers: Mapping[bytes, bytes]) -> None:
     origin = headers.get(b"origin")
     if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
         raise HttpError(403, "pages of other sites are not answered", "send the API key as Authorization: Bearer KEY")
+
+
+@lru_cache(maxsize=64)
+def _is_local_host(host: bytes) -> bool:
+    return _is_local(b"//" + host)
 
 
 @lru_cache(maxsize=64)

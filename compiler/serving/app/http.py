@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from compiler.errors import InputError, OptionError, UserError
-from compiler.serving.request import ServiceLevel
+from compiler.serving.request import ANY_LEVEL, ServiceLevel
 from compiler.support.optional import optional_module
 
 Scope = Mapping[str, Any]
@@ -58,6 +58,7 @@ class Call:
         headers: by lower-case name; of several of one name the last.
         arrival: seconds of `time.monotonic()`.
         model, route: what it turned out to be for, for metrics and logs.
+        chunked: its client reads answers in chunks (HTTP/1.1).
     """
 
     method: str
@@ -67,6 +68,7 @@ class Call:
     arrival: float
     model: str = ""
     route: str = "other"
+    chunked: bool = True
     notes: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> Any:
@@ -82,6 +84,8 @@ class Call:
 
     def level(self, latency_ms: float | None, parameters: Mapping[str, Any]) -> ServiceLevel:
         """What the client wants of the answer: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""
+        if not parameters and latency_ms is None:
+            return ANY_LEVEL
         cost = parameters.get("max_cost")
         accuracy = parameters.get("min_accuracy", 0.0)
         if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:

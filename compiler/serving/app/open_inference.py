@@ -34,6 +34,8 @@ _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
 _MICROSECONDS = 1e-6
 _MAX_DIGITS = 18
+_NO_PARAMETERS: dict[str, Any] = {}
+_NOTHING = memoryview(b"")
 
 
 class OpenInference:
@@ -121,7 +123,7 @@ class OpenInference:
     async def _infer(self, call: Call, name: str, version: str | None) -> Reply:
         content, binary = _split(call)
         body = mapping(parse_json(content), "the request")
-        parameters = mapping(body.get("parameters") or {}, "'parameters'")
+        parameters = mapping(body.get("parameters") or _NO_PARAMETERS, "'parameters'")
         names, as_bytes = wanted_outputs(body.get("outputs"))
         inputs = read_inputs(body.get("inputs"), binary)
         identifier = body.get("id", "")
@@ -167,7 +169,7 @@ def _split(call: Call) -> tuple[bytes | bytearray | memoryview, memoryview]:
     """The JSON of a request, and the bytes after it."""
     length = call.headers.get(_HEADER_LENGTH)
     if length is None:
-        return call.body, memoryview(b"")
+        return call.body, _NOTHING
     if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > len(call.body):
         raise InputError(f"the header Inference-Header-Content-Length {shown(length.decode('latin-1'))} does not fit")
     view = memoryview(call.body)

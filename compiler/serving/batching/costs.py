@@ -86,6 +86,7 @@ class Costs:
 
     def __init__(self) -> None:
         self._lines: OrderedDict[Hashable, _Line] = OrderedDict()
+        self._fast: dict[tuple[Hashable, int], float] = {}  # what was asked since the last run that was learned from
 
     def add(self, shape: Hashable, rows: int, seconds: float) -> None:
         """Learn from a run."""
@@ -97,6 +98,7 @@ class Costs:
         else:
             self._lines.move_to_end(shape)
         line.add(rows, seconds)
+        self._fast = {}
 
     def seconds(self, shape: Hashable, rows: int) -> float | None:
         """The mean duration of a run; None for a shape that never ran."""
@@ -105,8 +107,14 @@ class Costs:
 
     def fast_seconds(self, shape: Hashable, rows: int) -> float:
         """What the fastest runs take, those that waited for no other thread; infinite for a shape that never ran."""
-        line = self._lines.get(shape)
-        return math.inf if line is None else line.fast * line.at(rows)
+        known = self._fast
+        seconds = known.get((shape, rows))
+        if seconds is None:
+            line = self._lines.get(shape)
+            if line is None:
+                return math.inf
+            seconds = known[shape, rows] = line.fast * line.at(rows)
+        return seconds
 
     def careful(self, shape: Hashable, rows: int) -> float:
         """What a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""

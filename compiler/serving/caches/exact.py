@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ class ExactCache(Wrapper):
                 flight.task.cancel()
                 if self._flights.get((key, level)) is flight:
                     del self._flights[key, level]
-        return response if first else replace(_response(_answer(response)), cached=_NAME)
+        return response if first else _response(_answer(response))._replace(cached=_NAME)
 
     async def _compute(self, key: str, request: Request) -> Response:
         response = await self.inner.infer(request)

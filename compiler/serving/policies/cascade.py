@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ class Cascade:
         """Answer by the small model, and by the large one where the score is below the threshold."""
         calibration = self.calibration
         if request.level.min_accuracy > calibration.accuracy and not self._feeds:
-            return replace(await self.large.infer(request), notes={"accuracy": 1.0, "route": "large"})
+            return (await self.large.infer(request))._replace(notes={"accuracy": 1.0, "route": "large"})
         count = row_count(request.inputs)
         wanted = request.outputs if request.outputs is not None else _names(self.large.outputs)
         first = await self.small.infer(self._for_small(request, wanted))
@@ -136,14 +136,14 @@ class Cascade:
             notes["cascade_score"] = float(scores.min())
         answer = {name: first.outputs[name] for name in wanted}
         if not rows:
-            return replace(first, outputs=answer, notes=notes)
+            return first._replace(outputs=answer, notes=notes)
         try:
             second = await self.large.infer(self._for_large(request, first, rows, wanted))
         except OverloadedError:
             if request.level.min_accuracy > calibration.small_accuracy:
                 raise
             notes |= {"degraded": 1.0, "large_rows": 0.0, "accuracy": calibration.small_accuracy}
-            return replace(first, outputs=answer, notes=notes)
+            return first._replace(outputs=answer, notes=notes)
         self._observer.observe_route(self.name, "large", len(rows))
         return self._joined(answer, first, second, rows, notes)
 
@@ -151,14 +151,14 @@ class Cascade:
         needed = {*wanted, self.calibration.output, *self._feeds.values()}
         taken = _names(self.small.inputs)
         inputs = {name: array for name, array in request.inputs.items() if name in taken or not self._feeds}
-        return replace(request, inputs=inputs, outputs=tuple(sorted(needed)))
+        return request._replace(inputs=inputs, outputs=tuple(sorted(needed)))
 
     def _for_large(self, request: Request, first: Response, rows: list[int], wanted: Sequence[str]) -> Request:
         inputs = dict(request.inputs)
         if self._feeds:
             inputs = {name: array for name, array in inputs.items() if name in _names(self.large.inputs)}
             inputs |= {name: first.outputs[output] for name, output in self._feeds.items()}
-        return with_rows(replace(request, inputs=inputs, outputs=tuple(wanted)), rows)
+        return with_rows(request._replace(inputs=inputs, outputs=tuple(wanted)), rows)
 
     def _joined(
         self,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +119,7 @@ class Drift(Wrapper):
         """The inner service's answer, or the reference's after a switch."""
         if self.switched_back:
             response = await self._reference.infer(request)
-            return replace(response, notes={**response.notes, "accuracy": 1.0, "switched_back": 1.0})
+            return response._replace(notes={**response.notes, "accuracy": 1.0, "switched_back": 1.0})
         response = await self.inner.infer(request)
         if self._sampled(request) and len(self._comparing) < _PENDING:
             # The receiver owns the arrays of its answer, and may write to them.
@@ -135,7 +135,7 @@ class Drift(Wrapper):
 
     async def _compare(self, request: Request, outputs: Mapping[str, Array]) -> None:
         # Nobody waits for this answer, so it has no deadline.
-        asked = replace(request, deadline=None, outputs=tuple(outputs), traced=False)
+        asked = request._replace(deadline=None, outputs=tuple(outputs), traced=False)
         try:
             reference = await self._reference.infer(asked)
         except TensorwrightError as error:

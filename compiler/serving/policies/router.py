@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -76,7 +76,7 @@ class ModelRule:
         """See `Rule`. A complexity that is not a number is the greatest."""
         taken = {each.name for each in self.judge.inputs}
         inputs = {name: array for name, array in request.inputs.items() if name in taken}
-        response = await self.judge.infer(replace(request, inputs=inputs, outputs=(self._output,)))
+        response = await self.judge.infer(request._replace(inputs=inputs, outputs=(self._output,)))
         values = response.outputs[self._output].reshape(count, -1).astype(np.float64)
         if count and values.shape[1] != 1:
             raise InputError(f"the router's model gives {values.shape[1]} numbers per row", "it must return one")
@@ -173,7 +173,7 @@ class Router:
         if len(groups) <= 1:
             name = next(iter(groups), next(iter(self.routes)))
             response = await self.routes[name].infer(request)
-            return replace(response, notes={**response.notes, "route": name})
+            return response._replace(notes={**response.notes, "route": name})
         parts = await together([self.routes[name].infer(with_rows(request, rows)) for name, rows in groups.items()])
         return _merged(groups, parts, count)
 

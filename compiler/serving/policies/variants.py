@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import TensorDescription
@@ -153,7 +153,7 @@ class Variants:
                 notes = {**response.notes, "variant": variant.name, "accuracy": variant.accuracy}
                 if variant is not wanted:
                     notes["degraded"] = 1.0
-                return replace(response, notes=notes)
+                return response._replace(notes=notes)
         raise AssertionError("there always is an allowed variant")
 
     def _choose(self, request: Request, waiting: float, level: int) -> tuple[list[Variant], Variant]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ class ServiceEmbedder:
 
     async def _infer(self, text: Sequence[int], length: int, request: Request) -> Response:
         inputs = self._inputs(text, length)
-        return await self._service.infer(replace(request, inputs=inputs, outputs=(self._output,)))
+        return await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
 
     def _inputs(self, tokens: Sequence[int], length: int) -> dict[str, Array]:
         return {each.name: self._input(each, tokens, length) for each in self._service.inputs}

@@ -17,7 +17,9 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply, too_large
+from compiler.serving.workers.eager import run_eagerly
 from compiler.serving.workers.heads import MAX_HEADER_BYTES, SINGLE, check_head, headers_too_large, path_of
+from compiler.serving.workers.known_heads import Head, KnownHeads
 from compiler.support.optional import optional_module
 
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")
@@ -33,6 +35,7 @@ class Owner(Protocol):
 
     handler: Handler
     connections: set[Connection]
+    heads: KnownHeads
     header_seconds: float
     keep_alive_seconds: float
     max_connections: int
@@ -66,11 +69,12 @@ class Connection(asyncio.Protocol):
         self._twice: bytes | None = None
         self._call: Call | None = None
         self._body: bytes | bytearray = b""
+        self._whole: bytes | None = None  # what is parsed now, where it may be a whole request
         self._continues = False
         self._pending: deque[tuple[Call | None, Reply | None, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._gone = self._ending = False
+        self._gone = self._ending = self._advancing = False
 
     # Of the event loop
 
@@ -95,6 +99,13 @@ class Connection(asyncio.Protocol):
         """Parse what arrived."""
         if self._reading is _Reading.NOTHING:
             return
+        self._whole = None
+        if self._reading is _Reading.IDLE and self._task is None:
+            known = self._owner.heads.find(data)
+            if known is not None:
+                self._received(*known)
+                return
+            self._whole = data
         before, length = self._reading, len(self._body)
         try:
             self._parser.feed_data(data)
@@ -144,19 +155,19 @@ class Connection(asyncio.Protocol):
         if self._reading is _Reading.NOTHING:
             return
         call = Call(self._parser.get_method().decode("latin-1"), "", self._headers, b"", time.monotonic())
+        version = self._parser.get_http_version()
+        call.chunked = version == "1.1"
         try:
-            check_head(self._parser.get_http_version(), self._url, self._headers, self._header_bytes, self._twice)
+            check_head(version, self._url, self._headers, self._header_bytes, self._twice)
             call.path = path_of(self._url)
-            if len(self._owner.connections) > self._owner.max_connections:
-                raise HttpError(503, "too many connections are open")
-            self._handler.admit(call)
+            self._admit(call)
         except Exception as error:  # becomes an answer
             self._refuse(call, error)
             return
         self._call, self._body = call, b""
         self._reading = _Reading.BODY
         self._until = self._loop.time() + self._handler.limits.body_seconds
-        self._continues = b"expect" in self._headers and self._parser.get_http_version() == "1.1"
+        self._continues = b"expect" in self._headers and call.chunked
         if self._task is None:
             self._continue()
 
@@ -183,12 +194,30 @@ class Connection(asyncio.Protocol):
         self._call, self._body, self._continues = None, b"", False
         self._reading, self._until = _Reading.IDLE, None
         parser = self._parser
-        keeps = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
+        keeps = parser.should_keep_alive() and not parser.should_upgrade() and call.chunked
+        if keeps and self._whole is not None:
+            self._owner.heads.add(self._whole, call.method, call.path, call.headers, len(call.body))
         self._pending.append((call, None, keeps))
         if self._task is None:
             self._next()
         else:
             self._transport.pause_reading()
+
+    def _received(self, head: Head, body: bytes) -> None:
+        """A whole request is here, whose head is known."""
+        call = Call(head.method, head.path, head.headers, body, time.monotonic())
+        try:
+            self._admit(call)
+        except Exception as error:  # becomes an answer
+            self._refuse(call, error)
+            return
+        self._until = None
+        self._begin(call, True)
+
+    def _admit(self, call: Call) -> None:
+        if len(self._owner.connections) > self._owner.max_connections:
+            raise HttpError(503, "too many connections are open")
+        self._handler.admit(call)
 
     # Of the server
 
@@ -249,17 +278,24 @@ class Connection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
 
     def _next(self) -> None:
-        """Begin to answer the next of the requests that are here."""
+        """Answer the requests that are here, up to one that takes a while."""
+        if self._advancing:
+            return
+        self._advancing = True
         while self._pending and self._task is None and not self._gone:
             call, reply, keeps = self._pending.popleft()
             if reply is None:
                 assert call is not None
-                self._task = self._loop.create_task(self._answer(call, keeps and not self._ending))
-                return
+                self._begin(call, keeps)
+                continue
             self._write(reply, call is not None and call.method == "HEAD", keeps)
             if call is not None:
                 self._handler.finished(call, reply.status, self._client)
             self._end()
+        self._advancing = False
+
+    def _begin(self, call: Call, keeps: bool) -> None:
+        self._task = run_eagerly(self._answer(call, keeps and not self._ending), self._loop)
 
     async def _answer(self, call: Call, keeps: bool) -> None:
         status = 499
@@ -272,9 +308,8 @@ class Connection(asyncio.Protocol):
                 if self._writable is not None:
                     await self._writable
             else:
-                chunked = self._parser.get_http_version() == "1.1"
-                keeps = keeps and chunked
-                await self._stream(reply, chunked, keeps)
+                keeps = keeps and call.chunked
+                await self._stream(reply, call.chunked, keeps)
         except asyncio.CancelledError:
             if not self._gone:
                 raise
@@ -295,7 +330,7 @@ class Connection(asyncio.Protocol):
             self._end()
         elif self._pending:
             self._next()
-            if not self._pending:
+            if not self._pending and not self._transport.is_closing():
                 self._transport.resume_reading()
         elif self._reading is _Reading.IDLE:
             self._until = self._loop.time() + self._owner.keep_alive_seconds

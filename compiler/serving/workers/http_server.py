@@ -15,6 +15,7 @@ from compiler.errors import OptionError
 from compiler.serving.app.http import Handler
 from compiler.serving.workers.connection import Connection
 from compiler.serving.workers.distributor import handed
+from compiler.serving.workers.known_heads import KnownHeads
 
 _BACKLOG = 2048
 _PERIOD = 0.25  # seconds between two looks at what has to arrive
@@ -63,6 +64,7 @@ class Server:
         """
         self.handler = handler
         self.connections: set[Connection] = set()
+        self.heads = KnownHeads()
         self.header_seconds = options.header_seconds
         self.keep_alive_seconds = options.keep_alive_seconds
         self.max_connections = options.max_connections

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compiler.errors import InputError
 from compiler.runtime import load
+from compiler.serving.app.tensors import read_inputs
 from compiler.serving.configuration import model_options
 from tests.compiler.serving.server import Running, dense_file, serving
 
@@ -106,6 +108,26 @@ def test_what_is_wrong_with_a_request_is_said(server: Running, body: Any, messag
     answer = server.ask("POST", "/v2/models/dense/infer", body)
     assert answer.status == 400
     assert message in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "dtype"),
+    [("FP16", np.float16), ("FP32", np.float32), ("FP64", np.float64), ("INT8", np.int8), ("UINT64", np.uint64)],
+)
+def test_lists_are_read_as_numpy_reads_them(datatype: str, dtype: type[np.generic]) -> None:
+    def read(data: list[Any]) -> np.ndarray:
+        listed = [{"name": "x", "datatype": datatype, "shape": [2, 2], "data": data}]
+        return read_inputs(listed, memoryview(b""))["x"]
+
+    lists: list[list[Any]] = [[1, 0, True, 100], [[1, 2], [3, 4]]]
+    lists += [] if np.issubdtype(dtype, np.integer) else [[0.1, 7, 1e300, -5e-324], [1, 2.5, 3, 4], [[0.5, 2], [3, 4]]]
+    for data in lists:
+        with np.errstate(over="ignore"):
+            wanted = np.asarray(data).astype(dtype).reshape(2, 2)
+        np.testing.assert_array_equal(read(data), wanted, strict=True)
+    for data in ([0.5, "1", 2, 3], [1, None, 2, 3], ["1", 2, 3, 4], [1, [2], 3, 4], [1.0, 2.0, 3.0], [True] * 4):
+        with pytest.raises(InputError):
+            read(data)
 
 
 @pytest.mark.parametrize("value", [300, -1, 2**70])

@@ -63,6 +63,8 @@ def test_rows_that_failed_for_another_request_are_computed_again(cancelled: bool
         if cancelled:
             first.cancel()
         service.gate.set()
+        failed: object
+        answer: Response | BaseException
         failed, answer = await asyncio.gather(first, second, return_exceptions=True)
         assert isinstance(failed, asyncio.CancelledError if cancelled else InputError)
         assert not isinstance(answer, BaseException)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from compiler.serving.app.http import Limits
+from compiler.serving.workers.eager import run_eagerly
 from compiler.serving.workers.http_server import HttpOptions
 from tests.compiler.serving.workers.echo import Echo, connected, echoing, post, whole
 
@@ -29,6 +31,56 @@ def test_pipelined_requests_are_answered_in_order(server: tuple[Echo, int]) -> N
         b"POST /later 0", b"POST /a 1", b"POST /later 2", b"POST /b 3", b"POST /c last",
     ]  # fmt: skip
     assert [b"connection: close" in each for each in answers] == [False] * 4 + [True]
+
+
+def test_what_a_known_head_says_is_checked_again(server: tuple[Echo, int]) -> None:
+    with connected(server[1]) as client:
+        for _ in range(2):  # the second time their heads are known
+            for body in (b"one", b"two", b"123456"):
+                client.sendall(post("/a%20b", body))
+                assert client.recv(1 << 16).endswith(b"\r\n\r\nPOST /a b " + body)
+        client.sendall(post("/a%20b", b"") + post("/a%20b", b"one") + post("/a%20b", b"two")[:-1])
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 OK") < 2 or not answers.endswith(b"POST /a b one"):
+            answers += client.recv(1 << 16)
+        client.sendall(b"o" + post("/a%20b", b"", "X-Refused: yes"))
+        assert b"POST /a b two" in (ended := whole(client))
+        assert ended.endswith(b"refused")
+    for _ in range(2):
+        with connected(server[1]) as client:
+            client.sendall(post("/", b"x", "Connection: close"))
+            assert b"connection: close" in whole(client)
+        with connected(server[1]) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"content-length: 6" in whole(client)
+
+
+def test_many_requests_behind_a_slow_one(server: tuple[Echo, int]) -> None:
+    with connected(server[1]) as client:
+        client.sendall(post("/later", b"") + post("/", b"x") * 1500 + post("/", b"last", "Connection: close"))
+        assert whole(client).count(b"POST / x") == 1500
+
+
+def test_a_task_that_is_cancelled_before_its_first_step_ends_what_it_began() -> None:
+    async def scenario() -> None:
+        ended = []
+        awaited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def work() -> None:
+            try:
+                await awaited
+            finally:
+                ended.append(asyncio.current_task())
+
+        task = run_eagerly(work(), asyncio.get_running_loop())
+        assert task is not None
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert awaited.cancelled()
+        assert ended == [task]
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("size", [1, 7])
