@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -100,3 +101,18 @@ def test_which_loops_are_independent() -> None:
     assert not has_independent_iterations(loop(size, tirx.BufferLoad(x, [i]), tirx.floordiv(i, 2)))
     # How often it runs is known on the device only.
     assert not has_independent_iterations(loop(tirx.BufferLoad(count, [0]), tirx.BufferLoad(x, [i]), i))
+
+
+def test_vector_loops_of_a_kernel_that_one_thread_runs_are_serial() -> None:
+    random = np.random.default_rng(0)
+    centers, sizes = random.uniform(0, 1, (1, 40, 2)), random.uniform(0, 0.3, (1, 40, 2))
+    inputs = {
+        "boxes": np.concatenate([centers, centers + sizes], axis=2).astype(np.float32),
+        "scores": random.uniform(0, 1, (1, 2, 40)).astype(np.float32),
+    }
+    limits = {"most": np.array([30]), "overlap": np.array([0.3], np.float32)}
+    node = helper.make_node("NonMaxSuppression", [*inputs, *limits], ["y"])
+    module, model = module_of([node], inputs, ["y"], limits)
+    (found,) = module.run(inputs).values()
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    np.testing.assert_array_equal(found, session.run(None, inputs)[0])
