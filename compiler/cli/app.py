@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from compiler.cli.commands import (
-    bench,
-    bundle,
-    calibrate,
-    chat,
-    compare,
-    compile,
-    compress,
-    generate,
-    inspect,
-    key,
-    passes,
-    profile,
-    push,
-    quantize,
-    records,
-    run,
-    search,
-    serve,
-    sign,
-    split,
-    targets,
-    tune,
-)
 from compiler.cli.help_text import wrap_freely
 
-app = typer.Typer(
-    name="tensorwright",
-    no_args_is_help=False,
-    rich_markup_mode="rich",
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS = (
+    "compile",
+    "run",
+    "generate",
+    "chat",
+    "inspect",
+    "bench",
+    "profile",
+    "compare",
+    "quantize",
+    "compress",
+    "search",
+    "calibrate",
+    "split",
+    "tune",
+    "records",
+    "key",
+    "sign",
+    "bundle",
+    "push",
+    "serve",
+    "targets",
+    "passes",
 )
+"""The files of `compiler/cli/commands` in the order of the help; each registers the command of its name."""
 
 _OVERVIEW = """Compile trained models to small, fast, verified modules.
 
@@ -69,8 +64,24 @@ def _version(wanted: bool) -> None:
     raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, help=_OVERVIEW)
-def overview(
+def application(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The commands: the one that the arguments begin with, which spares the start of the others, or all of them."""
+    app = typer.Typer(
+        name="tensorwright",
+        no_args_is_help=False,
+        rich_markup_mode="rich",
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True, help=_OVERVIEW)(_overview)
+    for name in arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS:
+        importlib.import_module(f"compiler.cli.commands.{name}").register(app)
+    wrap_freely(app)
+    return app
+
+
+def _overview(
     context: typer.Context,
     _version_option: Annotated[
         bool,
@@ -83,31 +94,3 @@ def overview(
     """Without a command, show the help."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-for command in (
-    compile,
-    run,
-    generate,
-    chat,
-    inspect,
-    bench,
-    profile,
-    compare,
-    quantize,
-    compress,
-    search,
-    calibrate,
-    split,
-    tune,
-    records,
-    key,
-    sign,
-    bundle,
-    push,
-    serve,
-    targets,
-    passes,
-):
-    command.register(app)
-wrap_freely(app)

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], interrupts: Interrupts) -> int:
     from typer.main import get_command
 
-    from compiler.cli.app import app
+    from compiler.cli.app import application
 
-    result = get_command(app).main(args=arguments, prog_name="tensorwright", standalone_mode=False)
+    result = get_command(application(arguments)).main(args=arguments, prog_name="tensorwright", standalone_mode=False)
     sys.stdout.flush()
     if result == EXIT_INTERRUPTED:
         return _interrupted(interrupts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from compiler.support.rare_collections import collecting_rarely
 
 MaxNewTokens = Annotated[int, typer.Option(min=0, metavar="N", help="Generate at most so many tokens.")]
 Temperature = Annotated[
@@ -64,6 +67,14 @@ AudioFile = Annotated[
 Language = Annotated[
     str | None, typer.Option(metavar="NAME", help="The language of --audio, as en; detected if not given.")
 ]
+
+
+@collecting_rarely  # of what is imported nothing becomes garbage
+def prepare_generation() -> None:
+    """Import what generates text, so that the first token comes soon."""
+    # A thread for each core would be started and spin, though numpy multiplies nothing of size here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import compiler.generation  # noqa: F401
 
 
 def generation_options(**settings: Any) -> Any:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from compiler.errors import ArtifactError, OptionError, StorageError
-from compiler.inspection.contents import is_module_file
 
 
 def check_is_module(path: Path) -> None:
@@ -15,7 +14,11 @@ def check_is_module(path: Path) -> None:
     Raises:
         ArtifactError: the file is a model.
     """
-    if path.suffix in {".onnx", ".pt2"} and not is_module_file(path):
+    if path.suffix not in {".onnx", ".pt2"}:
+        return
+    from compiler.inspection.contents import is_module_file
+
+    if not is_module_file(path):
         raise ArtifactError(
             f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
         )

@@ -13,9 +13,9 @@ def command_line_page() -> str:
     """Markdown: each command with its help, its arguments and its options, in the order of `tensorwright --help`."""
     from typer.main import get_command
 
-    from compiler.cli.app import app
+    from compiler.cli.app import application
 
-    root: Any = get_command(app)
+    root: Any = get_command(application())
     lines = ["# Command line", "", "Written from `tensorwright --help` and the help of each command.", ""]
     lines += ["## tensorwright", "", *_options(root)]
     for name, command in root.commands.items():

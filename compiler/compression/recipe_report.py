@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.compression.report import Measure, save_report
-from compiler.reports import Column, Fact, LineChart, Page, Section, Series, Table, render
+from compiler.reports.charts import Column, LineChart, Series, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
+from compiler.reports.page import Fact, Page, Section, render
 from compiler.support.notebook import table_html
 
 

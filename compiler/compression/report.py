@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError, StorageError
-from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
+from compiler.reports.charts import Bar, BarChart, Column, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
+from compiler.reports.page import Fact, Page, Section, render
 from compiler.support.notebook import table_html
 
 _KINDS = ("changed", "as it was")

@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compiler.profiling.attribution import KINDS
-from compiler.reports import (
+from compiler.reports.charts import (
     Bar,
     BarChart,
     Column,
-    Fact,
     Histogram,
     LineChart,
     Mark,
-    Page,
-    Section,
     Series,
     ShareStrip,
     Span,
     Table,
     Timeline,
-    render,
 )
 from compiler.reports.formatting import (
     format_count,
@@ -31,6 +27,7 @@ from compiler.reports.formatting import (
     format_seconds,
     plural,
 )
+from compiler.reports.page import Fact, Page, Section, render
 
 if TYPE_CHECKING:
     from compiler.profiling.measured import CallTime, KernelTime, Profile

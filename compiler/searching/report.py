@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from compiler.compression.report import save_report
-from compiler.reports import Column, Fact, LineChart, Mark, Page, Section, Series, Table, render
+from compiler.reports.charts import Column, LineChart, Mark, Series, Table
 from compiler.reports.formatting import format_percent
+from compiler.reports.page import Fact, Page, Section, render
 from compiler.searching.cost import Costs
 from compiler.searching.explore import Explorer
 from compiler.searching.finish import Finished

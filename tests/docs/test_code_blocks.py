@@ -94,12 +94,13 @@ def commands_in(line: str) -> list[str]:
 def test_options_in_the_documents_exist() -> None:
     from typer.main import get_command
 
-    from compiler.cli.app import app
+    from compiler.cli.app import application
 
     lines = shell_lines()
     assert len(lines) >= 30
+    root: Any = get_command(application())
     for page, line in lines:
-        command: Any = get_command(app)
+        command = root
         words = shlex.split(line.replace("...", ""))[1:]
         while words and hasattr(command, "commands") and not words[0].startswith("-"):
             name = words.pop(0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compiler.cli.app import app
+from compiler.cli import app
 from compiler.frontends.onnx import registry as operators
 from compiler.passes import registry as passes
 from tests.docs.pages import ROOT, blocks
@@ -29,7 +29,7 @@ def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     passes.get_pass("fold-constants")
     monkeypatch.setattr(operators, "_CONVERTERS", {key: dict(value) for key, value in operators._CONVERTERS.items()})
     monkeypatch.setattr(passes, "_PASSES", dict(passes._PASSES))
-    monkeypatch.setattr(app, "registered_commands", list(app.registered_commands))
+    monkeypatch.setattr(app, "COMMANDS", (*app.COMMANDS, "size"))
     loaded = set(sys.modules)
     yield
     for path in RECIPES:

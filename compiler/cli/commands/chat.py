@@ -60,9 +60,9 @@ class _Options:
 
 def _chat(given: _Options) -> None:
     from compiler.cli.paths import check_is_module
-    from compiler.generation import load
 
     check_is_module(given.module)
+    generation.prepare_generation()
     chosen = generation.generation_options(
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
@@ -74,6 +74,8 @@ def _chat(given: _Options) -> None:
         seed=given.seed,
         speculative=given.speculative,
     )
+    from compiler.generation import load
+
     model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
     conversation = _begun(model, given.context, given.system)
     images: list[str] = []

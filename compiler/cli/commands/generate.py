@@ -79,9 +79,9 @@ def _generate(given: _Options) -> None:
     from compiler.cli.arguments import parse_arrays
     from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module
-    from compiler.generation import load
 
     check_is_module(given.module)
+    generation.prepare_generation()
     chosen = generation.generation_options(
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
@@ -94,6 +94,8 @@ def _generate(given: _Options) -> None:
         speculative=given.speculative,
         grammar=generation.grammar_of(given.json_schema, given.grammar, given.regex),
     )
+    from compiler.generation import load
+
     model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
     if given.audio is not None and given.prompt is None:
         _transcribe(model, given.audio, given.language, chosen, as_json=given.as_json)

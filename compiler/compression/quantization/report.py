@@ -12,8 +12,9 @@ from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
 from compiler.compression.quantization.schemes.registry import STATIC
 from compiler.compression.report import save_report
-from compiler.reports import Bar, BarChart, Column, Fact, Page, Section, Table, render
+from compiler.reports.charts import Bar, BarChart, Column, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds, plural
+from compiler.reports.page import Fact, Page, Section, render
 from compiler.support.notebook import table_html
 
 _IN_INTEGERS = ("static-int8", "dynamic-int8")

@@ -219,6 +219,6 @@ def _description(architecture: str, context: int, vocabulary: int, files: Tokeni
 def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dict[str, bytes]:
     """What a module stores beside its weights to generate text."""
     assets = {DESCRIPTION_ASSET: description.model_dump_json().encode()}
-    if files.content is not None:
-        assets[TOKENIZER_ASSET] = files.content
+    if (tokenizer := files.stored()) is not None:
+        assets[TOKENIZER_ASSET] = tokenizer
     return assets

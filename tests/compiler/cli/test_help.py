@@ -54,6 +54,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_command_loads_the_files_of_no_other() -> None:
+    code = (
+        "import sys, compiler.cli; compiler.cli.main(['generate', '--help']);"
+        "print([name for name in sys.modules if name.startswith('compiler.cli.commands.')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "['compiler.cli.commands.generate']"
+
+
 def test_version_names_all_parts(tensorwright: Run) -> None:
     result = tensorwright("--version")
     assert result.code == 0

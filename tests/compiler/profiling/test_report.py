@@ -7,23 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from compiler.reports import (
+from compiler.reports.charts import (
     Bar,
     BarChart,
     Column,
-    Fact,
     Histogram,
     LineChart,
     Mark,
-    Page,
-    Section,
     Series,
     ShareStrip,
     Span,
     Table,
     Timeline,
-    render,
 )
+from compiler.reports.page import Fact, Page, Section, render
 from tests.compiler.profiling.conftest import chromium
 
 HOSTILE = "</script><script>alert(1)</script><b>&"

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import compiler
 from compiler.errors import InvalidModelError, OptionError, StorageError, UserError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 from tests.compiler.frontends.llm.expert_gguf import write_expert_gguf
 from tests.compiler.frontends.llm.families import save_model
 from tests.compiler.generation.models import GGUF_NAMES, interleaved, weights, write_folder, write_gguf
@@ -61,6 +62,19 @@ def test_the_tokenizer_and_the_template_of_a_gguf_file_are_kept(tmp_path: Path) 
     assert model.tokens_of([{"role": "user", "content": "Hi"}]) == [257, *b"Hi", 256, 258]
     assert model.description.stop_tokens == (256,)
     assert model.generate("Hi", max_new_tokens=2).prompt_tokens == 2
+
+
+def test_merges_are_kept_as_texts_that_read_sooner() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    for letter, expected in (("b", ["a b"]), (" ", [["a", " "]])):
+        vocabulary = {"a": 0, letter: 1, f"a{letter}": 2}
+        content = {"version": "1.0", "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", letter]]}}
+        stored = TokenizerFiles(json.dumps(content).encode(), ()).stored()
+        assert stored is not None
+        assert json.loads(stored)["model"]["merges"] == expected
+        assert tokenizers.Tokenizer.from_str(stored.decode()).encode(f"a{letter}").ids == [2]
+    with pytest.raises(InvalidModelError, match="not valid Unicode"):
+        TokenizerFiles(b'{"model": {"vocab": {"\\ud800": 0}}}', ()).stored()
 
 
 def test_weights_are_rounded_on_request(tmp_path: Path) -> None:
