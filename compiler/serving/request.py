@@ -38,6 +38,8 @@ class Request(NamedTuple):
         outputs: which outputs are wanted; None: all.
         arrival: seconds of `time.monotonic()` when the request was received.
         deadline: seconds of `time.monotonic()` after which the answer is of no use; None: no limit.
+        margin: seconds before the deadline at which its run has to end for the answer to be there in time; whether it
+            is accepted depends on it.
         level: what else the client wants; routers read it.
         id: the client's own name of the request, given back with the answer.
         traced: the answer's trace holds the kernels' profile.
@@ -50,6 +52,7 @@ class Request(NamedTuple):
     level: ServiceLevel = ANY_LEVEL
     id: str = ""
     traced: bool = False
+    margin: float = 0.0
 
 
 class Timing(NamedTuple):
@@ -59,11 +62,13 @@ class Timing(NamedTuple):
         queued: from arrival until its batch was taken.
         computed: the run of its batch.
         batch_rows: rows of the batch that it ran in, its own included; 0 where nothing ran (a cached answer).
+        ended: seconds of `time.monotonic()` when its last run ended; 0 where nothing ran.
     """
 
     queued: float = 0.0
     computed: float = 0.0
     batch_rows: int = 0
+    ended: float = 0.0
 
 
 NOT_RUN = Timing()

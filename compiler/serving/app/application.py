@@ -24,6 +24,7 @@ from compiler.serving.app.http import (
     StreamReply,
     too_large,
 )
+from compiler.serving.app.lag import Lag
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 
@@ -64,6 +65,7 @@ class Application:
         self._keys = keys or ApiKeys()
         self._local_only = local_only and not len(self._keys)
         self._asgi = Asgi(self, repository)
+        self._lag = Lag()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
@@ -79,6 +81,7 @@ class Application:
 
     async def answer(self, call: Call) -> Reply | StreamReply:
         """See `Handler`."""
+        call.lag = self._lag
         try:
             encoding = call.headers.get(b"content-encoding")
             if encoding is not None:
@@ -86,6 +89,9 @@ class Application:
             for routes in self._routes:
                 reply = await routes.answer(call)
                 if reply is not None:
+                    if call.computed:
+                        now = time.monotonic()
+                        self._lag.add(now - call.computed, now)
                     return reply
             raise HttpError(404, f"there is nothing at {call.path}")
         except Exception as error:  # each becomes an answer

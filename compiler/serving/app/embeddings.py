@@ -43,8 +43,10 @@ class Embeddings:
             embedder = self._embedder(name, service)
             texts = [embedder.tokens(each) if isinstance(each, str) else each for each in _texts(body.get("input"))]
             latency = self._repository.options(name).latency_ms
-            request = Request({}, None, call.arrival, call.deadline(latency), call.level(latency, {}))
+            deadline, level = call.deadline(latency), call.level(latency, {})
+            request = Request({}, None, call.arrival, deadline, level, margin=call.margin(deadline))
             vectors, responses = await embedder.embed(texts, request)
+            call.computed = max(each.timing.ended for each in responses)
         for response in responses:
             self._metrics.observe_response(response, name, 1)
         _check_dimensions(body.get("dimensions"), vectors.shape[1])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from compiler.errors import InputError, OptionError, UserError
+from compiler.serving.app.lag import Lag
 from compiler.serving.request import ANY_LEVEL, ServiceLevel
 from compiler.support.optional import optional_module
 
@@ -59,6 +60,8 @@ class Call:
         arrival: seconds of `time.monotonic()`.
         model, route: what it turned out to be for, for metrics and logs.
         chunked: its client reads answers in chunks (HTTP/1.1).
+        lag: of the process that answers.
+        computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
     """
 
     method: str
@@ -69,6 +72,8 @@ class Call:
     model: str = ""
     route: str = "other"
     chunked: bool = True
+    lag: Lag | None = None
+    computed: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> Any:
@@ -81,6 +86,10 @@ class Call:
         if given is not None:
             latency_ms = positive(given.decode("latin-1"), LATENCY_HEADER.decode())
         return None if latency_ms is None else self.arrival + latency_ms / 1000
+
+    def margin(self, deadline: float | None) -> float:
+        """Seconds before a deadline at which the answer has to be computed, by what others waited for after that."""
+        return 0.0 if deadline is None or self.lag is None else self.lag.margin(deadline - self.arrival, self.arrival)
 
     def level(self, latency_ms: float | None, parameters: Mapping[str, Any]) -> ServiceLevel:
         """What the client wants of the answer: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""

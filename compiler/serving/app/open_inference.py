@@ -134,8 +134,11 @@ class OpenInference:
             latency = _latency(parameters, default)
             level = call.level(latency, parameters)
             traced = self._wants_trace(parameters)
-            request = Request(inputs, names, call.arrival, call.deadline(latency), level, identifier, traced)
+            deadline = call.deadline(latency)
+            margin = call.margin(deadline)
+            request = Request(inputs, names, call.arrival, deadline, level, identifier, traced, margin)
             response = await service.infer(request)
+            call.computed = response.timing.ended
             if self._tracer is not None:
                 self._tracer.record(call.headers, name, call.arrival, response)
             self._metrics.observe_response(response, name, rows_of(service, inputs))

@@ -103,7 +103,7 @@ class Batcher:
             self._at_once_runs += 1
             if not self._at_once_runs % _LEARNT_RUNS:
                 self._plan.learn(key, rows, run[2])
-            outputs, timing = self._part(run, 0, rows, rows), Timing(0.0, run[2], rows)
+            outputs, timing = self._part(run, 0, rows, rows), Timing(0.0, run[2], rows, run[1] + run[2])
         elif rows > self._plan.cap:
             self._admit(request, rows, key)
             outputs, timing = await self._in_parts(request, rows, key)
@@ -152,7 +152,7 @@ class Batcher:
             return 0.0
         now = time.monotonic()
         expected = self.expected_latency(key, rows, now)
-        if now + expected * self._accuracy.factor > request.deadline:
+        if now + expected * self._accuracy.factor > request.deadline - request.margin:
             raise OverloadedError(
                 f"model {self.name!r} cannot answer in time: it would take {1000 * expected:.0f} ms",
                 retry_after=max(self.expected_wait(now), 0.001),
@@ -181,9 +181,9 @@ class Batcher:
             *(self._enqueue(request, layout.part_of(request.inputs, *each), each[1] - each[0], key) for each in bounds)
         )
         computed = sum(timing.computed for _, timing in parts)
-        first = parts[0][1]
+        first, ended = parts[0][1], max(timing.ended for _, timing in parts)
         return layout.joined_outputs([outputs for outputs, _ in parts]), Timing(
-            first.queued, computed, first.batch_rows
+            first.queued, computed, first.batch_rows, ended
         )
 
     def _pump(self) -> None:
@@ -251,7 +251,7 @@ class Batcher:
         _, started, seconds = run
         at = 0
         for each in requests:
-            timing = Timing(max(0.0, started - each.arrived), seconds, rows)
+            timing = Timing(max(0.0, started - each.arrived), seconds, rows, started + seconds)
             answers.append((each, (self._part(run, at, at + each.rows, rows), timing)))
             at += each.rows
         return answers, seconds

@@ -103,7 +103,7 @@ class ModuleService:
         check_outputs(self.outputs, request.outputs)
         outputs, started, seconds = await asyncio.wrap_future(self.submit(self.run, request.inputs))
         queued = max(0.0, started - request.arrival) if request.arrival else 0.0
-        return Response(chosen(outputs, request.outputs), self.served_by, Timing(queued, seconds, 1))
+        return Response(chosen(outputs, request.outputs), self.served_by, Timing(queued, seconds, 1, started + seconds))
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Call a function in one of the runners, where it may call `run`."""

@@ -174,7 +174,12 @@ class Cascade:
         if kept:
             parts.append((kept, {name: array[np.asarray(kept)] for name, array in answer.items()}))
         one, other = first.timing, second.timing
-        timing = Timing(one.queued + other.queued, one.computed + other.computed, max(one.batch_rows, other.batch_rows))
+        timing = Timing(
+            max(one.queued, other.queued - one.computed),  # which counts from the request's arrival as well
+            one.computed + other.computed,
+            max(one.batch_rows, other.batch_rows),
+            max(one.ended, other.ended),
+        )
         served = f"{first.served_by}+{second.served_by}" if kept else second.served_by
         events = (*first.events, *second.events)
         return Response(joined(parts, count), served, timing, None, {**second.notes, **notes}, events)

@@ -184,6 +184,7 @@ def _merged(groups: Mapping[str, Sequence[int]], parts: Sequence[Response], coun
         max(part.timing.queued for part in parts),
         sum(part.timing.computed for part in parts),
         max(part.timing.batch_rows for part in parts),
+        max(part.timing.ended for part in parts),
     )
     accuracy = min(float(part.notes.get("accuracy", 1.0)) for part in parts)
     notes: dict[str, str | float] = {"route": "+".join(groups)}
