@@ -72,6 +72,11 @@ def parse_state(texts: Sequence[str]) -> dict[str, str] | list[str] | None:
     return dict(_pairs(texts, "--state", form))
 
 
+def parse_capacity(text: str | None) -> int | str | None:
+    """`capacity=` of `compile`: a number of rows, or the name of a symbolic dimension."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
 def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[Any]) -> dict[str, int]:
     """Sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
 

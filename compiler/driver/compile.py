@@ -66,6 +66,7 @@ def compile(
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
     state: Mapping[str, str] | Sequence[str] | None = None,
+    capacity: int | str | None = None,
     precision: str | None = None,
     sequences: bool = False,
     cache: str | None = None,
@@ -98,7 +99,11 @@ def compile(
         state: what a session keeps (`Module.session`): of an ONNX model, the output that is the next value of an input,
             where "*" stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs of the usual
             names; {}: none. Of a PyTorch model, inputs that it writes to (["*"]: all of them); buffers that it writes
-            to always are states.
+            to always are states. Of both, pairs whose output is the input with rows appended to it grow from run to
+            run.
+        capacity: how many rows states that grow have room for; such a state is a buffer then, and a run writes its new
+            rows alone. A name makes it a symbolic dimension that `Module.session(capacity=...)` chooses. None: each
+            run returns a longer tensor.
         precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
             convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
             between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
@@ -132,6 +137,8 @@ def compile(
     is_language = isinstance(source, str | Path) and is_language_model(Path(source))
     if sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
+    if capacity is not None and is_language:
+        raise OptionError("`capacity` does not apply to language models", "a session of theirs takes it")
     if cache is not None and not is_language:
         raise OptionError("`cache` is an option of language models", "leave it out, or give a GGUF file or a folder")
     options = CompileOptions(
@@ -152,6 +159,7 @@ def compile(
         dynamic_shapes=dynamic_shapes,
         outputs=outputs,
         state=state,
+        capacity=capacity,
         language=LanguageModelOptions(precision, sequences=sequences, cache=cache) if is_language else None,
     )
     chosen = _target_for(target, options.precision, threads)

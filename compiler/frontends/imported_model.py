@@ -87,7 +87,8 @@ class PositionSpec:
     """The input that says how many rows of the states with an axis are in use before a run; a session gives it.
 
     Attributes:
-        input: its name: int64, of shape (), or (n,) for n equal ones.
+        input: its name: int64, of shape (), or (n,) for n equal ones. Where n is a symbolic dimension that no other
+            input has, it is the number of rows itself.
         rows: how many rows a run adds: a number, or the name of a symbolic dimension of the inputs.
     """
 

@@ -18,6 +18,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
+from compiler.frontends.state_capacity import with_capacity
 from compiler.support.compile_lock import one_at_a_time
 
 Dimension = int | str
@@ -42,6 +43,7 @@ class ImportOptions:
     dynamic_shapes: Any = None
     outputs: Sequence[str] | None = None
     state: State = None
+    capacity: int | str | None = None
     language: LanguageModelOptions | None = None
 
     def given(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def import_model(
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
     state: State = None,
+    capacity: int | str | None = None,
     language: LanguageModelOptions | None = None,
 ) -> ImportedModel:
     """Import a model of any supported source.
@@ -76,13 +79,24 @@ def import_model(
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
         outputs: names of those to return, in this order; all when None.
-        state: as `compile` takes it.
+        state, capacity: as `compile` takes them.
         language: how a language model is built; None for the defaults.
 
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
     """
     _check_forms(shapes, constants)
+    if capacity is not None:
+        options = ImportOptions(
+            shapes=shapes,
+            constants=constants,
+            example_inputs=example_inputs,
+            dynamic_shapes=dynamic_shapes,
+            outputs=outputs,
+            state=state,
+            language=language,
+        )
+        return with_capacity(options.load(source), capacity)
     if isinstance(source, str | Path):
         _only_for_torch_modules(example_inputs, dynamic_shapes)
         if is_language_model(Path(source)):
@@ -112,7 +126,7 @@ def import_model(
             example_inputs=example_inputs,
             dynamic_shapes=dynamic_shapes,
             outputs=outputs,
-            state=_names(state),
+            state=_names_or_pairs(state),
         )
     raise OptionError(f"a {type(source).__name__} is not a model", f"give {SOURCES}")
 
@@ -137,12 +151,10 @@ def _pairs(state: State) -> Mapping[str, str] | None:
     return state
 
 
-def _names(state: State) -> Sequence[str] | None:
-    """The option for a PyTorch model. Raises OptionError for what is not a sequence of names."""
-    if isinstance(state, Mapping | str):
-        if not state:
-            return None
-        raise OptionError('state= of a PyTorch model names inputs that it writes to: ["key_cache"]')
+def _names_or_pairs(state: State) -> State:
+    """The option for a PyTorch model. Raises OptionError for a lone name."""
+    if isinstance(state, str):
+        raise OptionError('state= of a PyTorch model names inputs that it writes to, as in ["key_cache"], or pairs')
     return state
 
 
@@ -155,7 +167,9 @@ def _import_file(
     if path.suffix == ".pt2":
         from compiler.frontends.torch import import_torch_file
 
-        return import_torch_file(path, shapes=shapes, constants=constants, outputs=outputs, state=_names(state))
+        return import_torch_file(
+            path, shapes=shapes, constants=constants, outputs=outputs, state=_names_or_pairs(state)
+        )
     if path.suffix == ".twm":
         raise InvalidModelError(f"{path} is compiled already", "run it with tensorwright.load(path).run(...)")
     return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs, state=_pairs(state))

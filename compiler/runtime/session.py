@@ -55,6 +55,7 @@ class Session:
         self._own = tuple(each.name for each in self._described)
         self._sizes = given_sizes(manifest, capacity, sizes)
         self._grown = [state for state in manifest.states if state.grows]
+        self._counting = tuple(grown_sizes(manifest, 0))  # sizes that are the number of rows
         self._limit = capacity if self._grown else None
         self._held: dict[str, Any] | None = None
         self._length = 0
@@ -259,6 +260,7 @@ class Session:
             description = next(each for each in self._manifest.inputs if each.name == self._position)
             is_known = all(isinstance(size, int) for size in description.shape)
             sizes = {} if is_known else completed(self._manifest, self._sizes, named)
+            sizes.update(dict.fromkeys(self._counting, self._length))
             shape = shape_of(description, sizes)
             named[self._position] = np.full(shape, self._length, np.int64)
 

@@ -109,9 +109,13 @@ def states_of(manifest: Manifest) -> list[TensorDescription]:
 
 
 def grown_sizes(manifest: Manifest, length: int) -> Sizes:
-    """The sizes of axes that states grow along, when they hold so many rows."""
+    """Sizes that are the number of rows in use, where it is `length`: of axes that states grow along, and of a position
+    whose own size says it."""
     shapes = {each.name: each.shape for each in manifest.inputs}
     axes = [shapes[state.input][state.axis or 0] for state in manifest.states if state.grows]
+    if manifest.position is not None:
+        others = {size for each in manifest.inputs if each.name != manifest.position.input for size in each.shape}
+        axes += [size for size in shapes[manifest.position.input] if size not in others]
     return {axis: length for axis in axes if isinstance(axis, str)}
 
 

@@ -73,6 +73,15 @@ class _Options:
             "no states. Pairs of the usual names if not given.",
         ),
     ] = None
+    capacity: Annotated[
+        str | None,
+        typer.Option(
+            "--capacity",
+            metavar="ROWS",
+            help="How many rows states that grow have room for, written in place; or a name, whose size each session "
+            "chooses.",
+        ),
+    ] = None
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -145,7 +154,14 @@ class _Options:
 def _compile(given: _Options) -> None:
     import compiler
     from compiler.artifact import KeyKind
-    from compiler.cli.arguments import parse_arrays, parse_passes, parse_shapes, parse_sizes, parse_state
+    from compiler.cli.arguments import (
+        parse_arrays,
+        parse_capacity,
+        parse_passes,
+        parse_shapes,
+        parse_sizes,
+        parse_state,
+    )
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
@@ -173,6 +189,7 @@ def _compile(given: _Options) -> None:
             constants=constants or None,
             outputs=given.outputs.split(",") if given.outputs is not None else None,
             state=parse_state(given.state or []),
+            capacity=parse_capacity(given.capacity),
             precision=given.precision,
             sequences=given.sequences,
             cache=given.cache,

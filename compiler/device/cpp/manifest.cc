@@ -1,5 +1,6 @@
 #include "manifest.h"
 
+#include <algorithm>
 #include <set>
 
 #include "checked_json.h"
@@ -191,6 +192,16 @@ std::string Description::Text() const {
     text += (i ? ", " : "") + (dimensions[i].empty() ? std::to_string(shape[i]) : dimensions[i]);
   }
   return name + ": " + dtype_name + "[" + text + "]";
+}
+
+std::string Manifest::CountingDimension() const {
+  if (!position || inputs[position->input].dimensions.empty()) return "";
+  const std::string& own = inputs[position->input].dimensions[0];
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const auto& others = inputs[i].dimensions;
+    if (i != position->input && std::find(others.begin(), others.end(), own) != others.end()) return "";
+  }
+  return own;
 }
 
 bool Manifest::IsOfSession(size_t input) const {

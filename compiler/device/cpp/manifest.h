@@ -96,6 +96,9 @@ struct Manifest {
   // Throws Error for anything but a manifest whose every field is known and valid.
   void Parse(const char* text, size_t size, const std::string& document);
 
+  // The symbolic dimension of the position that no other input has, which is the number of rows in use; empty for none.
+  std::string CountingDimension() const;
+
   // Whether a session gives this input by itself.
   bool IsOfSession(size_t input) const;
 };

@@ -343,6 +343,7 @@ std::vector<ffi::Tensor> Module::ExampleInputs() const {
   for (const State& state : artifact_->states) {
     if (state.grows) sizes.emplace(artifact_->inputs[state.input].dimensions[*state.axis], 0);
   }
+  sizes.emplace(artifact_->CountingDimension(), 0);
   for (const Description& input : artifact_->inputs) {
     auto found = by_name.find(input.name);
     for (size_t i = 0; found != by_name.end() && i < input.shape.size() && i < found->second.shape().size(); ++i) {

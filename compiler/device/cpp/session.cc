@@ -164,6 +164,7 @@ std::vector<ffi::Tensor> Session::Run(const std::vector<ffi::Tensor>& inputs) {
   for (const auto& [place, tensor] : states_) all[place] = tensor;
   if (artifact().position) {
     size_t place = artifact().position->input;
+    sizes[artifact().CountingDimension()] = length_;
     all[place] = module_->FirstValue(place, sizes);
     std::fill_n(static_cast<int64_t*>(all[place].data_ptr()), all[place].numel(), length_);
   }

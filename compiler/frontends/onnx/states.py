@@ -18,6 +18,7 @@ USUAL_NAMES = (
     ("past_*", "present_*"),
     ("past.*", "present.*"),
     ("cache_*", "cache_*_next"),
+    ("cache_*", "past_key_values_*"),
     ("*_cache", "r_*_cache"),
     ("*", "new_*"),
     ("in_cache*", "out_cache*"),

@@ -47,7 +47,7 @@ def import_torch(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str] | None = None,
-    state: Collection[str] | None = None,
+    state: Mapping[str, str] | Collection[str] | None = None,
 ) -> ImportedModel:
     """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are output_0, output_1, ...,
     or have the keys and fields of the dictionaries, dataclasses and caches that the model returns ("hidden_states_0",
@@ -61,7 +61,8 @@ def import_torch(
         dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
         outputs: names of those to return, in this order; all when None.
         state: names of inputs that the model writes to, which are states then, "*" for all of them; buffers that it
-            writes to always are.
+            writes to always are. Or pairs of inputs and the outputs that are their next values, as for ONNX models;
+            None: the keys and values of a `DynamicCache`, which grow.
 
     Raises:
         OptionError: no example inputs, a module in training mode, or a name in `outputs` that is none of its outputs.
@@ -73,7 +74,7 @@ def import_torch(
     results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
     complex_results = complex_notes(program)
     with quiet(), exporter_caches():
-        program, states = with_states(program, state)
+        program, states = with_states(program, None if isinstance(state, Mapping) else state)
     own = program is source
     sizes, needs = OpenSizes(program), ProgramRequirements(program)
     with quiet(), exporter_caches():
@@ -91,8 +92,9 @@ def import_torch(
     _fix_known_sizes(onnx_program)
     large = sum(_bytes(tensor) for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
     wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
-    model = _imported(onnx_program, large, {"shapes": shapes, "constants": constants, "outputs": wanted})
-    model = model_with_states(model, states)
+    pairs = state if isinstance(state, Mapping) else None if state is None else {}
+    options = {"shapes": shapes, "constants": constants, "outputs": wanted, "state": pairs}
+    model = model_with_states(_imported(onnx_program, large, options), states, usual=state is None)
     returned = {spec.name for spec in model.outputs}
     notes = [note for name, note in complex_results.items() if name in returned]
     return replace(needs.added_to(model), notes=(*model.notes, *notes))
@@ -128,7 +130,7 @@ def import_torch_file(
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     outputs: Sequence[str] | None = None,
-    state: Collection[str] | None = None,
+    state: Mapping[str, str] | Collection[str] | None = None,
 ) -> ImportedModel:
     """Import a file written by `torch.export.save`. Raises as `import_torch`."""
     torch = _torch()

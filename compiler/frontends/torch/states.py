@@ -125,15 +125,20 @@ def output_name(state: ProgramState) -> str:
     return f"{state.name}_next"
 
 
-def model_with_states(model: ImportedModel, states: list[ProgramState]) -> ImportedModel:
-    """The imported model with the states that it still has: their sizes are those of the program's buffers."""
+def model_with_states(model: ImportedModel, states: list[ProgramState], *, usual: bool) -> ImportedModel:
+    """The imported model with the states that it still has: their sizes are those of the program's buffers.
+
+    `usual`: pairs were found by their names, of which those that grow are states as well.
+    """
     have = {spec.name for spec in model.inputs}
     specs = [
         StateSpec(state.name, state.name, output_name(state), initial=_array(state.initial))
         for state in states
         if state.name in have
     ]
-    return replace(model, states=tuple(specs))
+    own = {spec.input for spec in specs}
+    pairs = [each for each in model.states if each.input not in own and (each.grows or not usual)]
+    return replace(model, states=(*specs, *pairs))
 
 
 def _value(program: torch.export.ExportedProgram, name: str) -> Any:

@@ -24,9 +24,11 @@ def run(folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("grows", [False, True], ids=["capacity", "grows"])
-def test_the_runner_and_python_take_turns(grows: bool, tmp_path: Path) -> None:
-    module = tensorwright.compile(decoder() if grows else model(), threads=1, progress=None)
+@pytest.mark.parametrize(
+    ("grows", "capacity"), [(False, None), (True, None), (True, "most")], ids=["capacity", "grows", "appends"]
+)
+def test_the_runner_and_python_take_turns(grows: bool, capacity: str | None, tmp_path: Path) -> None:
+    module = tensorwright.compile(decoder() if grows else model(), threads=1, progress=None, capacity=capacity)
     module.export(tmp_path / "module.twm")
     session, states = module.session(capacity=9), tmp_path / "states"
     session.save(states)

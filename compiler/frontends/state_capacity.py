@@ -1,0 +1,331 @@
+"""States that a model makes longer by concatenation become buffers of a fixed capacity that it writes rows to.
+
+    present = concat(past, new)      becomes      buffer = write_rows(buffer, new, position)
+                                                  present = buffer[:position + rows]
+
+The number of rows in use stays the symbolic dimension that it was, so that all else in the model is the same; an input
+of that size, which a session gives, takes the place of the past.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tvm import relax, te, tirx
+from tvm.ir import IRModule
+from tvm.relax import op as R
+from tvm.sym import Analyzer
+
+from compiler.errors import InternalError, OptionError, Refusal, UnsupportedModelError
+from compiler.frontends.imported_model import ImportedModel, PositionSpec, SizeRequirement, StateSpec, TensorSpec
+from compiler.passes.rewriting.graph import bindings_of, operator_name
+from compiler.passes.rewriting.matching import plain, same_shape, shape_of
+from compiler.passes.rewriting.state_writes import write_rows
+from compiler.passes.rewriting.substitution import replace_leaves
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Index, Var
+
+_POSITION = "position"
+_HINT = "leave capacity= out: each run then returns a longer tensor"
+
+
+def with_capacity(model: ImportedModel, capacity: int | str) -> ImportedModel:
+    """The model whose growing states are buffers of `capacity` rows, written in place.
+
+    Args:
+        model: with states that grow; others stay as they are.
+        capacity: a number of rows; or the name of a symbolic dimension, whose size each session chooses.
+
+    Raises:
+        OptionError: no state grows, they grow by different numbers of rows, or the capacity is no number or name.
+        UnsupportedModelError: the new value of a state is not the old one with rows appended to it.
+    """
+    _check_capacity(model, capacity)
+    growing = [state for state in model.states if state.grows]
+    if not growing:
+        raise OptionError(
+            "capacity= is for states that grow, and the model has none",
+            'name pairs in state=, as in state={"past_key_values.*": "present.*"}',
+        )
+    return _Growing(model, growing, capacity).model()
+
+
+def _check_capacity(model: ImportedModel, capacity: object) -> None:
+    if isinstance(capacity, str):
+        used = {name for spec in (*model.inputs, *model.outputs) for size in spec.shape for name in _names(size)}
+        if not capacity.isidentifier() or capacity in used:
+            raise OptionError(f"capacity={capacity!r} is not a new name of a dimension", 'as in capacity="capacity"')
+    elif not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
+        raise OptionError(f"capacity={capacity!r} is not a number of rows", "as in capacity=1024")
+
+
+def _names(size: int | str) -> list[str]:
+    return re.findall(r"[A-Za-z_]\w*", size) if isinstance(size, str) else []
+
+
+@dataclass(frozen=True)
+class _Append:
+    """The rows that are appended to a state, and the axis of the rows."""
+
+    state: int
+    rows: tuple[Expr, ...]
+    axis: int
+
+
+class _Growing:
+    """The rewriting of one model's growing states."""
+
+    def __init__(self, model: ImportedModel, states: Sequence[StateSpec], capacity: int | str) -> None:
+        self._model, self._states = model, states
+        inputs = [spec.name for spec in model.inputs]
+        self._at = {inputs.index(state.input): state for state in states}
+        main = relax.transform.ToNonDataflow()(model.mod)["main"]
+        pasts = [main.params[at].ty.shape[state.axis] for at, state in self._at.items()]
+        self._past = pasts[0]
+        self._others = {str(each.name): self._past for each in pasts if not each.same_as(self._past)}
+        self._main = main.bind_symbolic_vars(self._others) if self._others else main
+        self._size = tirx.const(capacity, "int64") if isinstance(capacity, int) else tirx.Var(capacity, "int64")
+        self._capacity = capacity
+        self._position = next(
+            name
+            for name in (_POSITION, *(f"{_POSITION}_{count}" for count in range(len(inputs) + 1)))
+            if name not in inputs
+        )
+        self._values = {each.var: each.value for each in bindings_of(self._main.body)}
+        self._rows = self._rows_of_a_run()
+
+    def model(self) -> ImportedModel:
+        """The model with buffers."""
+        model, grown = self._model, {state.input: state for state in self._states}
+        inputs = [self._described(spec, grown.get(spec.name)) for spec in model.inputs]
+        held = {spec.name: spec for spec in inputs}
+        sources = {state.output: state.input for state in self._states}
+        outputs = [
+            replace(self._described(spec, None), shape=held[sources[spec.name]].shape)
+            if spec.name in sources
+            else self._described(spec, None)
+            for spec in model.outputs
+        ]
+        inputs.append(TensorSpec(self._position, (str(self._past.name),), "int64"))
+        rows = self._rows if isinstance(self._rows, int) else str(self._rows.name)
+        return replace(
+            model,
+            mod=self._module(),
+            inputs=inputs,
+            outputs=outputs,
+            states=tuple(replace(state, grows=False) if state.grows else state for state in model.states),
+            position=PositionSpec(self._position, rows),
+            requirements=(*map(self._renamed, model.requirements), self._room(rows)),
+            indices=tuple(replace(each, symbols=self._symbols(each.symbols)) for each in model.indices),
+        )
+
+    def _described(self, spec: TensorSpec, state: StateSpec | None) -> TensorSpec:
+        """An input or output with the one name of the rows in use, and a state's axis of the capacity."""
+        shape = [self._text(size) for size in spec.shape]
+        if state is not None and state.axis is not None:
+            shape[state.axis] = self._capacity
+        return replace(spec, shape=tuple(shape))
+
+    def _text(self, size: int | str) -> int | str:
+        if isinstance(size, int):
+            return size
+        return re.sub(r"[A-Za-z_]\w*", lambda name: self._name(name.group()), size)
+
+    def _name(self, name: str) -> str:
+        return str(self._past.name) if name in self._others else name
+
+    def _symbols(self, symbols: Mapping[str, str]) -> dict[str, str]:
+        return {name: self._name(dimension) for name, dimension in symbols.items()}
+
+    def _renamed(self, requirement: SizeRequirement) -> SizeRequirement:
+        return replace(requirement, symbols=self._symbols(requirement.symbols))
+
+    def _room(self, rows: int | str) -> SizeRequirement:
+        """A run without a session has room for its rows as well."""
+        names = [name for name in (self._capacity, str(self._past.name), rows) if isinstance(name, str)]
+        return SizeRequirement(
+            str(self._capacity), "at least", f"{self._past.name} + {rows}", {name: name for name in names}, "the states"
+        )
+
+    def _rows_of_a_run(self) -> Index:
+        """How many rows a run appends to each state: a number, or the size of a dimension of an input."""
+        found: Index | None = None
+        symbols = {size for spec in self._model.inputs for size in spec.shape}
+        results = [spec.name for spec in self._model.outputs]
+        for state in self._states:
+            new = self._append_of(state, self._result(results.index(state.output)))
+            count = plain(Analyzer().simplify(self._length(new) - self._past))
+            if found is not None and not Analyzer().can_prove_equal(found, count):
+                raise OptionError(
+                    f"states grow by different numbers of rows: {state.name!r} by {count}, others by {found}", _HINT
+                )
+            if not isinstance(count, int) and not (isinstance(count, tirx.Var) and str(count.name) in symbols):
+                raise OptionError(f"state {state.name!r} grows by {count} rows, which is not a size of an input", _HINT)
+            found = count
+        if found is None:
+            raise InternalError("no state grows")
+        return found
+
+    def _length(self, append: _Append) -> Expr:
+        total: Expr = self._past
+        for each in append.rows:
+            total = total + each.ty.shape[append.axis]
+        return total
+
+    def _result(self, index: int) -> Expr:
+        """One result of `main`."""
+        value = self._value(self._main.body.body)
+        if not isinstance(value, relax.Tuple):
+            raise InternalError("main does not return a tuple of its results")
+        return value.fields[index]
+
+    def _value(self, expr: Expr) -> Expr:
+        """What an expression is bound to, behind names and checks of its shape."""
+        while expr in self._values:
+            expr = self._values[expr]
+        return expr
+
+    def _append_of(self, state: StateSpec, result: Expr) -> _Append:
+        """The rows that the new value of a state has more than the old one."""
+        at = next(place for place, each in self._at.items() if each is state)
+        call = self._value(result)
+        append = self._append(call)
+        if append is None or append.state != at:
+            what = "If" if isinstance(call, relax.If) else operator_name(call) or "output"
+            raise UnsupportedModelError(
+                [
+                    Refusal(
+                        what.removeprefix("relax."),
+                        state.output,
+                        f"the new value of {state.input!r} is not Concat({state.input}, rows), so it has no capacity",
+                    )
+                ],
+                "fix `use_cache_branch` by constants= where the model has it, export it without branches around its "
+                f"cache, or {_HINT}",
+            )
+        return append
+
+    def _append(self, call: Expr) -> _Append | None:
+        """A concatenation whose first part is a growing state."""
+        if operator_name(call) != "relax.concat":
+            return None
+        parts = self._value(call.args[0])
+        fields = list(parts.fields) if isinstance(parts, relax.Tuple) else []
+        source = self._value(fields[0]) if len(fields) > 1 else None
+        for at, state in self._at.items():
+            axis = state.axis or 0
+            concatenated = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(call.ty.shape)
+            if source is not None and source.same_as(self._main.params[at]) and concatenated == axis:
+                return _Append(at, tuple(fields[1:]), axis)
+        return None
+
+    # The Relax function.
+
+    def _module(self) -> IRModule:
+        builder = relax.BlockBuilder(
+            IRModule({var: each for var, each in self._model.mod.functions_items() if var.name_hint != "main"})
+        )
+        function = self._function(builder)
+        builder.add_func(function, "main")
+        made = builder.finalize()
+        mod = IRModule(
+            dict(made.functions_items()), attrs=self._model.mod.attrs, global_infos=self._model.mod.global_infos
+        )
+        mod = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(mod))
+        try:
+            relax.analysis.well_formed(mod)
+        except Exception as error:  # whatever TVM raises here is a defect of this file
+            raise InternalError(f"the module with a capacity is not well formed: {error}") from error
+        return mod
+
+    def _function(self, builder: BlockBuilder) -> Function:
+        params = list(self._main.params)
+        buffers = {at: self._buffer(params[at], state) for at, state in self._at.items()}
+        given = relax.Var(self._position, relax.TensorType([self._past], "int64"))
+        new_params = [*(buffers.get(at, each) for at, each in enumerate(params)), given]
+        builder.begin_scope(new_params)
+        builder._begin_binding_block()
+        position = builder.emit_te(
+            lambda past: te.compute((), lambda *_: past, name="position"), self._past, primfunc_name_hint="position"
+        )
+        pasts = {params[at]: self._first(builder, buffer, self._past, at) for at, buffer in buffers.items()}
+        made = _Made(builder, position, buffers, pasts, {})
+        for block in self._main.body.blocks:
+            for binding in block.bindings:
+                self._rebind(made, binding)
+        results = self._results(made)
+        block = builder._end_block()
+        builder.end_scope()
+        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        bindings = [*block.bindings, relax.VarBinding(whole, relax.Tuple(results))]
+        body = relax.SeqExpr([relax.BindingBlock(bindings)], whole)
+        attrs = dict(self._main.attrs or {})
+        return relax.Function(new_params, builder.normalize(body), is_pure=True).with_attr(attrs)
+
+    def _buffer(self, param: Var, state: StateSpec) -> Var:
+        shape = list(param.ty.shape.values)
+        shape[state.axis or 0] = self._size
+        return relax.Var(param.name, relax.TensorType(shape, param.ty.dtype))
+
+    def _first(self, builder: BlockBuilder, buffer: Expr, count: Expr, at: int) -> Expr:
+        """The first rows of a buffer."""
+        axis = self._at[at].axis or 0
+        zero = tirx.const(0, "int64")
+        value: Expr = builder.emit(R.strided_slice(buffer, [axis], [zero], [count], assume_inbound=True))
+        wanted = list(buffer.ty.shape.values)
+        wanted[axis] = count
+        if not same_shape(shape_of(value), [plain(size) for size in wanted]):
+            raise InternalError(f"the first rows of a state have the shape {value.ty}")
+        return value
+
+    def _rebind(self, made: _Made, binding: Binding) -> None:
+        """Emit a binding of the model: that of an appended state as a write, others as they are, on the past's rows."""
+        append = self._append(binding.value) if isinstance(binding, relax.VarBinding) else None
+        if append is not None and append.state not in made.written and self._is_next(binding.var, append.state):
+            made.builder.emit_normalized(relax.VarBinding(binding.var, self._written(made, append)))
+            return
+        value = made.builder.normalize(made.renewed(binding.value))
+        if isinstance(binding, relax.MatchCast):
+            made.builder.emit_normalized(relax.MatchCast(binding.var, value, binding.ty))
+        else:
+            made.builder.emit_normalized(relax.VarBinding(binding.var, value))
+
+    def _written(self, made: _Made, append: _Append) -> Expr:
+        """The rows in use after the new ones were written."""
+        rows = [made.renewed(each) for each in append.rows]
+        new = rows[0] if len(rows) == 1 else made.builder.emit(R.concat(rows, axis=append.axis))
+        buffer = write_rows(made.builder, made.buffers[append.state], new, made.position, append.axis)
+        made.written[append.state] = buffer
+        return self._first(made.builder, buffer, self._past + self._rows, append.state)
+
+    def _is_next(self, var: Var, at: int) -> bool:
+        """Whether a variable is the next value of a state."""
+        results = [spec.name for spec in self._model.outputs]
+        return self._value(self._result(results.index(self._at[at].output))).same_as(self._value(var))
+
+    def _results(self, made: _Made) -> list[Expr]:
+        by_output = {state.output: made.written[at] for at, state in self._at.items()}
+        return [
+            by_output[spec.name] if spec.name in by_output else made.renewed(self._result(index))
+            for index, spec in enumerate(self._model.outputs)
+        ]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The function in the making: how many rows are in use (int64, ()), the buffers of states, what was their past,
+    and the buffers that were written, by the positions of their inputs."""
+
+    builder: BlockBuilder
+    position: Expr
+    buffers: Mapping[int, Var]
+    pasts: Mapping[Expr, Expr]
+    written: dict[int, Expr]
+
+    def renewed(self, expr: Expr) -> Expr:
+        """An expression of the model, on the rows in use of the buffers."""
+        return replace_leaves(expr, lambda leaf: self.pasts.get(leaf, leaf))
