@@ -29,12 +29,17 @@ Step = Call | Branches
 
 def nodes_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[str]:
     """The names of the model's nodes that the calls of a kernel compute, each once; `functions`: the steps of each."""
-    found: dict[str, None] = {}
+    return list(dict.fromkeys(node.name for node in calls_of(callee, functions)))
+
+
+def calls_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[ModelNode]:
+    """The model's nodes that the calls of a kernel compute, in the order of the calls."""
+    found: list[ModelNode] = []
     waiting = list(functions.values())
     while waiting:
         for step in waiting.pop(0):
             if isinstance(step, Branches):
                 waiting += [step.when_true, step.when_false]
             elif step.callee == callee:
-                found.update(dict.fromkeys(node.name for node in step.nodes))
-    return list(found)
+                found += step.nodes
+    return found

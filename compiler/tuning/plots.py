@@ -62,7 +62,7 @@ def _curves(result: TuneResult) -> Section | None:
         default = task.default_seconds or 1.0
         points = [(float(trials), seconds / default) for trials, seconds in task.curve]
         last = points[-1][1] if points else 1.0
-        series.append(Series(task.kernel, [*points, (float(task.trials), last)]))
+        series.append(Series(task.layer, [*points, (float(task.trials), last)]))
     if not series:
         return None
     chart = LineChart(series, "trials", "best over default", "", "%", steps=True, y_from_zero=False)
@@ -77,14 +77,14 @@ def _gains(result: TuneResult) -> Section | None:
         won = task.count * ((task.default_seconds or 0.0) - (task.fastest_seconds or 0.0))
         knobs = ", ".join(f"{name}={value}" for name, value in task.config.items())
         bars.append(
-            Bar(task.kernel, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished))
+            Bar(task.layer, max(won, 0.0), text=f"{task.gain:.2f} x", details=(task.rule, knobs, task.finished))
         )
     return Section("Won in a run of the model", BarChart(bars, "s")) if bars else None
 
 
 def _limits(result: TuneResult) -> Section | None:
     bars = [
-        Bar(task.kernel, 100 * task.of_limit, text=f"{task.of_limit:.0%}", details=(task.rule, task.finished))
+        Bar(task.layer, 100 * task.of_limit, text=f"{task.of_limit:.0%}", details=(task.rule, task.finished))
         for task in _by_share(result)
         if task.of_limit is not None
     ]

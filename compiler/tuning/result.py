@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compiler.profiling.attribution import layer_label
 from compiler.reports.formatting import format_cost
 from compiler.support.notebook import table_html
 from compiler.tuning.progress import SearchCost
@@ -21,6 +22,7 @@ class TaskResult:
     """One task: seconds of a call with the rule's default and with the best config, and what became of it.
 
     Attributes:
+        nodes: names of the model's nodes that the kernel computes, the main one first.
         of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
         instead_of: the key of the task that this one computes the same as, by an alternative; "" for the untuned one.
         fastest_seconds: `best_seconds` of the fastest alternative.
@@ -40,6 +42,13 @@ class TaskResult:
     of_limit: float | None = None
     instead_of: str = ""
     fastest_seconds: float | None = None
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def layer(self) -> str:
+        """What the task is called in tables: the main node and how many more there are, else the kernel."""
+        label = layer_label(self.nodes, self.kernel)
+        return f"{label} by {self.rule}" if self.instead_of and self.nodes else label
 
     @property
     def gain(self) -> float:
@@ -104,9 +113,9 @@ class TuneResult:
         )
 
     def _repr_html_(self) -> str:
-        rows = [(each.kernel, each.rule, each.trials, f"{each.gain:.2f} times", each.finished) for each in self.tasks]
+        rows = [(each.layer, each.rule, each.trials, f"{each.gain:.2f} times", each.finished) for each in self.tasks]
         title = f"{self.trials} trials: {self._cost(self.before)} in kernels, then {self._cost(self.after)}"
-        return table_html(title, ("kernel", "rule", "trials", "gain", "finished"), rows)
+        return table_html(title, ("layer", "rule", "trials", "gain", "finished"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -153,4 +162,5 @@ def _task_result(state: TaskState) -> TaskResult:
         of_limit=state.of_limit,
         instead_of=state.task.instead_of,
         fastest_seconds=state.fastest_seconds if seconds is not None else None,
+        nodes=state.task.nodes,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from tvm.ir import GenericConst
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PassOptions, PipelineContext
+from compiler.passes.memory.list_calls import list_calls
 from compiler.passes.pipeline import run_pipeline
+from compiler.profiling.attribution import names_of
+from compiler.support.call_list import Step, calls_of
 from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
@@ -47,6 +51,7 @@ class Task:
         key: its record key.
         names: of the kernels in the module that share the key; the first stands for all.
         count: calls in one run of the model.
+        nodes: names of the model's nodes that it computes, the main one first.
         tunable: the rule has knobs with more than one config.
         instead_of: the key of the task that this one would compute the same as, by an alternative; "" for kernels of
             the untuned module.
@@ -60,6 +65,7 @@ class Task:
     default: Config
     kernel: KernelTask
     count: int = 0
+    nodes: tuple[str, ...] = ()
     tunable: bool = True
     instead_of: str = ""
     operations: int = 0
@@ -93,16 +99,18 @@ def extract_tasks(
     With `alternatives`, also the kernels that would compute the same and are not estimated to be the fastest.
     """
 
-    def lowered(choose: Choice) -> tvm.IRModule:
+    def tasks(choose: Choice) -> Extracted:
         context = PipelineContext(
             target=target, machine=target.machine, options=options or PassOptions(), choose=choose
         )
-        return run_pipeline(mod, context, passes=_WITHOUT_SCHEDULES, until="schedule").mod
+        result = run_pipeline(mod, context, passes=_WITHOUT_SCHEDULES, until="schedule")
+        list_calls.rewrite(result.mod, context)
+        return tasks_of(result.mod, target, context.report.calls)
 
     survey = AlternativeSurvey()
-    extracted = tasks_of(lowered(survey), target)
+    extracted = tasks(survey)
     while alternatives and survey.next_place():
-        extracted.add_alternatives(tasks_of(lowered(survey), target), survey.first)
+        extracted.add_alternatives(tasks(survey), survey.first)
     return extracted
 
 
@@ -129,8 +137,10 @@ class AlternativeSurvey:
         return self.place <= self._most
 
 
-def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
-    """The tasks of a module whose kernels are not scheduled yet."""
+def tasks_of(
+    mod: tvm.IRModule, target: targets.Target, steps: Mapping[str, Sequence[Step]] = MappingProxyType({})
+) -> Extracted:
+    """The tasks of a module whose kernels are not scheduled yet; `steps`: what `list-calls` reports of it."""
     calls = _calls(mod)
     constant_bytes = _constant_bytes(mod)
     extracted = Extracted()
@@ -155,6 +165,7 @@ def tasks_of(mod: tvm.IRModule, target: targets.Target) -> Extracted:
             task = _task(key, rule, workload, kernel, constants, constant_bytes, target)
             found[key] = task
         found[key].names.append(name)
+        found[key].nodes = tuple(dict.fromkeys((*found[key].nodes, *names_of(calls_of(name, steps)))))
         found[key].count += calls.counts[name]
     extracted.tasks = [task for task in found.values() if task.count]
     return extracted

@@ -127,7 +127,7 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
         return tune_network(source, model, target, measurer, options)
     if options.memory_limit is not None:
         raise OptionError(f"target {target.name!r} has no limit of memory to tune for", "leave memory_limit out")
-    for_passes = PassOptions(options.precision, model.checks)
+    for_passes = PassOptions(options.precision, model.checks, nodes=model.nodes)
     extracting = time.monotonic()
     extracted = extract_tasks(model.mod, target, for_passes, alternatives=target.pipeline == "processor")
     compile_seconds = _COMPILE_OVER_EXTRACT * (time.monotonic() - extracting)

@@ -324,9 +324,14 @@ def _print(result: TuneResult) -> None:
     if result.network is not None:
         _print_network(result, result.network)
         return
+    if not result.tasks and result.skipped:
+        print_note(
+            "nothing to tune: all sizes are known only at run time; tune for given sizes with --shape NAME=SIZES"
+        )
+        return
     rows = [
         (
-            task.kernel,
+            task.layer,
             task.rule,
             str(task.count),
             format_seconds(task.default_seconds) if task.default_seconds else "",
@@ -338,7 +343,7 @@ def _print(result: TuneResult) -> None:
         )
         for task in sorted(result.tasks, key=lambda task: -task.count * (task.default_seconds or 0.0))
     ]
-    columns = ("kernel", "rule", "calls", "default", "best", "gain", "of limit", "trials", "ended, because")
+    columns = ("layer", "rule", "calls", "default", "best", "gain", "of limit", "trials", "ended, because")
     print_table(columns, rows, ("calls", "default", "best", "gain", "of limit", "trials"))
     gain = result.before / result.after if result.after else 1.0
     rate = result.trials / result.seconds if result.seconds else 0.0

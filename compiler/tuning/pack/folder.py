@@ -89,7 +89,7 @@ def write_pack(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OptionError(f"{output} exists and is not an empty folder", "give a new one")
     model = (imports or ImportOptions()).load(source)
-    options = PassOptions(precision, model.checks)
+    options = PassOptions(precision, model.checks, nodes=model.nodes)
     extracted = extract_tasks(model.mod, chosen, options, alternatives=False)
     tasks = sorted((each for each in extracted.tasks if each.tunable), key=lambda each: -each.count * each.operations)
     if not tasks:

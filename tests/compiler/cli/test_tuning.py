@@ -41,6 +41,7 @@ def test_tune_then_look_at_the_records(tensorwright: Run, tmp_path: Path) -> Non
     assert done.code == 0, done.err
     assert "kernels of a run" in done.out
     assert "conv-direct" in done.out
+    assert "fused_" not in done.out  # layers have the names of the model's nodes
     assert "9 trials" in done.err or "9 in" in done.out
     assert "Latency against trials" in page.read_text()
 
