@@ -40,6 +40,7 @@ LIBRARY_SOURCES = (
     "device.cc",
     "elements.cc",
     "parameter_store.cc",
+    "pool_bound.cc",
     "module.cc",
     "session.cc",
     "report.cc",

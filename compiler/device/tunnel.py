@@ -23,6 +23,7 @@ from compiler.device.connection import CONNECT_SECONDS, Connection
 from compiler.device.credentials import Credentials
 from compiler.device.noise import HandshakeError
 from compiler.errors import DeviceError, InternalError
+from compiler.support.sockets import receive_exactly
 
 _MAGIC = 0xFF271  # RPC_MAGIC of tvm/rpc/base.py
 _LONGEST_KEY = 4096
@@ -134,15 +135,15 @@ class _Tunnel:
                     local.settimeout(None)
                     local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     return local
-            except OSError:
+            except (OSError, EOFError):
                 pass  # gone, or silent: not the one
             local.close()
 
     def _is_expected(self, local: socket.socket) -> bool:
-        magic, length = struct.unpack("@ii", _exactly(local, 2 * _INT.size))
+        magic, length = struct.unpack("@ii", receive_exactly(local, 2 * _INT.size))
         if magic != _MAGIC or not 0 <= length <= _LONGEST_KEY:
             return False
-        return hmac.compare_digest(_exactly(local, length), f"client:{self.token}".encode())
+        return hmac.compare_digest(receive_exactly(local, length), f"client:{self.token}".encode())
 
     def _carry_back(self, local: socket.socket) -> None:
         with contextlib.suppress(OSError, HandshakeError):
@@ -150,16 +151,6 @@ class _Tunnel:
                 local.sendall(data)
         with contextlib.suppress(OSError):
             local.shutdown(socket.SHUT_RDWR)
-
-
-def _exactly(local: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        part = local.recv(count - len(data))
-        if not part:
-            raise OSError("the client left")
-        data += part
-    return data
 
 
 if __name__ == "__main__":

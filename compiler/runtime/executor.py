@@ -165,6 +165,7 @@ class LocalExecutor:
         # Taking from and adding to a list's end are atomic.
         self._idle: list[_Session] = [self._new_session()]
         self._turn = 0  # counts runs; threads may count one together
+        self._code = POOL.register()
         check_parameters(self._idle[0].machine, self._parameters)
 
     def _expanded(self, stored: list[RuntimeTensor], compact: int, threads: int) -> list[RuntimeTensor]:
@@ -235,7 +236,7 @@ class LocalExecutor:
                 session.small = as_numpy and sum(array.nbytes for array in named.values()) <= _KEPT_BYTES
         session.memory.release()
         if session.is_first and session.memory.sizes:
-            POOL.ran((id(self), *session.memory.sizes.values()), session.before)
+            POOL.ran((self._code, *session.memory.sizes.values()), session.before)
         self._give_back(session)
         return named if out is None else written(named, out)
 

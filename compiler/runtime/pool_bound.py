@@ -7,6 +7,7 @@ as a whole.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections.abc import Callable, Hashable
 
@@ -14,6 +15,7 @@ from compiler.runtime.library import release_memory
 
 _KEPT_BYTES = 64 << 20  # of sizes that ran; more where a few of the largest size take more
 _KEPT_LARGEST = 4
+_KNOWN_SIZES = 4096
 _KEPT_SIZES = 8  # where the C library does not tell what is allocated
 
 
@@ -44,9 +46,14 @@ class PoolBound:
     def __init__(self) -> None:
         self._read = _allocated_bytes()
         self._lock = threading.Lock()
+        self._codes = itertools.count()
         self._sizes: set[Hashable] = set()
         self._base: int | None = None
         self._largest = 0
+
+    def register(self) -> int:
+        """A number for a module's code; that of one which is gone is given to no other."""
+        return next(self._codes)
 
     def allocated(self) -> int:
         """Bytes that this process has allocated; 0 where that is not known."""
@@ -71,8 +78,8 @@ class PoolBound:
                 self._base, self._largest = None, 0
 
     def _is_full(self, kept: int) -> bool:
-        if self._read is None:
-            return len(self._sizes) > _KEPT_SIZES
+        if len(self._sizes) > (_KEPT_SIZES if self._read is None else _KNOWN_SIZES):
+            return True
         return kept > max(_KEPT_BYTES, _KEPT_LARGEST * self._largest)
 
 

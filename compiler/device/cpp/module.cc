@@ -58,17 +58,13 @@ ffi::Function Global(const char* name) {
 Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifact)), checker_(*artifact_) {
   Span library = CodeOf(*artifact_);
   device_ = DeviceFor(*artifact_, artifact_->parameters.size);
-  try {
+  Explained([&] {
     std::vector<NamedTensor> stored = ReadTensors(artifact_->parameters, artifact_->parameter_descriptions, "the parameters of the module");
     size_t plain = stored.size() - std::min<size_t>(stored.size(), artifact_->compact_parameters);
     for (size_t i = 0; i < stored.size(); ++i) {
       parameters_.push_back(device_->ToDevice(i < plain && artifact_->OwnsBytes() ? Share(stored[i].tensor, artifact_) : stored[i].tensor, nullptr));
     }
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    Failed(error.what());
-  }
+  });
   reference_inputs_ = ReadTensors(artifact_->reference_inputs, artifact_->reference_input_descriptions, "the reference inputs of the module");
   reference_outputs_ = ReadTensors(artifact_->reference_outputs, artifact_->reference_output_descriptions, "the reference outputs of the module");
   if (!artifact_->initial_state_descriptions.empty()) {
@@ -102,7 +98,8 @@ Module::Module(const Module& other)
       executable_(other.executable_),
       machine_(NewMachine(*executable_, device_->Places())),
       main_(BindParameters(*machine_, parameters_)),
-      threads_(other.threads_) {}
+      threads_(other.threads_),
+      last_sizes_(other.last_sizes_) {}
 
 std::unique_ptr<Module> Module::Shared() const { return std::unique_ptr<Module>(new Module(*this)); }
 
@@ -155,15 +152,14 @@ ffi::Tensor Module::Share(const ffi::Tensor& parameter, std::shared_ptr<Artifact
 
 std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
   checker_.Check(inputs);
-  try {
+  return Explained([&] {
     Turn turn(threads_);
+    RunOfSizes run(&last_sizes_, inputs);
     Place(inputs);
-    return device_->ToHost(Outputs(Call(placed_)));
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    Failed(error.what());
-  }
+    std::vector<ffi::Tensor> outputs = device_->ToHost(Outputs(Call(placed_)));
+    run.Ended();
+    return outputs;
+  });
 }
 
 std::vector<ffi::Tensor> Module::Step(const std::vector<ffi::Tensor>& inputs) {
@@ -171,17 +167,16 @@ std::vector<ffi::Tensor> Module::Step(const std::vector<ffi::Tensor>& inputs) {
   std::vector<ffi::Tensor> placed = inputs;
   std::vector<bool> held(inputs.size());
   for (const State& state : artifact_->states) held[state.input] = true;
-  try {
+  return Explained([&] {
     for (size_t i = 0; i < placed.size(); ++i) {
       if (!held[i]) placed[i] = device_->ToDevice(placed[i], nullptr);
     }
     Turn turn(threads_);
-    return Outputs(Call(placed));
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    Failed(error.what());
-  }
+    RunOfSizes run(&last_sizes_, placed);
+    std::vector<ffi::Tensor> outputs = Outputs(Call(placed));
+    run.Ended();
+    return outputs;
+  });
 }
 
 ffi::Tensor Module::Copy(const ffi::Tensor& tensor) {
@@ -278,14 +273,10 @@ DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int ru
     result = Call(placed_);
   };
   DeviceTimes times;
-  try {
+  Explained([&] {
     times = device_->Time(run, runs, graph);
     found = device_->ToHost(Outputs(result));
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    Failed(error.what());
-  }
+  });
   for (size_t i = 0; i < expected.size() && artifact_->states.empty(); ++i) {  // later runs of states give other results
     if (std::memcmp(expected[i].data_ptr(), found[i].data_ptr(), TensorBytes(*found[i].GetDLTensorPtr())) == 0) continue;
     throw Error("output " + Quoted(artifact_->outputs[i].name) + (graph ? " of the CUDA graph" : " of a later run") + " differs from that of the first run");

@@ -12,6 +12,7 @@
 #include "artifact.h"
 #include "device.h"
 #include "parameter_store.h"
+#include "pool_bound.h"
 #include "requirements.h"
 #include "tensors.h"
 
@@ -75,6 +76,18 @@ class Module {
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
   [[noreturn]] void Failed(const std::string& failure) const;
 
+  // What `work` returns; what TVM throws in it becomes an Error.
+  template <typename Work>
+  auto Explained(Work work) const {
+    try {
+      return work();
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {
+      Failed(error.what());
+    }
+  }
+
   std::shared_ptr<Artifact> artifact_;
   InputChecker checker_;
   std::shared_ptr<Device> device_;
@@ -84,6 +97,7 @@ class Module {
   std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;
   int threads_ = 1;
+  LastSizes last_sizes_;
 };
 
 // Of sorted or unsorted values; fraction in [0, 1].

@@ -31,6 +31,7 @@ from compiler.serving.tracing import Tracer
 from compiler.serving.workers.channel import Channel, described, open_channel
 from compiler.serving.workers.http_server import HttpOptions, Server
 from compiler.serving.workers.options import WorkerOptions
+from compiler.support.sockets import receive_exactly
 from targets.cpuinfo import usable_cores
 
 _LENGTH_BYTES = 8
@@ -181,21 +182,11 @@ class _Worker:
 
 
 def _read_options(sock: socket.socket) -> WorkerOptions:
-    length = int.from_bytes(_exactly(sock, _LENGTH_BYTES), "little")
-    options = pickle.loads(_exactly(sock, length))  # from the process that started this one
+    length = int.from_bytes(receive_exactly(sock, _LENGTH_BYTES), "little")
+    options = pickle.loads(receive_exactly(sock, length))  # from the process that started this one
     if not isinstance(options, WorkerOptions):
         raise OptionError("the supervisor sent no options")
     return options
-
-
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    content = b""
-    while len(content) < count:
-        part = sock.recv(count - len(content))
-        if not part:
-            raise EOFError("the supervisor is gone")
-        content += part
-    return content
 
 
 def _configure_logs(options: WorkerOptions) -> None:

@@ -17,7 +17,9 @@ import targets
 import tensorwright
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import device_programs
+from compiler.runtime.pool_bound import POOL
 from tests.compiler.device.c_library import CallError, CModule
+from tests.compiler.runtime.building import MEGABYTE, squares
 
 ROWS, WIDTH = 50, 8
 
@@ -151,6 +153,19 @@ def test_files_of_equal_weights_share_them(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "shared").chmod(0o755)
     with pytest.raises(CallError, match="can be read or written by others"):
         CModule(tmp_path / "1.twm")
+
+
+def test_runs_of_many_sizes_do_not_leave_the_memory_of_all(tmp_path: Path) -> None:
+    if not POOL.allocated():
+        pytest.skip("the C library does not tell what is allocated")
+    squares().export(tmp_path / "squares.twm")
+    module, x = CModule(tmp_path / "squares.twm"), np.ones((20, MEGABYTE // 4), np.float32)
+    before, most = POOL.allocated(), 0
+    for rows in range(1, 21):
+        assert np.all(module.run({"x": x[:rows]})[0] == MEGABYTE // 4)
+        most = max(most, POOL.allocated() - before)
+    module.free()
+    assert most < 140 * MEGABYTE  # 1 + 2 + ... + 20 are 210
 
 
 def _private_bytes() -> int:

@@ -17,11 +17,13 @@ import tvm  # isort: skip
 from tvm import relax  # isort: skip
 
 from compiler.artifact import Artifact, TargetDescription, TensorDescription
+from compiler.runtime import Module
 from tests.compiler.artifact.samples import create_artifact
 
 Shape = tuple[int | str, ...]
 Tensors = Sequence[tuple[str, Shape, str]]
 Body = Callable[..., Any]
+MEGABYTE = 1 << 20
 
 
 def build_artifact(
@@ -113,3 +115,15 @@ def pair_artifact() -> Artifact:
 def elementwise_artifact(dtype: str, operation: str = "add", shape: Shape = ("n", 3)) -> Artifact:
     """y = operation(x, x) in one element type."""
     return build_artifact([("x", shape, dtype)], [("y", shape, dtype)], lambda x: [getattr(relax.op, operation)(x, x)])
+
+
+def squares() -> Module:
+    """y = the sums of squares of rows of x: float32[n, 2**18], with a megabyte of squares for each row."""
+    shape = ("n", MEGABYTE // 4)
+    return Module(
+        build_artifact(
+            [("x", shape, "float32")],
+            [("y", ("n",), "float32")],
+            lambda x: [relax.op.sum(relax.op.multiply(x, x), axis=1)],
+        )
+    )

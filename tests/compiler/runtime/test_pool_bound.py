@@ -5,26 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.runtime import Module, pool_bound
+from compiler.runtime import pool_bound
 from compiler.runtime.library import release_memory
 from compiler.runtime.pool_bound import PoolBound
-from tests.compiler.runtime.building import build_artifact
-
-MEGABYTE = 1 << 20
-
-
-def _squares() -> Module:
-    """y = the sums of squares of rows of x: float32[n, 2**18], with a megabyte of squares for each row."""
-    from tvm import relax
-
-    shape = ("n", MEGABYTE // 4)
-    return Module(
-        build_artifact(
-            [("x", shape, "float32")],
-            [("y", ("n",), "float32")],
-            lambda x: [relax.op.sum(relax.op.multiply(x, x), axis=1)],
-        )
-    )
+from tests.compiler.runtime.building import MEGABYTE, squares
 
 
 def test_runs_of_many_sizes_do_not_leave_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +24,7 @@ def test_runs_of_many_sizes_do_not_leave_the_memory_of_all(monkeypatch: pytest.M
 
     if not PoolBound().allocated():
         pytest.skip("the C library does not tell what is allocated")
-    module, x = _squares(), np.ones((20, MEGABYTE // 4), np.float32)
+    module, x = squares(), np.ones((20, MEGABYTE // 4), np.float32)
     unbound = PoolBound()
     monkeypatch.setattr(unbound, "ran", lambda *given: None)
     assert most(unbound) > 200 * MEGABYTE  # 1 + 2 + ... + 20

@@ -1,0 +1,16 @@
+"""Reading from sockets."""
+
+from __future__ import annotations
+
+import socket
+
+
+def receive_exactly(connection: socket.socket, count: int) -> bytes:
+    """So many bytes. Raises EOFError where the other side closes before, and OSError."""
+    content = bytearray()
+    while len(content) < count:
+        part = connection.recv(count - len(content))
+        if not part:
+            raise EOFError(f"the connection was closed after {len(content)} of {count} bytes")
+        content += part
+    return bytes(content)
