@@ -30,6 +30,9 @@ def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
 
 
 def _gated(model: Emitter, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
+    hidden = model.products.gated(x, gate_up, model.config.activation)
+    if hidden is not None:
+        return model.products.product(hidden, down)
     gate, up = model.products.products(x, gate_up)
     return model.products.product(model.builder.emit(R.multiply(model.activated(gate), up)), down)
 

@@ -12,7 +12,7 @@ from tvm.relax import op as R
 from compiler.frontends.llm.blocks import packed
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.weights import Experts, Linear, Matrix, joined, joined_experts, stacked, stacked_experts
-from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
+from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows, gated_product, gates
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
 
@@ -46,6 +46,19 @@ class Products:
         for run in stacked(parts):
             results += self._split(self.product(x, joined(run)), [part.weight.rows for part in run])
         return results
+
+    def gated(self, x: Expr, gate_up: Sequence[Linear], activation: str) -> Expr | None:
+        """act(gate) * up of two products as one kernel, None where there is none for such weights."""
+        if self._options.activations == "float32" or any(part.bias is not None for part in gate_up):
+            return None
+        kinds = {part.weight.kind for part in gate_up}
+        if self._options.precision != "bfloat16" and not (self._options.precision is None and kinds == {"BF16"}):
+            return None
+        gate, up = (packed(part.weight, self._options.precision) for part in gate_up)
+        if not gates(gate, up, activation):
+            return None
+        self.operands.append(x)
+        return gated_product(self._builder, x, (gate, up), activation)
 
     def experts(self, x: Expr, parts: Sequence[Experts], routing: Routing, *, of_slots: bool) -> list[Expr]:
         """Products of each slot of a mixture with the weights of its expert, as `products`: each (slots, rows).

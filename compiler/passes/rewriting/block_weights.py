@@ -19,9 +19,12 @@ from schedules.matmul.bf16 import matmul_bf16
 from schedules.matmul.blocks.expressions import block_matmul, block_take
 from schedules.matmul.blocks.layout import FLOATS, PANEL, BlockFormat, pack_floats, pack_numbers, pack_planes
 from schedules.matmul.blocks.rounding import block_round
+from schedules.matmul.gated_bf16 import GATES, interleaved, matmul_gated_bf16
 from schedules.matmul.pack import FUSABLE
+from schedules.matmul.rounded_bf16 import matmul_rounded_bf16, rounded_bf16
 
 ACTIVATIONS = ("int8", "float32", "bfloat16")
+_ELEMENTWISE = 0  # relax's pattern kind that is fused with what comes before
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
 
@@ -160,11 +163,7 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
     if activations not in ACTIVATIONS:
         raise ValueError(f"activations are {' or '.join(ACTIVATIONS)}, not {activations}")
     if activations == "bfloat16" and weight.layout.numbers == "bfloat16":
-        # The layout is that of pairs along the depth.
-        columns, pairs = weight.columns, weight.constants()[0]
-        attrs = {"op_pattern": FUSABLE}
-        call = builder.call_te(matmul_bf16, data, pairs, columns, primfunc_name_hint="matmul", primfunc_attrs=attrs)
-        return builder.emit(call)
+        return _product_of_rounded(builder, data, weight)
     data = rounded_rows(builder, data, weight, activations)
     return builder.emit(
         builder.call_te(
@@ -176,6 +175,48 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
             primfunc_attrs={"op_pattern": FUSABLE},
         )
     )
+
+
+def _product_of_rounded(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight) -> Expr:
+    """The product of bfloat16 operands. Data of an even depth are rounded by the kernel that makes them."""
+    kernel = matmul_bf16  # the layout of the weight is that of pairs along the depth
+    if weight.depth % 2 == 0:
+        kernel, data = matmul_rounded_bf16, _rounded(builder, data)
+    pairs, attrs = weight.constants()[0], {"op_pattern": FUSABLE}
+    call = builder.call_te(kernel, data, pairs, weight.columns, primfunc_name_hint="matmul", primfunc_attrs=attrs)
+    return builder.emit(call)
+
+
+def _rounded(builder: relax.BlockBuilder, data: Expr) -> Expr:
+    attrs = {"op_pattern": _ELEMENTWISE}
+    return builder.emit(builder.call_te(rounded_bf16, data, primfunc_name_hint="rounded", primfunc_attrs=attrs))
+
+
+def gates(gate: BlockWeight, up: BlockWeight, activation: str) -> bool:
+    """Whether `gated_product` takes these."""
+    return (
+        activation in GATES
+        and gate.layout.numbers == up.layout.numbers == "bfloat16"
+        and gate.columns == up.columns
+        and gate.columns % PANEL == 0
+        and gate.depth % 2 == 0
+    )
+
+
+def gated_product(builder: relax.BlockBuilder, data: Expr, weights: tuple[BlockWeight, BlockWeight], act: str) -> Expr:
+    """act(data gate^T) * (data up^T) of operands rounded to bfloat16, emitted: float32 (..., columns).
+
+    Args:
+        builder: inside a function.
+        data: float32 (..., depth).
+        weights: gate and up, that `gates` accepts.
+        act: the activation, one of `GATES`.
+    """
+    pairs = as_constant(interleaved(*(each.arrays[0] for each in weights)))
+    attrs = {"op_pattern": FUSABLE}
+    arguments = (_rounded(builder, data), pairs, weights[0].columns, act)
+    call = builder.call_te(matmul_gated_bf16, *arguments, primfunc_name_hint="gated_matmul", primfunc_attrs=attrs)
+    return builder.emit(call)
 
 
 def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, activations: str) -> Expr:

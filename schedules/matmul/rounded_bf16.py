@@ -1,0 +1,95 @@
+"""Products of data that are rounded to bfloat16 already, and the rounding.
+
+The rounding is elementwise, so it is done while the kernel before writes its result: the data then take half the memory
+and no pass of their own. Two neighbours along the depth are read as one word. The weights are packed as pairs when
+compiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from schedules.annotations import KIND
+from schedules.codegen.nest import lanes_of
+from schedules.instructions.bf16_dot import dot, narrowed
+from schedules.ir.stages import Kernel, Stage
+from schedules.ir.tir import Expr, tirx
+from schedules.machine import Machine
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.packed_operand import PanelRule, panel_form
+from schedules.matmul.tiling import MatmulWorkload
+from schedules.matmul.writer import MatmulWriter
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Tensor
+
+MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
+
+
+def rounded_bf16(data: Tensor) -> Tensor:
+    """float32 data rounded to nearest even bfloat16: the bits, as uint16."""
+    return te.compute(data.shape, lambda *at: narrowed(data(*at)), name="rounded")
+
+
+def matmul_rounded_bf16(data: Tensor, packed: Tensor, columns: int, kind: str = MATMUL_ROUNDED_BF16) -> Tensor:
+    """The product of data (..., depth) that `rounded_bf16` returned, of an even depth, and weights packed by
+    `bf16_dot.pack_pairs`: float32 (..., columns). `kind` is the annotation of its rule."""
+    width = int(packed.shape[2])
+    k = te.reduce_axis((tirx.IntImm("int64", 0), packed.shape[1]), name="k")
+    half, upper = tirx.IntImm("int32", 16), tirx.IntImm("int32", -65536)
+
+    def number(bits: Expr) -> Expr:
+        return tirx.reinterpret("float32", tirx.Cast("int32", bits) << half)
+
+    def point(*at: Expr) -> Expr:
+        word = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
+        first = number(data(*at[:-1], 2 * k)) * tirx.reinterpret("float32", word << half)
+        second = number(data(*at[:-1], 2 * k + 1)) * tirx.reinterpret("float32", word & upper)
+        return te.sum(first + second, axis=k)
+
+    shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
+    return te.compute(shape, point, name="matmul", attrs={KIND: kind})
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A product whose A is a word of two neighbours."""
+
+    form: MatmulForm
+
+
+class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
+    """Serves the kernels of `matmul_rounded_bf16`."""
+
+    name: ClassVar[str] = "matmul-rounded-bf16"
+    version: ClassVar[int] = 1
+
+    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
+        parts = self.parts(kernel)
+        if parts is None:
+            return None
+        rows, columns, depth = parts.form.known_extents
+        return MatmulWorkload(1, rows, columns, depth, "panels", parts.form.width, "float32", "bfloat16", 0, depth)
+
+    def parts(self, kernel: Kernel) -> Parts | None:
+        stages = anchor_stages(kernel, MATMUL_ROUNDED_BF16)
+        return parts_of(stages[0]) if len(stages) == 1 and kernel.is_plain else None
+
+    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return MatmulWriter(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=dot)
+
+
+def parts_of(stage: Stage) -> Parts | None:
+    """The operands of a stage of `matmul_rounded_bf16`."""
+    if stage.store is None:
+        return None
+    depth = next(axis for axis in stage.axes if axis.reduce)
+    loads = [load for load in stage.loads if not load.source.same_as(stage.store.buffer)]
+    packed = next(load for load in loads if str(load.source.dtype) == "int32")
+    data = next(load for load in loads if str(load.source.dtype) == "uint16")
+    pair = tirx.BufferLoad(data.source, [*data.indices[:-1], lanes_of(2 * depth.var, 2)])
+    return Parts(panel_form(stage, depth, tirx.reinterpret("int32", pair), packed))

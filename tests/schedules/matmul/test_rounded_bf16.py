@@ -1,0 +1,88 @@
+"""Products of data that were rounded by the kernel before, alone and as a gated MLP, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tvm import relax
+
+from compiler.passes.rewriting.block_weights import BlockWeight, block_product, gated_product, gates
+from schedules.ir.tir import tirx, tvm
+from tests.schedules.harness import Array, executable, normal, runnable, scheduled
+
+
+def rounded(array: Array) -> Array:
+    return array.astype(ml_dtypes.bfloat16).astype("float64")
+
+
+def run(mod: Any, target: str, data: Array) -> Array:
+    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    return np.asarray(machine["main"](tvm.runtime.tensor(data)).numpy())
+
+
+def weight(columns: int, depth: int, seed: int) -> tuple[BlockWeight, Array]:
+    values = (normal((columns, depth), seed) / np.sqrt(depth)).astype("float32")
+    return BlockWeight.of_floats(values, "bfloat16"), rounded(values)
+
+
+@pytest.mark.parametrize("target", runnable())
+def test_the_kernel_before_rounds(target: str) -> None:
+    stored, exact = weight(40, 48, 1)
+
+    def make(builder: Any, data: Any) -> Any:
+        gain = relax.const(np.ones(48, "float32"))
+        normed = builder.emit(relax.op.nn.rms_norm(data, gain, [-1], 1e-5))
+        return block_product(builder, normed, stored, "bfloat16")
+
+    mod, report = scheduled(make, [((tirx.Var("n", "int64"), 48), "float32")], target)
+    assert report.by_rule().get("matmul-rounded-bf16"), report
+    assert sum(map(len, report.by_rule().values())) == 2  # the norm, which rounds, and the product
+    for rows in (1, 19):
+        data = normal((rows, 48))
+        normed = data / np.sqrt((data.astype("float64") ** 2).mean(-1, keepdims=True) + 1e-5)
+        # An element beside the middle of two bfloat16 may be rounded either way.
+        np.testing.assert_allclose(run(mod, target, data), rounded(normed) @ exact.T, rtol=1e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("target", "activation"),
+    [*((target, "silu") for target in runnable()), *((runnable()[-1], each) for each in ("gelu", "gelu_tanh", "relu"))],
+)
+def test_a_gated_mlp(target: str, activation: str) -> None:
+    (gate, exact_gate), (up, exact_up) = weight(64, 34, 1), weight(64, 34, 2)
+    assert gates(gate, up, activation)
+
+    def make(builder: Any, data: Any) -> Any:
+        return gated_product(builder, data, (gate, up), activation)
+
+    mod, report = scheduled(make, [((2, tirx.Var("n", "int64"), 34), "float32")], target)
+    assert report.by_rule().get("matmul-gated-bf16"), report
+    for rows in (1, 9):
+        data = normal((2, rows, 34))
+        products = [rounded(data) @ each.T for each in (exact_gate, exact_up)]
+        expected = act(activation, products[0]) * products[1]
+        np.testing.assert_allclose(run(mod, target, data), expected, rtol=1e-5, atol=1e-5)
+
+
+def act(name: str, x: Array) -> Array:
+    import torch
+
+    functions: dict[str, Any] = {
+        "silu": torch.nn.functional.silu,
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda each: torch.nn.functional.gelu(each, approximate="tanh"),
+        "relu": torch.relu,
+    }
+    return np.asarray(functions[name](torch.from_numpy(x)).numpy())
+
+
+def test_what_is_not_gated() -> None:
+    (bf16, _), (other, _) = weight(64, 34, 1), weight(48, 34, 2)
+    assert not gates(bf16, bf16, "relu2")
+    assert not gates(other, other, "silu")  # its last panel is not full
+    assert not gates(bf16, other, "silu")
+    narrow = BlockWeight.of_floats(normal((64, 34)).astype("float32"), "float16")
+    assert not gates(narrow, narrow, "silu")
