@@ -121,6 +121,10 @@ class Repository:
         """The names of all models, including those that are not loaded."""
         return tuple(self._options)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a model of that name, loaded or not."""
+        return name in self._options
+
     def options(self, name: str) -> ModelOptions:
         """The options of a model. Raises ModelNotFoundError."""
         if name not in self._options:

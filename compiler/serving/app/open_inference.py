@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from compiler.artifact import tool_versions
@@ -34,6 +35,7 @@ _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
 _MICROSECONDS = 1e-6
 _MAX_DIGITS = 18
+_MAX_PATH = 1024
 _NO_PARAMETERS: dict[str, Any] = {}
 _NOTHING = memoryview(b"")
 
@@ -68,10 +70,10 @@ class OpenInference:
     async def answer(self, call: Call) -> Reply | None:
         """The answer to a request; None where the path is none of the protocol's."""
         path = call.path
-        found = _MODEL.fullmatch(path)
+        found = _of_model(path)
         if found is not None:
-            name, version, action = found.groups()
-            call.model = name if name in self._repository.names else ""
+            name, version, action = found
+            call.model = name if self._repository.has(name) else ""
             if action == "infer":
                 check_method(call, "POST")
                 call.route = "infer"
@@ -82,11 +84,11 @@ class OpenInference:
         if plain is not None:
             check_method(call, "GET")
             return await plain(call)
-        found = _REPOSITORY.fullmatch(path)
-        if found is None:
+        managed = _REPOSITORY.fullmatch(path)
+        if managed is None:
             return None
         check_method(call, "POST")
-        return await self._manage(*found.groups())
+        return await self._manage(*managed.groups())
 
     async def _server(self, call: Call) -> Reply:
         return json_reply({"name": "tensorwright", "version": self._version, "extensions": _EXTENSIONS})
@@ -149,6 +151,13 @@ class OpenInference:
         if wanted and not self._traces:
             raise InputError("this server does not allow profiling of kernels", "serve with --traces")
         return wanted
+
+
+@lru_cache(maxsize=256)
+def _of_model(path: str) -> tuple[str, str | None, str | None] | None:
+    """The name, version and action of a model's path."""
+    found = _MODEL.fullmatch(path) if len(path) <= _MAX_PATH else None
+    return None if found is None else (found[1], found[2], found[3])
 
 
 def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
