@@ -125,7 +125,7 @@ def elementwise(
         sizes = _common_shape([list(a.shape) for a in arguments], len(shape))
 
         def element(*indices: Expr) -> Expr:
-            values = [argument(*_own_indices(argument, indices)) for argument in arguments]
+            values = [argument(*_own_indices(argument, sizes, indices)) for argument in arguments]
             result = function(*values)
             return result.astype(dtype) if dtype is not None else result
 
@@ -160,7 +160,12 @@ def _common_shape(shapes: list[list[Expr]], rank: int) -> list[Expr]:
     return result
 
 
-def _own_indices(tensor: te.Tensor, indices: tuple[Expr, ...]) -> list[Expr]:
-    own = indices[len(indices) - len(tensor.shape) :]
-    zero = tirx.const(0, "int64")
-    return [zero if _is_one(size) else index for size, index in zip(tensor.shape, own, strict=True)]
+def _own_indices(tensor: te.Tensor, sizes: Sequence[Expr], indices: Sequence[Expr]) -> list[Expr]:
+    """Where an element of the result, of `sizes`, reads a tensor.
+
+    An axis of size 1 keeps its index where the result has one element there too: TVM joins the kernel with the
+    convolution or product before it only if it reads as it writes.
+    """
+    zero, skipped = tirx.const(0, "int64"), len(indices) - len(tensor.shape)
+    own = zip(tensor.shape, sizes[skipped:], indices[skipped:], strict=True)
+    return [zero if _is_one(size) and not _is_one(wanted) else index for size, wanted, index in own]
