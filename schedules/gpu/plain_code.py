@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
+from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.tile_code import Part, TileWriter
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -45,14 +46,14 @@ class PlainTile:
         return (self.rows + self.columns + 2 * _PADDING) * self.depth * bits // 8
 
 
-def plain_product(form: ProductForm, tile: PlainTile) -> Stmt:
-    """The launch that computes a form's product."""
-    return _PlainWriter(form, tile).launch()
+def plain_product(form: ProductForm, tile: PlainTile, split: DepthSplit | None = None) -> Stmt:
+    """The launch that computes a form's product, or its parts."""
+    return _PlainWriter(form, tile, split).launch()
 
 
 class _PlainWriter(TileWriter):
-    def __init__(self, form: ProductForm, tile: PlainTile) -> None:
-        super().__init__(form, tile.rows, tile.columns, tile.depth, tile.threads)
+    def __init__(self, form: ProductForm, tile: PlainTile, split: DepthSplit | None) -> None:
+        super().__init__(form, tile, split)
         self.tile = tile
         self.total = form.reduction.dtype
 
@@ -104,7 +105,7 @@ class _PlainWriter(TileWriter):
             row = self.a.start + self.line * rows + i
             column = self.b.start + self.place + j * self.tile.lines[1]
             value = load(self.sums, i * columns + j)
-            return when(self.is_inside(row, column), self.form.finish(value, self.batch, row, column))
+            return when(self.is_inside(row, column), self.stored(value, row, column))
 
         return [
             repeat("i", rows, lambda i: repeat("j", columns, lambda j: element(i, j), _UNROLLED), _UNROLLED),

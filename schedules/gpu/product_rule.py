@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.gpu.depth_split import DepthSplit, Launches, splits_depth
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.parallel import bound_stage
 from schedules.gpu.product_form import ProductForm, is_product, product_form
 from schedules.gpu.rule import GpuRule
+from schedules.gpu.tile_code import TileShape
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc, Stmt
 
 UNKNOWN = 128  # the size assumed where it is not known
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_LEAST_STEPS = 2  # of a part of the depth
+_MOST_THREADS = 2048  # of a multiprocessor
+_GAIN_OF_SPLITS = 1.25  # at least, by the estimate, for the depth to be split by default
+_PARTS_OF_A_LAUNCH = 10_000  # parts of sums that a multiprocessor stores and adds in the time of a launch
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class ProductRule(GpuRule[ProductWorkloadT]):
         """Whether a product of these sizes is served; both operands have one element type."""
 
     @abstractmethod
-    def launch(self, form: ProductForm, config: Config) -> Stmt:
-        """The launch that computes a form's product."""
+    def launches(self, form: ProductForm, config: Config) -> Launches:
+        """What computes a form's product."""
 
     def match(self, kernel: Kernel, machine: Machine) -> ProductWorkloadT | None:
         if not isinstance(machine, GpuMachine) or not any(is_product(each) for each in kernel.simple_stages):
@@ -67,14 +74,15 @@ class ProductRule(GpuRule[ProductWorkloadT]):
     def apply(self, kernel: Kernel, workload: ProductWorkloadT, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         form = product_form(kernel)
-        launch = self.launch(form, config)
+        made = self.launches(form, config)
         if form.fused.is_joined:
-            return build_function(kernel, [launch], [])
+            return build_function(kernel, made.statements, made.workspaces)
         # What follows is not elementwise on the result, and gets launches of its own.
         rest = form.fused.rest
         written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
-        return build_function(kernel, [launch, *(bound_stage(stage, machine) for stage in rest)], kept)
+        others = [bound_stage(stage, machine) for stage in rest]
+        return build_function(kernel, [*made.statements, *others], [*kept, *made.workspaces])
 
 
 def product_workload(form: ProductForm) -> ProductWorkload:
@@ -84,24 +92,22 @@ def product_workload(form: ProductForm) -> ProductWorkload:
     return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
 
-class Tiled(Protocol):
-    """How a block is cut: rows and columns of the result, and a step of the depth."""
+class Tiled(TileShape, Protocol):
+    """A tile, and what it takes of shared memory."""
 
-    @property
-    def rows(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
     def shared_bytes(self, bits: int) -> int: ...
 
 
 class TiledProductRule(ProductRule[ProductWorkload]):
-    """A product in tiles of shared memory."""
+    """A product in tiles of shared memory, its depth shared among `splits` blocks."""
 
     knobs: ClassVar[dict[str, tuple[int, ...]]]
     load_cost: ClassVar[int]
     """Loading a row of a tile costs as much as multiplying it by so many columns."""
+    full_warps: ClassVar[int]
+    """So many resident warps keep a multiprocessor busy."""
+    launch_cost: ClassVar[int]
+    """A launch costs as many multiplications of a multiprocessor."""
 
     def workload(self, form: ProductForm) -> ProductWorkload:
         return product_workload(form)
@@ -119,24 +125,55 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         sizes = (workload.rows, workload.columns, workload.depth)
         return 1 not in sizes and self.multiplies(workload.dtype, machine)
 
+    @abstractmethod
+    def launch(self, form: ProductForm, config: Config, split: DepthSplit | None) -> Stmt:
+        """The launch for each tile, or for each tile and part of the depth."""
+
+    def launches(self, form: ProductForm, config: Config) -> Launches:
+        splits = config.integer("splits")
+        if splits == 1:
+            return Launches((self.launch(form, config, None),))
+        split = DepthSplit(form, splits)
+        return Launches((self.launch(form, config, split), split.joined()), (split.sums,))
+
     def space(self, workload: ProductWorkload, machine: Machine) -> ConfigSpace:
         assert isinstance(machine, GpuMachine)
         limit, bits = machine.shared_bytes, dtype_bits(workload.dtype)
-        return ConfigSpace(self.knobs, (lambda config: self.tile(config).shared_bytes(bits) <= limit,))
+
+        def can_split(config: Config) -> bool:
+            splits = config.integer("splits")
+            steps = ceil_div(workload.depth, config.integer("depth"))
+            return splits == 1 or (splits <= steps // _LEAST_STEPS and splits_depth(steps, splits))
+
+        known = 0 not in (workload.samples, workload.rows, workload.columns, workload.depth)
+        splits = _SPLITS if known else (1,)
+        return ConfigSpace(
+            {**self.knobs, "splits": splits},
+            (lambda config: self.tile(config).shared_bytes(bits) <= limit, can_split),
+        )
 
     def default(self, workload: ProductWorkload, machine: Machine) -> Config:
         def cost(config: Config) -> tuple[float, int]:
             # Of equals the one of fewer steps.
-            return self.units(workload, config, machine), -self.tile(config).depth
+            units = self.units(workload, config, machine)
+            return units * (1.0 if config.integer("splits") == 1 else _GAIN_OF_SPLITS), -self.tile(config).depth
 
         return min(self.space(workload, machine), key=cost)
 
     def units(self, workload: ProductWorkload, config: Config, machine: Machine) -> float:
-        """Time in units of multiplying, the blocks of a wave side by side."""
+        """Time in units of multiplying: of the multiprocessor with the most blocks, which multiplies at its full rate
+        if enough warps are resident to hide their latencies."""
         assert isinstance(machine, GpuMachine)
-        tile = self.tile(config)
+        tile, splits, samples = self.tile(config), config.integer("splits"), max(workload.samples, 1)
         rows, columns, steps = (each or UNKNOWN for each in (workload.rows, workload.columns, workload.depth))
-        depth = ceil_div(steps, tile.depth) * tile.depth
-        blocks = max(workload.samples, 1) * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
+        depth = ceil_div(ceil_div(steps, tile.depth), splits) * tile.depth
+        blocks = samples * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * splits
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
-        return float(ceil_div(blocks, machine.multiprocessors) * work * depth)
+        own = ceil_div(blocks, machine.multiprocessors)
+        resident = min(own, max(1, _MOST_THREADS // tile.threads))
+        rate = min(1.0, resident * tile.threads / (machine.warp * self.full_warps))
+        product = own * work * depth / rate
+        if splits == 1:
+            return product
+        parts = samples * rows * columns * splits / machine.multiprocessors
+        return product + self.launch_cost * (1 + parts / _PARTS_OF_A_LAUNCH)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
+from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -57,14 +58,14 @@ class Tile:
         return slabs + self.threads // _WARP * SIDE * across * 4
 
 
-def tensor_product(form: ProductForm, tile: Tile) -> Stmt:
-    """The launch that computes a form's product."""
-    return _TensorWriter(form, tile).launch()
+def tensor_product(form: ProductForm, tile: Tile, split: DepthSplit | None = None) -> Stmt:
+    """The launch that computes a form's product, or its parts."""
+    return _TensorWriter(form, tile, split).launch()
 
 
 class _TensorWriter(TileWriter):
-    def __init__(self, form: ProductForm, tile: Tile) -> None:
-        super().__init__(form, tile.rows, tile.columns, tile.depth, tile.threads)
+    def __init__(self, form: ProductForm, tile: Tile, split: DepthSplit | None) -> None:
+        super().__init__(form, tile, split)
         self.tile = tile
         self.total = "int32" if self.dtype in ("int8", "uint8") else "float32"
         self.pitch = _PITCH[dtype_bits(self.dtype)]
@@ -152,7 +153,7 @@ class _TensorWriter(TileWriter):
             if self.form.reduction.dtype != self.total:
                 value = tirx.Cast(self.form.reduction.dtype, value)
             at = (first_row + row, first_column + column)
-            return when(self.is_inside(*at), self.form.finish(value, self.batch, *at))
+            return when(self.is_inside(*at), self.stored(value, *at))
 
         return sequence(statements, wait(), repeat("turn", SIDE * SIDE * across // _WARP, element))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config
+from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
@@ -19,13 +20,15 @@ class GpuTensorCores(TiledProductRule):
     """Any product whose operands tensor cores take: sizes are filled up with zeros."""
 
     name: ClassVar[str] = "gpu-tensor-cores"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     priority: ClassVar[int] = GpuPriority.TENSOR_CORES
     knobs: ClassVar[dict[str, tuple[int, ...]]] = {
         "rows": (16, 32, 64, 128),
         "columns": (16, 32, 64, 128),
         "depth": (16, 32, 64),
     }
+    full_warps: ClassVar[int] = 4
+    launch_cost: ClassVar[int] = 1_300_000
     load_cost: ClassVar[int] = 32
 
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
@@ -34,5 +37,5 @@ class GpuTensorCores(TiledProductRule):
     def tile(self, config: Config) -> Tile:
         return Tile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
 
-    def launch(self, form: ProductForm, config: Config) -> Stmt:
-        return tensor_product(form, self.tile(config))
+    def launch(self, form: ProductForm, config: Config, split: DepthSplit | None) -> Stmt:
+        return tensor_product(form, self.tile(config), split)

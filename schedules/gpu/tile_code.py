@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, load, repeat, sequence, store, when
 from schedules.gpu.binding import thread_loop
+from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.guarded_loads import GuardedLoad, guarded_load
 from schedules.gpu.product_form import Operand, ProductForm
 from schedules.ir.numbers import ceil_div
@@ -42,11 +43,25 @@ class Part:
     slabs: Buffer
 
 
-class TileWriter(ABC):
-    """Writes the launch of a product; tiles of `rows` by `columns` and steps of `depth`, by `threads` threads."""
+class TileShape(Protocol):
+    """How a block is cut: rows and columns of the result, a step of the depth, and the threads that share it."""
 
-    def __init__(self, form: ProductForm, rows: int, columns: int, depth: int, threads: int) -> None:
-        self.form = form
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+
+class TileWriter(ABC):
+    """Writes the launch of a product in tiles; with a split, each block sums a part of the depth."""
+
+    def __init__(self, form: ProductForm, tile: TileShape, split: DepthSplit | None) -> None:
+        self.form, self.split = form, split
+        rows, columns, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
         self.size = (rows, columns)
         self.depth, self.threads = depth, threads
         self.dtype = form.a.dtype
@@ -54,22 +69,21 @@ class TileWriter(ABC):
         self.thread = tirx.Var("thread", "int64")
 
     def launch(self) -> Stmt:
-        """The launch, of a block for each tile."""
+        """The launch, of a block for each tile, or for each tile and part of the depth."""
         form = self.form
         block = tirx.Var("block", "int64")
         rows, columns = self.size
         row_tiles = parts_of(form.a.rows.extent, rows)
         column_tiles = parts_of(form.b.rows.extent, columns)
         place = tirx.floordiv(block, expression(column_tiles))
-        sample = self.bound("sample", tirx.floordiv(place, expression(row_tiles)))
-        self.batch = form.batch.values(sample)
+        self._locate(tirx.floordiv(place, expression(row_tiles)))
         self.a = self._part("a", form.a, tirx.floormod(place, expression(row_tiles)), rows)
         self.b = self._part("b", form.b, tirx.floormod(block, expression(column_tiles)), columns)
         self.zero = self.allocated("zero", [1], self.dtype, "local")
         self.statements.append(store(self.zero, tirx.const(0, self.dtype), 0))
         self.prepare()
         body = sequence(self.statements, self._walk(), self.finished())
-        blocks = expression(row_tiles * column_tiles * form.batch.extent)
+        blocks = expression(row_tiles * column_tiles * form.batch.extent * (self.split.splits if self.split else 1))
         if not isinstance(blocks, tirx.IntImm):
             blocks = tirx.max(blocks, expression(1))  # an empty launch is an error; this one stores nothing
         return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", self.thread, self.threads, body))
@@ -106,6 +120,26 @@ class TileWriter(ABC):
         self.statements.append(statement)
         return buffer
 
+    def _locate(self, place: Expr) -> None:
+        """Which sample the block computes, and which steps of the depth, `steps` from `first` on."""
+        depth = parts_of(self.form.depth.extent, self.depth)
+        self.first, self.steps = expression(0), depth
+        if self.split is None:
+            self.sample = self.bound("sample", place)
+        else:
+            self.sample = self.bound("sample", tirx.floormod(place, expression(self.split.samples)))
+            self.part = self.bound("part", tirx.floordiv(place, expression(self.split.samples)))
+            assert isinstance(depth, int), "only a depth that is known is split"
+            first, self.steps = self.split.share(self.part, depth)
+            self.first = self.bound("first", first)
+        self.batch = self.form.batch.values(self.sample)
+
+    def stored(self, value: Expr, row: Expr, column: Expr) -> Stmt:
+        """The statement for a sum: what becomes of it, or, of a part of the depth, keeping it."""
+        if self.split is None:
+            return self.form.finish(value, self.batch, row, column)
+        return self.split.keep(value, self.part, self.sample, row, column)
+
     def is_inside(self, row: Expr, column: Expr) -> Expr | bool:
         """Whether an element of the block's tile is one of the result's."""
         return both(
@@ -127,7 +161,7 @@ class TileWriter(ABC):
 
     def _walk(self) -> list[Stmt]:
         """The steps along the depth."""
-        steps = parts_of(self.form.depth.extent, self.depth)
+        steps = self.steps
 
         def step(at: Expr | int) -> Stmt:
             after = at + 1
@@ -143,6 +177,10 @@ class TileWriter(ABC):
             )
 
         return [*self._fetched(self.a, 0, True), *self._fetched(self.b, 0, True), repeat("step", steps, step)]
+
+    def _at(self, step: Expr | int) -> Expr:
+        """The step of the whole depth that is one of the block's."""
+        return expression(step) if self.split is None else self.first + step
 
     def _pieces(self, part: Part) -> list[tuple[int, Expr, Expr, Expr | bool]]:
         """For each turn of a thread: the turn, the row and the depth in the tile, and whether there is such a piece."""
@@ -165,7 +203,7 @@ class TileWriter(ABC):
         statements: list[Stmt] = []
         guarded: list[tuple[int, GuardedLoad]] = []
         for turn, row, depth, exists in self._pieces(part):
-            at_row, at_depth = part.start + row, expression(step) * self.depth + depth
+            at_row, at_depth = part.start + row, self._at(step) * self.depth + depth
             inside = both(exists, within(at_row, part.operand.rows.extent, part.rows))
             if part.operand.run >= part.width:
                 statements.append(self._fetched_run(part, turn, at_row, at_depth, inside))

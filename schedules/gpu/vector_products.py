@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
 from schedules.gpu.binding import thread_loop
+from schedules.gpu.depth_split import Launches
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import Operand, ProductForm
 from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, product_workload
@@ -68,8 +69,8 @@ class GpuVectorProducts(ProductRule[VectorWorkload]):
         count = machine.multiprocessors
         return min(self.space(workload, machine), key=lambda each: _cost(each, workload, count))
 
-    def launch(self, form: ProductForm, config: Config) -> Stmt:
-        return _vector_product(form, config.integer("results"), config.integer("shares"))
+    def launches(self, form: ProductForm, config: Config) -> Launches:
+        return Launches((_vector_product(form, config.integer("results"), config.integer("shares")),))
 
 
 def _matrix(form: ProductForm) -> Operand:

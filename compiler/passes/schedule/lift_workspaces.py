@@ -6,6 +6,7 @@ from `plan-memory`, beside everything else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tvm import relax, s_tir, tirx
@@ -17,6 +18,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.expression import substitute
+from schedules.ir.stages import dtype_of, shape_of
 from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
@@ -54,6 +56,45 @@ def with_workspaces_as_parameters(function: PrimFunc) -> tuple[PrimFunc, int]:
     """A kernel whose launches hand on what they compute in parameters, its last results; how many there are."""
     buffers = _workspaces(function)
     return (_with_parameters(function, buffers), len(buffers)) if buffers else (function, 0)
+
+
+def with_equal_workspaces(functions: Sequence[PrimFunc]) -> tuple[list[PrimFunc | None], int]:
+    """Schedules of one kernel with equal parameters, whichever of them is called: the largest of each buffer that
+    launches hand on; and how many there are.
+
+    A schedule that hands on less leaves the rest alone. None in place of one whose buffers have other types.
+    """
+    own = [_workspaces(function) for function in functions]
+    wanted: list[Buffer] = []
+    for buffers in own:
+        for place, buffer in enumerate(buffers):
+            if place == len(wanted):
+                wanted.append(buffer)
+            elif _holds(buffer, wanted[place]):
+                wanted[place] = buffer
+    return [_with_workspaces(function, wanted) for function in functions], len(wanted)
+
+
+def _with_workspaces(function: PrimFunc, wanted: Sequence[Buffer]) -> PrimFunc | None:
+    own = _workspaces(function)
+    if not all(_holds(larger, buffer) for larger, buffer in zip(wanted, own, strict=False)):
+        return None
+    fresh = [tirx.decl_buffer(list(each.ty.shape), dtype_of(each), str(each.name)) for each in wanted]
+    changed = _with_parameters(function, own)
+    body = substitute(changed.body, dict(zip(own, fresh, strict=False)))
+    parameters, count = list(changed.params), _scalars(function)
+    place = len(parameters) - count - len(own)
+    given = [*parameters[:place], *fresh, *parameters[len(parameters) - count :]]
+    return PrimFunc(given, body, changed.ret_type, attrs=changed.attrs)
+
+
+def _holds(larger: Buffer, buffer: Buffer) -> bool:
+    """Whether a buffer can stand in for another: it is equal, or both are flat and it is not smaller."""
+    sizes, least = shape_of(larger), shape_of(buffer)
+    if dtype_of(larger) != dtype_of(buffer):
+        return False
+    flat = len(sizes) == len(least) == 1 and isinstance(sizes[0], int) and isinstance(least[0], int)
+    return sizes[0] >= least[0] if flat else sizes == least
 
 
 def _workspaces(function: PrimFunc) -> list[Expr]:

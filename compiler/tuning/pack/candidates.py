@@ -13,7 +13,7 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 # isort: split
 import tvm
 
-from compiler.passes.schedule.lift_workspaces import with_workspaces_as_parameters
+from compiler.passes.schedule.lift_workspaces import with_equal_workspaces
 from compiler.tuning.tasks import Task
 from schedules.config import Config
 from schedules.errors import ScheduleError
@@ -69,22 +69,20 @@ def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) ->
         schedules.errors.ScheduleError: the default gives no code.
     """
     kernel = Kernel.of(tvm.ir.load_json(task.kernel.function))
-    found: dict[int, tuple[list[Config], Any]] = {}
+    scheduled: dict[Config, PrimFunc] = {}
     failed: dict[Config, str] = {}
-    workspaces = 0
     for config in configs:
         try:
-            scheduled = apply_rule(task.rule, kernel, task.workload, config, target.machine)
+            scheduled[config] = apply_rule(task.rule, kernel, task.workload, config, target.machine)
         except ScheduleError as error:
             if config == task.default:
                 raise
             failed[config] = str(error)
-            continue
-        function, count = with_workspaces_as_parameters(scheduled)
-        if not found:
-            workspaces = count
-        if count != workspaces:
-            failed[config] = f"it hands on {count} buffers between launches, and the default {workspaces}"
+    functions, workspaces = with_equal_workspaces(list(scheduled.values()))
+    found: dict[int, tuple[list[Config], PrimFunc]] = {}
+    for config, function in zip(scheduled, functions, strict=True):
+        if function is None:
+            failed[config] = "it hands on other buffers between launches than the default"
             continue
         configs_of_code, _ = found.setdefault(tvm_ffi.structural_hash(function), ([], function))
         configs_of_code.append(config)

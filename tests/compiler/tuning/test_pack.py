@@ -172,5 +172,6 @@ def test_rules_with_knobs_estimate_their_configs(target: CudaTarget) -> None:
     for task in kernels(target):
         assert isinstance(task.rule, TiledProductRule)
         costs = [task.rule.units(task.workload, config, target.machine) for config in task.space]
-        assert min(costs) == task.rule.units(task.workload, task.default, target.machine)
+        # The depth is split by default only where that is estimated to gain a quarter.
+        assert task.rule.units(task.workload, task.default, target.machine) <= 1.25 * min(costs)
     assert {"gpu-tensor-cores", "gpu-products"} <= {rule.name for rule in gpu_rules()}

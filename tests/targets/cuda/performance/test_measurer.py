@@ -40,7 +40,7 @@ def test_matrix_instructions_are_those_of_the_padded_product() -> None:
     (task,) = [each for each in extract_tasks(model.mod, target, alternatives=False).tasks if each.tunable]
     builder = Builder(WorkerSetup(target=target))
     builder.handle(task.kernel)
-    config = Config.of({"rows": 64, "columns": 32, "depth": 32})
+    config = Config.of({"rows": 64, "columns": 32, "depth": 32, "splits": 1})
     kernel = Candidate(builder.scheduled(BuildRequest(task.key, config)), frozenset(), 0, builder)
     measurer = target.measurer()
     assert measurer is not None
