@@ -7,7 +7,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks._models import Task, task_of
 from benchmarks._race import Entry, Result, race
 from benchmarks.compare import measured_peak
 from benchmarks.families.registry import nets
+from compiler.reports.formatting import plural
 from compiler.tuning.result import TaskResult, TuneResult
 
 NETS = (
@@ -77,7 +78,7 @@ class _Budget:
 
     def __init__(self, options: Any) -> None:
         self._left, self._fixed = len(options.models), options.seconds
-        self._end = None if options.budget is None else time.monotonic() + options.budget
+        self._end = time.monotonic() + options.budget if options.budget else None
         self._others, self._began, self._given = 40.0, 0.0, 0.0
 
     def seconds(self) -> float:
@@ -95,7 +96,12 @@ def add_options(parser: Any) -> None:
     """Of the command line."""
     parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
     parser.add_argument("--seconds", type=float, default=60.0, help="to tune each net; 0: with the records there are")
-    parser.add_argument("--budget", type=float, help="seconds for all nets, races included: less to tune each")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=900.0,
+        help="seconds for all nets, races included, which shorten the tuning of each where they are few; 0: no limit",
+    )
     parser.add_argument("--records", help="a folder of records to go on from and to append to")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contestant")
@@ -108,14 +114,21 @@ def add_options(parser: Any) -> None:
 
 
 def compare(options: Any, console: Console) -> None:
-    """Tune, race, print, write."""
+    """Tune, race, print, write. A net that fails costs its row; exit code 1 then."""
     peak = measured_peak(options.threads, "host")
-    budget, rows = _Budget(options), list[Row]()
+    budget, rows, failed = _Budget(options), list[Row](), list[str]()
     for task in _tasks(options.models):
-        rows.append(_row(task, options, peak, budget.seconds(), console))
+        try:
+            rows.append(_row(task, options, peak, budget.seconds(), console))
+        except compiler.TensorwrightError as error:
+            failed.append(task.name)
+            console.print(f"[red]{task.name}: {error}")
         if options.json:
             _store(rows, options)
     _print(rows, console)
+    if failed:
+        console.print(f"[red]no result: {', '.join(failed)}")
+        raise SystemExit(1)
 
 
 def _store(rows: Sequence[Row], options: Any) -> None:
@@ -123,7 +136,21 @@ def _store(rows: Sequence[Row], options: Any) -> None:
     stored = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     fresh = {row.model for row in rows}
     every = [*(each for each in stored if each["model"] not in fresh), *(asdict(row) for row in rows)]
-    options.json.write_text(json.dumps({"threads": options.threads, "rows": every}, indent=1) + "\n")
+    summary = {
+        "gain": _mean([each["gain"] for each in every]),
+        "slower": [each["model"] for each in every if _slower(each)],
+    }
+    options.json.write_text(json.dumps({"threads": options.threads, **summary, "rows": every}, indent=1) + "\n")
+
+
+def _slower(row: Mapping[str, Any]) -> bool:
+    """Whether a tuned module is slower than the untuned one by more than chance."""
+    return bool(row["gain"] * (1 + row["spread"]) < 1)
+
+
+def _mean(ratios: Sequence[float]) -> float | None:
+    """The geometric mean."""
+    return math.exp(statistics.fmean(math.log(each) for each in ratios)) if ratios else None
 
 
 def _tasks(names: Sequence[str]) -> Iterator[Task]:
@@ -143,8 +170,9 @@ def _row(task: Task, options: Any, peak: float, seconds: float, console: Console
         records = options.records or folder
         result = _tune(task, options, seconds, records, console) if seconds else None
         untuned = _compiled(task, options, False, (options.keep or Path(folder)) / f"{task.name}.twm")
-        tuned = _compiled(task, options, records, Path(folder) / "tuned.twm")
-        found = _race(task, options, untuned, tuned if _uses_records(tuned) else None, console)
+        unchanged = result is not None and result.latency is None and not options.records
+        tuned = None if unchanged else _tuned(task, options, records, folder)
+        found = _race(task, options, untuned, tuned, console)
     mine = found[f"tensorwright {_UNTUNED}"]
     other, chosen = found.get(f"tensorwright {_OTHER}"), found.get(f"tensorwright {_TUNED}")
     gain, spread = (1.0, 0.0) if chosen is None else _ratio(mine, chosen)
@@ -193,6 +221,12 @@ def _compiled(task: Task, options: Any, records: str | bool, path: Path) -> Path
     module = compiler.compile(task.path, "host", shapes=task.shapes, threads=options.threads, records=records)
     module.export(path)
     return path
+
+
+def _tuned(task: Task, options: Any, records: str, folder: str) -> Path | None:
+    """The tuned module; None where it is the untuned one."""
+    path = _compiled(task, options, records, Path(folder) / "tuned.twm")
+    return path if _uses_records(path) else None
 
 
 def _uses_records(path: Path) -> bool:
@@ -252,14 +286,15 @@ def _print(rows: Sequence[Row], console: Console) -> None:
         last = (str(row.trials), "-" if row.most is None else f"{row.most:.3f}")
         table.add_row(row.model, *numbers, optional[1] or "-", f"{row.bound:.3f}", *others, *last)
     console.print(table)
-    if rows:
-        mean = math.exp(statistics.fmean(math.log(row.gain) for row in rows))
-        console.print(f"untuned over tuned, geometric mean: {mean:.3f}")
-    most = [math.log(row.most) for row in rows if row.most is not None]
-    if most:
-        console.print(
-            f"with the fastest of each kernel, geometric mean: {math.exp(statistics.fmean(most)):.3f} at most"
-        )
-    better = [math.log(row.improvement) for row in rows if row.improvement is not None]
-    if better:
-        console.print(f"other over untuned, geometric mean: {math.exp(statistics.fmean(better)):.3f}")
+    for label, ratios in (
+        ("untuned over tuned", [row.gain for row in rows]),
+        ("at most, with the fastest of all that was measured for each kernel", [row.most for row in rows]),
+        ("other over untuned", [row.improvement for row in rows]),
+    ):
+        known = [each for each in ratios if each is not None]
+        if (mean := _mean(known)) is not None:
+            console.print(f"{label}, geometric mean of {plural(len(known), 'net')}: {mean:.3f}")
+    slower = [row.model for row in rows if _slower(asdict(row))]
+    chosen = sum(row.tuned is not None for row in rows)
+    verdict = "none is slower" if not slower else f"slower by more than chance: {', '.join(slower)}"
+    console.print(f"{chosen} of {plural(len(rows), 'net')} changed by tuning; {verdict}")
