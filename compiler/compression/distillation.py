@@ -10,6 +10,7 @@ from compiler.compression.canonical import canonical
 from compiler.compression.distillation_losses import Objective, objective
 from compiler.compression.distillation_settings import DistillationOptions
 from compiler.compression.job import JobOptions, start
+from compiler.compression.learning_rate import Scheduled
 from compiler.compression.model import CompressedModel
 from compiler.compression.samples import Samples
 from compiler.errors import InputError, MissingDependencyError, OptionError
@@ -35,6 +36,7 @@ def distill(
     epochs: int = 5,
     learning_rate: float = 1e-3,
     optimizer: Callable[[Any], Any] | None = None,
+    schedule: str = "constant",
     calibration: Samples | None = None,
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
@@ -58,6 +60,8 @@ def distill(
         temperature: of the softened outputs.
         features: pairs of names of submodules of student and teacher whose outputs are to be alike.
         optimizer: given the parameters, an optimizer; Adam with `learning_rate` when None.
+        schedule: "constant", or "one-cycle": the learning rate rises over the first three tenths of the training, and
+            falls to almost nothing over the rest (Smith and Topin 2018).
         calibration, evaluate, max_drop, target, example_inputs, dynamic_shapes, threads, progress: as
             `tensorwright.prune` takes them; `max_drop` is measured against the student before.
 
@@ -77,6 +81,7 @@ def distill(
         epochs=epochs,
         learning_rate=learning_rate,
         optimizer=optimizer,
+        schedule=schedule,
     )
     common = JobOptions(
         target=target,
@@ -135,16 +140,18 @@ def _adam(learning_rate: float) -> Callable[[Any], Any]:
 
 def _train(net: torch.nn.Module, goal: Objective, options: DistillationOptions, report: Callable[[str], None]) -> None:
     optimizer = options.optimizer or _adam(options.learning_rate)
+    rate = Scheduled(options.schedule, options.epochs)
     steps = None
     net.train()
     for epoch in range(options.epochs):
         report(f"epoch {epoch + 1} of {options.epochs}")
         count = 0
-        for batch in options.batches:
+        for progress, batch in rate.batches(options.batches, epoch):
             inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
             loss = goal.loss(inputs, labels)
             if steps is None:  # adapters of features exist after the first loss
                 steps = optimizer([*net.parameters(), *goal.parameters()])
+            rate.apply(steps, progress)
             steps.zero_grad()
             loss.backward()
             steps.step()

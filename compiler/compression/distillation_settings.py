@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compiler.compression.learning_rate import SCHEDULES
 from compiler.errors import OptionError
 
 METHODS = ("response", "feature", "relation", "self")
@@ -26,6 +27,7 @@ class DistillationOptions:
     epochs: int = 5
     learning_rate: float = 1e-3
     optimizer: Callable[[Any], Any] | None = None
+    schedule: str = "constant"
 
     def check(self) -> None:
         """Raises OptionError for what cannot be done; the submodules in `features` are the nets' to know."""
@@ -33,6 +35,8 @@ class DistillationOptions:
             raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")
         if self.method not in METHODS:
             raise OptionError(f"method={self.method!r}", f"use one of {', '.join(METHODS)}")
+        if self.schedule not in SCHEDULES:
+            raise OptionError(f"schedule={self.schedule!r}", f"use one of {', '.join(SCHEDULES)}")
         numbers = {name: getattr(self, name) for name in ("temperature", "epochs", "learning_rate")}
         wrong = [f"{name}={value}" for name, value in numbers.items() if not 0 < value < math.inf]
         if wrong or not 0 < self.weight <= 1:

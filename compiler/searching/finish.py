@@ -72,8 +72,11 @@ class Finisher:
     max_drop: float | None
     report: Callable[[str], None]
 
-    def finish(self, config: Config) -> Finished:
+    def finish(self, config: Config, epochs: int | None = None) -> Finished:
         """Train, quantize, verify and compile a candidate.
+
+        Args:
+            epochs: of distilling it, without `train`, to compare it with others; None: it is finished.
 
         Raises:
             AccuracyError: quantizing loses more than it may.
@@ -82,7 +85,7 @@ class Finisher:
         """
         begun = time.perf_counter()
         steps: list[str] = []
-        model = self._trained(config, steps)
+        model = self._trained(config, epochs, steps)
         if self.options.recipe is not None:
             self.report("recipe")
             model = self._by_recipe(model, steps)
@@ -127,7 +130,7 @@ class Finisher:
             "progress": None,
         }
 
-    def _trained(self, config: Config, steps: list[str]) -> ImportedModel:
+    def _trained(self, config: Config, epochs: int | None, steps: list[str]) -> ImportedModel:
         if isinstance(self.net, GraphNet):
             return self.net.floats(config)
         from compiler.searching.subnet import SubNetwork
@@ -135,13 +138,13 @@ class Finisher:
 
         with on_threads(self.job.threads):
             work = SubNetwork.of(self.net, config)
-            if self.options.train is not None:
+            if self.options.train is not None and epochs is None:
                 self.report("finetune")
                 work.train(self.options.train)
                 steps.append("finetune")
             if self.options.batches is not None:
                 self.report("distill")
-                work.distill(self.teacher, self.options, self.report)
+                work.distill(self.teacher, self.options, epochs or self.options.epochs_of_finalists, self.report)
                 steps.append("distill")
         return canonical(work.compressed(), self.job.target)
 

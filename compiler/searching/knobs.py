@@ -89,6 +89,11 @@ def _rises(knobs: Sequence[Knob], before: Config, after: Config) -> bool:
     )
 
 
+def is_form(name: str) -> bool:
+    """Whether the knob of this name decides which layers there are: of residual layers and of `choice` blocks."""
+    return name.startswith(("layer ", "choice "))
+
+
 def key_of(config: Config) -> Key:
     """Equal for equal configs."""
     return tuple(sorted(config.items()))

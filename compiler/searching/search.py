@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ import targets
 from compiler.compression.job import Job, JobOptions, import_job
 from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
-from compiler.errors import AccuracyError, OptionError, TensorwrightError
+from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
 from compiler.searching.accelerator import accelerator_of
-from compiler.searching.cost import CostModel, excess
-from compiler.searching.explore import Explorer, check_choices, unreachable
-from compiler.searching.finish import Finished, Finisher
-from compiler.searching.front import Candidate, feasible
+from compiler.searching.cost import CostModel
+from compiler.searching.explore import Explorer, check_choices
+from compiler.searching.finalists import Finalists
+from compiler.searching.finish import Finisher
+from compiler.searching.front import Candidate
 from compiler.searching.graph_net import GraphNet, calibrated
 from compiler.searching.layer_table import LayerTable
 from compiler.searching.measure import kernel_times
@@ -51,6 +52,7 @@ def search(
     batches: Iterable[Any] | None = None,
     task: Callable[[Any, Any], Any] | None = None,
     epochs: int = 5,
+    finish_epochs: int | None = None,
     learning_rate: float = 1e-3,
     recipe: Any = None,
     trials: int = 64,
@@ -81,14 +83,18 @@ def search(
             trained together before the search, with shared weights, and what is chosen is distilled from the net as it
             came.
         task: of outputs and labels, a loss; cross-entropy when None.
-        epochs, learning_rate: of both trainings with `batches`.
+        epochs, learning_rate: of training the shared weights. The rate is a peak: each training with `batches` raises
+            it over its first three tenths, and lets it fall to almost nothing.
+        finish_epochs: how long a finalist is distilled, with the same rate; None: three times `epochs`. Small nets need
+            longer than large ones.
         recipe: steps of `tensorwright.compress` between training and quantizing.
         trials: how many candidates are scored.
         sampler: what proposes them between the first and the last: "nsga2" or "tpe", of optuna.
         storage: a file, made where it is not there, in which candidates are kept as they are found; with it a search
             that was stopped goes on where it was. What kernels take, and shared weights, lie beside it.
-        finalists: how many of the best candidates are finished, beside the best evenly pruned one; the best of those is
-            chosen.
+        finalists: how many candidates are finished; the best of those is chosen. With `batches` three times as many,
+            the best evenly pruned one among them, are trained for a quarter of the time first; without, those that
+            score best are finished, and the best evenly pruned one beside them.
         max_drop: how much of the score the chosen net may lose, as a share of the net's as it came; None: no limit.
 
     Returns:
@@ -105,9 +111,10 @@ def search(
         budget=budget,
         space=parse_space(space),
         train=train,
-        batches=batches if batches is None else list(batches),
+        batches=list(batches) if isinstance(batches, Iterator) else batches,
         task=task,
         epochs=epochs,
+        finish_epochs=finish_epochs,
         learning_rate=learning_rate,
         recipe=recipe,
         trials=trials,
@@ -150,8 +157,10 @@ class _Search:
         """Calibration from the batches where the caller gave none."""
         if not self.job.samples and self.options.batches is not None and self.torch_module is not None:
             from compiler.searching.supernet import samples_of
+            from compiler.searching.torch_net import seeded
 
-            self.job.samples = samples_of(self.options.batches, self.job.model.inputs, _SAMPLES)
+            with seeded(self.options.seed):
+                self.job.samples = samples_of(self.options.batches, self.job.model.inputs, _SAMPLES)
 
     def _complete_evaluate(self) -> None:
         if self.job.evaluate is not None:
@@ -165,9 +174,10 @@ class _Search:
         space = self.options.space
         if self.torch_module is not None:
             from compiler.searching.supernet import inputs_for_statistics
-            from compiler.searching.torch_net import TorchNet, copied
+            from compiler.searching.torch_net import RECALIBRATED, TorchNet, copied, seeded
 
-            batches = inputs_for_statistics(self.options.batches, self.job)
+            with seeded(self.options.seed):
+                batches = inputs_for_statistics(self.options.batches, self.job, RECALIBRATED)
             return TorchNet(copied(self.torch_module), self.job, imports, space, self.precisions, batches)
         if space.resolution:
             raise OptionError("space= has a resolution, which needs a torch.nn.Module", "leave it out")
@@ -193,6 +203,7 @@ class _Search:
             self.target.describe(),
             options.seed,
             options.epochs,
+            options.learning_rate,
         ]
         return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
@@ -216,7 +227,7 @@ class _Search:
         searched = Spent.so_far().since(begun)
         finisher = Finisher(self.job, self.net, self.costs, self.options, self.torch_module, self.max_drop, self.report)
         before = Original(original, self.costs.costs([self._as_it_came()])[0])
-        chosen, finished = self._chosen(explorer, finisher, before)
+        chosen, finished = Finalists(explorer, finisher, self._fits_as_a_whole, self.report).best()
         report = make_report(explorer, chosen, finished, before, trained, searched)
         result = SearchResult(
             self.job.name, report, chosen, finished.model, finished.module, finisher, tuple(candidates)
@@ -246,43 +257,6 @@ class _Search:
         assert not isinstance(self.net, GraphNet)
         shared_weights(self.net, self.options, self.report)
         return time.perf_counter() - begun
-
-    def _chosen(self, explorer: Explorer, finisher: Finisher, before: Original) -> tuple[Candidate, Finished]:
-        """The best of the finalists that meets the budget as a whole module.
-
-        Scores before training say little of those after it: beside the best candidates, the best evenly pruned net is
-        finished, so that the result is no worse.
-        """
-        ranked = feasible(explorer.candidates)
-        if not ranked:
-            nearest = min(explorer.candidates, key=lambda each: each.excess)
-            beyond = unreachable(nearest.costs, self.budget)
-            beyond.reached = explorer.candidates
-            raise beyond
-        found: list[tuple[Candidate, Finished]] = []
-        failed: TensorwrightError | None = None
-        even = explorer.evenly_pruned[:1]
-        for candidate in [*even, *(each for each in ranked if each not in even)]:
-            if len(found) == self.options.finalists + len(even):
-                break
-            if not self._fits_as_a_whole(candidate):
-                continue
-            self.report(f"finish finalist {len(found) + 1}")
-            try:
-                finished = finisher.finish(candidate.config)
-            except AccuracyError as error:
-                failed = error
-                continue
-            except TensorwrightError as error:
-                error.reached = explorer.candidates
-                raise
-            if excess(finished.costs, self.budget) <= 0:
-                found.append((candidate, finished))
-        if not found:
-            problem = failed or unreachable(min(ranked, key=lambda each: each.excess).costs, self.budget)
-            problem.reached = explorer.candidates
-            raise problem
-        return max(found, key=lambda each: each[1].score)
 
     def _fits_as_a_whole(self, candidate: Candidate) -> bool:
         """Run the candidate's module as a whole where it can be timed: the table is off by some per cent."""

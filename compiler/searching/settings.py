@@ -26,6 +26,7 @@ LIMITS = {
     "peak_mb": "megabytes of activations at the peak of a run",
     "sram_kb": "kibibytes of the accelerator's memory",
 }
+_TIMES_AS_LONG = 3  # finalists are trained, where the caller does not say how long
 _SPACE_EXAMPLE = "space={'channels': [0.25, 0.5, 0.75], 'layers': True, 'precision': ['int8', 'float32']}"
 
 
@@ -118,6 +119,7 @@ class SearchOptions:
     batches: Iterable[Any] | None = None
     task: Callable[[Any, Any], Any] | None = None
     epochs: int = 5
+    finish_epochs: int | None = None
     learning_rate: float = 1e-3
     recipe: Any = None
     trials: int = 64
@@ -131,8 +133,10 @@ class SearchOptions:
         check_budget(self.budget)
         if self.sampler not in SAMPLERS:
             raise OptionError(f"sampler={self.sampler!r}", f"use one of {', '.join(SAMPLERS)}")
-        for name in ("trials", "finalists", "epochs"):
+        for name in ("trials", "finalists", "epochs", "finish_epochs"):
             value = getattr(self, name)
+            if name == "finish_epochs" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name}={value!r}", "give a whole number of 1 or more")
         if not 0 < self.learning_rate < math.inf:
@@ -141,6 +145,11 @@ class SearchOptions:
             raise OptionError(f"train= is a {type(self.train).__name__}", "give a function that trains the net it gets")
         if self.recipe is not None:
             parse_recipe(self.recipe)
+
+    @property
+    def epochs_of_finalists(self) -> int:
+        """Of distilling a finalist."""
+        return _TIMES_AS_LONG * self.epochs if self.finish_epochs is None else self.finish_epochs
 
     @property
     def trains(self) -> bool:

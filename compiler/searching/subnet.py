@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from compiler.searching.eager import has_batch_norm, recalibrated, scaled, silen
 from compiler.searching.graph import reduced
 from compiler.searching.knobs import Config
 from compiler.searching.settings import SearchOptions
-from compiler.searching.torch_net import Skeleton, TorchNet, copied
+from compiler.searching.supernet import shuffled
+from compiler.searching.torch_net import Skeleton, TorchNet, copied, seeded
 
 
 class SubNetwork(Pruned):
@@ -60,18 +62,18 @@ class SubNetwork(Pruned):
             hook = self.net.register_forward_pre_hook(lambda _net, inputs: tuple(scaled(inputs, size)))
             self._structure.append(hook)
 
-    def distill(self, teacher: Any, options: SearchOptions, report: Callable[[str], None]) -> None:
+    def distill(self, teacher: Any, options: SearchOptions, epochs: int, report: Callable[[str], None]) -> None:
         """Let the net as it came teach it. Raises OptionError and InputError."""
         assert options.batches is not None
         settings = DistillationOptions(
             teacher=teacher,
-            batches=options.batches,
+            batches=shuffled(options.batches, Random(options.seed)),
             task=options.task,
-            epochs=options.epochs,
+            epochs=epochs,
             learning_rate=options.learning_rate,
+            schedule="one-cycle",
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
+        with seeded(options.seed):
             train_student(self.net, settings, report)
         self.apply()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save
 from compiler.artifact.storage import write_atomically
 from compiler.compression.distillation_losses import response
 from compiler.compression.job import Job
+from compiler.compression.learning_rate import Scheduled
 from compiler.errors import InputError, OptionError, StorageError
 from compiler.frontends.imported_model import TensorSpec
 from compiler.passes.rewriting.matching import Array
@@ -24,7 +26,7 @@ from compiler.searching.choice import select
 from compiler.searching.eager import computed
 from compiler.searching.knobs import Config, largest, sampled, smallest
 from compiler.searching.settings import SearchOptions
-from compiler.searching.torch_net import TorchNet, on_threads
+from compiler.searching.torch_net import TorchNet, on_threads, seeded
 
 _RANDOM = 2
 _TEMPERATURE = 1.0
@@ -40,12 +42,15 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
     knobs = [knob for knob in work.knobs if knob.kind != "precision"]
     shapes = work.shapes(random)
     optimizer = torch.optim.Adam(work.net.parameters(), options.learning_rate)
-    with torch.random.fork_rng(devices=[]), on_threads(work.job.threads):
-        torch.manual_seed(options.seed)
+    assert options.batches is not None
+    batches, rate = shuffled(options.batches, random), Scheduled("one-cycle", options.epochs)
+    with seeded(options.seed), on_threads(work.job.threads):
         for epoch in range(options.epochs):
             report(f"train the shared weights: epoch {epoch + 1} of {options.epochs}")
             work.net.train()
-            for inputs, labels in pairs_of(options.batches):
+            for progress, batch in rate.batches(batches, epoch):
+                inputs, labels = pair_of(batch)
+                rate.apply(optimizer, progress)
                 optimizer.zero_grad()
                 wanted = _largest(work, largest(knobs), inputs, labels, options)
                 drawn = [{**sampled(knobs, random), **next(shapes)} for _ in range(_RANDOM)]
@@ -72,15 +77,38 @@ def _largest(work: TorchNet, config: Config, inputs: list[Any], labels: Any, opt
     return outputs.detach()
 
 
+class Shuffled:
+    """Batches in another order each time; what has no order of its own, as a `DataLoader`, stays as it is."""
+
+    def __init__(self, batches: Sequence[Any], random: Random) -> None:
+        self._batches, self._random = batches, random
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._random.sample(self._batches, len(self._batches)))
+
+
+def shuffled(batches: Iterable[Any], random: Random) -> Iterable[Any]:
+    """Batches of a list in another order each epoch; a loader gives them in its own."""
+    return Shuffled(batches, random) if isinstance(batches, list | tuple) else batches
+
+
 def pairs_of(batches: Iterable[Any] | None) -> Iterator[tuple[list[Any], Any]]:
     """(inputs, labels) of each batch. Raises InputError where there is none."""
     count = 0
     for batch in batches or ():
         count += 1
-        inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-        yield (list(inputs) if isinstance(inputs, tuple | list) else [inputs]), labels
+        yield pair_of(batch)
     if not count:
         raise InputError("batches= holds no batch")
+
+
+def pair_of(batch: Any) -> tuple[list[Any], Any]:
+    """(inputs, labels) of a batch; labels are None where it has none."""
+    inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+    return (list(inputs) if isinstance(inputs, tuple | list) else [inputs]), labels
 
 
 def shared_weights(work: TorchNet, options: SearchOptions, report: Callable[[str], None]) -> None:
@@ -106,10 +134,10 @@ def _read(path: Path, like: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def inputs_for_statistics(batches: Iterable[Any] | None, job: Job) -> list[list[Any]]:
-    """Inputs that batch norms of sub-nets see: of the batches, else the calibration."""
+def inputs_for_statistics(batches: Iterable[Any] | None, job: Job, most: int) -> list[list[Any]]:
+    """Inputs that batch norms of sub-nets see: of so many batches at most, else the calibration."""
     if batches is not None:
-        return [inputs for inputs, _ in pairs_of(batches)]
+        return [inputs for inputs, _ in islice(pairs_of(batches), most)]
     names = [spec.name for spec in job.model.inputs]
     return [[torch.as_tensor(sample[name]) for name in names] for sample in job.samples]
 

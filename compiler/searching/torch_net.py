@@ -32,7 +32,7 @@ from compiler.searching.settings import Space
 from compiler.support.accuracy import Run
 from compiler.support.accuracy import score as score_of
 
-_RECALIBRATED = 8  # batches
+RECALIBRATED = 8  # batches that statistics of batch norms are of
 _REMEMBERED = 4  # sub-nets whose masks are kept
 _SHAPES = 64  # selections of choices and resolutions that are trained, where each needs a graph of its own
 _SKELETONS = 64  # graphs that are kept
@@ -93,7 +93,7 @@ class TorchNet:
         batches: Sequence[Sequence[Any]],
     ) -> None:
         self.net, self.job, self.imports, self.space, self.precisions = net.eval(), job, imports, space, precisions
-        self.batches = [list(each) for each in batches][:_RECALIBRATED]
+        self.batches = [list(each) for each in batches][:RECALIBRATED]
         # Units go in one order, that of the weights before any training: with orders of their own, the forms of a block
         # and a run that goes on would keep other units than those that were trained together.
         self._untrained = copied(net).eval()
@@ -305,6 +305,14 @@ def on_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch draw the same numbers each time, those of a loader's order among them; the caller's go on after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def copied(net: nn.Module) -> nn.Module:
