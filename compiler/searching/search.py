@@ -15,10 +15,12 @@ import tvm_ffi
 
 import targets
 from compiler.compression.job import Job, JobOptions, import_job
+from compiler.compression.quantization.layers import find_layers
 from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.passes.registry import did_you_mean
 from compiler.searching.accelerator import accelerator_of
 from compiler.searching.cost import CostModel
 from compiler.searching.explore import Explorer, check_choices
@@ -151,6 +153,7 @@ class _Search:
         self.precisions = Precisions(self.target)
         self.net = self._net(imports)
         check_choices(self.net.knobs)
+        self._check_kept()
         self.costs = self._cost_model()
 
     def _complete_samples(self) -> None:
@@ -184,6 +187,15 @@ class _Search:
         if "int8" in space.precision and self.job.samples:
             self.precisions = calibrated(self.job, self.precisions)
         return GraphNet(self.job, space, self.precisions)
+
+    def _check_kept(self) -> None:
+        """Raises OptionError where `keep` names what the net does not have."""
+        names = {layer.name for layer in find_layers(self.job.model.mod, nodes=self.job.model.nodes).layers}
+        names |= {knob.name.split(" ", 1)[-1] for knob in self.net.knobs}
+        names |= {name for name, _ in self.torch_module.named_modules()} if self.torch_module is not None else set()
+        for each in self.options.space.keep:
+            if not any(name == each or name.startswith(f"{each}.") for name in names):
+                raise OptionError(f"space= keeps {each!r}, which is no layer", did_you_mean(each, sorted(names)))
 
     def _cost_model(self) -> CostModel:
         accelerator = accelerator_of(self.target)

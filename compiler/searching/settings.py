@@ -27,6 +27,7 @@ LIMITS = {
     "sram_kb": "kibibytes of the accelerator's memory",
 }
 _TIMES_AS_LONG = 3  # finalists are trained, where the caller does not say how long
+_FILE_EXAMPLE = "space: {channels: [0.25, 0.5, 0.75], layers: true, precision: [int8, float32]}"
 _SPACE_EXAMPLE = "space={'channels': [0.25, 0.5, 0.75], 'layers': True, 'precision': ['int8', 'float32']}"
 
 
@@ -40,7 +41,7 @@ class Space(BaseModel):
         layers: whether residual layers may be left out.
         kernels: sizes that square filters may be cut to, around their centre.
         resolution: shares of the height and width that images may be scaled to before the net sees them.
-        precision: of each layer's weights (bf16, int4) or of its product (int8); the last one is the net as it is.
+        precision: of each layer's weights (bf16, int4) or of its product (int8); float32 is always among the options.
         keep: names of layers, or their beginnings, that stay as they are.
     """
 
@@ -74,26 +75,43 @@ class Space(BaseModel):
     def _are_precisions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [each for each in value if each not in PRECISIONS]:
             raise ValueError(f"{', '.join(unknown)}: use some of {', '.join(PRECISIONS)}")
-        return value
+        return (*(each for each in value if each != "float32"), "float32") if value else ()
 
 
 def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
     """A space of any form that `search` takes. Raises OptionError or StorageError."""
     if isinstance(space, Space):
         return space
+    where, example = "space=", _SPACE_EXAMPLE
     if isinstance(space, str | Path):
-        content = read_recipe(Path(space))
-        space = content.get("space") if isinstance(content, Mapping) and set(content) == {"space"} else content
+        where, example = str(space), _FILE_EXAMPLE
+        space = _space_of_file(Path(space))
     if space is not None and not isinstance(space, Mapping):
-        raise OptionError(f"space= is a {type(space).__name__}", _SPACE_EXAMPLE)
+        raise OptionError(f"{where} is a {type(space).__name__}", example)
     try:
         return Space(**{str(name): value for name, value in (space or {}).items()})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        unknown = first["type"] == "extra_forbidden"
-        hint = did_you_mean(name, list(Space.model_fields)) if unknown else _SPACE_EXAMPLE
-        raise OptionError(f"space= has {name!r}: {first['msg']}", hint) from error
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(name, list(Space.model_fields))
+            raise OptionError(f"{where} has the unknown key {name!r}", hint) from error
+        problem = first["msg"].removeprefix("Value error, ")
+        raise OptionError(f"{where} has {name}: {first['input']!r}: {problem}", example) from error
+
+
+def _space_of_file(path: Path) -> Any:
+    """What a file has under `space`, or all of it. Raises OptionError or StorageError."""
+    content = read_recipe(path)
+    if not isinstance(content, Mapping):
+        raise OptionError(f"{path} holds {'nothing' if content is None else type(content).__name__}", _FILE_EXAMPLE)
+    if "space" not in content:
+        return content
+    if others := [str(name) for name in content if name != "space"]:
+        raise OptionError(f"{path} has the key {others[0]!r} beside 'space'", "options of the search are no part of it")
+    if content["space"] is None:
+        raise OptionError(f"{path} has an empty space", _FILE_EXAMPLE)
+    return content["space"]
 
 
 def check_budget(budget: Mapping[str, float]) -> dict[str, float]:

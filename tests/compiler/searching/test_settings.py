@@ -16,6 +16,25 @@ def test_a_space_from_a_file(tmp_path: Path) -> None:
     path.write_text("space:\n  channels: [0.5]\n  layers: false\n  precision: [int8, float32]\n")
     assert parse_space(path) == Space(channels=(0.5,), layers=False, precision=("int8", "float32"))
     assert parse_space(None) == Space()
+    assert Space(precision=("float32", "int8")).precision == Space(precision=("int8",)).precision == ("int8", "float32")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds nothing"),
+        ("- channels\n", "holds list"),
+        ("space:\n", "has an empty space"),
+        ("space: {channels: [0.5]}\nbudget: {ms: 3}\n", "has the key 'budget' beside 'space'"),
+        ("space: {chanels: [0.5]}\n", "has the unknown key 'chanels'"),
+        ("channels: [1.5]\n", r"has channels: \[1.5\]: give shares above 0"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=rf"space\.yaml {message}"):
+        parse_space(path)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +44,7 @@ def test_a_space_from_a_file(tmp_path: Path) -> None:
         ({"channels": [0.0]}, "shares above 0"),
         ({"kernels": [2]}, "odd numbers"),
         ({"precision": ["int3"]}, "int3: use some of"),
-        ({"channels": "half"}, "'channels'"),
+        ({"channels": "half"}, "channels: 'half'"),
         ([0.5], "is a list"),
     ],
 )
@@ -50,6 +69,7 @@ def test_budgets_that_are_refused(budget: Any) -> None:
     [
         {"trials": 0},
         {"finalists": 1.5},
+        {"finish_epochs": 0},
         {"sampler": "random"},
         {"train": 3},
         {"learning_rate": 0.0},
