@@ -179,3 +179,12 @@ class VerificationError(InternalError):
 
 class CompilationError(InternalError):
     """TVM failed to build a module; carries the phase and TVM's own message."""
+
+
+def type_text(value: object) -> str:
+    """The type of a value for a message: "an ndarray", "a class", "None"."""
+    if value is None:
+        return "None"
+    name = "class" if isinstance(value, type) else type(value).__name__
+    article = "an" if name.lower().startswith(("a", "e", "i", "o", "nd")) else "a"
+    return f"{article} {name}"

@@ -18,7 +18,7 @@ import onnx
 import onnx.helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
-from compiler.errors import InputError, InputValueRequiredError, OptionError, Refusal, UnsupportedModelError
+from compiler.errors import InputError, InputValueRequiredError, OptionError, Refusal, UnsupportedModelError, type_text
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.module_paths import shown_name
 from compiler.frontends.onnx.structure import RANDOM_OPERATORS, all_nodes
@@ -163,7 +163,7 @@ class TensorwrightBackend(Backend):
         `tensorwright.compile` raises.
         """
         if not isinstance(model, onnx.ModelProto):
-            raise OptionError(f"a {type(model).__name__} is not an onnx.ModelProto", "load it first: onnx.load(path)")
+            raise OptionError(f"{type_text(model)} is not an onnx.ModelProto", "load it first: onnx.load(path)")
         if not cls.supports_device(device):
             raise OptionError(f"device {device!r} is not supported", "use device='CPU'")
         return TensorwrightRep(model, cls.compile_model, kwargs)

@@ -95,7 +95,7 @@ def _load(entry: EntryPoint) -> Target:
     except Exception as error:
         raise RegistrationError(f"{where} could not be loaded: {type(error).__name__}: {error}", _GUIDE) from error
     if not isinstance(target, Target):
-        raise RegistrationError(f"{where} is not a Target but a {type(target).__name__}", _GUIDE)
+        raise RegistrationError(f"{where} is of type {type(target).__name__}, not a Target", _GUIDE)
     if lacking := [f"{name} ({what})" for name, what in _WANTED.items() if not hasattr(target, name)]:
         raise RegistrationError(f"{where} has no {', no '.join(lacking)}", _GUIDE)
     if target.name != entry.name:

@@ -86,7 +86,11 @@ def parse_head(data: memoryview, origin: str) -> Layout:
         IncompatibleArtifactError: written in a newer format.
     """
     if len(data) < len(MAGIC) or bytes(data[: len(MAGIC)]) != MAGIC:
-        raise ArtifactError(f"{origin} is not a Tensorwright module", "such files are written by module.export(path)")
+        is_model = origin.endswith((".onnx", ".pt2", ".gguf"))
+        hint = (
+            f"compile the model first: tensorwright compile {origin}" if is_model else "module.export(path) writes one"
+        )
+        raise ArtifactError(f"{origin} is not a Tensorwright module", hint)
     if len(data) < HEAD_BYTES:
         raise _damaged(origin, f"only {len(data)} bytes long")
     _, version, count, flags, manifest_bytes, content_bytes = _PREFIX.unpack(data[: _PREFIX.size])

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, StorageError, type_text
 
 KEY_BYTES = 32
 PASSPHRASE_VARIABLE = "TENSORWRIGHT_PASSPHRASE"
@@ -111,7 +111,7 @@ def public_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING) -> bytes:
         except ValueError as error:
             raise OptionError(f"{key} holds no {kind.algorithm} public key in PEM form: {error}") from error
         if not isinstance(loaded, kind.public_class):
-            raise OptionError(f"{key} holds a {type(loaded).__name__}; an {kind.algorithm} public key is needed")
+            raise OptionError(f"{key} holds {type_text(loaded)}; an {kind.algorithm} public key is needed")
         raw, name = loaded.public_bytes_raw(), str(key)
     if not (_is_usable_point(raw) if kind is KeyKind.SIGNING else _gives_secrets(raw)):
         raise OptionError(f"{name} is not a usable {kind.algorithm} public key: it is of small order")
@@ -163,7 +163,7 @@ def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: byt
         what = "cannot be decrypted with this passphrase" if encrypted else "holds no private key in PEM form"
         raise OptionError(f"{key} {what}: {error}") from error
     if not isinstance(loaded, kind.private_class):
-        raise OptionError(f"{key} holds a {type(loaded).__name__}; an {kind.algorithm} private key is needed")
+        raise OptionError(f"{key} holds {type_text(loaded)}; an {kind.algorithm} private key is needed")
     raw: bytes = loaded.private_bytes_raw()
     return raw
 
@@ -185,7 +185,7 @@ def kind_of(path: str | Path) -> KeyKind:
     for kind in KeyKind:
         if isinstance(loaded, kind.public_class):
             return kind
-    raise OptionError(f"{path} holds a {type(loaded).__name__}; Ed25519 and X25519 keys are used")
+    raise OptionError(f"{path} holds {type_text(loaded)}; Ed25519 and X25519 keys are used")
 
 
 def is_encrypted(pem: bytes) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from compiler.errors import InputError, OptionError, UserError
+from compiler.errors import InputError, OptionError, UserError, type_text
 from compiler.frontends.imported_model import ImportedModel
 
 Sample = Mapping[str, np.ndarray]
@@ -22,7 +22,7 @@ def checked_samples(calibration: Samples, model: ImportedModel) -> list[dict[str
         InputError: one lacks an input, has one that the model does not, or holds NaN.
     """
     if isinstance(calibration, Mapping | str | np.ndarray) or not isinstance(calibration, Iterable):
-        raise OptionError(f"calibration= is a {type(calibration).__name__}", _WANTED)
+        raise OptionError(f"calibration= is {type_text(calibration)}", _WANTED)
     names = {spec.name for spec in model.inputs}
     try:
         samples = [_checked_sample(sample, f"calibration[{index}]", names) for index, sample in enumerate(calibration)]
@@ -41,7 +41,7 @@ def _form(names: set[str]) -> str:
 
 def _checked_sample(sample: Sample, where: str, names: set[str]) -> dict[str, np.ndarray]:
     if not isinstance(sample, Mapping):
-        raise OptionError(f"{where} is a {type(sample).__name__}", f"give a dict by input name: {_form(names)}")
+        raise OptionError(f"{where} is {type_text(sample)}", f"give a dict by input name: {_form(names)}")
     missing, unknown = sorted(names - set(sample)), sorted(map(str, set(sample) - names))
     if missing or unknown:
         problems = [f"lacks {missing}"] if missing else []

@@ -24,7 +24,7 @@ from compiler.driver.calibration import calibration_tokens, operand_grams
 from compiler.driver.example import inputs_in_order, with_example
 from compiler.driver.manifest_entries import initial_states, manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.sizes import Sizes, specialized
-from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError
+from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError, type_text
 from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
@@ -301,9 +301,7 @@ def find_target(target: str | targets.Target, cores: int | None = None) -> targe
     if isinstance(target, targets.Target):
         return target
     if not isinstance(target, str):
-        raise OptionError(
-            f"a {type(target).__name__} is not a target", "give a name of `tensorwright targets`, or a Target"
-        )
+        raise OptionError(f"{type_text(target)} is not a target", "give a name of `tensorwright targets`, or a Target")
     with translated_target_errors():
         return targets.get(target, cores=cores)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from compiler.errors import OptionError
+from compiler.errors import OptionError, type_text
 from compiler.frontends.imported_model import ImportedModel, SizeRequirement
 from compiler.passes.rewriting.size_variants import symbolic_dimensions, with_variants
 from compiler.support.formula import FormulaError, parsed
@@ -29,7 +29,7 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
             there are more than `MOST_VARIANTS` combinations, or the model has states.
     """
     if not isinstance(sizes, Mapping):
-        raise OptionError(f"sizes= takes a dict, not a {type(sizes).__name__}", 'as in sizes={"batch": [1, 8]}')
+        raise OptionError(f"sizes= takes a dict, not {type_text(sizes)}", 'as in sizes={"batch": [1, 8]}')
     if model.states:
         raise OptionError("sizes= does not work for a model with states yet", "leave sizes= out")
     choices = [_choices(model, name, given) for name, given in sizes.items()]

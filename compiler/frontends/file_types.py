@@ -19,6 +19,10 @@ _EXPORTED_PROGRAM = "a program saved by torch.export.save"
 _EXPORT_HUB = (
     "pip install 'optimum[onnx]', then optimum-cli export onnx --model {name} FOLDER, and compile FOLDER/model.onnx"
 )
+_DOWNLOAD_HUB = "; a language model is compiled from its folder: hf download {name} --local-dir FOLDER"
+FORMATS = (
+    "models are .onnx files, programs of torch.export (.pt2), and language models as GGUF files or transformers folders"
+)
 _EXPORT_TENSORFLOW = (
     "export it to ONNX: pip install tf2onnx, then python -m tf2onnx.convert --{kind} {path} --output model.onnx"
 )
@@ -108,7 +112,8 @@ def check_folder(path: Path) -> None:
     hint = "give the path of the .onnx file inside it"
     files = sorted(each.name for each in path.glob("*.onnx"))
     if files:
-        hint = f"give the path of the file inside it: {path / files[0]}"
+        more = f", for instance (it has {len(files)})" if len(files) > 1 else ""
+        hint = f"give the path of a file inside it: {path / files[0]}{more}"
     elif (path / "saved_model.pb").exists():
         hint = "it is a TensorFlow SavedModel; " + _EXPORT_TENSORFLOW.format(kind="saved-model", path=path)
     elif path.suffix == ".mlpackage":
@@ -125,7 +130,7 @@ def check_exists(path: Path) -> None:
     text = str(path)
     hint = None
     if _HUB_NAME.fullmatch(text) and not path.suffix and not path.parent.exists():
-        hint = f"{text!r} looks like a name of the Hugging Face Hub; {_EXPORT_HUB.format(name=text)}"
+        hint = f"{text!r} looks like a name of the Hugging Face Hub; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=text)}"
     raise StorageError(f"no such model file: {text}", hint)
 
 

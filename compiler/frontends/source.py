@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import tvm
 
-from compiler.errors import InputError, InvalidModelError, OptionError
+from compiler.errors import InputError, InvalidModelError, OptionError, type_text
 from compiler.frontends.file_types import check_exists, check_folder, is_language_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
@@ -128,14 +128,24 @@ def import_model(
             outputs=outputs,
             state=_names_or_pairs(state),
         )
-    raise OptionError(f"a {type(source).__name__} is not a model", f"give {SOURCES}")
+    raise OptionError(f"{type_text(source)} is not a model", _hint_on(source))
+
+
+def _hint_on(source: object) -> str:
+    if isinstance(source, type):
+        return f"give an instance: {source.__name__}(...)"
+    if isinstance(source, Mapping) and source and all(hasattr(each, "dtype") for each in source.values()):
+        return "these are weights alone: load them into the model (model.load_state_dict), and give that"
+    if hasattr(source, "manifest"):
+        return "it is compiled already: call its run()"
+    return f"give {SOURCES}"
 
 
 def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
     """Raise OptionError unless both are dictionaries, and InputError unless each shape is a sequence of sizes."""
     for option, given in (("shapes", shapes), ("constants", constants)):
         if given is not None and not isinstance(given, Mapping):
-            raise OptionError(f"{option}= takes a dict by input name, not a {type(given).__name__}")
+            raise OptionError(f"{option}= takes a dict by input name, not {type_text(given)}")
     for name, sizes in (shapes or {}).items():
         if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray):
             raise InputError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from compiler.artifact import Key
 from compiler.artifact.manifest import TensorDescription
-from compiler.errors import InputError, OptionError
+from compiler.errors import InputError, OptionError, type_text
 from compiler.runtime import Module, load
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import first_inputs
@@ -76,7 +76,7 @@ def as_module(source: object, threads: int | None = None, trusted_keys: Sequence
         return load(source, threads=threads, trusted_keys=trusted_keys)
     if not isinstance(source, Module):
         raise OptionError(
-            f"a {type(source).__name__} cannot be measured",
+            f"{type_text(source)} cannot be measured",
             "compile it first: tensorwright.compile(...), or give a .twm file",
         )
     if threads is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
-from compiler.errors import InputError
+from compiler.errors import InputError, type_text
 from compiler.runtime.requirements import RequirementChecker
 from compiler.runtime.staging import InputMemory, Staging
 from compiler.runtime.tensors import ALIGNMENT, array_over_strided, is_usable, tensor_over
@@ -193,7 +193,7 @@ def _from_other(value: object, spec: InputSpec, stage: Staging, dimensions: Dime
         return _from_numpy_like(value, spec, stage, dimensions)
     if not hasattr(value, "__dlpack__"):
         raise InputError(
-            f"input {spec.name!r} is a {type(value).__name__}, not an array",
+            f"input {spec.name!r} is {type_text(value)}, not an array",
             f"pass a numpy array or a DLPack tensor: np.asarray(value, dtype={_numpy_name(spec.element)})",
         )
     tensor, dtype = _import_dlpack(value, spec.name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
 from compiler.artifact.manifest import TensorDescription
-from compiler.errors import InputError, InternalError
+from compiler.errors import InputError, InternalError, type_text
 from compiler.runtime.tensors import MARKED_READ_ONLY, aligned_copy, array_over, tensor_over
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
@@ -62,7 +62,7 @@ def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Ar
 
 def _check_array(array: object, output: TensorDescription) -> None:
     if type(array) is not np.ndarray or not array.flags.writeable:
-        what = "a read-only array" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        what = "a read-only array" if isinstance(array, np.ndarray) else f"{type_text(array)}"
         raise InputError(f"out: {output.name!r} is {what}, but must be a writable numpy array")
     if array.dtype != ELEMENT_TYPES[output.dtype].numpy:
         raise InputError(f"out: {output.name!r} has element type {array.dtype}; the module gives {output}")
@@ -162,7 +162,7 @@ class OutputReader:
         for index, name, element, fast in self._but(without) if without else self._named:
             tensor = item(results, index)
             if not isinstance(tensor, _TENSOR):
-                raise InternalError(f"output {name!r} of the module is a {type(tensor).__name__}, not a tensor")
+                raise InternalError(f"output {name!r} of the module is {type_text(tensor)}, not a tensor")
             array = None
             if as_numpy:
                 try:
@@ -199,7 +199,7 @@ class OutputReader:
         try:
             count = self._size(results)
         except TypeError as error:
-            raise InternalError(f"the module returned a {type(results).__name__}, not a tuple") from error
+            raise InternalError(f"the module returned {type_text(results)}, not a tuple") from error
         if count != len(self.names):
             raise InternalError(f"the module returned {count} results; its manifest names {len(self.names)}")
         self._counted = True  # the code of a function gives as many each time

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from compiler.compression.recipe import parse_recipe
 from compiler.compression.recipe_file import read_recipe
-from compiler.errors import OptionError
+from compiler.errors import OptionError, type_text
 from compiler.passes.registry import did_you_mean
 
 SAMPLERS = ("nsga2", "tpe")
@@ -87,7 +87,7 @@ def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
         where, example = str(space), _FILE_EXAMPLE
         space = _space_of_file(Path(space))
     if space is not None and not isinstance(space, Mapping):
-        raise OptionError(f"{where} is a {type(space).__name__}", example)
+        raise OptionError(f"{where} is {type_text(space)}", example)
     try:
         return Space(**{str(name): value for name, value in (space or {}).items()})
     except ValidationError as error:
@@ -160,7 +160,7 @@ class SearchOptions:
         if not 0 < self.learning_rate < math.inf:
             raise OptionError(f"learning_rate={self.learning_rate}", "give a number above 0")
         if self.train is not None and not callable(self.train):
-            raise OptionError(f"train= is a {type(self.train).__name__}", "give a function that trains the net it gets")
+            raise OptionError(f"train= is {type_text(self.train)}", "give a function that trains the net it gets")
         if self.recipe is not None:
             parse_recipe(self.recipe)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import InputError, OptionError, TensorwrightError
+from compiler.errors import InputError, OptionError, TensorwrightError, type_text
 
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -50,7 +50,7 @@ def cosine(left: Array, right: Array) -> float:
 def score(evaluate: Evaluate, run: Run) -> float:
     """What `evaluate` says. Raises OptionError when that fails, or is not a finite number."""
     if not callable(evaluate):
-        raise OptionError(f"evaluate= is a {type(evaluate).__name__}", _MEASURE)
+        raise OptionError(f"evaluate= is {type_text(evaluate)}", _MEASURE)
     try:
         answer: Any = evaluate(run)
     except TensorwrightError:
@@ -62,7 +62,7 @@ def score(evaluate: Evaluate, run: Run) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        shown = answer if isinstance(answer, str | float) or answer is None else f"a {type(answer).__name__}"
+        shown = answer if isinstance(answer, str | float) or answer is None else f"{type_text(answer)}"
         raise OptionError(f"evaluate= returned {shown}", "return a finite number, higher where the model is better")
     return value
 

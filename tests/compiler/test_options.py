@@ -28,7 +28,7 @@ def relu() -> onnx.ModelProto:
         ({"shapes": {"x": 8}}, InputError, "8 is not a shape of input 'x'"),
         ({"shapes": {"x": "1,8"}}, InputError, "'1,8' is not a shape of input 'x'"),
         ({"shapes": {"x": ("4", 8)}}, InputError, "'4' is not a size of input 'x'"),
-        ({"target": None}, OptionError, "a NoneType is not a target"),
+        ({"target": None}, OptionError, "None is not a target"),
         ({"target": "raspbery-pi-4"}, UnknownTargetError, "did you mean 'raspberry-pi-4'"),
         ({"threads": 0}, OptionError, "from 1 to 4096"),
         ({"threads": "2"}, OptionError, "from 1 to 4096"),

@@ -73,7 +73,7 @@ def test_an_accelerator_takes_its_processor_from_another_target(register: Any) -
         (Nameless, r"has no name \(a string: what --target takes\), no description"),
         (Bare, r"has no machine \(a schedules.machine.Machine\)"),
         (Misnamed, "calls itself 'another'"),
-        (lambda: 3, "is not a Target but a int"),
+        (lambda: 3, "is of type int, not a Target"),
     ],
 )
 def test_a_broken_package_is_named_and_stops_nothing_else(

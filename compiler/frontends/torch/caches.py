@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from compiler.errors import InputError
+from compiler.errors import InputError, type_text
 
 CACHE_MODULE = "transformers.cache_utils"
 # Of these layers only keys and values change; others count positions or write in place.
@@ -43,7 +43,7 @@ def _check(cache: object) -> None:
         if getattr(layer, "cumulative_length", keys.shape[-2]) != keys.shape[-2]:
             raise InputError(f"{where} has seen more than its window holds", "give fewer keys than the window")
     if not getattr(cache, "layers", []):
-        raise InputError(f"a {type(cache).__name__} without layers among the example inputs", "leave it out")
+        raise InputError(f"{type_text(cache)} without layers among the example inputs", "leave it out")
 
 
 class _Structure:

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
 from compiler.frontends.torch.caches import register_caches
@@ -27,6 +29,7 @@ def exported_program(
     dynamic_shapes: Any,
 ) -> torch.export.ExportedProgram:
     """What `torch.export` makes of a module; a program is one already. Raises as `import_torch`."""
+    import torch
     from torch.export import ExportedProgram
 
     if isinstance(source, ExportedProgram):
@@ -35,6 +38,11 @@ def exported_program(
                 "an ExportedProgram has its inputs already; example_inputs and dynamic_shapes do not apply"
             )
         return source
+    if isinstance(source, torch.jit.ScriptModule):
+        raise OptionError(
+            "the model is a TorchScript program, which torch.export does not take",
+            "give the torch.nn.Module that it was made of",
+        )
     if example_inputs is None:
         raise OptionError(
             "a torch.nn.Module needs example_inputs",
@@ -75,16 +83,23 @@ def _captured(
 
 def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model."""
+    arguments: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
     if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,), {}
+        named = dict(example_inputs)
+    else:
+        arguments = tuple(example_inputs) if isinstance(example_inputs, Sequence) else (example_inputs,)
+    for name, value in [*enumerate(arguments), *named.items()]:
+        if isinstance(value, np.ndarray):
+            raise InputError(f"example_inputs[{name!r}] is a numpy array", "give tensors: torch.from_numpy(array)")
+    return arguments, named
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporters print progress and graphs that they fail at, and warn of their plans; a failure still raises."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         printed = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

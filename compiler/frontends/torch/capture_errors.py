@@ -58,6 +58,8 @@ def _line_of_the_model(traceback: TracebackType | None) -> str:
 def _is_of_the_model(path: Path) -> bool:
     import torch
 
+    if path.name.startswith("<"):  # generated code
+        return False
     if path.is_relative_to(Path(torch.__file__).parent) or path.is_relative_to(Path(__file__).parents[2]):
         return False
     return "site-packages" in path.parts or not path.is_relative_to(sysconfig.get_path("stdlib"))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from compiler.errors import InvalidModelError
+from compiler.errors import InvalidModelError, type_text
 from compiler.frontends.torch.caches import is_cache
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _parts(value: object, path: Path) -> list[tuple[str | int | None, Any]]:
     if parts is None:
         where = f" as {'.'.join(map(str, path))!r}" if path else ""
         raise InvalidModelError(
-            f"the model returns a {type(value).__name__}{where}, which holds no tensors that are known",
+            f"the model returns {type_text(value)}{where}, which holds no tensors that are known",
             "return tensors, tuples, dictionaries or dataclasses of them, or register the class with "
             "torch.utils._pytree.register_pytree_node; models of transformers return no cache with use_cache=False",
         )

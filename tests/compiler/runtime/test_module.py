@@ -231,7 +231,7 @@ GOOD = np.ones((2, 4), np.float32)
         (GOOD.astype([("a", np.float32)]), "element type"),
         (np.ma.masked_array(GOOD), "masked array"),
         (GOOD.tolist(), "is a list, not an array"),
-        (None, "is a NoneType, not an array"),
+        (None, "is None, not an array"),
         (1.5, "is a float, not an array"),
         (np.float32(1.5), "has rank 0"),
     ],

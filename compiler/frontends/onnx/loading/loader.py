@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compiler.errors import InvalidModelError, StorageError
-from compiler.frontends.file_types import check_exists, check_folder, check_is_model_data, check_is_model_file
+from compiler.frontends.file_types import FORMATS, check_exists, check_folder, check_is_model_data, check_is_model_file
 from compiler.frontends.onnx.loading.external_data import TensorReader, dense_from_sparse
 from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, normalized_domain, ordered_nodes
 from compiler.frontends.onnx.values import Constant
@@ -45,7 +45,8 @@ def load_model(source: ModelSource) -> LoadedModel:
     """
     proto, folder = _read(source)
     if not proto.HasField("graph"):
-        raise InvalidModelError("the model holds no graph: the file is empty or not an ONNX model")
+        where = f"{source}: " if isinstance(source, str | Path) else ""
+        raise InvalidModelError(f"{where}the model holds no graph: the file is empty or not an ONNX model", FORMATS)
     reader = TensorReader(folder, owned=not isinstance(source, onnx.ModelProto))
     opsets = check_opsets(proto.opset_import, "the model")
     functions = _functions(proto)
@@ -96,7 +97,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
         return onnx.ModelProto.FromString(data)
     except (DecodeError, ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{where} is not an ONNX model, or it is truncated: {error}") from error
+        raise InvalidModelError(f"{where} is not an ONNX model, or it is truncated: {error}", FORMATS) from error
 
 
 def _functions(proto: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:

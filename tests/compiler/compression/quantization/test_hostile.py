@@ -28,11 +28,11 @@ def failing_samples() -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("calibration", "error", "words"),
     [
-        (5, OptionError, "is a int"),
+        (5, OptionError, "is an int"),
         ("samples.npz", OptionError, "is a str"),
-        (X, OptionError, "is a ndarray"),
+        (X, OptionError, "is an ndarray"),
         (SAMPLES[0], OptionError, "is a dict"),
-        ([X], OptionError, r"\[0\] is a ndarray"),
+        ([X], OptionError, r"\[0\] is an ndarray"),
         (iter([]), OptionError, "no samples"),
         (failing_samples(), OptionError, "ValueError: the disk is gone"),
         ([{"x": np.where(X > 1, np.nan, X)}], InputError, "NaN in 'x'"),
@@ -62,7 +62,7 @@ def raising(run: Any) -> float:
         (raising, "failed: KeyError: 'label'"),
         (lambda run: None, "returned None"),
         (lambda run: "good", "returned good"),
-        (lambda run: np.zeros(3), "returned a ndarray"),
+        (lambda run: np.zeros(3), "returned an ndarray"),
         (lambda run: float("inf"), "returned inf"),
     ],
 )

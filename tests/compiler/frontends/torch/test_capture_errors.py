@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import tensorwright
-from compiler.errors import InvalidModelError
+from compiler.errors import InputError, InvalidModelError, OptionError
 
 
 class Branch(torch.nn.Module):
@@ -47,3 +48,23 @@ def test_the_line_of_the_model_is_named(
     assert hint in str(caught.value.hint)
     captured = capfd.readouterr()
     assert "def forward" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        (torch.nn.Linear, "give an instance: Linear"),
+        (torch.nn.Linear(8, 4).state_dict(), "load_state_dict"),
+        (torch.jit.ScriptModule(), "the torch.nn.Module that it was made of"),
+    ],
+    ids=["class", "weights", "script"],
+)
+def test_what_is_no_module_says_what_to_give(source: object, hint: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        tensorwright.compile(source, example_inputs=(torch.ones(8),))
+    assert hint in str(caught.value.hint)
+
+
+def test_examples_are_tensors() -> None:
+    with pytest.raises(InputError, match="numpy array"):
+        tensorwright.compile(torch.nn.Linear(8, 4).eval(), example_inputs=(np.zeros(8, np.float32),))

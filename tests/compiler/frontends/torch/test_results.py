@@ -99,7 +99,7 @@ def test_an_exported_program_keeps_the_names_of_its_structure() -> None:
 
 
 def test_an_object_without_tensors_is_named() -> None:
-    with pytest.raises(InvalidModelError, match=r"returns a object as 'other'(?s:.*)use_cache=False"):
+    with pytest.raises(InvalidModelError, match=r"returns an object as 'other'(?s:.*)use_cache=False"):
         import_model(Returning("unknown").eval(), example_inputs=_ARGUMENTS)
 
 
