@@ -182,7 +182,8 @@ def load_archive(path: Path, option: str) -> dict[str, np.ndarray]:
     except OSError as error:
         raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(f"{option}: {path} is not an .npz file of plain numbers: {error}") from error
+        reason = "" if "pickle" in str(error) else f": {error}"  # numpy's advice would run code of the file
+        raise InputError(f"{option}: {path} is not an .npz file of plain numbers{reason}") from error
 
 
 def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray:

@@ -28,6 +28,7 @@ from compiler.serving.policies import cascade, drift, router
 from compiler.serving.policies.degradation import DegradationOptions
 from compiler.serving.policies.variants import Variants, load_variants
 from compiler.serving.service import Service
+from compiler.serving.text.embedder import read_tokenizer
 from compiler.serving.text.options import GenerationLimits, TextOptions
 from compiler.serving.text.service import TextService, is_language_model
 
@@ -82,7 +83,7 @@ class ModelOptions:
     text: TextOptions = field(default_factory=TextOptions)
     generation: GenerationLimits = field(default_factory=GenerationLimits)
     variants: DegradationOptions = field(default_factory=DegradationOptions)
-    layers: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, Any] = field(default_factory=dict, metadata={"elsewhere": True})
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -116,15 +117,26 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
         index, variants = load_variants(path, batched)
         service = Variants(variants, options.variants, observer, reference=index.reference)
     else:
+        if options.variants != DegradationOptions():
+            raise OptionError(f"{path} is one module, and variants= is for a folder of variants")
         module = load_proven(path)
         if is_language_model(module):
             return _text_service(module, options, version)
+        _check_texts(options, path)
         service = batched(module, "default")
     parts = Parts(observer, lambda file, variant: batched(load_proven(file), variant))
     for layer in LAYERS:
         if layer.name in options.layers:
             service = layer.build(options.layers[layer.name], service, parts)
     return service
+
+
+def _check_texts(options: ModelOptions, path: Path) -> None:
+    """Refuse what would fail with the first text, of a model that is not a language model."""
+    if options.generation != GenerationLimits():
+        raise OptionError(f"{path} is not a language model, to which alone generation= applies")
+    if options.text.tokenizer is not None:
+        read_tokenizer(options.text.tokenizer)
 
 
 def _text_service(module: Module, options: ModelOptions, version: str) -> TextService:
@@ -172,7 +184,7 @@ def model_options(given: object, where: str, folder: Path | None = None) -> Mode
         plain["name"] = default_name(Path(str(plain["path"])))
     if "layers" in plain:
         raise OptionError(f"{where} has no option 'layers'", f"name them directly: {', '.join(layers)}")
-    return replace(options_from(ModelOptions, plain, where, folder), layers=built)
+    return replace(options_from(ModelOptions, plain, where, folder, others=tuple(layers)), layers=built)
 
 
 def default_name(path: Path) -> str:
@@ -186,5 +198,7 @@ def check_models(models: Sequence[ModelOptions]) -> list[ModelOptions]:
     names = [each.name for each in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise OptionError(f"two models are named {twice!r}", "give them different names: --model NAME=PATH")
+        raise OptionError(
+            f"two models are named {twice!r}", "give them different names: NAME=MODULE, or name: in a file"
+        )
     return list(models)

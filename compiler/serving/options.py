@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +15,20 @@ from compiler.errors import OptionError
 Options = TypeVar("Options")
 
 
-def options_from(kind: type[Options], given: Mapping[str, object], where: str, folder: Path | None = None) -> Options:
+def options_from(
+    kind: type[Options],
+    given: Mapping[str, object],
+    where: str,
+    folder: Path | None = None,
+    *,
+    others: Sequence[str] = (),
+) -> Options:
     """An options dataclass out of a mapping.
 
     Args:
         where: what the mapping is, for messages: "exact_cache of model 'minilm'".
         folder: what relative paths are relative to.
+        others: names that are read elsewhere, for messages.
 
     Raises:
         OptionError: a name is unknown, or a value does not fit.
@@ -30,10 +38,11 @@ def options_from(kind: type[Options], given: Mapping[str, object], where: str, f
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            names = [*(each for each in known if not known[each].metadata.get("elsewhere")), *others]
+            near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
             raise OptionError(
                 f"{where} has no option {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
-                f"its options are {', '.join(known)}",
+                f"its options are {', '.join(names)}",
             )
     try:
         options: Options = TypeAdapter(kind).validate_python(dict(given))

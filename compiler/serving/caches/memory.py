@@ -43,8 +43,9 @@ class MemoryStore(Generic[Value]):
 
     def __init__(self, max_bytes: int, max_age: float | None = None, clock: Clock = time.monotonic) -> None:
         """`max_age` is in seconds of `clock`; None: no limit. Raises OptionError for limits that are not positive."""
-        if max_bytes <= 0 or (max_age is not None and max_age <= 0):
-            raise OptionError(f"a cache of {max_bytes} bytes and {max_age} seconds", "use numbers above 0")
+        for name, value in (("max_bytes", max_bytes), ("max_age", max_age)):
+            if value is not None and value <= 0:
+                raise OptionError(f"a cache's {name} must be above 0, not {value}")
         self._max_bytes, self._max_age, self._clock = max_bytes, max_age, clock
         self._kept: OrderedDict[str, tuple[Value, int, float]] = OrderedDict()
         self.nbytes = 0

@@ -54,11 +54,12 @@ class Cascade:
                 "a cascade does not start without a calibration", "make one of data: `tensorwright calibrate cascade`"
             )
         self.small, self.large, self.calibration = small, large, calibration
-        for service, measured in ((small, calibration.small_identity), (large, calibration.large_identity)):
-            if measured and measured != identity_of(service):
+        measured = {"small": (small, calibration.small_identity), "large": (large, calibration.large_identity)}
+        for which, (service, identity) in measured.items():
+            if identity and identity != identity_of(service):
                 raise OptionError(
-                    f"the calibration of cascade {large.name!r} was made for another module than {service.name!r}",
-                    "calibrate again: `tensorwright calibrate cascade`",
+                    f"the calibration of cascade {large.name!r} was made with another {which} module",
+                    "name the modules that it was made with, or make it again: `tensorwright calibrate cascade`",
                 )
         self._feeds = dict(feeds or {})
         self._score = score_of(calibration.score, calibration.output)

@@ -36,10 +36,10 @@ def classification_accuracy(
     if output is None and len(names) != 1:
         raise OptionError(f"the model has outputs {names}", "select the one with the class scores: output=")
     scored = output if output is not None else names[0]
-    if scored not in names or (labels is not None and labels not in samples):
-        raise OptionError(
-            f"output {scored!r}, labels {labels!r}", f"outputs are {names}; the samples hold {sorted(samples)}"
-        )
+    if scored not in names:
+        raise OptionError(f"the model has no output {scored!r}", f"its outputs are {', '.join(names)}")
+    if labels is not None and labels not in samples:
+        raise OptionError(f"the samples hold no labels {labels!r}", f"they hold {', '.join(sorted(samples))}")
     inputs = {name: array for name, array in samples.items() if name != labels}
     rows = row_count(inputs)
     size = module.inputs[0].shape[0] if module.inputs and module.inputs[0].shape else 1

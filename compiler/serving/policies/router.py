@@ -28,6 +28,22 @@ class Rule(Protocol):
         """The route of each of the `count` rows."""
 
 
+def _check_rule(rule: Rule, inputs: Sequence[TensorDescription]) -> None:
+    """Raise OptionError for a rule that could not read any request."""
+    if isinstance(rule, LengthRule):
+        _check_has(rule.tensor, inputs, "the model has no input", "its inputs are")
+    elif isinstance(rule, ModelRule):
+        _check_has(rule.output, rule.judge.outputs, "the router's judge has no output", "its outputs are")
+        for each in rule.judge.inputs:
+            _check_has(each.name, inputs, "the router's judge reads what the model does not take, input", "that takes")
+
+
+def _check_has(name: str, tensors: Sequence[TensorDescription], problem: str, has: str) -> None:
+    names = [each.name for each in tensors]
+    if name not in names:
+        raise OptionError(f"{problem} {name!r}", f"{has} {', '.join(names)}")
+
+
 @dataclass(frozen=True)
 class Step:
     """A route for complexities up to a limit (infinity for the last one)."""
@@ -52,13 +68,13 @@ class LengthRule:
 
     def __init__(self, tensor: str, steps: Sequence[Step], padding: float = 0) -> None:
         """Raises OptionError if the limits of `steps` are not increasing."""
-        self._tensor, self._steps, self._padding = tensor, _checked(steps), padding
+        self.tensor, self._steps, self._padding = tensor, _checked(steps), padding
 
     async def routes(self, request: Request, count: int) -> Sequence[str]:
         """See `Rule`. Raises InputError where the request has no such input."""
-        array = request.inputs.get(self._tensor)
+        array = request.inputs.get(self.tensor)
         if array is None:
-            raise InputError(f"the router reads input {self._tensor!r}, which the request does not have")
+            raise InputError(f"the router reads input {self.tensor!r}, which the request does not have")
         return _stepped((array.reshape(count, -1) != self._padding).sum(axis=1).tolist(), self._steps)
 
 
@@ -70,14 +86,14 @@ class ModelRule:
 
         Raises OptionError if the limits of `steps` are not increasing.
         """
-        self.judge, self._output, self._steps = judge, output, _checked(steps)
+        self.judge, self.output, self._steps = judge, output, _checked(steps)
 
     async def routes(self, request: Request, count: int) -> Sequence[str]:
         """See `Rule`. A complexity that is not a number is the greatest."""
         taken = {each.name for each in self.judge.inputs}
         inputs = {name: array for name, array in request.inputs.items() if name in taken}
-        response = await self.judge.infer(request._replace(inputs=inputs, outputs=(self._output,)))
-        values = response.outputs[self._output].reshape(count, -1).astype(np.float64)
+        response = await self.judge.infer(request._replace(inputs=inputs, outputs=(self.output,)))
+        values = response.outputs[self.output].reshape(count, -1).astype(np.float64)
         if count and values.shape[1] != 1:
             raise InputError(f"the router's model gives {values.shape[1]} numbers per row", "it must return one")
         return _stepped(np.where(np.isnan(values), np.inf, values).reshape(-1).tolist(), self._steps)
@@ -149,6 +165,7 @@ class Router:
         for service in (*self.routes.values(), *_judge_of(self._rule)):
             await service.start()
         check_same_interface(self.routes.values(), "a router")
+        _check_rule(self._rule, self.inputs)
         for service in self.routes.values():
             check_batched(service, "a router")
 
@@ -280,4 +297,6 @@ def _rule(options: RouterOptions, parts: Parts) -> Rule:
 
 
 def _steps(up_to: Mapping[str, float]) -> list[Step]:
-    return sorted((Step(route, limit) for route, limit in up_to.items()), key=lambda step: step.up_to)
+    """The routes by increasing limit; the model itself takes what is above all of them."""
+    steps = sorted((Step(route, limit) for route, limit in up_to.items()), key=lambda step: step.up_to)
+    return steps if "default" in up_to else [*steps, Step("default", math.inf)]

@@ -50,7 +50,7 @@ class ServiceEmbedder:
         self._length = length if isinstance(length, int) else None
         most = self._length or _MOST_TOKENS
         self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
-        self._tokenizer = None if options.tokenizer is None else _read_tokenizer(options.tokenizer)
+        self._tokenizer = None if options.tokenizer is None else read_tokenizer(options.tokenizer)
         self._pad = 0
         self._padding_is_proven = self._length is not None or options.pad_to_multiple_of == 1
         if self._tokenizer is not None:
@@ -139,7 +139,8 @@ class ServiceEmbedder:
         return np.asarray(kept[0] if self._options.pooling == "cls" else kept[-1])
 
 
-def _read_tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path) -> Any:
+    """A tokenizer.json. Raises StorageError, ArtifactError and OptionError where it is none."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     try:
         content = path.read_text(encoding="utf-8")

@@ -36,6 +36,7 @@ def test_a_file_of_models(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"path": "a.twm", "bach": {}}, r"no option 'bach' \(did you mean 'batch'\?\)"),
+        ({"path": "a.twm", "cascde": {}}, r"no option 'cascde' \(did you mean 'cascade'\?\)"),
         ({"path": "a.twm", "batch": {"max_batch_size": "many"}}, "max_batch_size"),
         ({"path": "a.twm", "batch": {"max_batch_size": 0}}, "at least 1"),
         ({"path": "a.twm", "batch": 7}, "batch"),
@@ -48,8 +49,9 @@ def test_a_file_of_models(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_named(given: Any, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(OptionError, match=message) as raised:
         model_options(given, "model 1")
+    assert "layers" not in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize("content", ["models: []", "models: {}", "model: [{path: a}]", "{", "[]", ""])

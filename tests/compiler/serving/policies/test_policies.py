@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import pytest
 import yaml
 
 from compiler.artifact.variants import VariantEntry, VariantIndex, write_index
+from compiler.errors import TensorwrightError
 from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
-from compiler.serving.configuration import read_configuration
+from compiler.serving.configuration import model_options, read_configuration
 from compiler.serving.policies.cascade_calibration import CascadeCalibration
+from compiler.serving.repository import Repository
 from tests.compiler.runtime.building import build_artifact
 from tests.compiler.serving.server import Answer, Running, serving
 
@@ -53,7 +56,7 @@ def write_files(folder: Path) -> Path:
     numbers |= {f"{name}_identity": identity for name, identity in identities.items()}
     CascadeCalibration(**numbers).save(folder / "cascade.json")
     drift = {"limit": 0.1, "share": 1, "measure": "absolute", "least": 2}
-    length = {"tensor": "x", "up_to": {"small": 1, "default": 9}}
+    length = {"tensor": "x", "up_to": {"small": 1}}
     cascade = {"small": "small.twm", "calibration": "cascade.json"}
     caches: dict[str, Any] = {"exact_cache": {"max_bytes": 10000}, "embedding_cache": {}}
     models = [
@@ -75,6 +78,26 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(configuration: Path) -> Iterator[Running]:
     with serving(read_configuration(configuration)) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generation": {"max_sequences": 2}}, "is not a language model"),
+        ({"variants": {"degrade_at_ms": 1000}}, "is one module"),
+        ({"text": {"tokenizer": "none.json"}}, "none.json cannot be read"),
+        ({"exact_cache": {"max_bytes": 0}}, "max_bytes must be above 0, not 0"),
+        ({"cascade": {"small": "large.twm", "calibration": "cascade.json"}}, "another small module"),
+        ({"router": {"length": {"tensor": "z", "up_to": {"default": 1}}}}, "no input 'z'"),
+        ({"router": {"judge": {"module": "small.twm", "output": "z", "up_to": {}}}}, "judge has no output 'z'"),
+    ],
+)
+def test_options_that_no_request_could_be_answered_with_are_refused_at_start(
+    configuration: Path, options: dict[str, Any], message: str
+) -> None:
+    model = model_options({"path": "large.twm", **options}, "the model", configuration.parent)
+    with pytest.raises(TensorwrightError, match=message):
+        asyncio.run(Repository([model]).start())
 
 
 def ask(server: Running, model: str, rows: list[list[float]], **parameters: float) -> Answer:
