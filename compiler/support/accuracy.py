@@ -70,7 +70,7 @@ def score(evaluate: Evaluate, run: Run) -> float:
 def check_max_drop(max_drop: float) -> None:
     """Raises OptionError unless the value is a share from 0 to 1."""
     if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
-        raise OptionError(f"max_drop must be a share from 0 up to 1, like 0.01, not {max_drop}")
+        raise OptionError(f"max_drop={max_drop} is not a share from 0 up to 1", "give one like 0.01")
 
 
 def relative_drop(before: float, after: float) -> float:
