@@ -24,7 +24,7 @@ from compiler.frontends.imported_model import ImportedModel, PositionSpec, SizeR
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import plain, same_shape, shape_of
 from compiler.passes.rewriting.state_writes import write_rows
-from compiler.passes.rewriting.substitution import replace_leaves
+from compiler.passes.rewriting.substitution import leaves, replace_leaves
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Index, Var
@@ -254,8 +254,10 @@ class _Growing:
         )
         pasts = {params[at]: self._first(builder, buffer, self._past, at) for at, buffer in buffers.items()}
         made = _Made(builder, position, buffers, pasts, {})
-        for block in self._main.body.blocks:
-            for binding in block.bindings:
+        bindings = [binding for block in self._main.body.blocks for binding in block.bindings]
+        read = {leaf for each in bindings for leaf in leaves(self._checked(each))}
+        for binding in bindings:
+            if binding.var in read or not _forgets(binding):
                 self._rebind(made, binding)
         results = self._results(made)
         block = builder._end_block()
@@ -288,11 +290,24 @@ class _Growing:
         if append is not None and append.state not in made.written and self._is_next(binding.var, append.state):
             made.builder.emit_normalized(relax.VarBinding(binding.var, self._written(made, append)))
             return
-        value = made.builder.normalize(made.renewed(binding.value))
-        if isinstance(binding, relax.MatchCast):
+        checked = self._checked(binding)
+        value = made.builder.normalize(made.renewed(checked))
+        if isinstance(binding, relax.MatchCast) and checked.same_as(binding.value):
             made.builder.emit_normalized(relax.MatchCast(binding.var, value, binding.ty))
         else:
             made.builder.emit_normalized(relax.VarBinding(binding.var, value))
+
+    def _checked(self, binding: Binding) -> Expr:
+        """The value of a binding; of a check that holds now that all pasts are of one size, what is checked."""
+        if not isinstance(binding, relax.MatchCast):
+            return binding.value
+        source = binding.value
+        while isinstance(self._values.get(source), relax.Var):
+            source = self._values[source]
+        known = isinstance(binding.ty, relax.TensorType) and shape_of(source) is not None
+        shape = binding.ty.shape if known else None
+        sizes = [plain(size) for size in shape.values] if isinstance(shape, relax.ShapeExpr) else None
+        return source if same_shape(shape_of(source) if known else None, sizes) else binding.value
 
     def _written(self, made: _Made, append: _Append) -> Expr:
         """The rows in use after the new ones were written."""
@@ -313,6 +328,12 @@ class _Growing:
             by_output[spec.name] if spec.name in by_output else made.renewed(self._result(index))
             for index, spec in enumerate(self._model.outputs)
         ]
+
+
+def _forgets(binding: Binding) -> bool:
+    """Whether a check is none: it gives a tensor a type without its shape."""
+    is_cast = isinstance(binding, relax.MatchCast) and isinstance(binding.ty, relax.TensorType)
+    return is_cast and not isinstance(binding.ty.shape, relax.ShapeExpr)
 
 
 @dataclass(frozen=True)

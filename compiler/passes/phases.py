@@ -39,6 +39,7 @@ from compiler.passes.integers.compute_with_int16 import compute_with_int16
 from compiler.passes.integers.keep_weights_narrow import keep_weights_narrow
 from compiler.passes.integers.sign_integers import sign_integers
 from compiler.passes.integers.transposed_in_integers import transposed_in_integers
+from compiler.passes.layout.attend_to_states import attend_to_states
 from compiler.passes.layout.fuse_attention import fuse_attention
 from compiler.passes.layout.narrow_operands import narrow_operands
 from compiler.passes.layout.pack_grouped_weights import pack_grouped_weights
@@ -98,6 +99,7 @@ CANONICALIZE = (
     track_nodes,
     fold_constants,
     eliminate_dead_code,
+    attend_to_states,  # while slices and transposes of states stand where the model has them
     widen_half,
     simplify_algebra,
     eliminate_common_subexpressions,
@@ -124,6 +126,7 @@ CANONICALIZE_GPU = (
     track_nodes,
     fold_constants,
     eliminate_dead_code,
+    attend_to_states,  # while slices and transposes of states stand where the model has them
     simplify_algebra,
     eliminate_common_subexpressions,
     hoist_slices,

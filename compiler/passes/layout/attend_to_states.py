@@ -1,0 +1,277 @@
+"""attend-to-states: attention over keys and values that are states reads the rows in use alone, where they lie.
+
+    matmul(softmax(scale * matmul(q, transpose(repeat(keys[:n]))) + mask), repeat(values[:n]))
+
+becomes one kernel over `keys` and `values` as they are: nothing is sliced, repeated or transposed. Where a model reads
+whole states and a mask hides what is not in use, the rows up to the last one that the mask shows are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvm import relax, te, tirx
+from tvm.ir import GlobalVar, IRModule
+from tvm.relax import op as R
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.layout.attention_match import AttentionMatch, AttentionMatcher
+from compiler.passes.layout.attention_steps import Add, Divide, Scale, Step
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import bindings_of, count_uses, operator_name, rewritable_functions
+from compiler.passes.rewriting.matching import dtype_of, is_one, same_size, shape_of
+from compiler.passes.rewriting.state_reads import Axis, StateRead, StateReader
+from compiler.passes.rewriting.substitution import replace_leaves
+from schedules.attention.cache.call import AttentionOptions, cached_attention
+from schedules.attention.cache.description import ATTRIBUTE, BIAS, KEY, LENGTH, QUERY, SINKS, VALUE, parse
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Call, Expr, Function, Var
+
+_RANK = 4
+_HIDDEN = -1e30  # a mask's number below which no score matters
+
+
+@graph_pass("attend-to-states", summary="Read only the rows in use of states that attention reads")
+def attend_to_states(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Does nothing for models without states."""
+    if not context.options.states:
+        return mod
+    rewriter = _Rewriter(mod)
+    for variable, function in rewritable_functions(mod):
+        rewriter.rewrite(variable, function)
+    return relax.transform.DeadCodeElimination()(rewriter.builder_.get()) if rewriter.count else mod
+
+
+@mutator
+class _Rewriter(PyExprMutator):
+    """Replaces the second product of attention, and calls of attention that read whole states."""
+
+    def __init__(self, mod: IRModule) -> None:
+        super().__init__(mod)
+        self._mod = mod
+        self.count = 0
+        self._matcher = AttentionMatcher({}, {}, in_integers=False)
+        self._reader = StateReader(mod, {})
+        self._lengths: dict[Expr, Expr] = {}  # of masks and numbers of rows
+
+    def rewrite(self, variable: GlobalVar, function: Function) -> None:
+        """One function, where anything in it is attention over states."""
+        before = self.count
+        uses = self._look_at(function)
+        unchecked = _without_checks(function, self._checks(function, uses))
+        if unchecked is not function:
+            function = unchecked
+            self._look_at(function)
+        self._lengths = {}
+        updated = self.visit_expr(function)
+        if self.count > before:
+            self.builder_.update_func(variable, updated)
+
+    def _look_at(self, function: Function) -> dict[Var, int]:
+        """Prepare to match in a function; how often its variables are used."""
+        uses: dict[Var, int] = {}
+        count_uses(function.body, uses, {})
+        self._matcher = AttentionMatcher(relax.analysis.get_var2val(function), uses, in_integers=False)
+        self._reader = StateReader(self._mod, {each.var: each.value for each in bindings_of(function.body)})
+        return uses
+
+    def _checks(self, function: Function, uses: dict[Var, int]) -> set[Var]:
+        """Checks of shapes that only attention over states reads: they would keep what it no longer reads alive."""
+        checks = {each.var for each in bindings_of(function.body) if isinstance(each, relax.MatchCast)}
+        found: set[Var] = set()
+        for binding in bindings_of(function.body) if checks else ():
+            match = self._matcher.match(binding.value) if operator_name(binding.value) == "relax.matmul" else None
+            for operand in () if match is None else (match.key, match.value):
+                read = self._reader.read(operand.expr)
+                path = () if read is None else read.path
+                if all(uses.get(each) == 1 for each in path):
+                    found.update(checks.intersection(path))
+        return found
+
+    def visit_call_(self, call: Call) -> Expr:
+        """A call, or what replaces it."""
+        name, found = operator_name(call), None
+        if name == "relax.matmul":
+            match = self._matcher.match(call)
+            found = None if match is None else self._attention(match)
+        elif name == "relax.call_tir":
+            found = self._shortened(call)
+        return self.visit_expr_post_order(call) if found is None else found
+
+    def _attention(self, match: AttentionMatch) -> Expr | None:
+        """Attention over states of a product, or None where it is none."""
+        scale, masks = _scale_and_masks(match.steps)
+        keys, values = self._reader.read(match.key.expr), self._reader.read(match.value.expr)
+        if scale is None or keys is None or values is None or match.weights is not None or not _belong(keys, values):
+            return None
+        if not keys.is_ordered("batch", "heads", "size", "rows") or not values.is_ordered(
+            "batch", "heads", "rows", "size"
+        ):
+            return None
+        shape = shape_of(match.query.expr)
+        if shape is None or len(shape) != _RANK or not isinstance(shape[1], int) or not isinstance(shape[3], int):
+            return None
+        bias = self._bias(masks)
+        query = self.builder_.emit(R.permute_dims(self.visit_expr(match.query.expr), [0, 2, 1, 3]))
+        options = AttentionOptions(
+            causal=False,
+            scale=scale * keys.factor,
+            bias=bias,
+            length=self._length(keys, bias),
+            scales=_scales(self, keys, values),
+        )
+        self.count += 1
+        call = cached_attention(
+            self.builder_, query, self.visit_expr(keys.state), self.visit_expr(values.state), options
+        )
+        result = R.permute_dims(self.builder_.emit(call), [0, 2, 1, 3])
+        if values.factor == 1.0:
+            return result
+        return R.multiply(self.builder_.emit(result), relax.const(values.factor, "float32"))
+
+    def _shortened(self, call: Call) -> Expr | None:
+        """A call of attention over whole states, or over copies of their first rows, over the rows in use."""
+        text = (self._mod[call.args[0]].attrs or {}).get(ATTRIBUTE) if isinstance(call.args[0], GlobalVar) else None
+        if text is None:
+            return None
+        description = parse(str(text))
+        given = dict(zip(description.operands, call.args[1].fields, strict=True))
+        if description.causal or LENGTH in given or set(given) - {QUERY, KEY, VALUE, BIAS, SINKS}:
+            return None
+        keys, values = self._reader.read(given[KEY]), self._reader.read(given[VALUE])
+        if keys is None or values is None or not _belong(keys, values) or (keys.factor, values.factor) != (1.0, 1.0):
+            return None
+        if not (keys.is_ordered(*_ORDER) and values.is_ordered(*_ORDER)):
+            return None
+        query, bias, sinks = (self.visit_expr(given[role]) if role in given else None for role in (QUERY, BIAS, SINKS))
+        length = self._length(keys, bias)
+        if length is None and keys.state.same_as(given[KEY]):
+            return None
+        options = AttentionOptions(
+            causal=False,
+            scale=description.scale,
+            softcap=description.softcap,
+            bias=bias,
+            sinks=sinks,
+            length=length,
+            scales=_scales(self, keys, values),
+            rounds=description.rounds,
+        )
+        self.count += 1
+        return cached_attention(
+            self.builder_, query, self.visit_expr(keys.state), self.visit_expr(values.state), options
+        )
+
+    def _bias(self, masks: Sequence[Expr]) -> Expr | None:
+        """The sum of masks, of rank 4."""
+        total: Expr | None = None
+        for each in masks:
+            mask = self.visit_expr(each)
+            shape = shape_of(mask) or []
+            if len(shape) < _RANK:
+                mask = self.builder_.emit(R.reshape(mask, [1] * (_RANK - len(shape)) + shape))
+            total = mask if total is None else self.builder_.emit(R.add(total, mask))
+        return total
+
+    def _length(self, keys: StateRead, bias: Expr | None) -> Expr | None:
+        """How many rows attention sees, int64 of shape () or (batch,); None for all of the state."""
+        source = bias if keys.rows is None else keys.rows
+        if source is None:
+            return None
+        if source not in self._lengths:
+            made = _shown_rows(self, source) if keys.rows is None else _number_of_rows(self, source)
+            self._lengths[source] = made
+        return self._lengths[source]
+
+
+def _without_checks(function: Function, checks: set[Var]) -> Function:
+    """The function where what is checked stands in place of what the checks give."""
+    if not checks:
+        return function
+    sources: dict[Var, Expr] = {}
+    blocks = []
+    for block in function.body.blocks:
+        kept = []
+        for binding in block.bindings:
+            value = replace_leaves(binding.value, lambda leaf: sources.get(leaf, leaf))
+            if binding.var in checks:
+                sources[binding.var] = value
+            elif isinstance(binding, relax.MatchCast):
+                kept.append(relax.MatchCast(binding.var, value, binding.ty))
+            else:
+                kept.append(relax.VarBinding(binding.var, value))
+        blocks.append(type(block)(kept))
+    body = relax.SeqExpr(blocks, function.body.body)
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+
+
+_ORDER: tuple[Axis, ...] = ("batch", "heads", "rows", "size")
+
+
+def _scale_and_masks(steps: Sequence[Step]) -> tuple[float | None, list[Expr]]:
+    """What scores are multiplied by, and the masks that are added behind it; None for other steps."""
+    scale = 1.0
+    masks: list[Expr] = []
+    for step in steps:
+        if isinstance(step, Add):
+            masks.append(step.tensor)
+        elif masks or not isinstance(step, Scale | Divide):
+            return None, []
+        else:
+            scale = scale * step.factor if isinstance(step, Scale) else scale / step.divisor
+    return scale, masks
+
+
+def _belong(keys: StateRead, values: StateRead) -> bool:
+    """Whether the same rows of two states are read, which are of one type."""
+    if (keys.rows is None) != (values.rows is None) or dtype_of(keys.state) != dtype_of(values.state):
+        return False
+    if keys.rows is not None and not same_size(keys.rows, values.rows):
+        return False
+    sizes = [shape_of(each.state) for each in (keys, values)]
+    return all(shape is not None and isinstance(shape[1], int) and isinstance(shape[3], int) for shape in sizes)
+
+
+def _scales(rewriter: _Rewriter, keys: StateRead, values: StateRead) -> tuple[Expr, Expr] | None:
+    if keys.scales is None or values.scales is None:
+        return None
+    return rewriter.visit_expr(keys.scales), rewriter.visit_expr(values.scales)
+
+
+def _number_of_rows(rewriter: _Rewriter, rows: Expr) -> Expr:
+    call = rewriter.builder_.call_te(
+        lambda number: te.compute((), lambda *_: number, name="rows"), rows, primfunc_name_hint="rows_in_use"
+    )
+    return rewriter.builder_.emit(call)
+
+
+def _shown_rows(rewriter: _Rewriter, mask: Expr) -> Expr | None:
+    """For each sample, the rows up to the last that some query sees; all where a query sees none: int64 (batch,).
+
+    A query that sees nothing has a score of the same size for every row, so that all of them count.
+    """
+    builder = rewriter.builder_
+    shape = shape_of(mask)
+    if shape is None or len(shape) != _RANK or is_one(shape[3]):
+        return None
+    shown = mask if dtype_of(mask) == "bool" else builder.emit(R.greater(mask, relax.const(_HIDDEN, dtype_of(mask))))
+
+    def ends(seen: te.Tensor) -> te.Tensor:
+        def end(*place: tirx.Expr) -> tirx.Expr:
+            return tirx.Select(seen[place], place[3] + 1, tirx.const(0, "int64"))
+
+        return te.compute(seen.shape, end, name="ends")
+
+    end = builder.emit(builder.call_te(ends, shown, primfunc_name_hint="row_ends"))
+    last = builder.emit(R.max(end, axis=[3]))
+    whole = builder.emit(builder.call_te(lambda rows: _or_all(rows, shape[3]), last, primfunc_name_hint="rows_shown"))
+    return builder.emit(R.max(whole, axis=[1, 2]))
+
+
+def _or_all(rows: te.Tensor, count: tirx.Expr) -> te.Tensor:
+    return te.compute(
+        rows.shape, lambda *at: tirx.Select(rows[at] == 0, tirx.Cast("int64", count), rows[at]), name="rows"
+    )
