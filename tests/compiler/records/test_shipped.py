@@ -1,0 +1,93 @@
+"""That `compile` takes the records that ship, by itself, for each target that has some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import compiler
+import targets
+from benchmarks.tiny_nets import quantized_by_onnx_runtime
+from compiler.records.identity import file_name, target_description
+from compiler.records.library import TunedConfigs, read_current, shipped_folder
+from compiler.records.records import Loaded
+from compiler.tuning.samples import workload_of
+from schedules.gpu import gpu_rules
+from schedules.rule import ScheduleRule
+from schedules.selection.registry import rules
+
+MODELLED = ("raspberry-pi-4", "raspberry-pi-5", "graviton3", "h100")
+CARD = {"resnet18", "resnet50", "mobilenet_v2", "vit_b_16", "minilm-128"}
+
+
+def _shipped(target: targets.Target) -> Loaded:
+    return read_current(shipped_folder() / file_name(target_description(target)))
+
+
+def _convolutions(channels: int, filters: int, kernel: int, size: int, *, first: bool) -> onnx.ModelProto:
+    """A convolution, behind one that makes its channels unless it is the first."""
+    layers = [(channels, filters, kernel)] if first else [(8, channels, 1), (channels, filters, kernel)]
+    nodes, weights = [], []
+    for place, (inputs, outputs, extent) in enumerate(layers):
+        array = np.full((outputs, inputs, extent, extent), 0.01, np.float32)
+        weights.append(numpy_helper.from_array(array, f"w{place}"))
+        names = [f"x{place}", f"w{place}"]
+        nodes.append(helper.make_node("Conv", names, [f"x{place + 1}"], pads=[extent // 2] * 4))
+    given = helper.make_tensor_value_info("x0", TensorProto.FLOAT, (1, layers[0][0], size, size))
+    result = helper.make_tensor_value_info(f"x{len(layers)}", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "convolutions", [given], [result], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("target", "layer", "measure"),
+    [
+        ("raspberry-pi-4", (960, 160, 1, 7), "llvm-mca+caches cortex-a72"),
+        ("raspberry-pi-5", (1024, 256, 1, 14), "llvm-mca+caches cortex-a76"),
+        ("graviton3", (128, 512, 1, 28), "llvm-mca+caches neoverse-v1"),
+        ("h100", (256, 1024, 1, 14), "nvcc model sm_90"),
+    ],
+)
+def test_a_model_with_a_known_layer_takes_its_config(
+    target: str, layer: tuple[int, int, int, int], measure: str
+) -> None:
+    """Of a model that was never tuned; the manifest says from which file, and by which measure it won."""
+    module = compiler.compile(_convolutions(*layer, first=target == "h100"), target, threads=None)
+    kernels = {each.measure: each for each in module.manifest.kernels if each.source == "record"}
+    assert set(kernels) == {measure}
+    name = file_name(target_description(targets.get(target)))
+    assert kernels[measure].origin == f"tuning_logs/{name}"
+
+
+@pytest.mark.parametrize("name", MODELLED)
+def test_what_was_chosen_for_a_model_still_applies(name: str) -> None:
+    """A config that its rule no longer has, or that beat another default than today's, would be ignored in silence."""
+    target = targets.get(name)
+    loaded = _shipped(target)
+    measurer = target.measurer()
+    assert measurer is not None
+    assert not loaded.problems
+    assert {line.name for line in loaded.models} == CARD
+    assert all(measurer.fits(line.measure) for line in loaded.models)
+    by_name: dict[str, ScheduleRule[Any]] = {rule.name: rule for rule in (*rules(), *gpu_rules())}
+    for line, chosen in ((model, each) for model in loaded.models for each in model.choices):
+        rule_and_version, _, key = (chosen.way or chosen.task).partition("/")
+        rule, workload = by_name[rule_and_version.partition("@")[0]], workload_of(key)
+        assert workload is not None
+        tuned = TunedConfigs(target, loaded, line.model)
+        assert tuned(rule, workload) is not None, (line.name, chosen)
+        assert tuned.measure(chosen.kernel) == line.measure.name
+
+
+@pytest.mark.parametrize("accelerator", ["u55-128", "u65-256"])
+def test_a_tiny_net_takes_its_settings(accelerator: str) -> None:
+    """By its graph, whatever its weights."""
+    model = quantized_by_onnx_runtime("ds_cnn")
+    module = compiler.compile(model, targets.get(f"cortex-m55+ethos-{accelerator}", cores=1), threads=1)
+    partition: Any = module.manifest.target.details["partition"]
+    assert partition["measure"] == f"vela cycles ethos-{accelerator}"
+    assert partition["settings"]["9 mean 1x64x25x5"] == "channels in columns"
