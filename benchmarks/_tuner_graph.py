@@ -117,7 +117,7 @@ def compare(options: Any, console: Console) -> None:
     """Tune, race, print, write. A net that fails costs its row; exit code 1 then."""
     peak = measured_peak(options.threads, "host")
     budget, rows, failed = _Budget(options), list[Row](), list[str]()
-    for task in _tasks(options.models):
+    for task in tasks_named(options.models):
         try:
             rows.append(_row(task, options, peak, budget.seconds(), console))
         except compiler.TensorwrightError as error:
@@ -153,7 +153,8 @@ def _mean(ratios: Sequence[float]) -> float | None:
     return math.exp(statistics.fmean(math.log(each) for each in ratios)) if ratios else None
 
 
-def _tasks(names: Sequence[str]) -> Iterator[Task]:
+def tasks_named(names: Sequence[str]) -> Iterator[Task]:
+    """Nets of the catalog or of families."""
     families = nets()
     for name in names:
         if name not in families:

@@ -6,6 +6,7 @@
     python -m benchmarks.tuner transfer
     python -m benchmarks.tuner modelled
     python -m benchmarks.tuner graph --json benchmarks/results/graph-zen5.json
+    python -m benchmarks.tuner choices --json benchmarks/results/choices-zen5.json
     python -m benchmarks.tuner metaschedule resnet18 --seconds 600
     python -m benchmarks.tuner collect resnet18 minilm-128 --records logs
     python -m benchmarks.tuner ethos-u --output benchmarks/results/ethos-u-cycles.json
@@ -15,7 +16,7 @@
 cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and
 ranks the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a
 model that was trained on the other tasks. `modelled` orders timed configs by the target's model of its processor.
-`graph` tunes and races whole models.
+`graph` tunes and races whole models, `choices` bounds what choices that the rules fix could gain in them.
 `metaschedule` gives TVM's own tuner and ours the same time. Records come from `tensorwright tune --records DIR`, or,
 with many configs of each task, from `collect`, as those in tuning_logs/training.
 """
@@ -33,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    _tuner_choices,
     _tuner_collect,
     _tuner_ethos_u,
     _tuner_graph,
@@ -63,6 +65,7 @@ def main() -> int:
         "modelled": _tuner_modelled.compare,
         "ethos-u": _tuner_ethos_u.compare,
         "graph": _tuner_graph.compare,
+        "choices": _tuner_choices.compare,
     }
     commands[options.command](options, console)
     return 0
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     metaschedule = commands.add_parser("metaschedule", help="TVM's own tuner with the same time")
     _tuner_ethos_u.add_options(commands.add_parser("ethos-u", help="cycles on Ethos-U, untuned and tuned"))
     _tuner_graph.add_options(commands.add_parser("graph", help="whole models untuned and tuned, beside other runtimes"))
+    _tuner_choices.add_options(commands.add_parser("choices", help="what rules fix: prefetching, threads, fusion"))
     collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
     collect.add_argument("--configs", type=int, default=64, help="of a task")
     collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")

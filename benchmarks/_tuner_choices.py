@@ -1,0 +1,192 @@
+"""What choices beside blocks and algorithms could gain: prefetch distance, threads of a kernel, depth of fusion.
+
+Rules fix them, so they are no part of a search. Here a net is compiled once with each value, and every kernel takes the
+value that is best for it: the bound of any search over graphs that would choose them together, since values of
+different kernels do not depend on each other but through the caches. Fusion changes which kernels there are, so that
+its depths are compared as whole nets. The same module, timed as often as one with three other values, shows what the
+fastest of several gains by chance.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from rich.console import Console
+from rich.table import Table
+
+import compiler
+from benchmarks._tuner_graph import tasks_named
+from compiler.passes.registry import get_pass
+from compiler.reports.formatting import plural
+from compiler.tuning.measuring.channel import Worker
+from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
+from schedules.conv import weights_ahead
+
+# isort: split
+import tvm
+
+if TYPE_CHECKING:
+    from benchmarks._models import Task
+    from compiler.passes.context import PipelineContext
+
+DEFAULT, NOTHING = "default", "nothing (the same module)"
+NETS = ("mobilenet_v3_large", "regnet_y_400mf")
+_DISTANCES = (0.0, 0.25, 4.0)  # times the latency that is covered by prefetching
+_DEPTHS = (1, 2, 3)  # operators of a kernel, at most
+_LIMIT = 120.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A net with one choice made otherwise, for all of its kernels."""
+
+    name: str
+    choice: str
+    module: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Of one choice in one net, in milliseconds of a run spent in kernels.
+
+    Attributes:
+        default: as the rules choose.
+        best: each kernel with the value that is best for it (of fusion: the net with the best depth).
+        variants: with one value for all kernels.
+    """
+
+    model: str
+    choice: str
+    default: float
+    best: float
+    variants: Mapping[str, float]
+
+    @property
+    def most(self) -> float:
+        """The gain at most."""
+        return self.default / self.best
+
+
+def add_options(parser: Any) -> None:
+    """Of the command line."""
+    parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each variant")
+    parser.add_argument("--turn", type=float, default=0.4, help="seconds of a turn")
+    parser.add_argument("--keep", type=Path, help="a folder of modules, compiled unless they are there")
+    parser.add_argument("--json", type=Path, help="write the table there")
+
+
+def compare(options: Any, console: Console) -> None:
+    """Compile the variants, time them in turns, print, write."""
+    gains: list[Gain] = []
+    for task in tasks_named(options.models):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = options.keep or Path(scratch)
+            variants = list(_variants(task, folder, options.threads))
+            console.print(f"[dim]{task.name}: {plural(len(variants), 'module')}")
+            gains += _gains(task.name, variants, _timed(variants, options))
+    _print(gains, console)
+    if options.json:
+        rows = [{**asdict(each), "most": each.most} for each in gains]
+        options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}, indent=1) + "\n")
+
+
+def _variants(task: Task, folder: Path, threads: int) -> Iterator[Variant]:
+    def made(name: str, choice: str, changed: AbstractContextManager[object], **settings: Any) -> Variant:
+        path, runs_on = folder / f"{task.name} {name}.twm", settings.get("threads", threads)
+        if not path.exists():
+            with changed:
+                given = {"threads": threads, **settings}
+                compiler.compile(task.path, "host", shapes=task.shapes, records=False, **given).export(path)
+        return Variant(name, choice, path, runs_on)
+
+    default = made(DEFAULT, DEFAULT, nullcontext())
+    yield default
+    for number in range(len(_DISTANCES)):
+        yield replace(default, name=f"again {number + 1}", choice=NOTHING)
+    for factor in _DISTANCES:
+        yield made(f"distance x {factor:g}", "prefetch distance", _prefetching(factor))
+    yield made("one thread", "threads of a kernel", nullcontext(), threads=1)
+    for depth in _DEPTHS:
+        passes = {"group-operators": None, "before:gather-sizes": _grouping(depth)}
+        yield made(f"depth {depth}", "fusion depth", nullcontext(), passes=passes)
+
+
+@contextmanager
+def _prefetching(factor: float) -> Iterator[None]:
+    """Weights of convolutions are prefetched earlier or later; not at all at 0."""
+    latency = int(weights_ahead._LATENCY * factor)
+    none: AbstractContextManager[object] = (
+        nullcontext() if factor else patch("schedules.conv.direct_nest.ask_share", lambda *_: None)
+    )
+    with patch.object(weights_ahead, "_LATENCY", latency), none:
+        yield
+
+
+def _grouping(depth: int) -> Callable[[tvm.IRModule, PipelineContext], tvm.IRModule]:
+    def group(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
+        with tvm.transform.PassContext(config={"relax.FuseOps.max_depth": depth}):
+            return get_pass("group-operators")(mod, context)
+
+    return group
+
+
+def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[ModelTimes]]:
+    """What each process of each variant measured, the variants in turns."""
+    found: dict[str, list[ModelTimes]] = {variant.name: [] for variant in variants}
+    for number in range(options.rounds):
+        for variant in variants if number % 2 == 0 else reversed(variants):
+            found[variant.name].append(_turn(variant, options.turn))
+    return found
+
+
+def _turn(variant: Variant, seconds: float) -> ModelTimes:
+    environment = {"TVM_NUM_THREADS": str(variant.threads)}
+    setup = ModelSetup(str(variant.module), variant.threads)
+    worker = Worker("compiler.tuning.measuring.model_worker", setup, environment, threads=variant.threads)
+    try:
+        times: ModelTimes = worker.ask(ModelRequest(seconds), _LIMIT)
+    finally:
+        worker.kill()
+    return times
+
+
+def kernels_of(turns: Sequence[ModelTimes]) -> dict[str, float]:
+    """Milliseconds of all calls of each kernel: of the fastest turn."""
+    return {name: 1e3 * min(turn.kernels[name][0] for turn in turns) for name in turns[0].kernels}
+
+
+def best_of_each(default: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> float:
+    """The sum over kernels, each with the fastest of its variants; those that a variant lacks keep the default."""
+    return sum(min(value, *(other.get(name, value) for other in others)) for name, value in default.items())
+
+
+def _gains(model: str, variants: Sequence[Variant], times: Mapping[str, Sequence[ModelTimes]]) -> Iterator[Gain]:
+    default = kernels_of(times[DEFAULT])
+    whole = sum(default.values())
+    for choice in dict.fromkeys(variant.choice for variant in variants if variant.choice != DEFAULT):
+        members = {each.name: kernels_of(times[each.name]) for each in variants if each.choice == choice}
+        sums = {name: sum(kernels.values()) for name, kernels in members.items()}
+        fused = choice == "fusion depth"
+        best = min(whole, *sums.values()) if fused else best_of_each(default, list(members.values()))
+        yield Gain(model, choice, whole, best, sums)
+
+
+def _print(gains: Sequence[Gain], console: Console) -> None:
+    table = Table(title="milliseconds in kernels; best: each kernel with the value that is best for it")
+    for heading in ("model", "choice", "default", "best", "gain at most", "one value for all kernels"):
+        table.add_column(heading, justify="left" if heading in ("model", "choice") else "right")
+    for each in gains:
+        values = ", ".join(f"{name}: {value:.3f}" for name, value in each.variants.items())
+        numbers = (f"{each.default:.3f}", f"{each.best:.3f}", f"{each.most:.3f}")
+        table.add_row(each.model, each.choice, *numbers, values)
+    console.print(table)
