@@ -13,7 +13,7 @@ from tvm import relax
 import targets
 from compiler.codegen.equal_kernels import alias_object, distinct_kernels
 from compiler.codegen.kernel_lowering import PIPELINE
-from compiler.codegen.parallel_build import build_objects, is_scalar, worth_parts
+from compiler.codegen.parallel_build import build_objects, own_options, worth_parts
 from compiler.codegen.shared_kernels import share_kernels
 from compiler.errors import CompilationError, StorageError
 from compiler.support.compile_lock import one_at_a_time
@@ -71,7 +71,7 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     """The executable, and objects of kernels to link to it."""
     engine_target = target.tvm_target()
     kernels = list(kernels_of(mod))
-    in_parts = worth_parts(kernels) or any(is_scalar(kernel) for _, kernel in kernels)
+    in_parts = worth_parts(kernels) or any(own_options(kernel) for _, kernel in kernels)
     if not target.builds_in_parts or not in_parts:
         with engine_target:
             return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []

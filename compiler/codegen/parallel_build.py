@@ -24,7 +24,7 @@ import tvm
 
 from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.support.parent_death import end_with_parent
-from schedules.instructions.llvm_options import SCALAR_CODE, SCALAR_OPTION
+from schedules.instructions.llvm_options import KERNEL_OPTIONS
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Attrs, GlobalVar, PrimFunc
@@ -69,9 +69,9 @@ def processes() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def is_scalar(kernel: PrimFunc) -> bool:
-    """Whether a kernel has the attribute `SCALAR_CODE`."""
-    return bool(kernel.attrs and SCALAR_CODE in kernel.attrs)
+def own_options(kernel: PrimFunc) -> tuple[str, ...]:
+    """The options of LLVM that a kernel asks for by its attributes."""
+    return tuple(option for name, option in KERNEL_OPTIONS.items() if kernel.attrs and name in kernel.attrs)
 
 
 def build_objects(
@@ -161,16 +161,21 @@ def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
 def _work_of(
     kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Attrs, target: tvm.target.Target, folder: Path
 ) -> _Work:
+    alike: dict[tuple[str, ...], list[tuple[GlobalVar, PrimFunc]]] = {}
+    for each in kernels:
+        alike.setdefault(own_options(each[1]), []).append(each)
     parts: list[Sequence[tuple[GlobalVar, PrimFunc]]] = []
     targets: list[tvm.target.Target] = []
-    for scalar, own_target in ((False, target), (True, _scalar_target(target))):
-        alike = [each for each in kernels if is_scalar(each[1]) == scalar]
-        parts += [alike[start : start + _PART] for start in range(0, len(alike), _PART)]
-        targets += [own_target] * (len(parts) - len(targets))
+    # Convolutions, which take longest and have options, come first, so that the processes end at about the same time.
+    for options in sorted(alike, key=lambda names: (not names, names)):
+        own = alike[options]
+        parts += [own[start : start + _PART] for start in range(0, len(own), _PART)]
+        targets += [_with_options(target, options)] * (len(parts) - len(targets))
     return _Work(parts, targets, attributes, folder)
 
 
-def _scalar_target(target: tvm.target.Target) -> tvm.target.Target:
-    """The target without the vectorizer of straight-line code."""
+def _with_options(target: tvm.target.Target, options: Sequence[str]) -> tvm.target.Target:
+    if not options:
+        return target
     described = dict(target.export())
-    return tvm.target.Target({**described, "cl-opt": [*described.get("cl-opt", ()), SCALAR_OPTION]})
+    return tvm.target.Target({**described, "cl-opt": [*described.get("cl-opt", ()), *options]})

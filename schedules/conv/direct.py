@@ -83,4 +83,5 @@ class ConvDirect(DirectRule[ConvWorkload]):
 
     def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, DIRECT))
-        return fused.function(DirectNest(fused, workload, config).build(machine), machine)
+        body = DirectNest(fused, workload, config).build(machine)
+        return fused.function(body, machine, keep_loops=workload.is_open)

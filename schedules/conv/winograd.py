@@ -8,9 +8,11 @@ few channel blocks at a time, with the epilogue applied to each result. Vectors 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
+    Body,
     allocate,
     allocate_tile,
     both,
@@ -100,7 +102,8 @@ class Winograd(CpuRule[WinogradWorkload]):
 
     def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD))
-        return fused.function(WinogradNest(fused, workload, config).build(machine), machine)
+        body = WinogradNest(fused, workload, config).build(machine)
+        return fused.function(body, machine, keep_loops=workload.is_open)
 
 
 class WinogradNest:
@@ -223,26 +226,32 @@ class WinogradNest:
             outside = store(patch, splat(self.fill, dtype, self.lanes), i, j, self.all_lanes)
             return sequence(when(inside, read(i, j), outside))
 
-        inner = both(y >= 0, x >= 0, y + edge <= height, x + edge <= width)
-        whole = sequence([read(i, j) for i, j in static_grid(edge, edge)])
-        partial = repeat("i", edge, lambda i: repeat("j", edge, lambda j: read_guarded(i, j)))
-        statements: list[Stmt] = [allocate_patch, allocate_half, sequence(when(inner, whole, partial))]
-        for j in range(edge):
-
-            def keep(i: int, value: Expr, j: int = j) -> Stmt:
-                return store(half, value, i, j, self.all_lanes)
-
+        def down(j: Index) -> Stmt:
             values = [load(patch, i, j, self.all_lanes) for i in range(edge)]
-            statements += self.transform.apply(self.matrices.input, values, keep, dtype)
-        for i in range(edge):
+            keep = partial(_stored, half, lambda i: (i, j, self.all_lanes))
+            return sequence(self.transform.apply(self.matrices.input, values, keep, dtype))
 
-            def give(j: int, value: Expr, i: int = i) -> Stmt:
+        def across(i: Index) -> Stmt:
+            def give(j: int, value: Expr) -> Stmt:
                 at = (i * edge + j, block * self.tiles + place, lanes_of(0, self.steps))
                 return store(spread, self._kept(value), *at)
 
             values = [load(half, i, j, self.all_lanes) for j in range(edge)]
-            statements += self.transform.apply(self.matrices.input, values, give, dtype)
-        return sequence(statements)
+            return sequence(self.transform.apply(self.matrices.input, values, give, dtype))
+
+        inner = both(y >= 0, x >= 0, y + edge <= height, x + edge <= width)
+        whole = self._each("i", edge, lambda i: sequence([read(i, j) for j in range(edge)]))
+        guarded = repeat("i", edge, lambda i: repeat("j", edge, lambda j: read_guarded(i, j)))
+        reading = sequence(when(inner, whole, guarded))
+        transforming = self._each("j", edge, down), self._each("i", edge, across)
+        return sequence(allocate_patch, allocate_half, reading, *transforming)
+
+    def _each(self, name: str, extent: int, body: Body) -> Stmt:
+        """`body` for 0 to `extent - 1`: a loop where sizes are dynamic, whose kernels are many times as long, else one
+        statement after the other."""
+        if self.work.is_open:
+            return repeat(name, extent, body)
+        return sequence([body(i) for i in range(extent)])
 
     def _kept(self, value: Expr) -> Expr:
         """A transformed vector of a block of channels as `steps` elements of the sum's type."""
@@ -345,21 +354,18 @@ class WinogradNest:
         y, x = at[2] * size, at[3] * size
         half, allocate_half = allocate("half", (size, edge, self.lanes), dtype, "local")
         result, allocate_result = allocate("result", (size, size, self.lanes), dtype, "local")
-        statements: list[Stmt] = [allocate_half, allocate_result]
-        for j in range(edge):
 
-            def keep(i: int, value: Expr, j: int = j) -> Stmt:
-                return store(half, value, i, j, self.all_lanes)
-
+        def down(j: Index) -> Stmt:
             values = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
-            statements += self.transform.apply(self.matrices.output, values, keep, dtype)
-        for i in range(size):
+            keep = partial(_stored, half, lambda i: (i, j, self.all_lanes))
+            return sequence(self.transform.apply(self.matrices.output, values, keep, dtype))
 
-            def give(j: int, value: Expr, i: int = i) -> Stmt:
+        def across(i: Index) -> Stmt:
+            def give(j: int, value: Expr) -> Stmt:
                 return store(result, self._scaled(value), i, j, self.all_lanes)
 
             values = [load(half, i, j, self.all_lanes) for j in range(edge)]
-            statements += self.transform.apply(self.matrices.output, values, give, dtype)
+            return sequence(self.transform.apply(self.matrices.output, values, give, dtype))
 
         def finish(i: Index, j: Index) -> Stmt:
             return vectorized(
@@ -368,16 +374,15 @@ class WinogradNest:
                 lambda lane: self.fused.finish(load(result, i, j, lane), [image, block, y + i, x + j, lane]),
             )
 
-        whole = sequence([finish(i, j) for i, j in static_grid(size, size)])
-        if not self.work.is_open and height % size == 0 and width % size == 0:
-            return sequence(statements, whole)
-
         def guarded(i: Expr, j: Expr) -> Stmt:
             return sequence(when(both(y + i < height, x + j < width), finish(i, j)))
 
-        partial = repeat("i", size, lambda i: repeat("j", size, lambda j: guarded(i, j)))
-        inner = both(y + size <= height, x + size <= width)
-        return sequence(statements, when(inner, whole, partial))
+        transforming = self._each("j", edge, down), self._each("i", size, across)
+        writing = self._each("i", size, lambda i: sequence([finish(i, j) for j in range(size)]))
+        if self.work.is_open or height % size or width % size:
+            partly = repeat("i", size, lambda i: repeat("j", size, lambda j: guarded(i, j)))
+            writing = sequence(when(both(y + size <= height, x + size <= width), writing, partly))
+        return sequence(allocate_half, allocate_result, *transforming, writing)
 
     def _scaled(self, value: Expr) -> Expr:
         """A result of the transform as a result of the convolution."""
@@ -392,3 +397,7 @@ def weight_of(fused: FusedKernel) -> Expr:
         if not any(read.source.same_as(buffer) for buffer in own):
             return read.source
     raise NotScheduledError("the product reads no weights")
+
+
+def _stored(buffer: Expr, place: Callable[[int], tuple[Index | Expr, ...]], at: int, value: Expr) -> Stmt:
+    return store(buffer, value, *place(at))

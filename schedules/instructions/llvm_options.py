@@ -12,6 +12,14 @@ LLVM 22's loop vectorizer reads `x[i % 8]` as `x[i]` where the loop is longer th
 SCALAR_CODE = "tensorwright.scalar_code"
 SCALAR_OPTION = "-vectorize-slp:bool=0"
 
+# An attribute of kernels whose schedule has unrolled what pays: LLVM would unroll their other short loops too, those of
+# borders and transforms, with which a convolution of dynamic sizes takes twice as long to compile and is no faster.
+KEPT_LOOPS = "tensorwright.kept_loops"
+KEPT_LOOPS_OPTION = "-unroll-threshold-aggressive:uint=0"
+
+KERNEL_OPTIONS = {KEPT_LOOPS: KEPT_LOOPS_OPTION, SCALAR_CODE: SCALAR_OPTION}
+"""The option of LLVM that each attribute of a kernel asks for."""
+
 
 def plain_cpu() -> dict[str, object]:
     """TVM's description of this machine's processor without any of its extensions."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from schedules.annotations import KIND
 from schedules.codegen.nest import build_function, expression
 from schedules.errors import NotScheduledError
+from schedules.instructions.llvm_options import KEPT_LOOPS
 from schedules.ir.expression import map_loads, substitute, uses
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx, tvm
@@ -119,12 +120,13 @@ class FusedKernel:
                 return load.source
         raise NotScheduledError(f"stage {anchor.name} reads no tensor of rank {rank}")
 
-    def function(self, body: Stmt, machine: Machine) -> PrimFunc:
-        """The PrimFunc with the anchor run by `body`."""
+    def function(self, body: Stmt, machine: Machine, *, keep_loops: bool = False) -> PrimFunc:
+        """The PrimFunc with the anchor run by `body`; LLVM leaves its loops as they are with `keep_loops`."""
         kept = [buffer for buffer in self.kernel.intermediates if self._needs(buffer)]
         before = [stage_code(stage, machine) for stage in self._before]
         after = [] if self._fused is not None else [stage_code(stage, machine) for stage in self._after]
-        return build_function(self.kernel, [*before, body, *after], kept)
+        function = build_function(self.kernel, [*before, body, *after], kept)
+        return function.with_attr(KEPT_LOOPS, tirx.IntImm("bool", 1)) if keep_loops else function
 
     def _needs(self, buffer: Buffer) -> bool:
         """Whether an intermediate is still written to memory."""

@@ -21,7 +21,7 @@ from compiler.codegen import parallel_build
 from compiler.codegen.build import build_library
 from compiler.codegen.parallel_build import build_objects, worth_parts
 from compiler.errors import CompilationError
-from schedules.instructions.llvm_options import LLVM_OPTIONS, SCALAR_CODE, SCALAR_OPTION
+from schedules.instructions.llvm_options import KERNEL_OPTIONS, LLVM_OPTIONS
 from tests.compiler.building import perceptron
 
 
@@ -49,7 +49,10 @@ def test_kernels_built_apart_are_linked_together(tmp_path: Path, monkeypatch: py
         np.testing.assert_array_equal(y.numpy(), np.sort(x * np.float32(size)))
 
 
-def test_kernels_of_scalar_code_are_an_object_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("attribute", KERNEL_OPTIONS)
+def test_kernels_with_options_are_an_object_of_their_own(
+    attribute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built: list[tuple[list[str], list[str]]] = []
 
     def build(part: Any, target: Any, pipeline: str) -> Any:
@@ -59,10 +62,13 @@ def test_kernels_of_scalar_code_are_an_object_of_their_own(tmp_path: Path, monke
     real = tvm.tirx.build
     monkeypatch.setattr(tvm.tirx, "build", build)
     (plain, kernel), (scalar, other) = _scaled(3), _scaled(4)
-    marked = other.with_attr(SCALAR_CODE, tvm.tirx.IntImm("bool", 1))
+    marked = other.with_attr(attribute, tvm.tirx.IntImm("bool", 1))
     objects = build_objects([(scalar, marked), (plain, kernel)], None, targets.get("host").tvm_target(), tmp_path)
     assert len(objects) == 2
-    assert built == [(["scaled3"], [*LLVM_OPTIONS]), (["scaled4"], [*LLVM_OPTIONS, SCALAR_OPTION])]
+    assert built == [
+        (["scaled4"], [*LLVM_OPTIONS, KERNEL_OPTIONS[attribute]]),
+        (["scaled3"], [*LLVM_OPTIONS]),
+    ]
 
 
 def test_a_module_of_parts_equals_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
