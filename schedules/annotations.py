@@ -4,3 +4,5 @@ from __future__ import annotations
 
 KIND = "tensorwright.kernel"
 SPEC = "tensorwright.workload"
+TRANSFORM = "tensorwright.transform"
+"""Marks a stage whose arithmetic depends on how the rule writes it, as Winograd's transforms: it is not counted."""

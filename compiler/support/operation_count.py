@@ -2,7 +2,7 @@
 
 An addition, subtraction, multiplication, division, minimum or maximum is one operation, and so is a call of exp, erf,
 tanh and their like; a multiply-add is two. Arithmetic on indices, conditions and the initial values of reductions is
-not counted. Counts of kernels with symbolic sizes are formulas.
+not counted, nor are the transforms of Winograd convolutions. Counts of kernels with symbolic sizes are formulas.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tvm.ir.prim import expr as prim
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.support.formula import names_in
+from schedules.annotations import TRANSFORM
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt
@@ -95,6 +96,8 @@ def _count_statement(statement: Stmt, factors: tuple[str, ...], times: int, tota
         for each in statement.seq:
             _count_statement(each, factors, times, totals)
     elif isinstance(statement, s_tir.SBlockRealize):
+        if TRANSFORM in statement.block.annotations:
+            return
         _count_statement(statement.block.body, factors, times, totals)
     elif isinstance(statement, tirx.BufferStore):
         totals[factors] += times * _operations(statement.value)

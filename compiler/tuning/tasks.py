@@ -27,11 +27,10 @@ from compiler.support.call_list import Step, calls_of
 from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
-from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
 from schedules.rule import AnyRule, Workload
 from schedules.selection.alternatives import Alternative, Choice
-from schedules.selection.apply import apply_rule, record_key
+from schedules.selection.apply import matching_rule, record_key
 from schedules.selection.registry import rules
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def tasks_of(
     for variable, function in kernels_of(mod):
         name = str(variable.name_hint)
         kernel = Kernel.of(function)
-        match = _matching_rule(kernel, target)
+        match = matching_rule(kernel, target.machine, target.schedule_rules() or rules())
         if match is None:
             continue
         rule, workload = match
@@ -207,25 +206,6 @@ def _task(
         operations=operations,
         nbytes=nbytes,
     )
-
-
-def _matching_rule(kernel: Kernel, target: targets.Target) -> tuple[AnyRule, Any] | None:
-    for rule in target.schedule_rules() or rules():
-        workload = rule.match(kernel, target.machine)
-        if workload is not None and not _declines(rule, workload, kernel, target):
-            return rule, workload
-    return None
-
-
-def _declines(rule: AnyRule, workload: Workload, kernel: Kernel, target: targets.Target) -> bool:
-    """Whether a rule leaves a kernel that it matches to the next one."""
-    if not rule.may_decline:
-        return False
-    try:
-        apply_rule(rule, kernel, workload, Config(), target.machine)
-    except NotScheduledError:
-        return True
-    return False
 
 
 def _alternative_name(task: Task) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from schedules.annotations import TRANSFORM
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
@@ -225,7 +226,7 @@ def conv_winograd(
         (batch, ceil_div(work.channels, block), rows * columns, edge * edge, block),
         _transformed_input(data, work, tile, sizes, fill),
         name="winograd_input",
-        attrs=attrs,
+        attrs={**attrs, TRANSFORM: "input"},
     )
     channel = te.reduce_axis((0, work.channels), name="ci")
     product = te.compute(
@@ -250,7 +251,7 @@ def conv_winograd(
             axis=[p, q],
         ),
         name="conv",
-        attrs=attrs,
+        attrs={**attrs, TRANSFORM: "output"},
     )
 
 

@@ -124,6 +124,10 @@ class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
         plan = winograd_plan(_in_pairs(workload), TILE, machine)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=1)
 
+    def least_operations(self, workload: IntegerWinogradWorkload) -> int:
+        """Those of the products, as in `Winograd`."""
+        return Winograd().least_operations(_as_floats(workload))
+
     def apply(self, kernel: Kernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD_INTEGER))
         nest = IntegerWinogradNest(fused, _as_floats(workload), config, workload.fill)

@@ -219,6 +219,26 @@ def _configs_for(
     yield rule.default(workload, machine), "default"
 
 
+def matching_rule(kernel: Kernel, machine: Machine, rules: Sequence[AnyRule]) -> tuple[AnyRule, Workload] | None:
+    """The first of the rules that serves a kernel, and its workload."""
+    for rule in rules:
+        workload = rule.match(kernel, machine)
+        if workload is not None and not _declines(rule, workload, kernel, machine):
+            return rule, workload
+    return None
+
+
+def _declines(rule: AnyRule, workload: Workload, kernel: Kernel, machine: Machine) -> bool:
+    """Whether a rule leaves a kernel that it matches to the next one."""
+    if not rule.may_decline:
+        return False
+    try:
+        apply_rule(rule, kernel, workload, Config(), machine)
+    except NotScheduledError:
+        return True
+    return False
+
+
 def apply_rule(rule: AnyRule, kernel: Kernel, workload: Workload, config: Config, machine: Machine) -> PrimFunc:
     """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
     wrong answer."""
