@@ -17,6 +17,7 @@ from compiler.frontends.llm.blocks import packed
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.weights import Array, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
+from compiler.passes.rewriting.expert_products import expert_product
 from compiler.passes.rewriting.graph import bindings_of, operands, operator_name, remove_unused
 from compiler.passes.rewriting.matching import array_of, dtype_of, shape_of
 
@@ -28,7 +29,7 @@ _ROUTING = frozenset(
     f"relax.{name}"
     for name in ("add", "astype", "divide", "multiply", "nn.softmax", "permute_dims", "reshape", "sigmoid", "subtract")
 )
-_CHOICE = "top_k"
+_CHOICE, _EXPERTS = "top_k", "expert_matmul"
 
 
 def with_precision(mod: IRModule, options: LanguageModelOptions, entries: int | None) -> IRModule:
@@ -71,6 +72,8 @@ class _Rewriter(PyExprMutator):
             found = self._product(call)
         elif operator_name(call) == "relax.take":
             found = self._rows(call)
+        elif _calls(call, _EXPERTS):
+            found = self._experts(call)
         return super().visit_call_(call) if found is None else found
 
     def _product(self, call: Call) -> Expr | None:
@@ -102,6 +105,17 @@ class _Rewriter(PyExprMutator):
         if activations == "int8" and weight.layout.numbers == "bfloat16":
             activations = "bfloat16"
         return block_product(self.builder_, data, weight, activations)
+
+    def _experts(self, call: Call) -> Expr | None:
+        """The products of rows with the weights of their experts, which are float32 (panels, depth, columns)."""
+        data, experts, stored = call.args[1].fields[:3]  # sizes may follow
+        if dtype_of(data) != "float32":
+            return None
+        panels = array_of(stored).view(np.float32)
+        values = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:, : int(data.ty.shape[-1])]
+        weight = packed(Matrix("F32", values, values.shape[1]), self._options.precision)
+        columns, places = int(call.ty.shape[-1]), self.visit_expr(experts)
+        return expert_product(self.builder_, self.visit_expr(data), weight, columns, places, self._options.activations)
 
     def _rows(self, call: Call) -> Expr | None:
         table, axis = self._constant(call.args[0]), call.attrs.axis
@@ -168,4 +182,9 @@ def _routers(function: Function) -> set[Var]:
 
 def _chooses(value: Expr) -> bool:
     """Whether it is a call of the kernel that finds the largest of some numbers."""
-    return operator_name(value) == "relax.call_tir" and str(value.args[0].name_hint).startswith(_CHOICE)
+    return _calls(value, _CHOICE)
+
+
+def _calls(value: Expr, kernel: str) -> bool:
+    """Whether it is a call of a kernel whose name begins so."""
+    return operator_name(value) == "relax.call_tir" and str(value.args[0].name_hint).startswith(kernel)

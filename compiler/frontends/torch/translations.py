@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compiler.frontends.torch import causal_attention
+from compiler.frontends.torch import causal_attention, grouped_products
 from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
 from compiler.frontends.torch.recurrent_layers import OPERATORS, translation
 from compiler.frontends.torch.resampling import RESAMPLING
@@ -68,6 +68,7 @@ def _roi_pool(values: object, regions: object, scale: float, height: int, width:
 
 KNOWN: dict[str, Callable[..., Any]] = {
     "torchvision.roi_pool.default": _roi_pool,
+    **dict.fromkeys(grouped_products.OPERATORS, grouped_products.grouped_product),
     **QUANTIZED_OPERATORS,
     **{name: translation(name) for name in OPERATORS},
 }

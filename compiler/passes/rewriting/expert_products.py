@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
@@ -16,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.passes.rewriting.block_weights import BlockWeight, rounded_rows
 from compiler.passes.rewriting.graph import Expr
+from compiler.passes.rewriting.matching import Array
 from schedules.matmul.blocks.expressions import expert_matmul
 from schedules.matmul.blocks.layout import PANEL
 from schedules.matmul.pack import FUSABLE
@@ -89,6 +91,14 @@ def expert_product(
             primfunc_attrs={"op_pattern": FUSABLE},
         )
     )
+
+
+def padded_experts(values: Array) -> Array:
+    """Weights (experts, columns, depth) as those of one matrix (experts * columns, depth), in which each expert has
+    whole panels of columns; added ones are 0."""
+    missing = -values.shape[1] % PANEL
+    whole = np.pad(values, ((0, 0), (0, missing), (0, 0))) if missing else values
+    return whole.reshape(-1, values.shape[2])
 
 
 def expert_rows(

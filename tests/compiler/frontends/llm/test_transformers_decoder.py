@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from tvm import relax, topi
+from tvm import relax, tirx, topi
 
 import compiler
 from compiler.errors import InvalidModelError, OptionError
@@ -19,6 +19,8 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.captured_products import with_precision
 from compiler.generation.language_model import LanguageModel
+from compiler.passes.rewriting.block_weights import BlockWeight
+from compiler.passes.rewriting.expert_products import expert_product, padded_experts
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from tests.compiler.frontends.llm.families import greedy, save_model
 
@@ -78,6 +80,25 @@ def _rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
     groups = groups.reshape(rows, -1, 32)
     scales = (groups.abs().amax(-1, keepdim=True) / 127).to(torch.float16).to(torch.float32)
     return ((groups / scales).round() * scales).nan_to_num().reshape(rows, -1)[:, :depth]
+
+
+def test_routed_experts_are_rounded() -> None:
+    """As captured mixtures have them: products of rows with the weights of their own experts alone."""
+    builder, rows = relax.BlockBuilder(), tirx.Var("n", "int64")
+    x, places = (
+        relax.Var("x", relax.TensorType((rows, 48), "float32")),
+        relax.Var("e", relax.TensorType((rows,), "int64")),
+    )
+    weights = np.random.default_rng(0).standard_normal((3, 40, 48), np.float32)
+    stored = BlockWeight.of_floats(padded_experts(weights), "float32")
+    with builder.function("main", [x, places]):
+        builder.emit_func_output(expert_product(builder, x, stored, 40, places, "float32"))
+    mod = with_precision(builder.get(), LanguageModelOptions("bfloat16", activations="float32"), None)
+    data, experts = np.random.default_rng(1).standard_normal((7, 48), np.float32), np.array([0, 0, 1, 2, 2, 2, 2])
+    rounded = _rounded(torch.from_numpy(weights.reshape(-1, 48)), "bfloat16").numpy().reshape(3, 40, 48)
+    [found] = compiler.compile(mod, threads=1).run([data, experts]).values()
+    wanted = np.einsum("nk,nmk->nm", data.astype(np.float64), rounded[experts])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_experts_are_rounded_and_routers_are_not() -> None:

@@ -15,7 +15,6 @@ from torch.nn import functional
 import compiler
 from compiler.errors import UnsupportedModelError
 from compiler.frontends.source import import_model
-from compiler.frontends.torch.operators.experts import _grouped_product
 
 Function = Callable[[Tensor], Any]
 
@@ -219,14 +218,18 @@ def test_ps_roi_align() -> None:
     check(lambda x: torchvision.ops.ps_roi_align(x, boxes, (2, 3), 0.5, 2), normal(2, 12, 13, 17))
 
 
-@pytest.mark.parametrize("rows", [3, 11])
-def test_product_of_groups(rows: int) -> None:
-    """Of few rows and of many; one group is empty."""
-    weights, ends = normal(4, 5, 6), torch.tensor([1, 1, rows - 1, rows], dtype=torch.int32)
-    x = normal(rows, 5)
-    starts = [0, *ends.tolist()[:-1]]
-    wanted = [x[start:end] @ matrix for start, end, matrix in zip(starts, ends.tolist(), weights, strict=True)]
-    torch.testing.assert_close(_grouped_product(x, weights, ends), torch.cat(wanted))
+@pytest.mark.parametrize("constant", [True, False])
+def test_product_of_groups(constant: bool) -> None:
+    """Each row with the matrix of its group, which is constant or computed; one group is empty."""
+    pytest.importorskip("transformers.integrations.moe")
+    weights, ends = normal(4, 6, 5), torch.tensor([1, 1, 9, 11], dtype=torch.int32)
+
+    def product(x: Tensor) -> Tensor:
+        matrices = weights if constant else weights * x[:4, None]
+        result: Tensor = torch.ops.transformers.grouped_mm_fallback(x, matrices.transpose(1, 2), ends)
+        return result
+
+    check(product, normal(11, 5))
 
 
 def test_interpolation_of_open_sizes_by_factors_that_float32_rounds() -> None:
