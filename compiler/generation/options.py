@@ -81,6 +81,7 @@ class GenerationOptions:
     def _check_range(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise OptionError(f"{name} must be a number from {least} to {most}, not {value!r}")
+            wanted = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
+            raise OptionError(f"{name} must be a number {wanted}, not {value!r}")
         if math.isinf(value):
             raise OptionError(f"{name} must be finite")

@@ -84,7 +84,7 @@ def _texts(given: object) -> Sequence[str | list[int]]:
 
 
 def _is_tokens(given: list[Any]) -> bool:
-    return all(type(each) is int and -(1 << 62) < each < 1 << 62 for each in given)
+    return all(type(each) is int and 0 <= each < 1 << 62 for each in given)
 
 
 def _check_dimensions(given: object, size: int) -> None:

@@ -214,7 +214,17 @@ def token_text(tokenizer: str | os.PathLike[str], tokens: str) -> TextOf:
 
 
 def build(options: SemanticCacheOptions, inner: Service, parts: Parts) -> Service:
-    """The service that `options` describe around `inner`. Raises as `TextEmbedder`, `SemanticIndex`, `token_text`."""
+    """The service that `options` describe around `inner`.
+
+    Raises OptionError where `inner` has no input of that name for tokens, and as `TextEmbedder`, `SemanticIndex` and
+    `token_text`.
+    """
+    names = [each.name for each in inner.inputs]
+    if options.tokens not in names:
+        raise OptionError(
+            f"the semantic cache reads input {options.tokens!r}, which model {inner.name!r} does not have",
+            f"name the one with the token ids (tokens=); its inputs are {', '.join(names)}",
+        )
     calibration = read_calibration(options.calibration)
     module = TextEmbedder(options.embedder, options.tokenizer)
     index: SemanticIndex[Answer] = SemanticIndex(

@@ -242,5 +242,7 @@ def test_embeddings(client: Any, language: LanguageModel) -> None:
     np.testing.assert_allclose(tokens.data[0].embedding, floats.data[0].embedding, rtol=1e-5)
     with pytest.raises(openai.BadRequestError, match="'input' must be"):
         client.embeddings.create(model="embed", input=[])
+    with pytest.raises(openai.BadRequestError, match=r"not \[-1\]"):
+        client.embeddings.create(model="embed", input=[[-1]])
     with pytest.raises(openai.BadRequestError, match="4 dimensions"):
         client.embeddings.create(model="embed", input="one", dimensions=2)

@@ -87,6 +87,10 @@ def server(configuration: Path) -> Iterator[Running]:
         ({"variants": {"degrade_at_ms": 1000}}, "is one module"),
         ({"text": {"tokenizer": "none.json"}}, "none.json cannot be read"),
         ({"exact_cache": {"max_bytes": 0}}, "max_bytes must be above 0, not 0"),
+        (
+            {"semantic_cache": {"embedder": "small.twm", "calibration": "none.json", "tokenizer": "none.json"}},
+            "reads input 'input_ids', which model 'large' does not have",
+        ),
         ({"cascade": {"small": "large.twm", "calibration": "cascade.json"}}, "another small module"),
         ({"router": {"length": {"tensor": "z", "up_to": {"default": 1}}}}, "no input 'z'"),
         ({"router": {"judge": {"module": "small.twm", "output": "z", "up_to": {}}}}, "judge has no output 'z'"),
