@@ -102,6 +102,7 @@ class KernelProvenance(_Model):
         operations: arithmetic operations of one call: a number, or a formula of the names in `symbols`; None where
             they depend on the data.
         symbols: where a call's arguments give the size of each name: (argument, axis); axis -1 is the argument itself.
+        gathered: the arguments of which a call reads as many elements as it writes (embedding tables), not all.
     """
 
     kernel: Name
@@ -112,6 +113,7 @@ class KernelProvenance(_Model):
     config: dict[str, JsonValue] = Field(default_factory=dict)
     operations: Name | None = None
     symbols: dict[Name, Annotated[tuple[int, int], Field(strict=False)]] = Field(default_factory=dict)
+    gathered: tuple[int, ...] = Field(default=(), strict=False)
 
 
 class CallList(_Model):

@@ -126,6 +126,7 @@ def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[Kerne
                 measure=tuned.measure(entry.workload) if tuned is not None and entry.source == "record" else None,
                 operations=count.formula if count is not None else None,
                 symbols=count.symbols if count is not None else {},
+                gathered=tuple(sorted(pipeline.report.gathered.get(entry.kernel, ()))),
             )
         )
     return kernels

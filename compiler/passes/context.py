@@ -48,6 +48,7 @@ class CompilationReport:
         schedules: of `apply-schedules`: the rule and config of each kernel; None before it ran.
         operations: of `count-operations`: the arithmetic of each kernel, by name; kernels whose work depends on data
             are not in it.
+        gathered: of `count-operations`: the arguments of each kernel that it only gathers from, where there are any.
         memory: of `plan-memory`: bytes of each function that allocates, by its name, then "peak", "without_reuse",
             "lower_bound", "in_place" and "unplanned".
         calls: of `list-calls`: the calls of each function in order, with the model's nodes that they compute.
@@ -56,6 +57,7 @@ class CompilationReport:
 
     schedules: ScheduleReport | None = None
     operations: dict[str, OperationCount] = field(default_factory=dict)
+    gathered: dict[str, frozenset[int]] = field(default_factory=dict)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     partition: Mapping[str, object] | None = None
     calls: dict[str, tuple[Step, ...]] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact.manifest import KernelProvenance
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
 from compiler.profiling.call_names import NamedCall, named_calls
@@ -19,6 +21,7 @@ from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
 from compiler.support.formula import evaluate
+from compiler.support.gathered import elements_read
 from targets import cpuinfo
 
 _MINIMUM_RUNS = 5
@@ -117,7 +120,7 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         crossing=times.crossing,
         kernels=kernels([(call.name, -1) for call in calls]),
         layers=kernels([name.place for name in named]),
-        calls=_calls(recording, times, operations, watched, named),
+        calls=_calls(recording, times, operations, watched, named, provenance),
     )
 
 
@@ -151,7 +154,7 @@ class _Calls:
 
 
 def _kernels(
-    run: _Calls, places: Sequence[tuple[str, int]], latency: float, provenance: Mapping[str, Any]
+    run: _Calls, places: Sequence[tuple[str, int]], latency: float, provenance: Mapping[str, KernelProvenance]
 ) -> tuple[KernelTime, ...]:
     """The calls in groups of one place each, slowest first."""
     kinds = _kinds(run.calls)
@@ -176,7 +179,7 @@ def _kernels(
                 seconds=seconds,
                 share=seconds / whole,
                 operations=None if None in known else sum(count for count in known if count is not None),
-                nbytes=sum(_nbytes(run.calls[index], kinds[index]) for index in members),
+                nbytes=sum(_nbytes(run.calls[index], kinds[index], entry) for index in members),
                 nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
             )
         )
@@ -189,10 +192,15 @@ def _kinds(calls: Sequence[Call]) -> list[str]:
     return [RUNTIME if call.name in callers else kind_of(call.name) for call in calls]
 
 
-def _nbytes(call: Call, kind: str) -> int:
+def _nbytes(call: Call, kind: str, entry: KernelProvenance | None) -> int:
     if kind == RUNTIME:
         return 0  # the runtime's functions do not read the elements of tensors
-    return sum(tensor.nbytes for tensor in call.arguments.values())
+    shapes = {position: tensor.shape for position, tensor in call.arguments.items()}
+    gathered = frozenset(entry.gathered if entry is not None else ())
+    return sum(
+        tensor.nbytes * elements_read(shapes, gathered, position) // max(math.prod(tensor.shape), 1)
+        for position, tensor in call.arguments.items()
+    )
 
 
 def _calls(
@@ -201,6 +209,7 @@ def _calls(
     operations: Sequence[int | None],
     watched: Sequence[float],
     named: Sequence[NamedCall],
+    provenance: Mapping[str, KernelProvenance],
 ) -> tuple[CallTime, ...]:
     """The calls of the run whose time is the nearest to the median."""
     order: NDArray[np.int64] = np.argsort(watched, kind="stable")
@@ -214,7 +223,7 @@ def _calls(
             duration=float(times.duration[typical, index]),
             depth=call.depth,
             shapes=tuple(f"{tensor.dtype}{list(tensor.shape)}" for tensor in call.arguments.values()),
-            nbytes=_nbytes(call, kinds[index]),
+            nbytes=_nbytes(call, kinds[index], provenance.get(call.name)),
             operations=operations[index],
             nodes=named[index].nodes,
         )

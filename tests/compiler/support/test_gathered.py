@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx.parser
 
+import compiler
 from compiler.inspection.model_inspection import inspect_model
 
 
@@ -20,3 +21,6 @@ def test_a_look_up_costs_its_rows(tmp_path: Path) -> None:
     (kernel,) = (each for each in kernels if "take" in each.operators)
     # Eight rows of the table, the result, and the ids.
     assert kernel.nbytes == 2 * 8 * 64 * 4 + 8 * 8
+    profile = compiler.profile(compiler.compile(tmp_path / "m.onnx", progress=None), runs=3)
+    (timed,) = (each for each in profile.kernels if "take" in each.operators)
+    assert timed.nbytes == kernel.nbytes
