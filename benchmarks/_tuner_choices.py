@@ -117,7 +117,7 @@ def _variants(task: Task, folder: Path, threads: int) -> Iterator[Variant]:
         yield made(f"distance x {factor:g}", "prefetch distance", _prefetching(factor))
     yield made("one thread", "threads of a kernel", nullcontext(), threads=1)
     for depth in _DEPTHS:
-        passes = {"group-operators": None, "before:gather-sizes": _grouping(depth)}
+        passes = {"instead-of:group-operators": _grouping(depth)}
         yield made(f"depth {depth}", "fusion depth", nullcontext(), passes=passes)
 
 
