@@ -19,6 +19,7 @@ from compiler.artifact.language_model import (
     LanguageModelDescription,
 )
 from compiler.errors import ArtifactError, InputError, OptionError
+from compiler.generation.chat_templates import Messages
 from compiler.generation.encoder import Encoder, EncoderInputs
 from compiler.generation.grammar import Grammar, Grammars
 from compiler.generation.images import Image, with_images
@@ -29,7 +30,7 @@ from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.result import Generation
 from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
 from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
-from compiler.generation.tokenizer import Messages, Tokenizer
+from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
 
@@ -151,6 +152,21 @@ class LanguageModel:
         if not tokens:
             raise InputError("the prompt is empty", "give at least one token")
         return tokens
+
+    def chat_tokens(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object
+    ) -> list[int]:
+        """The tokens of messages, for `generate`, with more than messages alone give to the chat template.
+
+        Args:
+            messages: {"role": ..., "content": ...}; those that call tools may lack content.
+            tools: JSON schemas of functions that the model may call.
+            names: further ones that the template reads, as enable_thinking=False.
+
+        Raises InputError where the model has no tokenizer or chat template, or the template refuses the messages.
+        """
+        tokenizer = self._required_tokenizer()
+        return tokenizer.encode(tokenizer.chat(messages, tools, **names), special=False)
 
     def prepared(self, prompt: Prompt, media: Media | None) -> tuple[list[int], Mapping[str, Any] | None]:
         """The tokens of a prompt with its images in their places, and what the encoder reads; None for nothing.

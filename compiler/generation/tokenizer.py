@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cache
-from typing import Any, NoReturn
+from functools import cache, cached_property
+from typing import Any
 
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import ArtifactError, InputError
+from compiler.generation.chat_templates import ChatTemplate, Messages
 from compiler.support.optional import optional_module
-
-Messages = Sequence[Mapping[str, Any]]
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 class Tokenizer:
@@ -81,32 +78,22 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder().items()
         return {each.content: number for number, each in added if each.special}
 
-    def chat(self, messages: Messages) -> str:
-        """Messages ({"role": ..., "content": ...}) as the prompt of the assistant's next one.
+    def chat(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object) -> str:
+        """Messages ({"role": ..., "content": ...}) as the prompt of the assistant's next one; as `ChatTemplate.render`.
 
         Raises InputError where the module has no chat template, or it refuses the messages.
         """
-        template = self._description.chat_template
-        if template is None:
+        if self._template is None:
             raise InputError("the model has no chat template", "give the prompt as a text")
-        for message in messages:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-                raise InputError(f"{message!r} is not a message", 'a message is {"role": "user", "content": "..."}')
-        jinja2 = optional_module("jinja2", "generate", "fills in chat templates")
-        sandbox = optional_module("jinja2.sandbox", "generate", "fills in chat templates")
-        environment = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        environment.filters["tojson"] = _to_json
-        names = {"bos_token": self._description.begin, "eos_token": self._description.end}
-        try:
-            text: str = environment.from_string(template).render(
-                messages=list(messages), add_generation_prompt=True, **names
-            )
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat template refuses the messages: {error}") from error
-        return text
+        return self._template.render(messages, tools, **names)
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        description = self._description
+        if description.chat_template is None:
+            return None
+        special = {"bos_token": description.begin, "eos_token": description.end}
+        return ChatTemplate(description.chat_template, special)
 
 
 @cache
@@ -130,12 +117,3 @@ def _from_fallback(token: str) -> bytes:
 
 def _from_text(token: str) -> bytes:
     return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
-
-
-def _refuse(message: str) -> NoReturn:
-    jinja2 = optional_module("jinja2", "generate", "fills in chat templates")
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **{key: each for key, each in options.items() if key == "indent"})

@@ -1,0 +1,117 @@
+"""Chat templates: Jinja sources that turn messages into a prompt, filled in as transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NoReturn
+
+from compiler.errors import InputError
+from compiler.support.optional import optional_module
+
+Messages = Sequence[Mapping[str, Any]]
+_REASONING = (
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # names of a message's reasoning; the first is the usual one
+# What a template raises beside jinja2's errors where messages are not what it expects.
+_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+
+class ChatTemplate:
+    """The chat template of a model."""
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        """Create a template.
+
+        Args:
+            source: in Jinja.
+            special: texts of special tokens by the names that templates have for them, as "bos_token".
+        """
+        self._source, self._special = source, dict(special)
+
+    def render(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object) -> str:
+        """The prompt of the assistant's next message.
+
+        Args:
+            messages: {"role": ..., "content": ...}; those that call tools may lack content.
+            tools: JSON schemas of functions that the model may call.
+            names: further ones that the template reads, as enable_thinking=False.
+
+        Raises InputError where something is not a message, or the template refuses the messages.
+        """
+        given = {"add_generation_prompt": True, "documents": None, **self._special, **names}
+        given |= {"messages": [_plain_message(each) for each in messages], "tools": _plain(tools)}
+        jinja2 = _jinja2("jinja2")
+        try:
+            text: str = self._template.render(given)
+        except (jinja2.TemplateError, *_ERRORS) as error:
+            raise InputError(f"the chat template refuses the messages: {error}") from error
+        return text
+
+    @cached_property
+    def _template(self) -> Any:
+        sandbox, extensions = _jinja2("jinja2.sandbox"), ["jinja2.ext.loopcontrols", _generation_tag()]
+        environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.filters["tojson"] = _to_json
+        return environment.from_string(self._source)
+
+
+def _jinja2(name: str) -> Any:
+    return optional_module(name, "generate", "fills in chat templates")
+
+
+def _generation_tag() -> type:
+    """The extension for `{% generation %}`, which marks what the assistant says for training; here it does nothing."""
+    nodes = _jinja2("jinja2.nodes")
+    extension: Any = _jinja2("jinja2.ext").Extension
+
+    class Generation(extension):
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    return Generation
+
+
+def _plain_message(message: object) -> dict[str, Any]:
+    """A message without what is None, its reasoning under the names that templates know."""
+    if isinstance(message, Mapping) and isinstance(message.get("role"), str) and _says_something(message):
+        found = {key: value for key, value in _plain(message).items() if value is not None}
+        reasoning = next((found[key] for key in _REASONING if key in found), None)
+        return found if reasoning is None else {"thinking": reasoning, **found, _REASONING[0]: reasoning}
+    raise InputError(f"{message!r} is not a message", 'a message is {"role": "user", "content": "..."}')
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    return message.get("content") is not None or bool(message.get("tool_calls"))
+
+
+def _plain(value: Any) -> Any:
+    """Data as JSON has them: templates come with models, and are not to reach methods of other objects."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else f"<{type(value).__name__}>"
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _jinja2("jinja2").TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes the characters of HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
