@@ -145,21 +145,25 @@ class _Splitter:
         self.threads: int | None = None
         self.size = 1
         self.samples: list[dict[str, Array]] = []
+        self.timed: dict[str, Array] = {}
         self.random = False
 
     def use(self, calibration: Sequence[Arrays] | None) -> None:
         """Take the caller's samples, or random ones."""
         self.random = calibration is None
+        sizes = {each: self.size for spec in self.model.inputs for each in spec.shape if isinstance(each, str)}
+        made_up = [
+            random_inputs(self.model.inputs, sizes=sizes, indices=self.model.indices, seed=seed)
+            for seed in range(_RANDOM_SAMPLES)
+        ]
         if calibration is None:
-            sizes = {each: self.size for spec in self.model.inputs for each in spec.shape if isinstance(each, str)}
-            self.samples = [
-                random_inputs(self.model.inputs, sizes=sizes, indices=self.model.indices, seed=seed)
-                for seed in range(_RANDOM_SAMPLES)
-            ]
+            self.samples = made_up
         else:
             self.samples = [{name: np.asarray(array) for name, array in each.items()} for each in calibration]
         if not self.samples:
             raise OptionError("calibration= holds no samples", "give some inputs as the model will meet them")
+        # Times are of the sizes that bytes are counted for, which samples of many rows do not have.
+        self.timed = made_up[0] if sizes else self.samples[0]
 
     def result(self, kinds: Sequence[str], at: str | None, max_drop: float) -> SplitResult:
         """Choose, build, and report. Raises as `split`."""
@@ -167,19 +171,20 @@ class _Splitter:
         if at is not None:
             named = [cut for cut in cuts if cut.after == at]
             if not named:
-                raise OptionError(f"the model cannot be cut after {at!r}", f"after {', '.join(c.after for c in cuts)}")
+                places = ", ".join(dict.fromkeys(cut.after for cut in cuts))
+                raise OptionError(f"the model cannot be cut after {at!r}", f"it can after {places}")
             cuts = named[-1:]
         self.report("estimate")
-        places = node_places(self.model)
+        nodes = node_places(self.model)
         costs = {
-            side.name: estimated_costs(self.model, side, cuts, places, self.size)
+            side.name: estimated_costs(self.model, side, cuts, nodes, self.size)
             for side in {each.name: each for each in (self.client, self.server, self.host)}.values()
         }
         client, server, here = (costs[side.name] for side in (self.client, self.server, self.host))
         self.report("measure the whole model")
         whole = self._compile(self.model)
         expected = [whole.run(sample) for sample in self.samples]
-        seconds = _seconds(whole, self.samples[0])
+        seconds = _seconds(whole, self.timed)
         alone = seconds * _ratio(client.whole, here.whole)
         # What a roofline estimates is the least time; the model as a whole shows by how much it is more here.
         slower = _ratio(seconds, here.whole)
@@ -221,9 +226,10 @@ class _Splitter:
         front, back = (self._compile(half) for half in halves(self.model, cut, floats))
         names = [each.name for each in front.inputs]
         sent = [front.run({name: sample[name] for name in names}) for sample in self.samples]
-        before = _seconds(front, {name: self.samples[0][name] for name in names})
+        timed = {name: self.timed[name] for name in names}
+        before = _seconds(front, timed)
         before *= _ratio(client.before[cut.position], here.before[cut.position])
-        after = _seconds(back, sent[0]) * _ratio(server.after(cut), here.after(cut))
+        after = _seconds(back, front.run(timed)) * _ratio(server.after(cut), here.after(cut))
         found = []
         for kind in kinds:
             wires = [calibrated(kind, [np.asarray(each[tensor.name]) for each in sent]) for tensor in cut.crossing]

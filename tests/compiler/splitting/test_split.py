@@ -23,7 +23,7 @@ from compiler.serving.split_client import SplitClient
 from compiler.splitting.cuts import Cut, find_cuts, halves
 from compiler.splitting.quantities import bits_per_second, seconds
 from compiler.splitting.report import Choice, Error
-from compiler.splitting.split import Measured, best_of
+from compiler.splitting.split import Measured, Network, _Splitter, best_of
 from compiler.splitting.wire import Wire, calibrated, wire_dtype
 from tests.compiler.serving.server import serving
 
@@ -157,6 +157,14 @@ def test_the_fastest_that_is_accurate_enough_is_chosen(model: Path) -> None:
         compiler.split(model, bandwidth=1e6, at="nowhere")
     with pytest.raises(OptionError, match="numbers above 0"):
         compiler.split(model, bandwidth=0)
+
+
+def test_times_are_of_the_sizes_that_bytes_are_counted_for(model: Path, inputs: dict[str, Any]) -> None:
+    host = find_target("host")
+    splitter = _Splitter(ImportOptions().load(model), "branched", (host, host), Network(bandwidth=1e6, latency=0.0))
+    splitter.size = 2
+    splitter.use([inputs])
+    assert [each["x"].shape for each in (splitter.timed, *splitter.samples)] == [(2, 64), (3, 64)]
 
 
 def test_quantities() -> None:
