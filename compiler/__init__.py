@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx import coverage_report
     from compiler.frontends.onnx.custom import register_onnx_operator
     from compiler.inspection.comparison import compare
+    from compiler.inspection.graph_export import export_graph
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
@@ -50,6 +51,7 @@ _HOME: dict[str, str | None] = {
     "bench": "compiler.profiling.bench",
     "choice": "compiler.searching.choice",
     "compare": "compiler.inspection.comparison",
+    "export_graph": "compiler.inspection.graph_export",
     "compress": "compiler.compression.recipe",
     "coverage_report": "compiler.frontends.onnx",
     "distill": "compiler.compression.distillation",
@@ -86,6 +88,7 @@ __all__ = [
     "coverage_report",
     "distill",
     "errors",
+    "export_graph",
     "factorize",
     "generation",
     "load",

@@ -24,19 +24,19 @@ def check_is_module(path: Path) -> None:
         )
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--output") -> None:
     """Check that a file can be written, before minutes of work.
 
     Raises:
         StorageError: the path is a folder, or its folder is missing or read-only.
     """
     if path.is_dir():
-        raise StorageError(f"{path} is a folder", "give the name of a file in it: --output NAME.twm")
+        raise StorageError(f"{path} is a folder", f"give the name of a file in it: {option} {path / 'NAME'}")
     folder = path.parent
     if not folder.is_dir():
-        raise StorageError(f"the folder {folder} does not exist", "make it, or write elsewhere with --output")
+        raise StorageError(f"the folder {folder} does not exist", f"make it, or write elsewhere with {option}")
     if not os.access(folder, os.W_OK):
-        raise StorageError(f"the folder {folder} cannot be written", "write elsewhere with --output")
+        raise StorageError(f"the folder {folder} cannot be written", f"write elsewhere with {option}")
 
 
 def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
@@ -50,7 +50,7 @@ def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
         return
     if path.suffix not in suffixes:
         raise OptionError(f"{path}: the name of this file must end in {' or '.join(suffixes)}")
-    check_writable(path)
+    check_writable(path, "--report")
 
 
 def check_writable_folder(folder: Path) -> None:

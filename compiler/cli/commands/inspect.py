@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,9 @@ arithmetic, its bytes and the least time they can take on the target. For a modu
   Estimates for a size of a dynamic dimension, on another processor:
     tensorwright inspect bert.onnx --shape sequence=128 --target x86-64-v3
 
+  The graph of fused kernels, for netron.app or Model Explorer:
+    tensorwright inspect model.onnx --graph kernels.onnx
+
   For a program:
     tensorwright inspect model.twm --json | jq .inputs
 """
@@ -39,17 +43,23 @@ def _inspect(
     target: options.TargetName = "host",
     shape: options.RunShapes = None,
     constant: options.Constants = None,
+    graph: Annotated[
+        Path | None, typer.Option(help="Also write the graph of fused kernels of a model, an .onnx file for Netron.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False,
     as_json: options.Json = False,
 ) -> None:
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
-    from compiler.cli.output import print_json
+    from compiler.cli.output import print_json, print_note
+    from compiler.cli.paths import check_writable
     from compiler.errors import OptionError
     from compiler.inspection.contents import inspect_module, is_module_file
 
+    if graph is not None:
+        check_writable(graph, "--graph")
     if is_module_file(file):
-        if shape or constant:
-            raise OptionError("--shape and --constant are for models", f"{file} is compiled already")
+        if shape or constant or graph:
+            raise OptionError("--shape, --constant and --graph are for models", f"{file} is compiled already")
         inspection = inspect_module(file)
     else:
         from compiler.inspection.model_inspection import inspect_model, model_inputs  # loads TVM
@@ -60,10 +70,16 @@ def _inspect(
         inspection = inspect_model(
             file, target, shapes=shapes or None, constants=constants or None, sizes=sizes or None
         )
+        if graph is not None:
+            from compiler.inspection.graph_export import export_graph
+
+            export_graph(file, graph, target, shapes=shapes or None, constants=constants or None)
     if as_json:
         print_json(inspection.to_dict())
     else:
         _print(inspection, None if everything else _SHOWN)
+        if graph is not None:
+            print_note(f"wrote {graph}, which netron.app opens")
 
 
 def _print(inspection: Any, limit: int | None) -> None:
