@@ -189,6 +189,8 @@ class _Members:
                 stands_for.get(str(value.tuple_value.name)), tuple
             ):
                 stands_for[name] = stands_for[str(value.tuple_value.name)][value.index]
+            elif isinstance(value, relax.TupleGetItem):  # of a result of branches or of a call; FuseOps renames it
+                stands_for[name] = next(iter(self._known.get(_key(value, stands_for), [])), name)
         return found
 
     def _inside(self, group: Function, arguments: list[Expr]) -> tuple[list[str], Function | None]:
