@@ -6,7 +6,7 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from compiler.frontends.onnx.operators.nn.attention import OWN_DOMAIN
+from compiler.frontends.onnx.own_domain import OWN_DOMAIN
 
 if TYPE_CHECKING:
     import torch

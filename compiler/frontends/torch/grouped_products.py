@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from compiler.frontends.onnx.operators.nn.attention import OWN_DOMAIN
+from compiler.frontends.onnx.own_domain import OWN_DOMAIN
 
 OPERATORS = ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
 

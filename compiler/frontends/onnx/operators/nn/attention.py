@@ -16,6 +16,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.math.matrix import matrix_product
 from compiler.frontends.onnx.operators.nn.attention_in_place import Visible, attention_in_place, keeps_precision
 from compiler.frontends.onnx.operators.precision import cast
+from compiler.frontends.onnx.own_domain import OWN_DOMAIN
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
@@ -23,7 +24,6 @@ from compiler.frontends.onnx.values import tensor_shape
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Tensor
 
-OWN_DOMAIN = "tensorwright"  # of operators in models of our own making, as of what the exporter's opset lacks
 _MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = 3, 4, 5, 6
 _RAW, _CAPPED, _MASKED, _PROBABILITIES = range(4)
 

@@ -8,7 +8,7 @@ from tvm import te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.nn.attention import OWN_DOMAIN
+from compiler.frontends.onnx.own_domain import OWN_DOMAIN
 from compiler.frontends.onnx.registry import converter
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.expert_products import expert_product, padded_experts
