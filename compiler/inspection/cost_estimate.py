@@ -18,8 +18,9 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from compiler.passes.rewriting.node_tracker import NodeTracker
 from compiler.profiling.attribution import kind_of, names_of, operators_of
+from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
-from compiler.support.gathered import elements_read, gathered_by_kernel
+from compiler.support.gathered import gathered_by_kernel
 from compiler.support.operation_count import OperationCount, UncountableError, count_kernels, size_formula
 from schedules.machine import dtype_bits
 

@@ -20,8 +20,8 @@ from compiler.profiling.instrument import Call, CallTimes, Recording, call_times
 from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
+from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
-from compiler.support.gathered import elements_read
 from targets import cpuinfo
 
 _MINIMUM_RUNS = 5

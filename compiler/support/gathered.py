@@ -1,17 +1,13 @@
-"""Which tensors a kernel gathers from (embedding tables): it reads as many of their elements as it writes, not the
-whole tensor."""
+"""Which tensors a kernel gathers from (embedding tables)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import tvm
-from tvm import tirx
-
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
-from schedules.ir.expression import buffers_loaded
 
-Shape = tuple[int, ...]
+import tvm  # isort: skip
+from tvm import tirx  # isort: skip
+
+from schedules.ir.expression import buffers_loaded
 
 
 def gathered_parameters(function: tirx.PrimFunc) -> frozenset[int]:
@@ -33,16 +29,3 @@ def gathered_by_kernel(mod: tvm.IRModule) -> dict[str, frozenset[int]]:
         if isinstance(function, tirx.PrimFunc)
     }
     return {name: positions for name, positions in found.items() if positions}
-
-
-def elements_read(tensors: Mapping[int, Shape], gathered: frozenset[int], position: int) -> int:
-    """Elements of the tensor at a position that a call reads or writes; the last tensor is its result."""
-    count = _elements(tensors[position])
-    return min(count, _elements(tensors[max(tensors)])) if position in gathered else count
-
-
-def _elements(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -160,10 +160,10 @@ from compiler.serving.request import Request
 async def main():
     async with running(Repository(read_configuration(Path({str(configuration)!r})))) as repository:
         for name in repository.names:
-            await repository.service(name).infer(Request({{"x": np.ones((2, 2), np.float32)}}))
+            await repository.service(name).infer(Request({{"x": np.ones((2, 2), np.float32)}}, traced=True))
 
 asyncio.run(main())
-heavy = ("torch", "onnx", "compiler.passes", "compiler.driver", "compiler.codegen", "compiler.frontends")
+heavy = ("torch", "tvm", "onnx", "compiler.passes", "compiler.driver", "compiler.codegen", "compiler.frontends")
 print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
