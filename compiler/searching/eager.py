@@ -67,8 +67,8 @@ def silence(net: nn.Module, names: frozenset[str]) -> list[Any]:
     return [modules[name].register_forward_hook(_zeros) for name in sorted(names)]
 
 
-def _zeros(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(output)
+def _zeros(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(torch.Tensor, torch.zeros_like, output)
 
 
 def scaled(inputs: Sequence[Any], scale: tuple[int, int] | None) -> list[Any]:

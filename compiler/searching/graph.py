@@ -48,10 +48,12 @@ class SearchGraph:
         """Of an imported model.
 
         Args:
-            usable: places, in the graph's order, of the producers whose weights may lose units; all when None.
+            usable: places, in the graph's order, of the producers whose weights may lose units, given or read; all when
+                None.
         """
         found = find_dependencies(model.mod, weight_names(model))
-        bound = _bound(found, usable)
+        untraced = () if usable is None else (each for index, each in enumerate(found.producers) if index not in usable)
+        bound = found.units_of(each.constant for each in untraced)
         cells: dict[str, Cell] = {}
         for cell in found.cells:
             if len(cell.units) > 1 and not bound.intersection(cell.units.tolist()):
@@ -159,17 +161,6 @@ def _squares(found: Dependencies) -> dict[GenericConst, Array]:
         each.constant: array_of(each.constant).astype(np.float64) ** 2
         for each in found.producers
         if array_of(each.constant).ndim >= 2
-    }
-
-
-def _bound(found: Dependencies, usable: Collection[int] | None) -> set[int]:
-    if usable is None:
-        return set()
-    return {
-        int(unit)
-        for index, each in enumerate(found.producers)
-        if index not in usable and each.labels is not None
-        for unit in found.units[each.labels]
     }
 
 

@@ -63,8 +63,12 @@ def _definitions(model: ImportedModel) -> dict[Var, Any]:
 
 def _before(value: Any) -> Any:
     """The variable that an operator of zeros reads; None for any other value."""
-    if operator_name(value) in _OF_ZEROS and isinstance(value.args[0], relax.Var):
+    name = operator_name(value)
+    if name in _OF_ZEROS and isinstance(value.args[0], relax.Var):
         return value.args[0]
+    if name == "relax.multiply":  # by a constant, as the scale of a layer
+        factors = [each for each in value.args if isinstance(each, relax.Var)]
+        return factors[0] if len(factors) == 1 else None
     return None
 
 
@@ -73,6 +77,12 @@ def _size(variable: Var) -> int:
     for each in shape_of(variable) or ():
         size *= int(each)
     return size
+
+
+def only_tensor(output: Any) -> torch.Tensor | None:
+    """The tensor that a module gives, alone or in a tuple, as attention without its weights does."""
+    tensors = [each for each in torch.utils._pytree.tree_leaves(output) if isinstance(each, torch.Tensor)]
+    return tensors[0] if len(tensors) == 1 else None
 
 
 def _watched(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, int], dict[str, str]]:
@@ -86,7 +96,8 @@ def _watched(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]) -> tupl
     def watch(name: str) -> Any:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             calls[name] += 1
-            if not isinstance(output, torch.Tensor):
+            output = only_tensor(output)
+            if output is None:
                 return
             sizes[name] = output.numel()
             if isinstance(module, _BatchNorm) and id(inputs[0]) in givers:

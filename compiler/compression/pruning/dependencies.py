@@ -6,7 +6,7 @@ operator ties to each other. What no rule speaks of must stay, and so must input
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -61,6 +61,11 @@ class Dependencies:
     def unit_axis(self, axis: Axis) -> Axis:
         """The units of an axis; None where nothing can go."""
         return None if axis is None else self.units[axis]
+
+    def units_of(self, weights: Iterable[GenericConst]) -> set[int]:
+        """The units along any axis of these constants."""
+        axes = [self.unit_axis(axis) for weight in weights for axis in self.constants[weight]]
+        return {int(unit) for units in axes if units is not None for unit in units} - {0}
 
     def totals(self, saliency: dict[GenericConst, Array]) -> Array:
         """For each unit the sum over all elements of all constants that go with it (float64)."""

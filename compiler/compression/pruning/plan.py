@@ -39,12 +39,7 @@ class Plan:
         """
         cells = [cell for cell in found.cells if cell.kind == self.pattern and len(cell.units) > 1]
         if usable is not None:
-            bound = {
-                int(unit)
-                for each in found.producers
-                if each.constant not in usable and each.labels is not None
-                for unit in found.units[each.labels]
-            }
+            bound = found.units_of(each.constant for each in found.producers if each.constant not in usable)
             cells = [cell for cell in cells if not bound.intersection(cell.units.tolist())]
         if not cells:
             raise NothingGainedError(

@@ -38,7 +38,8 @@ class Trained:
         net: the caller's own module, in evaluation mode.
         imports: the options of importing it.
         found: dependencies of the graph.
-        places: for each weight the index of each element in all parameters laid end to end.
+        places: for each weight the index of each element in all parameters laid end to end; of zeros that pad packed
+            weights, as those of recurrent layers, the index after the last.
         masks: what stays of each parameter, by its name.
     """
 
@@ -54,7 +55,7 @@ class Trained:
 
     def gathered(self, values: Mapping[str, Array]) -> dict[GenericConst, Array]:
         """Arrays by parameter as arrays by weight of the graph."""
-        flat = np.concatenate([np.asarray(values[name]).ravel() for name, _ in self.parameters()])
+        flat = np.concatenate([*(np.asarray(values[name]).ravel() for name, _ in self.parameters()), np.zeros(1)])
         return {constant: flat[places] for constant, places in self.places.items()}
 
     def weights(self) -> dict[str, Array]:
@@ -62,7 +63,7 @@ class Trained:
 
     def parameter_masks(self, kept: Mapping[GenericConst, Array]) -> dict[str, Array]:
         """What stays of each parameter, by its name; those of which all stays are left out."""
-        total = np.ones(sum(each.numel() for _, each in self.parameters()), np.bool_)
+        total = np.ones(sum(each.numel() for _, each in self.parameters()) + 1, np.bool_)
         for constant, stays in kept.items():
             np.logical_and.at(
                 total, self.places[constant].ravel(), np.broadcast_to(stays, self.places[constant].shape).ravel()
@@ -147,8 +148,9 @@ def trained(net: torch.nn.Module, imports: ImportOptions) -> Trained:
         array = array_of(constant)
         if array.ndim >= 2 and array.dtype == np.float32:
             index = np.ascontiguousarray(array).view(np.int32).astype(np.int64) - _FIRST
-            if index.size and bool(((index >= 0) & (index < total)).all()):
-                places[constant] = index.reshape(array.shape)
+            tagged = (index >= 0) & (index < total)
+            if tagged.any() and bool((tagged | (array == 0)).all()):
+                places[constant] = np.where(tagged, index, total)
     return Trained(net, imports, found, places)
 
 

@@ -122,6 +122,39 @@ def test_heads_and_layers_of_attention_go() -> None:
     np.testing.assert_allclose(next(iter(got.values())), wanted, rtol=1e-4, atol=1e-5)
 
 
+class Sequences(nn.Module):
+    """A convolution that a recurrent layer reads, a layer with a scale, and attention that gives a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 1)
+        self.inner, self.scale = nn.Linear(8, 8), nn.Parameter(torch.full((8,), 0.5))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.first, self.gru, self.head = nn.Linear(8, 8), nn.GRU(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        x = self.conv(audio).transpose(1, 2)
+        x = x + self.inner(x) * self.scale
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        logits: torch.Tensor = self.head(self.gru(torch.relu(self.first(x)))[0][:, -1])
+        return logits
+
+
+def test_recurrent_layers_scaled_layers_and_attention() -> None:
+    torch.manual_seed(0)
+    net = Sequences().eval()
+    imports = ImportOptions(example_inputs=[torch.zeros(1, 4, 3)])
+    job = import_job(net, JobOptions(target="host"), imports)
+    work = TorchNet(net, job, imports, Space(channels=(0.5,)), Precisions(targets.get("host")), ())
+    assert {"layer add", "layer add_1", "channels first"} <= {knob.name for knob in work.knobs}
+    audio = torch.randn(1, 4, 3)
+    config = {**smallest(work.knobs), "layer add": True}
+    with torch.no_grad():
+        wanted = computed(work.net, work.sub_net(config), [audio]).numpy()
+    got = compile_model(work.model(config), progress=None).run([audio.numpy()])
+    np.testing.assert_allclose(next(iter(got.values())), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_integers_reach_the_layers_that_are_asked_for(work: TorchNet) -> None:
     config = {**largest(work.knobs), "precision middle.1": "int8"}
     text = work.model(config).mod.script()
