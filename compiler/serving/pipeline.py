@@ -31,6 +31,15 @@ class Stage:
     batch: int | None = None
 
 
+def _check(stage: Stage, place: int) -> None:
+    """Raise OptionError unless a stage can run."""
+    if not callable(stage.function):
+        raise OptionError(f"stage {place} is no function: {stage.function!r}")
+    for name, count in (("workers", stage.workers), ("batch", stage.batch)):
+        if count is not None and count < 1:
+            raise OptionError(f"{name} of stage {place} must be at least 1, not {count}")
+
+
 class Pipeline:
     """Stages in threads of their own, with a bounded queue before each.
 
@@ -49,14 +58,15 @@ class Pipeline:
             capacity: of each queue, in items.
 
         Raises:
-            OptionError: there is no stage, or a number is below 1.
+            OptionError: there is no stage, one is no function, or a number is below 1.
         """
         self._stages = [each if isinstance(each, Stage) else Stage(each) for each in stages]
-        counts = [capacity, *(each.workers for each in self._stages), *(each.batch or 1 for each in self._stages)]
-        if not self._stages or min(counts) < 1:
-            raise OptionError(
-                f"{len(self._stages)} stages with workers, batches and a capacity of {counts}", "1 at least"
-            )
+        if not self._stages:
+            raise OptionError("a pipeline without stages", "give one or more functions")
+        if capacity < 1:
+            raise OptionError(f"capacity must be at least 1, not {capacity}")
+        for place, each in enumerate(self._stages):
+            _check(each, place)
         # The first queue is bounded by the slots, which tasks of an event loop can wait for too.
         self._slots = Slots(capacity)
         self._queues: list[queue.Queue[_Item | None]] = [queue.Queue() for _ in self._stages[:1]]

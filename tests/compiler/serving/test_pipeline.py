@@ -183,6 +183,13 @@ def test_closing_with_cancellation_and_numbers_that_make_no_sense() -> None:
     assert all(each.cancelled() for each in futures)
     go.set()
     closing.join()
-    for stages, capacity in (([], 1), ([blocked], 0), ([Stage(blocked, workers=0)], 1)):
-        with pytest.raises(OptionError):
+    wrong: list[tuple[list[Any], int, str]] = [
+        ([], 1, "without stages"),
+        ([blocked], 0, "capacity must be at least 1, not 0"),
+        ([blocked, Stage(blocked, workers=0)], 1, "workers of stage 1 must be at least 1, not 0"),
+        ([Stage(blocked, batch=0)], 1, "batch of stage 0"),
+        ([3], 1, "stage 0 is no function: 3"),
+    ]
+    for stages, capacity, message in wrong:
+        with pytest.raises(OptionError, match=message):
             Pipeline(stages, capacity=capacity)
