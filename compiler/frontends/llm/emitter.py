@@ -43,7 +43,8 @@ class Emitter:
         size = int(x.ty.shape[-1])
         scale = as_constant(np.ones(size, np.float32) if norm.weight is None else norm.weight.astype(np.float32))
         if self.config.norm == "rms":
-            return self.builder.emit(R.nn.rms_norm(x, scale, [-1], self.config.epsilon))
+            normed = self.builder.emit(R.nn.rms_norm(x, scale, [-1], self.config.epsilon))
+            return normed if norm.bias is None else self.builder.emit(R.add(normed, as_constant(norm.bias)))
         bias = as_constant(np.zeros(size, np.float32) if norm.bias is None else norm.bias.astype(np.float32))
         return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], self.config.epsilon))
 

@@ -232,6 +232,12 @@ def _granite(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     return config
 
 
+def _phimoe(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    """As llama.cpp computes it: no window, RMS norms (with a bias), and the softmax over the chosen experts, where
+    transformers has layer norms and an expert's softmax over those near its score."""
+    return replace(config, layers=tuple(replace(each, window=None) for each in config.layers))
+
+
 def _olmo(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     return replace(config, norm="layer")
 
@@ -246,6 +252,7 @@ ARCHITECTURES = {
     "olmoe": GgufArchitecture(normalized=False),
     "granitemoe": GgufArchitecture(interleaved=True, changes=_granite),
     "phi3": GgufArchitecture(),
+    "phimoe": GgufArchitecture(changes=_phimoe),
     "gemma": GgufArchitecture(changes=_gemma),
     "gemma2": GgufArchitecture(norms="sandwich", changes=_gemma2),
     "gemma3": GgufArchitecture(norms="sandwich", changes=_gemma3),
