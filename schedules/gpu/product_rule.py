@@ -171,9 +171,14 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
         own = ceil_div(blocks, machine.multiprocessors)
         resident = min(own, max(1, _MOST_THREADS // tile.threads))
-        rate = min(1.0, resident * tile.threads / (machine.warp * self.full_warps))
+        useful = tile.threads * self._share("rows", rows, tile.rows) * self._share("columns", columns, tile.columns)
+        rate = min(1.0, resident * useful / (machine.warp * self.full_warps))
         product = own * work * depth / rate
         if splits == 1:
             return product
         parts = samples * rows * columns * splits / machine.multiprocessors
         return product + self.launch_cost * (1 + parts / _PARTS_OF_A_LAUNCH)
+
+    def _share(self, knob: str, size: int, own: int) -> float:
+        """How much of a tile would do for a size: warps that compute padding alone hide no latencies."""
+        return min(1.0, next((each for each in self.knobs[knob] if each >= size), own) / own)

@@ -219,13 +219,13 @@ MACHINES = [
 def test_the_default_tile_follows_the_size_of_the_product(
     rule: TiledProductRule, dtype: str, machine: GpuMachine
 ) -> None:
-    def chosen(rows: int, columns: int, depth: int = 512) -> tuple[int, int]:
+    def chosen(rows: int, columns: int, depth: int = 512) -> tuple[int, int, int]:
         workload = ProductWorkload(1, rows, columns, depth, dtype)
         config = rule.default(workload, machine)
         assert config in rule.space(workload, machine)
-        return config.integer("rows"), config.integer("columns")
+        return config.integer("rows"), config.integer("columns"), config.integer("splits")
 
-    assert chosen(4096, 4096) == (128, 128)
-    assert chosen(16, 8) == (16, min(rule.knobs["columns"]))
-    rows, columns = chosen(256, 256)
-    assert (256 // rows) * (256 // columns) >= machine.multiprocessors // 3
+    assert chosen(4096, 4096) == (128, 128, 1)
+    assert chosen(16, 8)[:2] == (16, min(rule.knobs["columns"]))
+    rows, columns, splits = chosen(256, 256)
+    assert (256 // rows) * (256 // columns) * splits >= machine.multiprocessors // 3
