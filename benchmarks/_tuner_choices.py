@@ -10,6 +10,8 @@ fastest of several gains by chance.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,8 +27,6 @@ import compiler
 from benchmarks._tuner_graph import tasks_named
 from compiler.passes.registry import get_pass
 from compiler.reports.formatting import plural
-from compiler.tuning.measuring.channel import Worker
-from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
 from schedules.conv import weights_ahead
 
 # isort: split
@@ -40,7 +40,17 @@ DEFAULT, NOTHING = "default", "nothing (the same module)"
 NETS = ("mobilenet_v3_large", "regnet_y_400mf")
 _DISTANCES = (0.0, 0.25, 4.0)  # times the latency that is covered by prefetching
 _DEPTHS = (1, 2, 3)  # operators of a kernel, at most
-_LIMIT = 120.0
+_PROFILE = """
+import json, sys
+from compiler.profiling.profile import profile
+path, threads, seconds = sys.argv[1:]
+found = {}
+for kernel in profile(path, seconds=float(seconds), threads=int(threads)).kernels:
+    found[kernel.name] = found.get(kernel.name, 0.0) + 1e3 * kernel.seconds
+print(json.dumps(found))
+"""
+Times = dict[str, float]
+"""Milliseconds of a run by kernel."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +104,18 @@ def compare(options: Any, console: Console) -> None:
             variants = list(_variants(task, folder, options.threads))
             console.print(f"[dim]{task.name}: {plural(len(variants), 'module')}")
             gains += _gains(task.name, variants, _timed(variants, options))
+        if options.json:
+            _store(gains, options)
     _print(gains, console)
-    if options.json:
-        rows = [{**asdict(each), "most": each.most} for each in gains]
-        options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}, indent=1) + "\n")
+
+
+def _store(gains: Sequence[Gain], options: Any) -> None:
+    """Rows of other nets that are in the file stay."""
+    stored = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    fresh = {each.model for each in gains}
+    rows = [{**asdict(each), "most": each.most} for each in gains]
+    every = [*(row for row in stored if row["model"] not in fresh), *rows]
+    options.json.write_text(json.dumps({"threads": options.threads, "rows": every}, indent=1) + "\n")
 
 
 def _variants(task: Task, folder: Path, threads: int) -> Iterator[Variant]:
@@ -140,29 +158,26 @@ def _grouping(depth: int) -> Callable[[tvm.IRModule, PipelineContext], tvm.IRMod
     return group
 
 
-def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[ModelTimes]]:
+def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[Times]]:
     """What each process of each variant measured, the variants in turns."""
-    found: dict[str, list[ModelTimes]] = {variant.name: [] for variant in variants}
+    found: dict[str, list[Times]] = {variant.name: [] for variant in variants}
     for number in range(options.rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):
             found[variant.name].append(_turn(variant, options.turn))
     return found
 
 
-def _turn(variant: Variant, seconds: float) -> ModelTimes:
-    environment = {"TVM_NUM_THREADS": str(variant.threads)}
-    setup = ModelSetup(str(variant.module), variant.threads)
-    worker = Worker("compiler.tuning.measuring.model_worker", setup, environment, threads=variant.threads)
-    try:
-        times: ModelTimes = worker.ask(ModelRequest(seconds), _LIMIT)
-    finally:
-        worker.kill()
+def _turn(variant: Variant, seconds: float) -> Times:
+    """Milliseconds of each kernel's calls, out of a process of its own: where weights lie decides on some per cent."""
+    arguments = (str(variant.module), str(variant.threads), str(seconds))
+    said = subprocess.run([sys.executable, "-c", _PROFILE, *arguments], capture_output=True, text=True, check=True)
+    times: Times = json.loads(said.stdout)
     return times
 
 
-def kernels_of(turns: Sequence[ModelTimes]) -> dict[str, float]:
-    """Milliseconds of all calls of each kernel: of the fastest turn."""
-    return {name: 1e3 * min(turn.kernels[name][0] for turn in turns) for name in turns[0].kernels}
+def kernels_of(turns: Sequence[Times]) -> Times:
+    """Of the fastest turn of each kernel."""
+    return {name: min(turn[name] for turn in turns) for name in turns[0]}
 
 
 def best_of_each(default: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> float:
@@ -170,7 +185,7 @@ def best_of_each(default: Mapping[str, float], others: Sequence[Mapping[str, flo
     return sum(min(value, *(other.get(name, value) for other in others)) for name, value in default.items())
 
 
-def _gains(model: str, variants: Sequence[Variant], times: Mapping[str, Sequence[ModelTimes]]) -> Iterator[Gain]:
+def _gains(model: str, variants: Sequence[Variant], times: Mapping[str, Sequence[Times]]) -> Iterator[Gain]:
     default = kernels_of(times[DEFAULT])
     whole = sum(default.values())
     for choice in dict.fromkeys(variant.choice for variant in variants if variant.choice != DEFAULT):

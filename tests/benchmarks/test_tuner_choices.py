@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 
 from benchmarks._tuner_choices import best_of_each, kernels_of
-from compiler.tuning.measuring.messages import ModelTimes
 
 
 def test_each_kernel_takes_its_fastest_turn_and_its_best_variant() -> None:
-    turns = [ModelTimes(1.0, {"a": (3e-3, 2), "b": (5e-3, 1)}), ModelTimes(1.0, {"a": (4e-3, 2), "b": (2e-3, 1)})]
-    default = kernels_of(turns)
+    default = kernels_of([{"a": 3.0, "b": 5.0}, {"a": 4.0, "b": 2.0}])
     assert default == pytest.approx({"a": 3.0, "b": 2.0})
     # A kernel that a variant lacks, and one that only a variant has, change nothing.
     assert best_of_each(default, [{"a": 2.5}, {"b": 9.0, "c": 1.0}]) == pytest.approx(2.5 + 2.0)
