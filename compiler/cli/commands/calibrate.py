@@ -10,6 +10,7 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.option_sets import command_of
+from compiler.errors import OptionError
 
 HELP = """Measure on labelled data what a policy of serving would cost, before it is used.
 
@@ -30,6 +31,11 @@ the largest output is the large model's. It is an error if the cascade costs as 
 [bold]Typical[/]
 
   tensorwright calibrate cascade small.twm large.twm --samples data.npz --labels label -o cascade.json
+
+[bold]Examples[/]
+
+  An early exit: the second half of a network goes on with what the first one computed:
+    tensorwright calibrate cascade first.twm second.twm --feeds hidden=hidden --samples data.npz --labels label
 """
 
 _SEMANTIC_HELP = """Choose the threshold of a semantic cache, and measure its false hits.
@@ -121,7 +127,21 @@ class _CascadeOptions:
         str | None, typer.Option(metavar="NAME", help="The output that is scored; the only one if not given.")
     ] = None
     max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the share of right rows may drop.")] = 0.0
+    feeds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=OUTPUT",
+            help="An input of LARGE that is an output of SMALL: an early exit of one network; repeat for more.",
+        ),
+    ] = None
     as_json: options.Json = False
+
+
+def _fed(text: str) -> tuple[str, str]:
+    name, _, output = text.partition("=")
+    if not name or not output:
+        raise OptionError(f"--feeds {text!r} is not INPUT=OUTPUT", "as in --feeds hidden=hidden")
+    return name, output
 
 
 def _cascade(given: _CascadeOptions) -> None:
@@ -131,15 +151,18 @@ def _cascade(given: _CascadeOptions) -> None:
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report
     from compiler.runtime import load
-    from compiler.serving.policies.cascade_calibration import calibrate_cascade
+    from compiler.serving.policies.cascade_calibration import BothModels, calibrate_cascade
     from compiler.serving.policies.classification import classification_accuracy
 
     check_report(given.output, (".json",))
+    feeds = dict(map(_fed, given.feeds or []))
     modules = load(given.small), load(given.large)
-    evaluate, scored = classification_accuracy(
-        modules[1], load_archive(given.samples, "--samples"), given.labels, given.scored_output
+    samples = load_archive(given.samples, "--samples")
+    run = BothModels(*modules, feeds).large
+    evaluate, scored = classification_accuracy(modules[1], samples, given.labels, given.scored_output, run=run)
+    found = calibrate_cascade(
+        *modules, evaluate, score=given.score, output=scored, max_drop=given.max_drop, feeds=feeds
     )
-    found = calibrate_cascade(*modules, evaluate, score=given.score, output=scored, max_drop=given.max_drop)
     found.save(given.output)
     if given.as_json:
         print_json({"path": str(given.output), "cost_share": found.cost_share, **asdict(found)})

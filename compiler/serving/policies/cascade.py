@@ -104,7 +104,13 @@ class Cascade:
         check_batched(self.large, "a cascade")
         offered = _names(self.small.outputs)
         lacking = [name for name in (*_names(self.large.outputs), *self._feeds.values()) if name not in offered]
-        if lacking or not set(self._feeds) <= set(_names(self.large.inputs)):
+        unknown = [name for name in self._feeds if name not in _names(self.large.inputs)]
+        if unknown:
+            raise OptionError(
+                f"feeds of cascade {self.name!r} name {unknown}, which the large model does not take",
+                f"its inputs are {', '.join(_names(self.large.inputs))}",
+            )
+        if lacking:
             raise OptionError(
                 f"the small model of cascade {self.name!r} has outputs {list(offered)}, and not {lacking}",
                 "both have to give the same outputs, and the small one those that the large one goes on with",

@@ -88,17 +88,20 @@ def calibrate_cascade(
     output: str | None = None,
     max_drop: float = 0.0,
     costs_ms: tuple[float, float] | None = None,
+    feeds: Mapping[str, str] | None = None,
 ) -> CascadeCalibration:
     """Find the threshold at which the fewest rows go to the large model while the accuracy holds.
 
     Args:
-        small, large: modules of the same inputs and outputs, with a batch dimension.
+        small, large: modules of the same inputs and outputs, with a batch dimension. With `feeds`, the two halves of a
+            network with an early exit: the large model alone then is both of them.
         evaluate: a function of `run` that returns the score, higher where the model is better, as `quantize` takes it.
             Give other data than those that the result is judged by in the end: the threshold is chosen on them.
         score: a name of `scores.SCORES`.
         output: what is scored; None: the only output.
         max_drop: how much of the large model's score the cascade may lose, as a share of it.
-        costs_ms: processor milliseconds of a row, of the small and the large model; None: measured on the data.
+        costs_ms: processor milliseconds of a row, of the two modules; None: measured on the data.
+        feeds: inputs of `large` that are outputs of `small`.
 
     Raises:
         OptionError: an option is at fault, or `evaluate` shows fewer than 50 rows.
@@ -106,14 +109,14 @@ def calibrate_cascade(
     """
     check_max_drop(max_drop)
     output = output if output is not None else _only_output(large)
-    both = _Both(small.run, large.run)
+    both = BothModels(small, large, feeds or {})
     score_large, score_small = evaluated(evaluate, both.large), evaluated(evaluate, both.small)
     scorer = score_of(score, output)
     scores = np.sort(np.concatenate([scorer(outputs) for outputs in both.small_outputs.values()]))
     if len(scores) < MINIMUM_ROWS:
         raise OptionError(f"evaluate= shows {len(scores)} rows", f"give at least {MINIMUM_ROWS}")
     threshold, score_cascade = _threshold(evaluate, both, scorer, scores, score_large, max_drop)
-    costs = costs_ms if costs_ms is not None else both.costs_ms(small, large)
+    first, second = costs_ms if costs_ms is not None else both.costs_ms()
     share = float((scores < threshold).mean())
     result = CascadeCalibration(
         score=score,
@@ -126,9 +129,9 @@ def calibrate_cascade(
         accuracy=1.0 - relative_drop(score_large, score_cascade),
         small_accuracy=1.0 - relative_drop(score_large, score_small),
         large_share=share,
-        cost_small_ms=costs[0],
-        cost_large_ms=costs[1],
-        cost_ms=costs[0] + share * costs[1],
+        cost_small_ms=first,
+        cost_large_ms=first + second if feeds else second,
+        cost_ms=first + share * second,
         rows=len(scores),
         small_identity=_identity(small),
         large_identity=_identity(large),
@@ -152,11 +155,20 @@ def _identity(module: Module) -> str:
     return module_identity(module) if module.manifest.checksums else ""
 
 
-class _Both:
+class BothModels:
     """Runs of both models, each input once however often it is asked for."""
 
-    def __init__(self, small: Run, large: Run) -> None:
-        self._small, self._large = small, large
+    def __init__(self, small: Module, large: Module, feeds: Mapping[str, str]) -> None:
+        """Raises OptionError where `feeds` names an input or output that there is not."""
+        self._small, self._large, self._feeds = small, large, feeds
+        for names, tensors, what in (
+            (feeds, large.inputs, "large model's inputs"),
+            (feeds.values(), small.outputs, "small model's outputs"),
+        ):
+            known = [each.name for each in tensors]
+            for name in names:
+                if name not in known:
+                    raise OptionError(f"feeds= names {name!r}", f"the {what} are {', '.join(known)}")
         self.small_outputs: dict[str, Mapping[str, Array]] = {}
         self.large_outputs: dict[str, Mapping[str, Array]] = {}
         self.inputs: dict[str, Mapping[str, Array]] = {}
@@ -166,15 +178,26 @@ class _Both:
         key = request_digest("", inputs, None)
         if key not in self.small_outputs:
             self.inputs[key] = {name: np.array(array) for name, array in inputs.items()}
-            self.small_outputs[key] = self._small(inputs)
+            self.small_outputs[key] = self._small.run(self._taken(self._small, inputs))
         return self.small_outputs[key]
 
     def large(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """The large model's outputs."""
         key = request_digest("", inputs, None)
         if key not in self.large_outputs:
-            self.large_outputs[key] = self._large(inputs)
+            self.large_outputs[key] = self._large.run(self._for_large(inputs))
         return self.large_outputs[key]
+
+    def _taken(self, module: Module, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What a module takes of the inputs of both: all where nothing is fed."""
+        names = {each.name for each in module.inputs}
+        return {name: array for name, array in inputs.items() if name in names} if self._feeds else inputs
+
+    def _for_large(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        if not self._feeds:
+            return inputs
+        first = self.small(inputs)
+        return {**self._taken(self._large, inputs), **{name: first[output] for name, output in self._feeds.items()}}
 
     def cascade(self, scorer: Any, threshold: float) -> Run:
         """A run of the cascade."""
@@ -191,19 +214,21 @@ class _Both:
 
         return run
 
-    def costs_ms(self, small: Module, large: Module) -> tuple[float, float]:
+    def costs_ms(self) -> tuple[float, float]:
         """Processor milliseconds of a row of each, measured in turns on the first inputs."""
+        small, large = self._small, self._large
         inputs = next(iter(self.inputs.values()))
+        for_small, for_large = self._taken(small, inputs), self._for_large(inputs)
         settings = small.threads, large.threads
         small.threads = large.threads = 1  # what counts is processor time
-        seconds = seconds_in_turns([lambda: small.run(inputs), lambda: large.run(inputs)], budget=0.2)
+        seconds = seconds_in_turns([lambda: small.run(for_small), lambda: large.run(for_large)], budget=0.2)
         small.threads, large.threads = settings
         rows = max(row_count(inputs), 1)
         return 1000 * seconds[0] / rows, 1000 * seconds[1] / rows
 
 
 def _threshold(
-    evaluate: Evaluate, both: _Both, scorer: Any, scores: Array, score_large: float, max_drop: float
+    evaluate: Evaluate, both: BothModels, scorer: Any, scores: Array, score_large: float, max_drop: float
 ) -> tuple[float, float]:
     """The lowest threshold from which on the limit holds for every higher one tried, and the score there."""
     places = np.unique(np.linspace(0, len(scores), _STEPS + 1).round().astype(int))

@@ -182,6 +182,32 @@ def test_the_threshold_holds_the_limit_with_the_fewest_rows_of_the_large_model(
         read_cascade(tmp_path / "data.npz")
 
 
+def test_an_early_exit_is_calibrated_with_what_its_first_half_computes(tmp_path: Path) -> None:
+    """y = x @ [[0.8, 0], [0, 1]] first; the second half makes it right where the margin is small."""
+    x = np.random.default_rng(0).uniform(0, 1, (200, 2)).astype(np.float32)
+    first, second = linear(0.8, tmp_path / "first.twm"), linear(1.25, tmp_path / "second.twm")
+    labels = x.argmax(axis=1)
+
+    def evaluate(run: Any) -> float:
+        return float((run({"x": x})["y"].argmax(axis=1) == labels).mean())
+
+    found = calibrate_cascade(first, second, evaluate, costs_ms=(1.0, 10.0), feeds={"x": "y"})
+    assert found.score_cascade == found.score_large == 1.0 > found.score_small
+    assert 0 < found.large_share < 0.6
+    assert found.cost_large_ms == 11.0
+    assert found.cost_ms == pytest.approx(1 + 10 * found.large_share)
+    with pytest.raises(OptionError, match="feeds= names 'z'"):
+        calibrate_cascade(first, second, evaluate, feeds={"x": "z"})
+
+    np.savez(tmp_path / "data.npz", x=x, label=labels)
+    modules = [str(tmp_path / "first.twm"), str(tmp_path / "second.twm")]
+    data = ["--samples", str(tmp_path / "data.npz"), "--labels", "label", "--feeds"]
+    output = tmp_path / "cascade.json"
+    assert main(["calibrate", "cascade", *modules, *data, "x=y", "-o", str(output)]) == 0
+    assert read_cascade(output).score_large == 1.0
+    assert main(["calibrate", "cascade", *modules, *data, "x", "-o", str(output)]) != 0
+
+
 def routed(rule: Any, *asked: Request) -> tuple[list[Response], dict[str, FunctionService]]:
     services = {name: FunctionService(partial(np.multiply, scale), name=name) for name, scale in _SCALES.items()}
 

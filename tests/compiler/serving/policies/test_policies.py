@@ -92,6 +92,7 @@ def server(configuration: Path) -> Iterator[Running]:
             "reads input 'input_ids', which model 'large' does not have",
         ),
         ({"cascade": {"small": "large.twm", "calibration": "cascade.json"}}, "another small module"),
+        ({"cascade": {"small": "small.twm", "calibration": "cascade.json", "feeds": {"z": "y"}}}, "does not take"),
         ({"router": {"length": {"tensor": "z", "up_to": {"default": 1}}}}, "no input 'z'"),
         ({"router": {"judge": {"module": "small.twm", "output": "z", "up_to": {}}}}, "judge has no output 'z'"),
     ],
