@@ -287,7 +287,8 @@ class Batcher:
 
     def _refuse(self, late: Sequence[Waiting]) -> None:
         for each in late:
-            self._accuracy.missed()
+            if each.expected:
+                self._accuracy.missed((time.monotonic() - each.admitted) / each.expected)
             if not each.future.done():
                 error = OverloadedError(f"model {self.name!r} could not answer in time", late=True)
                 each.future.set_exception(error)

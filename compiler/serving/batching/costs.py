@@ -134,7 +134,7 @@ class Accuracy:
         factor: from an expected latency to one that is seldom exceeded.
     """
 
-    _SHARE = 0.01  # of latencies that may exceed it
+    _SHARE = 0.005  # of latencies that may exceed it
     _STEP = 0.05
     _LEAST, _MOST = 1.05, 4.0
 
@@ -144,10 +144,13 @@ class Accuracy:
     def add(self, expected: float, actual: float) -> None:
         """A request was answered."""
         if actual > self.factor * expected:
-            self.missed()
+            self.missed(actual / expected)
         else:
             self.factor = max(self._LEAST, self.factor - self._STEP * self._SHARE)
 
-    def missed(self) -> None:
-        """A request was later than the factor foresaw."""
-        self.factor = min(self._MOST, self.factor + self._STEP * (1 - self._SHARE))
+    def missed(self, ratio: float) -> None:
+        """A request was later than the factor foresaw: so many times what was expected, or more.
+
+        The factor becomes no larger than that: one stall of the machine makes many requests late at once.
+        """
+        self.factor = min(self._MOST, max(self.factor, ratio), self.factor + self._STEP * (1 - self._SHARE))

@@ -101,3 +101,6 @@ def test_accuracy_follows_what_few_latencies_exceed() -> None:
     for _ in range(4000):
         accuracy.add(1.0, 1.0)
     assert accuracy.factor < 1.2
+    for _ in range(50):  # a stall
+        accuracy.add(1.0, 1.5)
+    assert accuracy.factor == 1.5
