@@ -40,15 +40,6 @@ DEFAULT, NOTHING = "default", "nothing (the same module)"
 NETS = ("mobilenet_v3_large", "regnet_y_400mf")
 _DISTANCES = (0.0, 0.25, 4.0)  # times the latency that is covered by prefetching
 _DEPTHS = (1, 2, 3)  # operators of a kernel, at most
-_PROFILE = """
-import json, sys
-from compiler.profiling.profile import profile
-path, threads, seconds = sys.argv[1:]
-found = {}
-for kernel in profile(path, seconds=float(seconds), threads=int(threads)).kernels:
-    found[kernel.name] = found.get(kernel.name, 0.0) + 1e3 * kernel.seconds
-print(json.dumps(found))
-"""
 Times = dict[str, float]
 """Milliseconds of a run by kernel."""
 
@@ -170,7 +161,9 @@ def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[Times]]:
 def _turn(variant: Variant, seconds: float) -> Times:
     """Milliseconds of each kernel's calls, out of a process of its own: where weights lie decides on some per cent."""
     arguments = (str(variant.module), str(variant.threads), str(seconds))
-    said = subprocess.run([sys.executable, "-c", _PROFILE, *arguments], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks._kernel_minima", *arguments], capture_output=True, text=True, check=True
+    )
     times: Times = json.loads(said.stdout)
     return times
 
