@@ -21,8 +21,8 @@ from schedules.ir.expression import index
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
-from schedules.matmul.rounded_bf16 import MatmulRoundedBf16, Parts, matmul_rounded_bf16, parts_of
-from schedules.matmul.writer import Batch, MatmulWriter
+from schedules.matmul.rounded_bf16 import MatmulRoundedBf16, Parts, RowsFirstWriter, matmul_rounded_bf16, parts_of
+from schedules.matmul.writer import Batch
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -105,7 +105,7 @@ class MatmulGatedBf16(MatmulRoundedBf16):
         return _Writer(parts, fused, machine, config.integer("rows"), gate).function()
 
 
-class _Writer(MatmulWriter):
+class _Writer(RowsFirstWriter):
     """Multiplies the halves of a tile before it is stored."""
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of
 from schedules.instructions.bf16_dot import dot, narrowed
+from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
@@ -25,9 +26,10 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Tensor
+    from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
+_MOST_TILES = 18  # of a task: its rows of the data stay in the second cache
 
 
 def rounded_bf16(data: Tensor) -> Tensor:
@@ -80,7 +82,22 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         return parts_of(stages[0]) if len(stages) == 1 and kernel.is_plain else None
 
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
-        return MatmulWriter(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=dot)
+        return RowsFirstWriter(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=dot)
+
+
+class RowsFirstWriter(MatmulWriter):
+    """A thread computes the same rows as in the kernels before and behind, whose operands and results are in its cache:
+    of prompts this saves more than reading the weights once for each thread costs."""
+
+    rows_first: ClassVar[bool] = True
+
+    def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
+        if isinstance(tiles, int):
+            return super()._row_chunks(tiles, panels)
+        cores = index(self.machine.cores)
+        each = tirx.FloorDiv(tiles + (cores - index(1)), cores)
+        each = self._named("chunk_tiles", tirx.Max(tirx.Min(each, index(_MOST_TILES)), index(1)))
+        return tirx.Max(tirx.FloorDiv(tiles + (each - index(1)), each), index(1)), each
 
 
 def parts_of(stage: Stage) -> Parts | None:

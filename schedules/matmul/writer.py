@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, PrimFunc
 
 Batch = Mapping[Any, Expr]
+# Row tiles, rows that are left, chunks, and row tiles of a chunk.
+_Plan = tuple["Index", "Index", "Index", "Index"]
 # B at (depth, column counted from the start of the panel).
 PanelLoad = Callable[[Expr, Expr], Expr]
 
@@ -181,7 +183,7 @@ class MatmulWriter:
         tiles = self._named("row_tiles", tirx.FloorDiv(rows, index(self.tile_rows)))
         return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
-    def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, int]:
+    def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
         """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
         if not isinstance(tiles, int):
             ceil = tirx.FloorDiv(tiles + (_CHUNK_TILES - 1), index(_CHUNK_TILES))
@@ -199,7 +201,9 @@ class MatmulWriter:
 
     # One task: a panel of B and a chunk of rows.
 
-    def _rows(self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Index, Index, Index, int]) -> Stmt:
+    def _rows(
+        self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Index, Index, Index, Index]
+    ) -> Stmt:
         tiles, rest, chunks, per_chunk = plan
         packed = self._packed_panel(batch, column, width) if self.pack else ([], None)
         statements, scratch = packed
@@ -375,13 +379,13 @@ class MatmulWriter:
         return sequence(parts)
 
 
-def _at_most(per_chunk: int, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
+def _at_most(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
     """How many row tiles a chunk has: the last may have fewer."""
     if isinstance(chunks, int) and chunks == 1:
         return tiles
-    if isinstance(tiles, int) and tiles % per_chunk == 0:
+    if isinstance(tiles, int) and isinstance(per_chunk, int) and tiles % per_chunk == 0:
         return per_chunk
-    return tirx.Min(index(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
+    return tirx.Min(expression(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
 
 
 def _halves(size: int) -> Sequence[int]:

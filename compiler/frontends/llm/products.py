@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,23 @@ class Products:
         results: list[Expr] = []
         for run in stacked(parts):
             results += self._split(self.product(x, joined(run)), [part.weight.rows for part in run])
+        return results
+
+    def heads(self, x: Expr, parts: Sequence[Linear], size: int) -> list[Expr]:
+        """As `products`, each (1, n, heads, size): slices of whole heads are a part of the kernel that reads them."""
+        results: list[Expr] = []
+        for run in stacked(parts):
+            whole = self.product(x, joined(run))
+            ends = [int(end) for end in np.cumsum([0, *(part.weight.rows // size for part in run)])]
+            shaped = self._builder.emit(R.reshape(whole, (*list(whole.ty.shape)[:-1], ends[-1], size)))
+            results += (
+                [
+                    self._builder.emit(R.strided_slice(shaped, axes=[2], begin=[first], end=[end], assume_inbound=True))
+                    for first, end in itertools.pairwise(ends)
+                ]
+                if len(run) > 1
+                else [shaped]
+            )
         return results
 
     def gated(self, x: Expr, gate_up: Sequence[Linear], activation: str) -> Expr | None:

@@ -10,7 +10,7 @@ from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
 from compiler.frontends.llm.emitter import Emitter
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Index
 
 
 class SelfAttention:
@@ -28,7 +28,9 @@ class SelfAttention:
         """The residual update of the block, for normalized x: (1, n, hidden)."""
         model, config, parameters = self._model, self._model.config, self._model.parameters
         builder = model.builder
-        query, key, value = model.products.products(x, parameters.queries_keys_values(self._index))
+        parts, products = parameters.queries_keys_values(self._index), model.products
+        wide = self._norms_all_heads("q_norm", config.heads) or self._norms_all_heads("k_norm", config.key_heads)
+        query, key, value = products.products(x, parts) if wide else products.heads(x, parts, config.head_size)
         query = self._placed(self._heads(query, config.heads, "q_norm"))
         key = self._placed(self._heads(key, config.key_heads, "k_norm"))
         value = self._heads(value, config.key_heads, None)
@@ -36,17 +38,27 @@ class SelfAttention:
         found = attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias)
         return model.products.product(found, parameters.output(self._index))
 
+    def _norms_all_heads(self, norm: str, count: int) -> bool:
+        """Whether a norm is over all heads together."""
+        model, size = self._model, self._model.config.head_size
+        if not model.has_norm(self._index, norm):
+            return False
+        return model.parameters.norm_size(self._index, norm, (size, count * size)) != size
+
     def _heads(self, x: Expr, count: int, norm: str | None) -> Expr:
-        """(1, n, count, head size), normalized a head, or all heads together, then clipped."""
+        """(1, n, count, head size), normalized a head, or all heads together, then clipped; x may have that shape."""
         model, size = self._model, self._model.config.head_size
         shape = (1, model.length, count, size)
         if norm is None or not model.has_norm(self._index, norm):
-            return model.builder.emit(R.reshape(self._clipped(x), shape))
+            return self._shaped(self._clipped(x), shape)
         width = model.parameters.norm_size(self._index, norm, (size, count * size))
         weight = model.parameters.norm(self._index, norm, width)
         if width == size:
-            return self._clipped(model.normalized(model.builder.emit(R.reshape(x, shape)), weight))
-        return model.builder.emit(R.reshape(self._clipped(model.normalized(x, weight)), shape))
+            return self._clipped(model.normalized(self._shaped(x, shape), weight))
+        return self._shaped(self._clipped(model.normalized(x, weight)), shape)
+
+    def _shaped(self, x: Expr, shape: tuple[Index, ...]) -> Expr:
+        return x if len(x.ty.shape) == len(shape) else self._model.builder.emit(R.reshape(x, shape))
 
     def _clipped(self, x: Expr) -> Expr:
         limit = self._model.config.clip
