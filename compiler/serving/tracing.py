@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+from compiler.errors import OptionError
 from compiler.runtime import Module
 from compiler.serving.request import Array, Response
 from compiler.support.optional import optional_module
@@ -33,8 +35,12 @@ class Tracer:
             endpoint: of a collector that speaks OTLP over HTTP, as http://localhost:4318/v1/traces.
             provider: an OpenTelemetry `TracerProvider` in place of one for the endpoint.
 
-        Raises MissingDependencyError where a package of the extra `trace` is missing.
+        Raises:
+            OptionError: the endpoint is no URL.
+            MissingDependencyError: a package of the extra `trace` is missing.
         """
+        if provider is None:
+            _check_url(endpoint or "")
         purpose = "sends traces"
         self._propagation = optional_module("opentelemetry.propagate", "trace", purpose)
         self._api = optional_module("opentelemetry.trace", "trace", purpose)
@@ -81,6 +87,14 @@ class Tracer:
     def close(self) -> None:
         """Send what waits."""
         self._provider.shutdown()
+
+
+def _check_url(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OptionError(
+            f"{endpoint!r} is not the URL of a collector", "give one such as http://localhost:4318/v1/traces"
+        )
 
 
 def _provider(endpoint: str | None, purpose: str) -> Any:

@@ -99,7 +99,6 @@ class Connection(asyncio.Protocol):
         """Parse what arrived."""
         if self._reading is _Reading.NOTHING:
             return
-        self._whole = None
         if self._reading is _Reading.IDLE and self._task is None:
             known = self._owner.heads.find(data)
             if known is not None:
@@ -113,6 +112,7 @@ class Connection(asyncio.Protocol):
             self._reading = _Reading.NOTHING  # no other protocol is spoken; the request is answered as any
         except _httptools.HttpParserError:
             self._refuse(None, HttpError(400, "the request is not valid HTTP"))
+        self._whole = None
         self._bound_silence(before, length, len(data))
 
     def pause_writing(self) -> None:

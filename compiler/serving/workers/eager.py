@@ -28,6 +28,7 @@ class _Begun(Started):
     def __init__(self, coroutine: Started, awaited: Any) -> None:
         self._coroutine = coroutine
         self._first: tuple[Any] | None = (awaited,)
+        self.__name__ = self.__qualname__ = getattr(coroutine, "__name__", "answer")  # for the names of tasks in logs
 
     def send(self, value: Any) -> Any:
         first, self._first = self._first, None

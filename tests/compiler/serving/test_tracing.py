@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from compiler.errors import OptionError
 from compiler.serving.app.create import AppOptions
 from compiler.serving.configuration import model_options
 from compiler.serving.tracing import Tracer
@@ -40,3 +41,9 @@ def test_profiles_have_to_be_allowed(tmp_path: Path) -> None:
         answer = server.ask("POST", "/v2/models/dense/infer", {"inputs": [TENSOR], "parameters": {"trace": True}})
         assert answer.status == 400
         assert "--traces" in answer.json["error"]
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "localhost:4318", "http://"])
+def test_a_collector_is_named_by_a_url(endpoint: str) -> None:
+    with pytest.raises(OptionError, match="is not the URL of a collector"):
+        Tracer(endpoint)
