@@ -1,4 +1,4 @@
-"""What `benchmarks.cuda` does where a device is at hand: the conformance suite, numbers, and times in turns."""
+"""What `benchmarks.cuda` does where a device is at hand: the conformance suite, numbers, and interleaved times."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def failed_checks(target: CudaTarget, report: Callable[[str], None]) -> int:
 
 
 def measure(name: str, target: CudaTarget, *, rounds: int, seconds: float, report: Callable[[str], None]) -> DeviceRow:
-    """The row of a model of the catalog: first the numbers, then times in turns. Raises what compiling raises."""
+    """The row of a model of the catalog: first the numbers, then interleaved times. Raises what compiling raises."""
     task = task_of(name, CATALOG[name].sizes[0] or None)
     artifact = cache_folder() / f"{task.name}-{target.name}.twm"
     module = compiler.compile(str(task.path), target, shapes=task.shapes)

@@ -41,7 +41,7 @@ class Rate:
 
 
 def several(path: Path, counts: list[int], rounds: int, threads: int) -> list[Rate]:
-    """The throughput of several sequences at once and of one, measured in turns, each with its own prompts."""
+    """The throughput of several sequences at once and of one, measured alternately, each with its own prompts."""
     model = _endless(load(path, threads=threads))
     random = np.random.default_rng(0)
     rates = [Rate(f"{count} sequences") for count in counts]
@@ -56,7 +56,7 @@ def several(path: Path, counts: list[int], rounds: int, threads: int) -> list[Ra
 
 
 def speculative(path: Path, draft: Path | None, rounds: int, threads: int) -> list[Rate]:
-    """Repetitive texts, with and without speculative decoding, measured in turns."""
+    """Repetitive texts, with and without speculative decoding, measured alternately."""
     model = _endless(load(path, threads=threads, draft=draft))
     rates = [Rate(name) for name in REPEATING]
     for _ in range(rounds):

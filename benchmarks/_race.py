@@ -1,4 +1,4 @@
-"""Times contestants in turns: each in its own process, stopped while another runs (idle thread pools spin)."""
+"""Times contestants alternately: each in its own process, stopped while another runs (idle thread pools spin)."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def add_options(parser: Any) -> None:
 
 
 def compare(options: Any, console: Console) -> None:
-    """Compile the variants, time them in turns, print, write."""
+    """Compile the variants, time them alternately, print, write."""
     gains: list[Gain] = []
     for task in tasks_named(options.models):
         with tempfile.TemporaryDirectory() as scratch:
@@ -150,7 +150,7 @@ def _grouping(depth: int) -> Callable[[tvm.IRModule, PipelineContext], tvm.IRMod
 
 
 def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[Times]]:
-    """What each process of each variant measured, the variants in turns."""
+    """What each process of each variant measured, the variants alternately."""
     found: dict[str, list[Times]] = {variant.name: [] for variant in variants}
     for number in range(options.rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):

@@ -1,4 +1,4 @@
-"""Our tuner and TVM's MetaSchedule, one after the other with the same time, then what both made in turns.
+"""Our tuner and TVM's MetaSchedule, one after the other with the same time, then what both made, alternately.
 
 With a folder to keep, a step whose result is there is not made again: `--step` makes one alone, at a quiet time.
 """

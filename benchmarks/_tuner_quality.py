@@ -36,7 +36,7 @@ _EFFORT = Effort(0.02)
 
 @dataclass(frozen=True)
 class Row:
-    """One task; times in seconds, of the default, what was found and the best on record, taken in turns.
+    """One task; times in seconds, of the default, what was found and the best on record, taken alternately.
 
     `cold` and `pretrained` are the trials until 95 % of the best, None if never.
     """
@@ -82,7 +82,7 @@ def measure(options: Any, console: Console) -> list[Row]:
                     default,
                     found,
                     fastest,
-                    # A search's own times and those taken in turns differ by what else the machine did.
+                    # A search's own times and those taken alternately differ by what else the machine did.
                     cold.reached(cold.seconds * fastest / found_cold / _NEAR),
                     warm.reached(warm.seconds * fastest / found / _NEAR),
                 )
@@ -121,7 +121,7 @@ def _chosen(options: Any, target: targets.Target, best: dict[str, Record]) -> li
 
 
 def _in_turns(pool: MeasurementPool, task: Task, configs: Sequence[Config]) -> list[float]:
-    """Seconds of each config, measured in turns: times of different minutes differ by what lies in the shared cache."""
+    """Seconds of each config, interleaved: times of different minutes differ by what lies in the shared cache."""
     different = list(dict.fromkeys(configs))
     built = pool.trials([Trial(task.key, config) for config in different], lambda _trial, _outcome: None)
     outcomes = pool.compare(task.key, built, _EFFORT, _ROUNDS)

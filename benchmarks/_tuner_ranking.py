@@ -65,7 +65,7 @@ def source_of(sample: Sample) -> str:
 
 
 def scores(paths: Sequence[str | Path]) -> list[Score]:
-    """Each model with tasks held out in turns, then with each machine held out that is not the one with most trials."""
+    """Each model with tasks held out in turn, then with each machine held out that is not the one with most trials."""
     groups = by_task(load_samples(paths))
     machines = sorted(
         {machine for _, machine in groups}, key=lambda each: -sum(len(g) for k, g in groups.items() if k[1] == each)

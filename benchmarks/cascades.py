@@ -3,7 +3,7 @@
     python -m benchmarks.cascades [digits] [retrieval] [--json FILE]
 
 Thresholds are calibrated on other data than those that the table is of. Costs are processor time on one thread, models
-measured in turns in this process; the cost of a cascade is that of both models for the rows that each of them computes.
+measured alternately in this process; the cost of a cascade is that of both models for the rows that each computes.
 
 Retrieval: summaries of docstrings of numpy, scipy and scikit-learn are queries, the rest of each the documents. A query
 is answered right if its own document is the nearest. The embedders are MiniLM in float32 and int8, and averaged word

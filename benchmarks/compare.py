@@ -1,4 +1,4 @@
-"""Compares compiled modules with ONNX Runtime and OpenVINO, model by model, in turns.
+"""Compares compiled modules with ONNX Runtime and OpenVINO, model by model, alternately.
 
     python -m benchmarks.compare resnet18 resnet50 mobilenet_v2 --threads 2
     python -m benchmarks.compare model.onnx --operators

@@ -3,7 +3,7 @@ for just that size.
 
     python -m benchmarks.dynamic_sizes resnet18-batch unet-image minilm
 
-Each contestant runs in a process of its own on one thread, in turns; times are medians of processor time.
+Each contestant runs in a process of its own on one thread, alternately; times are medians of processor time.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python -m benchmarks.never_slower resnet18 --make          # compile and keep the modules, time them later
 
 Calibration data is random and the accuracy limit is off: layers go back to float for speed alone. Times are processor
-time of one thread, the two forms in turns; a ratio is the median over the turns, of float over int8. Modules are kept
+time of one thread, both forms alternately; a ratio is the median over the rounds, float over int8. Modules are kept
 in `--modules` and not made again. Ends with 1 where a net is slower in integers.
 """
 
@@ -133,7 +133,7 @@ def _signal_to_noise(wanted: Mapping[str, Array], found: Mapping[str, Array]) ->
 
 
 def timed(model: CatalogModel, made: Made, folder: Path) -> Row:
-    """Both forms in turns."""
+    """Both forms alternately."""
     inputs = inputs_for(model)
     runs = []
     for form in ("float", "int8"):

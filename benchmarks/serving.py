@@ -2,7 +2,7 @@
 
 Throughput and latency of servers.
 
-One run, contestants in turns and each in a process of its own, several rounds:
+One run, contestants alternately and each in a process of its own, several rounds:
 
 - MiniLM (32 tokens) at 8 connections and a tiny net at 32: our server over HTTP; our batcher, ONNX Runtime and OpenVINO
   in process; Triton with our backend and with ONNX Runtime, where tests/system/install_triton.sh has put it;

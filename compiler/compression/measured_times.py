@@ -16,7 +16,7 @@ Build = Callable[[IRModule], Module]
 
 
 class MeasuredClock:
-    """Times modules in turns, so that what slows the machine down for a while slows all; the shortest counts.
+    """Times modules alternately, so that what slows the machine down for a while slows all; the shortest counts.
 
     Args:
         build: compiles a module for the target, which this machine can run.

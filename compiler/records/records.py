@@ -61,7 +61,7 @@ class Record(_Line):
         cycles: of one run, where the measure counts those; else None.
         spread: how far repeated measurements lay apart, as a share of `seconds`.
         is_default: the config is the rule's own default.
-        compared: measured in turns with the default and other leaders, which says more than a time by itself.
+        compared: measured alternately with the default and other leaders, which says more than a time by itself.
         in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
         model: then, the fingerprint of that model; "" where it was not noted.
         device: where it ran.

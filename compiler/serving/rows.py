@@ -1,4 +1,4 @@
-"""Rows of batches: policies and caches decide row by row, and put the rows of an answer together again."""
+"""Rows of batches: policies and caches decide row by row, and join the rows of the answers."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class Slots:
-    """Places; those who wait are served first come, first served, threads and tasks alike."""
+    """A counted resource; waiters are served first come, first served, threads and tasks alike."""
 
     def __init__(self, count: int) -> None:
         self._free = count

@@ -81,7 +81,7 @@ class TuneResult:
         skipped: kernels that were not tuned, and why.
         interrupted: the user stopped it; what was measured is recorded.
         cost: trials, seconds and processor seconds of the search alone.
-        latency: seconds of a whole run of the model, untuned and tuned, measured in turns at the end; None where that
+        latency: seconds of a whole run of the model, untuned and tuned, interleaved at the end; None where that
             was not done (on other devices) or nothing was won.
     """
 

@@ -3,7 +3,8 @@
     C[i, j] = sum over the blocks b of the panel of j of A[i, row of b] * values[b, j % width]
 
 A block is as wide as the register tile, so the innermost step is that of a dense product with the row of the weight
-looked up; with few rows, blocks are summed in turns so that an addition need not wait for the one before.
+looked up; with few rows, blocks are added to two or more sums alternately, so that additions need not wait for each
+other.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def factorize(
         speedup: in place of `energy`: the rank is the largest tried that makes a layer this many times faster.
         minimum_gain: a layer is replaced only where it is this many times faster.
         keep: names of layers (as in the report) to leave whole.
-        decide: "predicted", or "measured": both forms are compiled and timed in turns, where this machine runs the
+        decide: "predicted", or "measured": both forms are compiled and timed alternately, where this machine runs the
             target.
 
     Raises:

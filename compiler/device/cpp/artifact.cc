@@ -36,7 +36,7 @@ bool IsZero(const uint8_t* begin, const uint8_t* end) {
 
 }  // namespace
 
-// The numbers of the first bytes, each known to lie in the file.
+// The fields of the file's head, checked against its size.
 struct Artifact::Head {
   size_t sections, table_end, manifest_end, content_end;
   bool is_signed;
@@ -96,8 +96,8 @@ void Artifact::Parse(Span file, const std::string& origin, const TrustedKeys* tr
   TakeSections(file, head, origin);
 }
 
-// Sections follow each other at the next multiples of 64, with zeros between, and end the content. The states are there where
-// some begin with other values than zeros; assets, files beside the numbers, are checked and not read here.
+// Sections follow each other at multiples of 64 bytes, padded with zeros, up to the end of the content. There are states where
+// some have initial values other than zeros; assets (files stored with the module) are checked and not read here.
 void Artifact::TakeSections(Span file, const Head& head, const std::string& origin) {
   std::vector<std::pair<const char*, Span*>> expected = {
       {"library", &library}, {"parameters", &parameters}, {"reference_in", &reference_inputs}, {"reference_out", &reference_outputs}};

@@ -27,11 +27,11 @@ class Artifact : public Manifest {
   std::string digest;  // of the head, which holds the digests of all sections
   Span library, parameters, reference_inputs, reference_outputs, initial_states, assets;
 
-  // Whether its bytes live as long as it does; those of `FromMemory` are somebody else's.
+  // Whether it owns its bytes; those of `FromMemory` belong to the caller.
   bool OwnsBytes() const { return file_.has_value(); }
 
-  // A parameter of the file is read elsewhere from now on: its memory is given back, if it lies in the file as it was read.
-  // No other module can be made of it then.
+  // A parameter of the file is read from elsewhere from now on: its memory is released, if it lies in the file as read.
+  // No other module can be created from the artifact afterwards.
   void Forget(const void* data, size_t size);
 
   Artifact(const Artifact&) = delete;

@@ -65,7 +65,7 @@ void Describe(const std::vector<Description>& all, int32_t index, tensorwright_t
   *result = {each.name.c_str(), each.dtype_name.c_str(), static_cast<int32_t>(each.shape.size()), each.shape.data(), nullptr, 0};
 }
 
-// An input, where it is if kernels can read it there, else copied.
+// An input: used in place if it is aligned as kernels need it, else copied.
 ffi::Tensor Taken(const tensorwright_tensor& given, const Description& wanted) {
   std::string name = "input " + Quoted(wanted.name);
   if (given.dtype && wanted.dtype_name != given.dtype) throw Error(name + " must be " + wanted.dtype_name + ", not " + given.dtype);
@@ -88,7 +88,7 @@ void Announce(const ffi::Tensor& tensor, const Description& description, tensorw
   *result = {description.name.c_str(), description.dtype_name.c_str(), data->ndim, data->shape, data->data, tensorwright::TensorBytes(*data)};
 }
 
-// The description of what a session takes or gives at an index.
+// The description of a session's input or output.
 void DescribeChosen(const std::vector<Description>& all, const std::vector<size_t>& chosen, int32_t index, tensorwright_tensor* result) {
   if (index < 0 || static_cast<size_t>(index) >= chosen.size()) throw Error("there is no tensor with that index");
   Describe(all, static_cast<int32_t>(chosen[static_cast<size_t>(index)]), result);

@@ -9,7 +9,7 @@ namespace json = tvm::ffi::json;
 constexpr int kDeepest = 200;  // as in Python
 constexpr size_t kShownPlace = 200;
 
-// TVM's parser calls itself for each level: without a limit, a file could overflow its stack.
+// TVM's parser is recursive: without a limit on nesting, a file could overflow the stack.
 bool IsTooDeep(const char* text, size_t size) {
   int depth = 0;
   bool quoted = false;
@@ -32,7 +32,7 @@ bool IsTooDeep(const char* text, size_t size) {
   return false;
 }
 
-// Bytes of the UTF-8 character that begins here; 0 for what is none.
+// Bytes of the UTF-8 character that begins here; 0 if it is invalid.
 size_t CharacterAt(const std::string& text, size_t at) {
   auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
   unsigned first = byte(at);

@@ -15,8 +15,7 @@
 
 namespace tensorwright {
 
-// A value in a document and its place there. Whatever does not have the type that is asked for is an Error that names
-// the place.
+// A value in a document, with its path. Throws an Error that names the path where a value does not have the requested type.
 class JsonValue {
  public:
   // Throws Error unless the text is one JSON value whose objects and arrays are not nested too deep for a parser.

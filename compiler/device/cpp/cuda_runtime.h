@@ -29,7 +29,7 @@ struct CudaRuntime {
   int (*GraphExecDestroy)(CudaHandle);
   int (*GraphLaunch)(CudaHandle, CudaHandle);
 
-  // Throws Error for a result that is not 0: `what` failed, and the driver's words.
+  // Throws Error for a result that is not 0: `what` failed, and the driver's message.
   void Check(int result, const char* what) const;
 };
 

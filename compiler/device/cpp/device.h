@@ -16,8 +16,8 @@ namespace tensorwright {
 
 constexpr int kPooledAllocator = 2;  // of TVM
 
-// Milliseconds of each run on a graphics processor whose inputs lie there already: by its own clock (CUDA events), and by
-// the processor's until the results are computed.
+// Milliseconds of each run on a graphics processor whose inputs are already there: by CUDA events, and by the processor's
+// clock until the results are computed.
 struct DeviceTimes {
   std::vector<double> device, host;
 };
@@ -26,11 +26,11 @@ struct DeviceTimes {
 class DeviceClock {
  public:
   virtual ~DeviceClock() = default;
-  // Notes the moment when everything that was started before is done; its number.
+  // Records an event behind all work started so far; returns its number.
   virtual size_t Mark() = 0;
-  // Milliseconds between two moments; waits for them.
+  // Milliseconds between two events; waits for them.
   virtual double Between(size_t first, size_t second) = 0;
-  // Forgets them.
+  // Discards all events.
   virtual void Reset() = 0;
 };
 
@@ -45,11 +45,11 @@ class Device {
   // Type, number and allocator of each device of a virtual machine, as `vm_initialization` takes them.
   virtual std::vector<int> Places() const;
 
-  // The tensor where kernels read it. `old`, one of the same element type that an earlier call gave and that is no longer
+  // Moves a tensor to where kernels read it. `old`, a tensor of the same element type that an earlier call returned and that is no longer
   // read, may be overwritten.
   virtual ffi::Tensor ToDevice(const ffi::Tensor& tensor, const ffi::Tensor* old) const;
 
-  // The tensors where the processor reads them, once they are computed.
+  // Moves tensors to the processor's memory, once they are computed.
   virtual std::vector<ffi::Tensor> ToHost(const std::vector<ffi::Tensor>& tensors) const { return tensors; }
 
   // Throws an Error for a failure of the runtime whose cause is known.
@@ -67,8 +67,8 @@ class Device {
 std::unique_ptr<Device> DeviceFor(const Manifest& manifest, uint64_t parameter_bytes);
 
 // The graphics processors of this machine, as JSON: a list of objects with "name", "compute_capability" (10 major + minor)
-// and "memory" (bytes); and why modules cannot use them, "" where they can. Found out in a process of its own, for one
-// that used the driver cannot be forked.
+// and "memory" (bytes); and why modules cannot use them, "" where they can. Determined in a separate process,
+// since a process that has used the driver cannot be forked.
 struct DeviceList {
   std::string json = "[]", problem;
 };

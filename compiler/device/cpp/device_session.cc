@@ -27,7 +27,7 @@ constexpr int kMostRuns = 100'000;
 
 void LimitFiles(const SessionLimits& limits) {
   rlimit files, none{0, 0};
-  std::signal(SIGXFSZ, SIG_IGN);  // writing more is an error, and not the end
+  std::signal(SIGXFSZ, SIG_IGN);  // too much data is an error of write(), not a signal that ends the process
   if (getrlimit(RLIMIT_FSIZE, &files) == 0 && files.rlim_cur > limits.module_bytes) {
     files.rlim_cur = static_cast<rlim_t>(limits.module_bytes);
     setrlimit(RLIMIT_FSIZE, &files);
@@ -88,7 +88,7 @@ class ModuleSession {
       alive = Receive(kLongestData, &data);
       if (!alive) break;
       if (data.empty() || data.size() > left) problem = problem ? problem : EPROTO;
-      // After a write error the rest is received all the same: the client reads once it has sent everything.
+      // After a write error the rest is still received: the client reads the answer once it has sent everything.
       for (size_t done = 0; !problem && done < data.size();) {
         ssize_t count = write(file, data.data() + done, data.size() - done);
         if (count < 0 && errno != EINTR) problem = errno;

@@ -1,9 +1,9 @@
-// The process of one session: takes a module, proves it, and makes it the active one; or runs kernels for a tuner.
+// The process of one session: receives a module, verifies it and makes it active; or runs kernels for a tuner.
 //
 // A session starts with the client's frame "modules" or "kernels", which the server answers with "ok" and what it is
 // (JSON). Then, for modules, each request is a frame and is answered by one, "ok ..." or "error ...":
-//   active           digest of the active module, and why one was moved aside
-//   upload BYTES     followed, once it is answered, by frames of data; answered again when all are there
+//   active           digest of the active module, and why an earlier one was moved aside
+//   upload BYTES     followed, once it is answered, by frames of data; answered again when all have arrived
 //   check            checksums, and the signature where keys are trusted; the digest
 //   verify           the largest difference of the reference run
 //   measure RUNS     milliseconds: the median and the 99th percentile
@@ -19,14 +19,14 @@
 
 namespace tensorwright {
 
-constexpr int kDeviceProtocol = 2;  // counts up when a request changes its meaning
+constexpr int kDeviceProtocol = 2;  // increased when the meaning of a request changes
 constexpr size_t kLongestRequest = 256, kLongestData = 1 << 20;
 
 enum class SessionKind { kModules, kKernels };
 
 struct SessionLimits {
   uint64_t module_bytes = uint64_t{4} << 30;  // of a module, and of all files of a session together
-  int idle_seconds = 900;                     // that an upload may pause
+  int idle_seconds = 900;                     // an upload may pause for so long
 };
 
 // What the server is, as JSON.

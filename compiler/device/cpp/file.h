@@ -18,8 +18,8 @@ struct Span {
   size_t size = 0;
 };
 
-// The bytes of a file, copied into memory of this process: what was checked stays what it is, whatever happens to the
-// file meanwhile. Aligned as tensors are.
+// The bytes of a file, copied into this process's memory, so that they cannot change after they were checked. Aligned as
+// tensors are.
 class FileBytes {
  public:
   // Throws Error unless it is a regular file that can be read as a whole.

@@ -50,7 +50,7 @@ struct Formula::Parser {
     return text.substr(start, at - start);
   }
 
-  // Takes a token where an operand is due; whether it is a whole one.
+  // Takes a token where an operand is expected; returns whether the operand is complete.
   bool Operand() {
     if (Take("-")) return Open(Kind::kNegate);
     if (Take("(")) return Open(Kind::kOpen);
@@ -81,7 +81,7 @@ struct Formula::Parser {
     return true;
   }
 
-  // Takes a token that follows an operand; whether the operand goes on to be one.
+  // Takes a token that follows an operand; returns whether the operand is still complete (after a closing parenthesis).
   bool Operator() {
     static const std::pair<const char*, Kind> operators[] = {
         {"+", Kind::kAdd}, {"-", Kind::kSubtract}, {"*", Kind::kMultiply}, {"//", Kind::kDivide}, {"%", Kind::kRemainder}};

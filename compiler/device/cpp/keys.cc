@@ -68,7 +68,7 @@ bool KeyBehind(const std::vector<uint8_t>& bytes, const uint8_t (&prefix)[count]
   return true;
 }
 
-// A key of small order goes with signatures, or shared secrets, that anyone can make.
+// With a key of small order anyone can make valid signatures or shared secrets.
 void RefuseSmallOrder(const Key& key, KeyKind kind, const std::string& path) {
   Key scalar{}, product;
   scalar[0] = 1;
@@ -134,7 +134,7 @@ Key ReadPrivateKey(const std::string& path) {
   std::string text = ReadKeyFile(path);
   struct stat status;
   if (stat(path.c_str(), &status) == 0 && status.st_mode & 077) throw Error("others may read the private key " + path + ": chmod 600 " + path);
-  if (text.find("BEGIN ENCRYPTED PRIVATE KEY") != std::string::npos) throw Error("the private key " + path + " is encrypted, and a device has nobody to ask for the passphrase");
+  if (text.find("BEGIN ENCRYPTED PRIVATE KEY") != std::string::npos) throw Error("the private key " + path + " is encrypted, and a device cannot ask for its passphrase");
   std::vector<uint8_t> bytes = PemBlock(text, "PRIVATE KEY");
   Key key;
   bool found = KeyBehind(bytes, kPrivatePrefix, kPrivateKind, KeyKind::kX25519, &key);

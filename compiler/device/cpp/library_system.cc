@@ -39,7 +39,7 @@ class CodeFile {
   bool is_named_;
 };
 
-// A path to the descriptor that no other load uses: the system's loader takes a path that it has seen for the same library,
+// A path to the descriptor that no other load uses: the dynamic loader takes a path that it has seen for the same library,
 // even when the descriptor's number was reused for another file. "/./" and "//" write a counter in binary, and mean
 // nothing to the kernel.
 std::string UniquePath(int descriptor) {

@@ -75,7 +75,7 @@ class Memory {
 
   const char* TextAt(uint64_t address) const {
     const char* text = At<const char>(address);
-    if (!std::memchr(text, 0, size_ - address)) throw Error("the module's code has a name without an end");
+    if (!std::memchr(text, 0, size_ - address)) throw Error("the module's code has a symbol name without an end");
     return text;
   }
 
@@ -114,7 +114,7 @@ class MappedCode::Image {
     size_t size = 0;
     for (int i = 0; i < header_.e_phnum; ++i) {
       Segment segment = SegmentAt(i);
-      if (segment.p_type == PT_TLS) throw Error("the module's code keeps data of threads, which a static program cannot load");
+      if (segment.p_type == PT_TLS) throw Error("the module's code has thread-local data, which a static program cannot load");
       if (segment.p_type == PT_LOAD) size = std::max(size, static_cast<size_t>(segment.p_vaddr + segment.p_memsz));
     }
     if (size > std::numeric_limits<size_t>::max() - page_) throw Error("out of memory for the module's code");
@@ -149,10 +149,10 @@ class MappedCode::Image {
 
   const char* NameOf(const Symbol& symbol) const { return memory_.TextAt(uint64_t{tags_[DT_STRTAB]} + symbol.st_name); }
 
-  // No entry says how many symbols there are; the hash tables tell.
+  // No dynamic entry holds the number of symbols; the hash tables do.
   size_t SymbolCount() const {
     if (tags_[DT_HASH]) return memory_.At<const uint32_t>(tags_[DT_HASH], 2)[1];
-    if (!gnu_hash_) throw Error("the module's code has no table of its names");
+    if (!gnu_hash_) throw Error("the module's code has no symbol table");
     const uint32_t* table = memory_.At<const uint32_t>(gnu_hash_, 4);
     uint64_t buckets = table[0], first = table[1], bloom = table[2];
     uint64_t bucket_start = uint64_t{gnu_hash_} + 16 + bloom * sizeof(Word), chain_start = bucket_start + buckets * 4;
@@ -188,9 +188,9 @@ class MappedCode::Image {
       if (kind == kRelative) {
         value = reinterpret_cast<Word>(memory_.base()) + Addend(each, value);
       } else if (absolute) {
-        // A slot of a procedure table holds an address inside of that table before it is bound, which is not an addend.
+        // Before it is bound, an entry of the procedure linkage table holds an address inside that table, which is no addend.
         Word addend = kind == kAbsolute[0] ? Addend(each, value) : 0;
-        if (SymbolOf(each.r_info) >= symbol_count_) throw Error("the module's code refers to a name that it does not have");
+        if (SymbolOf(each.r_info) >= symbol_count_) throw Error("the module's code refers to a symbol that it does not have");
         value = AddressOf(symbols_[SymbolOf(each.r_info)]) + addend;
       } else {
         throw Error("the module's code has a relocation of kind " + std::to_string(kind) + ", which is not known");

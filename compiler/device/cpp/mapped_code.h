@@ -16,9 +16,9 @@ extern const tensorwright_symbol tensorwright_symbols[];  // ends with a null na
 
 namespace tensorwright {
 
-// A shared library, mapped and relocated: functions that it does not have itself are those in `tensorwright_symbols`.
+// A shared library, mapped and relocated; undefined symbols are resolved from `tensorwright_symbols`.
 //
-// Of the format only what the compiler's linkers emit is known, and anything else is refused; nothing outside of the
+// Supports what the compiler's linkers emit of the ELF format and refuses anything else; nothing outside of the
 // library's own memory is read or written for it. Exceptions do not pass through its code: it returns error codes.
 class MappedCode {
  public:

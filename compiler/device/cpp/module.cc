@@ -19,7 +19,7 @@ namespace {
 
 const std::string kGraphCalls = "vm.builtin.cuda_graph.";
 
-// The module's code. Throws Error where this processor or this program's engine cannot run it.
+// The module's code. Throws Error where this processor or this program's version of TVM cannot run it.
 Span CodeOf(const Artifact& artifact) {
   if (artifact.architecture != Architecture()) {
     throw Error("the module is for " + artifact.architecture + " (target " + artifact.target_name + "), and this processor is " + Architecture());
@@ -137,7 +137,7 @@ void Module::Expand() {
   result = nullptr;
   for (const ffi::Tensor& each : expanded) parameters_.push_back(Share(each, nullptr));
   expanded = {};
-  Global("vm.builtin.memory_manager.clear")();  // that of those which were there already
+  Global("vm.builtin.memory_manager.clear")();  // memory of the parameters that were shared already
 }
 
 // A parameter over the bytes that all modules which have these share, where kernels read this memory; `file`: that it may
@@ -186,7 +186,7 @@ ffi::Tensor Module::Copy(const ffi::Tensor& tensor) {
   return copy;
 }
 
-// Where kernels read them; a run writes to the states, which are copied before.
+// Inputs where kernels read them; states are copied, since a run writes to them.
 void Module::Place(std::vector<ffi::Tensor> inputs) {
   for (const State& state : artifact_->states) {
     if (!state.grows) inputs[state.input] = Copy(inputs[state.input]);
@@ -207,7 +207,7 @@ ffi::Any Module::Call(const std::vector<ffi::Tensor>& placed) const {
 // What `main` returned, which must be what the manifest announces.
 std::vector<ffi::Tensor> Module::Outputs(const ffi::Any& result) const {
   auto returned = result.try_cast<ffi::Array<ffi::Tensor>>();
-  if (!returned) throw Error("the module returned something else than tensors");
+  if (!returned) throw Error("the module returned values that are not tensors");
   const auto& announced = artifact_->outputs;
   if (returned->size() != announced.size()) {
     throw Error("the module returned " + std::to_string(returned->size()) + " results; its manifest names " + std::to_string(announced.size()));
@@ -269,7 +269,7 @@ DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int ru
   std::vector<ffi::Tensor> expected = Run(inputs), found;
   ffi::Any result;
   auto run = [&] {
-    result.reset();  // its memory is that of the next result: a graph may not allocate
+    result.reset();  // its memory is reused for the next result: a graph must not allocate
     result = Call(placed_);
   };
   DeviceTimes times;
@@ -315,7 +315,7 @@ std::vector<std::pair<std::string, double>> Module::MeasureKernels(const std::ve
     entries.clear(), clock->Reset();
     ffi::Any result;
     main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-    // Not in the first run: TVM captures its CUDA graphs in it, where no moment may be noted.
+    // Not in the first run: TVM captures its CUDA graphs then, and no event may be recorded meanwhile.
     if (i < 0) FunctionOf(machine, "set_instrument")(ffi::Function::FromPacked(instrument));
     times.resize(entries.size());
     for (size_t j = 0; j < entries.size(); ++j) times[j].push_back(clock->Between(entries[j].begin, entries[j].end));

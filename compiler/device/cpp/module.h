@@ -50,13 +50,13 @@ class Module {
   // The calls of a run in their order, each with the median of its milliseconds on the device.
   std::vector<std::pair<std::string, double>> MeasureKernels(const std::vector<ffi::Tensor>& inputs, int runs);
 
-  // The stored example, or zeros with every symbolic dimension 1. What a session gives is as at the beginning of one.
+  // The stored example, or zeros with every symbolic dimension 1; states as at the beginning of a session.
   std::vector<ffi::Tensor> ExampleInputs() const;
 
   // Runs on inputs whose states lie where kernels read them, and writes to those; the outputs lie there too.
   std::vector<ffi::Tensor> Step(const std::vector<ffi::Tensor>& inputs);
 
-  // A tensor where kernels read it, and tensors where the processor reads them.
+  // Moves a tensor to where kernels read it, and tensors to the processor's memory.
   ffi::Tensor Placed(const ffi::Tensor& tensor) const { return device_->ToDevice(tensor, nullptr); }
   std::vector<ffi::Tensor> ToHost(const std::vector<ffi::Tensor>& tensors) const { return device_->ToHost(tensors); }
 

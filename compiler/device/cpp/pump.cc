@@ -8,8 +8,8 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostBuffered = 256 << 10;  // from there on, the other side has to take what there is first
-constexpr int kFarewellSeconds = 2;          // that a session has to end by itself once its client left
+constexpr size_t kMostBuffered = 256 << 10;  // above this, the other side has to receive first
+constexpr int kFarewellSeconds = 2;          // a session may take to end once its client has left
 
 // Sends what is waiting, without blocking. False where the peer has closed.
 bool SendSome(int descriptor, std::string* waiting) {

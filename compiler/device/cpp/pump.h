@@ -8,8 +8,8 @@
 namespace tensorwright {
 
 struct TimeLimits {
-  int idle_seconds = 900;   // that a client may leave an answer unread, or send no request
-  int run_seconds = 3600;   // that a session may take to answer
+  int idle_seconds = 900;   // a client may leave an answer unread, or send no request
+  int run_seconds = 3600;   // a session may take to answer
 };
 
 // Until one of the two has closed. `given` is what the client said already. Returns why the session was ended, "" where

@@ -32,7 +32,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostPending = 32;  // clients that did not show yet who they are; the oldest makes way for a new one
+constexpr size_t kMostPending = 32;  // clients that are not identified yet; the oldest is dropped for a new one
 
 const char* const kUsage =
     "usage: tensorwright-server PORT [OPTION]...   (port 0: any free one)\n"
@@ -99,7 +99,7 @@ bool ParseOptions(int count, char** arguments, Options* options) {
 
 bool IsLoopback(const std::string& address) { return address.compare(0, 4, "127.") == 0; }
 
-// Keys, and whether what they leave open was asked for.
+// Checks the keys, and that everything they leave open was asked for.
 void Configure(Options* options) {
   ServerSettings& settings = options->settings;
   if (options->key.empty() != options->client_keys.empty()) {
@@ -136,7 +136,7 @@ int Listen(const Options& options, const std::string& folder) {
   return listener;
 }
 
-// A host that is gone is found out by probes: 5 s of silence, then one every 5 s, at most three of them unanswered.
+// Detects hosts that are gone by keepalive probes: after 5 s of silence one every 5 s, at most three unanswered.
 void SetSocketLimits(int client) {
   int on = 1, idle = 5, interval = 5, probes = 3, unanswered = 20'000;
   setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -169,7 +169,7 @@ class Visitors {
     bool admitted;
   };
 
-  // Ends the visitors that are gone, and then, their places being free, answers those that ask for one.
+  // Removes the clients that have left, then gives their places to those that ask for one.
   void AnswerAll() {
     std::vector<int> asking;
     for (size_t i = visitors_.size(); i-- > 0;) {

@@ -94,7 +94,7 @@ Sizes Session::Told(const std::vector<ffi::Tensor>& inputs) const {
   Sizes told;
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Description& input = artifact().inputs[inputs_[i]];
-    if (input.shape.size() != inputs[i].shape().size()) continue;  // the check of the run says so
+    if (input.shape.size() != inputs[i].shape().size()) continue;  // the check of the run reports it
     for (size_t axis = 0; axis < input.shape.size(); ++axis) {
       if (!input.dimensions[axis].empty()) told[input.dimensions[axis]] = inputs[i].shape()[axis];
     }

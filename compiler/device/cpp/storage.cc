@@ -24,7 +24,7 @@ int RemoveEntry(const char* path, const struct stat*, int, FTW*) { return remove
 
 void RemoveTree(const std::string& path) { nftw(path.c_str(), RemoveEntry, 8, FTW_DEPTH | FTW_PHYS); }
 
-// Held while the active module is looked at and moved, so that no session moves what another one has just made active.
+// Held while the active module is examined and moved, so that no session moves one that another has just activated.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& folder) : descriptor_(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
@@ -82,7 +82,7 @@ std::string Storage::Active(const TrustedKeys& trusted, std::string* problem) co
 
 void Storage::Activate(const std::string& path) const {
   FolderLock lock(folder_);
-  Flush(path);  // what is renamed must be on the disk before, or a loss of power leaves an empty file
+  Flush(path);  // data must be on disk before the rename, or a power failure leaves an empty file
   if (std::rename(path.c_str(), (folder_ + "/" + kActive).c_str()) != 0) Failed("the module could not be switched");
   Flush(folder_);
 }

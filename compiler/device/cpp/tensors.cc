@@ -18,8 +18,8 @@ constexpr size_t kLength = 8;
 constexpr uint64_t kLongestHeader = 64 << 20;
 constexpr int64_t kFarthest = int64_t{1} << 62;
 constexpr DLDevice kCpu{kDLCPU, 0};
-const char* const kPadding = "__padding__";    // begins the names of tensors that only fill gaps
-const char* const kMetadata = "__metadata__";  // of texts; not a tensor
+const char* const kPadding = "__padding__";    // prefix of tensors that only fill gaps
+const char* const kMetadata = "__metadata__";  // of strings; not a tensor
 
 // Memory of the tensor.
 struct Owned {

@@ -29,7 +29,7 @@ typedef struct {
   size_t bytes;
 } tensorwright_tensor;
 
-/* What is wrong, or "" when the last call on this thread succeeded. */
+/* The error of the last call on this thread, or "" if it succeeded. */
 const char* tensorwright_last_error(void);
 
 /* Read a module; every byte is checked against its checksums before any of it is used. */
@@ -42,8 +42,8 @@ int tensorwright_load_linked(tensorwright_module** module);
  * keys in PEM form, or of folders of such files (*.pem, *.pub). `path` NULL: the module that was linked into this program. */
 int tensorwright_load_trusted(const char* path, const char* const* trusted_keys, size_t count, tensorwright_module** module);
 
-/* The same code and parameters for another thread, with memory of its own for what a run computes. Both are freed by
- * themselves, in any order. */
+/* The same code and parameters for another thread, with its own memory for intermediate results. Each is freed
+ * separately, in any order. */
 int tensorwright_share(const tensorwright_module* module, tensorwright_module** shared);
 
 /* How many threads a run of this module uses; else TVM_NUM_THREADS, the module's own setting, or the number of cores. */
@@ -51,7 +51,7 @@ int tensorwright_set_threads(tensorwright_module* module, int32_t threads);
 
 void tensorwright_free(tensorwright_module* module);
 
-/* Names, types and shapes of what the module takes and gives; a symbolic dimension is -1. `data` is NULL. */
+/* Names, types and shapes of the module's inputs and outputs; a symbolic dimension is -1. `data` is NULL. */
 int32_t tensorwright_input_count(const tensorwright_module* module);
 int32_t tensorwright_output_count(const tensorwright_module* module);
 int tensorwright_input(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
@@ -60,7 +60,7 @@ int tensorwright_output(const tensorwright_module* module, int32_t index, tensor
 /* Bytes of an element of this type ("float32": 4); 0 for an unknown one. */
 size_t tensorwright_element_bytes(const char* dtype);
 
-/* Run on `inputs`, in the module's order, and point `outputs` (as many as the module has) at the results. */
+/* Run on `inputs`, in the module's order; `outputs` (as many as the module has) are set to point at the results. */
 int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inputs, tensorwright_tensor* outputs);
 
 /* Run the stored example and compare with what it must give; fails where an output differs by more than the tolerance.
@@ -73,7 +73,7 @@ int tensorwright_verify(tensorwright_module* module, double* largest_difference)
 int tensorwright_session_open(tensorwright_module* module, int64_t capacity, tensorwright_session** session);
 void tensorwright_session_free(tensorwright_session* session);
 
-/* What a run of a session takes and gives: the module's inputs and outputs but for what the session keeps. */
+/* Inputs and outputs of a session's run: the module's, without the states that the session keeps. */
 int32_t tensorwright_session_input_count(const tensorwright_session* session);
 int32_t tensorwright_session_output_count(const tensorwright_session* session);
 int tensorwright_session_input(const tensorwright_session* session, int32_t index, tensorwright_tensor* description);

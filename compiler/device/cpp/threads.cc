@@ -17,7 +17,7 @@
 #include "error.h"
 
 namespace tvm::runtime::threading {
-// Of the calling thread's kernels, and of its pool where that is made later; no header of the runtime's has it.
+// Threads of the calling thread's kernels, and of its pool if created later; not in the runtime's headers.
 void SetMaxConcurrency(int threads);
 }  // namespace tvm::runtime::threading
 
@@ -73,7 +73,7 @@ void CheckThreads(int threads) {
   throw Error("threads must be a number from 1 to " + std::to_string(MostThreads()) + " on this machine, not " + std::to_string(threads));
 }
 
-// Turns are numbered in the order in which threads come; number n begins when fewer than `most` before it go on.
+// Runs are numbered in order of arrival (ticket lock); number n starts when fewer than `most` before it are running.
 struct Turn::Queue {
   explicit Queue(int threads) : most(std::max(1, Processors() / threads)) {}
 

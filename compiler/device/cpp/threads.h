@@ -12,7 +12,7 @@ int SetUpThreads(int setting);
 void CheckThreads(int threads);
 
 // While it lives, the calling thread may compute with so many threads: at most `processors / threads` calling threads do at
-// a time, in the order in which they come. TVM keeps a pool for each calling thread, of the size that it first computes with,
+// a time, first come, first served. TVM keeps a pool for each calling thread, of the size that it first computes with,
 // and its threads end with it.
 class Turn {
  public:

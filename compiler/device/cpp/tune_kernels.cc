@@ -30,7 +30,7 @@ ffi::Tensor RandomTensor(const Description& description, std::mt19937* generator
   return tensor;
 }
 
-// A value that no correct result consists of.
+// Fills results before a run; no correct result consists of this value.
 ffi::Tensor PoisonedTensor(const Description& description) {
   ffi::Tensor tensor = NewTensor(description.shape, description.dtype);
   bool is_float = description.dtype.code == kDLFloat || description.dtype.code == kDLBfloat;

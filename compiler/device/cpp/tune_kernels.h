@@ -23,7 +23,7 @@ class TuneKernels {
   // Checks and times a candidate of the task; one that runs and is wrong, or fails, is a result with another status than "ok".
   TuneResult Measure(size_t candidate);
 
-  // Candidates in turns, a result each.
+  // Candidates alternately, a result each.
   std::vector<TuneResult> Compare(const std::vector<size_t>& candidates);
 
  private:

@@ -75,7 +75,7 @@ std::string ErrorLine(std::string text) {
   return "error\t" + text + "\n";
 }
 
-// The process of a task: measures what has no result yet, and then the leaders in turns.
+// The process of a task: measures what has no result yet, and then the leaders alternately.
 [[noreturn]] void Work(const TunePlan& plan, TuneResults results, size_t task, int descriptor) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   try {
@@ -288,7 +288,7 @@ int Main(int count, char** arguments) {
   std::string path = options.results.empty() ? folder + "/results.json" : options.results;
   TuneResults results(path, plan);
   bool done = Run(plan, &results, end).All();
-  std::printf("%s\n", done ? ("everything is measured: tensorwright tune --take " + path).c_str() : "the time is over: start it again to go on, or take what there is");
+  std::printf("%s\n", done ? ("all candidates are measured: tensorwright tune --take " + path).c_str() : "the time limit is reached: start again to continue, or take the results so far");
   return 0;
 }
 

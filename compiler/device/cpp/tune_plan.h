@@ -33,7 +33,7 @@ struct TunePlan {
   explicit TunePlan(const std::string& folder);
 };
 
-// One measurement. `compared`: in turns with the default and the other leaders.
+// One measurement. `compared`: alternately with the default and the other leaders.
 struct TuneResult {
   size_t task = 0, candidate = 0;
   bool compared = false;

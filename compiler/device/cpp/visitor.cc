@@ -28,10 +28,10 @@ struct Visit {
   Wire wire;
   Clock::time_point end;        // of the handshake
   bool rpc = false;             // a client of TVM, without frames
-  std::string plain;            // what was received and not used yet
+  std::string plain;            // received and not processed yet
 };
 
-// What a client still says is read before the end: closing the connection over it would take our answer with it.
+// Reads what the client still sends: closing a socket with unread data would discard our answer.
 void Leave(const Visit& visit) {
   char byte;
   auto end = std::min(visit.end, Clock::now() + std::chrono::seconds(2));
@@ -93,7 +93,7 @@ void ShakeRpcHands(Visit* visit) {
   int32_t size = 0;
   char key[kLongestRpcKey];
   if (!ReadBy(visit->end, visit->client, &size, 4) || size < 0 || size > kLongestRpcKey || !ReadBy(visit->end, visit->client, key, static_cast<size_t>(size))) {
-    throw Error("the client is none of TVM's RPC");
+    throw Error("the client does not speak TVM's RPC protocol");
   }
 }
 
@@ -115,7 +115,7 @@ SessionKind Greet(Visit* visit, const ServerSettings& settings) {
     if (settings.encrypted || !settings.kernels_allowed) {
       AnswerRpc(*visit, false);
       Leave(*visit);
-      throw Error("a client of TVM's RPC, which this server does not take");
+      throw Error("a client of TVM's RPC, which this server does not accept");
     }
     return SessionKind::kKernels;
   }
@@ -185,7 +185,7 @@ void Visited(Visit* visit, int control, const Storage& storage, ServerSettings* 
   close(session);
   kill(child, SIGKILL);
   waitpid(child, &status, 0);
-  storage.RemoveScratch(getpid());  // before the client sees the end
+  storage.RemoveScratch(getpid());  // before the client sees the connection close
   if (WIFSIGNALED(status) && WTERMSIG(status) != SIGKILL) ended = std::string("the session crashed (") + strsignal(WTERMSIG(status)) + ")";
   if (!ended.empty()) throw Error(ended);
 }
@@ -199,7 +199,7 @@ void ServeVisitor(int client, int control, const Storage& storage, ServerSetting
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
   }
-  close(control);  // gives the place back before the client sees the end
+  close(control);  // releases the session's place before the client sees the connection close
   _exit(0);
 }
 

@@ -21,11 +21,11 @@ class Wire {
   // Encrypts from now on.
   void Encrypt(NoiseResponder* handshake);
 
-  // What the socket gave becomes what the client said, appended to `plain`. False where it was not encrypted by the
-  // client; the connection is then at its end.
+  // Decrypts what was received and appends it to `plain`. False where it was not encrypted by the client; the
+  // connection must then be closed.
   bool Open(const char* data, size_t size, std::string* plain);
 
-  // What is to be said becomes what the socket takes, appended to `sealed`.
+  // Encrypts what is to be sent and appends it to `sealed`.
   void Seal(const char* data, size_t size, std::string* sealed);
 
   void Forget();
@@ -39,7 +39,7 @@ class Wire {
 // A frame of the protocol: its length (u32, little-endian), and that many bytes.
 std::string Frame(const std::string& content);
 
-// Takes the first frame off `bytes`. False where it is not there as a whole yet; throws Error for one that is too long.
+// Removes the first frame from `bytes`. False where it is incomplete; throws Error for one that is too long.
 bool TakeFrame(std::string* bytes, size_t longest, std::string* content);
 
 }  // namespace tensorwright

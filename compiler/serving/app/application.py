@@ -55,7 +55,7 @@ class Application:
         """Make one.
 
         Args:
-            routes: asked in order.
+            routes: tried in order; the first that knows the path answers.
             local_only: without keys, answer only what this machine asks for by its own name (`check_browser`).
         """
         self.repository = repository

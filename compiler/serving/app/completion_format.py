@@ -1,4 +1,4 @@
-"""Texts in the form of OpenAI's answers: whole ones, and pieces of a stream."""
+"""Texts in OpenAI's response format, whole or streamed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Format(Protocol):
         """A whole text."""
 
     def begin(self, index: int) -> dict[str, Any] | None:
-        """The part of a stream that begins a text."""
+        """The first part of a streamed text."""
 
     def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any]:
-        """A piece of a text."""
+        """A part of a streamed text."""
 
     def end(self, index: int, reason: str) -> dict[str, Any]:
-        """The end of a text."""
+        """The last part of a streamed text."""
 
 
 @dataclass

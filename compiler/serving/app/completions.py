@@ -146,7 +146,7 @@ async def _events(
 
 
 async def _merged(handles: list[SequenceHandle]) -> AsyncIterator[tuple[int, Piece | None]]:
-    """The pieces of several sequences as they come, each with its place; None at the end of each."""
+    """Parts of several texts as they are generated, each with the text's index; None ends a text."""
     queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
 
     async def read(index: int, handle: SequenceHandle) -> None:
@@ -177,7 +177,7 @@ def _event(content: object) -> bytes:
 
 
 class _Owned(AsyncIterator[bytes]):
-    """Pieces, and what has to be released when nobody reads them any more, even if nobody began to."""
+    """Parts of texts, and what has to be released once they are no longer read, even if they never were."""
 
     def __init__(self, pieces: AsyncIterator[bytes], held: contextlib.ExitStack) -> None:
         self._pieces, self._held = pieces, held

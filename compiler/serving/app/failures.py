@@ -1,4 +1,4 @@
-"""Errors as answers of HTTP."""
+"""Errors as HTTP responses."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class Limits:
     """What one request may take.
 
     Attributes:
-        max_request_bytes: of a body, unpacked.
-        body_seconds: until the whole body has to be here; and how long a client may read nothing of an answer.
+        max_request_bytes: of a body, after decompression.
+        body_seconds: time limit for receiving the whole body, and for a client that does not read its answer.
     """
 
     max_request_bytes: int = 64 << 20
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(eq=False)
 class Call:
-    """A request of HTTP whose body is here.
+    """An HTTP request whose body has been received.
 
     Attributes:
         headers: by lower-case name; of several of one name the last.
@@ -81,7 +81,7 @@ class Call:
         return parse_json(self.body)
 
     def deadline(self, latency_ms: float | None) -> float | None:
-        """When an answer is of no use any more: by the request's header, else by `latency_ms`."""
+        """When the answer is due: from the request's header, else from `latency_ms`."""
         given = self.headers.get(LATENCY_HEADER)
         if given is not None:
             latency_ms = positive(given.decode("latin-1"), LATENCY_HEADER.decode())

@@ -18,7 +18,7 @@ class Flight:
     """One request.
 
     Attributes:
-        until: seconds of the loop's clock until which its body has to be here; None once it is.
+        until: when its body has to be complete, by the loop's clock in seconds; None once it is.
         expired: its body did not come in time.
         gone: its client went away.
     """
@@ -43,7 +43,7 @@ class Inflight:
         return len(self._flights)
 
     def begin(self, task: asyncio.Task[object], receive: Receive, until: float) -> Flight:
-        """Note a request whose body has to be here by then."""
+        """Note a request whose body has to be complete by then."""
         flight = Flight(task, receive, until)
         self._flights.add(flight)
         if self._timer is None:

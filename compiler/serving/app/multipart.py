@@ -1,4 +1,4 @@
-"""Forms of HTTP (multipart/form-data)."""
+"""Form data of requests (multipart/form-data)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_FIELDS = 64
 
 
 def form_fields(call: Call) -> dict[str, bytes]:
-    """The fields of a form by name; of several of one name the last. Raises InputError where it is none, or broken."""
+    """The fields of a form by name; of several of one name the last. Raises InputError where there is none."""
     kind = call.headers.get(b"content-type", b"").decode("latin-1")
     boundary = _parameter(kind, "boundary")
     if not kind.lower().startswith("multipart/form-data") or not boundary:

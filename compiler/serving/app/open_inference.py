@@ -68,7 +68,7 @@ class OpenInference:
         }
 
     async def answer(self, call: Call) -> Reply | None:
-        """The answer to a request; None where the path is none of the protocol's."""
+        """The response; None where the path does not belong to the protocol."""
         path = call.path
         found = _of_model(path)
         if found is not None:

@@ -24,7 +24,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {str(dtype): name for name, dtype in _TYPES.items()}
-_NAMES_OF = {dtype: name for name, dtype in _TYPES.items()}  # names of dtypes are slow to make
+_NAMES_OF = {dtype: name for name, dtype in _TYPES.items()}  # formatting a dtype's name is slow
 # Element types whose lists of JSON numbers are read without numpy's search for a common type: by the first number's.
 _CODES: dict[type, dict[np.dtype[Any], str]] = {
     float: {np.dtype(np.float32): "f", np.dtype(np.float64): "d"},
@@ -118,7 +118,7 @@ def _from_list(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], name: st
         try:
             return np.frombuffer(typed_array(code, data), dtype).reshape(shape)
         except (TypeError, OverflowError):
-            pass  # nested, or wrong: the longer way tells
+            pass  # nested or malformed: converted by the slower path
     try:
         array = np.asarray(data)
     except ValueError as error:

@@ -20,7 +20,7 @@ class Waiting:
         key: what must be equal for requests to run together.
         deadline, arrived, admitted: seconds of `time.monotonic()`.
         expected: seconds from `admitted` to its answer; 0: not known.
-        future: of its outputs; done early where the client has gone.
+        future: of its outputs; cancelled where the client has disconnected.
         turn: its place among all requests.
     """
 

@@ -39,7 +39,7 @@ class DiskStore:
         """Read what the folder holds.
 
         Args:
-            max_age: seconds of `clock`, which has to be one that goes on when the process is started again.
+            max_age: seconds of `clock`, which must keep counting across restarts of the process.
 
         Raises:
             StorageError: the folder cannot be made or read.

@@ -40,7 +40,7 @@ class EmbeddingCacheOptions:
 
 
 class EmbeddingCache(Wrapper):
-    """A cache by row: of a batch only rows that are not known are computed, and equal ones once."""
+    """A cache by row: only the rows of a batch that are not cached are computed, equal ones once."""
 
     def __init__(
         self,

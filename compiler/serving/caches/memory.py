@@ -1,4 +1,4 @@
-"""Answers in memory: the least recently used leave first, old ones are not given out."""
+"""Answers in memory: the least recently used are evicted first, expired ones are not returned."""
 
 from __future__ import annotations
 

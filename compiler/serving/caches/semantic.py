@@ -103,7 +103,7 @@ class SemanticIndex(Generic[Value]):
         return Hit(found.value, found.text, float(similarities[best]))
 
     def add(self, text: str, value: Value, scope: str = "") -> None:
-        """Keep a value; the least recently used one leaves where there are too many."""
+        """Keep a value; the least recently used one is evicted where there are too many."""
         (vector,) = self._embedder.embed([text])
         wording = wording_of(text, self._synonyms)
         if not wording.words:

@@ -1,4 +1,4 @@
-"""`Cascade`: a small model answers, and the large one the rows of which the small one is not certain."""
+"""`Cascade`: a small model answers, and the large one answers the rows of which the small one is not certain."""
 
 from __future__ import annotations
 

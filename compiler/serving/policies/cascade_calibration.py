@@ -215,7 +215,7 @@ class BothModels:
         return run
 
     def costs_ms(self) -> tuple[float, float]:
-        """Processor milliseconds of a row of each, measured in turns on the first inputs."""
+        """Processor milliseconds of a row of each, measured alternately on the first inputs."""
         small, large = self._small, self._large
         inputs = next(iter(self.inputs.values()))
         for_small, for_large = self._taken(small, inputs), self._for_large(inputs)

@@ -1,4 +1,4 @@
-"""When overload moves answers to cheaper variants, and when they come back: with hysteresis, and without a clock."""
+"""When overload switches to cheaper variants, and when it switches back: with hysteresis, and without a clock."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class DegradationOptions:
 
     Attributes:
         degrade_at_ms: of work waiting per core: above it answers degrade.
-        restore_at_ms: of work waiting per core: below it they come back.
+        restore_at_ms: of work waiting per core: below it they are restored.
         degrade_after: requests in a row that must find more work than that before answers degrade by one variant.
-        restore_after: requests in a row that must find less before they come back by one.
+        restore_after: requests in a row that must find less before they are restored by one.
     """
 
     degrade_at_ms: float = 100.0

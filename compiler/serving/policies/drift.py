@@ -1,4 +1,4 @@
-"""`Drift`: a share of requests runs on the reference variant as well, and what differs beyond a limit is told."""
+"""`Drift`: a share of requests runs on the reference variant as well, and a difference beyond a limit is reported."""
 
 from __future__ import annotations
 

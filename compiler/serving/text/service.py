@@ -70,7 +70,7 @@ class TextService:
 
         Raises:
             InputError, OptionError: as `Scheduler.submit`.
-            QueueFullError: as many wait as may.
+            QueueFullError: the queue is full.
             ServiceUnavailableError: the service is closed.
         """
         submitted = asyncio.ensure_future(asyncio.to_thread(self._running().submit, prompt, options, media))

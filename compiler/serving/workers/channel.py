@@ -1,4 +1,4 @@
-"""How a supervisor and a worker talk: lines of JSON over a socket pair, questions and answers by number."""
+"""Messages between supervisor and worker: lines of JSON over a socket pair, requests and replies matched by number."""
 
 from __future__ import annotations
 

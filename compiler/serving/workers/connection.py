@@ -23,9 +23,9 @@ from compiler.serving.workers.known_heads import Head, KnownHeads
 from compiler.support.optional import optional_module
 
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")
-_HEADER_COST = 32  # bytes that each header counts beside its own
-_JOINED_BYTES = 64 << 10  # of a body that is copied behind its headers
-_LINGER_SECONDS = 2.0  # what a refused client still sends is read for so long, that it can read the answer
+_HEADER_COST = 32  # bytes that each header counts in addition to its own
+_JOINED_BYTES = 64 << 10  # of a body that is copied to follow its headers
+_LINGER_SECONDS = 2.0  # seconds for which a refused client's data is still read, so that it can read the answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._until = self._loop.time() + self._owner.header_seconds
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone: what it asked for is cancelled."""
+        """The client disconnected: its requests are cancelled."""
         self._owner.connections.discard(self)
         self._gone, self._reading, self._until = True, _Reading.NOTHING, None
         self._pending.clear()
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
         self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        """All headers are here: a request that is refused by them is not read on."""
+        """All headers have been received; a request that is refused for them is not read further."""
         if self._reading is _Reading.NOTHING:
             return
         call = Call(self._parser.get_method().decode("latin-1"), "", self._headers, b"", time.monotonic())
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
             self._refuse(self._call, too_large(limit))
 
     def on_message_complete(self) -> None:
-        """A whole request is here."""
+        """A whole request has been received."""
         call = self._call
         if self._reading is not _Reading.BODY or call is None:
             return
@@ -204,7 +204,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _received(self, head: Head, body: bytes) -> None:
-        """A whole request is here, whose head is known."""
+        """A whole request has been received, with a known head."""
         call = Call(head.method, head.path, head.headers, body, time.monotonic())
         try:
             self._admit(call)
@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def expire(self, now: float) -> None:
-        """Give up what did not arrive in time, and clients that read nothing; `now` is the event loop's clock."""
+        """Drop requests that did not arrive in time, and clients that do not read; `now` is the event loop's clock."""
         if self._writable is not None and now >= self._stalled_until:
             self._transport.abort()
             return
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
     # Answers
 
     def _refuse(self, call: Call | None, error: Exception) -> None:
-        """Answer by an error, in its turn, and close; what follows the first error is not looked at."""
+        """Answer with an error, after the answers before it, and close; what follows the first error is ignored."""
         if self._reading is _Reading.NOTHING:
             return
         asked = call or Call("GET", "", {}, b"", time.monotonic())
@@ -272,13 +272,13 @@ class Connection(asyncio.Protocol):
             self._refuse(self._call, headers_too_large())
 
     def _continue(self) -> None:
-        """Ask for the body that a client holds back."""
+        """Ask for the body that a client withholds (100-continue)."""
         if self._continues:
             self._continues = False
             self._transport.write(_CONTINUE)
 
     def _next(self) -> None:
-        """Answer the requests that are here, up to one that takes a while."""
+        """Answer the requests that have been received, up to one that has to wait."""
         if self._advancing:
             return
         self._advancing = True
@@ -360,7 +360,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(b"0\r\n\r\n")
 
     def _end(self) -> None:
-        """Nothing more is answered: close, once the client has had time to read what was."""
+        """No more answers: close once the client has had time to read the last one."""
         mid_request = self._reading is _Reading.NOTHING
         self._reading = _Reading.NOTHING
         if mid_request and not self._ending and self._transport.can_write_eof():

@@ -1,4 +1,4 @@
-"""`Distributor`: accepts the connections of a server of several workers, and deals them out in turn.
+"""`Distributor`: accepts the connections of a server of several workers, and assigns them round-robin.
 
 Workers that accept from one socket do not share the load: the first one awake takes all that wait. Connections are
 passed as file descriptors over a Unix socket for each worker.
@@ -11,7 +11,7 @@ import logging
 import socket
 from collections import deque
 
-_AT_ONCE = 64  # connections accepted in one turn of the event loop
+_AT_ONCE = 64  # connections accepted in one iteration of the event loop
 _PAUSE = 0.1  # seconds, where there are no file descriptors left
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`Server`: listens for connections of HTTP, with bounds on what they take, and drains them at its end."""
+"""`Server`: listens for connections of HTTP, limits what they use, and drains them at shutdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HttpOptions:
     """How HTTP is spoken.
 
     Attributes:
-        header_seconds: until the headers of a request have to be here, from the connection or its first byte.
+        header_seconds: time limit for the headers of a request, from the connection or its first byte.
         keep_alive_seconds: how long a connection may stay idle between requests.
         drain_seconds: how long requests have to end at shutdown.
         max_connections: at once; more are answered 503.

@@ -24,7 +24,7 @@ class Head(NamedTuple):
 
 
 class KnownHeads:
-    """Heads by their bytes; what equal bytes at the beginning of a request mean is known without parsing them."""
+    """Heads by their bytes, so that requests that begin with equal bytes need no parsing."""
 
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}

@@ -84,7 +84,7 @@ class _Talking:
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def open(self, control: SupervisedControl | None) -> Channel:
-        """Begin to talk."""
+        """Connect to the supervisor."""
         if self._channel is None:
             self._channel = channel = await open_channel(self._sock, _nothing if control is None else control.handle)
             if control is not None:

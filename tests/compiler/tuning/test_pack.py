@@ -55,10 +55,10 @@ def measured(machine: Machine) -> dict[str, Any]:
     """results.json of two visits: the first one finds candidates that are wrong or crash, and is cut."""
     cut = machine.run("pack/run", "--seconds", "1e-9")
     assert cut.returncode == 0, cut.stderr
-    assert "the time is over" in cut.stdout
+    assert "the time limit is reached" in cut.stdout
     spoilt = machine.run("pack/run", IDLE="kernel_1_kernel", CRASH="kernel_2_kernel")
     assert spoilt.returncode == 0, spoilt.stderr
-    assert "everything is measured" in spoilt.stdout
+    assert "all candidates are measured" in spoilt.stdout
     found: dict[str, Any] = json.loads((machine.root / "pack" / "results.json").read_text())
     return found
 
