@@ -109,7 +109,7 @@ def _distilled(
     if not isinstance(net, torch.nn.Module):
         raise OptionError(
             "distill trains a torch.nn.Module",
-            "give one, or what prune made of one with finetune= (lambda net: None does)",
+            "give one, or what prune returned for one with finetune= (any function: lambda net: None)",
         )
     net.eval()  # as it is measured; training mode comes later
     job = start(student, common, ImportOptions() if trained is not None else imports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tensorwright
 from compiler._shadowing import check_platform
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,3 +96,10 @@ def test_every_public_name_loads() -> None:
     pytest.importorskip("torch")
     done = run_python("import tensorwright\nfor name in tensorwright.__all__: getattr(tensorwright, name)")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["errors", "generation", "serving"])
+def test_modules_of_the_public_api_can_be_imported_by_name(name: str) -> None:
+    assert importlib.import_module(f"tensorwright.{name}") is getattr(tensorwright, name)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        importlib.import_module("tensorwright.no_such_module")
