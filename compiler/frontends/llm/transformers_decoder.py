@@ -11,6 +11,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, MissingDependencyError, OptionError
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
 from compiler.frontends.llm.config import MOST_LAYERS
 from compiler.frontends.llm.families import FAMILIES
@@ -75,6 +76,7 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     module = _with_cache(model, context, all_logits=options.all_logits)
     imported = _imported(module, context, torch)
     imported = replace(imported, mod=with_precision(imported.mod, options, vocabulary))
+    imported = with_cache_type(imported, options.cache_dtype(narrow=False))
     states = tuple(replace(state, axis=2) for state in imported.states)
     rows = next(each.shape[1] for each in imported.inputs if each.name == TOKENS)
     tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
@@ -95,9 +97,9 @@ def checked_options(folder: Path, options: LanguageModelOptions) -> LanguageMode
 
     Raises OptionError for options that do not apply to captured models.
     """
-    if options.sequences or options.cache is not None or options.captures:
+    if options.sequences or options.captures:
         raise OptionError(
-            f"{folder}: sequences, cache and calibration do not apply to models captured from transformers",
+            f"{folder}: sequences and calibration do not apply to models captured from transformers",
             "leave them out",
         )
     values = read_json(folder / "config.json")

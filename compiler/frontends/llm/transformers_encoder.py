@@ -15,6 +15,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.safetensors_folder import read_json
@@ -78,7 +79,10 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     return replace(
         pair,
         encoder=_in_precision(pair.encoder, encoding, entries),
-        decoder=replace(decoder, model=_in_precision(decoder.model, options, entries)),
+        decoder=replace(
+            decoder,
+            model=with_cache_type(_in_precision(decoder.model, options, entries), options.cache_dtype(narrow=False)),
+        ),
     )
 
 

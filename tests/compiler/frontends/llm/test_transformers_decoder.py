@@ -17,6 +17,7 @@ import compiler
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
 from compiler.generation.language_model import LanguageModel
 from compiler.passes.rewriting.block_weights import BlockWeight
@@ -68,6 +69,20 @@ def test_weights_have_the_precision_that_is_asked_for(precision: str, folder: _F
     found = compiler.compile(model, threads=1).session().run([prompt[None]])["logits"][0]
     error = float(abs(found - wanted).max() / abs(wanted).max())
     assert error < 1e-5 < float(abs(plain - wanted).max() / abs(wanted).max())
+
+
+def test_a_cache_of_bytes_is_read_as_it_is_stored(folder: _Folder) -> None:
+    module = compiler.compile(with_cache_type(folder.model, "int8"), threads=1)
+    dtypes = {each.name: each.dtype for each in module.inputs if each.name not in ("tokens", "position")}
+    assert set(dtypes.values()) == {"int8", "float32"}
+    assert all(dtype == "int8" or name.endswith("_scale") for name, dtype in dtypes.items())
+    assert "cached_attention" in {each.kernel for each in module.manifest.kernels}
+    prompt = np.random.default_rng(2).integers(1, folder.reference.config.vocab_size, 9)
+    wanted, _ = greedy(folder.reference, prompt, 1)
+    session = module.session()
+    session.run([prompt[None, :8]])
+    found = session.run([prompt[None, 8:]])["logits"][0]
+    assert float(abs(found - wanted).max() / abs(wanted).max()) < 2e-2
 
 
 def _rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
