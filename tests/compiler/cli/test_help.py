@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -81,3 +82,14 @@ def test_paragraphs_wrap_at_any_width_and_examples_stay_as_they_are() -> None:
     assert (
         joined(text) == "One line and its rest.\n\n[bold]Examples[/]\n\n  A title:\n    command --a\n    command --b\n"
     )
+
+
+def test_commands_continue_as_a_shell_reads_them() -> None:
+    command = 'tensorwright generate m.twm -p "What is this?" --top-p 0.95 --raw'
+    found = joined(f"    {command}", width=40)
+    assert found.splitlines() == [
+        "    tensorwright generate m.twm \\",
+        '        -p "What is this?" \\',
+        "        --top-p 0.95 --raw",
+    ]
+    assert shlex.split(found.replace("\\\n", " ")) == shlex.split(command)
