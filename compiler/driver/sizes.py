@@ -26,12 +26,10 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
     Raises:
         OptionError: a name is neither a dynamic dimension nor an input, a size does not fit or the model cannot run
             with it,
-            there are more than `MOST_VARIANTS` combinations, or the model has states.
+            or there are more than `MOST_VARIANTS` combinations.
     """
     if not isinstance(sizes, Mapping):
         raise OptionError(f"sizes= takes a dict, not {type_text(sizes)}", 'as in sizes={"batch": [1, 8]}')
-    if model.states:
-        raise OptionError("sizes= does not work for a model with states yet", "leave sizes= out")
     choices = [_choices(model, name, given) for name, given in sizes.items()]
     variants = list(_combined(choices))
     if len(variants) > MOST_VARIANTS:

@@ -21,6 +21,7 @@ from compiler.passes.memory.liveness import ALLOCATE, IN_PLACE
 from compiler.passes.memory.memory_roots import Roots
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.passes.rewriting.state_writes import UPDATES
 from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tvm_private import set_type
@@ -40,14 +41,25 @@ def update_states(mod: IRModule, context: PipelineContext) -> IRModule:
     if not context.options.states:
         return mod
     main = next(var for var in mod.functions if var.name_hint == "main")
-    update = _Update(mod, mod[main], context.options.states)
-    changed = update.function()
-    functions = {**dict(mod.functions_items()), main: changed, **update.kernels}
+    variants = [var for var in mod.functions if var.name_hint in _variants(mod, mod[main])]
+    update = _Update(mod, mod[main], context.options.states, dispatches=bool(variants))
+    functions = {**dict(mod.functions_items()), main: update.function()}
+    for variable in variants:  # each writes to the states that `main` hands on
+        inner = _Update(mod, mod[variable], context.options.states, update.kernels)
+        functions[variable] = inner.function()
+        update.replaced.update(inner.replaced)
+    functions.update(update.kernels)
     used = {
         each for function in functions.values() if isinstance(function, relax.Function) for each in _named(function)
     }
     replaced = update.replaced - used
     return IRModule({var: each for var, each in functions.items() if var.name_hint not in replaced}, mod.attrs)
+
+
+def _variants(mod: IRModule, main: Function) -> set[str]:
+    """The functions that `main` chooses one of by its sizes (`size_variants`); none where it computes by itself."""
+    names = {var.name_hint for var in mod.functions if isinstance(mod[var], relax.Function)}
+    return names & _named(main) if ANY_SIZE in names else set()
 
 
 def _named(function: Function) -> set[str]:
@@ -67,26 +79,35 @@ class _Write:
 class _Update:
     """The rewriting of one `main`; times are positions of bindings."""
 
-    def __init__(self, mod: IRModule, function: Function, states: Iterable[tuple[int, int]]) -> None:
-        self._mod, self._function = mod, function
+    def __init__(
+        self,
+        mod: IRModule,
+        function: Function,
+        states: Iterable[tuple[int, int]],
+        kernels: dict[GlobalVar, PrimFunc] | None = None,
+        *,
+        dispatches: bool = False,
+    ) -> None:
+        """`kernels`: those in place that are known; `dispatches`: what the function calls has written the states."""
+        self._mod, self._function, self._dispatches = mod, function, dispatches
         body = function.body
         self._bindings = [binding for block in body.blocks for binding in block.bindings]
         self._roots = Roots(function.params, self._bindings)
         self._results = self._fields(body.body)
         self._states = [(function.params[parameter], field) for parameter, field in states]
         self._last_update = max(filter(self._is_update, range(len(self._bindings))), default=-1)
-        self.kernels: dict[GlobalVar, PrimFunc] = {}
+        self.kernels: dict[GlobalVar, PrimFunc] = {} if kernels is None else kernels
         self.replaced: set[str] = set()
 
     def function(self) -> Function:
         """`main` with its states in place."""
         builder = relax.BlockBuilder()
         tail: list[Binding] = []
-        copied = [pair for pair in self._states if not self._in_place(*pair)]
+        copied = [] if self._dispatches else [pair for pair in self._states if not self._in_place(*pair)]
         memory = {state for state, _ in self._states} | {
             binding.var for binding in self._bindings if self._is_state(binding.value)
         }
-        results = self._own_results(memory, tail, builder)
+        results = list(self._results) if self._dispatches else self._own_results(memory, tail, builder)
         for source, state in self._sources(copied, tail, builder):
             tail.append(_copy(source, state))
         for state, field in self._states:

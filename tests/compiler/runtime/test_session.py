@@ -205,3 +205,20 @@ def test_measuring_begins_where_a_session_does(module: Module) -> None:
     np.testing.assert_array_equal(inputs["mean"], INITIAL)
     assert as_module(module, threads=1).verify() == module.verify()
     module.run(complete_inputs(module, None, {"tokens": 3, "capacity": 4}))
+
+
+def test_states_are_updated_in_place_by_the_code_of_each_size(module: Module, tmp_path: Path) -> None:
+    sized = tensorwright.compile(model(), sizes={"tokens": [1, 3]}, threads=1, dump=tmp_path, progress=None)
+    (updated,) = tmp_path.rglob("*update-states.py")
+    assert not [line for line in updated.read_text().splitlines() if "CopyFromTo" in line and ", cache" in line]
+    session, other = sized.session(capacity=11), module.session(capacity=11)
+    for count in (3, 1, 2, 1, 3):
+        got, expected = (each.run({"rows": rows(count, count)}) for each in (session, other))
+        np.testing.assert_allclose(got["output_0"], expected["output_0"], rtol=1e-5, atol=1e-5)
+        for name, state in session.states.items():
+            np.testing.assert_allclose(state, other.states[name], rtol=1e-5, atol=1e-5)
+    before = session.states
+    with pytest.raises(InputError, match="the session is full: 10 of 11"):
+        session.run({"rows": rows(2)})
+    for name, state in session.states.items():
+        np.testing.assert_array_equal(state, before[name])
