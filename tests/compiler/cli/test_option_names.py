@@ -17,6 +17,8 @@ from compiler.cli.option_names import with_option_names
         ("the limit max_drop=0.01 does not hold", "the limit --max-drop 0.01 does not hold"),
         ("shapes: 'b' is not a size of input 'x'", "--shape: 'b' is not a size of input 'x'"),
         ("sizes['n'] is 'all'", "--sizes['n'] is 'all'"),
+        ("name a cut (at=)", "name a cut (--at)"),
+        ("select the one to score: output=", "select the one to score: --scored-output"),
     ],
 )
 def test_arguments_become_options(text: str, wanted: str) -> None:
