@@ -12,7 +12,7 @@ from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import parts
 from compiler.frontends.onnx.operators.tensor.reshape import reshaped
-from compiler.frontends.onnx.operators.tensor.sort_kernels import sorted_positions
+from compiler.frontends.onnx.operators.tensor.selection_kernels import first_positions
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 
@@ -63,10 +63,8 @@ def _top_k(context: NodeContext, k: Dim) -> list[relax.Expr]:
 
 def _top_k_kernel(largest: bool) -> Callable[..., Sequence[Tensor]]:
     def kernel(data: te.Tensor, k: Expr) -> list[te.Tensor]:
-        order = sorted_positions(data, descending=largest)
-        rows = data.shape[0]
-        positions = te.compute((rows, k), lambda r, i: order[r, i], name="positions")
-        values = te.compute((rows, k), lambda r, i: data[r, order[r, i]], name="values")
+        positions = first_positions(data, k, descending=largest)
+        values = te.compute(positions.shape, lambda r, i: data[r, positions[r, i]], name="values")
         return [values, positions]
 
     return kernel

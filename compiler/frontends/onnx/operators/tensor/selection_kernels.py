@@ -1,0 +1,179 @@
+"""The first k items of each row in sorted order, without sorting the row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from compiler.frontends.onnx.operators.tensor.sort_kernels import STATE, Run, comes_before, int64, sort_positions
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+
+_LANES = 16
+_VECTORS = 4  # compared before looking whether any item is a candidate
+_BLOCK = _LANES * _VECTORS
+_WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
+_FEW = 64  # so many candidates are kept in order, each new one moved to its place
+
+# Places in `state` behind those of the sort.
+_COUNT, _IS_FULL, _FOUND, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 7)
+
+
+def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
+    """Positions of the `k` items that come first in each row, in order; ties by position, NaN counts as the largest.
+
+    Candidates are gathered: few of them in order; of many, the best k are found when there are as many again. From then
+    on an item that does not come before the last of these is none; one comparison of vectors shows it for most blocks.
+
+    Args:
+        data: (rows, n), with n >= k.
+
+    Returns:
+        int64 (rows, k).
+    """
+    rows, count = data.shape
+    room = k * int64(2) + int64(_BLOCK)
+
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source = T.buffer_proxy(ins[0])
+        first, candidates, spare, state, found = (T.buffer_proxy(out) for out in outs)
+        with IRBuilder() as builder:
+            with T.serial(0, tirx.Select(k > int64(0), rows, int64(0))) as row, T.seq_scope():
+                items = _Items(source, row * count, count, str(data.dtype), descending)
+                selection = _Selection(items, candidates, spare, state, found, room)
+                state[_LIMIT] = k
+                selection.start()
+                with T.serial(0, tirx.floordiv(count + int64(_BLOCK - 1), int64(_BLOCK))) as block, T.seq_scope():
+                    selection.visit(block * int64(_BLOCK))
+                with T.If(k > int64(_FEW)), T.Then(), T.seq_scope():
+                    selection.sort()
+                with T.serial(0, k) as i:
+                    first[row * k + i] = candidates[i]
+            return builder.get()
+
+    shapes = [[rows, k], [room], [room], [int64(STATE + 7)], [int64(_LANES)]]
+    dtypes = ["int64"] * 4 + ["int32"]
+    return te.extern(shapes, [data], generate, dtype=dtypes, name="first_positions")[0]
+
+
+@dataclass(frozen=True)
+class _Items:
+    """`count` items of a row, from `base`."""
+
+    source: Buffer
+    base: Expr
+    count: Expr
+    dtype: str
+    descending: bool
+
+    def at(self, position: Expr) -> Expr:
+        return self.source[self.base + position]
+
+    def before(self, a: Expr, b: Expr) -> Expr:
+        """Whether the item at position `a` sorts strictly before that at `b`."""
+        return comes_before(self.at(a), self.at(b), self.dtype, descending=self.descending)
+
+    def may_be_before(self, a: Expr, threshold: Expr) -> Expr:
+        """The same in an expression of vectors, perhaps also where two are NaN."""
+        value = self.at(a)
+        is_before = value > threshold if self.descending else value < threshold
+        if self.dtype != "float32":
+            return is_before
+        return tirx.any(is_before, tirx.isnan(value if self.descending else threshold))
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Emits what is done to the candidates, which are positions of items; `state[_LIMIT]` is k."""
+
+    items: _Items
+    candidates: Buffer
+    spare: Buffer
+    state: Buffer
+    found: Buffer
+    room: Expr
+
+    def start(self) -> None:
+        """There are no candidates; what stands for the last of k may be read."""
+        self.state[_COUNT] = int64(0)
+        self.state[_IS_FULL] = int64(0)
+        self.candidates[self.state[_LIMIT] - int64(1)] = int64(0)
+
+    def sort(self) -> None:
+        sort_positions(Run(self.candidates, self.spare, self.state, int64(0), self.state[_COUNT]), self.items.before)
+
+    def visit(self, start: Expr) -> None:
+        """Add the candidates of a block."""
+        items, state = self.items, self.state
+        last = self.candidates[state[_LIMIT] - int64(1)]
+        state[_FOUND] = int64((1 << _VECTORS) - 1)
+        if items.dtype in _WIDE:
+            is_whole = start + int64(_BLOCK) <= items.count
+            with T.If(tirx.all(state[_IS_FULL] == int64(1), is_whole)), T.Then(), T.seq_scope():
+                self._screen(start, items.at(last))
+        with T.serial(0, int64(_VECTORS)) as vector:
+            is_found = tirx.bitwise_and(state[_FOUND] >> vector, int64(1)) != int64(0)
+            with T.If(is_found), T.Then(), T.serial(0, int64(_LANES)) as lane:
+                position = start + vector * int64(_LANES) + lane
+                # Two conditions: both operands of one are evaluated, and items end here.
+                is_new = tirx.any(state[_IS_FULL] == int64(0), items.before(position, last))
+                with T.If(position < items.count), T.Then(), T.If(is_new), T.Then():
+                    self._add(position)
+
+    def _screen(self, start: Expr, threshold: Expr) -> None:
+        """Sets bit i of `state[_FOUND]` where vector i of a block may hold a candidate."""
+        with T.vectorized(0, int64(_LANES)) as lane:
+            bits = []
+            for vector in range(_VECTORS):
+                is_before = self.items.may_be_before(start + int64(vector * _LANES) + lane, threshold)
+                bits.append(tirx.Select(is_before, tirx.const(1 << vector, "int32"), tirx.const(0, "int32")))
+            self.found[lane] = reduce(tirx.bitwise_or, bits)
+        every = reduce(tirx.bitwise_or, (self.found[int64(lane)] for lane in range(_LANES)))
+        self.state[_FOUND] = tirx.Cast("int64", every)
+
+    def _add(self, position: Expr) -> None:
+        with T.If(self.state[_LIMIT] <= int64(_FEW)):
+            with T.Then(), T.seq_scope():
+                self._insert(position)
+            with T.Else(), T.seq_scope():
+                self._gather(position)
+
+    def _gather(self, position: Expr) -> None:
+        state = self.state
+        self.candidates[state[_COUNT]] = position
+        state[_COUNT] = state[_COUNT] + int64(1)
+        with T.If(state[_COUNT] == self.room), T.Then(), T.seq_scope():
+            self.sort()
+            state[_COUNT] = state[_LIMIT]
+            state[_IS_FULL] = int64(1)
+
+    def _insert(self, position: Expr) -> None:
+        """Move a candidate to its place; the last of k is dropped."""
+        state, candidates, place = self.state, self.candidates, self.state[_PLACE]
+        self._find_place(position)
+        moved = state[_COUNT] - state[_IS_FULL] - place
+        with T.serial(0, moved) as i:
+            candidates[place + moved - i] = candidates[place + moved - i - int64(1)]
+        candidates[place] = position
+        state[_COUNT] = tirx.min(state[_COUNT] + int64(1), state[_LIMIT])
+        state[_IS_FULL] = tirx.Select(state[_COUNT] == state[_LIMIT], int64(1), int64(0))
+
+    def _find_place(self, position: Expr) -> None:
+        """Sets the place to how many candidates do not come after an item, by halving (TVM crashes on a loop with a
+        condition here)."""
+        state = self.state
+        state[_PLACE] = int64(0)
+        state[_HIGH] = state[_COUNT]
+        with T.serial(0, int64(_FEW.bit_length())), T.If(state[_PLACE] < state[_HIGH]), T.Then(), T.seq_scope():
+            state[_MIDDLE] = (state[_PLACE] + state[_HIGH]) >> 1
+            with T.If(self.items.before(position, self.candidates[state[_MIDDLE]])):
+                with T.Then(), T.seq_scope():
+                    state[_HIGH] = state[_MIDDLE]
+                with T.Else(), T.seq_scope():
+                    state[_PLACE] = state[_MIDDLE] + int64(1)
