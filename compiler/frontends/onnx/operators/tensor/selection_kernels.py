@@ -39,6 +39,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     """
     rows, count = data.shape
     room = k * int64(2) + int64(_BLOCK)
+    width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source = T.buffer_proxy(ins[0])
@@ -54,12 +55,13 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
                 with T.If(k > int64(_FEW)), T.Then(), T.seq_scope():
                     selection.sort()
                 with T.serial(0, k) as i:
-                    first[row * k + i] = candidates[i]
+                    first[row * width + i] = candidates[i]
             return builder.get()
 
-    shapes = [[rows, k], [room], [room], [int64(STATE + 7)], [int64(_LANES)]]
+    shapes = [[rows, width], [room], [room], [int64(STATE + 7)], [int64(_LANES)]]
     dtypes = ["int64"] * 4 + ["int32"]
-    return te.extern(shapes, [data], generate, dtype=dtypes, name="first_positions")[0]
+    first = te.extern(shapes, [data], generate, dtype=dtypes, name="first_positions")[0]
+    return te.compute((rows, k), lambda row, i: first[row, i], name="positions")
 
 
 @dataclass(frozen=True)
