@@ -173,11 +173,17 @@ class PassTiming(_Model):
 
 
 class MemoryPlan(_Model):
-    """Activation memory in bytes: what the plan needs, the sum without reuse, and the lower bound of live bytes."""
+    """Activation memory in bytes: what the plan needs, the sum without reuse, and the lower bound of live bytes.
+
+    Attributes:
+        dynamic_bytes: of tensors whose size has no bound, which the others do not count: a formula of symbolic
+            dimensions; "" where it is not known.
+    """
 
     peak_bytes: Size
     without_reuse_bytes: Size
     live_bytes: Size
+    dynamic_bytes: Name = "0"
 
 
 class FixedInput(_Model):

@@ -136,9 +136,13 @@ def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
     """The memory plan of `main`, or of the function for every size if there are variants; bodies of loops and branches
     allocate separately."""
     plans = pipeline.report.memory
-    plan = plans.get(ANY_SIZE, plans.get(MAIN_ENTRY))
+    name = ANY_SIZE if ANY_SIZE in plans else MAIN_ENTRY
+    plan = plans.get(name)
     if plan is None:
         return None
     return MemoryPlan(
-        peak_bytes=plan["peak"], without_reuse_bytes=plan["without_reuse"], live_bytes=plan["lower_bound"]
+        peak_bytes=plan["peak"],
+        without_reuse_bytes=plan["without_reuse"],
+        live_bytes=plan["lower_bound"],
+        dynamic_bytes=pipeline.report.dynamic_memory.get(name, "0"),
     )

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from compiler.errors import StorageError
 from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
-from compiler.support.formula import evaluate
+from compiler.support.formula import evaluate, names_in
 
 if TYPE_CHECKING:
     from compiler.artifact.manifest import Manifest
 
 MODULE_SUFFIX = ".twm"
+_LONGEST_FORMULA = 60  # characters
 _AS_STORED = ("threads", "versions", "format_version", "memory_plan", "fixed_inputs", "states")  # of the manifest
 
 
@@ -175,8 +176,23 @@ def plan_text(plan: Any) -> str:
 
     return (
         f"{format_bytes(plan.peak_bytes)} peak, {format_bytes(plan.without_reuse_bytes)} without reuse, "
-        f"{format_bytes(plan.live_bytes)} at least"
+        f"{format_bytes(plan.live_bytes)} at least{_dynamic(plan.dynamic_bytes)}"
     )
+
+
+def _dynamic(formula: str) -> str:
+    """The bytes of tensors of dynamic size: as a formula where it is short, else where every size is 1."""
+    from compiler.reports.formatting import format_bytes
+
+    if formula == "0":
+        return ""
+    if 0 < len(formula) <= _LONGEST_FORMULA:
+        return f"; and {formula} bytes of dynamic size"
+    if not formula:
+        return "; without tensors of dynamic size"
+    names = sorted(names_in(formula))
+    sizes = ", ".join(f"{name} = 1" for name in names)
+    return f"; and {format_bytes(evaluate(formula, dict.fromkeys(names, 1)))} of dynamic size at {sizes}"
 
 
 def _state_text(state: Any) -> str:

@@ -51,6 +51,8 @@ class CompilationReport:
         gathered: of `count-operations`: the arguments of each kernel that it only gathers from, where there are any.
         memory: of `plan-memory`: bytes of each function that allocates, by its name, then "peak", "without_reuse",
             "lower_bound", "in_place" and "unplanned".
+        dynamic_memory: of `plan-memory`: bytes of each function's tensors of unbounded size, as a formula of symbols;
+            "" where there is none.
         calls: of `list-calls`: the calls of each function in order, with the model's nodes that they compute.
         partition: of a target's partition passes: "claimed" and "refused", each a list; None for a processor.
     """
@@ -59,6 +61,7 @@ class CompilationReport:
     operations: dict[str, OperationCount] = field(default_factory=dict)
     gathered: dict[str, frozenset[int]] = field(default_factory=dict)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    dynamic_memory: dict[str, str] = field(default_factory=dict)
     partition: Mapping[str, object] | None = None
     calls: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 

@@ -8,12 +8,13 @@ one branch allocates is not there for code after it when the other branch was ta
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import IRModule
+from tvm.sym import Analyzer
 
 from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
@@ -21,11 +22,13 @@ from compiler.passes.memory.assignment import assign, peak_of_live_bytes
 from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
+from compiler.support.operation_count import UncountableError, size_formula
 from schedules.ir.tir import StructuralKey
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, Expr, Function, Index, SeqExpr, Var
 
+_LONGEST_FORMULA = 1000  # characters
 MAX_BYTES = 1 << 47
 """The address space of a process on current machines."""
 
@@ -52,14 +55,16 @@ class MemoryReport:
 @graph_pass("plan-memory", summary="Share storage between tensors that are never alive together", required=True)
 def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
     """Reports a `MemoryReport` as a dict for each function that allocates; reads `context.shape_bounds`."""
-    reports = {}
+    reports, dynamic = {}, {}
     changed = {}
     for variable, function in mod.functions_items():
         if not isinstance(function, relax.Function):
             continue
         liveness = Liveness(mod, function, context.shape_bounds)
         if liveness.allocations:
-            changed[variable], reports[variable.name_hint] = _planned(function, liveness)
+            changed[variable], reports[variable.name_hint], formula = _planned(function, liveness)
+            dynamic[str(variable.name_hint)] = formula
+    context.report.dynamic_memory = dynamic
     context.report.memory = {name: asdict(report) for name, report in reports.items()}
     if changed:
         mod = mod.clone()
@@ -73,7 +78,8 @@ def _has_branch(sequence: SeqExpr) -> bool:
     return any(isinstance(value, relax.If) for value in values)
 
 
-def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryReport]:
+def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryReport, str]:
+    """The function, the report, and the bytes of tensors of unbounded size as a formula of symbols."""
     every = list(liveness.allocations.values())
     known = [each for each in every if each.lifetime is not None and each.size is not None]
     shared = [each for each in known if not each.escapes]
@@ -98,7 +104,28 @@ def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryRe
     places = {each.variable: storages[index] for each, index in zip(shared, chosen, strict=True)}
     if not _has_branch(function.body):
         places.update(_symbolic_places(every, len(storages)))
-    return _rewrite(function, places, storages), report
+    return _rewrite(function, places, storages), report, _dynamic_bytes(every, places)
+
+
+def _dynamic_bytes(allocations: Sequence[Allocation], places: Mapping[Var, _Storage]) -> str:
+    """A formula, such as "128*n"; "0" without such tensors, "" where it has no such form."""
+    sizes: dict[Var, Expr] = {}
+    for each in allocations:
+        if each.size is None and each.lifetime is not None:
+            if each.formula is None:
+                return ""
+            place = places.get(each.variable)
+            sizes[each.variable if place is None else place.variable] = each.formula
+    total: Expr = tirx.IntImm("int64", 0)
+    for size in sizes.values():
+        total = total + size
+    try:
+        formula = size_formula(Analyzer().simplify(total))
+    except UncountableError:
+        return ""
+    if formula.startswith("("):  # around the whole
+        formula = formula[1:-1]
+    return formula if len(formula) <= _LONGEST_FORMULA else ""
 
 
 class _Storage:

@@ -21,6 +21,7 @@ from compiler.passes.memory.assignment import ALIGNMENT, Lifetime, assign, peak_
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import flatten
+from compiler.support.formula import evaluate
 from schedules.machine import Machine
 from tests.compiler.passes.building import UNOPTIMIZED, Build, run_module
 
@@ -172,8 +173,10 @@ def test_symbols_are_planned_with_bounds_and_by_equal_sizes_without() -> None:
     expected = run_module(mod, data)[0]
     outputs, report = planned(mod, data)
     assert report["unplanned"] == 4
-    text = run_pipeline(mod, until="plan-memory").mod["main"].script()
+    result = run_pipeline(mod, until="plan-memory")
+    text = result.mod["main"].script()
     assert text.count("alloc_storage") == 3
+    assert evaluate(result.report.dynamic_memory["main"], {"n": 5}) == 3 * 5 * 8 * 4
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-4, atol=1e-4)
     outputs, report = planned(mod, data, bounds={"n": 16})
     assert report["unplanned"] == 0
