@@ -42,7 +42,7 @@ Inputs = Annotated[
         "-i",
         metavar="NAME=VALUE",
         help="A .npy file, an array of an .npz file, a number, a list, or `random`; a lone FILE.npz gives all it "
-        "holds. The rest is made up.",
+        "holds. Inputs that are not given take the stored example or random values.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="How many threads a run uses.")]
