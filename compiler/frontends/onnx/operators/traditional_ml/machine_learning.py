@@ -16,6 +16,8 @@ from compiler.frontends.onnx.values import TensorValue, Value
 
 DOMAIN = "ai.onnx.ml"
 _SHOWN_KEYS = 10  # in a note
+# A table of labels may have so many entries for each key, and so many more.
+_SPARSE, _SMALL_TABLE = 4, 4096
 
 
 def floats(context: NodeContext, op: Composer) -> TensorValue:
@@ -126,6 +128,11 @@ def label_encoder(context: NodeContext) -> TensorValue | list[Value]:
         context.refuse("string labels are not supported at run time")
     if default is None:
         default = np.array(-1 if values.dtype.kind == "i" else -0.0, values.dtype)
+    table = _table_of(keys, values, default)
+    if table is not None and context.dtype(0) == "int64":
+        low = int(keys.min()) - 1
+        place = op("Min", op("Max", context.value(0), np.int64(low)), np.int64(low + len(table) - 1))
+        return op("Gather", table, op("Sub", place, np.int64(low)), axis=0)
     data = op("Unsqueeze", context.value(0), int64s(-1))
     matches = op("Equal", data, keys.astype(dtypes.numpy_dtype(context.dtype(0))))
     if context.dtype(0).startswith("float") and np.isnan(keys).any():
@@ -134,6 +141,18 @@ def label_encoder(context: NodeContext) -> TensorValue | list[Value]:
     place = op("ArgMax", op("Cast", matches, to=6), axis=-1, keepdims=0)
     found = op("Greater", op("ReduceMax", op("Cast", matches, to=6), int64s(-1), keepdims=0), np.int32(0))
     return op("Where", found, op("Gather", values, place, axis=0), default.reshape(()))
+
+
+def _table_of(keys: np.ndarray, values: np.ndarray, default: np.ndarray) -> np.ndarray | None:
+    """The value of each integer from one below the least key to one above the greatest; None where most are no keys."""
+    if keys.dtype.kind != "i" or not keys.size:
+        return None
+    low, high, limits = int(keys.min()), int(keys.max()), np.iinfo(np.int64)
+    if high - low > _SPARSE * len(keys) + _SMALL_TABLE or low == limits.min or high == limits.max:
+        return None
+    table = np.full(high - low + 3, default.reshape(()), values.dtype)
+    table[keys[::-1].astype(np.int64) - low + 1] = values[::-1]  # of equal keys the first counts
+    return table
 
 
 def _labels(context: NodeContext, part: str) -> np.ndarray | None:

@@ -53,6 +53,13 @@ def test_imputer_and_categories() -> None:
     assert_equal_to_onnxruntime(_model("LabelEncoder", {"x": codes}, **labels), {"x": codes})
 
 
+@pytest.mark.parametrize("keys", [[3, 1, 3, -7], [1, 10**9], [2**63 - 1, 5]], ids=["near", "far", "greatest"])
+def test_label_encoder_of_integers(keys: list[int]) -> None:
+    codes = np.array([*keys, 0, 2, 4, -8, 2**63 - 1, -(2**63)])
+    labels: dict[str, Any] = {"keys_int64s": keys, "values_int64s": list(range(5, 5 + len(keys)))}
+    assert_equal_to_onnxruntime(_model("LabelEncoder", {"x": codes}, **labels), {"x": codes})
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("transform", ["NONE", "LOGISTIC"])
 def test_linear_classifier(classes: int, transform: str) -> None:
