@@ -107,7 +107,10 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
     limit = kept(options.storage, f"{name}-{target}", lambda: original_cost(net, example, target, cost)) * options.share
     space = Space(precision=() if is_accelerator else ("int8", "float32"))
     storage = options.storage and options.storage / f"{name}-{target}-{options.share}-{options.sampler}.db"
-    weights = share_weights(name, storage, options)
+    weights = beside_storages(name, "safetensors", options)
+    own_weights = Path(f"{storage}.weights.safetensors")
+    if weights is not None and weights.exists() and not own_weights.exists():
+        shutil.copy(weights, own_weights)
     result = compiler.search(
         net,
         {cost: limit},
@@ -125,18 +128,18 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
         storage=storage,
         progress=lambda step: print(f"{name} {target}: {step}", flush=True),
     )
-    if weights is not None and storage is not None and not weights.exists():
-        shutil.copy(f"{storage}.weights.safetensors", weights)
+    if weights is not None and not weights.exists():
+        shutil.copy(own_weights, weights)
     report = result.report
     models = {"original": result._finisher.job.model, "chosen": result.model}
     uniform: dict[str, Any] = {}
     for which in ("uniform",) if is_accelerator else ("uniform", "uniform_int8"):
         precision = "int8" if which == "uniform_int8" else "float32"
         uniform[which], models[which] = uniformly_pruned(result, cost, limit, precision)
-    as_long, models["as_long"] = trained_as_long(result)
     held_out = {}
     if data.calibration is not data.train:
         held_out = {which: held_out_score(model, data) for which, model in models.items()}
+    as_long = trained_as_long(result, data, beside_storages(name, "as-long.json", options))
     return {
         "data": name,
         "target": target,
@@ -146,8 +149,8 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
         "chosen": {"score": report.score, "cost": report.costs[cost], "before_finishing": report.score_before},
         "decisions": {each.name: each.option for each in report.decisions},
         **uniform,
-        "as_long": {"score": as_long},
-        "held_out": held_out,
+        "as_long": {"score": as_long["score"]},
+        "held_out": held_out | ({"as_long": as_long["held_out"]} if held_out else {}),
         "sampler": options.sampler,
         "candidates": len(report.points),
         "search_seconds": report.search_seconds,
@@ -171,24 +174,28 @@ def original_net(name: str, data: Digits, options: argparse.Namespace) -> torch.
     return net.eval()
 
 
-def share_weights(name: str, storage: Path | None, options: argparse.Namespace) -> Path | None:
-    """Where the shared weights of this net are kept: their training is the same for all targets."""
-    if storage is None:
+def beside_storages(name: str, what: str, options: argparse.Namespace) -> Path | None:
+    """Where something of a net is kept that is the same for all targets: its shared weights, what longer training
+    gives."""
+    if options.storage is None:
         return None
-    path = options.storage / f"{name}-{options.channels}-{options.epochs}-{options.shared_epochs}.safetensors"
-    own = Path(f"{storage}.weights.safetensors")
-    if path.exists() and not own.exists():
-        shutil.copy(path, own)
+    path: Path = options.storage / f"{name}-{options.channels}-{options.epochs}-{options.shared_epochs}.{what}"
     return path
 
 
-def trained_as_long(result: SearchResult) -> tuple[float, Any]:
-    """The whole net trained as a finalist is, in float32: its score and its model."""
+def trained_as_long(result: SearchResult, data: Digits, path: Path | None) -> dict[str, float]:
+    """The whole net trained as a finalist is, in float32: its scores."""
+    if path is not None and path.exists():
+        known: dict[str, float] = json.loads(path.read_text())
+        return known
     finisher = result._finisher
     model = finisher.trained({knob.name: knob.options[-1] for knob in finisher.net.knobs})
     module = finisher.job.compile(model)
     assert finisher.job.evaluate is not None
-    return float(finisher.job.evaluate(module.run)), model
+    found = {"score": float(finisher.job.evaluate(module.run)), "held_out": held_out_score(model, data)}
+    if path is not None:
+        path.write_text(json.dumps(found))
+    return found
 
 
 def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:

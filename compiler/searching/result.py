@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compiler.searching.finish import Finished, Finisher
     from compiler.searching.report import SearchReport
 
-_FAMILY = {"small": 0.0, "middle": 0.5, "large": 1.0}  # places on the front within the limit
+_FAMILY = {"large": 1.0, "small": 0.0, "middle": 0.5}  # places on the front within the limit
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SearchResult:
         Args:
             folder: as `tensorwright.write_variants` takes it.
             budgets: of each variant, by its name; None: "small", "middle" and "large" are the cheapest net of the front
-                that loses at most `max_drop`, the dearest one, and the one halfway between.
+                that loses at most `max_drop`, the dearest one, and the one halfway between, as far as they differ.
             max_drop: how much of the net's score as it came a variant may lose.
 
         Raises:
@@ -89,7 +89,12 @@ class SearchResult:
     def _family(self, max_drop: float) -> dict[str, Candidate]:
         original = self.report.original.score
         front = [each for each in self.front if original - each.score <= max_drop * abs(original)] or self.front[-1:]
-        return {name: front[round(place * (len(front) - 1))] for name, place in _FAMILY.items()}
+        family: dict[str, Candidate] = {}
+        for name, place in _FAMILY.items():  # the largest first: of a short front some are the same net
+            candidate = front[round(place * (len(front) - 1))]
+            if candidate not in family.values():
+                family[name] = candidate
+        return family
 
     def _within(self, budgets: Mapping[str, Mapping[str, float]]) -> dict[str, Candidate]:
         found = {}
