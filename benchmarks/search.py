@@ -243,14 +243,20 @@ def uniformly_pruned(
     cells = finisher.net.skeleton({}).graph.cells  # type: ignore[union-attr]
     knobs = [knob for knob in finisher.net.knobs if knob.kind in ("channels", "expansion", "heads")]
     whole = {knob.name: precision if knob.kind == "precision" else knob.options[-1] for knob in finisher.net.knobs}
-    for share in _SHARES:
+
+    def evenly(share: float) -> dict[str, Any]:
         kept = {knob.name: max(1, round(share * len(cells[knob.name.split(" ", 1)[1]].units))) for knob in knobs}
-        config = {**whole, **kept}
-        costs = finisher.costs.costs([finisher.net.model(config)])[0]
-        if costs[cost] <= limit:
-            finished = finisher.finish(config)
-            return {"share": share, "score": finished.score, "cost": finished.costs[cost]}, finished.model
-    raise SystemExit(f"no evenly pruned net in {precision} takes {limit:.5g} {cost} or less")
+        return {**whole, **kept}
+
+    low, high = 0, len(_SHARES)  # smaller shares cost less: the first within the limit
+    while low < high:
+        middle = (low + high) // 2
+        spent = finisher.costs.costs([finisher.net.model(evenly(_SHARES[middle]))])[0][cost]
+        low, high = (low, middle) if spent <= limit else (middle + 1, high)
+    if low == len(_SHARES):
+        raise SystemExit(f"no evenly pruned net in {precision} takes {limit:.5g} {cost} or less")
+    finished = finisher.finish(evenly(_SHARES[low]))
+    return {"share": _SHARES[low], "score": finished.score, "cost": finished.costs[cost]}, finished.model
 
 
 def main() -> None:
@@ -288,19 +294,24 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of docs/guides/search.md: scores, on held-out images in brackets; costs; and what the search took."""
-    lines = ["| data | target | as it came | limit | chosen | uniformly pruned | candidates | table, median error |"]
-    lines.append("|---" * 8 + "|")
+    lines = [
+        "| data | target | as it came | limit | chosen | uniformly pruned | the same in int8 | candidates"
+        " | table, median error |"
+    ]
+    lines.append("|---" * 9 + "|")
     for row in sorted(rows, key=_place):
         held_out, cost = row.get("held_out", {}), row["cost"]
         nets = [
             f"{_spent(row[which]['cost'], cost)}, {row[which]['score']:.4f}"
             + (f" ({held_out[which]:.4f})" if which in held_out else "")
-            for which in ("original", "chosen", "uniform")
+            if which in row
+            else "-"
+            for which in ("original", "chosen", "uniform", "uniform_int8")
         ]
         seconds = row.get("search_cpu_seconds", row["search_seconds"])
         sampler = ", TPE" if row.get("sampler") == "tpe" else ""
         error = f"{np.median(row['table_errors']):.1%}" if row["table_errors"] else "-"
-        cells = [row["data"], row["target"], nets[0], _spent(row["limit"], cost), nets[1], nets[2]]
+        cells = [row["data"], row["target"], nets[0], _spent(row["limit"], cost), *nets[1:]]
         lines.append(f"| {' | '.join(cells)} | {row['candidates']} in {seconds:.0f} s{sampler} | {error} |")
     return "\n".join(lines)
 

@@ -51,7 +51,8 @@ def distill(
     Args:
         student: a `torch.nn.Module`, or what `prune` made of one with `finetune=`: then its masks hold.
         teacher: a module or any function from a batch's inputs to logits; None with method "self".
-        batches: gone through once an epoch: tensors of inputs, or pairs (inputs, labels).
+        batches: gone through once an epoch: tensors of inputs, or pairs (inputs, labels). Inputs of a net with several
+            are a list or a tuple.
         method: "response": the teacher's softened outputs (Hinton, Vinyals and Dean 2015); "feature": also the inner
             tensors named in `features` (FitNets, Romero et al. 2015); "relation": also the distances and angles between
             samples (Park et al. 2019); "self": the student as it is now is the teacher (Furlanello et al. 2018).

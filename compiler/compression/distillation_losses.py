@@ -35,9 +35,10 @@ class Objective:
         """A scalar tensor."""
         import torch
 
-        outputs = self.net(inputs)
+        given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        outputs = self.net(*given)
         with torch.no_grad():
-            wanted = torch.as_tensor(self.teacher(inputs))
+            wanted = torch.as_tensor(self.teacher(*given))
         if wanted.shape != outputs.shape:
             raise OptionError(f"the teacher gives {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
         total = response(outputs, wanted, self.options.temperature)

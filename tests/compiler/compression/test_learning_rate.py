@@ -49,3 +49,11 @@ def test_a_student_is_trained_along_the_schedule() -> None:
     assert seen[10:] == pytest.approx([0.5 * one_cycle(step / 10) for step in range(10)])
     with pytest.raises(OptionError, match="schedule='cosine'"):
         DistillationOptions(teacher=torch.nn.Linear(3, 2), batches=batches, schedule="cosine").check()
+
+
+def test_a_student_of_several_inputs_is_trained() -> None:
+    batches = [((torch.ones(2, 3), torch.ones(2, 4)), torch.tensor([0, 1]))]
+    student, teacher = torch.nn.Bilinear(3, 4, 2), torch.nn.Bilinear(3, 4, 2)
+    before = student.weight.detach().clone()
+    train_student(student, DistillationOptions(teacher=teacher, batches=batches, epochs=1), lambda step: None)
+    assert not torch.equal(student.weight, before)
