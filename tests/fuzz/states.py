@@ -10,10 +10,12 @@ from torch import Tensor
 
 from compiler.runtime import Module
 from compiler.runtime.session import Session
+from tests.fuzz.growing_programs import growing_case
 from tests.fuzz.outcome import Outcome
 from tests.fuzz.state_programs import Program, random_program
 
 _RUNS = 5
+_GROWING = 4  # one of so many programs
 _TOLERANCE = 2e-5
 
 
@@ -22,9 +24,11 @@ def prepare(folder: Path) -> None:
 
 
 def case(_: None, seed: int) -> Outcome:
-    """Compile the program of a seed and walk through sessions of it."""
+    """Compile the program of a seed and walk through sessions of it; each fourth has states that grow."""
     import compiler
 
+    if seed % _GROWING == _GROWING - 1:
+        return growing_case(seed)
     torch.set_num_threads(1)
     program = random_program(seed)
     assert program.model is not None
