@@ -31,9 +31,19 @@ def capture_error(error: Exception) -> InvalidModelError:
         what, hint = f"a value of a tensor decides what is computed ({_first_line(text)})", _DATA_DEPENDENT
     elif "specialized it to be a constant" in text:
         what, hint = text.strip(), _FIXED_SIZE
+    elif "the generated guard" in text:
+        what, hint = _range_of_a_dimension(text)
     else:
         what, hint = f"{type(error).__name__}: {_first_line(text)}", _OTHER
     return InvalidModelError(f"torch.export cannot capture the model: {what}{where}", hint)
+
+
+def _range_of_a_dimension(text: str) -> tuple[str, str]:
+    """What the model requires of a dynamic dimension, and the range that torch suggests for it."""
+    reasons = [line.strip().removeprefix("- ") for line in text.splitlines() if "the generated guard" in line]
+    suggested = re.findall(r"^\s+(\w+ = .*)$", text.partition("Suggested fixes:")[2], re.MULTILINE)
+    hint = f"give dynamic_shapes the range that torch suggests: {'; '.join(suggested)}" if suggested else _FIXED_SIZE
+    return "; ".join(reasons), hint
 
 
 def _first_line(text: str) -> str:

@@ -68,3 +68,15 @@ def test_what_is_no_module_says_what_to_give(source: object, hint: str) -> None:
 def test_examples_are_tensors() -> None:
     with pytest.raises(InputError, match="numpy array"):
         tensorwright.compile(torch.nn.Linear(8, 4).eval(), example_inputs=(np.zeros(8, np.float32),))
+
+
+class LongEnough(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[1] > 8 else x
+
+
+def test_the_range_that_a_dimension_needs_is_named() -> None:
+    sizes = {"x": {1: torch.export.Dim("length", min=2, max=100)}}
+    with pytest.raises(InvalidModelError, match="9 <= L") as caught:
+        tensorwright.compile(LongEnough().eval(), example_inputs=(torch.ones(2, 9),), dynamic_shapes=sizes)
+    assert "length = Dim('length', min=9, max=100)" in str(caught.value.hint)
