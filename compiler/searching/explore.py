@@ -32,6 +32,8 @@ _UNIFORM = (0.25, 0.5, 0.75)
 _STEPS = 5  # of the path to the budget
 _SHARE_OF_PATH = 0.4  # of the trials
 _SHARE_OF_LAST_STEPS = 0.3
+_SHARE_OF_DEPTHS = 0.5
+_MOST_LAYERS = 8  # that are left out alone, to begin with
 _MOST_STEPS = 48  # from one candidate
 
 
@@ -146,16 +148,21 @@ class Explorer:
             raise unreachable(nearest, self.budget)
 
     def _evenly_pruned(self) -> None:
-        """With each precision and form, the largest evenly pruned net within the budget."""
+        """With each precision and form, the largest evenly pruned net within the budget; and the largest ones of those
+        without one of the residual layers, and without all: a wide shallow net often beats a narrow deep one."""
         knobs = self.net.knobs
         levels = max((len(knob.options) for knob in knobs), default=1)
         for alternative in _smallest_nets(knobs):
             others = {knob.name: alternative[knob.name] for knob in knobs if not knob.is_ordered}
-            for level in range(levels - 1, -1, -1):
-                config = {**uniform(knobs, level / max(levels - 1, 1)), **others}
-                if excess(self.costs_of([config])[0], self.budget) <= 0:
-                    self._even += self.evaluate([config])
+            for without in _depths(knobs):
+                if without and len(self._known) >= _SHARE_OF_DEPTHS * self.options.trials:
                     break
+                for level in range(levels - 1, -1, -1):
+                    config = {**uniform(knobs, level / max(levels - 1, 1)), **others, **without}
+                    if excess(self.costs_of([config])[0], self.budget) <= 0:
+                        found = self.evaluate([config])
+                        self._even += [] if without else found
+                        break
 
     def _path(self) -> None:
         """From the whole net to the budget in steps, each by the knob that costs the least score (NetAdapt, Yang et al.
@@ -280,6 +287,14 @@ def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
                 config[knob.name] = knob.options[min(place, len(knob.options) - 1)]
         found.append(config)
     return found
+
+
+def _depths(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
+    """Residual layers left out: none, each of the first ones alone, and all."""
+    layers = [knob.name for knob in knobs if knob.kind == "layer"]
+    alone: list[dict[str, Option]] = [{name: False} for name in layers[:_MOST_LAYERS]]
+    every: dict[str, Option] = dict.fromkeys(layers, False)
+    return [{}, *alone, *([every] if len(layers) > 1 else [])]
 
 
 def unreachable(nearest: Costs, budget: Mapping[str, float]) -> OptionError:

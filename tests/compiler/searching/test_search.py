@@ -96,7 +96,8 @@ def test_a_model_is_searched_from_the_command_line(
     assert printed["costs"]["mb"] <= 0.05 < printed["original"]["costs"]["mb"]
     assert printed["decisions"]
     assert load("small.twm").run({"x": np.zeros((1, 8), np.float32)})
-    assert {each.name for each in read_variants("served").variants} == {"float32", "small", "middle", "large"}
+    # One net of the front loses no more than a family may: it is written once.
+    assert {each.name for each in read_variants("served").variants} == {"float32", "large"}
     assert main([*command, "--budget", "mb=0.0001"]) == 2
     assert "no net of the space meets the budget; the closest takes" in capsys.readouterr().err
     assert main([*command, "--budget", "mb"]) == 2
