@@ -52,6 +52,7 @@ def exported_program(
         raise OptionError("the torch.nn.Module is in training mode", "call model.eval() first")
     arguments, named = _arguments(example_inputs)
     register_caches([*arguments, *named.values()])
+    arguments, named = _told_apart(arguments, named)
     try:
         return _captured(source, arguments, named, dynamic_shapes)
     except TensorwrightError:
@@ -93,6 +94,26 @@ def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]
         if isinstance(value, np.ndarray):
             raise InputError(f"example_inputs[{name!r}] is a numpy array", "give tensors: torch.from_numpy(array)")
     return arguments, named
+
+
+def _told_apart(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs, copied where one tensor is given twice: `torch.export` takes these for one input."""
+    import torch
+    from torch.utils import _pytree
+
+    tensors = [each for each in _pytree.tree_leaves((arguments, named)) if isinstance(each, torch.Tensor)]
+    if len({id(each) for each in tensors}) == len(tensors):
+        return arguments, named
+    seen: set[int] = set()
+
+    def once(leaf: object) -> object:
+        if not isinstance(leaf, torch.Tensor) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return leaf.clone()
+
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = _pytree.tree_map(once, (arguments, named))
+    return copied
 
 
 @contextlib.contextmanager

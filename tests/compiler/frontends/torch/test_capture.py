@@ -131,3 +131,15 @@ def test_a_loop_over_a_dynamic_dimension_is_named_with_the_way_out() -> None:
         import_model(
             Looping().eval(), example_inputs=(torch.ones(3, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
         )
+
+
+class Difference(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x - y
+
+
+def test_a_tensor_given_twice_is_two_inputs() -> None:
+    example = torch.zeros(2, 3)
+    module = compiler.compile(Difference().eval(), example_inputs=(example, example))
+    x, y = (np.random.default_rng(seed).standard_normal((2, 3)).astype(np.float32) for seed in (0, 1))
+    np.testing.assert_array_equal(module.run({"x": x, "y": y})["output_0"], x - y)
