@@ -1,0 +1,212 @@
+"""The text of one LLVM function on vectors of float32, written an instruction at a time."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+TABLE = "tensorwright_constants"
+TABLE_SIZE = 256
+# float64: 2 / pi; what rounds a float64 to an integer, held in the low bits (1.5 * 2^52); and pi / 2 in two parts,
+# the first of 25 bits.
+WIDE = (0.6366197723675814, 6755399441055744.0, 1.57079631090164184570, 1.58932547735281966916e-8)
+WIDE_TABLE = "tensorwright_wide_constants"
+# Metadata of `Writer.unless_any`: the branch that is hardly ever taken, and a loop that is not worth unrolling.
+_RARELY, _LOOP = "!0", "!1"
+METADATA = (
+    f'{_RARELY} = !{{!"branch_weights", i32 1, i32 4000}}\n{_LOOP} = distinct !{{{_LOOP}, !2, !3}}\n'
+    '!2 = !{!"llvm.loop.unroll.disable"}\n!3 = !{!"llvm.loop.vectorize.enable", i1 false}'
+)
+
+
+def float_bits(value: float) -> str:
+    """A float32 in LLVM's exact notation: the bits of the double of equal value."""
+    rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+    return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+
+
+def wide_bits(value: float) -> str:
+    """A float64 in LLVM's exact notation."""
+    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+
+
+class Writer:
+    """Writes the body of one LLVM function on vectors of `lanes` float32; values are register names or constants."""
+
+    def __init__(self, lanes: int, table: list[float] | None = None) -> None:
+        """`table` collects the constants of a variant that reads them from memory."""
+        self.lanes = lanes
+        self.table = table
+        self.float = self._of("float")
+        self.int = self._of("i32")
+        self.bool = self._of("i1")
+        self.double = self._of("double")
+        self.lines: list[str] = []
+        self.declared: set[str] = set()
+
+    def _of(self, scalar: str) -> str:
+        return scalar if self.lanes == 1 else f"<{self.lanes} x {scalar}>"
+
+    def _emit(self, text: str) -> str:
+        name = f"%v{len(self.lines)}"
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def number(self, value: float) -> str:
+        """A float32 constant in every lane."""
+        if self.table is not None:
+            return self._from_table(value)
+        return float_bits(value) if self.lanes == 1 else f"splat (float {float_bits(value)})"
+
+    def _from_table(self, value: float) -> str:
+        """Read from a variable that others might write to, for all LLVM knows: no register holds it for long."""
+        assert self.table is not None
+        if value not in self.table:
+            self.table.append(value)
+        place = f"getelementptr inbounds ([{TABLE_SIZE} x float], ptr @{TABLE}, i64 0, i64 {self.table.index(value)})"
+        return self._everywhere("float", self._emit(f"load float, ptr {place}, align 4"))
+
+    def _everywhere(self, scalar: str, value: str) -> str:
+        """A register's value in every lane."""
+        if self.lanes == 1:
+            return value
+        kind = self._of(scalar)
+        first = self._emit(f"insertelement {kind} poison, {scalar} {value}, i64 0")
+        return self._emit(f"shufflevector {kind} {first}, {kind} poison, <{self.lanes} x i32> zeroinitializer")
+
+    def wide_number(self, place: int) -> str:
+        """The float64 constant `WIDE[place]` in every lane."""
+        if self.table is None:
+            bits = wide_bits(WIDE[place])
+            return bits if self.lanes == 1 else f"splat (double {bits})"
+        address = f"getelementptr inbounds ([{len(WIDE)} x double], ptr @{WIDE_TABLE}, i64 0, i64 {place})"
+        return self._everywhere("double", self._emit(f"load double, ptr {address}, align 8"))
+
+    def integer(self, value: int) -> str:
+        return str(value) if self.lanes == 1 else f"splat (i32 {value})"
+
+    def add(self, a: str, b: str) -> str:
+        return self._emit(f"fadd contract {self.float} {a}, {b}")
+
+    def subtract(self, a: str, b: str) -> str:
+        return self._emit(f"fsub contract {self.float} {a}, {b}")
+
+    def multiply(self, a: str, b: str) -> str:
+        return self._emit(f"fmul contract {self.float} {a}, {b}")
+
+    def divide(self, a: str, b: str) -> str:
+        return self._emit(f"fdiv {self.float} {a}, {b}")
+
+    def whole(self, operation: str, a: str, b: str) -> str:
+        """An integer operation: add, sub, shl, ashr, and, or, xor."""
+        return self._emit(f"{operation} {self.int} {a}, {b}")
+
+    def compare(self, condition: str, a: str, b: str) -> str:
+        """An ordered (o..) or unordered (u..) comparison."""
+        return self._emit(f"fcmp {condition} {self.float} {a}, {b}")
+
+    def select(self, condition: str, a: str, b: str) -> str:
+        return self._emit(f"select {self.bool} {condition}, {self.float} {a}, {self.float} {b}")
+
+    def bits(self, a: str) -> str:
+        return self._emit(f"bitcast {self.float} {a} to {self.int}")
+
+    def from_bits(self, a: str) -> str:
+        return self._emit(f"bitcast {self.int} {a} to {self.float}")
+
+    def to_float(self, a: str) -> str:
+        return self._emit(f"sitofp {self.int} {a} to {self.float}")
+
+    def test_bit(self, a: str) -> str:
+        """Whether the lowest bit is set."""
+        return self._emit(f"trunc {self.int} {a} to {self.bool}")
+
+    def sign_bit(self, a: str) -> str:
+        """The sign alone, in the highest bit."""
+        return self.whole("and", self.bits(a), self.integer(-(2**31)))
+
+    def with_sign_flipped(self, a: str, sign: str) -> str:
+        """`a` with its sign flipped where the highest bit of `sign`, all other bits of which are 0, is set."""
+        return self.from_bits(self.whole("xor", self.bits(a), sign))
+
+    def wide(self, operation: str, a: str, b: str) -> str:
+        """A float64 operation: fadd, fsub, fmul."""
+        return self._emit(f"{operation} contract {self.double} {a}, {b}")
+
+    def widened(self, a: str) -> str:
+        return self._emit(f"fpext {self.float} {a} to {self.double}")
+
+    def narrowed(self, a: str) -> str:
+        return self._emit(f"fptrunc {self.double} {a} to {self.float}")
+
+    def low_word(self, a: str) -> str:
+        """The low 32 bits of float64 values."""
+        long = self._of("i64")
+        return self._emit(f"trunc {long} {self._emit(f'bitcast {self.double} {a} to {long}')} to {self.int}")
+
+    def intrinsic(self, name: str, *arguments: str) -> str:
+        suffix = "f32" if self.lanes == 1 else f"v{self.lanes}f32"
+        types = ", ".join(self.float for _ in arguments)
+        self.declared.add(f"declare {self.float} @llvm.{name}.{suffix}({types})")
+        values = ", ".join(f"{self.float} {argument}" for argument in arguments)
+        return self._emit(f"call {self.float} @llvm.{name}.{suffix}({values})")
+
+    def horner(self, coefficients: Sequence[float], x: str) -> str:
+        """The polynomial with these coefficients, highest power first."""
+        result = self.number(coefficients[0])
+        for coefficient in coefficients[1:]:
+            result = self.add(self.multiply(result, x), self.number(coefficient))
+        return result
+
+    def clamp(self, x: str, low: float, high: float) -> str:
+        """Clamped so that NaN stays NaN; each select becomes one minimum or maximum instruction."""
+        upper = self.select(self.compare("ogt", x, self.number(high)), self.number(high), x)
+        return self.select(self.compare("olt", upper, self.number(low)), self.number(low), upper)
+
+    def power_of_two(self, exponent: str) -> str:
+        """2^exponent for an exponent in the normal range."""
+        shifted = self.whole("shl", self.whole("add", exponent, self.integer(127)), self.integer(23))
+        return self.from_bits(shifted)
+
+    def unless_any(self, condition: str, common: Callable[[], str], library: str, x: str) -> str:
+        """The value that `common` writes, or in a vector where `condition` holds of any lane, LLVM's function of the
+        C library `library` of every lane of `x`."""
+        slot = self._emit(f"alloca {self.float}")
+        met = self._any(condition)
+        self.lines.append(f"  br i1 {met}, label %rare, label %common, !prof {_RARELY}")
+        self.lines.append("rare:")
+        rare = self._lane_by_lane(library, x, slot)
+        self.lines += ["  br label %done", "common:"]
+        usual = common()
+        self.lines += ["  br label %done", "done:"]
+        return self._emit(f"phi {self.float} [{rare}, %rare_end], [{usual}, %common]")
+
+    def _any(self, condition: str) -> str:
+        if self.lanes == 1:
+            return condition
+        name = f"@llvm.vector.reduce.or.v{self.lanes}i1"
+        self.declared.add(f"declare i1 {name}({self.bool})")
+        return self._emit(f"call i1 {name}({self.bool} {condition})")
+
+    def _lane_by_lane(self, library: str, x: str, slot: str) -> str:
+        """The function of every lane, in a loop over `slot`; goes on in the block `rare_end`."""
+        function = f"@llvm.{library}.f32"
+        self.declared.add(f"declare float {function}(float)")
+        if self.lanes == 1:
+            self.lines += ["  br label %rare_end", "rare_end:"]
+            return self._emit(f"call float {function}(float {x})")
+        self.lines += [
+            f"  store {self.float} {x}, ptr {slot}",
+            "  br label %lanes",
+            "lanes:",
+            "  %lane = phi i64 [0, %rare], [%next, %lanes]",
+            f"  %place = getelementptr inbounds float, ptr {slot}, i64 %lane",
+            "  %argument = load float, ptr %place, align 4",
+            f"  %answer = call float {function}(float %argument)",
+            "  store float %answer, ptr %place, align 4",
+            "  %next = add nuw nsw i64 %lane, 1",
+            f"  %last = icmp eq i64 %next, {self.lanes}",
+            f"  br i1 %last, label %rare_end, label %lanes, !llvm.loop {_LOOP}",
+            "rare_end:",
+        ]
+        return self._emit(f"load {self.float}, ptr {slot}")
