@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from schedules.codegen.nest import lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
-from schedules.conv.winograd import Winograd, WinogradNest
+from schedules.conv.winograd import Winograd
+from schedules.conv.winograd_nest import WinogradNest
 from schedules.conv.winograd_tiling import (
     direct_cycles,
     has_window,

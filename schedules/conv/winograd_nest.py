@@ -1,0 +1,343 @@
+"""The loop nest of Winograd's convolution: transforms a task's tiles, multiplies each frequency, transforms back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from schedules.codegen.nest import (
+    Body,
+    allocate,
+    allocate_tile,
+    both,
+    broadcast,
+    lanes_of,
+    load,
+    name_opaque,
+    parallel,
+    prefetch,
+    repeat,
+    sequence,
+    splat,
+    split_repeat,
+    static_grid,
+    store,
+    vectorized,
+    when,
+)
+from schedules.config import Config
+from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
+from schedules.conv.tiling import divisors, suits_one_core
+from schedules.conv.weights_ahead import ahead
+from schedules.conv.winograd_apply import Transform
+from schedules.conv.winograd_tasks import cut_tiles
+from schedules.conv.winograd_tiling import Tiles
+from schedules.conv.winograd_transforms import edge_of, transforms
+from schedules.conv.workload import WinogradWorkload
+from schedules.errors import NotScheduledError
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Expr, Stmt
+from schedules.ir.widening import number
+from schedules.machine import Machine
+from schedules.stages.fused_kernel import FusedKernel
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
+
+class WinogradNest:
+    """Builds the loop nest of one convolution.
+
+    The methods are what subclasses override: how numbers are kept between the transform and the products, how two
+    of them are multiplied, and what is left to do to a result.
+    """
+
+    fill: float = 0.0  # what stands in the padding
+
+    def __init__(self, fused: FusedKernel, work: WinogradWorkload, config: Config) -> None:
+        self.fused, self.work = fused, work
+        self.data = fused.operand(fused.anchors[0], 5)
+        self.weight = weight_of(fused)
+        self.tile = work.tile
+        self.edge = edge_of(work.tile, work.strides[0])
+        self.frequencies = self.edge**2
+        self.matrices = transforms(work.tile, work.strides[0])
+        self.tiles = config.integer("tiles")
+        self.pixels = min(config.integer("pixels"), self.tiles)
+        self.blocks, self.config = config.integer("blocks"), config
+        self.unroll = config.integer("unroll")
+        self.lanes = work.block
+        self.all_lanes = lanes_of(0, self.lanes)
+        self.spread_dtype = work.dtype  # of the transformed input
+        self.steps = self.lanes  # of the sum, for a block of channels
+        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.transform = Transform(self.lanes)
+
+    def build(self, machine: Machine) -> Stmt:
+        batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
+        counts = [parts_of(size, self.tile) for size in self.sizes.out]
+        self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
+        small = self.work.batch == 1 and not self.work.is_open and suits_one_core(self.work)
+        loop = repeat if small or machine.cores == 1 else parallel
+        tasks = loop("task", batch * (self.cut.parts * self.cut.chunks), self._task)
+        return sequence(self.sizes.bindings, self.cut.bindings, tasks)
+
+    def _task(self, task: Expr | int) -> Stmt:
+        cut, work = self.cut, self.work
+        names: list[Stmt] = []
+        chunk = self._position("chunk", task % cut.chunks, names)
+        image = self._position("image", task // (cut.parts * cut.chunks), names)
+        first = self._position("first", task // cut.chunks % cut.parts * cut.tiles, names)
+        # Parts are rounded up to the cores, so the last ones may begin beyond the end.
+        left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
+        live = self._position("live", left, names) if work.is_open else self.tiles
+        tiles = Tiles(image, first, live)
+        spread, allocate_spread = self._scratch("spread", work.in_blocks, self.steps)
+        product, allocate_product = self._scratch("product", self.blocks, self.lanes)
+
+        def channels(step: Expr | int) -> Stmt:
+            block = (chunk * cut.steps + step) * self.blocks
+            return sequence(
+                repeat("f", self.frequencies, lambda f: self._multiply(spread, product, block, f, live)),
+                repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
+            )
+
+        return sequence(
+            names,
+            allocate_spread,
+            allocate_product,
+            repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c)),
+            repeat("co", cut.steps, channels),
+        )
+
+    def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:
+        """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
+        return name_opaque(name, value, names) if self.work.is_open else value
+
+    def _scratch(self, name: str, blocks: int, elements: int) -> tuple[Expr, Stmt]:
+        """A buffer of (frequencies, blocks * tiles, elements).
+
+        An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
+        """
+        vectors = blocks * self.tiles
+        return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, elements), self.work.dtype)
+
+    def _each_tile(self, tiles: Tiles, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
+        """`body(place in the task, row, column of the tile)` for each tile; the last task may hold fewer."""
+        total, columns = self.cut.total, self.cut.columns
+
+        def one(i: Index) -> Stmt:
+            names: list[Stmt] = []
+            tile = tiles.first + i
+            row, column = (
+                self._position(*each, names) for each in (("row", tile // columns), ("column", tile % columns))
+            )
+            whole = self.work.is_open or total % self.tiles == 0
+            return sequence(names, when(True if whole else tile < total, body(i, row, column)))
+
+        return repeat("t", tiles.live, one)
+
+    # Into the frequencies.
+
+    def _spread_tiles(self, spread: Expr, tiles: Tiles, block: Index) -> Stmt:
+        return self._each_tile(tiles, lambda i, row, column: self._spread(spread, tiles.image, block, i, row, column))
+
+    def _spread(self, spread: Expr, image: Index, block: Index, place: Index, row: Index, column: Index) -> Stmt:
+        work, edge, dtype = self.work, self.edge, self.spread_dtype
+        top, left = self.sizes.before
+        height, width = self.sizes.spatial
+        step = self.tile * work.strides[0]
+        y, x = row * step - top, column * step - left
+        patch, allocate_patch = allocate("patch", (edge, edge, self.lanes), dtype, "local")
+        half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
+
+        def read(i: Index, j: Index) -> Stmt:
+            return store(
+                patch,
+                number(load(self.data, image, block, y + i, x + j, self.all_lanes), dtype),
+                i,
+                j,
+                self.all_lanes,
+            )
+
+        def read_guarded(i: Expr, j: Expr) -> Stmt:
+            inside = both(y + i >= 0, y + i < height, x + j >= 0, x + j < width)
+            outside = store(patch, splat(self.fill, dtype, self.lanes), i, j, self.all_lanes)
+            return sequence(when(inside, read(i, j), outside))
+
+        def down(j: Index) -> Stmt:
+            values = [load(patch, i, j, self.all_lanes) for i in range(edge)]
+            keep = partial(_stored, half, lambda i: (i, j, self.all_lanes))
+            return sequence(self.transform.apply(self.matrices.input, values, keep, dtype))
+
+        def across(i: Index) -> Stmt:
+            def give(j: int, value: Expr) -> Stmt:
+                at = (i * edge + j, block * self.tiles + place, lanes_of(0, self.steps))
+                return store(spread, self._kept(value), *at)
+
+            values = [load(half, i, j, self.all_lanes) for j in range(edge)]
+            return sequence(self.transform.apply(self.matrices.input, values, give, dtype))
+
+        inner = both(y >= 0, x >= 0, y + edge <= height, x + edge <= width)
+        whole = self._each("i", edge, lambda i: sequence([read(i, j) for j in range(edge)]))
+        guarded = repeat("i", edge, lambda i: repeat("j", edge, lambda j: read_guarded(i, j)))
+        reading = sequence(when(inner, whole, guarded))
+        transforming = self._each("j", edge, down), self._each("i", edge, across)
+        return sequence(allocate_patch, allocate_half, reading, *transforming)
+
+    def _each(self, name: str, extent: int, body: Body) -> Stmt:
+        """`body` for 0 to `extent - 1`: a loop where sizes are dynamic, whose kernels are many times as long, else one
+        statement after the other."""
+        if self.work.is_open:
+            return repeat(name, extent, body)
+        return sequence([body(i) for i in range(extent)])
+
+    def _kept(self, value: Expr) -> Expr:
+        """A transformed vector of a block of channels as `steps` elements of the sum's type."""
+        return value
+
+    # The product of each frequency.
+
+    def _multiply(self, spread: Expr, product: Expr, block: Index, frequency: Expr, live: Index) -> Stmt:
+        work, lanes = self.work, self.lanes
+        whole, rest = self._whole_and_rest()
+
+        def tile(start: Index, size: int) -> Stmt:
+            sums, allocation = allocate_tile("sums", (size, self.blocks, lanes), work.dtype)
+            points = list(static_grid(size, self.blocks))
+
+            def step(source: Index, lane: Index) -> list[Stmt]:
+                row = source * self.steps + lane
+                result: list[Stmt | None] = self._weights_ahead(block, frequency, start, row)
+                for pixel, part in points:
+                    value = broadcast(load(spread, frequency, source * self.tiles + start + pixel, lane), lanes)
+                    here = (pixel, part, self.all_lanes)
+                    total = self._plus_product(load(sums, *here), value, block + part, frequency, row)
+                    result.append(store(sums, total, *here))
+                return result
+
+            def block_loop(source: Index, channels: int) -> Stmt:
+                unroll = max(each for each in divisors(channels) if each <= self.unroll)
+                return repeat(
+                    "ci",
+                    channels // unroll,
+                    lambda i: sequence(*(step(source, i * unroll + j) for j in range(unroll))),
+                )
+
+            zero = splat(0, work.dtype, lanes)
+            parts: list[Stmt] = list(allocation)
+            parts += [store(sums, zero, *at, self.all_lanes) for at in points]
+            if whole:
+                parts.append(repeat("cb", whole, lambda source: block_loop(source, self.steps)))
+            if rest:
+                parts.append(block_loop(whole, rest))
+            parts += [
+                store(
+                    product,
+                    load(sums, pixel, part, self.all_lanes),
+                    frequency,
+                    part * self.tiles + start + pixel,
+                    self.all_lanes,
+                )
+                for pixel, part in points
+            ]
+            return sequence(parts)
+
+        def named_tile(start: Expr, size: int) -> Stmt:
+            names: list[Stmt] = []
+            start = name_opaque("start", start, names)
+            return sequence(names, tile(start, size))
+
+        if self.work.is_open:
+            return open_repeat("p", live, self.pixels, named_tile)
+        return split_repeat("p", self.tiles, self.pixels, tile)
+
+    def _whole_and_rest(self) -> tuple[int, int]:
+        """Whole blocks of input channels, and steps of the sum in the last one."""
+        return divmod(self.work.channels, self.lanes)
+
+    def _plus_product(self, total: Expr, value: Expr, block: Expr, frequency: Expr, row: Expr) -> Expr:
+        """`total` and the product of `value` and the weights of a block of output channels in a step of the sum."""
+        return total + value * load(self.weight, block, frequency, row, self.all_lanes)
+
+    def _weights_ahead(self, block: Index, frequency: Expr, start: Index, channel: Index) -> list[Stmt | None]:
+        """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
+        to come, or its share of them when several tiles use the same."""
+        tiles = ceil_div(self.tiles, self.pixels)
+        if self.work.is_open:  # there may be one alone
+            then = frequency + ahead(self.pixels * self.blocks * self.work.channels)
+            return [
+                when(start + 0 == 0, prefetch(self.weight, block + part, then, channel, 0))
+                for part in range(self.blocks)
+            ]
+        if tiles == 1:
+            row = channel + ahead(self.tiles * self.blocks)
+            return [prefetch(self.weight, block + part, frequency, row, 0) for part in range(self.blocks)]
+        then = frequency + ahead(self.tiles * self.blocks * self.work.channels)
+        each = ceil_div(self.blocks, tiles)
+        parts = [start // self.pixels * each + i for i in range(each)]
+        return [when(part < self.blocks, prefetch(self.weight, block + part, then, channel, 0)) for part in parts]
+
+    # Back from the frequencies.
+
+    def _collect_tiles(self, product: Expr, tiles: Tiles, block: Index, part: Index) -> Stmt:
+        return self._each_tile(
+            tiles, lambda i, row, column: self._collect(product, [tiles.image, block + part, row, column], part, i)
+        )
+
+    def _collect(self, product: Expr, at: Sequence[Index], part: Index, place: Index) -> Stmt:
+        """The results of a tile; `at` is its image, channel block, row and column."""
+        edge, size, dtype = self.edge, self.tile, self.work.dtype
+        height, width = self.sizes.out
+        image, block = at[:2]
+        y, x = at[2] * size, at[3] * size
+        half, allocate_half = allocate("half", (size, edge, self.lanes), dtype, "local")
+        result, allocate_result = allocate("result", (size, size, self.lanes), dtype, "local")
+
+        def down(j: Index) -> Stmt:
+            values = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
+            keep = partial(_stored, half, lambda i: (i, j, self.all_lanes))
+            return sequence(self.transform.apply(self.matrices.output, values, keep, dtype))
+
+        def across(i: Index) -> Stmt:
+            def give(j: int, value: Expr) -> Stmt:
+                return store(result, self._scaled(value), i, j, self.all_lanes)
+
+            values = [load(half, i, j, self.all_lanes) for j in range(edge)]
+            return sequence(self.transform.apply(self.matrices.output, values, give, dtype))
+
+        def finish(i: Index, j: Index) -> Stmt:
+            return vectorized(
+                "lane",
+                self.lanes,
+                lambda lane: self.fused.finish(load(result, i, j, lane), [image, block, y + i, x + j, lane]),
+            )
+
+        def guarded(i: Expr, j: Expr) -> Stmt:
+            return sequence(when(both(y + i < height, x + j < width), finish(i, j)))
+
+        transforming = self._each("j", edge, down), self._each("i", size, across)
+        writing = self._each("i", size, lambda i: sequence([finish(i, j) for j in range(size)]))
+        if self.work.is_open or height % size or width % size:
+            partly = repeat("i", size, lambda i: repeat("j", size, lambda j: guarded(i, j)))
+            writing = sequence(when(both(y + size <= height, x + size <= width), writing, partly))
+        return sequence(allocate_half, allocate_result, *transforming, writing)
+
+    def _scaled(self, value: Expr) -> Expr:
+        """A result of the transform as a result of the convolution."""
+        return value
+
+
+def weight_of(fused: FusedKernel) -> Expr:
+    """The transformed weights: what the product reads besides the transformed input."""
+    product = fused.anchors[1]
+    own = (fused.anchors[0].writes[0], product.writes[0])
+    for read in product.loads:
+        if not any(read.source.same_as(buffer) for buffer in own):
+            return read.source
+    raise NotScheduledError("the product reads no weights")
+
+
+def _stored(buffer: Expr, place: Callable[[int], tuple[Index | Expr, ...]], at: int, value: Expr) -> Stmt:
+    return store(buffer, value, *place(at))
