@@ -122,11 +122,11 @@ def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
         dtype = str(call.ty)
         if dtype == "float32":
             used.add(name)
-            return vector_math.call(name, call.args[0])
+            return vector_math.call(name, *call.args)
         if dtype in _NARROW and plain != "round":
             used.add(name)
-            wide = tirx.Cast("float32", call.args[0])
-            return tirx.Cast(dtype, vector_math.call(name, wide))
+            wide = [tirx.Cast("float32", each) for each in call.args]
+            return tirx.Cast(dtype, vector_math.call(name, *wide))
         return call
 
     return structural_map(root, (tvm.ir.Call, replace))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from schedules.instructions.vector_writer import Writer
+from schedules.instructions.vector_writer import WIDE_ROUNDING, Writer
 
 _LOG2_E = 1.4426950408889634
 LN2 = 0.6931471805599453
@@ -30,6 +30,12 @@ _LOG = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
+
+# log2((1 + s) / (1 - s)) = s P(s^2) for |s| <= 0.172, to a relative error of 2e-12: the Taylor series.
+_LOG2 = tuple(2 / (math.log(2) * power) for power in (13, 11, 9, 7, 5, 3, 1))
+# 2^f for |f| <= 1/2, to a relative error of 7e-12: the Taylor series.
+_EXP2 = tuple(math.log(2) ** power / math.factorial(power) for power in range(9, -1, -1))
+_LARGEST = 3.4028234e38
 
 
 def exp(w: Writer, argument: str) -> str:
@@ -87,15 +93,8 @@ def sigmoid(w: Writer, x: str) -> str:
 
 
 def log(w: Writer, x: str) -> str:
-    denormal = w.compare("olt", x, w.number(1.17549435e-38))
-    bits = w.bits(w.select(denormal, w.multiply(x, w.number(8388608.0)), x))
-    offset = w.select(denormal, w.number(149.0), w.number(126.0))
-    fraction = w.whole("or", w.whole("and", bits, w.integer(0x007FFFFF)), w.integer(0x3F000000))  # in [0.5, 1)
-    mantissa = w.from_bits(fraction)
-    exponent = w.subtract(w.to_float(w.whole("ashr", bits, w.integer(23))), offset)
-    low = w.compare("olt", mantissa, w.number(0.70710678118654752))
-    m = w.subtract(w.select(low, w.add(mantissa, mantissa), mantissa), w.number(1.0))
-    e = w.select(low, w.subtract(exponent, w.number(1.0)), exponent)
+    mantissa, e = _mantissa_and_exponent(w, x)
+    m = w.subtract(mantissa, w.number(1.0))
     square = w.multiply(m, m)
     tail = w.multiply(w.multiply(w.horner(_LOG, m), m), square)
     small = w.add(tail, w.multiply(e, w.number(_LN2_LOW)))
@@ -103,5 +102,59 @@ def log(w: Writer, x: str) -> str:
     result = w.add(w.add(m, small), w.multiply(e, w.number(_LN2_HIGH)))
     result = w.select(w.compare("oeq", x, w.number(0.0)), w.number(float("-inf")), result)
     # NaN fails the comparison, so NaN and infinity return themselves.
-    result = w.select(w.compare("ole", x, w.number(3.4028234e38)), result, x)
+    result = w.select(w.compare("ole", x, w.number(_LARGEST)), result, x)
     return w.select(w.compare("olt", x, w.number(0.0)), w.number(math.nan), result)
+
+
+def _mantissa_and_exponent(w: Writer, x: str) -> tuple[str, str]:
+    """(m, e) with x = m 2^e, m in [sqrt(1/2), sqrt(2)), for finite x above 0."""
+    denormal = w.compare("olt", x, w.number(1.17549435e-38))
+    bits = w.bits(w.select(denormal, w.multiply(x, w.number(8388608.0)), x))
+    offset = w.select(denormal, w.number(149.0), w.number(126.0))
+    fraction = w.whole("or", w.whole("and", bits, w.integer(0x007FFFFF)), w.integer(0x3F000000))  # in [0.5, 1)
+    mantissa = w.from_bits(fraction)
+    exponent = w.subtract(w.to_float(w.whole("ashr", bits, w.integer(23))), offset)
+    low = w.compare("olt", mantissa, w.number(0.70710678118654752))
+    m = w.select(low, w.add(mantissa, mantissa), mantissa)
+    return m, w.select(low, w.subtract(exponent, w.number(1.0)), exponent)
+
+
+def power(w: Writer, x: str, y: str) -> str:
+    """2^(y log2 |x|), the product in float64: its error counts in full however large it is; then C's special cases."""
+    one, half = w.number(1.0), w.multiply(y, w.number(0.5))
+    value = _exp2(w, w.wide("fmul", w.widened(y), _log2(w, w.intrinsic("fabs", x))))
+    is_integer = w.compare("oeq", w.intrinsic("trunc", y), y)
+    is_even = w.compare("oeq", w.intrinsic("trunc", half), half)
+    of_integer = w.select(is_even, value, w.with_sign_flipped(value, w.sign_bit(x)))
+    infinite = w.compare("oeq", x, w.number(-math.inf))
+    of_negative = w.select(infinite, value, w.number(math.nan))
+    other = w.select(w.compare("olt", x, w.number(0.0)), of_negative, value)
+    result = w.select(is_integer, of_integer, other)
+    size = w.intrinsic("fabs", y)
+    at_minus_one = w.select(w.compare("oeq", size, w.number(math.inf)), one, result)
+    result = w.select(w.compare("oeq", x, w.number(-1.0)), at_minus_one, result)
+    result = w.select(w.compare("oeq", x, one), one, result)
+    return w.select(w.compare("oeq", y, w.number(0.0)), one, result)
+
+
+def _log2(w: Writer, x: str) -> str:
+    """In float64, for x >= 0: e + log2 m, by the series of log((1 + s) / (1 - s)) in s = (m - 1) / (m + 1)."""
+    mantissa, e = _mantissa_and_exponent(w, x)
+    e = w.select(w.compare("oeq", x, w.number(0.0)), w.number(-math.inf), e)
+    e = w.select(w.compare("ole", x, w.number(_LARGEST)), e, x)
+    m, one = w.widened(mantissa), w.wide_number(1.0)
+    s = w.wide("fdiv", w.wide("fsub", m, one), w.wide("fadd", m, one))
+    square = w.wide("fmul", s, s)
+    return w.wide("fadd", w.wide("fmul", w.wide_horner(_LOG2, square), s), w.widened(e))
+
+
+def _exp2(w: Writer, argument: str) -> str:
+    """Of float64, rounded to float32: so whole powers of whole numbers are exact."""
+    x, rounding = w.wide_clamp(argument, -160.0, 130.0), w.wide_number(WIDE_ROUNDING)
+    shifted = w.wide("fadd", x, rounding)
+    rest = w.wide("fsub", x, w.wide("fsub", shifted, rounding))
+    polynomial = w.narrowed(w.wide_horner(_EXP2, rest))
+    exponent = w.low_word(shifted)
+    half = w.whole("ashr", exponent, w.integer(1))
+    scaled = w.multiply(polynomial, w.power_of_two(half))
+    return w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))

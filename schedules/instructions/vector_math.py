@@ -11,6 +11,7 @@ sigmoid     2.5    1 / (1 + e^-x), 0 where that is below the normal range
 tanh        5      odd rational approximation 13/6 as in Eigen
 erf         6      odd rational approximation 11/10 as in Eigen
 log         1.0    Cephes `logf`: mantissa in [sqrt(1/2), sqrt(2)), a degree-9 polynomial
+pow         0.51   2^(y log2 x) in float64: Taylor series of degrees 13 and 9
 round       0      half away from zero, as `roundf`
 sin, cos    1.6    Cephes `sinf`; reduced by pi / 2 in two parts in float64, as FreeBSD's `sinf`
 tan         2.7    Cephes `tanf`, reduced likewise
@@ -47,13 +48,14 @@ from typing import TYPE_CHECKING
 
 from schedules.instructions import vector_hyperbolic, vector_trigonometry
 from schedules.instructions.llvm_functions import PREFIX, register_operator
-from schedules.instructions.vector_exponentials import exp, exp_of_negative, exp_of_negative_coarse, log, sigmoid
+from schedules.instructions.vector_exponentials import exp, exp_of_negative, exp_of_negative_coarse, log, power, sigmoid
 from schedules.instructions.vector_writer import (
     METADATA,
     TABLE,
     TABLE_SIZE,
-    WIDE,
     WIDE_TABLE,
+    WIDE_TABLE_SIZE,
+    Tables,
     Writer,
     float_bits,
     wide_bits,
@@ -148,17 +150,19 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "asinh": vector_hyperbolic.asinh,
     "acosh": vector_hyperbolic.acosh,
     "atanh": vector_hyperbolic.atanh,
+    "pow": power,
 }
-_PARAMETERS = {LIMIT: ("%x", "%low", "%high")}  # those of the others are one, %x
+_PARAMETERS = {LIMIT: ("%x", "%low", "%high"), "pow": ("%x", "%y")}  # those of the others are one, %x
 
 
-def _constants() -> list[float]:
-    """The table of all functions' float32 constants, in a fixed order."""
-    table: list[float] = []
+def _constants() -> Tables:
+    """The tables of all functions' constants, in a fixed order."""
+    tables = Tables()
     for name in FUNCTIONS:
-        FUNCTIONS[name](Writer(2, table), *_PARAMETERS.get(name, ("%x",)))
-    assert len(table) <= TABLE_SIZE
-    return table
+        FUNCTIONS[name](Writer(2, tables), *_PARAMETERS.get(name, ("%x",)))
+    assert len(tables.narrow) <= TABLE_SIZE
+    assert len(tables.wide) <= WIDE_TABLE_SIZE
+    return tables
 
 
 def _symbol(name: str, lanes: int) -> str:
@@ -179,12 +183,14 @@ def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
 
 @cache
 def _table_text() -> str:
-    table = _constants()
-    values = ", ".join(f"float {float_bits(value)}" for value in table + [0.0] * (TABLE_SIZE - len(table)))
-    wide = ", ".join(f"double {wide_bits(value)}" for value in WIDE)
+    tables = _constants()
+    narrow = [f"float {float_bits(value)}" for value in tables.narrow]
+    wide = [f"double {wide_bits(value)}" for value in tables.wide]
+    narrow += ["float 0.0"] * (TABLE_SIZE - len(narrow))
+    wide += ["double 0.0"] * (WIDE_TABLE_SIZE - len(wide))
     return (
-        f"@{TABLE} = linkonce_odr global [{TABLE_SIZE} x float] [{values}]\n"
-        f"@{WIDE_TABLE} = linkonce_odr global [{len(WIDE)} x double] [{wide}]"
+        f"@{TABLE} = linkonce_odr global [{TABLE_SIZE} x float] [{', '.join(narrow)}]\n"
+        f"@{WIDE_TABLE} = linkonce_odr global [{WIDE_TABLE_SIZE} x double] [{', '.join(wide)}]"
     )
 
 

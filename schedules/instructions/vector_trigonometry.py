@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from schedules.instructions.vector_writer import WIDE, Writer
+from schedules.instructions.vector_writer import WIDE_ROUNDING, Writer
 
 # Up to here FreeBSD's `sinf` reduces by pi / 2 in two parts in float64: n pi / 2 is exact in the first for n < 2^28.
 _LARGEST_REDUCED = 2.0**28
+_REDUCTION = (1.57079631090164184570, 1.58932547735281966916e-8)  # pi / 2, the first part of 25 bits
 
 _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
@@ -71,12 +72,11 @@ def _too_large(w: Writer, size: str) -> str:
 
 def _reduced(w: Writer, x: str) -> tuple[str, str]:
     """(r, n) with x = n pi / 2 + r, |r| <= pi / 4 and half a unit in the last place from exact; n as an integer."""
-    two_over_pi, rounding, high, low = (w.wide_number(place) for place in range(len(WIDE)))
-    wide = w.widened(x)
-    shifted = w.wide("fadd", w.wide("fmul", wide, two_over_pi), rounding)
+    wide, rounding = w.widened(x), w.wide_number(WIDE_ROUNDING)
+    shifted = w.wide("fadd", w.wide("fmul", wide, w.wide_number(2 / math.pi)), rounding)
     n = w.wide("fsub", shifted, rounding)
-    r = w.wide("fsub", wide, w.wide("fmul", n, high))
-    r = w.wide("fsub", r, w.wide("fmul", n, low))
+    r = w.wide("fsub", wide, w.wide("fmul", n, w.wide_number(_REDUCTION[0])))
+    r = w.wide("fsub", r, w.wide("fmul", n, w.wide_number(_REDUCTION[1])))
     return w.narrowed(r), w.low_word(shifted)
 
 

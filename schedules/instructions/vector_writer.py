@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 
 TABLE = "tensorwright_constants"
 TABLE_SIZE = 256
-# float64: 2 / pi; what rounds a float64 to an integer, held in the low bits (1.5 * 2^52); and pi / 2 in two parts,
-# the first of 25 bits.
-WIDE = (0.6366197723675814, 6755399441055744.0, 1.57079631090164184570, 1.58932547735281966916e-8)
-WIDE_TABLE = "tensorwright_wide_constants"
+WIDE_TABLE, WIDE_TABLE_SIZE = "tensorwright_wide_constants", 32
+WIDE_ROUNDING = 6755399441055744.0  # 1.5 * 2^52: adding it rounds a float64 to an integer, held in the low bits
 # Metadata of `Writer.unless_any`: the branch that is hardly ever taken, and a loop that is not worth unrolling.
 _RARELY, _LOOP = "!0", "!1"
 METADATA = (
@@ -30,13 +28,21 @@ def wide_bits(value: float) -> str:
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
 
 
+class Tables:
+    """The constants of variants that read them from memory: float32 and float64."""
+
+    def __init__(self) -> None:
+        self.narrow: list[float] = []
+        self.wide: list[float] = []
+
+
 class Writer:
     """Writes the body of one LLVM function on vectors of `lanes` float32; values are register names or constants."""
 
-    def __init__(self, lanes: int, table: list[float] | None = None) -> None:
-        """`table` collects the constants of a variant that reads them from memory."""
+    def __init__(self, lanes: int, tables: Tables | None = None) -> None:
+        """`tables` collects the constants of a variant that reads them from memory."""
         self.lanes = lanes
-        self.table = table
+        self.tables = tables
         self.float = self._of("float")
         self.int = self._of("i32")
         self.bool = self._of("i1")
@@ -54,16 +60,15 @@ class Writer:
 
     def number(self, value: float) -> str:
         """A float32 constant in every lane."""
-        if self.table is not None:
-            return self._from_table(value)
+        if self.tables is not None:
+            return self._from_table(value, self.tables.narrow)
         return float_bits(value) if self.lanes == 1 else f"splat (float {float_bits(value)})"
 
-    def _from_table(self, value: float) -> str:
+    def _from_table(self, value: float, table: list[float]) -> str:
         """Read from a variable that others might write to, for all LLVM knows: no register holds it for long."""
-        assert self.table is not None
-        if value not in self.table:
-            self.table.append(value)
-        place = f"getelementptr inbounds ([{TABLE_SIZE} x float], ptr @{TABLE}, i64 0, i64 {self.table.index(value)})"
+        if value not in table:
+            table.append(value)
+        place = f"getelementptr inbounds ([{TABLE_SIZE} x float], ptr @{TABLE}, i64 0, i64 {table.index(value)})"
         return self._everywhere("float", self._emit(f"load float, ptr {place}, align 4"))
 
     def _everywhere(self, scalar: str, value: str) -> str:
@@ -74,13 +79,15 @@ class Writer:
         first = self._emit(f"insertelement {kind} poison, {scalar} {value}, i64 0")
         return self._emit(f"shufflevector {kind} {first}, {kind} poison, <{self.lanes} x i32> zeroinitializer")
 
-    def wide_number(self, place: int) -> str:
-        """The float64 constant `WIDE[place]` in every lane."""
-        if self.table is None:
-            bits = wide_bits(WIDE[place])
-            return bits if self.lanes == 1 else f"splat (double {bits})"
-        address = f"getelementptr inbounds ([{len(WIDE)} x double], ptr @{WIDE_TABLE}, i64 0, i64 {place})"
-        return self._everywhere("double", self._emit(f"load double, ptr {address}, align 8"))
+    def wide_number(self, value: float) -> str:
+        """A float64 constant in every lane."""
+        if self.tables is None:
+            return wide_bits(value) if self.lanes == 1 else f"splat (double {wide_bits(value)})"
+        if value not in self.tables.wide:
+            self.tables.wide.append(value)
+        index = self.tables.wide.index(value)
+        place = f"getelementptr inbounds ([{WIDE_TABLE_SIZE} x double], ptr @{WIDE_TABLE}, i64 0, i64 {index})"
+        return self._everywhere("double", self._emit(f"load double, ptr {place}, align 8"))
 
     def integer(self, value: int) -> str:
         return str(value) if self.lanes == 1 else f"splat (i32 {value})"
@@ -130,8 +137,22 @@ class Writer:
         return self.from_bits(self.whole("xor", self.bits(a), sign))
 
     def wide(self, operation: str, a: str, b: str) -> str:
-        """A float64 operation: fadd, fsub, fmul."""
+        """A float64 operation: fadd, fsub, fmul, fdiv."""
         return self._emit(f"{operation} contract {self.double} {a}, {b}")
+
+    def wide_horner(self, coefficients: Sequence[float], x: str) -> str:
+        """`horner` of float64."""
+        result = self.wide_number(coefficients[0])
+        for coefficient in coefficients[1:]:
+            result = self.wide("fadd", self.wide("fmul", result, x), self.wide_number(coefficient))
+        return result
+
+    def wide_clamp(self, x: str, low: float, high: float) -> str:
+        """`clamp` of float64."""
+        for condition, limit in (("ogt", self.wide_number(high)), ("olt", self.wide_number(low))):
+            beyond = self._emit(f"fcmp {condition} {self.double} {x}, {limit}")
+            x = self._emit(f"select {self.bool} {beyond}, {self.double} {limit}, {self.double} {x}")
+        return x
 
     def widened(self, a: str) -> str:
         return self._emit(f"fpext {self.float} {a} to {self.double}")

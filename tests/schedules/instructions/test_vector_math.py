@@ -142,6 +142,33 @@ def test_special_values_of_trigonometric_and_hyperbolic_functions(target: str) -
         np.testing.assert_array_equal(np.signbit(result[zero]), np.signbit(exact[zero]), name)
 
 
+@pytest.mark.parametrize("target", runnable())
+def test_powers(target: str) -> None:
+    """Every pair of the special values, whole powers, and results over the whole range."""
+    inf, nan, tiny = np.inf, np.nan, 1e-40
+    special = np.array(
+        [0, -0.0, 1, -1, 0.5, -0.5, 2, -3, 1.5, inf, -inf, nan, tiny, -tiny, 2**24 - 1, 1 - 2**24, -3e38]
+    )
+    rng = np.random.default_rng(0)
+    bases = [np.repeat(special, len(special)), rng.integers(-9, 10, 5000), np.exp2(rng.uniform(-149, 127.9, 20000))]
+    exponents = [np.tile(special, len(special)), rng.integers(0, 7, 5000), rng.standard_normal(20000)]
+    x, y = np.concatenate(bases).astype("float32"), np.concatenate(exponents).astype("float32")
+    result = evaluate(lambda builder, *values: builder.emit(op.power(*values)), [x, y], target)
+    with np.errstate(all="ignore"):
+        exact = np.power(x.astype("float64"), y.astype("float64"))
+        rounded = exact.astype("float32")
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(result[~finite], rounded[~finite])
+    number = ~np.isnan(rounded)
+    np.testing.assert_array_equal(np.signbit(result[number]), np.signbit(rounded[number]))
+    whole = slice(len(bases[0]), len(bases[0]) + len(bases[1]))
+    np.testing.assert_array_equal(result[whole], rounded[whole])
+    error = np.abs(result[finite] - exact[finite]) / np.spacing(np.abs(rounded[finite])).astype("float64")
+    normal = np.abs(rounded[finite]) >= np.finfo("float32").tiny
+    assert error[normal].max() <= 0.51
+    assert error.max() <= 1
+
+
 # (largest relative error, in units of the last place of float32 or as it is)
 OF_NEGATIVE = {EXP_OF_NEGATIVE: 2.0**-23, EXP_OF_NEGATIVE_COARSE: 8e-5}
 
