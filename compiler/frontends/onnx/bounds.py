@@ -133,18 +133,18 @@ def with_size(context: NodeContext, tensor: relax.Expr, axis: int, size: Dim) ->
     return context.match_shape(tensor, shape)
 
 
-def limited_place(value: Expr, size: Expr) -> Expr:
-    """A float coordinate inside a kernel as the index (int64) of an element of an axis of that size.
+def limited_place(value: Expr, size: Expr, index_dtype: str = "int64") -> Expr:
+    """A float coordinate inside a kernel as the index of an element of an axis of that size.
 
     It is limited before the cast, which infinities and NaN do not survive, and after it: float32 rounds large sizes.
     """
     dtype = str(value.ty.dtype)
     last = tirx.max(size.astype(dtype) - tirx.const(1, dtype), tirx.const(0, dtype))
     inside = tirx.max(tirx.min(value, last), tirx.const(0, dtype))
-    return limited(inside, 0, size - 1)
+    return limited(inside, 0, size - 1, index_dtype)
 
 
-def limited(value: Expr, low: object, high: Expr) -> Expr:
-    """A value inside a kernel, brought into [low, high], as int64."""
-    low, high = expression(low), expression(high)
-    return tirx.max(tirx.min(value.astype("int64"), high), low)
+def limited(value: Expr, low: object, high: Expr, dtype: str = "int64") -> Expr:
+    """A value inside a kernel, brought into [low, high], as an integer of that dtype."""
+    low, high = expression(low).astype(dtype), expression(high).astype(dtype)
+    return tirx.max(tirx.min(value.astype(dtype), high), low)

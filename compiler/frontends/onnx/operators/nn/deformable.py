@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.onnx.bounds import limited_place, require, require_entries, require_shape
+from compiler.frontends.onnx.bounds import require, require_entries, require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.math.matrix import matrix_product
 from compiler.frontends.onnx.operators.nn.convolution import checked_kernel, checked_rank
-from compiler.frontends.onnx.operators.nn.interpolation import inside, linear_taps, weighted_sum
+from compiler.frontends.onnx.operators.nn.interpolation import linear_taps, sampled, tap_tables
 from compiler.frontends.onnx.operators.nn.spatial import Window, integers_attribute, per_channel
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.symbolic import expression
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Tensor
@@ -40,12 +40,14 @@ def deform_conv(context: NodeContext) -> relax.Expr:
         context.invalid(f"offsets of shape {context.shape(_OFFSETS)} for a kernel of shape {list(kernel)}")
     window = _window(context, kernel)
     _check_operands(context, window, offset_group, group)
-    operands = [context.input(index) for index in (0, _OFFSETS, _MASK) if context.has_input(index)]
-    columns = context.emit_te(
-        _columns(window, channels // offset_group), *operands, primfunc_name_hint="deform_columns"
-    )
-    inner = channels // group * math.prod(kernel)
     batch, *output = context.shape(_OFFSETS)[0], *context.shape(_OFFSETS)[2:]
+    sizes = context.shape(0)[2:]
+    flat = context.emit(R.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)]))
+    operands = [context.input(index) for index in (_OFFSETS, _MASK) if context.has_input(index)]
+    lengths = [expression(size) for size in sizes]
+    compute = _columns(window, channels // offset_group)
+    columns = context.emit_te(compute, flat, *operands, *lengths, primfunc_name_hint="deform_columns")
+    inner = channels // group * math.prod(kernel)
     places = context.arithmetic.product(output)
     columns = context.emit(R.reshape(columns, [batch, group, inner, places]))
     weights = context.emit(R.reshape(context.input(1), [1, group, filters // group, inner]))
@@ -83,33 +85,37 @@ def _window(context: NodeContext, kernel: tuple[int, ...]) -> Window:
 
 
 def _columns(window: Window, group_channels: int) -> Callable[..., Tensor]:
-    """The sampled data (N, C, taps, E1...), zero outside of the data."""
-    rank, taps = window.rank, list(itertools.product(*(range(k) for k in window.kernel)))
-    count = len(taps)
+    """The sampled data (N, C, taps, E1...), zero outside of the data.
 
-    def compute(data: Tensor, offsets: Tensor, *masks: Tensor) -> Tensor:
+    Its operands: data (N, C, product of the sizes), offsets, the mask where there is one, and the sizes.
+    """
+    rank, count = window.rank, math.prod(window.kernel)
+
+    def compute(data: Tensor, offsets: Tensor, *rest: Tensor | Expr) -> Tensor:
+        masks, lengths = rest[:-rank], rest[-rank:]
         wide = compute_dtype(data.dtype)
-        sizes = data.shape[2:]
 
-        def coordinate(sample: Expr, group: Expr, tap: Expr, axis: int, place: tuple[Expr, ...]) -> Expr:
-            moved = offsets(sample, (group * count + tap) * rank + axis, *place).astype(wide)
-            start = place[axis] * window.strides[axis] - window.before[axis]
+        def coordinate(axis: int, place: Sequence[Expr]) -> Expr:
+            sample, group_tap, *position = place
+            moved = offsets(sample, group_tap * rank + axis, *position).astype(wide)
+            start = position[axis] * window.strides[axis] - window.before[axis]
+            tap = tirx.floormod(group_tap, count)
             step = tirx.floordiv(tap, math.prod(window.kernel[axis + 1 :])) % window.kernel[axis]
             return (start + step * window.dilations[axis]).astype(wide) + moved
 
+        # Those of a group of channels are the same.
+        shape = (data.shape[0], tirx.floordiv(offsets.shape[1], rank), *offsets.shape[2:])
+        tables = tap_tables(shape, lengths, lambda *at: linear_taps(coordinate(*at)), zeros=True)
+
         def element(sample: Expr, channel: Expr, tap: Expr, *place: Expr) -> Expr:
-            group = tirx.floordiv(channel, group_channels)
+            group_tap = tirx.floordiv(channel, group_channels) * count + tap
 
-            def pixel(positions: list[Expr]) -> Expr:
-                conditions = [inside(p, size) for p, size in zip(positions, sizes, strict=True)]
-                indices = [limited_place(p, size) for p, size in zip(positions, sizes, strict=True)]
-                value = data(sample, channel, *indices).astype(wide)
-                return tirx.Select(tirx.all(*conditions, tirx.const(True, "bool")), value, tirx.const(0, wide))
+            def read(offset: Expr) -> Expr:
+                return data(sample, channel, offset).astype(wide)
 
-            own = [linear_taps(coordinate(sample, group, tap, axis, place)) for axis in range(rank)]
-            value = weighted_sum(own, pixel)
+            value = sampled(tables, [sample, group_tap, *place], read, zeros=True)
             if masks:
-                value = value * masks[0](sample, group * count + tap, *place).astype(wide)
+                value = value * masks[0](sample, group_tap, *place).astype(wide)
             return value.astype(data.dtype)
 
         return te.compute((*data.shape[:2], count, *offsets.shape[2:]), element, name="columns")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from tvm import tirx
+from tvm import te, tirx
+
+from compiler.frontends.onnx.bounds import limited_place
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, Tensor
 
 Tap: TypeAlias = "tuple[Expr, Expr]"  # a whole-numbered coordinate and its weight, both floats
+TapsOf: TypeAlias = "Callable[[int, Sequence[Expr]], list[Tap]]"  # of an axis, at a place
+TapTables: TypeAlias = "list[list[tuple[Tensor, Tensor]]]"  # for each axis and tap, the offsets and the weights
+_MOST_JOINED = 8  # combinations of taps
 
 
 def _const(value: float, like: Expr) -> Expr:
@@ -78,3 +86,74 @@ def reflected(position: Expr, low: Expr, high: Expr) -> Expr:
     from_low = tirx.Select(below, even, tirx.Not(even))
     mirrored = tirx.Select(from_low, low + rest, high - rest)
     return tirx.Select(tirx.any(below, position > high), mirrored, position)
+
+
+def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *, zeros: bool) -> TapTables:
+    """The taps at all places of `shape`, computed once for all channels: for each axis and tap, its offset and weight.
+
+    Offsets are those of an axis in a row-major tensor of `sizes`: their sum over the axes is the element's place.
+    With `zeros`, an offset outside of its axis is so negative that every sum with it is negative.
+
+    Args:
+        shape: of the places: a sample, then its position.
+        sizes: of the data's sampled axes.
+        taps_of: the taps of an axis at a place.
+        zeros: whether elements outside are zeros; otherwise coordinates are limited to the axis.
+    """
+    dtype = _offset_dtype(sizes)
+    total = _product(sizes)
+
+    def offset(axis: int, tap: int, place: Sequence[Expr]) -> Expr:
+        position = taps_of(axis, place)[tap][0]
+        index = limited_place(position, sizes[axis], dtype) * _product(sizes[axis + 1 :]).astype(dtype)
+        return tirx.Select(inside(position, sizes[axis]), index, -total.astype(dtype)) if zeros else index
+
+    def tables(axis: int, tap: int) -> tuple[Tensor, Tensor]:
+        offsets = te.compute(shape, lambda *place: offset(axis, tap, place), name=f"offset{axis}_{tap}")
+        weights = te.compute(shape, lambda *place: taps_of(axis, place)[tap][1], name=f"weight{axis}_{tap}")
+        return offsets, weights
+
+    counts = [len(taps_of(axis, [tirx.const(0, "int64")] * len(shape))) for axis in range(len(sizes))]
+    found = [[tables(axis, tap) for tap in range(count)] for axis, count in enumerate(counts)]
+    return [_joined(shape, found)] if 1 < math.prod(counts) <= _MOST_JOINED else found
+
+
+def _joined(shape: Sequence[Expr], tables: TapTables) -> list[tuple[Tensor, Tensor]]:
+    """The taps of all axes as those of one: an element costs one offset and one weight."""
+
+    def joined(pairs: Sequence[tuple[Tensor, Tensor]], number: int) -> tuple[Tensor, Tensor]:
+        offsets, weights = zip(*pairs, strict=True)
+        offset = te.compute(shape, lambda *place: _total(offsets, place, operator.add), name=f"offset_{number}")
+        weight = te.compute(shape, lambda *place: _total(weights, place, operator.mul), name=f"weight_{number}")
+        return offset, weight
+
+    return [joined(pairs, number) for number, pairs in enumerate(itertools.product(*tables))]
+
+
+def _total(tensors: Sequence[Tensor], place: Sequence[Expr], join: Callable[[Expr, Expr], Expr]) -> Expr:
+    return functools.reduce(join, [tensor(*place) for tensor in tensors])
+
+
+def sampled(tables: TapTables, place: Sequence[Expr], element: Callable[[Expr], Expr], *, zeros: bool) -> Expr:
+    """The weighted sum of the elements that the tables name at a place; `element` reads one by its offset (int64)."""
+
+    def pixel(offsets: list[Expr]) -> Expr:
+        offset = sum(offsets[1:], start=offsets[0])
+        if not zeros:
+            return element(offset.astype("int64"))
+        value = element(tirx.max(offset, tirx.const(0, str(offset.ty.dtype))).astype("int64"))
+        return tirx.Select(offset >= tirx.const(0, str(offset.ty.dtype)), value, _const(0, value))
+
+    own = [[(offsets(*place), weights(*place)) for offsets, weights in taps] for taps in tables]
+    return weighted_sum(own, pixel)
+
+
+def _product(sizes: Sequence[Expr]) -> Expr:
+    return math.prod(sizes, start=tirx.const(1, "int64"))
+
+
+def _offset_dtype(sizes: Sequence[Expr]) -> str:
+    """int32 where the sums of the offsets of all axes fit, for vectors of twice as many."""
+    if all(isinstance(size, tirx.IntImm) for size in sizes):
+        return "int32" if len(sizes) * math.prod(int(size) for size in sizes) < 2**31 else "int64"
+    return "int64"

@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
+from tvm.relax import op as R
 
-from compiler.frontends.onnx.bounds import limited_place, require, require_entries
+from compiler.frontends.onnx.bounds import require, require_entries
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.nn.interpolation import (
+    Tap,
     clamped,
     cubic_taps,
-    inside,
     linear_taps,
     reflected,
-    weighted_sum,
+    sampled,
+    tap_tables,
 )
 from compiler.frontends.onnx.operators.precision import compute_dtype
+from compiler.frontends.onnx.operators.tensor.filling import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Tensor
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
+# Places whose taps stay in the second cache, so that channels follow one another; the taps of more are computed row by
+# row.
+_MOST_CACHED = 16384
 _PADDINGS = ("zeros", "border", "reflection")
 
 
@@ -44,40 +50,59 @@ def grid_sample(context: NodeContext) -> relax.Expr:
     for size in context.shape(0)[2:]:
         require_entries(context, size, count)
     align = bool(context.attribute("align_corners", 0))
+    (batch, channels, *sizes), places = context.shape(0), context.shape(1)[1:-1]
+    if 0 in (batch, channels) or 0 in places:
+        # To TVM's reshape a 0 means the old size.
+        return filled(context, 0, context.dtype(0), [batch, channels, *places])
     kernel = _grid_sample_kernel(_MODES[mode], padding, align)
-    return context.emit_te(kernel, context.input(0), context.input(1), primfunc_name_hint="grid_sample")
+    lengths = [expression(size) for size in sizes]
+    flat = context.emit(R.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)]))
+    grid, count = context.input(1), context.arithmetic.product(places)
+    if not isinstance(count, int) or count > _MOST_CACHED:
+        return context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample")
+    grid = context.emit(R.reshape(grid, [batch, count, rank]))
+    result = context.emit(context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample"))
+    return R.reshape(result, [batch, channels, *places])
 
 
 def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Tensor]:
-    def compute(data: Tensor, grid: Tensor) -> Tensor:
-        wide = compute_dtype(data.dtype)
-        sizes = data.shape[2:]
-        rank = len(sizes)
+    """Of data (N, C, product of the sampled axes' sizes), a grid and those sizes."""
+    zeros = padding == "zeros"
 
-        def coordinate(sample: Expr, axis: int, place: Sequence[Expr]) -> Expr:
-            value = _denormalized(grid(sample, *place, rank - 1 - axis).astype(wide), sizes[axis], align)
+    def compute(data: Tensor, grid: Tensor, *lengths: Expr) -> Tensor:
+        wide, rank = compute_dtype(data.dtype), len(lengths)
+
+        # Coordinates and taps are the same for all channels. Coordinates are stored: the expression of a reflected one,
+        # put into that of its taps, grows to thousands of nodes.
+        places = (data.shape[0], *grid.shape[1:-1])
+
+        def coordinate(axis: int, place: Sequence[Expr]) -> Expr:
+            size = lengths[axis]
+            value = _denormalized(grid(*place, rank - 1 - axis).astype(wide), size, align)
             if mode == "nearest":
                 value = tirx.nearbyint(value)
             # As in PyTorch, the cubic mode pads element by element only.
-            return value if mode == "cubic" else _within(value, sizes[axis], padding, align)
+            return value if mode == "cubic" else _within(value, size, padding, align)
 
-        # Coordinates are the same for all channels, and computed once.
         def coordinates_of(axis: int) -> Tensor:
-            shape = (data.shape[0], *grid.shape[1:-1])
-            return te.compute(shape, lambda n, *place: coordinate(n, axis, place), name=f"coordinate{axis}")
+            return te.compute(places, lambda *place: coordinate(axis, place), name=f"coordinate{axis}")
 
-        places = [coordinates_of(axis) for axis in range(rank)]
+        coordinates = [coordinates_of(axis) for axis in range(rank)]
+
+        def taps(axis: int, place: Sequence[Expr]) -> list[Tap]:
+            own, size = coordinates[axis](*place), lengths[axis]
+            if mode == "nearest":
+                return [(_padded(own, size, padding, align), tirx.const(1, wide))]
+            pairs = cubic_taps(own) if mode == "cubic" else linear_taps(own)
+            return [(_padded(position, size, padding, align), weight) for position, weight in pairs]
+
+        tables = tap_tables(places, lengths, taps, zeros=zeros)
 
         def element(sample: Expr, channel: Expr, *place: Expr) -> Expr:
-            own = [coordinates(sample, *place) for coordinates in places]
+            def read(offset: Expr) -> Expr:
+                return data(sample, channel, offset).astype(wide)
 
-            def pixel(positions: list[Expr]) -> Expr:
-                return _pixel(data, sample, channel, positions, padding, align, wide)
-
-            if mode == "nearest":
-                return pixel(own).astype(data.dtype)
-            taps = [cubic_taps(c) if mode == "cubic" else linear_taps(c) for c in own]
-            return weighted_sum(taps, pixel).astype(data.dtype)
+            return sampled(tables, [sample, *place], read, zeros=zeros).astype(data.dtype)
 
         return te.compute((*data.shape[:2], *grid.shape[1:-1]), element, name="grid_sample")
 
@@ -105,20 +130,9 @@ def _within(value: Expr, size: Expr, padding: str, align: bool) -> Expr:
     return tirx.Select(tirx.any(value < low, value > high), clamped(value, size), value)
 
 
-def _pixel(
-    data: Tensor, sample: Expr, channel: Expr, positions: Sequence[Expr], padding: str, align: bool, dtype: str
-) -> Expr:
-    """The element at whole-numbered coordinates, or what the padding puts there."""
-    sizes = data.shape[2:]
-    if padding == "reflection":
-        borders = [_borders(size, align, dtype) for size in sizes]
-        positions = [reflected(p, low, high) for p, (low, high) in zip(positions, borders, strict=True)]
-    indices = [limited_place(p, size) for p, size in zip(positions, sizes, strict=True)]
-    value = data(sample, channel, *indices).astype(dtype)
-    if padding != "zeros":
-        return value
-    conditions = [inside(p, size) for p, size in zip(positions, sizes, strict=True)]
-    return tirx.Select(tirx.all(*conditions, tirx.const(True, "bool")), value, tirx.const(0, dtype))
+def _padded(position: Expr, size: Expr, padding: str, align: bool) -> Expr:
+    """A whole-numbered coordinate brought back as the padding says."""
+    return reflected(position, *_borders(size, align, str(position.ty.dtype))) if padding == "reflection" else position
 
 
 @converter("AffineGrid", since=20)
