@@ -21,6 +21,7 @@ from tvm.sym import Analyzer
 
 from compiler.errors import InternalError, OptionError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, PositionSpec, SizeRequirement, StateSpec, TensorSpec
+from compiler.frontends.rewritten_main import with_rewritten_main
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import plain, same_shape, shape_of
 from compiler.passes.rewriting.state_writes import write_rows
@@ -226,21 +227,7 @@ class _Growing:
     # The Relax function.
 
     def _module(self) -> IRModule:
-        builder = relax.BlockBuilder(
-            IRModule({var: each for var, each in self._model.mod.functions_items() if var.name_hint != "main"})
-        )
-        function = self._function(builder)
-        builder.add_func(function, "main")
-        made = builder.finalize()
-        mod = IRModule(
-            dict(made.functions_items()), attrs=self._model.mod.attrs, global_infos=self._model.mod.global_infos
-        )
-        mod = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(mod))
-        try:
-            relax.analysis.well_formed(mod)
-        except Exception as error:  # whatever TVM raises here is a defect of this file
-            raise InternalError(f"the module with a capacity is not well formed: {error}") from error
-        return mod
+        return with_rewritten_main(self._model.mod, self._function, "the module with a capacity")
 
     def _function(self, builder: BlockBuilder) -> Function:
         params = list(self._main.params)

@@ -15,6 +15,7 @@ from tvm.relax import op as R
 
 from compiler.errors import InternalError, OptionError
 from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec
+from compiler.frontends.rewritten_main import with_rewritten_main
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import dtype_of, rank_of, same_shape, shape_of
 from compiler.passes.rewriting.state_writes import UPDATES, write_places
@@ -89,17 +90,7 @@ class _Caches:
         )
 
     def _module(self) -> IRModule:
-        old = self._model.mod
-        others = {var: each for var, each in old.functions_items() if var.name_hint != "main"}
-        builder = relax.BlockBuilder(IRModule(others))
-        builder.add_func(self._function(builder), "main")
-        mod = IRModule(dict(builder.finalize().functions_items()), attrs=old.attrs, global_infos=old.global_infos)
-        mod = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(mod))
-        try:
-            relax.analysis.well_formed(mod)
-        except Exception as error:  # whatever TVM raises here is a defect of this file
-            raise InternalError(f"the module with caches of {self._dtype} is not well formed: {error}") from error
-        return mod
+        return with_rewritten_main(self._model.mod, self._function, f"the module with caches of {self._dtype}")
 
     def _function(self, builder: BlockBuilder) -> Function:
         old = list(self._main.params)
