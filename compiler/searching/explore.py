@@ -28,6 +28,7 @@ from compiler.searching.settings import SearchOptions
 from compiler.searching.study import Study
 
 _BATCH = 8  # candidates that a sampler proposes before the next ones learn from them
+_COSTED = 16  # candidates whose kernels are measured together
 _UNIFORM = (0.25, 0.5, 0.75)
 _STEPS = 5  # of the path to the budget
 _SHARE_OF_PATH = 0.4  # of the trials
@@ -105,8 +106,11 @@ class Explorer:
     def costs_of(self, configs: Sequence[Config]) -> list[Costs]:
         """Costs alone, each config once."""
         new = {key_of(config): config for config in configs if key_of(config) not in self._costs}
-        found = self.costs.costs([self.net.model(config) for config in new.values()])
-        self._costs |= dict(zip(new, found, strict=True))
+        keys = list(new)
+        for start in range(0, len(keys), _COSTED):  # a space of large nets holds few of them at a time
+            part = keys[start : start + _COSTED]
+            found = self.costs.costs([self.net.model(new[key]) for key in part])
+            self._costs |= dict(zip(part, found, strict=True))
         return [self._costs[key_of(config)] for config in configs]
 
     def evaluate(self, configs: Sequence[Config]) -> list[Candidate]:

@@ -24,9 +24,11 @@ from compiler.searching.graph_net import GraphNet
 from compiler.searching.knobs import Config
 from compiler.searching.precision import SCHEMES, precisions_in
 from compiler.searching.settings import SearchOptions
+from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import score
 
 if TYPE_CHECKING:
+    from compiler.searching.subnet import SubNetwork
     from compiler.searching.torch_net import TorchNet
 
 _LOST_BY_QUANTIZING = 0.05  # of the score, where the caller gives no limit
@@ -62,6 +64,7 @@ class Finisher:
     Args:
         job: of the net as it came; `job.evaluate` scores modules that this machine runs.
         teacher: the net as it came, which distillation learns from; None for models that are not of torch.
+        kept: weights of candidates that were trained before.
     """
 
     job: Job
@@ -71,6 +74,7 @@ class Finisher:
     teacher: Any
     max_drop: float | None
     report: Callable[[str], None]
+    kept: TrainedNets
 
     def finish(self, config: Config, epochs: int | None = None) -> Finished:
         """Train, quantize, verify and compile a candidate.
@@ -140,16 +144,29 @@ class Finisher:
         from compiler.searching.subnet import SubNetwork
         from compiler.searching.torch_net import on_threads
 
+        if not self.options.trains:
+            return self._canonical(SubNetwork.of(self.net, config))
         with on_threads(self.job.threads):
             work = SubNetwork.of(self.net, config)
-            if self.options.train is not None and epochs is None:
-                self.report("finetune")
-                work.train(self.options.train)
-                steps.append("finetune")
-            if self.options.batches is not None:
-                self.report("distill")
-                work.distill(self.teacher, self.options, epochs or self.options.epochs_of_finalists, self.report)
-                steps.append("distill")
+            finetunes = self.options.train is not None and epochs is None
+            distills = self.options.epochs_of_finalists if epochs is None else epochs
+            path = self.kept.path(work.net, config, self.options, finetunes, distills)
+            if not self.kept.read_into(work.net, path):
+                self._train(work, finetunes, distills)
+                self.kept.keep(work.net, path)
+        steps += ["finetune"] * finetunes + ["distill"] * (self.options.batches is not None)
+        return self._canonical(work)
+
+    def _train(self, work: SubNetwork, finetunes: bool, epochs: int) -> None:
+        if finetunes:
+            assert self.options.train is not None
+            self.report("finetune")
+            work.train(self.options.train)
+        if self.options.batches is not None:
+            self.report("distill")
+            work.distill(self.teacher, self.options, epochs, self.report)
+
+    def _canonical(self, work: SubNetwork) -> ImportedModel:
         return canonical(work.compressed(), self.job.target)
 
     def _by_recipe(self, model: ImportedModel, steps: list[str]) -> ImportedModel:

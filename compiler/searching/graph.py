@@ -81,7 +81,7 @@ class SearchGraph:
         """Of the structure: channels, heads, layers and filters.
 
         Args:
-            lanes: how many numbers a vector of the machine holds: more than those are kept in multiples of them.
+            lanes: how many channels the target computes at once: more than those are kept in multiples of them.
         """
         found = []
         inner = self._inner_cells()

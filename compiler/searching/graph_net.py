@@ -6,6 +6,7 @@ from compiler.compression.job import Job
 from compiler.compression.quantization.session import Session
 from compiler.driver.compile import compile as compile_model
 from compiler.frontends.imported_model import ImportedModel
+from compiler.searching.accelerator import channels_at_once
 from compiler.searching.graph import SearchGraph
 from compiler.searching.knobs import Config, Knob
 from compiler.searching.precision import Precisions
@@ -23,7 +24,7 @@ class GraphNet:
     def __init__(self, job: Job, space: Space, precisions: Precisions) -> None:
         self.job, self.precisions = job, precisions
         self.graph = SearchGraph.of(job.model)
-        lanes = job.target.machine.lanes("float32")
+        lanes = channels_at_once(precisions.target)
         self.knobs: list[Knob] = [
             *self.graph.knobs(space, lanes),
             *precisions.knobs(job.model, space, space.keep),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -11,15 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import targets
 from compiler.artifact.storage import write_json
-from compiler.driver.compile import compile as compile_model
 from compiler.errors import StorageError
 from compiler.frontends.imported_model import ImportedModel
-from compiler.profiling.profile import profile
-from compiler.profiling.timing import run_seconds
-from compiler.profiling.workload import prepare
 from compiler.searching.lowered import LoweredModel, lower
-
-_SECONDS = 0.3  # of watching kernels, and of timing runs
 
 
 class WholeRun(BaseModel):
@@ -27,6 +23,7 @@ class WholeRun(BaseModel):
 
     Attributes:
         kernels: seconds of its kernels by the table when it was measured; None where it filled the table itself.
+        own: seconds of its kernels in that run.
         seconds: of a run.
         calls: of kernels in a run.
     """
@@ -47,6 +44,23 @@ class _Contents(BaseModel):
     whole: list[WholeRun]
 
 
+@dataclass(frozen=True)
+class Run:
+    """A module that was measured as a whole: what a run takes, and what its kernels took in it, in seconds."""
+
+    lowered: LoweredModel
+    seconds: float
+    kernels: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a call of kernels, by their keys, and the run that they were measured in."""
+
+    kernels: Mapping[str, float]
+    run: Run | None = None
+
+
 class KernelTimes(Protocol):
     """The measure of a target."""
 
@@ -54,44 +68,18 @@ class KernelTimes(Protocol):
     def name(self) -> str:
         """What it is, in words; the numbers of two measures do not mix."""
 
-    def times(
-        self, model: ImportedModel, lowered: LoweredModel, known: frozenset[str]
-    ) -> tuple[dict[str, float], float | None]:
-        """(seconds of a call of each kernel by its name in the module, seconds of a whole run where it is measured)
+    def some(self, candidates: Sequence[LoweredModel], wanted: AbstractSet[str]) -> Measured:
+        """Measure some of the kernels in `wanted`, one at least: what is found is stored before others are measured.
 
         Args:
-            known: keys that need not be among them.
+            candidates: which call them.
         """
 
+    def whole(self, lowered: LoweredModel) -> Measured:
+        """Measure a module as it is compiled."""
 
-class TimedHere:
-    """Times whole modules on this machine, kernel by kernel: the median of many runs.
-
-    A kernel is measured where it will run, between others: alone it would find its data in other caches.
-    """
-
-    def __init__(self, target: targets.Target, threads: int | None) -> None:
-        self._target, self._threads = target, threads
-        self._runs_on = target.machine.cores if threads is None else threads
-
-    @property
-    def name(self) -> str:
-        return f"timed on {self._runs_on} thread(s)"
-
-    def times(
-        self, model: ImportedModel, lowered: LoweredModel, known: frozenset[str]
-    ) -> tuple[dict[str, float], float | None]:
-        """Raises UserError where the module cannot be built or run."""
-        module = compile_model(model, self._target, threads=self._threads, records=False, progress=None)
-        watched = profile(module, seconds=_SECONDS, threads=self._runs_on)
-        totals: dict[str, list[float]] = {}
-        for kernel in watched.kernels:
-            total = totals.setdefault(kernel.name, [0.0, 0.0])
-            total[0] += kernel.seconds
-            total[1] += kernel.calls
-        workload = prepare(module, threads=self._runs_on)
-        run = workload.on_its_threads(lambda: run_seconds(workload.run, threads=self._runs_on, budget=_SECONDS))
-        return {name: seconds / calls for name, (seconds, calls) in totals.items() if calls}, run
+    def close(self) -> None:
+        """End its processes; they are started again when needed."""
 
 
 class LayerTable:
@@ -100,10 +88,17 @@ class LayerTable:
     Args:
         measure: of the target.
         path: where to keep it, so that a search that goes on measures nothing twice; None: in memory.
+        report: told how many kernels are to be measured.
     """
 
-    def __init__(self, target: targets.Target, measure: KernelTimes, path: Path | None = None) -> None:
-        self._target, self._measure, self._path = target, measure, path
+    def __init__(
+        self,
+        target: targets.Target,
+        measure: KernelTimes,
+        path: Path | None = None,
+        report: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        self._target, self._measure, self._path, self._report = target, measure, path, report
         self._contents = _read(path, measure.name)
 
     def lowered(self, model: ImportedModel) -> LoweredModel:
@@ -114,25 +109,28 @@ class LayerTable:
         """Keys that the table lacks."""
         return set(lowered.calls) - set(self._contents.kernels)
 
-    def fill(self, model: ImportedModel, lowered: LoweredModel) -> float | None:
-        """Measure a model's kernels, and keep those that were not known; its whole run as well, whose seconds these
-        are."""
-        before = None if self.missing(lowered) else self._sum(lowered)
-        by_name, run = self._measure.times(model, lowered, frozenset(self._contents.kernels))
-        by_key: dict[str, list[float]] = {}
-        for name, seconds in by_name.items():
-            if name in lowered.keys:
-                by_key.setdefault(lowered.keys[name], []).append(seconds)
-        found = {key: median(each) for key, each in by_key.items()}
-        for key in lowered.calls:  # what the profiler does not see cannot be told apart from the rest of a run
-            self._contents.kernels.setdefault(key, found.get(key, 0.0))
+    def fill(self, candidates: Sequence[LoweredModel]) -> None:
+        """Measure what these candidates call and the table lacks. Raises UserError, as the measure does."""
+        while wanted := set().union(*(self.missing(each) for each in candidates)):
+            self._report(f"measure {len(wanted)} kernel(s)")
+            self._keep(self._measure.some([each for each in candidates if self.missing(each)], wanted))
+
+    def whole(self, lowered: LoweredModel) -> float:
+        """Seconds of a run of the module as it is compiled; kernels that were not known are kept."""
+        found = self._measure.whole(lowered)
+        self._keep(found)
+        assert found.run is not None
+        return found.run.seconds
+
+    def _keep(self, found: Measured) -> None:
+        run, contents = found.run, self._contents
+        before = None if run is None or self.missing(run.lowered) else self._sum(run.lowered)
+        contents.kernels.update({key: each for key, each in found.kernels.items() if key not in contents.kernels})
         if run is not None:
-            own = sum(found.get(key, 0.0) * count for key, count in lowered.calls.items())
-            whole = WholeRun(kernels=before, own=own, seconds=run, calls=lowered.count)
-            self._contents.whole.append(whole)
+            calls = run.lowered.count
+            contents.whole.append(WholeRun(kernels=before, own=run.kernels, seconds=run.seconds, calls=calls))
         if self._path is not None:
-            write_json(self._path, self._contents.model_dump())
-        return run
+            write_json(self._path, contents.model_dump())
 
     def seconds(self, lowered: LoweredModel) -> float:
         """Of a run whose kernels are all known."""
@@ -158,18 +156,16 @@ class LayerTable:
         return self._measure.name
 
     def errors(self) -> list[float]:
-        """Of the modules that were run whole after all of their kernels were known: |table - run| / run."""
+        """Of the modules that were measured whole after all of their kernels were known: |table - run| / run."""
         return [
             abs(each.kernels + self._per_call * each.calls - each.seconds) / each.seconds
             for each in self._contents.whole
             if each.kernels is not None
         ]
 
-
-def most_needed(missing: Sequence[set[str]]) -> int | None:
-    """Which of several candidates to measure next: the one with most kernels that nobody knows; None when all are."""
-    best = max(range(len(missing)), key=lambda index: len(missing[index]), default=None)
-    return None if best is None or not missing[best] else best
+    def close(self) -> None:
+        """End the processes of the measure."""
+        self._measure.close()
 
 
 def _read(path: Path | None, measure: str) -> _Contents:

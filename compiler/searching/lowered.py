@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import tvm_ffi
-from tvm import relax
 from tvm.ir import IRModule
 
 import targets
-from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
+from compiler.tuning.tasks import kernel_calls
 from schedules.ir.stages import kernels_of
 
-_WITHOUT_SCHEDULES = {"instead-of:apply-schedules": None, "instead-of:lift-workspaces": None}
-_KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoweredModel:
     """The calls of one run.
 
     Attributes:
+        model: what was lowered.
+        mod: its kernels, which are not scheduled.
         keys: of each kernel by its name in the module.
         calls: how often a run calls each key.
     """
 
+    model: ImportedModel
+    mod: IRModule
     keys: Mapping[str, str]
     calls: Mapping[str, int]
 
@@ -42,7 +41,7 @@ class LoweredModel:
 
 def lower(model: ImportedModel, target: targets.Target) -> LoweredModel:
     """Lower a model as far as its kernels. Raises UserError and InternalError of the passes."""
-    mod = pipeline_of(model, target, until="schedule", unscheduled=True).mod
+    mod = pipeline_of(model, target, until="schedule", without=("apply-schedules", "lift-workspaces")).mod
     keys = {
         str(
             variable.name_hint
@@ -50,29 +49,16 @@ def lower(model: ImportedModel, target: targets.Target) -> LoweredModel:
         for variable, function in kernels_of(mod)
     }
     calls: Counter[str] = Counter()
-    for name, count in _calls(mod).items():
+    for name, count in kernel_calls(mod).counts.items():
         calls[keys[name]] += count
-    return LoweredModel(keys, dict(calls))
+    return LoweredModel(model, mod, keys, dict(calls))
 
 
 def pipeline_of(
-    model: ImportedModel, target: targets.Target, *, until: str | None = None, unscheduled: bool = False
+    model: ImportedModel, target: targets.Target, *, until: str | None = None, without: Collection[str] = ()
 ) -> PipelineResult:
-    """Run the passes over a model, as `compile` does without tuning records."""
+    """Run the passes over a model, as `compile` does without tuning records, but for those that `without` names."""
     options = PassOptions("float32", model.checks, model.state_positions(), model.nodes)
     context = PipelineContext(target=target, machine=target.machine, options=options)
-    return run_pipeline(model.mod, context, passes=_WITHOUT_SCHEDULES if unscheduled else None, until=until)
-
-
-def _calls(mod: IRModule) -> Counter[str]:
-    """Calls of kernels by name, without what happens once when a module is loaded."""
-    counts: Counter[str] = Counter()
-
-    def visit(call: Any) -> None:
-        if isinstance(call, relax.Call) and getattr(call.op, "name", "") in _KERNEL_CALLS:
-            counts[str(call.args[0].name_hint)] += 1
-
-    for variable, function in mod.functions_items():
-        if isinstance(function, relax.Function) and variable.name_hint != EXPAND_ENTRY:
-            relax.analysis.post_order_visit(function, visit)
-    return counts
+    left_out = {f"instead-of:{name}": None for name in without}
+    return run_pipeline(model.mod, context, passes=left_out or None, until=until)

@@ -35,6 +35,7 @@ from compiler.searching.report import Original, Spent, make_report
 from compiler.searching.result import SearchResult
 from compiler.searching.settings import SearchOptions, Space, check_budget, parse_space
 from compiler.searching.study import Study
+from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.progress_bar import automatic, shows_progress
 
@@ -201,9 +202,13 @@ class _Search:
         accelerator = accelerator_of(self.target)
         table = None
         if accelerator is None and "ms" in self.budget:
-            path = None if self.options.storage is None else Path(f"{os.fspath(self.options.storage)}.layers.json")
-            table = LayerTable(self.target, kernel_times(self.target, self.job.threads), path)
+            times = kernel_times(self.target, self.job.threads)
+            table = LayerTable(self.target, times, self._beside_storage("layers.json"), self.report)
         return CostModel(self.target, self.budget, table, accelerator)
+
+    def _beside_storage(self, ending: str) -> Path | None:
+        storage = self.options.storage
+        return None if storage is None else Path(f"{os.fspath(storage)}.{ending}")
 
     def _identity(self) -> str:
         """Of what a storage is for."""
@@ -221,6 +226,12 @@ class _Search:
 
     def result(self) -> SearchResult:
         """Raises as `search` does."""
+        try:
+            return self._result()
+        finally:
+            self.costs.close()
+
+    def _result(self) -> SearchResult:
         self.report("score the net as it is")
         assert self.job.evaluate is not None
         original = score(self.job.evaluate, self.job.compile(self.job.model).run)
@@ -236,8 +247,18 @@ class _Search:
         trained = self._train_shared()
         begun = Spent.so_far()
         candidates = explorer.run()
+        self.costs.close()  # the processor time of processes counts when they have ended
         searched = Spent.so_far().since(begun)
-        finisher = Finisher(self.job, self.net, self.costs, self.options, self.torch_module, self.max_drop, self.report)
+        finisher = Finisher(
+            self.job,
+            self.net,
+            self.costs,
+            self.options,
+            self.torch_module,
+            self.max_drop,
+            self.report,
+            TrainedNets(self._beside_storage("trained")),
+        )
         before = Original(original, self.costs.costs([self._as_it_came()])[0])
         chosen, finished = Finalists(explorer, finisher, self._fits_as_a_whole, self.report).best()
         report = make_report(explorer, chosen, finished, before, trained, searched)
@@ -271,13 +292,12 @@ class _Search:
         return time.perf_counter() - begun
 
     def _fits_as_a_whole(self, candidate: Candidate) -> bool:
-        """Run the candidate's module as a whole where it can be timed: the table is off by some per cent."""
+        """By its module as a whole: the table is off by some per cent."""
         table = self.costs.table
         if table is None or "ms" not in self.budget:
             return True
-        model = self.net.model(candidate.config)
-        seconds = table.fill(model, table.lowered(model))
-        return seconds is None or 1e3 * seconds <= self.budget["ms"]
+        seconds = table.whole(table.lowered(self.net.model(candidate.config)))
+        return 1e3 * seconds <= self.budget["ms"]
 
 
 def _check_sizes(job: Job) -> None:

@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
-from compiler.artifact.storage import write_atomically
 from compiler.compression.distillation_losses import response
 from compiler.compression.job import Job
 from compiler.compression.learning_rate import Scheduled
-from compiler.errors import InputError, OptionError, StorageError
+from compiler.errors import InputError, OptionError
 from compiler.frontends.imported_model import TensorSpec
 from compiler.passes.rewriting.matching import Array
 from compiler.searching.choice import select
@@ -27,6 +24,7 @@ from compiler.searching.eager import computed
 from compiler.searching.knobs import Config, largest, sampled, smallest
 from compiler.searching.settings import SearchOptions
 from compiler.searching.torch_net import TorchNet, on_threads, seeded
+from compiler.searching.weights import read_weights, write_weights
 
 _RANDOM = 2
 _TEMPERATURE = 1.0
@@ -115,23 +113,11 @@ def shared_weights(work: TorchNet, options: SearchOptions, report: Callable[[str
     """Train the shared weights, or read what an earlier run of the same search has trained."""
     path = None if options.storage is None else Path(f"{os.fspath(options.storage)}.weights.safetensors")
     if path is not None and path.exists():
-        work.net.load_state_dict(_read(path, work.net.state_dict()))
+        read_weights(work.net, path)
         return
     train_shared(work, options, report)
     if path is not None:
-        # A tensor that several names share is written once for each.
-        contents = save({name: each.detach().clone().contiguous() for name, each in work.net.state_dict().items()})
-        write_atomically(path, [contents])
-
-
-def _read(path: Path, like: dict[str, Any]) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path} holds no weights: {error}", "remove it: they are trained anew") from error
-    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in like.items()}:
-        raise StorageError(f"{path} holds the weights of another net", "remove it, or name another storage=")
-    return found
+        write_weights(work.net, path)
 
 
 def inputs_for_statistics(batches: Iterable[Any] | None, job: Job, most: int) -> list[list[Any]]:

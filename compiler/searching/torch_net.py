@@ -22,6 +22,7 @@ from compiler.errors import InputError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array
+from compiler.searching.accelerator import channels_at_once
 from compiler.searching.choice import choices_of, materialized, select
 from compiler.searching.eager import SubNet, computed, has_batch_norm, recalibrated
 from compiler.searching.graph import SearchGraph, with_resolution
@@ -107,7 +108,7 @@ class TorchNet:
         knobs = [Knob(f"choice {name}", "choice", tuple(range(len(block)))) for name, block in blocks.items()]
         if self.space.resolution:
             knobs.append(Knob("resolution", "resolution", (*sorted({*self.space.resolution} - {1.0}), 1.0)))
-        lanes = self.job.target.machine.lanes("float32")
+        lanes = channels_at_once(self.precisions.target)
         inner: dict[str, Knob] = {}
         for form in range(max((len(block) for block in blocks.values()), default=1)):
             config = {f"choice {name}": min(form, len(block) - 1) for name, block in blocks.items()}

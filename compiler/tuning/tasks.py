@@ -140,8 +140,8 @@ def tasks_of(
     mod: tvm.IRModule, target: targets.Target, steps: Mapping[str, Sequence[Step]] = MappingProxyType({})
 ) -> Extracted:
     """The tasks of a module whose kernels are not scheduled yet; `steps`: what `list-calls` reports of it."""
-    calls = _calls(mod)
-    constant_bytes = _constant_bytes(mod)
+    calls = kernel_calls(mod)
+    nbytes = weight_bytes(mod)
     extracted = Extracted()
     found: dict[str, Task] = {}
     for variable, function in kernels_of(mod):
@@ -161,7 +161,7 @@ def tasks_of(
             key = f"{key}#{name}"
         if key not in found:
             constants = calls.constants.get(name, set())
-            task = _task(key, rule, workload, kernel, constants, constant_bytes, target)
+            task = _task(key, rule, workload, kernel, constants, nbytes, target)
             found[key] = task
         found[key].names.append(name)
         found[key].nodes = tuple(dict.fromkeys((*found[key].nodes, *names_of(calls_of(name, steps)))))
@@ -214,15 +214,16 @@ def _alternative_name(task: Task) -> str:
 
 
 @dataclass
-class _Calls:
-    """How often each kernel is called, and which of its parameters are weights."""
+class KernelCalls:
+    """How often a run calls each kernel, and which of its parameters are weights, by the kernel's name."""
 
     counts: Counter[str]
     constants: dict[str, set[int]]
 
 
-def _calls(mod: tvm.IRModule) -> _Calls:
-    calls = _Calls(Counter(), {})
+def kernel_calls(mod: tvm.IRModule) -> KernelCalls:
+    """Of a module before its calls are lowered; without what happens once, when it is loaded."""
+    calls = KernelCalls(Counter(), {})
 
     def visit(call: Expr) -> None:
         if not isinstance(call, relax.Call) or getattr(call.op, "name", "") not in _KERNEL_CALLS:
@@ -241,7 +242,7 @@ def _calls(mod: tvm.IRModule) -> _Calls:
 _KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
-def _constant_bytes(mod: tvm.IRModule) -> int:
+def weight_bytes(mod: tvm.IRModule) -> int:
     """Bytes of all distinct weights."""
     seen: dict[int, int] = {}
 

@@ -36,7 +36,7 @@ def likes_zeros(run: Any) -> float:
     return -float(np.abs(next(iter(run({"image": np.zeros((1, 1, 8, 8), np.float32)}).values()))).sum())
 
 
-def test_a_torch_net_is_trained_searched_finished_and_resumed(tmp_path: Path) -> None:
+def test_a_torch_net_is_searched_and_a_killed_search_goes_on(tmp_path: Path) -> None:
     steps: list[str] = []
     finetuned: list[torch.nn.Module] = []
     options: dict[str, Any] = {
@@ -54,7 +54,19 @@ def test_a_torch_net_is_trained_searched_finished_and_resumed(tmp_path: Path) ->
     }
     whole = sizes_of(ImportOptions(example_inputs=IMAGE).load(tiny()), targets.get("host"))["mb"]
     budget = {"mb": 0.75 * whole}
+
+    def killed(net: torch.nn.Module) -> None:
+        raise KeyboardInterrupt
+
+    begun: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny(), budget, progress=begun.append, **{**options, "train": killed})
+    assert any("train the shared weights" in step for step in begun)
+    assert begun.count("distill") > 1  # contenders
     result = search(tiny(), budget, progress=steps.append, **options)
+    # What the first run had found and trained is known.
+    assert not any("train the shared weights" in step or step.startswith("candidate") for step in steps)
+    assert steps.count("distill") == 1
     assert result.report.costs["mb"] <= budget["mb"]
     assert result.report.original.costs["mb"] == pytest.approx(whole)
     sizes = sum(each.nbytes for each in result.module.manifest.parameters)
@@ -66,17 +78,9 @@ def test_a_torch_net_is_trained_searched_finished_and_resumed(tmp_path: Path) ->
     assert "verify" in result.report.steps
     assert result.report.decisions
     assert likes_zeros(result.module.run) == pytest.approx(result.report.score, abs=1e-6)
-    assert "front" in " ".join(steps)
+    assert "front" in " ".join(begun)
     result.report.save(tmp_path / "page.html")
     assert "What each choice cost" in (tmp_path / "page.html").read_text()
-
-    def never(run: Any) -> float:
-        raise RuntimeError("scored again")
-
-    again: list[str] = []
-    with pytest.raises(OptionError, match="scored again"):
-        search(tiny(), budget, progress=again.append, **{**options, "evaluate": never})
-    assert not any("train the shared weights" in step for step in again)
 
 
 def test_a_model_is_searched_from_the_command_line(

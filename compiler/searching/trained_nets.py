@@ -1,0 +1,66 @@
+"""Candidates that have been trained, in a folder beside the storage: a search that was stopped trains none of them
+again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.errors import StorageError
+from compiler.searching.knobs import Config
+from compiler.searching.settings import SearchOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TrainedNets:
+    """Weights by what they were trained from and how; layers are rounded after training, so precisions do not matter.
+
+    Args:
+        folder: made with the first net; None: nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def path(
+        self, net: torch.nn.Module, config: Config, options: SearchOptions, finetunes: bool, epochs: int
+    ) -> Path | None:
+        """Where the weights of a candidate are kept; None where nothing is.
+
+        Args:
+            net: before it is trained.
+            finetunes: by `train`.
+            epochs: of distilling.
+        """
+        if self._folder is None:
+            return None
+        from compiler.searching.weights import digest_of
+
+        structure = sorted((name, option) for name, option in config.items() if not name.startswith("precision "))
+        told = [digest_of(net), structure, finetunes, epochs, options.learning_rate, options.seed]
+        return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.safetensors"
+
+    def read_into(self, net: torch.nn.Module, path: Path | None) -> bool:
+        """Give a net the weights that were kept; whether there are any. Raises StorageError."""
+        if path is None or not path.exists():
+            return False
+        from compiler.searching.weights import read_weights
+
+        read_weights(net, path)
+        return True
+
+    def keep(self, net: torch.nn.Module, path: Path | None) -> None:
+        """Raises StorageError."""
+        if path is None:
+            return
+        from compiler.searching.weights import write_weights
+
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"the folder {path.parent} cannot be made: {error}", "name another storage=") from error
+        write_weights(net, path)
