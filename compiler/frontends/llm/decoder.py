@@ -122,10 +122,8 @@ class _Builder(Emitter):
             attention = SelfAttention(self, index, ropes.get(layer.rope), bias, cache)
             x = self._block(index, x, attention)
             updated += attention.cache.parts
-        if self.wanted is not None:
-            x = self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
-        elif not self.options.all_logits:
-            x = self.builder.emit_te(last_row, x, primfunc_name_hint="last_token")
+        if self.options.captures:
+            x = self._wanted_rows(x)
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
 
     def _embedded(self, table: BlockWeight, tokens: Expr, position: Positions) -> Expr:
@@ -140,14 +138,25 @@ class _Builder(Emitter):
         return x if norm is None else self.normalized(x, norm)
 
     def _block(self, index: int, x: Expr, attention: SelfAttention) -> Expr:
-        """One layer: (1, n, hidden) -> (1, n, hidden)."""
+        """One layer: (1, n, hidden) -> (1, n, hidden); of the last one, rows whose logits are wanted alone."""
         first = self.normed(index, "attention_norm", x)
+        found = attention.heads(first)
+        if index == len(self.config.layers) - 1 and not self.options.captures:
+            # Behind the attention of the last layer, nothing reads the other rows.
+            x, first, found = (self._wanted_rows(each) for each in (x, first, found))
+        update = self.products.product(found, self.parameters.output(index))
         if self.config.parallel:
             second = self.normed(index, "mlp_norm", x) if self.has_norm(index, "mlp_norm") else first
-            return self.residual(x, attention.result(first), feed_forward(self, index, second))
-        x = self.residual(x, self.normed(index, "post_attention_norm", attention.result(first)))
+            return self.residual(x, update, feed_forward(self, index, second))
+        x = self.residual(x, self.normed(index, "post_attention_norm", update))
         found = feed_forward(self, index, self.normed(index, "mlp_norm", x))
         return self.residual(x, self.normed(index, "post_mlp_norm", found))
+
+    def _wanted_rows(self, x: Expr) -> Expr:
+        """The rows (1, n, width) of tokens whose logits are returned."""
+        if self.wanted is not None:
+            return self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
+        return x if self.options.all_logits else self.builder.emit_te(last_row, x, primfunc_name_hint="last_token")
 
     def _logits(self, x: Expr, table: BlockWeight) -> Expr:
         head = self.parameters.head()

@@ -47,7 +47,7 @@ class _Mixture:
         """(1, n, hidden) -> (1, n, hidden)"""
         model, config, parameters = self._model, self._config, self._model.parameters
         emit, products = model.builder.emit, model.products
-        rows = emit(R.reshape(x, (model.length, model.config.hidden)))
+        rows = emit(R.reshape(x, (x.ty.shape[1], model.config.hidden)))
         # The router stays exact: a rounding could choose another expert.
         scores = products.exact(rows, parameters.router(self._index, config))
         if config.jitter is None:
@@ -59,9 +59,7 @@ class _Mixture:
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.normalized:
             weights = emit(R.divide(weights, emit(R.sum(weights, -1, keepdims=True))))
-        total = emit(
-            R.reshape(combined(model.builder, found, routing, weights), (1, model.length, model.config.hidden))
-        )
+        total = emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape)))
         return emit(R.add(total, self._shared(x))) if config.shared else total
 
     def _sparse_weights(self, scores: Expr, chosen: Expr) -> Expr:

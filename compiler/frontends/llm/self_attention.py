@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SelfAttention:
-    """Attention of one layer; `cache` has the new entries once `result` was called.
+    """Attention of one layer; `cache` has the new entries once `heads` was called.
 
     `angles` are its rotations, None where it has none; `bias` is added to its scores, None for nothing.
     """
@@ -24,8 +24,8 @@ class SelfAttention:
     ) -> None:
         self._model, self._index, self._angles, self._bias, self.cache = model, index, angles, bias, cache
 
-    def result(self, x: Expr) -> Expr:
-        """The residual update of the block, for normalized x: (1, n, hidden)."""
+    def heads(self, x: Expr) -> Expr:
+        """What all heads find, for normalized x (1, n, hidden): (1, n, heads * head size)."""
         model, config, parameters = self._model, self._model.config, self._model.parameters
         builder = model.builder
         parts, products = parameters.queries_keys_values(self._index), model.products
@@ -35,8 +35,7 @@ class SelfAttention:
         key = self._placed(self._heads(key, config.key_heads, "k_norm"))
         value = self._heads(value, config.key_heads, None)
         self.cache = self.cache.extended(builder, key, value)
-        found = attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias)
-        return model.products.product(found, parameters.output(self._index))
+        return attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias)
 
     def _norms_all_heads(self, norm: str, count: int) -> bool:
         """Whether a norm is over all heads together."""
