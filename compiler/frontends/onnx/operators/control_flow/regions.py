@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
+from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.bounds import limited, limited_place, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.precision import compute_dtype
+from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
+from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import converter
 
 if TYPE_CHECKING:
@@ -60,14 +65,17 @@ def roi_align(context: NodeContext) -> relax.Expr:
         require_entries(context, context.shape(0)[axis], context.shape(1)[0])
 
     def compute(data: Tensor, rois: Tensor, batches: Tensor) -> Tensor:
-        shape = [rois.shape[0], data.shape[1], pooling.height, pooling.width]
+        shape = [rois.shape[0], pooling.height, pooling.width, data.shape[3]]
 
         def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
-            return _align_body(pooling, ins, outs[0], shape)
+            return _align_body(pooling, ins, outs[0])
 
         return te.extern([shape], [data, rois, batches], body, dtype=str(data.dtype), name="roi_align")
 
-    return context.emit_te(compute, *(context.input(index) for index in range(3)), primfunc_name_hint="roi_align")
+    # Channels last: a sample's place and weights are the same for all of them.
+    data = context.emit(R.permute_dims(widened(context, context.input(0)), [0, 2, 3, 1]))
+    result = context.emit_te(compute, data, context.input(1), context.input(2), primfunc_name_hint="roi_align")
+    return cast(context, context.emit(R.permute_dims(result, [0, 3, 1, 2])), context.dtype(0))
 
 
 def _size(context: NodeContext, name: str) -> int:
@@ -77,30 +85,55 @@ def _size(context: NodeContext, name: str) -> int:
     return size
 
 
-def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr, shape: Sequence[Index]) -> Stmt:
+def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
+    """Data of shape (N, H, W, C), the result of (regions, height, width, C)."""
     data, rois, batches = ins
-    wide = compute_dtype(data.dtype)
+    wide, channels = str(data.dtype), data.shape[3]
+    height, width = int64(pooling.height), int64(pooling.width)
     with IRBuilder() as builder:
-        with T.seq_scope(), T.parallel(0, shape[0]) as roi:
-            rows = _bins(pooling, rois[roi, 1], rois[roi, 3], pooling.height, wide)
-            columns = _bins(pooling, rois[roi, 0], rois[roi, 2], pooling.width, wide)
-            with T.grid(shape[1], pooling.height, pooling.width) as (channel, row, column):
-                result = T.buffer_proxy(T.alloc_buffer([1], wide, scope="local"))
-                result[0] = tirx.const(0, wide)
-                with T.serial(0, rows.samples) as i, T.serial(0, columns.samples) as j:
-                    first = tirx.all(i == 0, j == 0)
-                    y, x = rows.coordinate(row, i), columns.coordinate(column, j)
-                    sample = limited(batches[roi], 0, data.shape[0] - 1)
-                    terms = _neighbours(data, sample, channel, y, x, wide)
+        with T.parallel(0, out.shape[0]) as roi, T.grid(height, width) as (row, column), T.seq_scope():
+            rows = _bins(pooling, rois[roi, 1], rois[roi, 3], pooling.height, wide).stored()
+            columns = _bins(pooling, rois[roi, 0], rois[roi, 2], pooling.width, wide).stored()
+            place = [roi, row, column]
+            in_vectors(channels, wide, lambda c: T.buffer_store(out, tirx.const(0, wide), [*place, c]))
+            with T.serial(0, rows.samples) as i, T.serial(0, columns.samples) as j, T.seq_scope():
+                y, x = rows.coordinate(row, i), columns.coordinate(column, j)
+                sample = T.bind(limited(batches[roi], 0, data.shape[0] - 1))
+                taps = _neighbours(data, y, x)
+                is_first = tirx.all(i == 0, j == 0)
+
+                def add(c: Expr) -> None:
+                    terms = [weight * data[sample, at_y, at_x, c] for at_y, at_x, weight in taps]
+                    before = out[(*place, c)]
                     if pooling.largest:
-                        highest = tirx.max(tirx.max(terms[0], terms[1]), tirx.max(terms[2], terms[3]))
-                        result[0] = tirx.Select(first, highest, tirx.max(result[0], highest))
+                        highest = reduce(tirx.max, terms)
+                        value = tirx.Select(is_first, highest, tirx.max(before, highest))
                     else:
-                        result[0] = result[0] + (terms[0] + terms[1] + terms[2] + terms[3])
-                count = tirx.max(rows.samples * columns.samples, 1).astype(wide)
-                total = result[0] if pooling.largest else result[0] / count
-                T.buffer_store(out, total.astype(str(data.dtype)), [roi, channel, row, column])
-        return builder.get().body
+                        value = before + reduce(operator.add, terms)
+                    T.buffer_store(out, value, [*place, c])
+
+                def add_zero(c: Expr) -> None:
+                    before, zero = out[(*place, c)], tirx.const(0, wide)
+                    T.buffer_store(out, tirx.Select(is_first, zero, tirx.max(before, zero)), [*place, c])
+
+                beyond = _is_beyond(data, y, x)
+                with T.If(tirx.Not(beyond)), T.Then():
+                    in_vectors(channels, wide, add)
+                if pooling.largest:
+                    with T.If(beyond), T.Then():
+                        in_vectors(channels, wide, add_zero)
+            if not pooling.largest:
+                count = tirx.max(rows.samples * columns.samples, int64(1)).astype(wide)
+                in_vectors(channels, wide, lambda c: T.buffer_store(out, out[(*place, c)] / count, [*place, c]))
+        return builder.get()
+
+
+def _stored(*values: Expr) -> list[Expr]:
+    """Floats as elements of a buffer of the kernel that is written: TVM puts what names stand for in their place."""
+    held = T.buffer_proxy(T.alloc_buffer([len(values)], str(values[0].ty.dtype), scope="local"))
+    for number, value in enumerate(values):
+        held[number] = value
+    return [held[number] for number in range(len(values))]
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,11 @@ class _Bins:
     start: Expr
     size: Expr
     samples: Expr
+
+    def stored(self) -> _Bins:
+        """The same, computed once by the kernel that is written."""
+        start, size = _stored(self.start, self.size)
+        return _Bins(start, size, self.samples)
 
     def coordinate(self, number: Expr, sample: Expr) -> Expr:
         """Where a sample of a bin lies."""
@@ -131,26 +169,29 @@ def _bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _
     return _Bins(start, size, samples)
 
 
-def _neighbours(data: Expr, sample: Expr, channel: Expr, y: Expr, x: Expr, dtype: str) -> list[Expr]:
-    """The four elements around a place times their weights; zeros more than one element outside."""
-    height, width = data.shape[2:]
-    outside = []
+def _is_beyond(data: Expr, y: Expr, x: Expr) -> Expr:
+    """Whether a place lies more than one element outside."""
+    conditions = []
+    for value, size in ((y, data.shape[1]), (x, data.shape[2])):
+        dtype = str(value.ty.dtype)
+        conditions += [value < tirx.const(-1, dtype), value > size.astype(dtype)]
+    return tirx.any(*conditions)
+
+
+def _neighbours(data: Expr, y: Expr, x: Expr) -> list[tuple[Expr, Expr, Expr]]:
+    """The four elements around a place: row, column, weight."""
     parts = []
-    for value, size in ((y, height), (x, width)):
-        length = size.astype(dtype)
-        outside += [value < tirx.const(-1, dtype), value > length]
-        low = tirx.min(tirx.floor(tirx.max(value, tirx.const(0, dtype))), length - tirx.const(1, dtype))
-        high = tirx.min(low + tirx.const(1, dtype), length - tirx.const(1, dtype))
-        ratio = tirx.max(tirx.min(value, length - tirx.const(1, dtype)), tirx.const(0, dtype)) - low
-        parts.append([(low, tirx.const(1, dtype) - ratio), (high, ratio)])
-    beyond = tirx.any(*outside)
-    terms = []
-    for row, row_weight in parts[0]:
-        for column, column_weight in parts[1]:
-            place = [sample, channel, limited_place(row, height), limited_place(column, width)]
-            value = row_weight * column_weight * data[tuple(place)].astype(dtype)
-            terms.append(tirx.Select(beyond, tirx.const(0, dtype), value))
-    return terms
+    for value, size in ((y, data.shape[1]), (x, data.shape[2])):
+        dtype = str(value.ty.dtype)
+        zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
+        last = size.astype(dtype) - one
+        low = tirx.min(tirx.floor(tirx.max(value, zero)), last)
+        ratio = tirx.max(tirx.min(value, last), zero) - low
+        places = T.bind(limited_place(low, size)), T.bind(limited_place(tirx.min(low + one, last), size))
+        parts.append(list(zip(places, _stored(one - ratio, ratio), strict=True)))
+    corners = [(*row, *column) for row in parts[0] for column in parts[1]]
+    weights = _stored(*(row_weight * column_weight for _, row_weight, _, column_weight in corners))
+    return [(row, column, weight) for (row, _, column, _), weight in zip(corners, weights, strict=True)]
 
 
 @converter("MaxRoiPool")
