@@ -11,8 +11,8 @@ from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.nn.pooling_kernels import (
     average_kernel,
+    max_index_kernel,
     max_kernel,
-    max_with_indices_kernel,
     norm_kernel,
 )
 from compiler.frontends.onnx.operators.nn.spatial import (
@@ -66,16 +66,17 @@ def _flat(window: Window) -> list[Dim]:
 def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
     """The largest element of each window and, when asked for, its index in the flattened input (int64)."""
     window = _window(context)
+    largest = context.emit(_largest(context, window))
+    if not context.output_used(1):
+        return largest
+    kernel = max_index_kernel(window, bool(context.attribute("storage_order", 0)))
+    operands = context.input(0), largest, *window.before
+    return [largest, context.emit_te(kernel, *operands, primfunc_name_hint="max_pool_indices")]
+
+
+def _largest(context: NodeContext, window: Window) -> relax.Expr:
+    """The largest element of each window, NaN where there is one."""
     data = context.input(0)
-    if context.output_used(1):
-        column_major = bool(context.attribute("storage_order", 0))
-        both = context.emit_te(
-            max_with_indices_kernel(window, column_major),
-            data,
-            *_flat(window),
-            primfunc_name_hint="max_pool_with_indices",
-        )
-        return [relax.TupleGetItem(both, 0), relax.TupleGetItem(both, 1)]
     overhang = _overhang(context, window)
     ceil_mode = not all(isinstance(each, int) for each in overhang) and _rounds_up(context, window)
     after = [a if ceil_mode else context.arithmetic.add(a, o) for a, o in zip(window.after, overhang, strict=True)]

@@ -6,6 +6,9 @@ each axis, and the number of windows along each axis; the last two may be symbol
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 Kernel: TypeAlias = "Callable[..., Tensor | list[Tensor]]"
 _MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
+_MOST_UNROLLED = 16  # taps of a window; larger ones are loops
 
 
 def _const(value: float, dtype: str) -> Expr:
@@ -77,50 +81,51 @@ def max_kernel(window: Window) -> Kernel:
     return compute
 
 
-def max_with_indices_kernel(window: Window, column_major: bool) -> Kernel:
-    """The largest element and its flat index; NaN wins, and the first one, in row-major order of the window."""
+def max_index_kernel(window: Window, column_major: bool) -> Kernel:
+    """The flat index, int64, of the first element of each window, in row-major order, that is the largest.
 
-    def compute(data: Tensor, *sizes: Expr) -> list[Tensor]:
-        windows = _Windows(window, data, sizes)
-        count = 1
-        for k in window.kernel:
-            count *= k
-        lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
-        first = te.comm_reducer(_first_maximum, lambda _, dtype: (_const(count, "int64"), lowest), name="first")
+    It takes the data, the largest elements (NaN where there is one) and the padding before each axis.
+    """
 
-        def element(*indices: Expr) -> Expr:
-            positions = windows.positions(indices[2:], windows.taps)
-            flat = _flatten(windows.taps, window.kernel)
-            number = tirx.if_then_else(windows.inside(positions), flat, _const(count, "int64"))
-            return first((number, windows.load(indices[:2], positions, lowest)), axis=windows.taps)
+    def compute(data: Tensor, largest: Tensor, *before: Expr) -> Tensor:
+        windows = _Windows(window, data, [*before, *largest.shape[2:]])
+        number = math.prod(window.kernel)
 
-        taps, values = te.compute(windows.shape, element, name="max_pool")
+        def found(output: Sequence[Expr], taps: Sequence[Expr]) -> Expr:
+            """The number of a tap that holds the largest element; `number` of any other."""
+            positions = windows.positions(output[2:], taps)
+            value, wanted = data(*output[:2], *positions), largest(*output)
+            same = value == wanted
+            if dtypes.is_float(str(data.dtype)):
+                same = tirx.any(same, scalars.is_nan(value))
+            place = _flatten(taps, window.kernel).astype("int32")
+            none = _const(number, "int32")
+            return tirx.if_then_else(windows.inside(positions), tirx.Select(same, place, none), none)
 
-        def index(*indices: Expr) -> Expr:
-            tap = taps(*indices)
+        def first(*output: Expr) -> Expr:
+            if number > _MOST_UNROLLED:
+                return te.min(found(output, windows.taps), axis=windows.taps)
+            taps = itertools.product(*map(range, window.kernel))
+            each = [found(output, [_const(tap, "int64") for tap in place]) for place in taps]
+            return functools.reduce(tirx.min, each)
+
+        taps = te.compute(windows.shape, first, name="tap")
+
+        def index(*output: Expr) -> Expr:
+            tap = taps(*output).astype("int64")
             parts: list[Expr] = []
             for k in reversed(window.kernel):
                 parts.insert(0, tirx.floormod(tap, _const(k, "int64")))
                 tap = tirx.floordiv(tap, _const(k, "int64"))
-            positions = windows.positions(indices[2:], parts)
+            positions = windows.positions(output[2:], parts)
             spatial = data.shape[2:]
             within = _flatten(positions[::-1], spatial[::-1]) if column_major else _flatten(positions, spatial)
-            channel = _flatten(indices[:2], data.shape[:2])
+            channel = _flatten(output[:2], data.shape[:2])
             return channel * _product(spatial) + within
 
-        return [values, te.compute(windows.shape, index, name="index")]
+        return te.compute(windows.shape, index, name="index")
 
     return compute
-
-
-def _first_maximum(left: tuple[Expr, Expr], right: tuple[Expr, Expr]) -> tuple[Expr, Expr]:
-    larger, same = left[1] > right[1], left[1] == right[1]
-    if dtypes.is_float(scalars.dtype_of(left[1])):
-        nan = scalars.is_nan(left[1]), scalars.is_nan(right[1])
-        larger = tirx.any(larger, tirx.all(nan[0], tirx.Not(nan[1])))
-        same = tirx.any(same, tirx.all(*nan))
-    keep = tirx.any(larger, tirx.all(same, left[0] <= right[0]))
-    return tirx.Select(keep, left[0], right[0]), tirx.Select(keep, left[1], right[1])
 
 
 def _flatten(indices: Sequence[Expr], sizes: Sequence[Index]) -> Expr:
