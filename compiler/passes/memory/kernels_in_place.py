@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tvm import s_tir, tirx
+from tvm import relax, s_tir, tirx
+from tvm.ir import GlobalVar, IRModule
 
 from compiler.errors import InternalError
 from compiler.passes.rewriting.state_writes import UPDATES
+from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tir import structural_walk
+from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Call, Expr, Function, PrimFunc, Stmt
+
+
+class InPlaceKernels:
+    """The kernels of a module that update an operand, each made to write in place where that is asked for."""
+
+    def __init__(self, mod: IRModule) -> None:
+        self._mod = mod
+        self._made: dict[GlobalVar, PrimFunc] = {}
+        self._replaced: set[str] = set()
+
+    def updates(self, call: Call) -> bool:
+        """Whether a call is one of a kernel that updates an operand."""
+        return isinstance(call.op, GlobalVar) and UPDATES in (self._mod[call.op].attrs or {})
+
+    def call(self, call: Call) -> Call:
+        """The call of a kernel that updates an operand, which shares its memory with the result, in place."""
+        kernel = self._mod[call.op]
+        operand = int(kernel.attrs[UPDATES])
+        arguments = [each for index, each in enumerate(call.args) if index != operand]
+        name = f"{call.op.name_hint}_in_place"
+        self._replaced.add(str(call.op.name_hint))
+        known = next((var for var in (*self._mod.functions, *self._made) if var.name_hint == name), None)
+        if known is None:
+            known = GlobalVar(name)
+            self._made[known] = in_place_kernel(kernel, operand)
+            set_type(known, self._made[known].ty)
+        return relax.Call(known, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
+
+    def module(self, changed: Mapping[GlobalVar, Function]) -> IRModule:
+        """The module with changed Relax functions and the kernels that they call, without those called no more."""
+        functions = {**dict(self._mod.functions_items()), **self._made, **changed}
+        used = {name for each in functions.values() if isinstance(each, relax.Function) for name in named(each)}
+        unused = self._replaced - used
+        kept = {variable: each for variable, each in functions.items() if variable.name_hint not in unused}
+        return IRModule(kept, self._mod.attrs, self._mod.global_infos)
+
+
+def named(function: Function) -> set[str]:
+    """The names of the global functions that a function calls."""
+    return {leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar)}
 
 
 def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:

@@ -17,6 +17,7 @@ from tvm.sym import Analyzer
 
 from compiler.passes.memory.assignment import Lifetime
 from compiler.passes.rewriting.graph import operands, operator_name
+from compiler.passes.rewriting.state_writes import UPDATES
 from compiler.passes.rewriting.substitution import leaves
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Allocation:
         lifetime: when it is needed; None when it is never used.
         escapes: it may be a result of the function, which must own its memory.
         in_place: variable of an allocation that may become this one, being read last where this one is written.
+        is_updated: the kernel that writes it begins with a copy of that allocation (see `UPDATES`), which it can then
+            do without.
     """
 
     variable: Var
@@ -46,6 +49,7 @@ class Allocation:
     lifetime: Lifetime | None = None
     escapes: bool = False
     in_place: Var | None = None
+    is_updated: bool = False
 
 
 @dataclass
@@ -67,11 +71,12 @@ class _Group:
 
 @dataclass
 class _Kernel:
-    """A call of a kernel: when, what it reads and writes, and which operands it may overwrite."""
+    """A call of a kernel: when, what it reads and writes, which operands it may overwrite, and which it updates."""
 
     time: int
     arguments: list[Expr]
     in_place: list[int] = field(default_factory=list)
+    updates: int | None = None
 
 
 class Liveness:
@@ -157,7 +162,10 @@ class Liveness:
         if isinstance(call.op, GlobalVar):
             attributes = self._mod[call.op].attrs or {}
             allowed = [int(index) for index in attributes.get(IN_PLACE, ())]
-            self._kernels.append(_Kernel(self._time, arguments, allowed))
+            updates = attributes.get(UPDATES)
+            if updates is not None:
+                allowed.append(int(updates))
+            self._kernels.append(_Kernel(self._time, arguments, allowed, None if updates is None else int(updates)))
 
     def _bytes(self, shape: Expr, dtype: Expr) -> int | None:
         analyzer = Analyzer()
@@ -202,6 +210,7 @@ class Liveness:
                 continue
             if source.lifetime.end == kernel.time == result.lifetime.start and source.size == result.size:
                 result.in_place = source.variable
+                result.is_updated = index == kernel.updates
                 return
 
     def _read_only_elementwise(self, kernel: _Kernel, source: Allocation) -> bool:

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
-from tvm.ir import IRModule
+from tvm.ir import GlobalVar, IRModule
 from tvm.sym import Analyzer
 
 from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
 from compiler.passes.memory.assignment import assign, peak_of_live_bytes
+from compiler.passes.memory.kernels_in_place import InPlaceKernels
 from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
@@ -56,21 +57,18 @@ class MemoryReport:
 def plan_memory(mod: IRModule, context: PipelineContext) -> IRModule:
     """Reports a `MemoryReport` as a dict for each function that allocates; reads `context.shape_bounds`."""
     reports, dynamic = {}, {}
-    changed = {}
+    changed: dict[GlobalVar, Function] = {}
+    kernels = InPlaceKernels(mod)
     for variable, function in mod.functions_items():
         if not isinstance(function, relax.Function):
             continue
         liveness = Liveness(mod, function, context.shape_bounds)
         if liveness.allocations:
-            changed[variable], reports[variable.name_hint], formula = _planned(function, liveness)
+            changed[variable], reports[variable.name_hint], formula = _planned(function, liveness, kernels)
             dynamic[str(variable.name_hint)] = formula
     context.report.dynamic_memory = dynamic
     context.report.memory = {name: asdict(report) for name, report in reports.items()}
-    if changed:
-        mod = mod.clone()
-        for variable, function in changed.items():
-            mod.update_func(variable, function)
-    return relax.transform.Normalize()(mod)
+    return relax.transform.Normalize()(kernels.module(changed) if changed else mod)
 
 
 def _has_branch(sequence: SeqExpr) -> bool:
@@ -78,7 +76,7 @@ def _has_branch(sequence: SeqExpr) -> bool:
     return any(isinstance(value, relax.If) for value in values)
 
 
-def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryReport, str]:
+def _planned(function: Function, liveness: Liveness, kernels: InPlaceKernels) -> tuple[Function, MemoryReport, str]:
     """The function, the report, and the bytes of tensors of unbounded size as a formula of symbols."""
     every = list(liveness.allocations.values())
     known = [each for each in every if each.lifetime is not None and each.size is not None]
@@ -104,7 +102,10 @@ def _planned(function: Function, liveness: Liveness) -> tuple[Function, MemoryRe
     places = {each.variable: storages[index] for each, index in zip(shared, chosen, strict=True)}
     if not _has_branch(function.body):
         places.update(_symbolic_places(every, len(storages)))
-    return _rewrite(function, places, storages), report, _dynamic_bytes(every, places)
+    old = {each.variable: each.in_place for each in shared if each.is_updated}
+    updated = {new for new, source in old.items() if source in places and places[new] is places[source]}
+    rewrite = _Rewrite(places, {storage.variable for storage in storages}, updated, kernels)
+    return rewrite.function(function, storages), report, _dynamic_bytes(every, places)
 
 
 def _dynamic_bytes(allocations: Sequence[Allocation], places: Mapping[Var, _Storage]) -> str:
@@ -153,36 +154,44 @@ def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Var,
     return places
 
 
-def _rewrite(function: Function, places: dict[Var, _Storage], storages: list[_Storage]) -> Function:
-    """The function with tensors in their places: `storages` are allocated on entry, others by their first tensor."""
-    allocated = {storage.variable for storage in storages}
-    body = _rewrite_sequence(function.body, places, allocated)
-    entry = relax.BindingBlock([storage.binding for storage in storages])
-    blocks = [entry, *body.blocks] if storages else body.blocks
-    whole = relax.SeqExpr(blocks, body.body, body.span)
-    return relax.Function(function.params, whole, function.ret_ty, function.is_pure, function.attrs, function.span)
+class _Rewrite:
+    """Puts tensors in their places; those of `updated` are written without the copy of what they replace.
 
+    `allocated` are the storages that are there on entry; others are allocated by their first tensor.
+    """
 
-def _rewrite_sequence(sequence: SeqExpr, places: dict[Var, _Storage], allocated: set[Expr]) -> SeqExpr:
-    blocks = [
-        relax.BindingBlock(
-            [each for binding in block.bindings for each in _rewrite_binding(binding, places, allocated)], block.span
-        )
-        for block in sequence.blocks
-    ]
-    return relax.SeqExpr(blocks, sequence.body, sequence.span)
+    def __init__(
+        self, places: dict[Var, _Storage], allocated: set[Expr], updated: set[Expr], kernels: InPlaceKernels
+    ) -> None:
+        self._places, self._allocated, self._updated, self._kernels = places, allocated, updated, kernels
 
+    def function(self, function: Function, storages: list[_Storage]) -> Function:
+        """The function, which allocates the storages on entry."""
+        body = self._sequence(function.body)
+        entry = relax.BindingBlock([storage.binding for storage in storages])
+        blocks = [entry, *body.blocks] if storages else body.blocks
+        whole = relax.SeqExpr(blocks, body.body, body.span)
+        return relax.Function(function.params, whole, function.ret_ty, function.is_pure, function.attrs, function.span)
 
-def _rewrite_binding(binding: Binding, places: dict[Var, _Storage], allocated: set[Expr]) -> list[Binding]:
-    value = binding.value
-    if isinstance(value, relax.If):
-        branches = [_rewrite_sequence(each, places, allocated) for each in (value.true_branch, value.false_branch)]
-        return [relax.VarBinding(binding.var, relax.If(value.cond, *branches, value.span))]
-    if operator_name(value) != ALLOCATE or binding.var not in places:
-        return [binding]
-    storage = places[binding.var]
-    before = [] if storage.variable in allocated else [storage.binding]
-    allocated.add(storage.variable)
-    shape, dtype, device = list(value.args)[:3]
-    call = relax.op.memory.alloc_tensor(storage.variable, 0, shape, dtype, device)
-    return [*before, relax.VarBinding(binding.var, call)]
+    def _sequence(self, sequence: SeqExpr) -> SeqExpr:
+        blocks = [
+            relax.BindingBlock([each for binding in block.bindings for each in self._binding(binding)], block.span)
+            for block in sequence.blocks
+        ]
+        return relax.SeqExpr(blocks, sequence.body, sequence.span)
+
+    def _binding(self, binding: Binding) -> list[Binding]:
+        value = binding.value
+        if isinstance(value, relax.If):
+            branches = [self._sequence(each) for each in (value.true_branch, value.false_branch)]
+            return [relax.VarBinding(binding.var, relax.If(value.cond, *branches, value.span))]
+        if isinstance(value, relax.Call) and self._kernels.updates(value) and value.args[-1] in self._updated:
+            return [relax.VarBinding(binding.var, self._kernels.call(value))]
+        if operator_name(value) != ALLOCATE or binding.var not in self._places:
+            return [binding]
+        storage = self._places[binding.var]
+        before = [] if storage.variable in self._allocated else [storage.binding]
+        self._allocated.add(storage.variable)
+        shape, dtype, device = list(value.args)[:3]
+        call = relax.op.memory.alloc_tensor(storage.variable, 0, shape, dtype, device)
+        return [*before, relax.VarBinding(binding.var, call)]

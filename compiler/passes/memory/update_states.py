@@ -16,15 +16,13 @@ from tvm.ir import GlobalVar, IRModule
 from tvm_ffi import structural_equal
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.memory.kernels_in_place import in_place_kernel
+from compiler.passes.memory.kernels_in_place import InPlaceKernels, named
 from compiler.passes.memory.liveness import ALLOCATE, IN_PLACE
 from compiler.passes.memory.memory_roots import Roots
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.passes.rewriting.state_writes import UPDATES
-from compiler.passes.rewriting.substitution import leaves
-from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BlockBuilder, Buffer, Expr, Function, PrimFunc
@@ -43,27 +41,16 @@ def update_states(mod: IRModule, context: PipelineContext) -> IRModule:
     main = next(var for var in mod.functions if var.name_hint == "main")
     variants = [var for var in mod.functions if var.name_hint in _variants(mod, mod[main])]
     update = _Update(mod, mod[main], context.options.states, dispatches=bool(variants))
-    functions = {**dict(mod.functions_items()), main: update.function()}
+    functions = {main: update.function()}
     for variable in variants:  # each writes to the states that `main` hands on
-        inner = _Update(mod, mod[variable], context.options.states, update.kernels)
-        functions[variable] = inner.function()
-        update.replaced.update(inner.replaced)
-    functions.update(update.kernels)
-    used = {
-        each for function in functions.values() if isinstance(function, relax.Function) for each in _named(function)
-    }
-    replaced = update.replaced - used
-    return IRModule({var: each for var, each in functions.items() if var.name_hint not in replaced}, mod.attrs)
+        functions[variable] = _Update(mod, mod[variable], context.options.states, update.kernels).function()
+    return update.kernels.module(functions)
 
 
 def _variants(mod: IRModule, main: Function) -> set[str]:
     """The functions that `main` chooses one of by its sizes (`size_variants`); none where it computes by itself."""
     names = {var.name_hint for var in mod.functions if isinstance(mod[var], relax.Function)}
-    return names & _named(main) if ANY_SIZE in names else set()
-
-
-def _named(function: Function) -> set[str]:
-    return {leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar)}
+    return names & named(main) if ANY_SIZE in names else set()
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,7 @@ class _Update:
         mod: IRModule,
         function: Function,
         states: Iterable[tuple[int, int]],
-        kernels: dict[GlobalVar, PrimFunc] | None = None,
+        kernels: InPlaceKernels | None = None,
         *,
         dispatches: bool = False,
     ) -> None:
@@ -96,8 +83,7 @@ class _Update:
         self._results = self._fields(body.body)
         self._states = [(function.params[parameter], field) for parameter, field in states]
         self._last_update = max(filter(self._is_update, range(len(self._bindings))), default=-1)
-        self.kernels: dict[GlobalVar, PrimFunc] = {} if kernels is None else kernels
-        self.replaced: set[str] = set()
+        self.kernels = InPlaceKernels(mod) if kernels is None else kernels
 
     def function(self) -> Function:
         """`main` with its states in place."""
@@ -213,18 +199,7 @@ class _Update:
         if write.operand < 0:
             return
         binding = self._bindings[write.time]
-        self.replaced.add(binding.value.op.name_hint)
-        arguments = list(binding.value.args)
-        del arguments[write.operand]
-        name = GlobalVar(f"{binding.value.op.name_hint}_in_place")
-        known = next((var for var in self.kernels if var.name_hint == name.name_hint), None)
-        if known is None:
-            self.kernels[name] = in_place_kernel(write.kernel, write.operand)
-            set_type(name, self.kernels[name].ty)
-            known = name
-        value = binding.value
-        call = relax.Call(known, arguments, value.attrs, value.ty_args, value.span, ret_ty=value.ty)
-        self._bindings[write.time] = relax.VarBinding(binding.var, call)
+        self._bindings[write.time] = relax.VarBinding(binding.var, self.kernels.call(binding.value))
 
     # Results and states that need a copy.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from tvm.ir import IRModule
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from compiler.frontends.onnx import import_onnx
 from compiler.passes.context import PipelineContext
 from compiler.passes.memory.assignment import ALIGNMENT, Lifetime, assign, peak_of_live_bytes
 from compiler.passes.pipeline import run_pipeline
@@ -73,6 +75,23 @@ def test_elementwise_kernels_write_over_their_operand() -> None:
     assert report["in_place"] == 3
     assert report["peak"] == 2 * 8 * 8 * 4
     np.testing.assert_allclose(outputs[0], run_module(mod, data)[0], rtol=1e-5)
+
+
+def test_an_update_of_a_tensor_that_ends_there_is_in_place() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[8,8] x, float[2,8] rows, int64[2,1] places) => (float[8,8] y) {
+      kept = MatMul (x, x)
+      first = ScatterND (kept, places, rows)
+      second = ScatterND <reduction="add"> (first, places, rows)
+      y = MatMul (second, kept)
+    }""")
+    generator = np.random.default_rng(0)
+    x, rows = (generator.standard_normal(shape).astype("float32") for shape in ((8, 8), (2, 8)))
+    outputs, report = planned(import_onnx(model).mod, x, rows, np.array([[6], [1]]))
+    assert report["in_place"] == 1  # the second; the first updates what is read later
+    expected = x @ x
+    expected[[6, 1]] = rows * 2
+    np.testing.assert_allclose(outputs[0], expected @ (x @ x), rtol=1e-4, atol=1e-4)
 
 
 def test_an_operand_that_is_also_read_elsewhere_is_not_written_over() -> None:

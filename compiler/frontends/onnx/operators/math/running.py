@@ -14,6 +14,7 @@ from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.sort_kernels import product
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 
 if TYPE_CHECKING:
@@ -68,21 +69,27 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
-                with T.parallel(0, outer) as row, T.serial(0, size) as step, T.serial(0, inner) as column:
+                with T.parallel(0, outer) as row, T.serial(0, size) as step:
                     along = size - 1 - step if reverse else step
                     back = along + 1 if reverse else along - 1
 
-                    def place(position: Expr) -> Expr:
+                    def place(position: Expr, column: Expr) -> Expr:
                         return (row * size + position) * inner + column
+
+                    def start(column: Expr) -> None:
+                        first = tirx.const(0 if adds else 1, dtype)
+                        result[place(along, column)] = first if exclusive else source[place(along, column)]
+
+                    def proceed(column: Expr) -> None:
+                        value = source[place(back if exclusive else along, column)]
+                        before = result[place(back, column)]
+                        result[place(along, column)] = before + value if adds else before * value
 
                     with T.If(step == 0):
                         with T.Then():
-                            start = tirx.const(0 if adds else 1, dtype)
-                            result[place(along)] = start if exclusive else source[place(along)]
+                            in_vectors(inner, dtype, start)
                         with T.Else():
-                            value = source[place(back if exclusive else along)]
-                            before = result[place(back)]
-                            result[place(along)] = before + value if adds else before * value
+                            in_vectors(inner, dtype, proceed)
                 return builder.get()
 
         out = tirx.decl_buffer(data.shape, dtype, "cumulative", layout=None)

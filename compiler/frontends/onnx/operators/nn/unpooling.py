@@ -14,6 +14,7 @@ from compiler.frontends.onnx.bounds import require, require_multiple, require_sh
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.nn.spatial import integers_attribute, kernel_attribute, padded, spatial_rank
 from compiler.frontends.onnx.operators.precision import compute_dtype
+from compiler.frontends.onnx.operators.tensor.vector_loops import for_each
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 
@@ -51,10 +52,10 @@ def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
 
     def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
         source, places, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
+        zero = tirx.const(0, str(data.dtype))
         with IRBuilder() as builder:
             with T.seq_scope():
-                with T.serial(0, _product(sizes)) as place:
-                    out[place] = tirx.const(0, str(data.dtype))
+                for_each(_product(sizes), data.dtype, lambda i: out.__setitem__(i, zero))
                 with T.serial(0, _product(data.shape)) as element:
                     known = tirx.all(places[element] >= 0, places[element] < _product(sizes))
                     with T.If(known), T.Then():

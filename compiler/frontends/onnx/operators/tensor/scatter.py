@@ -26,6 +26,7 @@ from compiler.frontends.onnx.bounds import (
 )
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
+from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_vectors
 from compiler.frontends.onnx.registry import converter
 from compiler.passes.rewriting.state_writes import UPDATES, write_rows
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
 
 Combine: TypeAlias = "Callable[[Expr, Expr], Expr]"
-_IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_LANES = 16  # of a vector; LLVM splits it where registers are narrower
 Target: TypeAlias = "Callable[[Expr, Expr], tuple[Expr, Expr]]"
 _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
@@ -99,8 +98,7 @@ def _write_all(
         result = T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
             with T.seq_scope():
-                with T.serial(0, size) as i:
-                    result[i] = source[i]
+                for_each(size, data.dtype, lambda i: result.__setitem__(i, source[i]))
                 with T.serial(0, count) as k:
                     place, inside = target(k, index)
                     with T.If(inside), T.Then():
@@ -122,21 +120,7 @@ def _write_row(result: Buffer, update: Buffer, place: Expr, number: Expr, width:
     def write(inner: Expr) -> None:
         result[first + inner] = combine(result[first + inner], update[number * width + inner])
 
-    _in_vectors(width, update.dtype, write)
-
-
-def _in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
-    """Run the body for 0 up to `extent`, in vectors but for the last elements; types that TVM widens, one by one."""
-    if str(dtype) not in _IN_VECTORS:
-        with T.serial(0, extent) as i:
-            body(i)
-        return
-    lanes = tirx.const(_LANES, "int64")
-    with T.seq_scope():
-        with T.serial(0, tirx.floordiv(extent, lanes)) as block, T.vectorized(0, lanes) as lane:
-            body(block * lanes + lane)
-        with T.serial(0, tirx.floormod(extent, lanes)) as rest:
-            body(tirx.floordiv(extent, lanes) * lanes + rest)
+    in_vectors(width, update.dtype, write)
 
 
 def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str) -> relax.Expr:
