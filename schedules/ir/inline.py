@@ -20,8 +20,11 @@ _MAX_NODES = 600
 
 _EXPENSIVE_CALLS = frozenset(
     f"tirx.{name}"
-    for name in ("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sigmoid", "pow", "sin", "cos", "tan", "sqrt")
-) | {"tirx.rsqrt", "tirx.atan", "tirx.atan2", "tirx.fmod", "tirx.asin", "tirx.acos", "tirx.sinh", "tirx.cosh"}
+    for name in (
+        *("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sigmoid", "pow", "sqrt", "rsqrt", "fmod"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    )
+)
 
 # `if_then_else` is an operator of TVM's primitive expressions, unlike the functions above.
 IF_THEN_ELSE = "prim.if_then_else"

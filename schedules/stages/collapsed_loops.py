@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
-from schedules.ir.expression import index, substitute
+from schedules.ir.expression import buffers_loaded, index, substitute
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, structural_walk, tirx
+from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx
 from schedules.machine import Machine, dtype_bits
 
 if TYPE_CHECKING:
@@ -47,10 +47,24 @@ class LoopNest:
         """Whether every access stands still or moves by one element, at least one of them by one."""
         return set(loop.strides) <= {0, 1} and 1 in loop.strides
 
-    def lanes(self, machine: Machine) -> int:
-        """Lanes of a vector such that the widest element type touched or computed with fills one register."""
-        widest = max((dtype_bits(str(access.buffer.dtype)) for access in self.accesses), default=32)
+    def lanes(self, machine: Machine, axis: Loop | None = None) -> int:
+        """Lanes of a vector such that the widest element type touched or computed with fills one register.
+
+        What is read for an index alone, and is the same for a whole vector along `axis`, counts for nothing.
+        """
+        strides = (None,) * len(self.accesses) if axis is None else axis.strides
+        pairs = zip(self.accesses, strides, strict=True)
+        touched = [access for access, stride in pairs if stride != 0 or not self._is_index(access)]
+        widest = max((dtype_bits(str(access.buffer.dtype)) for access in touched), default=32)
         return max(1, machine.vector_bits // max(widest, _widest_float(self.stage.body)))
+
+    def _is_index(self, access: Access) -> bool:
+        """Whether it is read for an index of another access."""
+        loads = [load for each in self.accesses for point in each.indices for load in buffers_loaded(point)]
+        return not access.is_store and any(
+            load.source.same_as(access.buffer) and structural_equal(list(load.indices), list(access.indices))
+            for load in loads
+        )
 
 
 def _widest_float(root: Stmt) -> int:

@@ -24,6 +24,7 @@ from schedules.machine import Machine
 from schedules.stages.axis_splitting import split_axes
 from schedules.stages.branch import split_branches
 from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
+from schedules.stages.gathered_loads import gathered_axis
 from schedules.stages.interleaving import interleave, interleaved_axis, interleaved_count
 from schedules.stages.joined_runs import is_part_of_block, is_run, join_runs
 from schedules.stages.permuted_lanes import permuted_lanes
@@ -195,23 +196,24 @@ def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> NestPlan | No
     nest = loop_nest_of(stage)
     amount = _width(stage) * work([axis.extent for axis in stage.axes], stage.body)
     threads = pays_off(amount, machine) if parallel else False
+    return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, machine, threads)
+
+
+def _elementwise_plan(nest: LoopNest, machine: Machine, threads: bool | Expr) -> NestPlan:
     lanes = nest.lanes(machine)
-    return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, lanes, threads)
-
-
-def _elementwise_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> NestPlan:
     axis = interleaved_axis(nest) or _vector_axis(nest)
     if axis is None:
         found = find_transpose(nest)
         if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
             return NestPlan(nest, lanes, threads, transpose=found)
-        axis = strided_axis(nest)
+        axis = strided_axis(nest) or gathered_axis(nest)
     if axis is None or _has_branch_on(nest, axis):
         return NestPlan(nest, lanes, threads)
-    return NestPlan(nest, lanes, threads, axis)
+    return NestPlan(nest, nest.lanes(machine, axis), threads, axis)
 
 
-def _reduction_plan(nest: LoopNest, lanes: int, threads: bool | Expr) -> NestPlan:
+def _reduction_plan(nest: LoopNest, machine: Machine, threads: bool | Expr) -> NestPlan:
+    lanes = nest.lanes(machine)
     reduction = reduction_of(nest.stage)
     if reduction is None:
         return NestPlan(nest, lanes, threads)
