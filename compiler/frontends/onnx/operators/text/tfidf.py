@@ -16,23 +16,34 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.precision import cast
+from compiler.frontends.onnx.operators.tensor.filling import filled
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
-from compiler.frontends.onnx.values import Constant, Value
+from compiler.frontends.onnx.values import Constant, Value, tensor_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams to count: where each begins in the pool, its length, the column that counts it. All int64."""
+    """The n-grams to count: where each begins in the pool, its length, the column that counts it. All int64.
 
+    They are ordered by their first tokens: those that begin with `firsts[i]` are from `begins[i]` to `begins[i + 1]`.
+    """
+
+    firsts: np.ndarray
+    begins: np.ndarray
     pool: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     columns: np.ndarray
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the order in which the kernel takes them."""
+        return self.firsts, self.begins, self.pool, self.starts, self.lengths, self.columns
 
 
 @converter("TfIdfVectorizer", since=9)
@@ -45,9 +56,12 @@ def tf_idf_vectorizer(context: NodeContext) -> relax.Expr | list[Value]:
     tokens = cast(context, context.input(0), "int64")
     if rank == 1:
         tokens = context.emit(R.expand_dims(tokens, [0]))
-    operands = [Constant(a).expr() for a in (grams.pool, grams.starts, grams.lengths, grams.columns)]
-    kernel = _counting_kernel(width, int(context.required_attribute("max_skip_count")))
-    counts = context.emit_te(kernel, tokens, *operands, primfunc_name_hint="ngram_counts")
+    if len(grams.columns):
+        operands = [Constant(array).expr() for array in grams.arrays()]
+        kernel = _counting_kernel(width, int(context.required_attribute("max_skip_count")))
+        counts = context.emit_te(kernel, tokens, *operands, primfunc_name_hint="ngram_counts")
+    else:
+        counts = filled(context, 0, "float32", [tensor_shape(tokens)[0], width])
     result = _weighted(context, counts, grams, width)
     return result if rank == 2 else context.emit(R.reshape(result, relax.ShapeExpr([expression(width)])))
 
@@ -66,8 +80,12 @@ def _grams(context: NodeContext) -> _Grams:
     if min(bounds) < 0 or len(starts) != len(columns):
         context.invalid(f"its pool holds {len(starts)} n-grams, ngram_indexes {len(columns)}")
     wanted = [i for i, length in enumerate(lengths) if shortest <= length <= longest]
-    chosen = (np.array([values[i] for i in wanted], np.int64) for values in (starts, lengths, columns))
-    return _Grams(pool, *chosen)
+    chosen = np.array([[starts[i], lengths[i], columns[i]] for i in wanted], np.int64).reshape(-1, 3)
+    heads = pool[chosen[:, 0]]
+    ordered = chosen[np.argsort(heads, kind="stable")]
+    firsts, counts = np.unique(heads, return_counts=True)
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return _Grams(firsts, ends, pool, *(np.ascontiguousarray(each) for each in ordered.T))
 
 
 def _weighted(context: NodeContext, counts: relax.Expr, grams: _Grams, width: int) -> relax.Expr:
@@ -85,34 +103,61 @@ def _weighted(context: NodeContext, counts: relax.Expr, grams: _Grams, width: in
 
 def _counting_kernel(width: int, skips: int) -> Callable[..., Stmt]:
     def kernel(tokens: te.Tensor, *grams: te.Tensor) -> te.Tensor:
-        rows, count, total = tokens.shape[0], tokens.shape[1], grams[1].shape[0]
+        rows = tokens.shape[0]
 
         def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
-            row_tokens, pool, starts, lengths, columns = (T.buffer_proxy(item) for item in ins)
-            result, state = (T.buffer_proxy(out) for out in outs)
-            one = tirx.const(1.0, "float32")
             with IRBuilder() as builder:
-                with T.serial(0, rows) as row, T.seq_scope():
-                    with T.serial(0, int64(width)) as column:
-                        result[row * width + column] = tirx.const(0.0, "float32")
-                    with T.serial(0, total) as g, T.serial(0, int64(skips + 1)) as skip, T.serial(0, count) as i:
-                        reach = i + (lengths[g] - int64(1)) * (skip + int64(1))
-                        # One token has nothing to skip.
-                        counts = tirx.any(skip == int64(0), lengths[g] > int64(1))
-                        with T.If(tirx.all(counts, reach < count)), T.Then(), T.seq_scope():
-                            state[0] = int64(1)
-                            with T.serial(0, lengths[g]) as k:
-                                token = row_tokens[row * count + i + k * (skip + int64(1))]
-                                with T.If(token != pool[starts[g] + k]), T.Then():
-                                    state[0] = int64(0)
-                            with T.If(state[0] == int64(1)), T.Then():
-                                place = row * width + columns[g]
-                                result[place] = result[place] + one
+                _count_rows(ins, outs, skips)
                 return builder.get()
 
-        outputs = te.extern(
-            [[rows, int64(width)], [int64(1)]], [tokens, *grams], generate, dtype=["float32", "int64"], name="ngrams"
-        )
+        shapes = [[rows, int64(width)], [int64(_STATE)]]
+        outputs = te.extern(shapes, [tokens, *grams], generate, dtype=["float32", "int64"], name="ngrams")
         return outputs[0]
 
     return kernel
+
+
+# Places in `state`: the first tokens that are not ruled out yet, whether an n-gram is there.
+_LOW, _HIGH, _IS_SAME, _STATE = range(4)
+
+
+def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> None:
+    tokens, firsts, begins = (T.buffer_proxy(item) for item in ins[:3])
+    result, state = (T.buffer_proxy(out) for out in outs)
+    (rows, count), different, width = ins[0].shape, int(ins[1].shape[0]), outs[0].shape[1]
+    with T.serial(0, rows) as row, T.seq_scope():
+        in_vectors(width, "float32", lambda i: result.__setitem__(row * width + i, tirx.const(0.0, "float32")))
+        with T.serial(0, count) as i, T.seq_scope():
+            token = T.bind(tokens[row * count + i])
+            state[_LOW] = int64(0)
+            state[_HIGH] = int64(different)
+            with T.serial(0, int64(different.bit_length())), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
+                middle = T.bind((state[_LOW] + state[_HIGH]) >> 1)
+                with T.If(firsts[middle] < token):
+                    with T.Then():
+                        state[_LOW] = middle + int64(1)
+                    with T.Else():
+                        state[_HIGH] = middle
+            place = T.bind(tirx.min(state[_LOW], int64(different - 1)))
+            with T.If(firsts[place] == token), T.Then(), T.serial(begins[place], begins[place + int64(1)]) as gram:
+                _count_gram(ins, outs, skips, row, i, gram)
+
+
+def _count_gram(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int, row: Expr, start: Expr, gram: Expr) -> None:
+    """Count an n-gram where it begins at a token, once for each number of tokens between its own."""
+    tokens, _, _, pool, starts, lengths, columns = (T.buffer_proxy(item) for item in ins)
+    result, state = (T.buffer_proxy(out) for out in outs)
+    count, width = ins[0].shape[1], outs[0].shape[1]
+    with T.serial(0, int64(skips + 1)) as skip, T.seq_scope():
+        reach = start + (lengths[gram] - int64(1)) * (skip + int64(1))
+        # One token has nothing to skip.
+        counts = tirx.any(skip == int64(0), lengths[gram] > int64(1))
+        with T.If(tirx.all(counts, reach < count)), T.Then(), T.seq_scope():
+            state[_IS_SAME] = int64(1)
+            with T.serial(0, lengths[gram]) as k:
+                token = tokens[row * count + start + k * (skip + int64(1))]
+                with T.If(token != pool[starts[gram] + k]), T.Then():
+                    state[_IS_SAME] = int64(0)
+            with T.If(state[_IS_SAME] == int64(1)), T.Then():
+                place = row * width + columns[gram]
+                result[place] = result[place] + tirx.const(1.0, "float32")
