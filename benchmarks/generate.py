@@ -12,7 +12,8 @@ several precisions out of one.
 
 Each engine runs in a process of its own; they take turns, so that all see the same machine, with prompts that none has
 seen before. Of each number the best round is taken. `--python` runs the other engines by another interpreter. The first
-token is from the start of the process, Python's own start included, with files in the page cache: the best of three.
+token is from the start of the process, Python's own start included, with files in the page cache and Python's code
+compiled to bytecode, as that of installed packages is: the best of three.
 The limit of an engine is the bytes of its own weights over what a plain read of memory gives in the same run.
 `--report` prints tables that earlier runs wrote. `--sequences` measures so many sequences at once beside one, and
 `--speculative` guesses on texts that repeat themselves, of modules that were compiled with `--sequences`.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,6 +54,7 @@ class Contestant:
     """A runtime's process, and its best times so far.
 
     Attributes:
+        environment: of its process.
         weight_bytes: what it reads for each token.
         first_token: seconds from the start of its process.
         prompt: seconds of a prompt by its number of tokens.
@@ -61,6 +64,7 @@ class Contestant:
     engine: str
     path: Path
     command: list[str]
+    environment: dict[str, str]
     weight_bytes: int
     process: subprocess.Popen[str] | None = None
     first_token: float = np.inf
@@ -73,7 +77,7 @@ class Contestant:
         self.end()
         pipe = subprocess.PIPE
         begin = time.perf_counter()
-        self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True, env=self.environment)
         self._answer()
         self.first_token = min(self.first_token, time.perf_counter() - begin)
 
@@ -180,14 +184,16 @@ def table_of(found: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def contestant(text: str, options: argparse.Namespace, context: int) -> Contestant:
-    """The contestant that "ENGINE=PATH" names."""
+def contestant(text: str, options: argparse.Namespace, context: int, bytecode: str) -> Contestant:
+    """The contestant that "ENGINE=PATH" names; `bytecode` is the folder for Python's."""
     engine, _, path = text.partition("=")
     if not path:
         raise SystemExit(f"{text!r} is not ENGINE=PATH")
     interpreter = sys.executable if engine == _OURS else options.python
     command = [interpreter, str(_SCRIPT), engine, path, str(options.threads), str(context)]
-    return Contestant(engine, Path(path), command, _weight_bytes(engine, Path(path)))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = bytecode
+    return Contestant(engine, Path(path), command, environment, _weight_bytes(engine, Path(path)))
 
 
 def main() -> None:
@@ -212,12 +218,14 @@ def main() -> None:
             print(f"{path.name}:\n\n{table_of(json.loads(path.read_text()))}\n")
         return
     context = max(options.contexts) + _STEPS + 1
-    contestants = [contestant(text, options, context) for text in options.contestants]
+    bytecode = tempfile.TemporaryDirectory()
+    contestants = [contestant(text, options, context, bytecode.name) for text in options.contestants]
     ours = next((each.path for each in contestants if each.engine == _OURS), None)
     if ours is None:
         raise SystemExit("name a module to race: tensorwright=FILE.twm")
     vocabulary = json.loads(read_artifact(ours).assets[DESCRIPTION_ASSET].tobytes())["vocabulary"]
-    read = race(contestants, options.contexts, options.rounds, vocabulary, options.threads)
+    with bytecode:
+        read = race(contestants, options.contexts, options.rounds, vocabulary, options.threads)
     found = {"read_bytes_s": read, "threads": options.threads, "engines": [each.row() for each in contestants]}
     found = json.loads(json.dumps(found))
     Console().print(f"a plain read gives {read / 1e9:.1f} GB/s")

@@ -47,6 +47,7 @@ LAZY = {
     "compiler.searching": "torch is loaded for PyTorch models alone",
     "compiler.runtime.accelerator": "a module without an accelerator loads no targets",
     "compiler.runtime.device": "a module for processors looks for no GPU",
+    "compiler.runtime.loading": "a file is checked while what runs it is loaded",
     "compiler.serving.tracing": "a server that gives no profiles loads no profiler",
     "schedules.gpu": "compiling for a processor loads no rules for GPUs",
     "schedules.rule": "declaring a rule loads no TVM",

@@ -1,30 +1,69 @@
-"""The one-file module: machine code, parameters and manifest, every byte checked before anything of it is used."""
+"""The one-file module: machine code, parameters and manifest, every byte checked before anything of it is used.
 
-from compiler.artifact.artifact import Artifact, Contents, tool_versions
-from compiler.artifact.format import artifact_bytes, read_artifact, sign, signatures_of, write_artifact
-from compiler.artifact.keys import (
-    Key,
-    KeyKind,
-    KeyPair,
-    generate_keys,
-    private_key_bytes,
-    public_key_bytes,
-    public_keys,
-    write_new_keys,
-)
-from compiler.artifact.manifest import (
-    FORMAT_VERSION,
-    FixedInput,
-    KernelProvenance,
-    Manifest,
-    MemoryPlan,
-    PassTiming,
-    ReferenceTolerance,
-    TargetDescription,
-    TensorDescription,
-    ToolVersions,
-)
-from compiler.artifact.signature import Signature
+Each name is loaded when first used, so that a file can be opened while NumPy is still being imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.artifact.artifact import Artifact, Contents, tool_versions
+    from compiler.artifact.container import FORMAT_VERSION
+    from compiler.artifact.format import artifact_bytes, read_artifact, sign, signatures_of, write_artifact
+    from compiler.artifact.keys import (
+        Key,
+        KeyKind,
+        KeyPair,
+        generate_keys,
+        private_key_bytes,
+        public_key_bytes,
+        public_keys,
+        write_new_keys,
+    )
+    from compiler.artifact.manifest import (
+        FixedInput,
+        KernelProvenance,
+        Manifest,
+        MemoryPlan,
+        PassTiming,
+        ReferenceTolerance,
+        TargetDescription,
+        TensorDescription,
+        ToolVersions,
+    )
+    from compiler.artifact.signature import Signature
+
+_HOME = {
+    "Artifact": "compiler.artifact.artifact",
+    "Contents": "compiler.artifact.artifact",
+    "FORMAT_VERSION": "compiler.artifact.container",
+    "FixedInput": "compiler.artifact.manifest",
+    "KernelProvenance": "compiler.artifact.manifest",
+    "Key": "compiler.artifact.keys",
+    "KeyKind": "compiler.artifact.keys",
+    "KeyPair": "compiler.artifact.keys",
+    "Manifest": "compiler.artifact.manifest",
+    "MemoryPlan": "compiler.artifact.manifest",
+    "PassTiming": "compiler.artifact.manifest",
+    "ReferenceTolerance": "compiler.artifact.manifest",
+    "Signature": "compiler.artifact.signature",
+    "TargetDescription": "compiler.artifact.manifest",
+    "TensorDescription": "compiler.artifact.manifest",
+    "ToolVersions": "compiler.artifact.manifest",
+    "artifact_bytes": "compiler.artifact.format",
+    "generate_keys": "compiler.artifact.keys",
+    "private_key_bytes": "compiler.artifact.keys",
+    "public_key_bytes": "compiler.artifact.keys",
+    "public_keys": "compiler.artifact.keys",
+    "read_artifact": "compiler.artifact.format",
+    "sign": "compiler.artifact.format",
+    "signatures_of": "compiler.artifact.format",
+    "tool_versions": "compiler.artifact.artifact",
+    "write_artifact": "compiler.artifact.format",
+    "write_new_keys": "compiler.artifact.keys",
+}
 
 __all__ = [
     "FORMAT_VERSION",
@@ -55,3 +94,10 @@ __all__ = [
     "write_artifact",
     "write_new_keys",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'compiler.artifact' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -147,6 +146,8 @@ def tool_versions(**others: str) -> ToolVersions:
 @cache
 def _installed(distribution: str) -> str:
     """The version of what this process has loaded; reading it from the package's metadata takes milliseconds."""
+    import importlib.metadata  # loading a module does without it
+
     return importlib.metadata.version(distribution)
 
 

@@ -19,8 +19,10 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
-from compiler.artifact.manifest import FORMAT_VERSION
 from compiler.errors import ArtifactError, IncompatibleArtifactError
+
+FORMAT_VERSION = 1
+"""Version of the file format that this code writes, and the newest it reads."""
 
 MAGIC = b"\x89TWM\r\n\x1a\n"  # like PNG's: shows text-mode and 7-bit damage at once
 ALIGNMENT = 64

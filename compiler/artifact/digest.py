@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
 LEAF_BYTES = 1 << 20
@@ -47,22 +47,58 @@ def _split(pieces: Pieces) -> Iterator[list[memoryview]]:
         yield leaf
 
 
+class TreeDigests:
+    """SHA-256 tree digests that other threads compute from now on."""
+
+    def __init__(self, sections: Sequence[Pieces], workers: int) -> None:
+        """Begin.
+
+        Args:
+            sections: each the flat views of bytes that follow one another in it.
+            workers: threads to start; those that `result` is called by compute too.
+        """
+        self._split = [list(_split(section)) for section in sections]
+        self._sizes = [sum(map(len, section)) for section in sections]
+        self._leaves = [leaf for section in self._split for leaf in section]
+        self._digests: list[bytes] = [b""] * len(self._leaves)
+        self._waiting = iter(range(len(self._leaves)))  # taking from it is atomic
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        for each in self._threads:
+            each.start()
+
+    def _work(self) -> None:
+        for index in self._waiting:
+            self._digests[index] = _leaf(self._leaves[index])
+
+    def stop(self) -> None:
+        """End the threads; there is no result then."""
+        for _ in self._waiting:
+            pass
+        for each in self._threads:
+            each.join()
+
+    def result(self) -> list[bytes]:
+        """The digest of each section; waits for them."""
+        self._work()
+        for each in self._threads:
+            each.join()
+        digests = iter(self._digests)
+        return [
+            _root(size, [next(digests) for _ in parts]) for size, parts in zip(self._sizes, self._split, strict=True)
+        ]
+
+
 def tree_digests(sections: Sequence[Pieces]) -> list[bytes]:
     """SHA-256 tree digest of each section, all of their leaves hashed together.
 
     Args:
         sections: each the flat views of bytes that follow one another in it.
     """
-    split = [list(_split(section)) for section in sections]
-    leaves = [leaf for section in split for leaf in section]
+    return begin_digests(sections, cpu_count() or 1).result()
+
+
+def begin_digests(sections: Sequence[Pieces], processors: int) -> TreeDigests:
+    """Begin to compute digests on some processors, that of the caller included."""
     total = sum(len(piece) for section in sections for piece in section)
-    workers = min(cpu_count() or 1, 8, len(leaves))
-    if workers > 1 and total >= _PARALLEL_FROM_BYTES:
-        with ThreadPoolExecutor(workers) as pool:
-            digests = iter(list(pool.map(_leaf, leaves)))
-    else:
-        digests = map(_leaf, leaves)
-    return [
-        _root(sum(map(len, section)), [next(digests) for _ in parts])
-        for section, parts in zip(sections, split, strict=True)
-    ]
+    others = min(processors, 8, -(-total // LEAF_BYTES)) - 1
+    return TreeDigests(sections, others if total >= _PARALLEL_FROM_BYTES else 0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from compiler.artifact.artifact import Artifact
 from compiler.artifact.container import Layout, pack_head, parse_head
 from compiler.artifact.digest import tree_digests
+from compiler.artifact.fields import FieldError
 from compiler.artifact.keys import Key
 from compiler.artifact.manifest import Manifest
+from compiler.artifact.opening import OpenedModule, Source, open_module
 from compiler.artifact.signature import (
     Signature,
     check_signatures,
@@ -19,7 +19,7 @@ from compiler.artifact.signature import (
     pack_signatures,
     parse_signatures,
 )
-from compiler.artifact.storage import read_mapped, read_private, write_atomically
+from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError
 
@@ -63,9 +63,7 @@ def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
     return [*pieces, pack_signatures(signatures)]
 
 
-def read_artifact(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview, trusted_keys: Sequence[Key] | None = None
-) -> Artifact:
+def read_artifact(source: Source, trusted_keys: Sequence[Key] | None = None) -> Artifact:
     """Read a module, checking every byte before anything of it is used.
 
     Args:
@@ -80,18 +78,25 @@ def read_artifact(
         IncompatibleArtifactError: it has a newer format version.
         SignatureError: a signature is required and is missing, wrong, or by another key.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        # A copy, unless it cannot change: what was checked must stay what it is.
-        data, origin = memoryview(source if isinstance(source, bytes) else bytes(source)), "the module"
-    else:
-        origin = str(source)
-        data = read_mapped(source) if trusted_keys is None else read_private(source)
-    layout = parse_head(data, origin)
-    signatures = parse_signatures(data[layout.content_bytes :], origin)
+    return read_opened(open_module(source, private=trusted_keys is not None), trusted_keys)
+
+
+def read_opened(opened: OpenedModule, trusted_keys: Sequence[Key] | None = None) -> Artifact:
+    """As `read_artifact`, of a module that is open; one with `trusted_keys` was opened as private."""
+    try:
+        return _read(opened, trusted_keys)
+    except BaseException:
+        opened.digests.stop()
+        raise
+
+
+def _read(opened: OpenedModule, trusted_keys: Sequence[Key] | None) -> Artifact:
+    layout, origin = opened.layout, opened.origin
+    signatures = parse_signatures(opened.data[layout.content_bytes :], origin)
     if trusted_keys is not None:
         check_signatures(signatures, layout.digest, trusted_keys, origin)
     manifest = _parse_manifest(layout, origin)
-    sections = _checked_sections(data, layout, manifest, origin)
+    sections = _checked_sections(opened, manifest)
     parameters, inputs, outputs, states, assets = (
         read_blob(sections[name], expected, what) if name in sections else {}
         for name, expected, what in (
@@ -113,25 +118,22 @@ def _section_names(manifest: Manifest) -> tuple[str, ...]:
 def _parse_manifest(layout: Layout, origin: str) -> Manifest:
     try:
         return Manifest.model_validate_json(layout.manifest)
-    except ValidationError as error:
-        detail = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, detail["loc"]))[:200]
-        raise ArtifactError(f"{origin}: its manifest is not valid: {place}: {detail['msg'][:500]}") from error
+    except FieldError as error:
+        raise ArtifactError(f"{origin}: its manifest is not valid: {str(error)[:700]}") from error
 
 
-def _checked_sections(data: memoryview, layout: Layout, manifest: Manifest, origin: str) -> dict[str, memoryview]:
+def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, memoryview]:
     """The sections by name, each having the checksum that the manifest holds for it."""
-    names, expected = tuple(section.name for section in layout.sections), _section_names(manifest)
+    names, expected = tuple(section.name for section in opened.layout.sections), _section_names(manifest)
     if names != expected or set(manifest.checksums) != set(expected):
-        raise ArtifactError(f"{origin} is damaged: it must hold the sections {', '.join(expected)}")
-    views = [data[section.offset : section.offset + section.size] for section in layout.sections]
-    for name, digest in zip(names, tree_digests([[view] for view in views]), strict=True):
+        raise ArtifactError(f"{opened.origin} is damaged: it must hold the sections {', '.join(expected)}")
+    for name, digest in zip(names, opened.digests.result(), strict=True):
         if digest.hex() != manifest.checksums[name]:
             raise ArtifactError(
-                f"{origin} is damaged: the checksum of its {name} does not match",
+                f"{opened.origin} is damaged: the checksum of its {name} does not match",
                 "copy or export the file again",
             )
-    return dict(zip(names, views, strict=True))
+    return {name: opened.section(index) for index, name in enumerate(names)}
 
 
 def signatures_of(path: str | os.PathLike[str]) -> tuple[Signature, ...]:

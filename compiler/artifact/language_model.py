@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from compiler.artifact.fields import Length, Model, Range
 
 DESCRIPTION_ASSET = "language_model.json"
 TOKENIZER_ASSET = "tokenizer.json"
 ENCODER_ASSET = "encoder.twm"
 
-Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Token = Annotated[int, Range(0, (1 << 31) - 1)]
+Size = Annotated[int, Range(1, 1 << 20)]
 
 
-Size = Annotated[int, Field(ge=1, le=1 << 20)]
-
-
-class AudioPreparation(BaseModel):
+class AudioPreparation(Model):
     """How speech becomes a log-mel spectrogram, as Whisper reads it.
 
     Attributes:
@@ -26,16 +24,14 @@ class AudioPreparation(BaseModel):
         samples: length of what is read at once; shorter speech is padded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     rate: Size
     window: Size
     hop: Size
     mels: Size
-    samples: Annotated[int, Field(ge=1, le=1 << 28)]
+    samples: Annotated[int, Range(1, 1 << 28)]
 
 
-class ImagePreparation(BaseModel):
+class ImagePreparation(Model):
     """How an image becomes what an encoder reads, and what stands for it in a prompt.
 
     Attributes:
@@ -50,9 +46,7 @@ class ImagePreparation(BaseModel):
         scale, mean, std: (pixel * scale - mean) / std, by channel.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    text: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Length(1)]
     rows: Size
     height: Size
     width: Size
@@ -61,13 +55,13 @@ class ImagePreparation(BaseModel):
     splits: bool = False
     frame: str = ""
     overview: str = ""
-    resample: Annotated[int, Field(ge=0, le=5)]
+    resample: Annotated[int, Range(0, 5)]
     scale: float
-    mean: Annotated[tuple[float, float, float], Field(strict=False)]
-    std: Annotated[tuple[float, float, float], Field(strict=False)]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
-class LanguageModelDescription(BaseModel):
+class LanguageModelDescription(Model):
     """How to generate with a module.
 
     Attributes:
@@ -88,20 +82,18 @@ class LanguageModelDescription(BaseModel):
         audio, images: how the encoder's inputs are made of speech and of images; None where that is the caller's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     architecture: str
-    context: Annotated[int, Field(ge=1)]
-    vocabulary: Annotated[int, Field(ge=1)]
-    stop_tokens: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    context: Annotated[int, Range(1)]
+    vocabulary: Annotated[int, Range(1)]
+    stop_tokens: tuple[Token, ...] = ()
     begin: str = ""
     end: str = ""
     chat_template: str | None = None
     sequences: bool = False
-    stable_context: Annotated[int, Field(ge=1)] | None = None
+    stable_context: Annotated[int, Range(1)] | None = None
     image_token: Token | None = None
-    start: Annotated[tuple[Token, ...], Field(strict=False)] = ()
-    suppressed: Annotated[tuple[Token, ...], Field(strict=False)] = ()
-    suppressed_first: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    start: tuple[Token, ...] = ()
+    suppressed: tuple[Token, ...] = ()
+    suppressed_first: tuple[Token, ...] = ()
     audio: AudioPreparation | None = None
     images: ImagePreparation | None = None

@@ -1,4 +1,4 @@
-"""The manifest of a module, as pydantic models that are stored as JSON."""
+"""The manifest of a module, as records that are stored as JSON."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from compiler.artifact.container import FORMAT_VERSION
 from compiler.artifact.dtypes import ELEMENT_TYPES
-
-FORMAT_VERSION = 1
-"""Version of the file format that this code writes, and the newest it reads."""
+from compiler.artifact.fields import EMPTY, JsonValue, Length, Model, Pattern, Range
 
 MAX_ELEMENTS = 2**60
 MAX_BRANCH_DEPTH = 64
-Name = Annotated[str, Field(max_length=4096)]
-Size = Annotated[int, Field(ge=0, le=2**62)]
-Dimension = Annotated[int, Field(ge=0, le=MAX_ELEMENTS)] | Annotated[str, Field(min_length=1, max_length=1024)]
+Name = Annotated[str, Length(most=4096)]
+Size = Annotated[int, Range(0, 2**62)]
+Dimension = Annotated[int, Range(0, MAX_ELEMENTS)] | Annotated[str, Length(1, 1024)]
+Digest = Annotated[str, Pattern("[0-9a-f]{64}")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TensorDescription(_Model):
+class TensorDescription(Model):
     """Name, shape and element type of an input, an output or a parameter.
 
     Attributes:
@@ -36,23 +31,15 @@ class TensorDescription(_Model):
     """
 
     name: Name
-    shape: Annotated[tuple[Dimension, ...], Field(max_length=64, strict=False)]
+    shape: Annotated[tuple[Dimension, ...], Length(most=64)]
     dtype: str
     carrier: Literal["int8", "uint8"] | None = None
 
-    @field_validator("dtype")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ELEMENT_TYPES:
-            raise ValueError(f"unknown element type {value!r}; known: {', '.join(ELEMENT_TYPES)}")
-        return value
-
-    @field_validator("shape")
-    @classmethod
-    def _bounded(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        if math.prod(max(size, 1) for size in value if isinstance(size, int)) > MAX_ELEMENTS:
-            raise ValueError(f"shape {value} has more than {MAX_ELEMENTS} elements")
-        return value
+    def _check(self) -> None:
+        if self.dtype not in ELEMENT_TYPES:
+            raise ValueError(f"unknown element type {self.dtype!r}; known: {', '.join(ELEMENT_TYPES)}")
+        if math.prod(max(size, 1) for size in self.shape if isinstance(size, int)) > MAX_ELEMENTS:
+            raise ValueError(f"shape {self.shape} has more than {MAX_ELEMENTS} elements")
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> TensorDescription:
@@ -68,7 +55,7 @@ class TensorDescription(_Model):
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-class TargetDescription(_Model):
+class TargetDescription(Model):
     """The target that the code was built for.
 
     Attributes:
@@ -79,20 +66,20 @@ class TargetDescription(_Model):
 
     name: Name
     architecture: Name
-    required_cpu_features: tuple[Name, ...] = Field(default=(), strict=False)
-    details: dict[str, JsonValue] = Field(default_factory=dict)
+    required_cpu_features: tuple[Name, ...] = ()
+    details: dict[str, JsonValue] = EMPTY
 
 
-class ToolVersions(_Model):
+class ToolVersions(Model):
     """Versions of what built the module. `tvm` must equal the runtime's: TVM promises no stable interface."""
 
     tensorwright: Name
     tvm: Name
     tvm_ffi: Name
-    others: dict[str, Name] = Field(default_factory=dict)
+    others: dict[str, Name] = EMPTY
 
 
-class KernelProvenance(_Model):
+class KernelProvenance(Model):
     """Where one kernel's schedule came from, and how much it computes.
 
     Attributes:
@@ -110,13 +97,13 @@ class KernelProvenance(_Model):
     source: Literal["default", "record", "as-is"]
     origin: Name | None = None
     measure: Name | None = None
-    config: dict[str, JsonValue] = Field(default_factory=dict)
+    config: dict[str, JsonValue] = EMPTY
     operations: Name | None = None
-    symbols: dict[Name, Annotated[tuple[int, int], Field(strict=False)]] = Field(default_factory=dict)
-    gathered: tuple[int, ...] = Field(default=(), strict=False)
+    symbols: dict[Name, tuple[int, int]] = EMPTY
+    gathered: tuple[int, ...] = ()
 
 
-class CallList(_Model):
+class CallList(Model):
     """Which nodes of the model each call of a kernel computes.
 
     Attributes:
@@ -126,8 +113,8 @@ class CallList(_Model):
             [[step, ...], [step, ...]].
     """
 
-    nodes: tuple[Name, ...] = Field(strict=False)
-    callees: tuple[Name, ...] = Field(strict=False)
+    nodes: tuple[Name, ...]
+    callees: tuple[Name, ...]
     functions: dict[Name, list[JsonValue]]
 
     def every_call(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -140,13 +127,11 @@ class CallList(_Model):
                 else:
                     yield self.callees[step[0]], tuple(self.nodes[each] for each in step[1:])
 
-    @model_validator(mode="after")
-    def _refer_to_names(self) -> CallList:
+    def _check(self) -> None:
         for steps in self.functions.values():
-            self._check(steps, 0)
-        return self
+            self._check_steps(steps, 0)
 
-    def _check(self, steps: JsonValue, depth: int) -> None:
+    def _check_steps(self, steps: JsonValue, depth: int) -> None:
         if not isinstance(steps, list) or depth > MAX_BRANCH_DEPTH:
             raise ValueError("the steps of a function are not a list, or branches are nested too deep")
         for step in steps:
@@ -156,7 +141,7 @@ class CallList(_Model):
                 if len(step) != 2:
                     raise ValueError("a condition has two branches")
                 for branch in step:
-                    self._check(branch, depth + 1)
+                    self._check_steps(branch, depth + 1)
             elif not all(type(each) is int for each in step) or not self._names(step):
                 raise ValueError("a call refers to a name that is not listed")
 
@@ -165,14 +150,14 @@ class CallList(_Model):
         return 0 <= callee < len(self.callees) and all(0 <= node < len(self.nodes) for node in nodes)
 
 
-class PassTiming(_Model):
+class PassTiming(Model):
     """Wall-clock seconds of one pass or phase of the compilation."""
 
     name: Name
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]
+    seconds: Annotated[float, Range(0)]
 
 
-class MemoryPlan(_Model):
+class MemoryPlan(Model):
     """Activation memory in bytes: what the plan needs, the sum without reuse, and the lower bound of live bytes.
 
     Attributes:
@@ -186,14 +171,14 @@ class MemoryPlan(_Model):
     dynamic_bytes: Name = "0"
 
 
-class FixedInput(_Model):
+class FixedInput(Model):
     """A model input whose value was fixed when compiling; `values` (flat) only where there are few."""
 
     tensor: TensorDescription
-    values: tuple[bool | int | float, ...] | None = Field(default=None, max_length=64, strict=False)
+    values: Annotated[tuple[bool | int | float, ...], Length(most=64)] | None = None
 
 
-class Requirement(_Model):
+class Requirement(Model):
     """A relation between sizes of the inputs that the model needs.
 
     Attributes:
@@ -206,11 +191,11 @@ class Requirement(_Model):
     left: Name
     relation: Literal["equal", "at least", "broadcast"]
     right: Name
-    symbols: dict[Name, Name] = Field(default_factory=dict)
+    symbols: dict[Name, Name] = EMPTY
     where: Name
 
 
-class IndexRequirement(_Model):
+class IndexRequirement(Model):
     """An input whose elements are indices, lengths or counts: each must lie in [least, size).
 
     Attributes:
@@ -222,11 +207,11 @@ class IndexRequirement(_Model):
     input: Name
     size: Name
     least: Name | None = None
-    symbols: dict[Name, Name] = Field(default_factory=dict)
+    symbols: dict[Name, Name] = EMPTY
     where: Name
 
 
-class StateDescription(_Model):
+class StateDescription(Model):
     """A tensor that a session keeps: an input, and the output that is its next value.
 
     Attributes:
@@ -238,11 +223,11 @@ class StateDescription(_Model):
     name: Name
     input: Name
     output: Name
-    axis: Annotated[int, Field(ge=0, lt=64)] | None = None
+    axis: Annotated[int, Range(0, 63)] | None = None
     grows: bool = False
 
 
-class PositionDescription(_Model):
+class PositionDescription(Model):
     """The input that says how many rows of the states are in use before a run, and how many a run adds.
 
     Attributes:
@@ -251,17 +236,17 @@ class PositionDescription(_Model):
     """
 
     input: Name
-    rows: Annotated[int, Field(ge=0, le=MAX_ELEMENTS)] | Name
+    rows: Annotated[int, Range(0, MAX_ELEMENTS)] | Name
 
 
-class ReferenceTolerance(_Model):
+class ReferenceTolerance(Model):
     """How far outputs may be from the reference: |output - reference| <= absolute + relative * |reference|."""
 
-    relative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
-    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    relative: Annotated[float, Range(0)] = 1e-3
+    absolute: Annotated[float, Range(0)] = 1e-4
 
 
-class Manifest(_Model):
+class Manifest(Model):
     """The manifest: everything in a module but its code and its tensors.
 
     Attributes:
@@ -283,35 +268,38 @@ class Manifest(_Model):
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
     """
 
-    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
+    format_version: Annotated[int, Range(1, FORMAT_VERSION)] = FORMAT_VERSION
     model_name: Name
-    inputs: tuple[TensorDescription, ...] = Field(strict=False)
-    outputs: tuple[TensorDescription, ...] = Field(strict=False)
-    parameters: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+    parameters: tuple[TensorDescription, ...] = ()
     compact_parameters: Size = 0
     target: TargetDescription
     versions: ToolVersions
-    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
-    fixed_inputs: tuple[FixedInput, ...] = Field(default=(), strict=False)
-    requirements: tuple[Requirement, ...] = Field(default=(), strict=False)
-    indices: tuple[IndexRequirement, ...] = Field(default=(), strict=False)
-    kernels: tuple[KernelProvenance, ...] = Field(default=(), strict=False)
+    threads: Annotated[int, Range(1, 4096)] | None = None
+    fixed_inputs: tuple[FixedInput, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    indices: tuple[IndexRequirement, ...] = ()
+    kernels: tuple[KernelProvenance, ...] = ()
     calls: CallList | None = None
-    passes: tuple[PassTiming, ...] = Field(default=(), strict=False)
+    passes: tuple[PassTiming, ...] = ()
     memory_plan: MemoryPlan | None = None
-    states: tuple[StateDescription, ...] = Field(default=(), strict=False)
+    states: tuple[StateDescription, ...] = ()
     position: PositionDescription | None = None
-    initial_states: tuple[TensorDescription, ...] = Field(default=(), strict=False)
-    state_format: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    reference_sizes: dict[Name, Size] = Field(default_factory=dict)
-    reference_inputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
-    reference_outputs: tuple[TensorDescription, ...] = Field(default=(), strict=False)
+    initial_states: tuple[TensorDescription, ...] = ()
+    state_format: Digest | None = None
+    reference_sizes: dict[Name, Size] = EMPTY
+    reference_inputs: tuple[TensorDescription, ...] = ()
+    reference_outputs: tuple[TensorDescription, ...] = ()
     reference_tolerance: ReferenceTolerance = ReferenceTolerance()
-    assets: tuple[TensorDescription, ...] = Field(default=(), strict=False)
-    checksums: dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    assets: tuple[TensorDescription, ...] = ()
+    checksums: dict[Name, Digest] = EMPTY
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Manifest:
+    def _check(self) -> None:
+        self._check_names()
+        self._check_states()
+
+    def _check_names(self) -> None:
         stored = (self.parameters, self.reference_inputs, self.reference_outputs, self.initial_states, self.assets)
         for tensors in (self.inputs, self.outputs, *stored):
             names = [tensor.name for tensor in tensors]
@@ -321,10 +309,8 @@ class Manifest(_Model):
             raise ValueError("a stored tensor has a symbolic dimension")
         if self.compact_parameters > len(self.parameters):
             raise ValueError(f"{self.compact_parameters} of {len(self.parameters)} parameters cannot be compact")
-        return self
 
-    @model_validator(mode="after")
-    def _states_are_pairs(self) -> Manifest:
+    def _check_states(self) -> None:
         inputs, outputs = ({each.name: each for each in tensors} for tensors in (self.inputs, self.outputs))
         for names in zip(*((each.name, each.input, each.output) for each in self.states), strict=True):
             if len(set(names)) != len(names):
@@ -357,7 +343,6 @@ class Manifest(_Model):
             sizes = {size for each in self.inputs for size in each.shape}
             if isinstance(self.position.rows, str) and self.position.rows not in sizes:
                 raise ValueError("the rows of a run are not a dimension of an input")
-        return self
 
     @property
     def session_inputs(self) -> tuple[TensorDescription, ...]:

@@ -6,11 +6,8 @@ import json
 import mmap
 import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from compiler.errors import StorageError
 
@@ -44,6 +41,8 @@ def read_private(path: str | os.PathLike[str]) -> memoryview:
     Raises:
         StorageError: as `read_mapped`.
     """
+    import numpy as np  # a mapped file is opened without it
+
     descriptor, size = _open(path)
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -81,6 +80,8 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
         StorageError: the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which
             the renaming would remove; no partial file is left.
     """
+    import tempfile  # most programs only read
+
     destination = Path(path)
     temporary = None
     try:

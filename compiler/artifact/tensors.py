@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.fields import FieldError, Length, Model, Range, checked, parse_json
 from compiler.artifact.manifest import MAX_ELEMENTS, TensorDescription
 from compiler.errors import ArtifactError
 
@@ -25,18 +25,13 @@ PADDING = "__padding__"
 _MAX_HEADER_BYTES = 64 << 20
 _LENGTH = struct.Struct("<Q")
 Write = Callable[[memoryview | bytes], object]
-Offset = Annotated[int, Field(ge=0, le=2**62)]
+Offset = Annotated[int, Range(0, 2**62)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
+class _Entry(Model):
     dtype: str
-    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_ELEMENTS)], ...], Field(strict=False, max_length=64)]
-    data_offsets: Annotated[tuple[Offset, Offset], Field(strict=False)]
-
-
-_HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
+    shape: Annotated[tuple[Annotated[int, Range(0, MAX_ELEMENTS)], ...], Length(most=64)]
+    data_offsets: tuple[Offset, Offset]
 
 
 class Blob:
@@ -108,9 +103,10 @@ def _parse_header(data: memoryview, what: str) -> tuple[dict[str, _Entry], memor
         raise ArtifactError(f"the {what} of the module have no valid header")
     end = _LENGTH.size + length
     try:
-        return _HEADER.validate_json(bytes(data[_LENGTH.size : end])), data[end:]
-    except ValidationError as error:
-        raise ArtifactError(f"the {what} of the module have no valid header: {_first(error)}") from error
+        header: dict[str, _Entry] = checked(dict[str, _Entry], parse_json(bytes(data[_LENGTH.size : end])))
+    except FieldError as error:
+        raise ArtifactError(f"the {what} of the module have no valid header: {error}") from error
+    return header, data[end:]
 
 
 def _check_places(header: dict[str, _Entry], body_bytes: int, what: str) -> None:
@@ -127,8 +123,3 @@ def _check_places(header: dict[str, _Entry], body_bytes: int, what: str) -> None
 
 
 _STORAGE_BYTES = {element.storage: element.numpy.itemsize for element in ELEMENT_TYPES.values()}
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, detail['loc'][:3]))[:200]}: {detail['msg']}"

@@ -9,9 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pydantic import ValidationError
-
 from compiler.artifact import Key
+from compiler.artifact.fields import FieldError
 from compiler.artifact.language_model import (
     DESCRIPTION_ASSET,
     ENCODER_ASSET,
@@ -65,7 +64,7 @@ class LanguageModel:
             )
         try:
             self.description = LanguageModelDescription.model_validate_json(assets[DESCRIPTION_ASSET].tobytes())
-        except ValidationError as error:
+        except FieldError as error:
             raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
         content = assets.get(TOKENIZER_ASSET)
         self.tokenizer = None if content is None else Tokenizer(content.tobytes(), self.description)

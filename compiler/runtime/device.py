@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -179,6 +178,8 @@ def load_cuda_runtime() -> None:
 
 def _load_installed(reason: OSError) -> None:
     """Load the CUDA runtime out of NVIDIA's Python package. Raises MissingDependencyError."""
+    import importlib.metadata  # which takes longer to import than a small model to load
+
     try:
         files = importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ()
     except importlib.metadata.PackageNotFoundError:

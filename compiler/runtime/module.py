@@ -1,17 +1,16 @@
-"""`Module`: a compiled model, ready to run; `load` reads one from a file."""
+"""`Module`: a compiled model, ready to run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
-from compiler.artifact import Artifact, Key, Manifest, TensorDescription, read_artifact, write_artifact
+from compiler.artifact import Artifact, Key, Manifest, TensorDescription, write_artifact
 from compiler.errors import InputError, OptionError, VerificationError
 from compiler.reports.formatting import plural
 from compiler.runtime.device import Device
@@ -24,6 +23,8 @@ from compiler.runtime.verification import compare
 from compiler.support.notebook import facts_html, shortened
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from schedules.ir.tvm_types import RuntimeModule
 
 Array = np.ndarray
@@ -330,30 +331,3 @@ class Module:
             ("size", f"code {code / 1e6:.2f} MB, parameters {parameters / 1e6:.2f} MB"),
         ]
         return facts_html(f"Module {manifest.model_name}", facts)
-
-
-def load(
-    source: str | os.PathLike[str] | bytes,
-    *,
-    threads: int | None = None,
-    trusted_keys: Sequence[Key] | None = None,
-    verify: bool = False,
-) -> Module:
-    """Load a module; the whole file is verified before any of it is used.
-
-    Args:
-        source: the path of a `.twm` file, or its bytes.
-        threads: how many threads a run uses; None: the module's own setting.
-        trusted_keys: Ed25519 public keys (32 raw bytes, or paths of PEM files or folders): a valid signature by one is
-            required, and the file is read into private memory. Otherwise the file is mapped, and must not be changed
-            in place while the module is in use.
-        verify: also run the stored reference input and compare (`Module.verify`).
-
-    Raises:
-        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as `read_artifact` and `Module` say.
-        VerificationError: `verify` was asked for, and an output differs or there is no reference.
-    """
-    module = Module(read_artifact(source, trusted_keys), threads=threads)
-    if verify:
-        module.verify()
-    return module

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compiler.artifact import Manifest, TensorDescription
+from compiler.artifact.fields import FieldError, Model, Range
 from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError, InputError
@@ -24,7 +24,7 @@ from compiler.runtime.state_sizes import are_known, grown_sizes, shape_of, state
 _MAGIC = b"TWSTATE1"
 _HEAD = struct.Struct("<8sQ")
 _DIGEST_BYTES = 32
-_Count = Annotated[int, Field(ge=0, le=1 << 48)]
+_Count = Annotated[int, Range(0, 1 << 48)]
 Array = np.ndarray
 
 
@@ -38,9 +38,7 @@ class SavedStates:
     arrays: Mapping[str, Array]
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+class _Header(Model):
     module: str
     length: _Count
     sizes: dict[str, _Count]
@@ -76,7 +74,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
     end = _HEAD.size + _HEAD.unpack(content[: _HEAD.size])[1]
     try:
         header = _Header.model_validate_json(bytes(content[_HEAD.size : end]))
-    except ValidationError as error:
+    except FieldError as error:
         raise ArtifactError(f"{origin} is damaged: its header is not valid") from error
     if header.module != manifest.state_format:
         raise ArtifactError(

@@ -26,14 +26,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from compiler.errors import InternalError, OptionError
 from compiler.runtime.tvm_runtime import global_function, runtime_library
 from targets.cpuinfo import usable_cores, usable_processors
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 MAX_THREADS = 4096
 _THREADS_OF_A_PROCESSOR, _LEAST_LIMIT = 4, 64
@@ -81,6 +83,8 @@ class Runners:
     def _pool(self) -> ThreadPoolExecutor:
         with _lock:
             if self._started is None:
+                from concurrent.futures import ThreadPoolExecutor  # most programs need no runner
+
                 self._started = ThreadPoolExecutor(self.limit, "tensorwright", _become_runner)
             return self._started
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import os
 from functools import cache
@@ -29,14 +28,23 @@ LIBRARY_VARIABLE = "TENSORWRIGHT_RUNTIME_LIBRARY"
 """Environment variable: path of `libtvm_runtime.so` where there is no `tvm` package, as on a small device."""
 
 
+_DISTRIBUTION = "apache_tvm"
+
+
+@cache
+def _package_folders() -> tuple[Path, ...]:
+    """Where the package tvm lies, if it is installed."""
+    # find_spec of a top-level package does not import it.
+    spec = importlib.util.find_spec("tvm")
+    return tuple(map(Path, spec.submodule_search_locations or ())) if spec else ()
+
+
 def runtime_library_path() -> Path:
     """Path of libtvm_runtime.so. Raises MissingDependencyError."""
     if chosen := os.environ.get(LIBRARY_VARIABLE):
         return Path(chosen)
-    # find_spec of a top-level package does not import it.
-    spec = importlib.util.find_spec("tvm")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        path = Path(folder) / "lib" / "libtvm_runtime.so"
+    for folder in _package_folders():
+        path = folder / "lib" / "libtvm_runtime.so"
         if path.is_file():
             return path
     raise MissingDependencyError(
@@ -70,7 +78,12 @@ def global_function(name: str) -> PackedFunc:
 @cache
 def runtime_version() -> str | None:
     """The version of the installed TVM, or None where only its library is there."""
+    beside = [each for folder in _package_folders() for each in folder.parent.glob(f"{_DISTRIBUTION}-*.dist-info")]
+    if len(beside) == 1:
+        return beside[0].name.removesuffix(".dist-info").partition("-")[2]
+    import importlib.metadata  # which takes longer to import than a small model to load
+
     try:
-        return importlib.metadata.version("apache-tvm")
+        return importlib.metadata.version(_DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return None

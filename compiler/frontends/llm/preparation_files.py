@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from compiler.artifact.fields import FieldError
 from compiler.artifact.language_model import AudioPreparation, ImagePreparation
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.safetensors_folder import read_json
@@ -112,9 +111,5 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
 def _made(kind: Any, folder: Path, **values: Any) -> Any:
     try:
         return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidModelError(
-            f"{folder}: the settings of its processor do not make sense: {where}: {first['msg']}"
-        ) from error
+    except FieldError as error:
+        raise InvalidModelError(f"{folder}: the settings of its processor do not make sense: {error}") from error

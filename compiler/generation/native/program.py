@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from pydantic import ValidationError
-
 from compiler.artifact import Artifact
+from compiler.artifact.fields import FieldError
 from compiler.artifact.language_model import (
     DESCRIPTION_ASSET,
     ENCODER_ASSET,
@@ -45,7 +44,7 @@ def text_program(artifact: Artifact, *, raw: bool = False) -> bytes:
     assets = artifact.assets
     try:
         description = LanguageModelDescription.model_validate_json(assets[DESCRIPTION_ASSET].tobytes())
-    except ValidationError as error:
+    except FieldError as error:
         raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
     if ENCODER_ASSET in assets or description.sequences:
         form = "has an encoder" if ENCODER_ASSET in assets else "was compiled for several sequences (--sequences)"

@@ -10,8 +10,8 @@ import pytest
 import safetensors
 
 from compiler.artifact import Artifact, artifact_bytes, read_artifact, write_artifact
-from compiler.artifact.container import HEAD_BYTES, MAGIC, pack_head, parse_head
-from compiler.artifact.manifest import FORMAT_VERSION, Manifest
+from compiler.artifact.container import FORMAT_VERSION, HEAD_BYTES, MAGIC, pack_head, parse_head
+from compiler.artifact.manifest import Manifest
 from compiler.artifact.tensors import PADDING
 from compiler.errors import ArtifactError, IncompatibleArtifactError, StorageError
 from tests.compiler.artifact.samples import PARAMETERS, sample_artifact

@@ -248,7 +248,7 @@ def test_idle_threads_go_to_sleep_soon(given: str | None) -> None:
     """A process ends only when its threads do, and those that spin do not notice."""
     environment = {name: value for name, value in os.environ.items() if name != "TVM_THREAD_POOL_SPIN_COUNT"}
     environment |= {} if given is None else {"TVM_THREAD_POOL_SPIN_COUNT": given}
-    code = "import os, compiler.runtime; print(os.environ['TVM_THREAD_POOL_SPIN_COUNT'])"
+    code = "import os, compiler.runtime.module; print(os.environ['TVM_THREAD_POOL_SPIN_COUNT'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert int(done.stdout) == (1000 if given is None else int(given))
 

@@ -12,9 +12,8 @@ import pytest
 
 from compiler.artifact.variants import VariantEntry, VariantIndex, read_variants, write_index
 from compiler.errors import ArtifactError, InputError, OptionError, OverloadedError, VerificationError
-from compiler.runtime import Module
+from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
-from compiler.runtime.module import load
 from compiler.serving.policies.degradation import Degradation, DegradationOptions
 from compiler.serving.policies.variants import Variant, Variants, load_variants
 from tests.compiler.runtime.building import dense_artifact

@@ -1,0 +1,44 @@
+"""`load` reads a module from a file: it begins to check the file, and imports meanwhile what runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from compiler.artifact.opening import open_module
+
+if TYPE_CHECKING:
+    from compiler.artifact import Key
+    from compiler.runtime.module import Module
+
+
+def load(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    threads: int | None = None,
+    trusted_keys: Sequence[Key] | None = None,
+    verify: bool = False,
+) -> Module:
+    """Load a module; the whole file is verified before any of it is used.
+
+    Args:
+        source: the path of a `.twm` file, or its bytes.
+        threads: how many threads a run uses; None: the module's own setting.
+        trusted_keys: Ed25519 public keys (32 raw bytes, or paths of PEM files or folders): a valid signature by one is
+            required, and the file is read into private memory. Otherwise the file is mapped, and must not be changed
+            in place while the module is in use.
+        verify: also run the stored reference input and compare (`Module.verify`).
+
+    Raises:
+        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as `read_artifact` and `Module` say.
+        VerificationError: `verify` was asked for, and an output differs or there is no reference.
+    """
+    opened = open_module(source, private=trusted_keys is not None)
+    # What this imports takes as long as the digests of a model of some 100 MB.
+    from compiler.runtime.reading import read_module
+
+    module = read_module(opened, trusted_keys, threads)
+    if verify:
+        module.verify()
+    return module
