@@ -34,7 +34,8 @@ _RUNNER_SOURCES = ("run_main.cc",)
 _TEXT_SOURCES = tuple(
     f"text/{name}.cc"
     for name in (
-        *("reader", "pattern", "normal", "steps", "bpe", "decoder", "tokenizer"),
+        *("reader", "pattern", "normal", "character_steps", "steps", "decoder"),
+        *("vocabulary", "bpe", "unigram", "word_piece", "model", "tokenizer"),
         *("random", "sampler", "stream", "language", "generate", "main"),
     )
 )

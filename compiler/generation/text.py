@@ -33,8 +33,13 @@ class TextStream:
         incomplete = now.endswith(_BROKEN) and waiting < _LONGEST_CHARACTER
         if not waiting or (incomplete and not final):
             return ""
-        self._begin, self._given = self._given, len(self._tokens)
-        return now[len(before) :]
+        text = now[len(before) :]
+        if (
+            text
+        ):  # behind special tokens alone, a decoder takes what follows for the beginning, which may lose its space
+            self._begin = self._given
+        self._given = len(self._tokens)
+        return text
 
 
 class StopTexts:

@@ -6,6 +6,7 @@ The library is asked, because its version of Unicode need not be that of Python.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from compiler.support.optional import optional_module
 Ranges = tuple[tuple[int, int], ...]  # first and last code points, ascending
 LAST = 0x10FFFF
 # The library takes quadratic time for long texts. Surrogates, which are no characters, are one chunk.
-_CHUNK = 0x800
+CHUNK = 0x800
 _SURROGATES = 0xD800
 # Planes without characters, and those for private use: all chunks within are as the first of them.
 _ALIKE = ((0x40000, 0xE0000), (0xE1000, 0xF0000), (0xF0000, 0xFF800), (0x100000, 0x10F800))
@@ -49,9 +50,9 @@ def characters_matching(pattern: str) -> Ranges:
         raise refused(f"the regular expression {pattern!r}") from error
     kept = np.ones(LAST + 1, bool)
     remove = tokenizers.normalizers.Replace(regex, "").normalize_str
-    for first in _chunks():
-        left = remove("".join(map(chr, range(first, first + _CHUNK))))
-        kept[first : first + _CHUNK] = False
+    for first in chunks():
+        left = remove("".join(map(chr, range(first, first + CHUNK))))
+        kept[first : first + CHUNK] = False
         kept[np.frombuffer(left.encode("utf-32-le"), np.uint32)] = True
     for first, end in _ALIKE:
         kept[first:end] = kept[first]
@@ -72,17 +73,56 @@ def digits() -> Ranges:
     return _cut_off(tokenizers.pre_tokenizers.Digits(individual_digits=True), "NC")
 
 
-def _chunks() -> list[int]:
-    """First code points of the chunks to look at."""
-    alike = {first for begin, end in _ALIKE for first in range(begin + _CHUNK, end, _CHUNK)}
-    return [first for first in range(0, LAST + 1, _CHUNK) if first != _SURROGATES and first not in alike]
+@cache
+def word_characters() -> Ranges:
+    """What the pre-tokenizer Whitespace takes for parts of words."""
+    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+    cutter = tokenizers.pre_tokenizers.Whitespace()
+    found = np.zeros(LAST + 1, bool)
+    for first in chunks():
+        text = " ".join(f"a{chr(code)}" for code in range(first, first + CHUNK))
+        found[[first + begin // 3 for _, (begin, end) in cutter.pre_tokenize_str(text) if end - begin == 2]] = True
+    return _ranges(found)
+
+
+def made_of(normalize: Callable[[str], str], mark: str) -> dict[int, str]:
+    """What a normalizer that treats each character by itself makes of those that it changes, by code point.
+
+    Args:
+        mark: a character that it keeps, and that it makes of no other.
+    """
+    found: dict[int, str] = {}
+    for first in chunks():
+        codes = [code for code in range(first, first + CHUNK) if code != ord(mark)]
+        texts = normalize(mark.join(map(chr, codes))).split(mark)
+        changed = {code: text for code, text in zip(codes, texts, strict=True) if text != chr(code)}
+        found |= changed
+    for first, end in _ALIKE:
+        if first in found:
+            assert found[first] == ""
+            found |= dict.fromkeys(range(first, end), "")
+    return found
+
+
+def ranges_of(codes: Collection[int]) -> Ranges:
+    """Code points as ranges."""
+    wanted = np.zeros(LAST + 1, bool)
+    wanted[list(codes)] = True
+    return _ranges(wanted)
+
+
+def chunks() -> list[int]:
+    """First code points of the chunks of CHUNK code points to look at; those that are left out have no characters, or
+    private ones."""
+    alike = {first for begin, end in _ALIKE for first in range(begin + CHUNK, end, CHUNK)}
+    return [first for first in range(0, LAST + 1, CHUNK) if first != _SURROGATES and first not in alike]
 
 
 def _cut_off(cutter: Any, categories: str) -> Ranges:
     """The characters of some general categories that a pre-tokenizer cuts off from letters around them."""
     found = np.zeros(LAST + 1, bool)
-    for first in _chunks():
-        codes = [code for code in range(first, first + _CHUNK) if unicodedata.category(chr(code))[0] in categories]
+    for first in chunks():
+        codes = [code for code in range(first, first + CHUNK) if unicodedata.category(chr(code))[0] in categories]
         places = [place for _, place in cutter.pre_tokenize_str("".join(f"a{chr(code)}" for code in codes) + "a")]
         # Such a one is a piece at an odd place; other characters stay with the letters.
         found[[codes[begin // 2] for begin, end in places if end - begin == 1 and begin % 2]] = True

@@ -1,4 +1,4 @@
-"""Normalizers, pre-tokenizers and decoders of a tokenizer.json, part by part."""
+"""Pre-tokenizers and decoders of a tokenizer.json, part by part."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
-from compiler.generation.native.character_sets import characters_matching, digits, punctuation, refused
-from compiler.generation.native.normalization import FORMS, write_normalization
+from compiler.generation.native.character_sets import (
+    WHITE_SPACE,
+    characters_matching,
+    digits,
+    punctuation,
+    refused,
+    word_characters,
+)
 from compiler.generation.native.patterns import Pattern
 from compiler.generation.native.writer import Writer
 
 Part = Mapping[str, Any]
 _BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WORDS = r"\w+|[^\w\s]+"
 _SPECIAL = frozenset(r"\.+*?()|[]{}^$#&-~")
 
 
@@ -27,6 +32,9 @@ class Step(IntEnum):
     SPLIT = 5
     BYTE_LEVEL = 6
     METASPACE = 7
+    MAPPED = 8
+    SPACED = 9
+    CHARSMAP = 10
 
 
 class Undo(IntEnum):
@@ -38,6 +46,8 @@ class Undo(IntEnum):
     FUSE = 4
     STRIP = 5
     METASPACE = 6
+    WORD_PIECE = 7
+    WORD_ENDS = 8
 
 
 class Behavior(IntEnum):
@@ -69,29 +79,6 @@ def flattened(part: Part | None, inner: str) -> list[Part]:
     return [part]
 
 
-def write_normalizers(parts: Sequence[Part], writer: Writer) -> None:
-    """Append what is done to the whole text. Raises OptionError for a part that is not supported."""
-    writer.number(len(parts))
-    for part in parts:
-        kind = part["type"]
-        if kind == "Prepend":
-            writer.number(Step.PREPEND)
-            writer.text(part["prepend"])
-        elif kind == "Replace":
-            writer.number(Step.REPLACE)
-            Pattern(_source(part["pattern"])).write(writer)
-            writer.text(part["content"])
-        elif kind in FORMS:
-            writer.number(Step.NORMALIZE)
-            write_normalization(kind, writer)
-        elif kind == "Strip":
-            writer.number(Step.STRIP)
-            writer.number(int(part["strip_left"]))
-            writer.number(int(part["strip_right"]))
-        else:
-            raise refused(f"the normalizer {kind}")
-
-
 def write_pre_tokenizers(parts: Sequence[Part], writer: Writer) -> None:
     """Append how texts are cut. Raises OptionError for a part that is not supported."""
     steps = Writer()
@@ -106,7 +93,9 @@ def _write_pre_tokenizer(part: Part, writer: Writer) -> int:
     """The number of steps that were written."""
     kind = part["type"]
     if kind == "Split":
-        return _write_split(writer, Pattern(_source(part["pattern"])), _BEHAVIORS[part["behavior"]], part["invert"])
+        return _write_split(
+            writer, Pattern(pattern_source(part["pattern"])), _BEHAVIORS[part["behavior"]], part["invert"]
+        )
     if kind == "ByteLevel":
         writer.number(Step.BYTE_LEVEL)
         writer.number(int(part.get("add_prefix_space", True)))
@@ -128,7 +117,14 @@ def _write_pre_tokenizer(part: Part, writer: Writer) -> int:
     if kind == "WhitespaceSplit":
         return _write_split(writer, Pattern(characters_matching(r"\s")), Behavior.REMOVED)
     if kind == "Whitespace":
-        return _write_split(writer, Pattern(_WORDS), Behavior.REMOVED, invert=True)
+        spaces = _write_split(writer, Pattern(WHITE_SPACE), Behavior.REMOVED)
+        return spaces + _write_split(writer, Pattern(word_characters()), Behavior.CONTIGUOUS)
+    if kind == "BertPreTokenizer":
+        spaces = _write_split(writer, Pattern(WHITE_SPACE), Behavior.REMOVED)
+        return spaces + _write_split(writer, Pattern(punctuation()), Behavior.ISOLATED)
+    if kind == "CharDelimiterSplit":
+        delimiter = ord(part["delimiter"])
+        return _write_split(writer, Pattern(((delimiter, delimiter),)), Behavior.REMOVED)
     raise refused(f"the pre-tokenizer {kind}")
 
 
@@ -149,7 +145,7 @@ def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
             writer.number(Undo.BYTE_LEVEL)
         elif kind == "Replace":
             writer.number(Undo.REPLACE)
-            Pattern(_source(part["pattern"])).write(writer)
+            Pattern(pattern_source(part["pattern"])).write(writer)
             writer.text(part["content"])
         elif kind == "ByteFallback":
             writer.number(Undo.BYTE_FALLBACK)
@@ -164,6 +160,13 @@ def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
             writer.number(Undo.METASPACE)
             writer.text(part["replacement"])
             writer.number(_prepended(part))
+        elif kind == "WordPiece":
+            writer.number(Undo.WORD_PIECE)
+            writer.text(part["prefix"])
+            writer.number(int(part["cleanup"]))
+        elif kind == "BPEDecoder":
+            writer.number(Undo.WORD_ENDS)
+            writer.text(part["suffix"])
         else:
             raise refused(f"the decoder {kind}")
 
@@ -173,7 +176,7 @@ def _prepended(part: Part) -> int:
     return _PREPENDED[scheme]
 
 
-def _source(pattern: Mapping[str, str]) -> str:
+def pattern_source(pattern: Mapping[str, str]) -> str:
     """The regular expression of a pattern, which may be a plain text."""
     if "Regex" in pattern:
         return pattern["Regex"]

@@ -8,18 +8,11 @@ from typing import Any
 
 from compiler.errors import ArtifactError
 from compiler.generation.native.character_sets import WHITE_SPACE, refused
-from compiler.generation.native.parts import (
-    flattened,
-    write_decoders,
-    write_normalizers,
-    write_pre_tokenizers,
-)
+from compiler.generation.native.models import write_model
+from compiler.generation.native.normalizers import write_normalizers
+from compiler.generation.native.parts import flattened, write_decoders, write_pre_tokenizers
 from compiler.generation.native.writer import Writer
 from compiler.support.optional import optional_module
-
-_NONE = 0xFFFFFFFF
-_MOST_TOKENS = 1 << 24
-_MODEL_NAMES = {"Unigram": "Unigram (SentencePiece)", "WordPiece": "WordPiece", "WordLevel": "WordLevel"}
 
 
 def write_tokenizer(content: bytes, writer: Writer) -> None:
@@ -39,7 +32,7 @@ def write_tokenizer(content: bytes, writer: Writer) -> None:
     writer.numbers([edge for pair in WHITE_SPACE for edge in pair])
     write_normalizers(flattened(described["normalizer"], "normalizers"), writer)
     write_pre_tokenizers(flattened(described["pre_tokenizer"], "pretokenizers"), writer)
-    _write_model(described["model"], writer)
+    write_model(described["model"], writer)
     _write_added(described["added_tokens"], tokenizer, writer)
     before, after = _around(flattened(described["post_processor"], "processors"))
     writer.numbers(before)
@@ -47,35 +40,6 @@ def write_tokenizer(content: bytes, writer: Writer) -> None:
     decoder = described["decoder"]
     writer.number(int(decoder is None))  # tokens are then put together with spaces
     write_decoders(flattened(decoder, "decoders"), writer)
-
-
-def _write_model(model: Mapping[str, Any], writer: Writer) -> None:
-    if model["type"] != "BPE":
-        raise refused(f"a model of the kind {_MODEL_NAMES.get(model['type'], model['type'])}")
-    for option in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(option):
-            raise refused(f"the option {option} of BPE")
-    vocabulary: dict[str, int] = model["vocab"]
-    size = max(vocabulary.values(), default=-1) + 1
-    if size > _MOST_TOKENS:
-        raise refused(f"{size} tokens")
-    texts = [""] * size
-    for text, number in vocabulary.items():
-        texts[number] = text
-    writer.texts(texts)
-    writer.numbers([vocabulary[text] for text in sorted(vocabulary, key=str.encode)])
-    merges = {}  # the last of equal ones counts, as in the library
-    for rank, (left, right) in enumerate(model["merges"]):
-        merges[vocabulary[left], vocabulary[right]] = rank, vocabulary[left + right]
-    writer.numbers([value for pair, found in sorted(merges.items()) for value in (*pair, *found)])
-    unknown = model.get("unk_token")
-    if unknown is not None and unknown not in vocabulary:
-        raise refused(f"the unknown token {unknown!r}, which is not in its vocabulary")
-    writer.number(_NONE if unknown is None else vocabulary[unknown])
-    for option in ("fuse_unk", "byte_fallback", "ignore_merges"):
-        writer.number(int(bool(model.get(option))))
-    bytes_of_fallback = [vocabulary.get(f"<0x{byte:02X}>", _NONE) for byte in range(256)]
-    writer.numbers(bytes_of_fallback)
 
 
 def _write_added(added: Sequence[Mapping[str, Any]], tokenizer: Any, writer: Writer) -> None:

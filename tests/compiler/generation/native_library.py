@@ -11,7 +11,10 @@ from compiler.generation.native.tokenizer import write_tokenizer
 from compiler.generation.native.writer import Writer
 from targets import Target
 
-_PARTS = ("reader", "pattern", "normal", "steps", "bpe", "decoder", "tokenizer")
+_PARTS = (
+    *("reader", "pattern", "normal", "character_steps", "steps", "decoder"),
+    *("vocabulary", "bpe", "unigram", "word_piece", "model", "tokenizer"),
+)
 _WRAPPER = Path(__file__).with_name("text_library.cc")
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 

@@ -12,19 +12,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from compiler.driver.compile import find_target
 from compiler.errors import OptionError
-from compiler.frontends.llm.gguf_tokenizer import _GPT2, _GPT4O, _LLAMA3, _QWEN2, _TEKKEN, _merges
+from compiler.frontends.llm.gguf_splits import GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN
+from compiler.frontends.llm.gguf_tokenizer import _merges
 from compiler.generation.native.pattern_parser import parse
 from compiler.generation.native.patterns import Pattern
 from compiler.generation.native.tokenizer import write_tokenizer
 from compiler.generation.native.writer import Writer
 from tests.compiler.generation.native_library import NativeTokenizer
-
-CORPUS = (
-    "The quick brown fox doesn't jump over 12345 lazy dogs; it's 3.14 HAPPIER.\n\n\tfor i in range(10): print(i)\n",
-    "Zürich, naïve café, Å ﬁne day. Привет, мир! こんにちは世界 안녕하세요 你好 世界 🎉👨‍👩‍👧 ١٢٣ नमस्ते",
-)
-SPECIAL = ["<|end|>", "<|user|>", "<s>"]
-BEGIN = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+from tests.compiler.generation.other_tokenizers import BEGIN, CORPUS, OTHER_TOKENIZERS, SPECIAL
 
 
 def _split(*patterns: str) -> Any:
@@ -58,13 +53,13 @@ def _gpt2() -> Tokenizer:
 
 
 def _llama3() -> Tokenizer:
-    tokenizer = _trained(_split(_LLAMA3), ignore_merges=True)
+    tokenizer = _trained(_split(LLAMA3), ignore_merges=True)
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), BEGIN])
     return tokenizer
 
 
 def _qwen() -> Tokenizer:
-    tokenizer = _trained(_split(_QWEN2), normalizers.NFC())
+    tokenizer = _trained(_split(QWEN2), normalizers.NFC())
     tokenizer.add_tokens([AddedToken("e\u0301tat", normalized=True)])
     return tokenizer
 
@@ -104,14 +99,15 @@ def _metaspace() -> Tokenizer:
 
 TOKENIZERS = {
     "gpt2": _gpt2,
-    "smollm": lambda: _trained(_split(r"\p{N}", _GPT2)),
+    "smollm": lambda: _trained(_split(r"\p{N}", GPT2)),
     "llama3": _llama3,
     "qwen": _qwen,
-    "tekken": lambda: _trained(_split(_TEKKEN)),
-    "gpt4o": lambda: _trained(_split(_GPT4O)),
+    "tekken": lambda: _trained(_split(TEKKEN)),
+    "gpt4o": lambda: _trained(_split(GPT4O)),
     "falcon": _falcon,
     "llama2": _llama2,
     "metaspace": _metaspace,
+    **OTHER_TOKENIZERS,
 }
 
 
@@ -160,11 +156,12 @@ def test_tokens_and_texts_are_those_of_the_library(name: str) -> None:
 @pytest.mark.parametrize(
     ("part", "named"),
     [
-        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}}, r"Unigram \(SentencePiece\)"),
-        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "WordLevel"),
-        ({"normalizer": {"type": "Lowercase"}}, "the normalizer Lowercase"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.1}}, "the option dropout of BPE"),
         ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "the pre-tokenizer UnicodeScripts"),
-        ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "the decoder WordPiece"),
+        (
+            {"decoder": {"type": "CTC", "pad_token": "a", "word_delimiter_token": "|", "cleanup": True}},
+            "the decoder CTC",
+        ),
     ],
 )
 def test_other_parts_are_refused_by_name(part: dict[str, Any], named: str) -> None:

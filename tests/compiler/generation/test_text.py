@@ -11,6 +11,7 @@ from compiler.errors import InputError
 from compiler.generation.options import GenerationOptions
 from compiler.generation.sampling import Sampler
 from compiler.generation.text import StopTexts, TextStream
+from tests.compiler.generation.other_tokenizers import OTHER_TOKENIZERS
 
 
 def _decoded(tokens: list[int]) -> str:
@@ -23,6 +24,14 @@ def test_characters_are_given_out_whole() -> None:
     pieces = [stream.add(byte) for byte in text.encode()]
     assert "".join(pieces) + stream.end() == text
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+def test_a_space_behind_a_special_token_is_kept() -> None:
+    tokenizer = OTHER_TOKENIZERS["bert"]()
+    tokens = tokenizer.encode("the <s><|end|> quick <s> fox", add_special_tokens=False).ids
+    stream = TextStream(lambda each: str(tokenizer.decode(list(each))))
+    pieces = "".join(stream.add(token) for token in tokens) + stream.end()
+    assert pieces == tokenizer.decode(tokens) == "the quick fox"
 
 
 def test_bytes_that_are_no_characters_come_out_as_such() -> None:

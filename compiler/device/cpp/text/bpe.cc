@@ -6,25 +6,17 @@
 namespace tensorwright {
 
 PairEncoding::PairEncoding(Reader* reader)
-    : texts_(reader->Texts()),
-      by_text_(reader->Numbers()),
+    : TokenModel(reader),
       merges_(reader->Numbers()),
-      unknown_(reader->Number()),
+      unknown_(ReadUnknown(reader)),
       fuses_unknown_(reader->Truth()),
-      falls_back_to_bytes_(reader->Truth()),
       takes_whole_words_(reader->Truth()),
-      bytes_(reader->Numbers()) {
-  auto is_token = [&](uint32_t token) { return token < texts_.size(); };
-  bool fits = merges_.size() % 4 == 0 && bytes_.size() == 256 && (unknown_ == kNone || is_token(unknown_)) &&
-              std::all_of(by_text_.begin(), by_text_.end(), is_token);
-  for (size_t i = 3; fits && i < merges_.size(); i += 4) fits = is_token(merges_[i]);
-  for (size_t i = 0; fits && i < bytes_.size(); ++i) fits = bytes_[i] == kNone || is_token(bytes_[i]);
+      continuing_(reader->Text()),
+      ending_(reader->Text()),
+      bytes_(reader, vocabulary()) {
+  bool fits = merges_.size() % 4 == 0;
+  for (size_t i = 3; fits && i < merges_.size(); i += 4) fits = vocabulary().Has(merges_[i]);
   if (!fits) throw Error("the tokenizer of the program is damaged");
-}
-
-uint32_t PairEncoding::TokenOf(const std::string& text) const {
-  auto place = std::lower_bound(by_text_.begin(), by_text_.end(), text, [&](uint32_t token, const std::string& wanted) { return texts_[token] < wanted; });
-  return place != by_text_.end() && texts_[*place] == text ? *place : kNone;
 }
 
 // The rank and the token of a pair; null where it is not merged.
@@ -40,28 +32,19 @@ const uint32_t* PairEncoding::MergeOf(uint32_t left, uint32_t right) const {
   return &merges_[begin * 4 + 2];
 }
 
-bool PairEncoding::AddBytes(const std::string& character, std::vector<uint32_t>* tokens) const {
-  if (!falls_back_to_bytes_) return false;
-  for (char byte : character) {
-    if (bytes_[static_cast<uint8_t>(byte)] == kNone) return false;
-  }
-  for (char byte : character) tokens->push_back(bytes_[static_cast<uint8_t>(byte)]);
-  return true;
-}
-
 // The tokens of single characters. As in the tokenizers library, one for unknown characters comes before the next known one,
 // behind the bytes of characters between.
 std::vector<uint32_t> PairEncoding::Characters(const std::u32string& piece) const {
   std::vector<uint32_t> tokens;
   bool unknown = false;
-  for (char32_t each : piece) {
-    std::string character = ToUtf8(each);
-    uint32_t token = TokenOf(character);
-    if (token != kNone) {
+  for (size_t i = 0; i < piece.size(); ++i) {
+    std::string character = (i ? continuing_ : "") + ToUtf8(piece[i]) + (i + 1 == piece.size() ? ending_ : "");
+    uint32_t token = vocabulary().TokenOf(character);
+    if (token != kNoToken) {
       if (unknown) tokens.push_back(unknown_);
       unknown = false;
       tokens.push_back(token);
-    } else if (!AddBytes(character, &tokens) && unknown_ != kNone) {
+    } else if (!bytes_.Add(character, &tokens) && unknown_ != kNoToken) {
       if (unknown && !fuses_unknown_) tokens.push_back(unknown_);
       unknown = true;
     }
@@ -79,8 +62,8 @@ struct PairEncoding::Merged {
 
 void PairEncoding::Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const {
   if (takes_whole_words_) {
-    uint32_t token = TokenOf(ToUtf8(piece));
-    if (token != kNone) return tokens->push_back(token);
+    uint32_t token = vocabulary().TokenOf(ToUtf8(piece));
+    if (token != kNoToken) return tokens->push_back(token);
   }
   std::vector<uint32_t> symbols = Characters(piece);
   size_t count = symbols.size();

@@ -12,7 +12,7 @@ namespace {
 using Tokens = std::vector<std::string>;
 
 // The same as in native/parts.py.
-enum class Undo : uint32_t { kByteLevel = 1, kReplace, kByteFallback, kFuse, kStrip, kMetaspace };
+enum class Undo : uint32_t { kByteLevel = 1, kReplace, kByteFallback, kFuse, kStrip, kMetaspace, kWordPiece, kWordEnds };
 
 std::string Joined(const Tokens& tokens, const char* between = "") {
   std::string text;
@@ -102,6 +102,35 @@ Tokens FromMetaspace(Tokens tokens, char32_t space, bool prepended) {
   return tokens;
 }
 
+std::string WithAll(std::string text, const std::string& old, const std::string& now) {
+  for (size_t at = 0; !old.empty() && (at = text.find(old, at)) != std::string::npos; at += now.size()) text.replace(at, old.size(), now);
+  return text;
+}
+
+// English punctuation and contractions without the spaces before them.
+std::string CleanedUp(std::string text) {
+  static constexpr const char* kRules[][2] = {{" .", "."},    {" ?", "?"},     {" !", "!"},            {" ,", ","},   {" ' ", "'"},   {" n't", "n't"},
+                                              {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+  for (const auto& rule : kRules) text = WithAll(std::move(text), rule[0], rule[1]);
+  return text;
+}
+
+// A space before each token that does not continue a word.
+Tokens FromWordPieces(Tokens tokens, const std::string& prefix, bool cleans) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i && tokens[i].compare(0, prefix.size(), prefix) == 0) tokens[i].erase(0, prefix.size());
+    else if (i) tokens[i].insert(0, " ");
+    if (cleans) tokens[i] = CleanedUp(tokens[i]);
+  }
+  return tokens;
+}
+
+// A space for each end of a word but the last.
+Tokens FromWordEnds(Tokens tokens, const std::string& end) {
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = WithAll(tokens[i], end, i + 1 == tokens.size() ? "" : " ");
+  return tokens;
+}
+
 char32_t OneCharacter(Reader* reader) {
   std::u32string text = Wide(reader->Text());
   if (text.size() != 1) throw Error("the tokenizer of the program is damaged");
@@ -138,6 +167,15 @@ Decoder::Step Decoder::NextStep(Reader* reader) {
       char32_t space = OneCharacter(reader);
       bool prepended = reader->Number() != 0;
       return [=](Tokens tokens) { return FromMetaspace(std::move(tokens), space, prepended); };
+    }
+    case Undo::kWordPiece: {
+      std::string prefix = reader->Text();
+      bool cleans = reader->Truth();
+      return [=](Tokens tokens) { return FromWordPieces(std::move(tokens), prefix, cleans); };
+    }
+    case Undo::kWordEnds: {
+      std::string end = reader->Text();
+      return [=](Tokens tokens) { return FromWordEnds(std::move(tokens), end); };
     }
     default:
       throw Error("the tokenizer of the program is damaged");

@@ -24,6 +24,14 @@ std::vector<uint32_t> Reader::Numbers() {
   return numbers;
 }
 
+std::vector<double> Reader::Doubles() {
+  std::vector<uint32_t> halves = Numbers();
+  if (halves.size() % 2) throw Error("the tokenizer of the program is damaged");
+  std::vector<double> values(halves.size() / 2);
+  if (!values.empty()) std::memcpy(values.data(), halves.data(), values.size() * sizeof(double));
+  return values;
+}
+
 std::string Reader::Text() {
   size_t size = Number();
   return std::string(reinterpret_cast<const char*>(Take(size)), size);

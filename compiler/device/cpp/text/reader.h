@@ -17,6 +17,7 @@ class Reader {
   uint32_t Number();
   bool Truth() { return Number() != 0; }
   std::vector<uint32_t> Numbers();
+  std::vector<double> Doubles();
   std::string Text();
   std::vector<std::string> Texts();
   bool AtEnd() const { return at_ == content_.size; }

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "character_steps.h"
 #include "normal.h"
 #include "pattern.h"
 
@@ -9,7 +10,7 @@ namespace tensorwright {
 namespace {
 
 // The same as in native/parts.py.
-enum class StepKind : uint32_t { kPrepend = 1, kReplace, kNormalize, kStrip, kSplit, kByteLevel, kMetaspace };
+enum class StepKind : uint32_t { kPrepend = 1, kReplace, kNormalize, kStrip, kSplit, kByteLevel, kMetaspace, kMapped, kSpaced, kCharsmap };
 enum class Behavior : uint32_t { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 enum class Prepended : uint32_t { kNever, kFirst, kAlways };
 
@@ -27,8 +28,13 @@ class Replace : public Step {
   explicit Replace(Reader* reader) : pattern_(reader), content_(FromUtf8(reader->Text(), "a replacement")) {}
   std::vector<Piece> operator()(const Piece& piece) const override {
     std::u32string text;
-    for (const Match& match : pattern_.Cut(piece.text)) text += match.matches ? content_ : piece.text.substr(match.begin, match.end - match.begin);
-    return {{text, piece.first}};
+    bool begins = piece.first;
+    for (const Match& match : pattern_.Cut(piece.text)) {
+      text += match.matches ? content_ : piece.text.substr(match.begin, match.end - match.begin);
+      // As in the library, a replacement stands where the last character of what it replaces stood.
+      begins = begins && !(match.matches && match.begin == 0 && (content_.empty() || match.end > 1));
+    }
+    return {{text, begins}};
   }
 
  private:
@@ -160,6 +166,9 @@ std::unique_ptr<Step> NextStep(Reader* reader, const CharacterSet& spaces) {
     case StepKind::kSplit: return std::make_unique<Split>(reader);
     case StepKind::kByteLevel: return std::make_unique<ByteLevel>(reader);
     case StepKind::kMetaspace: return std::make_unique<Metaspace>(reader);
+    case StepKind::kMapped: return ReadMapped(reader);
+    case StepKind::kSpaced: return ReadSpaced(reader);
+    case StepKind::kCharsmap: return ReadCharsmap(reader);
     default: throw Error("the tokenizer of the program is damaged");
   }
 }

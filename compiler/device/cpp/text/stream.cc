@@ -41,9 +41,11 @@ std::string TextStream::Next(bool final) {
   size_t waiting = tokens_.size() - given_;
   bool incomplete = EndsWith(now, kBroken) && waiting < kLongestCharacter;
   if (!waiting || (incomplete && !final)) return "";
-  begin_ = given_, given_ = tokens_.size();
   std::u32string text = FromUtf8(now, "the text");
-  return ToUtf8(text.substr(std::min(text.size(), FromUtf8(before, "the text").size())));
+  text.erase(0, FromUtf8(before, "the text").size());
+  if (!text.empty()) begin_ = given_;  // behind special tokens alone, a decoder takes what follows for the beginning
+  given_ = tokens_.size();
+  return ToUtf8(text);
 }
 
 std::string StopTexts::Add(const std::string& piece) {

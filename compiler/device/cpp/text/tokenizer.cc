@@ -43,7 +43,7 @@ void AddedTokens::Cut(const Piece& piece, const CharacterSet& spaces, std::vecto
 }
 
 Tokenizer::Tokenizer(Reader* reader)
-    : spaces_(reader->Numbers()), normalizers_(reader, spaces_), pre_tokenizers_(reader, spaces_), model_(reader), added_(reader), decoder_(reader) {}
+    : spaces_(reader->Numbers()), normalizers_(reader, spaces_), pre_tokenizers_(reader, spaces_), model_(ReadModel(reader)), added_(reader), decoder_(reader) {}
 
 Tokenizer::Added::Added(Reader* reader) {
   for (uint32_t count = reader->Number(); count; --count) {
@@ -64,7 +64,7 @@ void Tokenizer::EncodePiece(const Piece& piece, std::vector<uint32_t>* tokens) c
   for (const Piece& normalized : normalizers_({piece})) added_.of_normalized_text.Cut(normalized, spaces_, &pieces, &between);
   for (size_t i = 0; i < pieces.size(); ++i) {
     if (!pieces[i].text.empty()) {
-      for (const Piece& word : pre_tokenizers_({pieces[i]})) model_.Encode(word.text, tokens);
+      for (const Piece& word : pre_tokenizers_({pieces[i]})) model_->Encode(word.text, tokens);
     }
     if (between[i] != AddedTokens::kNone) tokens->push_back(between[i]);
   }
@@ -85,13 +85,14 @@ std::vector<int64_t> Tokenizer::Encode(const std::string& text, bool special) co
 }
 
 std::string Tokenizer::Decode(const std::vector<int64_t>& tokens) const {
+  const Vocabulary& vocabulary = model_->vocabulary();
   std::vector<std::string> texts;
   for (int64_t token : tokens) {
     auto added = added_.names.find(static_cast<uint32_t>(token));
     if (added != added_.names.end()) {
       if (!added->second.special) texts.push_back(added->second.text);
-    } else if (static_cast<size_t>(token) < model_.size() && !model_.TextOf(static_cast<uint32_t>(token)).empty()) {
-      texts.push_back(model_.TextOf(static_cast<uint32_t>(token)));
+    } else if (static_cast<size_t>(token) < vocabulary.size() && !vocabulary.TextOf(static_cast<uint32_t>(token)).empty()) {
+      texts.push_back(vocabulary.TextOf(static_cast<uint32_t>(token)));
     }
   }
   return decoder_(std::move(texts));

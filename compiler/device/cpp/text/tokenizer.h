@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
-#include "bpe.h"
 #include "decoder.h"
+#include "model.h"
 #include "reader.h"
 #include "steps.h"
 
@@ -62,7 +63,7 @@ class Tokenizer {
 
   CharacterSet spaces_;
   Steps normalizers_, pre_tokenizers_;
-  PairEncoding model_;
+  std::unique_ptr<TokenModel> model_;
   Added added_;
   Decoder decoder_;
 };

@@ -1,0 +1,34 @@
+// How pieces of a text become tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "vocabulary.h"
+
+namespace tensorwright {
+
+class TokenModel {
+ public:
+  explicit TokenModel(Reader* reader) : vocabulary_(reader) {}
+  virtual ~TokenModel() = default;
+
+  // Appends the tokens of one piece. Throws Error where it has no token for a part and none for unknown parts.
+  virtual void Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const = 0;
+
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+ protected:
+  // The token for unknown parts, kNoToken if there is none.
+  uint32_t ReadUnknown(Reader* reader) const;
+
+ private:
+  Vocabulary vocabulary_;
+};
+
+// Throws Error for a kind that is not known.
+std::unique_ptr<TokenModel> ReadModel(Reader* reader);
+
+}  // namespace tensorwright

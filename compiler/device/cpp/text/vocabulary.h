@@ -1,0 +1,59 @@
+// The tokens of a model by their numbers and by their texts.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "reader.h"
+
+namespace tensorwright {
+
+constexpr uint32_t kNoToken = 0xFFFFFFFF;
+
+class Vocabulary {
+ public:
+  // Throws Error where tokens are named that there are not.
+  explicit Vocabulary(Reader* reader);
+
+  // kNoToken where there is none.
+  uint32_t TokenOf(const std::string& text) const;
+
+  // Calls `found(token, end)` for each token that stands at `begin` of a text, the shortest first.
+  template <typename Found>
+  void Prefixes(const std::string& text, size_t begin, Found found) const {
+    size_t first = 0, last = by_text_.size();  // tokens that have the bytes from `begin` to `at` in common
+    for (size_t at = begin; at < text.size() && first < last; ++at) {
+      size_t depth = at - begin;
+      int byte = static_cast<uint8_t>(text[at]);
+      first = PlaceOf(first, last, depth, byte), last = PlaceOf(first, last, depth, byte + 1);
+      if (first < last && texts_[by_text_[first]].size() == depth + 1) found(by_text_[first], at + 1);
+    }
+  }
+
+  // How many numbers of tokens there are; the texts of those that are not in use are empty.
+  size_t size() const { return texts_.size(); }
+  const std::string& TextOf(uint32_t token) const { return texts_[token]; }
+  bool Has(uint32_t token) const { return token < texts_.size(); }
+
+ private:
+  // Of the tokens from `first` to `last`, the first one whose byte at `depth` is at least `byte`; the end of a text is less than any.
+  size_t PlaceOf(size_t first, size_t last, size_t depth, int byte) const;
+
+  std::vector<std::string> texts_;
+  std::vector<uint32_t> by_text_;  // tokens in the order of the bytes of their texts
+};
+
+// The tokens of single bytes, which stand for characters that are not in a vocabulary.
+class FallbackBytes {
+ public:
+  FallbackBytes(Reader* reader, const Vocabulary& vocabulary);
+  // False, and nothing is added, where a byte has no token.
+  bool Add(const std::string& text, std::vector<uint32_t>* tokens) const;
+
+ private:
+  std::vector<uint32_t> bytes_;  // none, or 256
+};
+
+}  // namespace tensorwright
