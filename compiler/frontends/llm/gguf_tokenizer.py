@@ -7,6 +7,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.gguf_splits import LLAMA3_KIN, SPLITS
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
@@ -14,36 +15,8 @@ _LONGEST_PIECE = 1024  # all ways to split one are tried
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _PREFIX = "tokenizer.ggml."
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_WORD = r"[^\r\n\p{L}\p{N}]?"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_GPT4O = (
-    rf"{_WORD}{_UPPER}*{_LOWER}+{_ENDINGS}|{_WORD}{_UPPER}+{_LOWER}*{_ENDINGS}|\p{{N}}{{1,3}}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
-# How text is split into words before pairs are merged, by the name in `tokenizer.ggml.pre`.
-_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(["default", "falcon"], _DEFAULT),
-    **dict.fromkeys(["gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "gpt2", "exaone4"], (_GPT2,)),
-    **dict.fromkeys(["smollm", "starcoder", "refact", "command-r", "codeshell", "granite-docling"], (r"\p{N}", _GPT2)),
-    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "falcon3", "smollm3"], (_LLAMA3,)),
-    **dict.fromkeys(["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"], (_QWEN2,)),
-    "tekken": (_TEKKEN,),
-    **dict.fromkeys(["gpt-4o", "llama4", "kimi-k2"], (_GPT4O,)),
-}
-_WHOLE_WORDS_FIRST = frozenset(["llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "smollm3"])
-_BEGINS = frozenset(["llama-bpe", "llama3", "llama-v3", "tekken"])
+_WHOLE_WORDS_FIRST = frozenset([*LLAMA3_KIN, "tekken", "smollm3", "seed-coder", "deepseek-v3"])
+_BEGINS = frozenset([*LLAMA3_KIN, "tekken"])
 # Control tokens that end a turn, whatever the metadata say.
 _TURN_ENDS = frozenset(
     ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"]
@@ -78,7 +51,7 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
 
 def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any] | None:
     kind, pre = file.value(f"{_PREFIX}model"), str(file.value(f"{_PREFIX}pre", "default"))
-    if kind == "gpt2" and pre in _PRE_TOKENIZERS:
+    if kind == "gpt2" and pre in SPLITS:
         parts = _byte_level(file, tokens, pre)
     elif kind == "llama":
         parts = _sentence_piece(file, tokens, types)
@@ -121,7 +94,7 @@ def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
         raise InvalidModelError(f"{file.path}: the tokenizer merges {' and '.join(wrong[0])!r}, which are not tokens")
     cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in _PRE_TOKENIZERS[pre]
+        for pattern in SPLITS[pre]
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model = {
