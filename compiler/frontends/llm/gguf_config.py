@@ -15,9 +15,10 @@ from compiler.frontends.llm.config import (
     ExpertsConfig,
     LayerConfig,
 )
-from compiler.frontends.llm.gguf_architecture import GgufArchitecture
+from compiler.frontends.llm.gguf_architecture import GgufArchitecture, all_but_every, with_windows
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_gpt import GPT_ARCHITECTURES
+from compiler.frontends.llm.gguf_llama import LLAMA_ARCHITECTURES
 from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
@@ -41,7 +42,7 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
         )
     checkpoint = Checkpoint(file, str(file.path))
     config = found.changes(_config(file, name, found, checkpoint), file)
-    storage = Storage(interleaved=found.interleaved)
+    storage = Storage(interleaved=found.interleaved, bare_norms=found.bare_norms)
     return config, _names(found, config, file), storage, checkpoint
 
 
@@ -185,20 +186,6 @@ def _with_factors(rope: Rope, settings: RopeSettings, file: GgufFile, checkpoint
     )
 
 
-def _windows(config: DecoderConfig, windowed: list[bool], local: Rope | None = None) -> DecoderConfig:
-    """Layers with full attention except those in `windowed`, which have a sliding window and the `local` RoPE."""
-    layers = [
-        replace(layer, rope=local or layer.rope) if inside else replace(layer, window=None)
-        for layer, inside in zip(config.layers, windowed, strict=True)
-    ]
-    return replace(config, layers=tuple(layers))
-
-
-def _pattern(config: DecoderConfig, every: int) -> list[bool]:
-    """Every n-th layer has full attention."""
-    return [(index + 1) % every != 0 for index in range(len(config.layers))]
-
-
 def _gemma(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     return replace(config, embedding_scale=math.sqrt(config.hidden), activation="gelu_tanh")
 
@@ -207,7 +194,7 @@ def _gemma2(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     config = _gemma(config, file)
     if len(config.layers) == 46:  # 27B: the scale is that of the width shared among its heads
         config = replace(config, score_scale=1 / math.sqrt(config.hidden / config.heads))
-    return _windows(config, _pattern(config, 2))
+    return with_windows(config, all_but_every(config, 2))
 
 
 def _gemma3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
@@ -219,7 +206,7 @@ def _gemma3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     local = make_rope(RopeSettings(config.head_size, base, config.context, {}))
     pattern = "attention.sliding_window_pattern"
     every = numbers.count(pattern) if numbers.number(pattern, 0) else 6
-    return _windows(config, _pattern(config, every), local)
+    return with_windows(config, all_but_every(config, every), local)
 
 
 def _smollm3(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
@@ -259,5 +246,6 @@ ARCHITECTURES = {
     "granite": GgufArchitecture(interleaved=True, changes=_granite),
     "smollm3": GgufArchitecture(interleaved=True, changes=_smollm3),
     "olmo2": GgufArchitecture(norms="post"),
+    **LLAMA_ARCHITECTURES,
     **GPT_ARCHITECTURES,
 }

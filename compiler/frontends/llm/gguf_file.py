@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,49 @@ from compiler.frontends.llm.gguf_header import check_gguf_header
 from compiler.frontends.llm.weights import Array, Matrix
 from compiler.support.optional import optional_module
 
+_SPLIT = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.gguf$")
+
 
 class GgufFile:
     """The tensors of a GGUF file by name (a `Reader`), and its metadata."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file.
+        """Open a file, and the other files of a model that is split.
 
         Raises:
-            StorageError: it cannot be read.
-            InvalidModelError: it is truncated or damaged.
+            StorageError: it cannot be read, or another file of the model is missing.
+            InvalidModelError: it is truncated or damaged, or is not the first file of a model that is split.
             UnsupportedModelError: a tensor has an element type that is not supported.
             MissingDependencyError: the package gguf is not installed.
         """
-        gguf = optional_module("gguf", "generate", "reads GGUF files")
         self.path = path
-        check_gguf_header(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
-        try:
-            self._file = gguf.GGUFReader(path)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error}") from error
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError, MemoryError) as error:
-            # What the package raises on missing or invalid bytes.
-            raise InvalidModelError(
-                f"{path} is a GGUF file that is truncated or damaged", "download or convert the file again"
-            ) from error
-        self._tensors = {tensor.name: tensor for tensor in self._file.tensors}
+        self._file = _opened(path)
+        files = [self._file, *(_opened(other) for other in self._other_files())]
+        self._tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
         self._check_types()
+
+    def _other_files(self) -> list[Path]:
+        """The other files of a model that is split: name-00001-of-00003.gguf and so on."""
+        count = self.value("split.count", 0)
+        if not isinstance(count, int) or count <= 1:
+            return []
+        named = _SPLIT.match(self.path.name)
+        if named is None or int(named["count"]) != count:
+            raise InvalidModelError(
+                f"{self.path} is one of {count} files of a model, and its name does not say which",
+                f"give the files their names again: NAME-00001-of-{count:05}.gguf",
+            )
+        names = [f"{named['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+        if self.path.name != names[0]:
+            raise InvalidModelError(f"{self.path} is one of {count} files of a model", f"give the first: {names[0]}")
+        paths = [self.path.with_name(name) for name in names[1:]]
+        missing = [path.name for path in paths if not path.exists()]
+        if missing:
+            raise StorageError(
+                f"{self.path.parent} lacks {len(missing)} of {count} files of weights: {', '.join(missing[:4])}",
+                "download the model again",
+            )
+        return paths
 
     @property
     def names(self) -> frozenset[str]:
@@ -89,9 +106,24 @@ class GgufFile:
 
     def _check_types(self) -> None:
         known = readable_types()
-        wrong = [each for each in self._file.tensors if each.tensor_type.name not in known]
+        wrong = [each for each in self._tensors.values() if each.tensor_type.name not in known]
         if wrong:
             raise UnsupportedModelError(
                 [Refusal(each.tensor_type.name, each.name, "this element type is not supported") for each in wrong],
                 f"quantize it to one of {', '.join(known)}",
             )
+
+
+def _opened(path: Path) -> Any:
+    """The `GGUFReader` of a file whose header is valid."""
+    gguf = optional_module("gguf", "generate", "reads GGUF files")
+    check_gguf_header(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
+    try:
+        return gguf.GGUFReader(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError, MemoryError) as error:
+        # What the package raises on missing or invalid bytes.
+        raise InvalidModelError(
+            f"{path} is a GGUF file that is truncated or damaged", "download or convert the file again"
+        ) from error

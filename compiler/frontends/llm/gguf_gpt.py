@@ -11,7 +11,7 @@ from typing import Any
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.alibi import alibi_slopes
 from compiler.frontends.llm.config import DecoderConfig
-from compiler.frontends.llm.gguf_architecture import GgufArchitecture
+from compiler.frontends.llm.gguf_architecture import GgufArchitecture, without_rope
 from compiler.frontends.llm.gguf_file import GgufFile
 
 
@@ -19,14 +19,10 @@ def _gpt(config: DecoderConfig, **changes: Any) -> DecoderConfig:
     return replace(config, **{"norm": "layer", "gated": False, "activation": "gelu_tanh", **changes})
 
 
-def _without_rope(config: DecoderConfig) -> DecoderConfig:
-    return replace(config, layers=tuple(replace(layer, rope=None) for layer in config.layers))
-
-
 def _gpt2(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     """Learned positions, the rows of a table."""
     rows = _positions(file)
-    return _gpt(_without_rope(config), position_rows=rows, context=min(config.context, rows))
+    return _gpt(without_rope(config), position_rows=rows, context=min(config.context, rows))
 
 
 def _positions(file: GgufFile) -> int:
@@ -39,7 +35,11 @@ def _alibi(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
     most = file.value(f"{config.architecture}.attention.max_alibi_bias", 8.0)
     if isinstance(most, bool) or not isinstance(most, int | float) or not 0 < most < 1024:
         raise InvalidModelError(f"{file.path}: its metadata 'attention.max_alibi_bias' is {str(most)[:80]}")
-    return _gpt(_without_rope(config), slopes=alibi_slopes(config.heads, float(most)))
+    return _gpt(without_rope(config), slopes=alibi_slopes(config.heads, float(most)))
+
+
+def _jais(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
+    return replace(_alibi(config, file), gated=True, activation="silu", score_scale=1 / config.head_size)
 
 
 def _neox(config: DecoderConfig, file: GgufFile) -> DecoderConfig:
@@ -66,4 +66,8 @@ GPT_ARCHITECTURES = {
     "bloom": GgufArchitecture(changes=_alibi),
     "mpt": GgufArchitecture(changes=_alibi),
     "stablelm": GgufArchitecture(changes=_stablelm),
+    "codeshell": GgufArchitecture(changes=lambda config, file: _gpt(config)),
+    "jais": GgufArchitecture(changes=_jais),
+    "nemotron": GgufArchitecture(changes=lambda config, file: _gpt(config, activation="relu2")),
+    "orion": GgufArchitecture(changes=lambda config, file: _gpt(config, gated=True, activation="silu")),
 }

@@ -80,11 +80,11 @@ def byte_tokenizer(special: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_gguf(path: Path, kind: str) -> Path:
+def write_gguf(path: Path, kind: str, **options: Any) -> Path:
     """The model as llama.cpp's converter writes it: products quantized to `kind`, keys and queries interleaved."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **options)
     writer.add_context_length(SIZES["max_position_embeddings"])
     writer.add_embedding_length(SIZES["hidden_size"])
     writer.add_block_count(1)

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import compiler
 from compiler.errors import InvalidModelError, OptionError, StorageError, UserError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 from tests.compiler.frontends.llm.expert_gguf import write_expert_gguf
 from tests.compiler.frontends.llm.families import save_model
@@ -184,6 +185,21 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(StorageError, match=r"lacks 1 of 2 files of weights: model-2\.safetensors"):
         import_language_model(tmp_path)
+
+
+def test_the_files_of_a_split_gguf_model_are_read_together(tmp_path: Path) -> None:
+    whole = GgufFile(write_gguf(tmp_path / "whole.gguf", "F32"))
+    write_gguf(tmp_path / "model.gguf", "F32", split_max_tensors=5)
+    first, second, third = sorted(tmp_path.glob("model-*-of-00003.gguf"))
+    assert GgufFile(first).names == whole.names
+    with pytest.raises(InvalidModelError, match=r"give the first: model-00001-of-00003\.gguf"):
+        GgufFile(second)
+    with pytest.raises(InvalidModelError, match="its name does not say which"):
+        GgufFile(first.rename(tmp_path / "other.gguf"))
+    (tmp_path / "other.gguf").rename(first)
+    third.unlink()
+    with pytest.raises(StorageError, match=r"lacks 1 of 3 files of weights: model-00003-of-00003\.gguf"):
+        GgufFile(first)
 
 
 @pytest.mark.parametrize(

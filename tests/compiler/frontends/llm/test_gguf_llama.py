@@ -1,0 +1,84 @@
+"""GGUF files of Llama's further kin become the configurations that llama.cpp computes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from compiler.errors import OptionError
+from compiler.frontends.llm.gguf_config import read_gguf
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.gguf_llama import LLAMA_ARCHITECTURES
+
+_GPT = {"norm": "layer", "gated": False}
+# architecture -> metadata, and what differs from Llama
+KINDS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+    **{name: ({}, {}) for name in ("internlm2", "xverse", "ernie4_5", "chatglm", "exaone", "pangu-embedded", "glm4")},
+    "seed_oss": ({}, {}),
+    "arcee": ({}, {"gated": False, "activation": "relu2"}),
+    "baichuan": ({}, {"slopes": (0.0625, 0.00390625)}),  # as all but the one of 32 layers
+    "command-r": ({"logit_scale": 0.25}, {"norm": "layer", "parallel": True, "logit_scale": 0.25}),
+    "cohere2": (
+        {"logit_scale": 0.5, "attention.sliding_window": 8},
+        {"norm": "layer", "parallel": True, "logit_scale": 0.5, "windows": [8, 8, 8, None], "ropes": [1, 1, 1, 0]},
+    ),
+    "exaone4": ({"attention.sliding_window": 8}, {"windows": [8, 8, 8, None], "ropes": [1, 1, 1, 0]}),
+    "minicpm": (
+        {"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0},
+        {"logit_scale": 0.25, "residual_scale": 0.5, "embedding_scale": 3.0},
+    ),
+    "olmo": ({"attention.clamp_kqv": 0.5}, {"norm": "layer", "clip": 0.5}),
+    "qwen": ({}, {"intermediate": 6}),
+    "refact": ({}, {"slopes": (0.0625, 0.00390625)}),
+    "codeshell": ({}, {**_GPT, "activation": "gelu_tanh"}),
+    "nemotron": ({}, {**_GPT, "activation": "relu2"}),
+    "orion": ({}, {"norm": "layer"}),
+    "jais": ({}, {"norm": "layer", "score_scale": 0.25, "slopes": (0.0625, 0.00390625)}),
+}
+
+
+def _written(path: Path, architecture: str, metadata: dict[str, float]) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(16)
+    writer.add_embedding_length(8)
+    writer.add_block_count(4)
+    writer.add_feed_forward_length(12)
+    writer.add_head_count(2)
+    for key, value in metadata.items():
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add(f"{architecture}.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Path) -> None:
+    metadata, expected = KINDS[architecture]
+    config, _, storage, _ = read_gguf(GgufFile(_written(tmp_path / "model.gguf", architecture, metadata)))
+    scales = {"logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0, "score_scale": 0.5}
+    plain = {"norm": "rms", "gated": True, "activation": "silu", "parallel": False, "intermediate": 12, **scales}
+    plain |= {"clip": None, "slopes": None}
+    ropes = [0] * 4 if "slopes" in expected else [1] * 4
+    wanted = {**plain, "windows": [None] * 4, "ropes": ropes, **expected}
+    found = {name: getattr(config, name) for name in plain}
+    found["windows"] = [layer.window for layer in config.layers]
+    found["ropes"] = [int(layer.rope is not None) for layer in config.layers]
+    assert found == wanted
+    assert storage.bare_norms == (architecture == "olmo")
+
+
+def test_every_architecture_is_tested() -> None:
+    assert set(LLAMA_ARCHITECTURES) <= set(KINDS)
+
+
+def test_files_without_the_factors_of_minicpm_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="without the metadata embedding_scale, residual_scale, logit_scale"):
+        read_gguf(GgufFile(_written(tmp_path / "model.gguf", "minicpm", {})))
