@@ -94,9 +94,12 @@ class RowsFirstWriter(MatmulWriter):
     def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
         if isinstance(tiles, int):
             return super()._row_chunks(tiles, panels)
-        cores = index(self.machine.cores)
-        each = tirx.FloorDiv(tiles + (cores - index(1)), cores)
-        each = self._named("chunk_tiles", tirx.Max(tirx.Min(each, index(_MOST_TILES)), index(1)))
+        # As many chunks for each core as for any other, or one core would compute while others wait.
+        cores = self.machine.cores
+        most = index(cores * _MOST_TILES)
+        chunks = tirx.FloorDiv(tiles + (most - index(1)), most) * index(cores)
+        each = tirx.FloorDiv(tiles + (chunks - index(1)), tirx.Max(chunks, index(1)))
+        each = self._named("chunk_tiles", tirx.Max(each, index(1)))
         return tirx.Max(tirx.FloorDiv(tiles + (each - index(1)), each), index(1)), each
 
 
