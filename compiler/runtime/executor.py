@@ -14,7 +14,7 @@ from compiler.errors import InputError
 from compiler.runtime.accelerator import load_accelerator
 from compiler.runtime.device import Device, device_for
 from compiler.runtime.failures import engine_error
-from compiler.runtime.inputs import Held, InputBinder
+from compiler.runtime.inputs import Held, HeldStates, InputBinder
 from compiler.runtime.library import (
     bound_main,
     can_prepare,
@@ -204,10 +204,11 @@ class LocalExecutor:
     def step(
         self, inputs: Mapping[str, object], held: dict[str, Any], threads: int, *, as_numpy: bool
     ) -> dict[str, Any]:
-        return run_with(1 if self._stays else threads, lambda: self._run({**inputs, **held}, held, as_numpy))
+        assert isinstance(held, HeldStates)  # `hold` makes no others
+        return run_with(1 if self._stays else threads, lambda: self._run(inputs, held, as_numpy))
 
     def _run(
-        self, inputs: Inputs, held: dict[str, Any] | None, as_numpy: bool, out: Arrays | None = None
+        self, inputs: Inputs, held: HeldStates | None, as_numpy: bool, out: Arrays | None = None
     ) -> dict[str, Any]:
         try:
             session = self._idle.pop()
@@ -215,7 +216,10 @@ class LocalExecutor:
             session = self._new_session()
         session.turn = self._turn = self._turn + 1
         try:
-            tensors = self._binder.bind(inputs, session.memory)
+            if held is None:
+                tensors = self._binder.bind(inputs, session.memory)
+            else:
+                tensors = self._binder.bind_beside(dict(inputs), held, session.memory)
         except InputError:
             session.memory.release()
             self._give_back(session)
@@ -231,7 +235,8 @@ class LocalExecutor:
             named = session.results.copies(as_numpy)
         else:
             without = _NOTHING if held is None else self._updated
-            named = self._reader.read(results, session.memory.ranges, as_numpy, without)
+            memory = session.memory
+            named = self._reader.read(results, memory.ranges, as_numpy, without, memory.states)
             if session.is_first:
                 session.small = as_numpy and sum(array.nbytes for array in named.values()) <= _KEPT_BYTES
         session.memory.release()
@@ -296,7 +301,7 @@ class LocalExecutor:
             held[name] = Held(tensor, self._element(name).numpy.itemsize)
 
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
-        held = {}
+        held = HeldStates()
         for name, array in states.items():
             element = self._element(name)
             usable = array if is_usable(array) else aligned_copy(array, element)

@@ -12,7 +12,7 @@ from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import InputError, type_text
 from compiler.runtime.requirements import RequirementChecker
-from compiler.runtime.staging import InputMemory, Staging
+from compiler.runtime.staging import InputMemory, MemoryRanges, Staging, range_of
 from compiler.runtime.tensors import ALIGNMENT, array_over_strided, is_usable, tensor_over
 from compiler.runtime.tvm_runtime import tvm_ffi
 
@@ -37,6 +37,50 @@ class Held:
         self.shape = tuple(int(size) for size in tensor.shape)
         start = int(tensor.data_ptr())
         self.range = (start, start + int(tensor.numel()) * itemsize)
+
+
+class HeldStates(dict[str, Held]):
+    """The states of a session by input.
+
+    Attributes:
+        bound: what binding them gave first; None before.
+    """
+
+    bound: _BoundStates | None = None
+
+
+class _BoundStates:
+    """States as `main` takes them, among places for the other inputs.
+
+    Attributes:
+        states: what was bound.
+        sizes: their symbolic dimensions.
+        tensors: in the order of `main`, None for other inputs.
+        memory: where these lie.
+        others: the other inputs and their places.
+        names: of these.
+    """
+
+    __slots__ = ("memory", "names", "others", "sizes", "states", "tensors")
+
+    def __init__(self, states: HeldStates, specs: Sequence[InputSpec]) -> None:
+        self.states = list(states.values())
+        self.sizes: Dimensions = {}
+        self.tensors: list[Any] = []
+        self.memory = MemoryRanges(each.range for each in self.states)
+        self.others: list[tuple[int, InputSpec]] = []
+        for index, spec in enumerate(specs):
+            state = states.get(spec.name)
+            if state is None:
+                self.others.append((index, spec))
+            else:
+                _check_shape(spec, state.shape, self.sizes)
+            self.tensors.append(None if state is None else state.tensor)
+        self.names = {spec.name for _, spec in self.others}
+
+    def holds(self, states: HeldStates) -> bool:
+        """Whether these are the states that were bound."""
+        return self.states == list(states.values())
 
 
 class InputSpec:
@@ -85,29 +129,43 @@ class InputBinder:
             self._requirements.check(memory.sizes, memory.tensors)
         return memory.tensors
 
+    def bind_beside(self, inputs: dict[str, Any], states: HeldStates, memory: InputMemory) -> list[RuntimeTensor]:
+        """As `bind`, of a session's states and its other inputs. States that were bound before are not looked at again:
+        a language model has more of them than all else together."""
+        bound = states.bound
+        if bound is None or inputs.keys() != bound.names or not bound.holds(states):
+            inputs.update(states)
+            tensors = self.bind(inputs, memory)
+            if bound is None:  # states that grow are others after each run
+                states.bound = _BoundStates(states, self.specs)
+            return tensors
+        dimensions, tensors, ranges = bound.sizes.copy(), bound.tensors.copy(), []
+        for index, spec in bound.others:
+            tensors[index] = _bound(inputs[spec.name], spec, memory.stages[index], dimensions)
+            ranges.append(range_of(tensors[index], self._itemsizes[index]))
+        memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, ranges, bound.memory)
+        if self._requirements.any:
+            self._requirements.check(memory.sizes, memory.tensors)
+        return memory.tensors
+
     def _bind(self, values: Sequence[object], memory: InputMemory) -> None:
         """Check every name, shape and element type, and keep the tensors in `memory`."""
         dimensions: Dimensions = {}
         tensors = []
-        ranges: list[tuple[int, int] | None] = []
+        ranges = []
         checked: set[Any] = set()  # states have few different shapes
-        for spec, value, stage in zip(self.specs, values, memory.stages, strict=True):
-            if type(value) is np.ndarray and value.dtype == spec.dtype:
-                if value.shape != spec.static:
-                    _check_shape(spec, value.shape, dimensions)
-                tensors.append(_from_numpy(value, spec, stage))
-            elif type(value) is Held:
+        for spec, value, stage, itemsize in zip(self.specs, values, memory.stages, self._itemsizes, strict=True):
+            if type(value) is Held:
                 shapes = (spec.shape, value.shape)
                 if shapes not in checked:
                     _check_shape(spec, value.shape, dimensions)
                     checked.add(shapes)
                 tensors.append(value.tensor)
                 ranges.append(value.range)
-                continue
             else:
-                tensors.append(_from_other(value, spec, stage, dimensions))
-            ranges.append(None)
-        memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, self._itemsizes, ranges)
+                tensors.append(_bound(value, spec, stage, dimensions))
+                ranges.append(range_of(tensors[-1], itemsize))
+        memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, ranges)
         if all(_always_copied(value, spec) for value, spec in zip(values, self.specs, strict=True)):
             memory.copies(self.names)
 
@@ -171,6 +229,15 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
                 f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({wanted}) is {actual}, "
                 f"but {place} has {wanted} = {value}"
             )
+
+
+def _bound(value: object, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> RuntimeTensor:
+    """The tensor of an input that is no state of a session."""
+    if type(value) is np.ndarray and value.dtype == spec.dtype:
+        if value.shape != spec.static:
+            _check_shape(spec, value.shape, dimensions)
+        return _from_numpy(value, spec, stage)
+    return _from_other(value, spec, stage, dimensions)
 
 
 def _always_copied(value: object, spec: InputSpec) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
 from compiler.artifact.manifest import TensorDescription
 from compiler.errors import InputError, InternalError, type_text
+from compiler.runtime.staging import NO_MEMORY, MemoryRanges, range_of_array
 from compiler.runtime.tensors import MARKED_READ_ONLY, aligned_copy, array_over, tensor_over
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
@@ -20,23 +20,6 @@ if TYPE_CHECKING:
 Array = np.ndarray
 _TENSOR = tvm_ffi.Tensor
 _from_dlpack = np.from_dlpack
-
-
-class MemoryRanges:
-    """Addresses in use by long-lived tensors (the parameters); answers whether an address lies in one of them.
-
-    Those that do are from `low` up to, not including, `high`.
-    """
-
-    def __init__(self, arrays: Iterable[Array]) -> None:
-        ranges = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays if array.nbytes)
-        self._starts = [start for start, _ in ranges]
-        self._ends = [end for _, end in ranges]
-        self.low, self.high = (self._starts[0], self._ends[-1]) if ranges else (0, 0)
-
-    def __contains__(self, address: int) -> bool:
-        index = bisect_right(self._starts, address) - 1
-        return index >= 0 and address < self._ends[index]
 
 
 def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
@@ -118,9 +101,10 @@ class OutputReader:
         fast = (element.carrier is element.numpy and not MARKED_READ_ONLY for element in self._elements)
         self._named = tuple(zip(range(len(outputs)), self.names, self._elements, fast, strict=True))
         self.can_keep = bool(outputs) and not self._carried and all(each[3] for each in self._named)
-        self._parameters = MemoryRanges(parameters)
+        self._parameters = MemoryRanges(range_of_array(each) for each in parameters)
         self._rest = frozenset[str](), self._named
         self._counted = False
+        self._checked = set[int]()  # outputs whose element types were compared; code gives the same ones each time
         # Half the time of indexing TVM's array from Python.
         self._size = global_function("ffi.ArraySize")
         self._item = global_function("ffi.ArrayGetItem")
@@ -128,7 +112,7 @@ class OutputReader:
     def _but(self, without: frozenset[str]) -> tuple[tuple[int, str, ElementType, bool], ...]:
         """The outputs but for these, of which a module's sessions have the same in each run."""
         left_out, rest = self._rest
-        if left_out != without:
+        if left_out is not without and left_out != without:
             rest = tuple(each for each in self._named if each[1] not in without)
             self._rest = without, rest
         return rest
@@ -139,6 +123,7 @@ class OutputReader:
         inputs: Sequence[tuple[int, int]],
         as_numpy: bool,
         without: frozenset[str] = frozenset(),
+        states: MemoryRanges = NO_MEMORY,
     ) -> dict[str, Any]:
         """The results by output name.
 
@@ -149,6 +134,7 @@ class OutputReader:
             results: TVM's array of tensors.
             inputs: where the tensors lie that went in, (first address, the one after the last) each.
             without: names of outputs to leave out.
+            states: where a session's states lie.
 
         Raises:
             InternalError: the results do not match the manifest.
@@ -170,10 +156,11 @@ class OutputReader:
                 except ValueError:
                     array = array_over(tensor, element)  # which says why
             # Comparing numpy's types takes a tenth of the time that comparing with TVM's does.
-            if array is None or array.dtype is not element.numpy:
+            if index not in self._checked and (array is None or array.dtype is not element.numpy):
                 _check_dtype(name, tensor, element)
+                self._checked.add(index)
             address = tensor.data_ptr()
-            taken = address in given or (low <= address < high and address in self._parameters)
+            taken = address in given or (low <= address < high and address in self._parameters) or address in states
             for start, end in inputs:
                 if start <= address < end or address == start:
                     taken = True

@@ -51,6 +51,7 @@ class Session:
         self._inputs = {each.name: each for each in manifest.inputs if each.name in self._states}
         self._room: tuple[tuple[tuple[str, int], ...], int | None] | None = None  # the capacity of these sizes
         self._kept = frozenset({*self._states, self._position or ""})
+        self._counter = next((each for each in manifest.inputs if each.name == self._position), None)
         self._described = manifest.session_inputs
         self._own = tuple(each.name for each in self._described)
         self._sizes = given_sizes(manifest, capacity, sizes)
@@ -256,13 +257,15 @@ class Session:
         return None if position is None else position.input
 
     def _add_position(self, named: dict[str, Any]) -> None:
-        if self._position is not None:
-            description = next(each for each in self._manifest.inputs if each.name == self._position)
-            is_known = all(isinstance(size, int) for size in description.shape)
-            sizes = {} if is_known else completed(self._manifest, self._sizes, named)
+        description = self._counter
+        if description is None:
+            return
+        shape = description.shape
+        if not all(isinstance(size, int) for size in shape):
+            sizes = completed(self._manifest, self._sizes, named)
             sizes.update(dict.fromkeys(self._counting, self._length))
             shape = shape_of(description, sizes)
-            named[self._position] = np.full(shape, self._length, np.int64)
+        named[description.name] = np.full(shape, self._length, np.int64)
 
     def _ready(self) -> None:
         """Allocate the states if their sizes are known without a run."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,27 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import RuntimeTensor
 
 Array = np.ndarray
+
+
+class MemoryRanges:
+    """Addresses in use by long-lived tensors (parameters, states); answers whether an address lies in one of them.
+
+    Those that do are from `low` up to, not including, `high`.
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """`ranges`: (first address, the one after the last) of each tensor."""
+        known = sorted((start, end) for start, end in ranges if start < end)
+        self._starts = [start for start, _ in known]
+        self._ends = [end for _, end in known]
+        self.low, self.high = (self._starts[0], self._ends[-1]) if known else (0, 0)
+
+    def __contains__(self, address: int) -> bool:
+        index = bisect_right(self._starts, address) - 1
+        return index >= 0 and address < self._ends[index]
+
+
+NO_MEMORY = MemoryRanges(())
 
 
 class Staging:
@@ -43,16 +65,18 @@ class InputMemory:
         stages: one for each input.
         tensors: TVM's tensors of the last run, in the order of `main`.
         sizes: of the symbolic dimensions, by name, in the last run.
-        ranges: where the tensors lie, (first address, the one after the last) each.
+        ranges: where the tensors but for `states` lie, (first address, the one after the last) each.
+        states: where a session's states lie that were bound before.
     """
 
-    __slots__ = ("_names", "_slots", "ranges", "sizes", "stages", "tensors")
+    __slots__ = ("_names", "_slots", "ranges", "sizes", "stages", "states", "tensors")
 
     def __init__(self, inputs: int) -> None:
         self.stages = [Staging() for _ in range(inputs)]
         self.tensors: list[Any] = []
         self.sizes: dict[str, int] = {}
         self.ranges: list[tuple[int, int]] = []
+        self.states = NO_MEMORY
         self._names: tuple[str, ...] = ()
         self._slots: list[tuple[str, tuple[int, ...], np.dtype[Any], Array]] | None = None
 
@@ -60,16 +84,12 @@ class InputMemory:
         self,
         tensors: list[RuntimeTensor],
         sizes: dict[str, int],
-        itemsizes: Sequence[int],
-        ranges: Sequence[tuple[int, int] | None],
+        ranges: list[tuple[int, int]],
+        states: MemoryRanges = NO_MEMORY,
     ) -> None:
         """Remember what was bound, and where it lies; `copied_again` gives False until `copies` is called."""
         self._slots = None
-        self.tensors, self.sizes = tensors, sizes
-        self.ranges = [
-            _range_of(tensor, itemsize) if known is None else known
-            for tensor, itemsize, known in zip(tensors, itemsizes, ranges, strict=True)
-        ]
+        self.tensors, self.sizes, self.ranges, self.states = tensors, sizes, ranges, states
 
     def copies(self, names: tuple[str, ...]) -> None:
         """Every tensor of the last run was copied into its staging from an array of that shape and element type."""
@@ -82,7 +102,7 @@ class InputMemory:
     def release(self) -> None:
         """After a run: let go of memory that is the caller's."""
         if self._slots is None:
-            self.tensors, self.ranges = [], []
+            self.tensors, self.ranges, self.states = [], [], NO_MEMORY
 
     def copied_again(self, inputs: Any) -> bool:
         """Whether the inputs were arrays of the last run's names, shapes and element types, and were copied.
@@ -108,6 +128,12 @@ class InputMemory:
         return True
 
 
-def _range_of(tensor: RuntimeTensor, itemsize: int) -> tuple[int, int]:
+def range_of_array(array: Array) -> tuple[int, int]:
+    """Where an array lies: its first address, and the one after the last."""
+    return array.ctypes.data, array.ctypes.data + array.nbytes
+
+
+def range_of(tensor: RuntimeTensor, itemsize: int) -> tuple[int, int]:
+    """Where a tensor lies: its first address, and the one after the last."""
     start = tensor.data_ptr()
     return start, start + tensor.numel() * itemsize
