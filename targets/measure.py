@@ -43,6 +43,11 @@ class Measure:
         """Whether the same kernel always gets the same number, on a busy machine as well."""
         return self.kind != "timed"
 
+    @property
+    def text(self) -> str:
+        """Kind and name, for people."""
+        return self.kind if self.kind == self.name else f"{self.kind}: {self.name}"
+
     def __str__(self) -> str:
         return f"{self.name} ({self.version})" if self.version else self.name
 

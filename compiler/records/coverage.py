@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from compiler.records.record_set import newest_of_models
 from compiler.records.records import ModelLine, Record
-from targets.measure import Measure
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,12 @@ def coverage(records: Iterable[Record], models: Iterable[ModelLine]) -> list[Tar
     tuned: dict[tuple[str, str], list[ModelLine]] = {}
     for record in records:
         if record.status == "ok":
-            kernels.setdefault((record.target, _text(record.measure)), set()).add(record.task)
+            kernels.setdefault((record.target, record.measure.text), set()).add(record.task)
     for line in newest_of_models(models):
-        tuned.setdefault((line.target, _text(line.measure)), []).append(line)
+        tuned.setdefault((line.target, line.measure.text), []).append(line)
     lines = []
     for target, measure in sorted(kernels.keys() | tuned.keys()):
         own = tuned.get((target, measure), [])
         changed = sum(bool(line.choices or line.settings) for line in own)
         lines.append(TargetCoverage(target, measure, len(kernels.get((target, measure), ())), len(own), changed))
     return lines
-
-
-def _text(measure: Measure) -> str:
-    return measure.kind if measure.kind == measure.name else f"{measure.kind}: {measure.name}"

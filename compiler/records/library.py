@@ -14,7 +14,7 @@ from compiler.records.record_set import (
     MIN_GAIN_ELSEWHERE,
     alternative_taken_over,
     by_task,
-    newest_of_models,
+    decisive,
     of_measures,
     taken_over,
     without_stale,
@@ -92,8 +92,7 @@ class TunedConfigs:
         records, unfit = of_measures((each for each in loaded.records if each.target == own), fits)
         models, _ = of_measures((each for each in loaded.models if each.target == own), fits)
         self._records = {task: group for (_, task), group in by_task(records).items()}
-        lines = [line for line in newest_of_models(models) if line.model == model]
-        self.tuned_itself: ModelLine | None = lines[0] if lines else None
+        self.tuned_itself: ModelLine | None = decisive(line for line in models if line.model == model)
         self._chosen = {each.kernel: each for each in (self.tuned_itself.choices if self.tuned_itself else ())}
         self._alternatives: dict[str, Record] = {}
         self._origins: dict[str, str] = {}

@@ -66,17 +66,19 @@ def deduplicated(records: Iterable[Record]) -> list[Record]:
 
 
 def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
-    """The line that was written last for each target and model; those that were timed come before others."""
-    found: dict[tuple[str, str], ModelLine] = {}
+    """The line that was written last for each target, model and measure, whatever the version of the measure's tool."""
+    found: dict[tuple[str, str, str], ModelLine] = {}
     for line in models:
-        key = (line.target, line.model)
-        if key not in found or _age(line) >= _age(found[key]):
+        key = (line.target, line.model, line.measure.name)
+        if key not in found or line.unix_time >= found[key].unix_time:
             found[key] = line
     return list(found.values())
 
 
-def _age(line: ModelLine) -> tuple[bool, int]:
-    return line.measure == TIMED, line.unix_time
+def decisive(models: Iterable[ModelLine]) -> ModelLine | None:
+    """Of the lines of one model on one target the one to go by: timed before others, then the last; None of none."""
+    lines = newest_of_models(models)
+    return max(lines, key=lambda line: (line.measure == TIMED, line.unix_time), default=None)
 
 
 def merged(*sets: Iterable[Record]) -> list[Record]:
@@ -221,9 +223,10 @@ def _cost(record: Record) -> float:
 
 @dataclass(frozen=True)
 class RuleSummary:
-    """Numbers of one rule's records on one target. `gain` is the geometric mean of default over best."""
+    """Numbers of one rule's records on one target by one measure. `gain` is the geometric mean of default over best."""
 
     target: str
+    measure: str
     rule: str
     version: int
     tasks: int
@@ -233,12 +236,13 @@ class RuleSummary:
 
 
 def summary(records: Iterable[Record]) -> list[RuleSummary]:
-    """One line per target, rule and version."""
-    groups: dict[tuple[str, str, int], list[Record]] = {}
+    """One line per target, measure, rule and version."""
+    groups: dict[tuple[str, str, str, int], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.target, record.rule, record.rule_version), []).append(record)
+        key = (record.target, record.measure.text, record.rule, record.rule_version)
+        groups.setdefault(key, []).append(record)
     lines = []
-    for (target, rule, version), group in sorted(groups.items()):
+    for (target, measure, rule, version), group in sorted(groups.items()):
         tasks = by_task(group)
         gains = [gain for each in tasks.values() if (gain := _gain(each)) is not None]
         product = 1.0
@@ -249,7 +253,7 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
         trials = sum(
             not record.in_model for record in group
         )  # kernels that are timed again in the model are not trials
-        lines.append(RuleSummary(target, rule, version, len(tasks), trials, failed, mean))
+        lines.append(RuleSummary(target, measure, rule, version, len(tasks), trials, failed, mean))
     return lines
 
 

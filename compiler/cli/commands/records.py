@@ -95,6 +95,7 @@ def _print(lines: Any, targets: Any) -> None:
     rows = [
         (
             _target_text(line.target, targets),
+            line.measure,
             f"{line.rule} (version {line.version})",
             str(line.tasks),
             str(line.trials),
@@ -103,7 +104,7 @@ def _print(lines: Any, targets: Any) -> None:
         )
         for line in lines
     ]
-    columns = ("target", "rule", "kernels", "trials", "failed", "gain")
+    columns = ("target", "measure", "rule", "kernels", "trials", "failed", "gain")
     print_table(columns, rows, ("kernels", "trials", "failed", "gain"))
 
 
@@ -131,10 +132,10 @@ def _print_models(models: Any, targets: Any) -> None:
             gain = f"{line.untuned / line.tuned:.3f}"
             times = (_cost(line, line.untuned), _cost(line, line.tuned), gain)
         changed = str(len(line.choices) + len(line.settings))
-        rows.append((_target_text(line.target, targets), line.name or line.model, changed, *times))
+        rows.append((_target_text(line.target, targets), line.name or line.model, line.measure.text, changed, *times))
     if rows:
-        columns = ("target", "model", "changed", "untuned", "tuned", "gain")
-        print_table(columns, rows, columns[2:])
+        columns = ("target", "model", "measure", "changed", "untuned", "tuned", "gain")
+        print_table(columns, rows, columns[3:])
 
 
 def _cost(line: Any, cost: float) -> str:

@@ -15,7 +15,7 @@ from compiler.driver.compile import find_target
 from compiler.errors import OptionError, StorageError
 from compiler.records.identity import fingerprint, target_description
 from compiler.records.library import read_current, user_folder
-from compiler.records.record_set import MIN_GAIN, best, newest_of_models
+from compiler.records.record_set import MIN_GAIN, best, decisive
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.measuring.statistics import spread
 from compiler.tuning.pack.header import PackedTask, PackHeader, PackResult, PackResults
@@ -185,9 +185,9 @@ def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTa
 
 def _kept(header: PackHeader, models: Sequence[ModelLine]) -> list[ChosenKernel]:
     """What earlier packs of the model chose for kernels that this one does not hold."""
-    lines = [line for line in newest_of_models(models) if (line.target, line.model) == (header.target, header.model)]
+    line = decisive(each for each in models if (each.target, each.model) == (header.target, header.model))
     own = {task.key for task in header.tasks}
-    return [choice for line in lines for choice in line.choices if choice.task not in own]
+    return [choice for choice in (line.choices if line is not None else ()) if choice.task not in own]
 
 
 def _model_line(header: PackHeader, target: str, choices: Sequence[ChosenKernel], device: str) -> ModelLine:

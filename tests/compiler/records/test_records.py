@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from compiler.errors import StorageError
+from compiler.records.coverage import coverage
 from compiler.records.identity import file_name, fingerprint
 from compiler.records.record_set import (
     alternative_taken_over,
     best,
+    decisive,
     deduplicated,
     merged,
     newest_of_models,
@@ -25,6 +27,7 @@ from compiler.records.record_set import (
     without_stale,
 )
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter, encode, read, write_all
+from targets.measure import Measure
 
 DESCRIPTION: dict[str, Any] = {"machine": {"cores": 2, "architecture": "x86_64"}, "engine_target": {"mcpu": "znver4"}}
 TARGET = fingerprint(DESCRIPTION)
@@ -266,6 +269,18 @@ def test_lines_of_models_are_written_read_and_kept(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     assert write_all(copy, loaded.targets, loaded.records, [newest]) == 1
     assert read(copy).models[0].choices == (choice,)
+
+
+def test_a_model_has_a_line_for_each_measure_and_a_timed_one_decides() -> None:
+    modelled = Measure("modelled", "llvm-mca", version="1")
+    newer = Measure("modelled", "llvm-mca", version="2")
+    lines = [model_line(5, measure=modelled), model_line(6, measure=newer), model_line(1)]
+    assert newest_of_models(lines) == lines[1:]
+    assert decisive(lines) is lines[2]
+    assert decisive(lines[:2]) is lines[1]
+    assert [each.models for each in coverage([], lines)] == [1, 1]
+    records = [record(0, is_default=True), record(0, is_default=True, measure=newer)]
+    assert [line.measure for line in summary(records)] == ["modelled: llvm-mca", "timed"]
 
 
 def test_a_record_never_crosses_to_another_target() -> None:
