@@ -138,9 +138,13 @@ class Network(Protocol):
 
     Attributes:
         space: the values of each setting, by name; the first is the default.
+        memory_limit: bytes of working memory to keep to; None for no limit.
         options: those of the target's compiler, which are worth changing at once and first.
         groups: other settings that are, those of layers that read one tensor.
     """
+
+    @property
+    def memory_limit(self) -> int | None: ...
 
     @property
     def space(self) -> Mapping[str, tuple[Setting, ...]]: ...
@@ -174,7 +178,7 @@ class NetworkMeasurer(Measurer):
         """The network of a module as the target's partition passes take it.
 
         Args:
-            memory_limit: bytes of working memory that the settings are to keep to.
+            memory_limit: bytes of working memory that the settings are to keep to; the target's own limit when None.
 
         Raises:
             TargetError: nothing of it runs on the accelerator.

@@ -50,7 +50,7 @@ def tune_network(
         mine = [each for each in earlier.records if (each.rule, each.workload) == (NETWORK_RULE, key)]
         known = {each.config_key: each.cycles or math.inf for each in mine if each.measure == measurer.measure()}
         log = TrialLog(writer, key, measurer, options, began)
-        search = NetworkSearch(network, log, options, known if options.memory_limit is None else {})
+        search = NetworkSearch(network, log, known if options.memory_limit is None else {})
         interrupted = False
         try:
             search.run()
@@ -197,9 +197,9 @@ class NetworkSearch:
         default, best: costs; `best` of the settings `chosen`, which leave out those at their defaults.
     """
 
-    def __init__(self, network: Network, log: TrialLog, options: TuningOptions, known: Mapping[str, float]) -> None:
+    def __init__(self, network: Network, log: TrialLog, known: Mapping[str, float]) -> None:
         self._network, self._log = network, log
-        self._limit = options.memory_limit
+        self._limit = network.memory_limit
         self._known = known
         self._seen: set[str] = set()
         self.chosen: dict[str, Setting] = {}

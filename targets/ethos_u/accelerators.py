@@ -22,6 +22,7 @@ class Accelerator:
         memory: Vela's name of what lies in which memory.
         scratchpad_kib: internal memory; its end holds the tables of activations.
         clock_mhz: of that system.
+        dedicated_sram_kib: SRAM that is the accelerator's alone in that memory mode; 0 where it shares the processor's.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Accelerator:
     memory: str
     scratchpad_kib: int
     clock_mhz: int
+    dedicated_sram_kib: int = 0
 
     @property
     def is_u85(self) -> bool:

@@ -55,10 +55,14 @@ class EthosUNetwork:
     """Of a quantized module in front of the phase "partition".
 
     Raises TargetError where nothing of it runs on the accelerator.
+
+    Attributes:
+        memory_limit: bytes of SRAM, as given, else what is the accelerator's alone; None where nothing says.
     """
 
     def __init__(self, mod: IRModule, accelerator: Accelerator, memory_limit: int | None = None) -> None:
         self.accelerator = accelerator
+        self.memory_limit = memory_limit if memory_limit is not None else accelerator.dedicated_sram_kib * 1024 or None
         self._view = View(prepared(mod))
         found = find(self._view, accelerator)
         self._steps = list(found.steps.values())
@@ -75,9 +79,9 @@ class EthosUNetwork:
         self._names = [step_name(number, step) for number, step in enumerate(self._steps)]
         self.space: Mapping[str, tuple[Setting, ...]] = {
             OPTIMISE: STRATEGIES,
-            # Who sets a limit says how much SRAM there is: then weights may lie there, where both fit.
             ARENA: (0,) if memory_limit is None else (0, memory_limit),
-            WEIGHTS: PLACES[:1] if memory_limit is None else PLACES,
+            # A limit says how much SRAM there is: then weights may lie there, where both fit.
+            WEIGHTS: PLACES[:1] if self.memory_limit is None else PLACES,
             **{
                 self._names[number]: (PLAIN, *forms)
                 for number in self._kept

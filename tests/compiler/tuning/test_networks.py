@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from compiler.tuning.networks import NetworkSearch, TrialLog
 from compiler.tuning.settings import TuningOptions
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u import vela
+from targets.ethos_u.accelerators import accelerators
 from targets.measure import NetworkCost, Setting
 from tests.targets.ethos_u.checking import target_named
 from tests.targets.ethos_u.graphs import QuantizedGraph
@@ -38,6 +41,9 @@ class MadeUp:
     options = ("option",)
     groups = (("a", "b"),)
 
+    def __init__(self, memory_limit: int | None = None) -> None:
+        self.memory_limit = memory_limit
+
     def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
         if settings.get("b") == "refused":
             raise TargetError("refused")
@@ -52,9 +58,10 @@ class MadeUp:
 
 def searched(folder: Path, memory_limit: int | None = None, trials: int | None = None) -> NetworkSearch:
     target = target_named()
-    options = TuningOptions(records=folder, memory_limit=memory_limit, trials=trials)
+    options = TuningOptions(records=folder, trials=trials)
     with RecordWriter.in_folder(folder, target_description(target)) as writer:
-        search = NetworkSearch(MadeUp(), TrialLog(writer, "model", target.measurer(), options, 0.0), options, {})
+        log = TrialLog(writer, "model", target.measurer(), options, 0.0)
+        search = NetworkSearch(MadeUp(memory_limit), log, {})
         search.run()
     return search
 
@@ -107,6 +114,19 @@ def test_a_network_is_tuned_without_a_device_and_compiled_so(tmp_path: Path) -> 
     assert partition["measure"] == "vela cycles ethos-u55-128"
     again = compiler.tune(net(), target, records=tmp_path / "first", progress=None)
     assert (again.after, again.trials < results[0].trials) == (results[0].after, True)
+
+
+def test_weights_go_to_the_sram_that_is_the_accelerators_alone(tmp_path: Path) -> None:
+    target = target_named("cortex-m55+ethos-u65-256")
+    found = compiler.tune(net(), target, records=tmp_path, trials=4, progress=None).network
+    assert found is not None
+    assert found.settings == {"weights": "in SRAM"}
+    assert found.after.cost < found.before.cost
+    modes = configparser.ConfigParser()
+    modes.read(str(files("ethosu") / "config_files" / "Arm" / "vela.ini"))
+    for each in accelerators().values():
+        size = modes[f"Memory_Mode.{each.memory}"].get("arena_cache_size", "0")
+        assert each.dedicated_sram_kib * 1024 == int(size), each.name
 
 
 def test_what_cannot_be_tuned_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
