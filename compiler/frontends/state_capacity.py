@@ -4,7 +4,8 @@
                                                   present = buffer[:position + rows]
 
 The number of rows in use stays the symbolic dimension that it was, so that all else in the model is the same; an input
-of that size, which a session gives, takes the place of the past.
+of that size, which a session gives, takes the place of the past. Rows whose places are computed (`append_rows`) are
+written there.
 """
 
 from __future__ import annotations
@@ -12,29 +13,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 from tvm.relax import op as R
 from tvm.sym import Analyzer
 
-from compiler.errors import InternalError, OptionError, Refusal, UnsupportedModelError
+from compiler.errors import InternalError, OptionError
 from compiler.frontends.imported_model import ImportedModel, PositionSpec, SizeRequirement, StateSpec, TensorSpec
 from compiler.frontends.rewritten_main import with_rewritten_main
-from compiler.passes.rewriting.graph import bindings_of, operator_name
-from compiler.passes.rewriting.matching import plain, same_shape, shape_of
+from compiler.frontends.state_growth import Append, Appends
+from compiler.passes.rewriting.matching import plain, same_shape, same_size, shape_of
+from compiler.passes.rewriting.state_appends import attention_call
 from compiler.passes.rewriting.state_writes import write_rows
 from compiler.passes.rewriting.substitution import leaves, replace_leaves
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Index, Var
+    from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Var
 
+Model = TypeVar("Model", bound=ImportedModel)
 _POSITION = "position"
-_HINT = "leave capacity= out: each run then returns a longer tensor"
+_LENGTHS = "states are not as long as their past and the new rows: the lengths or the mask that were given do not fit"
 
 
-def with_capacity(model: ImportedModel, capacity: int | str) -> ImportedModel:
+def with_capacity(model: Model, capacity: int | str) -> Model:
     """The model whose growing states are buffers of `capacity` rows, written in place.
 
     Args:
@@ -68,38 +71,22 @@ def _names(size: int | str) -> list[str]:
     return re.findall(r"[A-Za-z_]\w*", size) if isinstance(size, str) else []
 
 
-@dataclass(frozen=True)
-class _Append:
-    """The rows that are appended to a state, and the axis of the rows."""
-
-    state: int
-    rows: tuple[Expr, ...]
-    axis: int
-
-
-class _Growing:
+class _Growing(Generic[Model]):
     """The rewriting of one model's growing states."""
 
-    def __init__(self, model: ImportedModel, states: Sequence[StateSpec], capacity: int | str) -> None:
-        self._model, self._states = model, states
-        inputs = [spec.name for spec in model.inputs]
-        self._at = {inputs.index(state.input): state for state in states}
-        main = relax.transform.ToNonDataflow()(model.mod)["main"]
-        pasts = [main.params[at].ty.shape[state.axis] for at, state in self._at.items()]
-        self._past = pasts[0]
-        self._others = {str(each.name): self._past for each in pasts if not each.same_as(self._past)}
-        self._main = main.bind_symbolic_vars(self._others) if self._others else main
+    def __init__(self, model: Model, states: Sequence[StateSpec], capacity: int | str) -> None:
+        self._model, self._states, self._capacity = model, states, capacity
+        self._found = Appends(model, states)
+        self._main, self._past, self._rows = self._found.main, self._found.past, self._found.rows
         self._size = tirx.const(capacity, "int64") if isinstance(capacity, int) else tirx.Var(capacity, "int64")
-        self._capacity = capacity
+        inputs = [spec.name for spec in model.inputs]
         self._position = next(
             name
             for name in (_POSITION, *(f"{_POSITION}_{count}" for count in range(len(inputs) + 1)))
             if name not in inputs
         )
-        self._values = {each.var: each.value for each in bindings_of(self._main.body)}
-        self._rows = self._rows_of_a_run()
 
-    def model(self) -> ImportedModel:
+    def model(self) -> Model:
         """The model with buffers."""
         model, grown = self._model, {state.input: state for state in self._states}
         inputs = [self._described(spec, grown.get(spec.name)) for spec in model.inputs]
@@ -121,6 +108,7 @@ class _Growing:
             states=tuple(replace(state, grows=False) if state.grows else state for state in model.states),
             position=PositionSpec(self._position, rows),
             requirements=(*map(self._renamed, model.requirements), self._room(rows)),
+            checks=(*model.checks, _LENGTHS),
             indices=tuple(replace(each, symbols=self._symbols(each.symbols)) for each in model.indices),
         )
 
@@ -137,7 +125,7 @@ class _Growing:
         return re.sub(r"[A-Za-z_]\w*", lambda name: self._name(name.group()), size)
 
     def _name(self, name: str) -> str:
-        return str(self._past.name) if name in self._others else name
+        return str(self._past.name) if name in self._found.others else name
 
     def _symbols(self, symbols: Mapping[str, str]) -> dict[str, str]:
         return {name: self._name(dimension) for name, dimension in symbols.items()}
@@ -152,78 +140,6 @@ class _Growing:
             str(self._capacity), "at least", f"{self._past.name} + {rows}", {name: name for name in names}, "the states"
         )
 
-    def _rows_of_a_run(self) -> Index:
-        """How many rows a run appends to each state: a number, or the size of a dimension of an input."""
-        found: Index | None = None
-        symbols = {size for spec in self._model.inputs for size in spec.shape}
-        results = [spec.name for spec in self._model.outputs]
-        for state in self._states:
-            new = self._append_of(state, self._result(results.index(state.output)))
-            count = plain(Analyzer().simplify(self._length(new) - self._past))
-            if found is not None and not Analyzer().can_prove_equal(found, count):
-                raise OptionError(
-                    f"states grow by different numbers of rows: {state.name!r} by {count}, others by {found}", _HINT
-                )
-            if not isinstance(count, int) and not (isinstance(count, tirx.Var) and str(count.name) in symbols):
-                raise OptionError(f"state {state.name!r} grows by {count} rows, which is not a size of an input", _HINT)
-            found = count
-        if found is None:
-            raise InternalError("no state grows")
-        return found
-
-    def _length(self, append: _Append) -> Expr:
-        total: Expr = self._past
-        for each in append.rows:
-            total = total + each.ty.shape[append.axis]
-        return total
-
-    def _result(self, index: int) -> Expr:
-        """One result of `main`."""
-        value = self._value(self._main.body.body)
-        if not isinstance(value, relax.Tuple):
-            raise InternalError("main does not return a tuple of its results")
-        return value.fields[index]
-
-    def _value(self, expr: Expr) -> Expr:
-        """What an expression is bound to, behind names and checks of its shape."""
-        while expr in self._values:
-            expr = self._values[expr]
-        return expr
-
-    def _append_of(self, state: StateSpec, result: Expr) -> _Append:
-        """The rows that the new value of a state has more than the old one."""
-        at = next(place for place, each in self._at.items() if each is state)
-        call = self._value(result)
-        append = self._append(call)
-        if append is None or append.state != at:
-            what = "If" if isinstance(call, relax.If) else operator_name(call) or "output"
-            raise UnsupportedModelError(
-                [
-                    Refusal(
-                        what.removeprefix("relax."),
-                        state.output,
-                        f"the new value of {state.input!r} is not Concat({state.input}, rows), so it has no capacity",
-                    )
-                ],
-                "fix `use_cache_branch` by constants= where the model has it, export it without branches around its "
-                f"cache, or {_HINT}",
-            )
-        return append
-
-    def _append(self, call: Expr) -> _Append | None:
-        """A concatenation whose first part is a growing state."""
-        if operator_name(call) != "relax.concat":
-            return None
-        parts = self._value(call.args[0])
-        fields = list(parts.fields) if isinstance(parts, relax.Tuple) else []
-        source = self._value(fields[0]) if len(fields) > 1 else None
-        for at, state in self._at.items():
-            axis = state.axis or 0
-            concatenated = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(call.ty.shape)
-            if source is not None and source.same_as(self._main.params[at]) and concatenated == axis:
-                return _Append(at, tuple(fields[1:]), axis)
-        return None
-
     # The Relax function.
 
     def _module(self) -> IRModule:
@@ -231,7 +147,7 @@ class _Growing:
 
     def _function(self, builder: BlockBuilder) -> Function:
         params = list(self._main.params)
-        buffers = {at: self._buffer(params[at], state) for at, state in self._at.items()}
+        buffers = {at: self._buffer(params[at], state) for at, state in self._found.at.items()}
         given = relax.Var(self._position, relax.TensorType([self._past], "int64"))
         new_params = [*(buffers.get(at, each) for at, each in enumerate(params)), given]
         builder.begin_scope(new_params)
@@ -240,7 +156,7 @@ class _Growing:
             lambda past: te.compute((), lambda *_: past, name="position"), self._past, primfunc_name_hint="position"
         )
         pasts = {params[at]: self._first(builder, buffer, self._past, at) for at, buffer in buffers.items()}
-        made = _Made(builder, position, buffers, pasts, {})
+        made = _Made(builder, position, buffers, pasts, {}, [])
         bindings = [binding for block in self._main.body.blocks for binding in block.bindings]
         read = {leaf for each in bindings for leaf in leaves(self._checked(each))}
         for binding in bindings:
@@ -262,7 +178,7 @@ class _Growing:
 
     def _first(self, builder: BlockBuilder, buffer: Expr, count: Expr, at: int) -> Expr:
         """The first rows of a buffer."""
-        axis = self._at[at].axis or 0
+        axis = self._found.at[at].axis or 0
         zero = tirx.const(0, "int64")
         value: Expr = builder.emit(R.strided_slice(buffer, [axis], [zero], [count], assume_inbound=True))
         wanted = list(buffer.ty.shape.values)
@@ -273,9 +189,17 @@ class _Growing:
 
     def _rebind(self, made: _Made, binding: Binding) -> None:
         """Emit a binding of the model: that of an appended state as a write, others as they are, on the past's rows."""
-        append = self._append(binding.value) if isinstance(binding, relax.VarBinding) else None
-        if append is not None and append.state not in made.written and self._is_next(binding.var, append.state):
-            made.builder.emit_normalized(relax.VarBinding(binding.var, self._written(made, append)))
+        append = self._found.append(binding.value) if isinstance(binding, relax.VarBinding) else None
+        if append is not None and append.state not in made.written and self._found.is_next(binding.var, append.state):
+            made.pasts[binding.var] = self._written(made, append)
+            self._check_length(made, binding.value, append)
+            return
+        attention = self._attention(made, binding.value)
+        if attention is not None:
+            made.builder.emit_normalized(relax.VarBinding(binding.var, made.builder.normalize(attention)))
+            return
+        if isinstance(binding, relax.MatchCast) and self._found.is_longer_state(binding.var):
+            self._name_lengths(made, binding)
             return
         checked = self._checked(binding)
         value = made.builder.normalize(made.renewed(checked))
@@ -289,30 +213,61 @@ class _Growing:
         if not isinstance(binding, relax.MatchCast):
             return binding.value
         source = binding.value
-        while isinstance(self._values.get(source), relax.Var):
-            source = self._values[source]
+        while isinstance(self._found.values.get(source), relax.Var):
+            source = self._found.values[source]
         known = isinstance(binding.ty, relax.TensorType) and shape_of(source) is not None
         shape = binding.ty.shape if known else None
         sizes = [plain(size) for size in shape.values] if isinstance(shape, relax.ShapeExpr) else None
         return source if same_shape(shape_of(source) if known else None, sizes) else binding.value
 
-    def _written(self, made: _Made, append: _Append) -> Expr:
+    def _written(self, made: _Made, append: Append) -> Expr:
         """The rows in use after the new ones were written."""
         rows = [made.renewed(each) for each in append.rows]
         new = rows[0] if len(rows) == 1 else made.builder.emit(R.concat(rows, axis=append.axis))
-        buffer = write_rows(made.builder, made.buffers[append.state], new, made.position, append.axis)
+        first = made.position if append.starts is None else made.renewed(append.starts)
+        buffer = write_rows(made.builder, made.buffers[append.state], new, first, append.axis)
         made.written[append.state] = buffer
         return self._first(made.builder, buffer, self._past + self._rows, append.state)
 
-    def _is_next(self, var: Var, at: int) -> bool:
-        """Whether a variable is the next value of a state."""
-        results = [spec.name for spec in self._model.outputs]
-        return self._value(self._result(results.index(self._at[at].output))).same_as(self._value(var))
+    def _check_length(self, made: _Made, call: Expr, append: Append) -> None:
+        """A run fails where the model would make the state of another length than by its new rows."""
+        length, wanted = call.ty.shape[append.axis], self._past + self._rows
+        if append.starts is None or any(same_size(each, length) for each in made.checked):
+            return
+        if not Analyzer().can_prove_equal(length, wanted):
+            shape = made.builder.emit(relax.ShapeExpr([length]))
+            made.builder.match_cast(shape, relax.ShapeType([wanted]), f"check_{len(self._model.checks)}_")
+        made.checked.append(length)
+
+    def _name_lengths(self, made: _Made, check: Binding) -> None:
+        """A check of a state's new value names its length: of sizes alone, so that no rows are copied for it."""
+        source = made.renewed(check.value)
+        made.pasts[check.var] = source
+        if isinstance(check.ty.shape, relax.ShapeExpr):
+            shape = made.builder.emit(relax.ShapeExpr(source.ty.shape.values))
+            made.builder.match_cast(shape, relax.ShapeType(check.ty.shape.values), check.var.name)
+
+    def _attention(self, made: _Made, call: Expr) -> Expr | None:
+        """Attention of queries that end where the rows that were appended to its keys and values do, in place."""
+        attention = attention_call(call, self._model.mod)
+        if attention is None or attention.position is None:
+            return None
+        appends = [self._found.append(self._found.value(each)) for each in (attention.key, attention.value)]
+        position = self._found.value(attention.position)
+        buffers = [
+            made.written[each.state]
+            for each in appends
+            if each is not None and each.starts is not None and self._found.value(each.starts).same_as(position)
+        ]
+        if len(buffers) < len(appends):
+            return None
+        key, value = buffers
+        return attention.over(made.builder, key, value, made.renewed)
 
     def _results(self, made: _Made) -> list[Expr]:
-        by_output = {state.output: made.written[at] for at, state in self._at.items()}
+        by_output = {state.output: made.written[at] for at, state in self._found.at.items()}
         return [
-            by_output[spec.name] if spec.name in by_output else made.renewed(self._result(index))
+            by_output[spec.name] if spec.name in by_output else made.renewed(self._found.result(index))
             for index, spec in enumerate(self._model.outputs)
         ]
 
@@ -325,14 +280,15 @@ def _forgets(binding: Binding) -> bool:
 
 @dataclass(frozen=True)
 class _Made:
-    """The function in the making: how many rows are in use (int64, ()), the buffers of states, what was their past,
-    and the buffers that were written, by the positions of their inputs."""
+    """The function in the making: how many rows are in use (int64, ()), the buffers of states, what takes the place of
+    pasts and new values, buffers that were written, by the positions of their inputs, and lengths that were checked."""
 
     builder: BlockBuilder
     position: Expr
     buffers: Mapping[int, Var]
-    pasts: Mapping[Expr, Expr]
+    pasts: dict[Expr, Expr]
     written: dict[int, Expr]
+    checked: list[Expr]
 
     def renewed(self, expr: Expr) -> Expr:
         """An expression of the model, on the rows in use of the buffers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import onnx
 import tvm
@@ -21,6 +22,7 @@ from compiler.frontends.onnx.states import named_pairs, state_specs
 from compiler.frontends.onnx.structure import live_nodes, used_names
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
 from compiler.frontends.output_selection import selected_outputs
+from compiler.frontends.required_sizes import with_required_sizes
 
 
 def import_onnx(
@@ -69,10 +71,9 @@ def import_onnx(
         ) from error
     arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
     checks = importer.builder.checks
-    inputs_described = [item.spec for item in inputs]
-    return ImportedModel(
+    imported = ImportedModel(
         mod,
-        inputs_described,
+        [item.spec for item in inputs],
         specs,
         arrays,
         requirements=checks.requirements,
@@ -80,8 +81,9 @@ def import_onnx(
         checks=tuple(checks.described),
         notes=tuple(importer.notes),
         nodes={name: (node,) for name, node in importer.builder.block_builder.nodes.items()},
-        states=state_specs(pairs, inputs_described, specs, strict=bool(state)),
     )
+    imported = with_required_sizes(imported, pairs)
+    return replace(imported, states=state_specs(pairs, imported.inputs, imported.outputs, strict=bool(state)))
 
 
 def _computed(nodes: Sequence[onnx.NodeProto]) -> list[str]:

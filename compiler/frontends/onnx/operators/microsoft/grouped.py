@@ -15,6 +15,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import declared_size
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Runtime, tensor_shape
+from compiler.passes.rewriting.state_appends import append_rows, placed
 from compiler.passes.rewriting.state_writes import write_rows
 from schedules.attention.cache.call import AttentionOptions, cached_attention
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COSINES, _SINES, _POSITIONS, _BIAS = range(1, 11)
 _LAST_INPUT = _BIAS
+_ROWS = 2  # the axis of the rows of a cache
 
 
 @converter("GroupQueryAttention", domain=DOMAIN)
@@ -210,32 +212,26 @@ class _Grouped:
         """The cache with the new entries (batch, length, heads, size) where each sample ends: (batch, heads, capacity,
         size)."""
         context = self.context
-        operands = [new, self.starts]
         batch, _, heads, size = tensor_shape(new)
+        rows = context.emit(R.permute_dims(new, [0, 2, 1, 3]))
+        past = None
         if context.has_input(index):
-            operands.append(context.match_shape(context.input(index), [batch, heads, self.past, size]))
+            past = context.match_shape(context.input(index), [batch, heads, self.past, size])
         if self.is_shared:
-            rows = context.emit(R.permute_dims(new, [0, 2, 1, 3]))
-            written = write_rows(context.block_builder, operands[-1], rows, self.starts, 2)
+            written = write_rows(context.block_builder, past, rows, self.starts, _ROWS)
             return context.runtime(written, context.dtype(0))
-
-        def place(entries: te.Tensor, starts: te.Tensor, *rest: Expr) -> te.Tensor:
-            *past, capacity = rest
-
-            def element(b: Expr, h: Expr, t: Expr, d: Expr) -> Expr:
-                zero = tirx.const(0, "int64")
-                inner = tirx.max(tirx.min(t - starts[b], entries.shape[1] - 1), zero)
-                fresh = entries[b, inner, h, d]
-                is_new = tirx.all(t >= starts[b], t < starts[b] + entries.shape[1])
-                nothing = tirx.const(0, entries.dtype)
-                if not past:
-                    return tirx.Select(is_new, fresh, nothing)
-                is_old = tirx.all(t < starts[b], t < past[0].shape[2])
-                return tirx.Select(is_new, fresh, tirx.if_then_else(is_old, past[0][b, h, t, d], nothing))
-
-            shape = (entries.shape[0], entries.shape[2], capacity, entries.shape[3])
-            return te.compute(shape, element, name="cache")
-
-        size = self.capacity if capacity is None else capacity
-        expr = context.emit_te(place, *operands, expression(size), primfunc_name_hint="extend_cache")
+        length = expression(self.capacity if capacity is None else capacity)
+        if past is None:
+            expr = context.emit_te(_first_rows, rows, self.starts, length, primfunc_name_hint="first_cache")
+        else:
+            expr = context.emit(append_rows(context.block_builder, past, rows, self.starts, length, _ROWS))
         return context.runtime(context.with_simple_sizes(expr), context.dtype(0))
+
+
+def _first_rows(rows: te.Tensor, starts: te.Tensor, length: Expr) -> te.Tensor:
+    """A cache of that length with rows where each sample starts, and zeros around them."""
+
+    def element(*place: Expr) -> Expr:
+        return placed(rows, starts, _ROWS, place, lambda: tirx.const(0, rows.dtype))
+
+    return te.compute((*rows.shape[:_ROWS], length, *rows.shape[_ROWS + 1 :]), element, name="cache")

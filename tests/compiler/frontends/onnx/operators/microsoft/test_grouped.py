@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
-from compiler.errors import UnsupportedModelError
+import tensorwright
+from compiler.errors import InputError, UnsupportedModelError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, run_reference
 from tests.compiler.frontends.onnx.operators.test_microsoft import _check, _f, _u8
@@ -87,6 +89,73 @@ def test_a_shared_buffer_is_written_in_place() -> None:
     assert run is not None
     with pytest.raises(Exception, match="outside of its capacity"):
         run(inputs | {"l": np.full(2, capacity, np.int32), "t": np.array(capacity + 1, np.int32)})
+
+
+def _decoder() -> onnx.ModelProto:
+    """Attention of four heads over one head of keys, as exported decoders have it: lengths follow from the mask."""
+    heads, size, width = 4, 16, 6 * 16
+    numbers = {"weight": _f(8, width) * 0.5, "cosines": np.cos(_f(32, 8)), "sines": np.sin(_f(32, 8))}
+    numbers |= {"one": np.array([1], np.int32), "axis": np.array([1]), "second": np.array(1)}
+    node = helper.make_node
+    caches = [f"past_key_values.0.{name}" for name in ("key", "value")]
+    results = ["present.0.key", "present.0.value"]
+    nodes = [
+        node("MatMul", ["x", "weight"], ["qkv"]),
+        node("ReduceSum", ["mask", "axis"], ["counts"], keepdims=0),
+        node("Cast", ["counts"], ["counts32"], to=TensorProto.INT32),
+        node("Sub", ["counts32", "one"], ["lengths"]),
+        node("Shape", ["mask"], ["shape"]),
+        node("Gather", ["shape", "second"], ["columns"], axis=0),
+        node("Cast", ["columns"], ["total"], to=TensorProto.INT32),
+        node(
+            "GroupQueryAttention",
+            ["qkv", "", "", *caches, "lengths", "total", "cosines", "sines"],
+            ["y", *results],
+            domain="com.microsoft",
+            num_heads=heads,
+            kv_num_heads=1,
+            do_rotary=1,
+        ),
+    ]
+    value = helper.make_tensor_value_info
+    rows = dict.fromkeys(caches, "past") | dict.fromkeys(results, "total")
+    shapes: dict[str, list[str | int | None]] = {name: ["batch", 1, rows[name], size] for name in rows}
+    shapes |= {name: [*shapes[name][:3], "kv_cache_dim"] for name in caches}  # as onnxruntime-genai declares it
+    inputs = [value("x", 1, ["batch", "new", 8]), value("mask", TensorProto.INT64, ["batch", "total"])]
+    graph = helper.make_graph(
+        nodes,
+        "decoder",
+        [*inputs, *(value(name, 1, shapes[name]) for name in caches)],
+        [value("y", 1, ["batch", "new", heads * size]), *(value(name, 1, shapes[name]) for name in results)],
+        [numpy_helper.from_array(array, name) for name, array in numbers.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_a_past_that_grows_is_a_buffer_with_a_capacity() -> None:
+    """A prompt of two samples, one of which is shorter, then single tokens and several, as ONNX Runtime."""
+    model = _decoder()
+    module = tensorwright.compile(model, capacity="rows", threads=1, progress=None)
+    assert not any("append" in each.kernel for each in module.manifest.kernels)
+    session = module.session(capacity=9)
+    past = [np.zeros((2, 1, 0, 16), np.float32)] * 2
+    lengths = np.zeros(2, int)
+    for new, added in ((4, [4, 2]), (1, [1, 1]), (1, [1, 1]), (1, [1, 1])):
+        lengths += added
+        total = past[0].shape[2] + new
+        mask = (np.arange(total) < lengths[:, None]).astype(np.int64)
+        inputs = {"x": _f(2, new, 8), "mask": mask}
+        expected = run_reference(model, inputs | {"past_key_values.0.key": past[0], "past_key_values.0.value": past[1]})
+        past = list(expected[1:])
+        found = session.run(inputs)["y"]
+        for sample, count in enumerate(added):
+            np.testing.assert_allclose(found[sample, :count], expected[0][sample, :count], rtol=1e-4, atol=1e-5)
+    assert session.length == 7
+    with pytest.raises(InputError, match="the session is full"):
+        session.run({"x": _f(2, 3, 8), "mask": np.ones((2, 10), np.int64)})
+    with pytest.raises(InputError, match="the mask that were given do not fit"):
+        session.run({"x": _f(2, 1, 8), "mask": np.ones((2, 1), np.int64)})
 
 
 def test_variants_are_refused_by_name() -> None:
