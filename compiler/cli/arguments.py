@@ -10,14 +10,42 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compiler.errors import InputError, OptionError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from compiler.frontends.import_arguments import ImportArguments
+
 RANDOM = "random"
+
+
+class Importing(Protocol):
+    """The options that say how a command imports its model."""
+
+    @property
+    def shape(self) -> list[str] | None: ...
+    @property
+    def constant(self) -> list[str] | None: ...
+    @property
+    def state(self) -> list[str] | None: ...
+    @property
+    def capacity(self) -> str | None: ...
+
+
+def parse_imports(model: Path, given: Importing) -> ImportArguments:
+    """The arguments of `compile` for these options."""
+    from compiler.inspection.model_inspection import model_inputs
+
+    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if given.constant else {}
+    return {
+        "shapes": parse_shapes(given.shape or []) or None,
+        "constants": parse_arrays(given.constant or [], "--constant", specs) or None,
+        "state": parse_state(given.state or []),
+        "capacity": parse_capacity(given.capacity),
+    }
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | str, ...]]:

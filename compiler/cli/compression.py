@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from compiler.cli.arguments import Importing
 
-class CompressionOptions(Protocol):
+
+class CompressionOptions(Importing, Protocol):
     """The options that all commands have which compress a model."""
 
     @property
@@ -20,10 +22,6 @@ class CompressionOptions(Protocol):
     def report(self) -> Path | None: ...
     @property
     def target(self) -> str: ...
-    @property
-    def shape(self) -> list[str] | None: ...
-    @property
-    def constant(self) -> list[str] | None: ...
     @property
     def threads(self) -> int | None: ...
     @property
@@ -39,26 +37,24 @@ def compress_to_file(
         precisions: a file for those of `quantize`.
     """
     import compiler
-    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.arguments import load_archive, parse_imports
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report, check_writable
     from compiler.cli.progress import Steps
-    from compiler.inspection.model_inspection import model_inputs
 
     path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)
     check_writable(path)
     check_report(given.report, (".html", ".json"))
     check_report(precisions, (".json",))
-    specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
+    imports = parse_imports(given.model, given)
     with Steps() as steps:
         smaller = technique(
             given.model,
             calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
             target=given.target,
-            shapes=parse_shapes(given.shape or []) or None,
-            constants=parse_arrays(given.constant or [], "--constant", specs) or None,
             threads=given.threads,
             progress=steps,
+            **imports,
             **settings,
         )
         compiler.compile(smaller, given.target, threads=given.threads, progress=steps).export(path)
@@ -74,41 +70,33 @@ def compress_to_file(
 
 
 def variants_to_folder(
-    model: Path,
-    folder: Path,
-    variants: Sequence[str] | None,
-    *,
-    samples: Sequence[Path] | None,
-    shape: Sequence[str] | None,
-    constant: Sequence[str] | None,
-    as_json: bool,
-    **settings: Any,
+    given: CompressionOptions, folder: Path, variants: Sequence[str] | None, **settings: Any
 ) -> None:
     """Write variants of a model into a folder, and print the accuracy and cost of each."""
     import compiler
-    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.arguments import load_archive, parse_imports
     from compiler.cli.output import print_json, print_line
     from compiler.cli.progress import Steps
     from compiler.compression.variants import DEFAULT
-    from compiler.inspection.model_inspection import model_inputs
 
-    specs = {each.name: each for each in model_inputs(model)} if constant else {}
+    imports = parse_imports(given.model, given)
     wanted = {}
     for each in variants or DEFAULT:
         name, _, recipe = each.partition("=")
         wanted[name] = recipe or name
     with Steps() as steps:
         written = compiler.write_variants(
-            model,
+            given.model,
             folder,
             wanted,
-            calibration=[load_archive(each, "--samples") for each in samples] if samples else None,
-            shapes=parse_shapes(list(shape or [])) or None,
-            constants=parse_arrays(list(constant or []), "--constant", specs) or None,
+            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
+            target=given.target,
+            threads=given.threads,
             progress=steps,
+            **imports,
             **settings,
         )
-    if as_json:
+    if given.as_json:
         print_json(written.to_dict())
         return
     print_line(str(written))

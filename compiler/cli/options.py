@@ -35,6 +35,25 @@ Constants = Annotated[
         help="Make an input a constant: a .npy file, a number, true, false, or a list. It is an input no longer.",
     ),
 ]
+States = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        metavar="INPUT=OUTPUT",
+        help="What a session keeps: of an ONNX model, the output with the next value of an input (* stands for "
+        "the same text in both: past.*=present.*); of a PyTorch model, NAME of an input that it writes to; none: "
+        "no states. Pairs of the usual names if not given.",
+    ),
+]
+Capacity = Annotated[
+    str | None,
+    typer.Option(
+        "--capacity",
+        metavar="ROWS",
+        help="How many rows states that grow have room for, written in place; or a name, whose size each session "
+        "chooses.",
+    ),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import targets
 from compiler.compression.canonical import canonical
@@ -16,12 +17,15 @@ from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
+from compiler.frontends.state_capacity import with_capacity
 from compiler.passes.rewriting.matching import Array
 from compiler.profiling.timing import reported_seconds
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.progress_bar import silent
+
+Model = TypeVar("Model", bound=ImportedModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class Job:
     Attributes:
         model: canonical: batch norms folded, constants computed.
         samples: the calibration, checked; empty where none was given.
+        imports: how the source is imported, but for the capacity of its states, which results get in the end: samples
+            and measures are of models without it.
         before: of `model`.
     """
 
@@ -59,6 +65,8 @@ class Job:
     evaluate: Evaluate | None
     max_drop: float
     report: Callable[[str], None]
+    imports: ImportOptions = field(default_factory=ImportOptions)
+    capacity: int | str | None = None
     before: Measure = field(default_factory=lambda: Measure(None, 0, 0.0))
 
     def compile(self, candidate: ImportedModel) -> Module:
@@ -126,7 +134,13 @@ class Job:
             tuple(notes),
         )
         fields = {name: getattr(candidate, name) for name in ImportedModel.__dataclass_fields__}
-        return CompressedModel(**fields, name=self.name, report=report, trained=trained, measured=self.measured)
+        return self.finished(
+            CompressedModel(**fields, name=self.name, report=report, trained=trained, measured=self.measured)
+        )
+
+    def finished(self, model: Model) -> Model:
+        """A result with the capacity of its states, where one was asked for."""
+        return model if self.capacity is None else with_capacity(model, self.capacity)
 
 
 def import_job(source: object, options: JobOptions, imports: ImportOptions) -> Job:
@@ -140,13 +154,27 @@ def import_job(source: object, options: JobOptions, imports: ImportOptions) -> J
     report = options.report
     chosen = find_target(options.target, options.threads)
     report("import")
-    imported = imports.load(source)
+    uncapped = replace(imports, capacity=None)
+    imported = uncapped.load(source)
+    if imports.capacity is not None:
+        with_capacity(imported, imports.capacity)  # raises now what it would raise in the end
     for note in imported.notes:
         report(note)
     model = canonical(imported, chosen)
     samples = [] if options.calibration is None else checked_samples(options.calibration, model)
     name = source.name if isinstance(source, CompressedModel) else model_name(source)
-    return Job(name, model, chosen, options.threads, samples, options.evaluate, options.max_drop, report)
+    return Job(
+        name,
+        model,
+        chosen,
+        options.threads,
+        samples,
+        options.evaluate,
+        options.max_drop,
+        report,
+        uncapped,
+        imports.capacity,
+    )
 
 
 def start(source: object, options: JobOptions, imports: ImportOptions) -> Job:

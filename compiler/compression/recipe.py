@@ -8,6 +8,7 @@ compress:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from compiler.compression.samples import Samples
 from compiler.compression.techniques.registry import get_technique
 from compiler.driver.compile import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
+from compiler.frontends.import_arguments import split_imports, takes_imports
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, check_max_drop
 from compiler.support.progress_bar import automatic, shows_progress
 
@@ -53,6 +55,7 @@ class RecipeResult(ImportedModel):
 
 
 @shows_progress
+@takes_imports
 def compress(
     source: object,
     recipe: str | Path | Sequence[object] | Mapping[str, object],
@@ -61,19 +64,15 @@ def compress(
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
     target: str | targets.Target = "host",
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
-    **extra: Mapping[str, object],
+    **extra: Any,
 ) -> RecipeResult:
     """Run the steps of a recipe.
 
     Args:
-        source, calibration, evaluate, target, shapes, constants, example_inputs, dynamic_shapes, threads, progress: as
-            `tensorwright.prune` takes them; every step gets them.
+        source, calibration, evaluate, target, threads, progress, and how the source is imported (shapes, constants,
+            state, capacity, ...): as `tensorwright.prune` takes them; every step gets them.
         recipe: a path to a YAML file; the text "prune -> distill -> quantize"; or a list of names and
             {name: settings}, also as {"compress": list}.
         max_drop: how much of the score the whole recipe may lose in the end; the limit of a step that sets none.
@@ -95,18 +94,16 @@ def compress(
         max_drop=max_drop,
         progress=progress,
     )
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
+    imports, extra = split_imports(extra)
     steps = _completed(parse_recipe(recipe), extra, vars(common))
-    return _Run(source, steps, common, imports).result()
+    return _Run(source, steps, common, ImportOptions.of(imports)).result()
 
 
 class _Run:
     """The steps at work, one after another."""
 
     def __init__(self, source: object, steps: list[Step], common: JobOptions, imports: ImportOptions) -> None:
-        self.steps, self._imports = steps, imports
+        self.steps = steps
         self.job = start(source, common, imports)
         self._common = {**vars(common), "evaluate": self.job.evaluate}
         self._current = source
@@ -140,7 +137,7 @@ class _Run:
         return result
 
     def _step(self, name: str, settings: Mapping[str, object]) -> None:
-        imports = {} if isinstance(self._current, ImportedModel) else _accepted(name, self._imports.given())
+        imports = {} if isinstance(self._current, ImportedModel) else self._accepted(name)
         smaller = get_technique(name).run(self._current, **{**self._common, **imports, **settings})
         _require_gain(smaller)
         self._current = smaller
@@ -156,12 +153,12 @@ class _Run:
         fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
         job = self.job
         report = RecipeReport(job.target.name, job.max_drop, tuple(self.rows), tuple(self.reports), tuple(self.skipped))
-        return RecipeResult(**fields, name=job.name, report=report)
+        return job.finished(RecipeResult(**fields, name=job.name, report=report))
 
-
-def _accepted(name: str, options: Mapping[str, object]) -> dict[str, Any]:
-    """Distillation trains a torch module, which has no shapes and no constants."""
-    return {key: value for key, value in options.items() if name != "distill" or key not in ("shapes", "constants")}
+    def _accepted(self, name: str) -> dict[str, Any]:
+        """How a step imports the source; not every technique takes all of it."""
+        taken = inspect.signature(get_technique(name).run).parameters
+        return {key: value for key, value in self.job.imports.given().items() if key in taken}
 
 
 def _require_gain(model: object) -> None:

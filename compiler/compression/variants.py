@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 import targets
 from compiler.artifact import read_artifact
 from compiler.artifact.variants import VariantEntry, VariantIndex, write_index
@@ -18,8 +20,9 @@ from compiler.compression.samples import Samples
 from compiler.driver.compile import check_precision
 from compiler.driver.compile import compile as compile_model
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, StorageError
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
@@ -59,6 +62,7 @@ class VariantsReport:
 
 
 @shows_progress
+@takes_imports
 def write_variants(
     source: object,
     folder: str | os.PathLike[str],
@@ -68,17 +72,14 @@ def write_variants(
     evaluate: Evaluate | None = None,
     max_drop: float = 0.05,
     target: str | targets.Target = "host",
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    dynamic_shapes: Any = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> VariantsReport:
     """Compile variants of a model into a folder that a server takes as one model.
 
     Args:
-        source, calibration, evaluate, target, shapes, constants, example_inputs, dynamic_shapes, threads, progress: as
+        source, calibration, evaluate, target, threads, progress, and how the source is imported: as
             `tensorwright.prune` takes them. Without `evaluate` the score is the mean cosine similarity with float32 on
             the calibration; one of the two is needed.
         variants: names ("float32", "bf16", "float16", "int8", "dynamic-int8", "weight-int8", "int4"), or for names of
@@ -101,11 +102,11 @@ def write_variants(
     options = JobOptions(
         target=target, threads=threads, calibration=samples, evaluate=evaluate, max_drop=max_drop, progress=progress
     )
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
+    how = ImportOptions.of(imports)
+    if how.capacity is not None:
+        raise OptionError("capacity= does not apply to variants: servers run models without sessions", "leave it out")
     wanted = dict(variants) if isinstance(variants, Mapping) else {name: name for name in variants}
-    maker = _Maker(source, options, imports)
+    maker = _Maker(source, options, how)
     modules, left_out = maker.modules({REFERENCE: REFERENCE, **wanted})
     path = Path(folder)
     try:

@@ -6,10 +6,11 @@ zeros (Han, Mao and Dally 2016). The module expands them when it is loaded (the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from typing_extensions import Unpack
 
 import targets
 from compiler.compression.job import Job, JobOptions, start
@@ -20,7 +21,8 @@ from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.report import LayerChange
 from compiler.compression.samples import Samples
 from compiler.errors import NothingGainedError, OptionError
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
+from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_palettes import MOST_BITS
 from compiler.support.accuracy import Evaluate
@@ -32,6 +34,7 @@ _FEWEST = 4096  # elements; a palette for fewer saves nothing worth its loss
 
 
 @shows_progress
+@takes_imports
 def share_weights(
     source: object,
     bits: int = 6,
@@ -40,17 +43,14 @@ def share_weights(
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
     target: str | targets.Target = "host",
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[object] | None = None,
-    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> CompressedModel:
     """Give the weights of each layer a palette of 2^bits values. Files get smaller; speed and memory stay.
 
     Args:
-        source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
+        source, calibration, evaluate, max_drop, target, threads, and how the source is imported: as
             `tensorwright.prune` takes them.
         bits: 4 to 8; more are taken, up to 8, where the limit does not hold otherwise.
 
@@ -68,10 +68,7 @@ def share_weights(
         max_drop=max_drop,
         progress=progress,
     )
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
-    return _shared(start(source, options, imports), bits)
+    return _shared(start(source, options, ImportOptions.of(imports)), bits)
 
 
 def _shared(job: Job, bits: int) -> CompressedModel:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
@@ -26,9 +26,10 @@ from compiler.driver.manifest_entries import initial_states, manifest_entries, r
 from compiler.driver.sizes import Sizes, specialized
 from compiler.errors import OptionError, TensorwrightError, ToolchainError, UnknownTargetError, type_text
 from compiler.frontends.file_types import is_language_model
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
 from compiler.passes.registry import PassLike
@@ -55,18 +56,12 @@ _NEEDS = {
 
 @shows_progress
 @collecting_rarely
+@takes_imports
 def compile(
     source: object,
     target: str | targets.Target = "host",
     *,
-    shapes: Shapes | None = None,
     sizes: Sizes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
-    outputs: Sequence[str] | None = None,
-    state: Mapping[str, str] | Sequence[str] | None = None,
-    capacity: int | str | None = None,
     precision: str | None = None,
     sequences: bool = False,
     cache: str | None = None,
@@ -78,6 +73,7 @@ def compile(
     reference_inputs: Mapping[str, np.ndarray] | None = None,
     records: RecordSource = None,
     progress: Progress | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> Module:
     """Compile a model for a target.
 
@@ -137,7 +133,7 @@ def compile(
     is_language = isinstance(source, str | Path) and is_language_model(Path(source))
     if sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
-    if capacity is not None and is_language:
+    if is_language and imports.get("capacity") is not None:
         raise OptionError("`capacity` does not apply to language models", "a session of theirs takes it")
     if cache is not None and not is_language:
         raise OptionError("`cache` is an option of language models", "leave it out, or give a GGUF file or a folder")
@@ -152,21 +148,13 @@ def compile(
         records=records,
         progress=progress,
     )
-    imports = ImportOptions(
-        shapes=shapes,
-        constants=constants,
-        example_inputs=example_inputs,
-        dynamic_shapes=dynamic_shapes,
-        outputs=outputs,
-        state=state,
-        capacity=capacity,
-        language=LanguageModelOptions(precision, sequences=sequences, cache=cache) if is_language else None,
-    )
+    language = LanguageModelOptions(precision, sequences=sequences, cache=cache) if is_language else None
+    importing = replace(ImportOptions.of(imports), language=language)
     chosen = _target_for(target, options.precision, threads)
     if calibration is not None:
-        imports = replace(imports, language=_calibrated(imports.language, source, Path(calibration), options))
+        importing = replace(importing, language=_calibrated(language, source, Path(calibration), options))
     options.report("import")
-    model = imports.load(source)
+    model = importing.load(source)
     for note in model.notes:
         if is_silent(progress):
             warnings.warn(note, stacklevel=3)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import tvm
+from typing_extensions import Unpack
 
 from compiler.errors import InputError, InvalidModelError, OptionError, type_text
 from compiler.frontends.file_types import check_exists, check_folder, is_language_model
+from compiler.frontends.import_arguments import Constants, ImportArguments, Shapes, State, takes_imports
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
 from compiler.frontends.state_capacity import with_capacity
 from compiler.support.compile_lock import one_at_a_time
-
-Dimension = int | str
-Shapes = Mapping[str, Sequence[Dimension]]
-Constants = Mapping[str, np.ndarray]
-State = Mapping[str, str] | Sequence[str] | None
 
 SOURCES = (
     "a path to an .onnx, .pt2 or .gguf file, or to a transformers folder of a language model, an onnx.ModelProto or "
@@ -46,29 +44,32 @@ class ImportOptions:
     capacity: int | str | None = None
     language: LanguageModelOptions | None = None
 
+    @classmethod
+    def of(cls, arguments: ImportArguments) -> ImportOptions:
+        """The options of keyword arguments. Raises TypeError for an unknown one, as Python does."""
+        known = [each.name for each in fields(cls)]
+        for name in arguments:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"got an unexpected keyword argument {name!r}{hint}")
+        return cls(**arguments)
+
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
+    @one_at_a_time
     def load(self, source: object) -> ImportedModel:
         """`import_model` with these options."""
-        return import_model(source, **self.given())
+        _check_forms(self.shapes, self.constants)
+        model = _imported(source, replace(self, capacity=None))
+        return model if self.capacity is None else with_capacity(model, self.capacity)
 
 
-@one_at_a_time
-def import_model(
-    source: object,
-    *,
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
-    outputs: Sequence[str] | None = None,
-    state: State = None,
-    capacity: int | str | None = None,
-    language: LanguageModelOptions | None = None,
-) -> ImportedModel:
+@takes_imports
+def import_model(source: object, **imports: Unpack[ImportArguments]) -> ImportedModel:
     """Import a model of any supported source.
 
     Args:
@@ -80,54 +81,41 @@ def import_model(
         dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
         outputs: names of those to return, in this order; all when None.
         state, capacity: as `compile` takes them.
-        language: how a language model is built; None for the defaults.
 
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
     """
-    _check_forms(shapes, constants)
-    if capacity is not None:
-        options = ImportOptions(
-            shapes=shapes,
-            constants=constants,
-            example_inputs=example_inputs,
-            dynamic_shapes=dynamic_shapes,
-            outputs=outputs,
-            state=state,
-            language=language,
-        )
-        return with_capacity(options.load(source), capacity)
-    if isinstance(source, str | Path):
-        _only_for_torch_modules(example_inputs, dynamic_shapes)
-        if is_language_model(Path(source)):
-            if shapes or constants or outputs or state:
-                raise OptionError("shapes, constants, outputs and state do not apply to a language model")
-            return import_language_model(Path(source), language)
-        return _import_file(Path(source), shapes, constants, outputs, state)
-    if isinstance(source, onnx.ModelProto | bytes):
-        _only_for_torch_modules(example_inputs, dynamic_shapes)
-        return import_onnx(source, shapes=shapes, constants=constants, outputs=outputs, state=_pairs(state))
-    if isinstance(source, ImportedModel):
-        _check_no_import_options(shapes, constants, example_inputs, dynamic_shapes, outputs, state)
-        # Without what a technique added, so that the next one can add its own.
-        return ImportedModel(**{each.name: getattr(source, each.name) for each in fields(ImportedModel)})
-    if isinstance(source, tvm.IRModule):
-        _only_for_torch_modules(example_inputs, dynamic_shapes)
-        if state:
-            raise OptionError("state= does not apply to a Relax module", "give an ImportedModel with its states")
-        return import_relax(source, shapes=shapes, constants=constants, outputs=outputs)
+    return ImportOptions.of(imports).load(source)
+
+
+def _imported(source: object, options: ImportOptions) -> ImportedModel:
     if _is_torch_model(source):
         from compiler.frontends.torch import import_torch
 
         return import_torch(
             source,
-            shapes=shapes,
-            constants=constants,
-            example_inputs=example_inputs,
-            dynamic_shapes=dynamic_shapes,
-            outputs=outputs,
-            state=_names_or_pairs(state),
+            shapes=options.shapes,
+            constants=options.constants,
+            example_inputs=options.example_inputs,
+            dynamic_shapes=options.dynamic_shapes,
+            outputs=options.outputs,
+            state=_names_or_pairs(options.state),
         )
+    if isinstance(source, ImportedModel):
+        _check_no_import_options(options)
+        # Without what a technique added, so that the next one can add its own.
+        return ImportedModel(**{each.name: getattr(source, each.name) for each in fields(ImportedModel)})
+    if isinstance(source, str | Path):
+        _only_for_torch_modules(options)
+        return _import_file(Path(source), options)
+    if isinstance(source, onnx.ModelProto | bytes):
+        _only_for_torch_modules(options)
+        return _import_onnx(source, options)
+    if isinstance(source, tvm.IRModule):
+        _only_for_torch_modules(options)
+        if options.state:
+            raise OptionError("state= does not apply to a Relax module", "give an ImportedModel with its states")
+        return import_relax(source, shapes=options.shapes, constants=options.constants, outputs=options.outputs)
     raise OptionError(f"{type_text(source)} is not a model", _hint_on(source))
 
 
@@ -168,9 +156,11 @@ def _names_or_pairs(state: State) -> State:
     return state
 
 
-def _import_file(
-    path: Path, shapes: Shapes | None, constants: Constants | None, outputs: Sequence[str] | None, state: State
-) -> ImportedModel:
+def _import_file(path: Path, options: ImportOptions) -> ImportedModel:
+    if is_language_model(path):
+        if options.shapes or options.constants or options.outputs or options.state:
+            raise OptionError("shapes, constants, outputs and state do not apply to a language model")
+        return import_language_model(path, options.language)
     check_exists(path)
     if path.is_dir():
         check_folder(path)
@@ -178,23 +168,37 @@ def _import_file(
         from compiler.frontends.torch import import_torch_file
 
         return import_torch_file(
-            path, shapes=shapes, constants=constants, outputs=outputs, state=_names_or_pairs(state)
+            path,
+            shapes=options.shapes,
+            constants=options.constants,
+            outputs=options.outputs,
+            state=_names_or_pairs(options.state),
         )
     if path.suffix == ".twm":
         raise InvalidModelError(f"{path} is compiled already", "run it with tensorwright.load(path).run(...)")
-    return import_onnx(path, shapes=shapes, constants=constants, outputs=outputs, state=_pairs(state))
+    return _import_onnx(path, options)
 
 
-def _only_for_torch_modules(example_inputs: object, dynamic_shapes: object) -> None:
-    if example_inputs is not None or dynamic_shapes is not None:
+def _import_onnx(source: Path | onnx.ModelProto | bytes, options: ImportOptions) -> ImportedModel:
+    return import_onnx(
+        source,
+        shapes=options.shapes,
+        constants=options.constants,
+        outputs=options.outputs,
+        state=_pairs(options.state),
+    )
+
+
+def _only_for_torch_modules(options: ImportOptions) -> None:
+    if options.example_inputs is not None or options.dynamic_shapes is not None:
         raise OptionError(
             "example_inputs and dynamic_shapes are for torch.nn.Module sources",
             "give the sizes of inputs in shapes=",
         )
 
 
-def _check_no_import_options(*options: object) -> None:
-    if any(options):
+def _check_no_import_options(options: ImportOptions) -> None:
+    if any(value for name, value in options.given().items() if name != "language"):
         raise OptionError(
             "shapes, constants, example_inputs, dynamic_shapes, outputs and state do not apply to an imported model",
             "give them to the call that imported it",

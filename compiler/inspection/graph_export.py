@@ -24,7 +24,8 @@ from tvm.ir import GenericConst, GlobalVar
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.driver.compile import find_target
 from compiler.errors import StorageError
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.import_arguments import Constants, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import operator_name, rewritable_functions

@@ -19,7 +19,8 @@ from compiler.compression.quantization.layers import find_layers
 from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.import_arguments import Constants, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.passes.registry import did_you_mean
 from compiler.searching.accelerator import accelerator_of
 from compiler.searching.cost import CostModel

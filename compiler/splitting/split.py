@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 import targets
 from compiler.compression.canonical import canonical
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, TensorwrightError
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
@@ -77,6 +79,7 @@ class Measured:
 
 
 @shows_progress
+@takes_imports
 def split(
     source: object,
     *,
@@ -89,12 +92,9 @@ def split(
     calibration: Sequence[Arrays] | None = None,
     max_drop: float = 0.01,
     size: int = 1,
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[object] | None = None,
-    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> SplitResult:
     """Cut a model where the client's time, the wire's and the server's are least together.
 
@@ -102,7 +102,7 @@ def split(
     target that is not this machine are those measured here, scaled by what both are estimated to take.
 
     Args:
-        source, shapes, constants, example_inputs, dynamic_shapes: as `tensorwright.compile` takes them.
+        source, and how it is imported (shapes, constants, ...): as `tensorwright.compile` takes them.
         bandwidth, latency: of the network, in bits per second and seconds of a round trip.
         wires: types that float32 tensors may have on the wire: "float32", "float16", "int8" (a scale per tensor).
         at: the node after which to cut; None: the best place.
@@ -120,11 +120,9 @@ def split(
     unknown = sorted(set(wires) - set(KINDS))
     if unknown or not wires:
         raise OptionError(f"unknown wire type {unknown}", f"known: {', '.join(KINDS)}")
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
     sides = find_target(client_target, threads), find_target(server_target, threads)
-    splitter = _Splitter(imports.load(source), model_name(source), sides, Network(bandwidth=bandwidth, latency=latency))
+    model = ImportOptions.of(imports).load(source)
+    splitter = _Splitter(model, model_name(source), sides, Network(bandwidth=bandwidth, latency=latency))
     splitter.report = progress if progress is not None else silent
     splitter.threads, splitter.size = threads, size
     splitter.use(calibration)

@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
+from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions
 from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.library import TunedConfigs, pretrained_model, read_current
@@ -45,6 +47,7 @@ _OTHERS = 0.15  # share of the processors that other programs may use before tim
 
 
 @shows_progress
+@takes_imports
 def tune(
     source: object,
     target: str | targets.Target = "host",
@@ -54,9 +57,6 @@ def tune(
     records: str | Path | None = None,
     devices: Sequence[str] = (LOCAL,),
     credentials: Mapping[str, Credentials] | None = None,
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[Any] | None = None,
     precision: str = "float32",
     threads: int | None = None,
     timing: str = "auto",
@@ -66,11 +66,13 @@ def tune(
     search: str = "evolutionary",
     seed: int = 0,
     progress: Callable[[Progress], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> TuneResult:
     """Find fast configs for a model's kernels by measuring, and record them; `compile` uses the records by itself.
 
     Args:
-        source, shapes, constants, example_inputs, precision, threads: as in `compile`; tune what you will compile.
+        source, precision, threads, and how the source is imported (shapes, constants, capacity, ...): as in `compile`;
+            tune what you will compile.
         trials: how many configs to measure in all. Without a limit, ten minutes are searched; the search of a whole
             network ends by itself.
         time_budget: seconds for all of it. Of less than a minute for a large model, what has to be done may take more:
@@ -110,8 +112,7 @@ def tune(
         seed=seed,
         progress=progress,
     )
-    imports = ImportOptions(shapes=shapes, constants=constants, example_inputs=example_inputs)
-    return _tuned(source, find_target(target, threads), options, imports)
+    return _tuned(source, find_target(target, threads), options, ImportOptions.of(imports))
 
 
 def _tuned(source: object, target: targets.Target, options: TuningOptions, imports: ImportOptions) -> TuneResult:

@@ -63,25 +63,8 @@ class _Options:
         ),
     ] = None
     constant: options.Constants = None
-    state: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--state",
-            metavar="INPUT=OUTPUT",
-            help="What a session keeps: of an ONNX model, the output with the next value of an input (* stands for "
-            "the same text in both: past.*=present.*); of a PyTorch model, NAME of an input that it writes to; none: "
-            "no states. Pairs of the usual names if not given.",
-        ),
-    ] = None
-    capacity: Annotated[
-        str | None,
-        typer.Option(
-            "--capacity",
-            metavar="ROWS",
-            help="How many rows states that grow have room for, written in place; or a name, whose size each session "
-            "chooses.",
-        ),
-    ] = None
+    state: options.States = None
+    capacity: options.Capacity = None
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -154,29 +137,20 @@ class _Options:
 def _compile(given: _Options) -> None:
     import compiler
     from compiler.artifact import KeyKind
-    from compiler.cli.arguments import (
-        parse_arrays,
-        parse_capacity,
-        parse_passes,
-        parse_shapes,
-        parse_sizes,
-        parse_state,
-    )
+    from compiler.cli.arguments import parse_imports, parse_passes, parse_sizes
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
     from compiler.cli.progress import Steps
-    from compiler.inspection.model_inspection import model_inputs
     from compiler.inspection.summary import coverage_of, summarize
 
     name = f"{given.model.resolve().name}.twm" if given.model.is_dir() else given.model.with_suffix(".twm").name
     path = given.output if given.output is not None else Path(name)
     check_writable(path)
     key = load_private_key(given.sign, KeyKind.SIGNING, given.passphrase_file) if given.sign is not None else None
-    shapes = parse_shapes(given.shape or [])
     passes = parse_passes(given.pass_ or [])
-    specs: dict[str, Any] = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
-    constants = parse_arrays(given.constant or [], "--constant", specs)
+    imports = parse_imports(given.model, given)
+    imports["outputs"] = given.outputs.split(",") if given.outputs is not None else None
     coverage = coverage_of(given.model)
     if not given.as_json:
         _print_coverage(coverage)
@@ -184,12 +158,7 @@ def _compile(given: _Options) -> None:
         module = compiler.compile(
             given.model,
             given.target,
-            shapes=shapes or None,
             sizes=parse_sizes(given.sizes or []) or None,
-            constants=constants or None,
-            outputs=given.outputs.split(",") if given.outputs is not None else None,
-            state=parse_state(given.state or []),
-            capacity=parse_capacity(given.capacity),
             precision=given.precision,
             sequences=given.sequences,
             cache=given.cache,
@@ -199,6 +168,7 @@ def _compile(given: _Options) -> None:
             dump=given.dump,
             verify=given.verify,
             progress=steps,
+            **imports,
         )
         steps("write")
         module.export(path, sign_key=key)

@@ -65,6 +65,8 @@ class _Options:
     target: options.TargetName = "host"
     shape: options.ModelShapes = None
     constant: options.Constants = None
+    state: options.States = None
+    capacity: options.Capacity = None
     max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
         0.01
     )
@@ -85,18 +87,7 @@ def _compress(given: _Options) -> None:
     if given.variants is not None:
         if given.output is not None or given.report is not None:
             raise OptionError("--output and --report are for --recipe", "a folder of variants has its variants.json")
-        variants_to_folder(
-            given.model,
-            given.variants,
-            given.variant,
-            samples=given.samples,
-            target=given.target,
-            shape=given.shape,
-            constant=given.constant,
-            max_drop=given.max_drop,
-            threads=given.threads,
-            as_json=given.as_json,
-        )
+        variants_to_folder(given, given.variants, given.variant, max_drop=given.max_drop)
         return
     compress_to_file(
         compiler.compress,

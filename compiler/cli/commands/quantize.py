@@ -58,6 +58,8 @@ class _Options:
     target: options.TargetName = "host"
     shape: options.ModelShapes = None
     constant: options.Constants = None
+    state: options.States = None
+    capacity: options.Capacity = None
     max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
         0.01
     )

@@ -12,6 +12,7 @@ from compiler.cli import options
 from compiler.cli.option_sets import command_of
 
 if TYPE_CHECKING:
+    from compiler.frontends.import_arguments import ImportArguments
     from compiler.tuning.result import NetworkResult, TuneResult
 
 HELP = """Find fast configurations for a model's kernels by measuring them.
@@ -55,6 +56,8 @@ class _Options:
     target: options.TargetName = "host"
     shape: options.ModelShapes = None
     constant: options.Constants = None
+    state: options.States = None
+    capacity: options.Capacity = None
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,23 +124,19 @@ class _Options:
 
 def _tune(given: _Options) -> int:
     import compiler
-    from compiler.cli.arguments import parse_arrays, parse_bytes, parse_duration, parse_shapes
+    from compiler.cli.arguments import parse_bytes, parse_duration, parse_imports
     from compiler.cli.exit_codes import EXIT_INTERRUPTED
     from compiler.cli.output import print_json
     from compiler.cli.paths import check_report
     from compiler.cli.tuning_display import TuningDisplay
-    from compiler.inspection.model_inspection import model_inputs
 
     check_report(given.report, (".html",))
     _check_kind(given.model, given.pack, given.take)
     if given.take is not None:
         return _take(given.take, given.target, given.records, given.as_json)
     assert given.model is not None
-    given_shapes = parse_shapes(given.shape or []) or None
-    specs: dict[str, Any] = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
-    constants = parse_arrays(given.constant or [], "--constant", specs) or None
+    imports = parse_imports(given.model, given)
     if given.pack is not None:
-        imports = {"shapes": given_shapes, "constants": constants}
         return _pack(
             given.model,
             given.target,
@@ -158,8 +157,6 @@ def _tune(given: _Options) -> int:
             records=given.records,
             devices=given.device or ["local"],
             credentials=credentials,
-            shapes=given_shapes,
-            constants=constants,
             precision=given.precision,
             threads=given.threads,
             timing=given.timing,
@@ -169,6 +166,7 @@ def _tune(given: _Options) -> int:
             search=given.search,
             seed=given.seed,
             progress=display,
+            **imports,
         )
     if given.report is not None:
         _write_report(given.report, result, given.model)
@@ -195,7 +193,7 @@ def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> Non
         raise OptionError("no model is given", "name a file; or --take results.json of a pack")
 
 
-def _pack(model: Path, target: str, output: Path, imports: dict[str, Any], as_json: bool, **settings: Any) -> int:
+def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_json: bool, **settings: Any) -> int:
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line, print_note
@@ -205,7 +203,7 @@ def _pack(model: Path, target: str, output: Path, imports: dict[str, Any], as_js
     from compiler.tuning.pack.folder import write_pack
 
     with Steps() as steps:
-        made = write_pack(model, target, output, imports=ImportOptions(**imports), **settings, progress=steps)
+        made = write_pack(model, target, output, imports=ImportOptions.of(imports), **settings, progress=steps)
     if as_json:
         print_json({**asdict(made), "folder": str(made.folder)})
         return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from typing_extensions import Unpack
 
 import targets
 from compiler.compression.job import Job, JobOptions, start
@@ -20,8 +21,9 @@ from compiler.compression.quantization.precisions import MEASURED, PREDICTED
 from compiler.compression.report import LayerChange, Measure
 from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, NothingGainedError, OptionError
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.progress_bar import automatic, shows_progress
 
@@ -30,6 +32,7 @@ _ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
 @shows_progress
+@takes_imports
 def factorize(
     source: object,
     energy: float = 0.9,
@@ -42,12 +45,9 @@ def factorize(
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
     target: str | targets.Target = "host",
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[object] | None = None,
-    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> CompressedModel:
     """Replace layers by the layers of their low-rank factors, each only where it runs faster so.
 
@@ -56,7 +56,7 @@ def factorize(
     data of symbolic size, and of targets other than x86-64.
 
     Args:
-        source, calibration, evaluate, max_drop, target, shapes, constants, example_inputs, dynamic_shapes, threads: as
+        source, calibration, evaluate, max_drop, target, threads, and how the source is imported: as
             `tensorwright.prune` takes them. Where the limit does not hold, the layers that lost most stay whole.
         energy: the share of the sum of squares of a layer's weights that its rank must keep. Ranks are multiples of
             the machine's vector length.
@@ -82,10 +82,7 @@ def factorize(
         max_drop=max_drop,
         progress=progress,
     )
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
-    return _factorized(start(source, common, imports), options)
+    return _factorized(start(source, common, ImportOptions.of(imports)), options)
 
 
 def _factorized(job: Job, options: FactorizationOptions) -> CompressedModel:

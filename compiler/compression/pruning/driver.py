@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from typing_extensions import Unpack
 
 import targets
 from compiler.compression.job import JobOptions, start
@@ -12,7 +14,8 @@ from compiler.compression.pruning.one_shot import OneShot
 from compiler.compression.pruning.settings import PruningOptions
 from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, OptionError
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
+from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
 from compiler.support.progress_bar import automatic, shows_progress
 
@@ -20,6 +23,7 @@ _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=Non
 
 
 @shows_progress
+@takes_imports
 def prune(
     source: object,
     amount: float | None = 0.5,
@@ -35,17 +39,15 @@ def prune(
     evaluate: Evaluate | None = None,
     max_drop: float = 0.01,
     target: str | targets.Target = "host",
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[object] | None = None,
-    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> CompressedModel:
     """Remove channels or heads from a model, or set weights to zero, those that matter least.
 
     Args:
-        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as in `tensorwright.compile`.
+        source, target, threads, and how the source is imported (shapes, constants, state, capacity, ...): as in
+            `tensorwright.compile`.
         amount: the share that goes. None: the largest multiple of 5 % with which `max_drop` holds.
         pattern: "channels" and "heads" (of attention) make the graph smaller: whatever else depends on them, through
             residuals, concatenations and grouped convolutions, goes with them; "layers" leaves out what residual sums
@@ -91,10 +93,7 @@ def prune(
         max_drop=max_drop,
         progress=progress,
     )
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
-    return _pruned(source, options, common, imports)
+    return _pruned(source, options, common, ImportOptions.of(imports))
 
 
 def _pruned(source: object, options: PruningOptions, common: JobOptions, imports: ImportOptions) -> CompressedModel:
@@ -106,7 +105,7 @@ def _pruned(source: object, options: PruningOptions, common: JobOptions, imports
         from compiler.compression.pruning.fine_tuned import prune_trained
 
         assert options.amount is not None  # as checked
-        return prune_trained(job, source, options, options.amount, imports)
+        return prune_trained(job, source, options, options.amount, job.imports)
     work = OneShot(job, options.plan())
     if options.amount is not None:
         result = work.pruned(options.amount)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import Unpack
 
 import targets
 from compiler.compression.job import Job, JobOptions, import_job
@@ -27,7 +28,8 @@ from compiler.compression.samples import Sample
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, NothingGainedError
-from compiler.frontends.source import Constants, ImportOptions, Shapes
+from compiler.frontends.import_arguments import ImportArguments, takes_imports
+from compiler.frontends.source import ImportOptions
 from compiler.reports.formatting import plural
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
@@ -40,6 +42,7 @@ Steps = Callable[[str], None]
 
 
 @shows_progress
+@takes_imports
 def quantize(
     source: object,
     calibration: Iterable[Mapping[str, np.ndarray]] | None = None,
@@ -57,17 +60,15 @@ def quantize(
     in_float: Collection[str] = (),
     keep_slower: bool = False,
     decide: str | Path | Mapping[str, str] = PREDICTED,
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
-    example_inputs: Sequence[object] | None = None,
-    dynamic_shapes: object = None,
     threads: int | None = None,
     progress: Steps | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> QuantizedModel:
     """Quantize a model, and keep as much of it in float as its accuracy needs.
 
     Args:
-        source, shapes, constants, example_inputs, dynamic_shapes, target, threads: as in `tensorwright.compile`.
+        source, target, threads, and how the source is imported (shapes, constants, state, capacity, ...): as in
+            `tensorwright.compile`. Samples are inputs of the model without a capacity.
         calibration: inputs as the model will meet them, {input name: array}; a few dozen are enough. "static-int8"
             needs them, and so do "gptq" and "adaround"; other schemes are measured on random inputs where there are
             none.
@@ -130,10 +131,7 @@ def quantize(
         max_drop=max_drop,
         progress=progress,
     )
-    imports = ImportOptions(
-        shapes=shapes, constants=constants, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes
-    )
-    return _quantized(source, options, common, imports)
+    return _quantized(source, options, common, ImportOptions.of(imports))
 
 
 def _quantized(
@@ -169,7 +167,7 @@ def _static(job: Job, options: QuantizationOptions, decided: str | Mapping[str, 
     summary = make_report(session, found, job.target.name, scores, job.max_drop, tried)
     if session.times:
         summary = replace(summary, decided=str(decided))
-    return QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=job.name, report=summary)
+    return job.finished(QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=job.name, report=summary))
 
 
 def _layerwise(
@@ -189,7 +187,7 @@ def _layerwise(
         scheme=options.scheme,
         generated=not calibrated,
     )
-    return QuantizedModel(**vars(replace(job.model, mod=candidate.mod)), name=job.name, report=summary)
+    return job.finished(QuantizedModel(**vars(replace(job.model, mod=candidate.mod)), name=job.name, report=summary))
 
 
 class _Candidate(Protocol):

@@ -39,17 +39,16 @@ class Layer(torch.nn.Module):
         return (scores.softmax(-1) @ repeated[1]).transpose(1, 2).reshape(batch, count, 32), key, value
 
 
+AUTO = torch.export.Dim.DYNAMIC
+IMPORTS: Any = {
+    "example_inputs": (torch.zeros(2, 3, 32), torch.zeros(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)),
+    "dynamic_shapes": {"x": {1: AUTO}, "past_key": {2: AUTO}, "past_value": {2: AUTO}},
+    "state": {"past_key": "output_1", "past_value": "output_2"},
+}
+
+
 def compiled(layer: torch.nn.Module, **options: Any) -> Module:
-    auto = torch.export.Dim.DYNAMIC
-    return tensorwright.compile(
-        layer,
-        example_inputs=(torch.zeros(2, 3, 32), torch.zeros(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)),
-        dynamic_shapes={"x": {1: auto}, "past_key": {2: auto}, "past_value": {2: auto}},
-        state={"past_key": "output_1", "past_value": "output_2"},
-        threads=1,
-        progress=None,
-        **options,
-    )
+    return tensorwright.compile(layer, threads=1, progress=None, **IMPORTS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +129,26 @@ def test_models_that_have_no_capacity(layer: torch.nn.Module) -> None:
     renamed.graph.node[0].input[:] = ["x", "past_key_values.0.key"]
     with pytest.raises(UnsupportedModelError, match=r"is not Concat\(past_key_values.0.key, rows\)"):
         tensorwright.compile(renamed, capacity=8)
+
+
+def test_a_compressed_model_gets_its_capacity_in_the_end(layer: torch.nn.Module) -> None:
+    """Samples are inputs of the model as it came."""
+    random = np.random.default_rng(1)
+    samples = [
+        {"x": random.standard_normal((2, 3, 32), "float32")}
+        | {name: random.standard_normal((2, 2, 5, 8), "float32") for name in ("past_key", "past_value")}
+    ]
+    options: Any = {**IMPORTS, "capacity": 12, "threads": 1, "progress": None}
+    smaller = tensorwright.quantize(layer, samples, scheme="weight-int8", **options)
+    session = tensorwright.compile(smaller, threads=1, progress=None).session()
+    past = [torch.zeros(2, 2, 0, 8)] * 2
+    for count in (4, 1):
+        x = random.standard_normal((2, count, 32), "float32")
+        with torch.no_grad():
+            expected, *past = layer(torch.from_numpy(x), *past)
+        np.testing.assert_allclose(session.run({"x": x})["output_0"], expected, atol=0.02)
+    assert (session.length, session.capacity) == (5, 12)
+    with pytest.raises(OptionError, match="the model has none"):
+        tensorwright.prune(decoder(), 0.5, state={}, capacity=8)
+    with pytest.raises(TypeError, match="'capacit'; did you mean 'capacity'"):
+        tensorwright.quantize(layer, samples, capacit=8)  # type: ignore[call-arg]

@@ -1,0 +1,55 @@
+"""The arguments that say how a model is imported, for every function that takes a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, get_type_hints
+
+import numpy as np
+
+Dimension = int | str
+Shapes = Mapping[str, Sequence[Dimension]]
+Constants = Mapping[str, np.ndarray]
+State = Mapping[str, str] | Sequence[str] | None
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class ImportArguments(TypedDict, total=False):
+    """Keyword arguments of a function that imports a model; `tensorwright.compile` describes them."""
+
+    shapes: Shapes | None
+    constants: Constants | None
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None
+    dynamic_shapes: Any
+    outputs: Sequence[str] | None
+    state: State
+    capacity: int | str | None
+
+
+def split_imports(arguments: Mapping[str, Any]) -> tuple[ImportArguments, dict[str, Any]]:
+    """The arguments of importing among others, and the others."""
+    known = ImportArguments.__annotations__
+    imports: Any = {name: value for name, value in arguments.items() if name in known}
+    return imports, {name: value for name, value in arguments.items() if name not in known}
+
+
+def takes_imports(function: Function) -> Function:
+    """Let a function with `**imports: Unpack[ImportArguments]` show these arguments one by one in its signature.
+
+    Others that it takes by name (`**extra`) stay behind them.
+    """
+    hints = get_type_hints(ImportArguments)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in hints]
+    shown: list[inspect.Parameter] = []
+    for each in inspect.signature(function).parameters.values():
+        if each.kind is inspect.Parameter.VAR_KEYWORD:
+            shown += added
+        if each.name != "imports":
+            shown.append(each)
+    shown.sort(key=lambda each: each.kind)
+    own = {name: hint for name, hint in function.__annotations__.items() if name != "imports"}
+    function.__annotations__ = {**own, **hints}
+    named = [each.replace(annotation=function.__annotations__.get(each.name, each.annotation)) for each in shown]
+    function.__signature__ = inspect.signature(function).replace(parameters=named)  # type: ignore[attr-defined]
+    return function
