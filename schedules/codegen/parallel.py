@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Some 7 microseconds of work on one core in vectors, more without. Sharing it among spinning threads was measured to
 # take 3 (Zen 4, two cores), and what another core wrote has to come over as well.
 MIN_PARALLEL_WORK = 98304
+# Some 6 microseconds of reading weights from memory on one core, which is what a single row of data waits for.
+MIN_PARALLEL_BYTES = 262144
 _EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
 
 

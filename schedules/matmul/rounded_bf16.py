@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of
+from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.instructions.bf16_dot import dot, narrowed
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
+_WORD = 4  # bytes of two weights
 _MOST_TILES = 18  # of a task: its rows of the data stay in the second cache
 
 
@@ -90,6 +92,13 @@ class RowsFirstWriter(MatmulWriter):
     of prompts this saves more than reading the weights once for each thread costs."""
 
     rows_first: ClassVar[bool] = True
+
+    def _threads(self) -> bool | Expr:
+        """A row alone waits for the weights, which are in memory."""
+        columns, words = self.form.columns, self.form.depth.extent
+        if isinstance(columns, int) and isinstance(words, int) and columns * words * _WORD >= MIN_PARALLEL_BYTES:
+            return self.machine.cores > 1
+        return super()._threads()
 
     def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
         if isinstance(tiles, int):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
-from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
+from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.int8_dot import SDOT, USDOT, dot, unit_of
 from schedules.instructions.int8_neon import dot_signed
@@ -77,7 +77,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
     def _threads(self) -> bool | Expr:
         weight = int(self.form.columns) * int(self.form.depth.extent)
-        if weight >= MIN_PARALLEL_WORK * self.lanes // 4:
+        if weight >= MIN_PARALLEL_WORK * self.lanes // 4 or weight * self.layout.bits // 8 >= MIN_PARALLEL_BYTES:
             return pays_off(weight, self.machine, 0)
         return super()._threads()
 

@@ -10,7 +10,8 @@ import pytest
 from tvm import relax
 
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, gated_product, gates
-from schedules.ir.tir import tirx, tvm
+from schedules.codegen.nest import CHUNKED
+from schedules.ir.tir import structural_walk, tirx, tvm
 from tests.schedules.harness import Array, executable, normal, runnable, scheduled
 
 
@@ -86,3 +87,24 @@ def test_what_is_not_gated() -> None:
     assert not gates(bf16, other, "silu")
     narrow = BlockWeight.of_floats(normal((64, 34)).astype("float32"), "float16")
     assert not gates(narrow, narrow, "silu")
+
+
+@pytest.mark.parametrize(("columns", "always"), [(512, True), (32, False)])
+@pytest.mark.parametrize("numbers", ["bfloat16", "float32"])
+def test_threads_share_weights_that_a_single_row_waits_for(numbers: str, columns: int, always: bool) -> None:
+    stored = BlockWeight.of_floats(normal((columns, 256), 3).astype("float32"), numbers)
+
+    def make(builder: Any, data: Any) -> Any:
+        return block_product(builder, data, stored, numbers)
+
+    mod, _ = scheduled(make, [((tirx.Var("n", "int64"), 256), "float32")], "graviton3")
+    conditions = [CHUNKED in loop.annotations for loop in parallel_loops(mod)]
+    assert (not all(conditions)) == always
+
+
+def parallel_loops(mod: Any) -> list[Any]:
+    loops: list[Any] = []
+    for function in mod.functions.values():
+        if isinstance(function, tirx.PrimFunc):
+            structural_walk(function.body, (tirx.For, loops.append))
+    return [loop for loop in loops if loop.kind == tirx.ForKind.PARALLEL]
