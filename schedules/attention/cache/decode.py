@@ -52,7 +52,7 @@ _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 @dataclass(frozen=True)
 class Rows:
     """The rows [first, end) of a head of keys of a sample, entry `slot` of the cache, that a part of the query's row
-    sums."""
+    sums; the query sees [begin, end_seen) of them."""
 
     sample: Expr
     slot: Expr
@@ -60,15 +60,22 @@ class Rows:
     query: Expr
     first: Expr
     end: Expr
+    begin: Expr
+    end_seen: Expr
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Keys [first, first + count) of some rows, and what is kept of them."""
+    """Keys [first, first + count) of some rows, and what is kept of them.
+
+    What the core reads next begins at row `next_first` of `next_head`: the rest of the head, or the next head.
+    """
 
     rows: Rows
     first: Expr
     count: Expr
+    next_head: Expr
+    next_first: Expr
     softmax: RunningSoftmax
     rounded: RoundedQueries | None
 
@@ -131,7 +138,7 @@ class DecodeWriter:
                 tirx.Bind(count, tirx.max(seen[1] - begin, expression(0))),
                 tirx.Bind(first, begin + tirx.min(split * share * self.lanes, count)),
                 tirx.Bind(end, begin + tirx.min((split + 1) * share * self.lanes, count)),
-                self._part(Rows(sample, slot, key_head, i, first, end), split),
+                self._part(Rows(sample, slot, key_head, i, first, end, begin, begin + count), split),
             )
 
         return sequence(
@@ -168,12 +175,15 @@ class DecodeWriter:
                 store(self.found, softmax.totals.load(g), *at, own.value_size + 1),
             )
 
+        def ahead(j: Expr) -> Stmt:
+            return sequence(*(self._asked(each, rows, rows.key_head, rows.first + j) for each in (KEY, VALUE)))
+
         keys, keys_made = allocate("own_keys", [1 if self.rounds else self.block, self.width], "float32")
         blocks = tirx.floordiv(rows.end - rows.first + (self.block - 1), expression(self.block))
         return sequence(
             made,
             keys_made,
-            repeat("ahead", self.block, lambda j: sequence(self._asked(rows, rows.first + j))),
+            repeat("ahead", tirx.min(rows.end - rows.first, expression(self.block)), ahead),
             None if self.rounds else self._cleared(keys),
             softmax.start(),
             repeat("g", own.group, filled),
@@ -188,8 +198,9 @@ class DecodeWriter:
     ) -> Stmt:
         """The keys from `start` on, at most `self.block`."""
         own, lanes = self.operands, self.lanes
-        first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
-        block = _Block(rows, first, count, softmax, rounded)
+        names = ("block_first", "block_count", "block_runs", "next_head", "next_first")
+        first, count, whole, next_head, next_first = (tirx.Var(name, "int64") for name in names)
+        block = _Block(rows, first, count, next_head, next_first, softmax, rounded)
 
         def weight(g: Index, k: Expr) -> Expr:
             return softmax.scores.load(g, k)
@@ -215,7 +226,7 @@ class DecodeWriter:
             copies = None if self.rounds else when(left, copied(whole * lanes, lanes))
 
         def ahead(k: Expr) -> list[Stmt]:
-            return self._asked(rows, first + self.block + k)
+            return self._asked_next(VALUE, block, k)
 
         def head(g: Expr) -> Stmt:
             return sequence(
@@ -227,6 +238,7 @@ class DecodeWriter:
             tirx.Bind(first, start),
             tirx.Bind(count, tirx.min(rows.end - first, expression(self.block))),
             tirx.Bind(whole, tirx.floordiv(count, expression(lanes))),
+            self._next_bound(block),
             copies,
             repeat("g", own.group, head),
             softmax.powers(runs),
@@ -234,16 +246,40 @@ class DecodeWriter:
             softmax.weighted(count, weight, value, ahead=ahead),
         )
 
-    def _asked(self, rows: Rows, row: Expr) -> list[Stmt]:
-        """Ask for a row of keys and of values. For float32, which is bound by memory alone, that gained nothing."""
-        own, at, code = self.operands, (rows.slot, rows.key_head, row), list[Stmt]()
-        for role, size in ((KEY, own.size), (VALUE, own.value_size)):
-            if own.is_exact(role):
-                continue
-            step = 8 * _LINE // dtype_bits(str(own.buffers[role].dtype))
-            code += [prefetch(own.buffers[role], *at, d) for d in range(0, size, step)]
-            code += [prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else []
-        return code
+    def _next_bound(self, block: _Block) -> list[Stmt]:
+        """Say what the core reads after a block; where nothing follows, the last row again."""
+        rows, last = block.rows, block.rows.end_seen - 1
+        after = block.first + block.count
+        goes_on, ends = after < rows.end_seen, rows.key_head + 1 >= expression(self.operands.key_heads)
+        stays = tirx.Or(goes_on, ends)
+        return [
+            tirx.Bind(block.next_head, tirx.Select(stays, rows.key_head, rows.key_head + 1)),
+            tirx.Bind(block.next_first, tirx.Select(goes_on, after, tirx.Select(ends, last, rows.begin))),
+        ]
+
+    def _asked_next(self, role: str, block: _Block, k: Expr) -> list[Stmt]:
+        """Ask for row k of what is read after a block."""
+        row = tirx.min(block.next_first + k, block.rows.end_seen - 1)
+        return self._asked(role, block.rows, block.next_head, row)
+
+    def _asked(self, role: str, rows: Rows, key_head: Expr, row: Expr) -> list[Stmt]:
+        """Ask for a row of keys or values. For float32, which is bound by memory alone, that gained nothing."""
+        own, at = self.operands, (rows.slot, key_head, row)
+        if own.is_exact(role):
+            return []
+        step = 8 * _LINE // dtype_bits(str(own.buffers[role].dtype))
+        size = own.size if role == KEY else own.value_size
+        code = [prefetch(own.buffers[role], *at, d) for d in range(0, size, step)]
+        return [*code, prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else code
+
+    def _asked_keys(self, block: _Block, g: Expr, at: Expr) -> list[Stmt]:
+        """The share of head `g` of the vector of keys that a run asks for, so that requests are spread evenly."""
+        share = -(-self.lanes // self.operands.group)
+        return [
+            each
+            for t in range(share)
+            for each in self._asked_next(KEY, block, at + tirx.min(g * share + t, expression(self.lanes - 1)))
+        ]
 
     def _copied(self, block: _Block, j: Expr, keys: Expr) -> Stmt:
         """Key j of a block in float32; behind the last one, that again."""
@@ -307,6 +343,7 @@ class DecodeWriter:
             return number(load(parts, j, lane), "float32")
 
         return sequence(
+            self._asked_keys(block, g, at),
             parts_made,
             found_made,
             sums,
