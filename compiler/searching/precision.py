@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import targets
@@ -12,7 +12,7 @@ from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import Layer, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme, scheme_for
 from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, make_scheme
-from compiler.compression.quantization.uncalibrated import uncalibrated
+from compiler.compression.quantization.uncalibrated import is_positive, uncalibrated
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.searching.knobs import Config, Knob
@@ -21,7 +21,9 @@ from compiler.searching.settings import Space
 # The scheme of `quantize` behind each precision.
 SCHEMES = {"int8": "static-int8", "int4": "weight-int4", "bf16": "bfloat16"}
 _LAYERWISE = SchemeOptions(group=64, scales="float16", rounding="nearest")
-_STEP = 1 / 32  # of activations whose range is not known: it does not change what a kernel takes
+# Of activations whose range is not known. What a kernel takes does not depend on it, but whether it rescales does: as
+# with ranges that were measured, no two steps are equal, and the middle of a range is not 0.
+_STEP, _OFF_CENTRE = 1 / 32, 3
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Precisions:
 
     Attributes:
         target: whose integers they are.
-        ranges: of activations, by the names of their variables; a step of 1/32 where none is known.
+        ranges: of activations, by the names of their variables; steps of their own where none is known.
     """
 
     target: targets.Target
@@ -75,12 +77,22 @@ class Precisions:
         graph = find_layers(model.mod, self.scheme.operators, model.nodes)
         graph.look_ups.clear()
         placement = place(graph, {layer.name for layer in graph.layers} - set(names))
-        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement)))
+        values = {binding.var: binding.value for block in model.mod["main"].body.blocks for binding in block.bindings}
+        positive = {site for site in placement.sites if is_positive(values.get(site))}
+        return replace(model, mod=insert_pairs(model.mod, placement, self._numbers(placement, positive)))
 
-    def _numbers(self, placement: Placement) -> Numbers[QuantizedWeight]:
+    def _numbers(self, placement: Placement, positive: Collection[Var]) -> Numbers[QuantizedWeight]:
         scheme = self.scheme
-        unknown = Affine(scheme.activations, _STEP, 128 if scheme.activations == "uint8" else 0)
-        sites = {site: self.ranges.get(str(site.name), unknown) for site in placement.sites}
+        least, zero = (0, 128) if scheme.activations == "uint8" else (-128, 0)
+        if not scheme.symmetric_activations:
+            zero += _OFF_CENTRE
+
+        def unknown(place: int, site: Var) -> Affine:
+            zero_point = least if site in positive and not scheme.symmetric_activations else zero
+            return Affine(scheme.activations, _STEP * (1 + place / 64), zero_point)
+
+        own = {site: unknown(place, site) for place, site in enumerate(placement.sites)}
+        sites = {site: self.ranges.get(str(site.name), own[_first_of(site, placement.ties)]) for site in own}
         weights = {
             layer.variable: quantize_weight(
                 layer.weight, layer.product.filters, per_channel=scheme.per_channel or layer.is_look_up
@@ -88,6 +100,13 @@ class Precisions:
             for layer in placement.layers
         }
         return Numbers(sites, weights, {})
+
+
+def _first_of(site: Var, ties: Mapping[Var, Var]) -> Var:
+    """Whose range a site has."""
+    while site in ties:
+        site = ties[site]
+    return site
 
 
 def precisions_in(config: Config) -> dict[str, str]:

@@ -35,7 +35,7 @@ def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
     values = {binding.var: binding.value for block in mod["main"].body.blocks for binding in block.bindings}
     numbers = Numbers(
         # Of what is never negative the least integer is 0, as after calibration: limits then cost nothing.
-        {site: Affine("int8", _SCALE, -128 if _is_positive(values.get(site)) else 0) for site in placement.sites},
+        {site: Affine("int8", _SCALE, -128 if is_positive(values.get(site)) else 0) for site in placement.sites},
         {
             layer.variable: quantize_weight(layer.weight, layer.product.filters, per_channel=scheme.per_channel)
             for layer in placement.layers
@@ -45,7 +45,7 @@ def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
     return replace(model, mod=insert_pairs(mod, placement, numbers))
 
 
-def _is_positive(value: Expr | None) -> bool:
+def is_positive(value: Expr | None) -> bool:
     """Whether an operator gives no number below 0."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, Op):
         return False
