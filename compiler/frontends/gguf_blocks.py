@@ -140,6 +140,64 @@ def _read_q6_k(blocks: Array) -> Parts:
     return (low | high << 4).reshape(-1, _SUPER), {"scale": _half(blocks, 208), "scale_integers": scales}
 
 
+def _planes_of_two(packed: Array) -> Array:
+    """Values of two bits: each 32 bytes hold 32 lowest ones, then the next 32, and so on."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
+    values: Array = ((packed.reshape(len(packed), -1, 1, 32) >> shifts) & 3).reshape(len(packed), -1)
+    return values
+
+
+def _read_q2_k(blocks: Array) -> Parts:
+    numbers = {
+        "scale": _half(blocks, 80),
+        "scale_integers": blocks[:, :16] & 15,
+        "minimum": -_half(blocks, 82),
+        "minimum_integers": blocks[:, :16] >> 4,
+    }
+    return _planes_of_two(blocks[:, 16:80]), numbers
+
+
+def _read_q3_k(blocks: Array) -> Parts:
+    bits = np.arange(8, dtype=np.uint8)[None, :, None]
+    high = ((blocks[:, None, :32] >> bits) & 1).reshape(-1, _SUPER)
+    low, upper = _nibbles(blocks[:, 96:104]), _planes_of_two_small(blocks[:, 104:108])
+    scales = (low | upper << 4).astype(np.int8) - np.int8(32)
+    return _planes_of_two(blocks[:, 32:96]) | high << 2, {"scale": _half(blocks, 108), "scale_integers": scales}
+
+
+def _planes_of_two_small(packed: Array) -> Array:
+    """As `_planes_of_two`, of all bytes together."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[None, :, None]
+    values: Array = ((packed[:, None] >> shifts) & 3).reshape(len(packed), -1)
+    return values
+
+
+def _read_iq4_nl(blocks: Array) -> Parts:
+    return _IQ4[_nibbles(blocks[:, 2:])], {"scale": _half(blocks, 0)}
+
+
+def _read_iq4_xs(blocks: Array) -> Parts:
+    places = np.arange(8)
+    low = (blocks[:, 4:8][:, places // 2] >> (4 * (places % 2)).astype(np.uint8)) & 15
+    high = (blocks[:, 2:4][:, places // 4] >> (2 * (places % 4)).astype(np.uint8)) & 3
+    scales = (low | high << 4).astype(np.int8) - np.int8(32)
+    values = _IQ4[_nibbles(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, _SUPER)]
+    return values, {"scale": _half(blocks, 0), "scale_integers": scales}
+
+
+def _read_mxfp4(blocks: Array) -> Parts:
+    """Halves of powers of two times numbers of four bits, which are doubled."""
+    return _FP4[_nibbles(blocks[:, 1:])], {"scale": np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)}
+
+
+def _read_tq2_0(blocks: Array) -> Parts:
+    """Numbers of -1, 0 and 1."""
+    return _planes_of_two(blocks[:, :64]), {"scale": np.repeat(_half(blocks, 64), _SUPER // 32, 1)}
+
+
+# What the values of IQ4 and of MXFP4 stand for, and 128 or 16 more, so that they are integers of 8 or 5 bits.
+_IQ4 = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241], np.uint8)
+_FP4 = np.array([16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4], np.uint8)
 _K4 = BlockFormat(4, 32, minimum=True, super_groups=8)
 _K5 = BlockFormat(5, 32, minimum=True, super_groups=8)
 _TYPES = {
@@ -148,13 +206,20 @@ _TYPES = {
     "Q5_0": _BlockType(32, 22, BlockFormat(5, 32, zero=16), _read_q4(minimum=False, fifth=True)),
     "Q5_1": _BlockType(32, 24, BlockFormat(5, 32, minimum=True), _read_q4(minimum=True, fifth=True)),
     "Q8_0": _BlockType(32, 34, BlockFormat(8, 32, zero=128), _read_q8_0),
+    "Q2_K": _BlockType(_SUPER, 84, BlockFormat(2, 16, minimum=True, super_groups=16), _read_q2_k),
+    "Q3_K": _BlockType(_SUPER, 110, BlockFormat(3, 16, zero=4, super_groups=16), _read_q3_k),
     "Q4_K": _BlockType(_SUPER, 144, _K4, _read_k(fifth=False)),
     "Q5_K": _BlockType(_SUPER, 176, _K5, _read_k(fifth=True)),
     "Q6_K": _BlockType(_SUPER, 210, BlockFormat(6, 16, zero=32, super_groups=16), _read_q6_k),
+    "IQ4_NL": _BlockType(32, 18, BlockFormat(8, 32, zero=128), _read_iq4_nl),
+    "IQ4_XS": _BlockType(_SUPER, 136, BlockFormat(8, 32, zero=128, super_groups=8), _read_iq4_xs),
+    "MXFP4": _BlockType(32, 17, BlockFormat(5, 32, zero=16), _read_mxfp4),
+    "TQ2_0": _BlockType(_SUPER, 66, BlockFormat(2, 32, zero=1), _read_tq2_0),
 }
 
+_SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": (), "TQ2_0": (64,)}
 # Elements and bytes of a block of each type, and where its float16 scales stand.
 BLOCK_SIZES = {
-    name: (each.elements, each.size, {"Q6_K": (208,)}.get(name, (0, 2) if each.layout.minimum else (0,)))
+    name: (each.elements, each.size, _SCALES.get(name, (0, 2) if each.layout.minimum else (0,)))
     for name, each in _TYPES.items()
 }

@@ -68,13 +68,14 @@ class Sampler:
         return TokenLogprob(token, float(values[token]), tuple((int(each), float(values[each])) for each in best))
 
     def _penalized(self, logits: Logits) -> Logits:
-        penalty = self._options.repetition_penalty
+        penalty = min(self._options.repetition_penalty, float(np.finfo(np.float32).max))
         if penalty == 1.0 or not self._seen:
             return logits
         scores = logits.copy()
         seen = np.fromiter(self._seen, np.int64)
         values = scores[seen]
-        scores[seen] = np.where(values > 0, values / penalty, values * penalty)
+        with np.errstate(over="ignore"):
+            scores[seen] = np.where(values > 0, values / penalty, values * penalty)
         return scores
 
     def _drawn(self, scores: Logits, random: np.random.Generator) -> int:
@@ -84,8 +85,9 @@ class Sampler:
         order = order[: max(1, np.count_nonzero(scores > -np.inf))]
         if options.top_k:
             order = order[: options.top_k]
-        scaled = scores[order].astype(np.float64) / options.temperature
-        chances = np.exp(scaled - scaled[0])
+        wide = scores[order].astype(np.float64)
+        with np.errstate(over="ignore"):  # differences to the largest may be infinite, the largest may not
+            chances = np.exp((wide - wide[0]) / options.temperature)
         chances /= chances.sum()
         if options.top_p < 1:
             kept = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1

@@ -9,7 +9,7 @@ import pytest
 from tvm import relax
 
 from compiler.errors import InvalidModelError
-from compiler.frontends.gguf_blocks import read_gguf_blocks, readable_types
+from compiler.frontends.gguf_blocks import BLOCK_SIZES, read_gguf_blocks, readable_types
 from compiler.passes.rewriting.block_weights import block_rows
 from schedules.ir.tir import tvm
 from tests.schedules.harness import Array
@@ -17,8 +17,6 @@ from tests.schedules.harness import Array
 gguf = pytest.importorskip("gguf")
 
 COLUMNS, DEPTH = 40, 512
-# Where the float16 scales of a block stand; the rest may be any bytes.
-SCALES = {"Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2)}
 
 
 def random_blocks(name: str) -> Array:
@@ -29,9 +27,11 @@ def random_blocks(name: str) -> Array:
         return np.asarray(gguf.quants.quantize(generator.standard_normal((COLUMNS, DEPTH)).astype(np.float32), kind))
     elements, size = gguf.GGML_QUANT_SIZES[kind]
     raw = generator.integers(0, 256, (COLUMNS * DEPTH // elements, size), dtype=np.uint8)
-    for at in SCALES.get(name, (0,)):
+    for at in BLOCK_SIZES.get(name, (0, 0, (0,)))[2]:  # the rest may be any bytes
         half = generator.uniform(-0.1, 0.1, len(raw)).astype(np.float16)
         raw[:, at : at + 2] = half.view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":
+        raw[:, 0] = generator.integers(90, 140, len(raw))
     return raw.reshape(COLUMNS, -1)
 
 

@@ -17,7 +17,7 @@ Sampler::Sampler(const SamplingOptions& options, const std::vector<int64_t>& see
 int64_t Sampler::Choose(const float* logits, size_t count) {
   std::vector<float> scores(logits, logits + count);
   if (options_.repetition_penalty != 1) {
-    float penalty = static_cast<float>(options_.repetition_penalty);
+    float penalty = static_cast<float>(std::min<double>(options_.repetition_penalty, std::numeric_limits<float>::max()));
     for (int64_t token : seen_) {
       float& score = scores[static_cast<size_t>(token)];
       score = score > 0 ? score / penalty : score * penalty;
@@ -49,8 +49,8 @@ int64_t Sampler::Drawn(const std::vector<float>& scores) {
   while (possible > 1 && std::isinf(scores[order[possible - 1]])) --possible;
   if (options_.top_k) possible = std::min(possible, static_cast<size_t>(options_.top_k));
   std::vector<double> chances(possible);
-  double most = static_cast<double>(scores[order[0]]) / options_.temperature, sum = 0;
-  for (size_t i = 0; i < possible; ++i) sum += chances[i] = std::exp(static_cast<double>(scores[order[i]]) / options_.temperature - most);
+  double most = static_cast<double>(scores[order[0]]), sum = 0;
+  for (size_t i = 0; i < possible; ++i) sum += chances[i] = std::exp((static_cast<double>(scores[order[i]]) - most) / options_.temperature);
   double reached = 0;
   size_t kept = options_.top_p < 1 ? 0 : possible;
   for (double& chance : chances) chance /= sum;
