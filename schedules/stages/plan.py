@@ -206,7 +206,7 @@ def _elementwise_plan(nest: LoopNest, machine: Machine, threads: bool | Expr) ->
         found = find_transpose(nest)
         if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
             return NestPlan(nest, lanes, threads, transpose=found)
-        axis = strided_axis(nest) or gathered_axis(nest)
+        axis = strided_axis(nest) or (gathered_axis(nest) if lanes >= _LEAST_VECTOR else None)
     if axis is None or _has_branch_on(nest, axis):
         return NestPlan(nest, lanes, threads)
     return NestPlan(nest, nest.lanes(machine, axis), threads, axis)

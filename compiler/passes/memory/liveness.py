@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 from tvm.ir import GlobalVar
 from tvm.sym import Analyzer
+from tvm_ffi import structural_equal
 
 from compiler.passes.memory.assignment import Lifetime
 from compiler.passes.rewriting.graph import operands, operator_name
@@ -200,7 +201,7 @@ class Liveness:
     def _match_in_place(self, kernel: _Kernel) -> None:
         """The output becomes the operand that ends here, when the kernel allows it and both are single tensors."""
         result = self.allocations.get(kernel.arguments[-1]) if kernel.arguments else None
-        if result is None or result.lifetime is None or result.size is None or result.escapes:
+        if result is None or result.lifetime is None or result.escapes:
             return
         for index in kernel.in_place:
             source = self._allocation_behind(kernel.arguments[index])
@@ -208,7 +209,7 @@ class Liveness:
                 continue
             if not self._read_only_elementwise(kernel, source):
                 continue
-            if source.lifetime.end == kernel.time == result.lifetime.start and source.size == result.size:
+            if source.lifetime.end == kernel.time == result.lifetime.start and _is_as_large(source, result):
                 result.in_place = source.variable
                 result.is_updated = index == kernel.updates
                 return
@@ -228,6 +229,12 @@ class Liveness:
             return None
         group = self._group(variable)
         return next((a for v, a in self.allocations.items() if self._group(v) is group), None)
+
+
+def _is_as_large(one: Allocation, other: Allocation) -> bool:
+    if one.size is not None or other.size is not None:
+        return one.size == other.size
+    return one.formula is not None and structural_equal(one.formula, other.formula)
 
 
 def _formula(shape: Expr, dtype: Expr) -> Expr | None:

@@ -82,8 +82,7 @@ def _planned(function: Function, liveness: Liveness, kernels: InPlaceKernels) ->
     known = [each for each in every if each.lifetime is not None and each.size is not None]
     shared = [each for each in known if not each.escapes]
     lifetimes = [each.lifetime for each in shared if each.lifetime is not None]
-    position = {each.variable: index for index, each in enumerate(shared)}
-    in_place = {position[each.variable]: position[each.in_place] for each in shared if each.in_place in position}
+    in_place = _in_place(shared)
     chosen, sizes = assign(lifetimes, in_place)
     owned = sum(each.size or 0 for each in known if each.escapes)
     report = MemoryReport(
@@ -102,10 +101,17 @@ def _planned(function: Function, liveness: Liveness, kernels: InPlaceKernels) ->
     places = {each.variable: storages[index] for each, index in zip(shared, chosen, strict=True)}
     if not _has_branch(function.body):
         places.update(_symbolic_places(every, len(storages)))
-    old = {each.variable: each.in_place for each in shared if each.is_updated}
+    old = {each.variable: each.in_place for each in every if each.is_updated and each.variable in places}
     updated = {new for new, source in old.items() if source in places and places[new] is places[source]}
     rewrite = _Rewrite(places, {storage.variable for storage in storages}, updated, kernels)
     return rewrite.function(function, storages), report, _dynamic_bytes(every, places)
+
+
+def _in_place(allocations: Sequence[Allocation]) -> dict[int, int]:
+    """The tensors that may be written over another of these, and over which one, by their places among them."""
+    position = {each.variable: index for index, each in enumerate(allocations)}
+    pairs = [(position[each.variable], each.in_place) for each in allocations if each.in_place is not None]
+    return {new: position[old] for new, old in pairs if old in position}
 
 
 def _dynamic_bytes(allocations: Sequence[Allocation], places: Mapping[Var, _Storage]) -> str:
@@ -147,7 +153,8 @@ def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Var,
             alike.setdefault(StructuralKey(each.formula), []).append(each)
     places: dict[Var, _Storage] = {}
     for group in alike.values():
-        chosen, sizes = assign([each.lifetime for each in group if each.lifetime is not None], {})
+        lifetimes = [each.lifetime for each in group if each.lifetime is not None]
+        chosen, sizes = assign(lifetimes, _in_place(group))
         storages = [_Storage(first + index, group[0].formula) for index in range(len(sizes))]
         first += len(storages)
         places.update((each.variable, storages[index]) for each, index in zip(group, chosen, strict=True))
