@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
-_WORD = 4  # bytes of two weights
 _MOST_TILES = 18  # of a task: its rows of the data stay in the second cache
 
 
@@ -95,8 +94,7 @@ class RowsFirstWriter(MatmulWriter):
 
     def _threads(self) -> bool | Expr:
         """A row alone waits for the weights, which are in memory."""
-        columns, words = self.form.columns, self.form.depth.extent
-        if isinstance(columns, int) and isinstance(words, int) and columns * words * _WORD >= MIN_PARALLEL_BYTES:
+        if self._weight_bytes() >= MIN_PARALLEL_BYTES:
             return self.machine.cores > 1
         return super()._threads()
 

@@ -28,7 +28,7 @@ from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.ir.expression import index, map_loads
 from schedules.ir.inline import operations
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -166,7 +166,15 @@ class MatmulWriter:
         return parallel_grid(kept, task, self.machine, parallel=self._threads())
 
     def _threads(self) -> bool | Expr:
+        if self._weight_bytes() >= self.machine.l2_bytes // 2:  # which a row alone waits for
+            return self.machine.cores > 1
         return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
+
+    def _weight_bytes(self) -> int:
+        """Bytes of packed weights; 0 where B is not packed, or its size is symbolic."""
+        columns, depth = self.form.columns, self.form.depth.extent
+        known = self.form.width and isinstance(columns, int) and isinstance(depth, int)
+        return columns * depth * dtype_bits(str(self.form.b.source.dtype)) // 8 if known else 0
 
     def _multiplications(self) -> Expr:
         amount: Index = 1
@@ -205,8 +213,7 @@ class MatmulWriter:
         self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Index, Index, Index, Index]
     ) -> Stmt:
         tiles, rest, chunks, per_chunk = plan
-        packed = self._packed_panel(batch, column, width) if self.pack else ([], None)
-        statements, scratch = packed
+        statements, scratch = self._packed_panel(batch, column, width) if self.pack else ([], None)
         load = self._panel_load(batch, column, scratch)
         first = chunk * per_chunk
         parts = list(statements)
