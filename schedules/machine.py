@@ -69,6 +69,15 @@ class Machine(BaseModel):
         return max(1, self.vector_bits // dtype_bits(dtype))
 
     @property
+    def lane_products(self) -> bool:
+        """Whether a multiply-add of float32 vectors takes one operand from a lane of a vector.
+
+        There a scalar is best loaded as part of a vector: an instruction that copies it to all lanes takes the place of
+        a multiply-add.
+        """
+        return self.architecture == "aarch64"
+
+    @property
     def bf16_dot_product(self) -> bool:
         """Whether one instruction multiplies and adds pairs of bfloat16 into float32."""
         return self.has("avx512bf16") or self.has("bf16")

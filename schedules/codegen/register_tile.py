@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from itertools import product
 from typing import TYPE_CHECKING
 
-from schedules.codegen.nest import allocate_tile, expression, load, repeat, sequence, store
+from schedules.codegen.lane_products import lanes_repeated
+from schedules.codegen.nest import allocate_tile, expression, lanes_of, load, repeat, sequence, store
+from schedules.ir.expression import index
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
 if TYPE_CHECKING:
@@ -86,10 +89,12 @@ class RegisterTile:
         begin: Callable[[int, Expr], Expr],
         end: Sequence[Stmt],
         ahead: Callable[[Expr], list[Stmt]] = lambda k: [],
+        a_lanes: Callable[[int, Expr], Expr] | None = None,
     ) -> list[Stmt]:
         """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads the sums.
 
-        `ahead(k)` makes statements that go before step k.
+        `ahead(k)` makes statements that go before step k. `a_lanes(row, k)` is the float32 vector of `a` from k on,
+        where there is one and the machine multiplies by its lanes; `b` takes vectors of columns then.
         """
 
         def start(i: int, place: Expr, column: Expr) -> Stmt:
@@ -101,7 +106,33 @@ class RegisterTile:
 
             return sequence([*ahead(k), *self.each(add)])
 
-        return [*self.allocations, *self.each(start), repeat("k", depth, lambda k: step(expression(k))), *end]
+        loops = [repeat("k", depth, lambda k: step(expression(k)))]
+        if a_lanes is not None and isinstance(depth, int):
+            whole, rest = divmod(depth, self.lanes)
+
+            def several(k: Index) -> Stmt:
+                return sequence(self._by_lanes(expression(k * self.lanes), a_lanes, b, ahead))
+
+            loops = [repeat("k", whole, several)] if whole else []
+            loops += [step(index(whole * self.lanes + k)) for k in range(rest)]
+        return [*self.allocations, *self.each(start), *loops, *end]
+
+    def _by_lanes(
+        self,
+        k: Expr,
+        a_lanes: Callable[[int, Expr], Expr],
+        b: Callable[[Expr, Expr], Expr],
+        ahead: Callable[[Expr], list[Stmt]],
+    ) -> list[Stmt]:
+        """A vector's steps from step k on."""
+        statements, repeated = lanes_repeated([a_lanes(i, k) for i in range(self.rows)], self.lanes)
+        for lane in range(self.lanes):
+            statements += ahead(k + lane)
+            for i, (at, count) in product(range(self.rows), pieces(self.width, self.lanes)):
+                place = lanes_of(at, count)
+                total = self.combine(self.sum(i, place), repeated(i, lane, count), b(k + lane, place))
+                statements.append(self.put(i, place, total))
+        return statements
 
     def stored(self, target: Callable[[int, Expr], tuple[Buffer, list[Expr]]]) -> list[Stmt]:
         """Statements that store the sums at `target(row, column)`: a buffer and indices."""

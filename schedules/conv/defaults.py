@@ -11,6 +11,7 @@ from schedules.conv.tiling import (
     channel_unroll,
     divisors,
     input_bytes,
+    multiplies_by_lane,
     register_tile,
     spatial_block,
     split_for_cores,
@@ -37,7 +38,7 @@ def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: in
     chunks = 1
     if blocks_now < 4 * machine.cores:
         rows, chunks = _balance(work, machine, images, rows, columns, splits)
-    unroll = channel_unroll(pixels, blocks)
+    unroll = channel_unroll(work, machine, pixels, blocks)
     if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
         unroll = 4  # few and short tiles have many weights to ask for: in several places of a channel block
     return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
@@ -75,10 +76,10 @@ def _balance(
 
 def tile_for(work: ConvWorkload, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
     """(pixels, channel blocks) of the register tile."""
-    width = work.out_spatial[-1]
+    width, by_lane = work.out_spatial[-1], multiplies_by_lane(work, machine)
     if width == 0:
-        return open_register_tile(even_blocks(work), machine, load_cycles)
-    return register_tile(width, even_blocks(work), machine, load_cycles)
+        return open_register_tile(even_blocks(work), machine, load_cycles, by_lane=by_lane)
+    return register_tile(width, even_blocks(work), machine, load_cycles, by_lane=by_lane)
 
 
 def open_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
@@ -94,7 +95,7 @@ def open_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int)
     if work.rank > 1:
         rows = min(rows, work.out_spatial[-2] or rows)
     columns = min(columns, work.out_spatial[-1] or columns)
-    unroll = channel_unroll(pixels, blocks)
+    unroll = channel_unroll(work, machine, pixels, blocks)
     return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=chunks, unroll=unroll)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Self
 
+from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import (
     allocate,
     allocate_tile,
@@ -30,7 +32,8 @@ from schedules.codegen.nest import (
 from schedules.config import Config
 from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of, row_parts
 from schedules.conv.flat_pixels import flat_sizes
-from schedules.conv.tiling import Place, divisors, suits_one_core
+from schedules.conv.padded_line import padded_line
+from schedules.conv.tiling import Place, divisors, multiplies_by_lane, suits_one_core
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
@@ -74,6 +77,7 @@ class DirectNest:
         self.cut: list[Index] = list(self.room)
         self.cuts: list[Index] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
         self.scratch: Buffer | None = None
+        self.by_lane = False
 
     @staticmethod
     def has_lanes(work: ConvWorkload) -> bool:
@@ -81,6 +85,7 @@ class DirectNest:
         return work.in_block > 1
 
     def build(self, machine: Machine) -> Stmt:
+        self.by_lane = multiplies_by_lane(self.work, machine)
         self._cut_open_rows(machine)
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
         tasks: Index = batch * self.chunks
@@ -203,26 +208,7 @@ class DirectNest:
         def clear(x: Index) -> Stmt:
             return self._clear([block, *outer, x])
 
-        if not isinstance(size, int):
-            first = least(most(0 - start, 0), extent)
-            end = most(least(extent, size - start), first)
-            return sequence(
-                repeat("x", first, clear) if self.work.pad[-1][0] > 0 else None,
-                repeat("x", end - first, lambda x: copy(x + first, x + first + start)),
-                repeat("x", extent - end, lambda x: clear(x + end)),
-            )
-        if not isinstance(start, int):
-            return repeat(
-                "x",
-                extent,
-                lambda x: sequence(when(both(start + x >= 0, start + x < size), copy(x, start + x), clear(x))),
-            )
-        before = max(0, -start)
-        middle = max(0, min(extent, size - start) - before)
-        parts = [clear(x) for x in range(min(before, extent))]
-        if middle:
-            parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
-        return sequence(parts, [clear(x) for x in range(before + middle, extent)])
+        return padded_line(start, extent, size, self.work.pad[-1][0], copy, clear)
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         """One position of the input into the scratch buffer."""
@@ -283,6 +269,22 @@ class DirectNest:
                 result.append(store(sums, load(sums, *here) + broadcast(value, lanes) * weight, *here))
             return result
 
+        def steps(source: Index, window: Sequence[Index], first: Index, count: int) -> list[Stmt]:
+            if not self.by_lane or count % lanes:
+                return [each for lane in range(count) for each in step(source, window, first + lane)]
+            result = []
+            for begin in range(0, count, lanes):
+                every = lanes_of(first + begin, lanes)
+                inputs = [self._input(place, source, start, pixel, window, every) for pixel in range(pixels)]
+                named, repeated = lanes_repeated(inputs, lanes)
+                result += named
+                for lane, (pixel, part) in product(range(lanes), points):
+                    row = first + begin + lane
+                    weight = load(self.weight, block + part, source, *window, row, lanes_of(0, lanes))
+                    here = (pixel, part, lanes_of(0, lanes))
+                    result.append(store(sums, load(sums, *here) + repeated(pixel, lane, lanes) * weight, *here))
+            return result
+
         def window_loop(source: Index, channels: int) -> Stmt:
             unroll = max(size for size in divisors(channels) if size <= self.unroll)
 
@@ -292,7 +294,7 @@ class DirectNest:
             def body(window: list[Index]) -> Stmt:
                 def some(i: Index) -> Stmt:
                     asked = self._weights_ahead(block, start, [source, *window, i], parts) if parts > 1 else None
-                    return sequence(asked, *(step(source, window, i * unroll + j) for j in range(unroll)))
+                    return sequence(asked, steps(source, window, i * unroll, unroll))
 
                 return sequence(self._weights_ahead(block, start, [source, *window], parts), repeat("ci", count, some))
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import name_opaque, repeat, sequence, when
-from schedules.conv.tiling import accumulators, block_choices, tails, tile_cost
+from schedules.conv.tiling import block_choices, most_pixels, tails, tile_cost
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
@@ -98,9 +98,10 @@ def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int],
 
 
 @lru_cache(maxsize=256)  # a network has few numbers of channels, and asks for each convolution more than once
-def open_register_tile(out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
+def open_register_tile(
+    out_blocks: int, machine: Machine, load_cycles: float = 0.5, *, by_lane: bool = False
+) -> tuple[int, int]:
     """(pixels, channel blocks) of least cost for rows of any width, what is left over cut as `open_repeat` does."""
-    limit = accumulators(machine)
 
     def cost(pixels: int, blocks: int) -> float:
         return sum(open_row_cost(machine, width, pixels, blocks, load_cycles) / width for width in _WIDTHS)
@@ -108,7 +109,7 @@ def open_register_tile(out_blocks: int, machine: Machine, load_cycles: float = 0
     choices = [
         (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
         for blocks in block_choices(out_blocks, machine)
-        for pixels in range(1, min(_WIDTHS[2], limit // blocks) + 1)
+        for pixels in range(1, min(_WIDTHS[2], most_pixels(blocks, machine, by_lane=by_lane)) + 1)
         if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
     ]
     _, _, pixels, blocks = min(choices)

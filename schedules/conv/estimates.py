@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from schedules.config import Config
-from schedules.conv.tiling import input_bytes, row_cost
+from schedules.conv.tiling import input_bytes, multiplies_by_lane, row_cost
 from schedules.conv.winograd_tiling import tile_counts, transform_cycles
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
@@ -24,6 +24,7 @@ def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Est
     cuts = ceil_div(height, rows) * ceil_div(width, columns)
     taps = prod(work.kernel)
     row = row_cost(machine, columns, pixels, blocks) * width / columns
+    row += width * _copies(work, config, machine) / blocks
     cycles = row * height * images * work.out_blocks * work.group_channels * taps
     read = input_bytes(work, work.group_channels, rows, columns)
     weights = work.out_blocks * work.block * work.group_channels * taps * 4
@@ -36,6 +37,12 @@ def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Est
     )
 
 
+def _copies(work: ConvWorkload, config: Config, machine: Machine) -> float:
+    """Cycles to copy a scalar to all lanes, where that takes the place of a multiply-add."""
+    by_lane = min(config.integer("unroll"), work.in_block) % work.in_block == 0
+    return 1 / machine.fma_ports if multiplies_by_lane(work, machine) and not by_lane else 0.0
+
+
 def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) -> Estimate:
     """Of a convolution by Winograd's algorithm."""
     tiles, blocks, chunks = (config.integer(name) for name in ("tiles", "blocks", "chunks"))
@@ -45,7 +52,8 @@ def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) 
     cuts = ceil_div(total, tiles)
     edge = edge_of(work.tile, work.strides[0])
     frequencies = edge * edge
-    product = row_cost(machine, tiles, pixels, blocks) * frequencies * work.channels * work.out_blocks
+    row = row_cost(machine, tiles, pixels, blocks) + tiles * _copies(work, config, machine) / blocks
+    product = row * frequencies * work.channels * work.out_blocks
     spread = tiles * work.in_blocks * transform_cycles(edge, edge) * chunks
     collect = tiles * work.out_blocks * transform_cycles(edge, work.tile)
     cycles = images * total / tiles * (product + spread + collect)

@@ -32,6 +32,19 @@ def accumulators(machine: Machine) -> int:
     return registers - 4 if registers >= 32 else max(4, registers // 2)
 
 
+def multiplies_by_lane(work: ConvWorkload, machine: Machine) -> bool:
+    """Whether vectors of a block of outputs are multiplied by lanes of a block of inputs."""
+    floats = work.dtype == work.source_dtype == "float32"
+    return machine.lane_products and floats and work.block == work.in_block == machine.lanes("float32")
+
+
+def most_pixels(blocks: int, machine: Machine, *, by_lane: bool = False) -> int:
+    """Of a register tile beside so many channel blocks. With `by_lane`, the inputs of each pixel take a register."""
+    if by_lane:
+        return max(1, (machine.vector_registers - 1 - blocks) // (blocks + 1))
+    return max(1, accumulators(machine) // blocks)
+
+
 _UNEVEN = 1.05  # what tiles of two widths have to win: they are twice the code
 
 
@@ -44,8 +57,11 @@ def suits_one_core(work: ConvWorkload) -> bool:
     return work.flops < SMALL_FLOPS and weights < SMALL_BYTES
 
 
-def channel_unroll(pixels: int, blocks: int) -> int:
-    """Input channels in the innermost loop: one is enough to hide the loop where the tile is not small."""
+def channel_unroll(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> int:
+    """Input channels in the innermost loop: those of a vector, or one, which hides the loop where the tile is not
+    small."""
+    if multiplies_by_lane(work, machine):
+        return work.in_block
     return 1 if pixels * blocks >= 7 else 4
 
 
@@ -89,9 +105,10 @@ def uneven_block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
     return tuple(range(1, min(out_blocks, accumulators(machine), 8) + 1))
 
 
-def register_tile(width: int, out_blocks: int, machine: Machine, load_cycles: float = 0.5) -> tuple[int, int]:
-    """(pixels, channel blocks) of least cost for rows of `width` pixels."""
-    limit = accumulators(machine)
+def register_tile(
+    width: int, out_blocks: int, machine: Machine, load_cycles: float = 0.5, *, by_lane: bool = False
+) -> tuple[int, int]:
+    """(pixels, channel blocks) of least cost for rows of `width` pixels; `by_lane` as of `multiplies_by_lane`."""
 
     def cost(pixels: int, blocks: int) -> float:
         whole = row_cost(machine, width, pixels, blocks, load_cycles)
@@ -104,7 +121,7 @@ def register_tile(width: int, out_blocks: int, machine: Machine, load_cycles: fl
     choices = [
         (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
         for blocks in uneven_block_choices(out_blocks, machine)
-        for pixels in range(1, min(width, limit // blocks, MAX_PIXELS) + 1)
+        for pixels in range(1, min(width, most_pixels(blocks, machine, by_lane=by_lane), MAX_PIXELS) + 1)
         if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
     ]
     _, _, pixels, blocks = min(choices)

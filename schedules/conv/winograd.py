@@ -57,7 +57,7 @@ class Winograd(CpuRule[WinogradWorkload]):
 
     def default(self, workload: WinogradWorkload, machine: Machine) -> Config:
         plan = winograd_plan(workload, workload.tile, machine)
-        unroll = channel_unroll(plan.pixels, plan.blocks)
+        unroll = channel_unroll(workload, machine, plan.pixels, plan.blocks)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=unroll)
 
     def estimate(self, workload: WinogradWorkload, config: Config, machine: Machine) -> Estimate | None:

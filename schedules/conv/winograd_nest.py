@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import (
     Body,
     allocate,
@@ -28,7 +29,7 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config
 from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
-from schedules.conv.tiling import divisors, suits_one_core
+from schedules.conv.tiling import divisors, multiplies_by_lane, suits_one_core
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
@@ -73,8 +74,10 @@ class WinogradNest:
         self.steps = self.lanes  # of the sum, for a block of channels
         self.sizes = Sizes.of(work, self.data, fused.result)
         self.transform = Transform(self.lanes)
+        self.by_lane = False
 
     def build(self, machine: Machine) -> Stmt:
+        self.by_lane = multiplies_by_lane(self.work, machine)
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
         counts = [parts_of(size, self.tile) for size in self.sizes.out]
         self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
@@ -217,13 +220,26 @@ class WinogradNest:
                     result.append(store(sums, total, *here))
                 return result
 
+            def steps(source: Index, first: Index, count: int) -> list[Stmt | None]:
+                if not self.by_lane or count % lanes:
+                    return [each for lane in range(count) for each in step(source, first + lane)]
+                result: list[Stmt | None] = []
+                for begin in range(0, count, lanes):
+                    at, row = lanes_of(first + begin, lanes), source * self.steps + first + begin
+                    inputs = [load(spread, frequency, source * self.tiles + start + i, at) for i in range(size)]
+                    named, repeated = lanes_repeated(inputs, lanes)
+                    result += named
+                    for lane in range(lanes):
+                        result += self._weights_ahead(block, frequency, start, row + lane)
+                        for pixel, part in points:
+                            here, value = (pixel, part, self.all_lanes), repeated(pixel, lane, lanes)
+                            total = self._plus_product(load(sums, *here), value, block + part, frequency, row + lane)
+                            result.append(store(sums, total, *here))
+                return result
+
             def block_loop(source: Index, channels: int) -> Stmt:
                 unroll = max(each for each in divisors(channels) if each <= self.unroll)
-                return repeat(
-                    "ci",
-                    channels // unroll,
-                    lambda i: sequence(*(step(source, i * unroll + j) for j in range(unroll))),
-                )
+                return repeat("ci", channels // unroll, lambda i: sequence(steps(source, i * unroll, unroll)))
 
             zero = splat(0, work.dtype, lanes)
             parts: list[Stmt] = list(allocation)

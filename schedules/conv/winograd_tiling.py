@@ -8,7 +8,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from schedules.conv.dynamic_sizes import open_row_cost
-from schedules.conv.tiling import accumulators, block_choices, divisors, row_cost, split_for_cores
+from schedules.conv.tiling import (
+    block_choices,
+    divisors,
+    most_pixels,
+    multiplies_by_lane,
+    row_cost,
+    split_for_cores,
+)
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload
 from schedules.ir.numbers import ceil_div
@@ -98,11 +105,11 @@ def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
     def cost(pixels: int, blocks: int) -> float:
         return sum(open_row_cost(machine, count, pixels, blocks) / count for count in (*_FEW_TILES, tiles))
 
-    limit = accumulators(machine)
+    by_lane = multiplies_by_lane(work, machine)
     _, _, pixels, blocks = min(
         (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
         for blocks in block_choices(work.out_blocks, machine)
-        for pixels in range(1, min(tiles, limit // blocks) + 1)
+        for pixels in range(1, min(tiles, most_pixels(blocks, machine, by_lane=by_lane)) + 1)
     )
     chunks = split_for_cores(1, divisors(work.out_blocks // blocks), machine)
     return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, chunks, 0.0)
@@ -114,14 +121,10 @@ def _plan(
     edge = edge_of(tile, work.strides[0])
     frequencies = edge * edge
     in_blocks, out_blocks = work.in_blocks, work.out_blocks // chunks
-    product, pixels = _cheapest_pixels(tiles, blocks, machine)
+    product, pixels = _cheapest_pixels(tiles, blocks, machine, multiplies_by_lane(work, machine))
     weight_bytes = frequencies * work.channels * out_blocks * work.block * 4
     scratch = frequencies * tiles * (in_blocks + blocks) * work.block * 4
-    stream = 0.0
-    if scratch + weight_bytes > 0.8 * machine.l2_bytes:
-        stream = weight_bytes / SHARED_CACHE_RATE
-    if scratch > 0.75 * machine.l2_bytes:
-        stream += scratch * 2 / SHARED_CACHE_RATE
+    stream = _stream(weight_bytes, scratch, out_blocks // blocks, machine)
     arithmetic = frequencies * work.channels * out_blocks * product
     cycles = tiles * in_blocks * transform_cycles(edge, edge) + tiles * out_blocks * transform_cycles(edge, tile)
     cycles += max(arithmetic, stream) + 0.25 * min(arithmetic, stream)
@@ -130,10 +133,24 @@ def _plan(
     return WinogradPlan(tiles, pixels, blocks, chunks, rounds * cycles / images)
 
 
+def _stream(weights: int, scratch: int, steps: int, machine: Machine) -> float:
+    """Cycles of a task to move what its second cache does not hold. `steps`: over blocks of output channels."""
+    passes, weights_rate, scratch_rate = 2, SHARED_CACHE_RATE, SHARED_CACHE_RATE
+    if not machine.l3_bytes:
+        # All cores share the memory's rate: weights, which they all read, come once, and each step reads the scratch.
+        passes, weights_rate, scratch_rate = 1 + steps, machine.memory_rate, machine.memory_rate / machine.cores
+    stream = 0.0
+    if scratch + weights > 0.8 * machine.l2_bytes:
+        stream = weights / weights_rate
+    if scratch > 0.75 * machine.l2_bytes:
+        stream += scratch * passes / scratch_rate
+    return stream
+
+
 @lru_cache(maxsize=4096)
-def _cheapest_pixels(tiles: int, blocks: int, machine: Machine) -> tuple[float, int]:
+def _cheapest_pixels(tiles: int, blocks: int, machine: Machine, by_lane: bool) -> tuple[float, int]:
     """The cost of a row of so many tiles at the register tile that suits it best, and how many tiles that takes."""
-    limit = min(accumulators(machine) // blocks, tiles)
+    limit = min(most_pixels(blocks, machine, by_lane=by_lane), tiles)
     cost, pixels = min((row_cost(machine, tiles, size, blocks), -size) for size in range(max(1, limit // 2), limit + 1))
     return cost, -pixels
 

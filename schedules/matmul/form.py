@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from schedules.codegen.nest import lanes_of
 from schedules.ir.access import Access, Stride, simplified
-from schedules.ir.expression import buffers_loaded, constant_int, substitute
+from schedules.ir.expression import buffers_loaded, constant_int, substitute, uses
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
 from schedules.ir.tir import Expr, structural_equal, tirx, tvm
@@ -80,6 +81,21 @@ class MatmulForm:
     def a_at(self, batch: Mapping[Var, Expr], row: Expr, depth: Expr) -> Expr:
         """The element of A as the product uses it (converted to the type of the sum)."""
         return substitute(self.a_value, {**batch, **self.rows.values(row), self.depth.var: depth})
+
+    @property
+    def has_rows_of_floats(self) -> bool:
+        """Whether both operands are float32 as they are loaded, and the elements of a row of A follow each other."""
+        values = self.a_value, self.b_value
+        if not all(isinstance(each, tvm.ir.TensorLoad) and str(each.ty) == "float32" for each in values):
+            return False
+        *others, last = self.a_value.indices
+        depth = self.depth.var
+        return self.a_depth_stride == 1 and uses(last, depth) and not any(uses(each, depth) for each in others)
+
+    def a_lanes(self, batch: Mapping[Var, Expr], row: Expr, depth: Expr, lanes: int) -> Expr:
+        """The vector of a row of A from a depth on, where it `has_rows_of_floats`."""
+        value = self.a_at(batch, row, depth)
+        return tirx.BufferLoad(value.source, [*value.indices[:-1], lanes_of(value.indices[-1], lanes)])
 
     def b_at(self, batch: Mapping[Var, Expr], depth: Expr, column: Expr) -> Expr:
         """The element of B as the product uses it."""

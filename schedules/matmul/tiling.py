@@ -37,6 +37,11 @@ def fits(rows: int, vectors: int, machine: Machine) -> bool:
     return rows * vectors + vectors + 1 <= machine.vector_registers
 
 
+def _spills_lanes(rows: int, vectors: int, machine: Machine) -> bool:
+    """Whether the sums, a row of B and a vector of each row of A do not fit the registers."""
+    return rows > 1 and rows * vectors + vectors + rows >= machine.vector_registers
+
+
 def tile_choices(machine: Machine, vectors: int | None = None) -> list[tuple[int, int]]:
     """(rows, vectors) of all register tiles that fit."""
     widths = [vectors] if vectors else [1, 2, 3, 4]
@@ -89,8 +94,11 @@ def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
     rows, columns = work.rows or 960, work.columns or 960
     limit = min(rows, most_rows(work, machine))
     fixed = work.width // lanes if work.layout == "panels" and work.width % lanes == 0 else None
+    by_lane = machine.lane_products and work.dtype == work.b_dtype == "float32" and work.depth > 0
     choices = [
-        (row, vector) for row, vector in tile_choices(machine, fixed) if row <= limit and (vector - 1) * lanes < columns
+        (row, vector)
+        for row, vector in tile_choices(machine, fixed)
+        if row <= limit and (vector - 1) * lanes < columns and not (by_lane and _spills_lanes(row, vector, machine))
     ]
     if not choices:
         return 1, fixed or 1

@@ -89,6 +89,9 @@ class MatmulWriter:
         self.panel = form.width or vectors * self.lanes
         self.pack = pack and not form.width
         self.dtype = form.reduction.dtype
+        # Rows of A are read as vectors, whose lanes multiply vectors of B.
+        packed = self.pack or bool(form.width)
+        self.by_lane = machine.lane_products and packed and combine is None and form.has_rows_of_floats
         self.combine = combine if combine is not None else lambda total, a, b: total + a * b
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0
@@ -356,7 +359,10 @@ class MatmulWriter:
             asked = [b(k + ROWS_AHEAD, index(at)) for at in range(0, width, self.lanes)]
             return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
 
-        return sequence(tile.code(depth, a, b, begin, end, ahead))
+        def a_lanes(i: int, k: Expr) -> Expr:
+            return form.a_lanes(batch, row + i, k if block is None else first + k, self.lanes)
+
+        return sequence(tile.code(depth, a, b, begin, end, ahead, a_lanes if self.by_lane else None))
 
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
         """The epilogue on the tile. An expensive one runs as loops over a copy, so that the sums stay in registers."""

@@ -48,6 +48,9 @@ def test_convolutions_and_products_are_multiply_adds_in_registers(tmp_path: Path
     hot = [loop for loop in loops_of(module, target, tmp_path) if loop.count("fmla") >= 16]
     tight = [loop for loop in hot if loop.share("fmla") > 0.5 and not loop.count(_SPILL)]
     assert len(tight) >= 3, [(loop.function, loop.share("fmla"), loop.count(_SPILL)) for loop in hot]
+    # Lanes are multiplied as they are: a scalar in all lanes would cost as much as a multiply-add.
+    assert not any(loop.count(r"ld1r|dup") for loop in tight)
+    assert all(loop.share("fmla") > 0.7 for loop in tight), [(loop.function, loop.share("fmla")) for loop in tight]
 
 
 @pytest.mark.parametrize("name", ["raspberry-pi-2", "raspberry-pi-4-32bit"])

@@ -100,13 +100,18 @@ inner:
 
 middle:
   %border = icmp ult i64 %i, 3
-  br i1 %border, label %rare, label %latch
+  br i1 %border, label %rare, label %common
 
 rare:
+  %i.rare = add nuw nsw i64 %i, 1
+  br label %latch
+
+common:
+  %i.common = add nuw i64 %i, 1
   br label %latch
 
 latch:
-  %i.next = add nuw nsw i64 %i, 1
+  %i.next = phi i64 [ %i.rare, %rare ], [ %i.common, %common ]
   %end = icmp eq i64 %i.next, 12
   br i1 %end, label %exit, label %outer
 

@@ -1,0 +1,45 @@
+"""A line of the input as a task reads it: elements copied where there are some, others cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from schedules.codegen.nest import both, repeat, sequence, when
+from schedules.conv.dynamic_sizes import least, most
+from schedules.ir.tir import Stmt
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
+
+def padded_line(
+    start: Index,
+    extent: Index,
+    size: Index,
+    padding: int,
+    copy: Callable[[Index, Index], Stmt],
+    clear: Callable[[Index], Stmt],
+) -> Stmt:
+    """`copy(x, start + x)` for each x below `extent` where the line, of `size` elements, has such an element; else
+    `clear(x)`. `padding` is how many elements may lie before the first."""
+    if not isinstance(size, int):
+        first = least(most(0 - start, 0), extent)
+        end = most(least(extent, size - start), first)
+        return sequence(
+            repeat("x", first, clear) if padding > 0 else None,
+            repeat("x", end - first, lambda x: copy(x + first, x + first + start)),
+            repeat("x", extent - end, lambda x: clear(x + end)),
+        )
+    if not isinstance(start, int):
+        return repeat(
+            "x",
+            extent,
+            lambda x: sequence(when(both(start + x >= 0, start + x < size), copy(x, start + x), clear(x))),
+        )
+    before = max(0, -start)
+    middle = max(0, min(extent, size - start) - before)
+    parts = [clear(x) for x in range(min(before, extent))]
+    if middle:
+        parts.append(repeat("x", middle, lambda x: copy(x + before, x + before + start)))
+    return sequence(parts, [clear(x) for x in range(before + middle, extent)])
