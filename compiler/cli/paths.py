@@ -12,13 +12,15 @@ def check_is_module(path: Path) -> None:
     """Tell a model from a module, for commands that take modules only.
 
     Raises:
-        ArtifactError: the file is a model.
+        ArtifactError: it is a model: a file, or a folder with a config.json.
     """
-    if path.suffix not in {".onnx", ".pt2"}:
-        return
-    from compiler.inspection.contents import is_module_file
+    if path.suffix in {".onnx", ".pt2"}:
+        from compiler.inspection.contents import is_module_file
 
-    if not is_module_file(path):
+        is_model = not is_module_file(path)
+    else:
+        is_model = (path / "config.json").exists()
+    if is_model:
         raise ArtifactError(
             f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
         )

@@ -65,3 +65,9 @@ def test_a_prompt_that_is_too_long_is_one_error(tensorwright: Run, module: Path)
     result = tensorwright("generate", module, "-p", "x" * 200)
     assert result.code == 2
     assert "the context of 96" in result.err
+
+
+def test_a_model_in_place_of_a_module_is_told_from_it(tensorwright: Run, folder: Path) -> None:
+    result = tensorwright("generate", folder, "-p", "Hi")
+    assert result.code == 2
+    assert f"compile it first: tensorwright compile {folder}" in result.err.replace("\n", " ")

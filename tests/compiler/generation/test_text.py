@@ -84,6 +84,14 @@ def test_a_penalty_makes_seen_tokens_less_likely() -> None:
     assert sampler.choose(np.array([3.0, 2.0, 1.4], np.float32)) == 0  # 1.5, 1, 0.7: token 1 was seen by now
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_smallest_temperature_and_the_largest_penalty_do_not_overflow() -> None:
+    coldest = Sampler(GenerationOptions(temperature=5e-324, seed=1), [])
+    assert coldest.choose(np.array([3.0, 9.0, -4.0], np.float32)) == 1
+    harshest = Sampler(GenerationOptions(repetition_penalty=1e300), [0, 1, 2])
+    assert harshest.choose(np.array([0.0, -1.0, 5.0, -0.5], np.float32)) == 2  # 0, -inf, just above 0
+
+
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(InputError, match="logits that are NaN"):
         Sampler(GenerationOptions(), []).choose(np.array([np.nan, 1], np.float32))
