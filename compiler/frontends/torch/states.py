@@ -11,6 +11,7 @@ import numpy as np
 
 from compiler.errors import OptionError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, StateSpec
+from compiler.frontends.torch.shared_buffers import with_shared_buffers
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +35,13 @@ def with_states(
     that it writes to are where they are `wanted`; "*" stands for all of them.
 
     Raises:
-        UnsupportedModelError: the program writes to an input that is not wanted.
+        UnsupportedModelError: the program writes to an input that is not wanted, or its buffers overlap.
         OptionError: it does not write to one that is.
     """
     every = "*" in (wanted or ())
     if not any(_writes(node.target) for node in program.graph.nodes) and (every or not wanted):
         return program, []
-    functional = program.run_decompositions({})
+    functional = with_shared_buffers(program).run_decompositions({})
     signature = functional.graph_signature
     buffers, inputs = dict(signature.buffers_to_mutate), dict(signature.user_inputs_to_mutate)
     if every:

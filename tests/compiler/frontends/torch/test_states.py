@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,30 @@ def test_inputs_that_are_written_to_are_states_when_named() -> None:
         )
         np.testing.assert_array_equal(session.states["keys"], keys)
         np.testing.assert_array_equal(session.states["values"], values)
+
+
+class Counting(nn.Module):
+    sums: torch.Tensor
+
+    def __init__(self, sums: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("sums", sums)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sums.view(-1)[1:].add_(x.sum())
+        return x * self.sums
+
+
+def test_one_buffer_of_two_modules_is_one_state() -> None:
+    shared = torch.zeros(3)
+    model = nn.Sequential(Counting(shared), Counting(shared)).eval()
+    example = (torch.zeros(3),)
+    module = tensorwright.compile(copy.deepcopy(model), example_inputs=example, threads=1, progress=None)
+    session = module.session()
+    for _ in range(2):
+        x = torch.randn(3)
+        np.testing.assert_allclose(session.run([x.numpy()])["output_0"], model(x), rtol=1e-5)
+    np.testing.assert_allclose(session.states["0.sums"], shared, rtol=1e-5)
+    overlapping = nn.Sequential(Counting(shared), Counting(shared[:1])).eval()
+    with pytest.raises(UnsupportedModelError, match=r"1.sums.*its memory is part of the buffer '0.sums'"):
+        tensorwright.compile(overlapping, example_inputs=example, progress=None)
