@@ -90,7 +90,8 @@ class SearchReport:
         score, costs: of the chosen net, finished.
         score_before: of the chosen net before it was finetuned and quantized.
         steps: how it was finished.
-        training_seconds, search_seconds, finish_seconds: of the shared weights, the search, and the chosen net.
+        training_seconds, search_seconds, finish_seconds: of the shared weights, the search (in all runs that it took),
+            and the chosen net.
         search_cpu_seconds: processor time of the search, that of its worker processes included.
     """
 

@@ -247,9 +247,12 @@ class _Search:
         explorer = Explorer(self.net, self.costs, self.budget, self.options, study, self.report)
         trained = self._train_shared()
         begun = Spent.so_far()
-        candidates = explorer.run()
-        self.costs.close()  # the processor time of processes counts when they have ended
-        searched = Spent.so_far().since(begun)
+        try:
+            candidates = explorer.run()
+        finally:
+            self.costs.close()  # the processor time of processes counts when they have ended
+            spent = Spent.so_far().since(begun)
+            searched = Spent(*study.add_spent(spent.seconds, spent.cpu_seconds))
         finisher = Finisher(
             self.job,
             self.net,

@@ -81,6 +81,13 @@ class Study:
         for trial in self._study.get_trials(states=(state.RUNNING,)):
             self._study.tell(trial.number, state=state.FAIL)
 
+    def add_spent(self, seconds: float, cpu_seconds: float) -> tuple[float, float]:
+        """Note what a run took; what all runs of this search took so far."""
+        before = self._study.user_attrs.get("spent", (0.0, 0.0))
+        total = (before[0] + seconds, before[1] + cpu_seconds)
+        self._study.set_user_attr("spent", total)
+        return total
+
     def finished(self) -> list[Candidate]:
         """The candidates that are known."""
         state = self._optuna.trial.TrialState

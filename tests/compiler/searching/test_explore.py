@@ -96,8 +96,10 @@ def test_a_failed_evaluation_loses_nothing_and_the_search_goes_on(tmp_path: Path
     with pytest.raises(OptionError, match="evaluate= returned nan") as caught:
         first.run()
     assert len(caught.value.reached) == 7  # type: ignore[arg-type]
+    assert first.study.add_spent(2.0, 1.0) == (2.0, 1.0)
     net = MadeUp()
     resumed = explorer(net, 3.0, storage=tmp_path / "trials.db")
+    assert resumed.study.add_spent(3.0, 0.5) == (5.0, 1.5)
     assert len(resumed.candidates) == 7
     assert len(resumed.run()) == 24
     assert len(net.scored) == 24 - 7
