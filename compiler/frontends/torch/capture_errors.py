@@ -19,6 +19,10 @@ _DATA_DEPENDENT = (
     "compute both branches and choose with torch.where, use torch.cond, or compile the parts around it; models that "
     "decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
 )
+_INDEX = (
+    "write to and read from computed places with a tensor of one axis, cache.index_copy_(1, at, rows) or "
+    "cache[:, at] with `at` of shape (1,)"
+)
 _OTHER = "make torch.export.export(model, example_inputs) work first"
 _LONGEST = 300
 
@@ -28,7 +32,8 @@ def capture_error(error: Exception) -> InvalidModelError:
     text = str(error)
     where = _line_of_the_model(error.__traceback__)
     if "data-dependent" in text:
-        what, hint = f"a value of a tensor decides what is computed ({_first_line(text)})", _DATA_DEPENDENT
+        hint = f"{_INDEX}; else {_DATA_DEPENDENT}" if "specialized integer" in text else _DATA_DEPENDENT
+        what = f"a value of a tensor decides what is computed ({_first_line(text)})"
     elif "specialized it to be a constant" in text:
         what, hint = text.strip(), _FIXED_SIZE
     elif "the generated guard" in text:
