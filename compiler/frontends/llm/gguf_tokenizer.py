@@ -49,6 +49,13 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
     )
 
 
+def tokenizer_kind(file: GgufFile) -> str:
+    """How the metadata name the tokenizer, in brackets behind a space; empty where they do not."""
+    kind, pre = file.value(f"{_PREFIX}model"), file.value(f"{_PREFIX}pre")
+    named = [f"{name} {value!r}" for name, value in (("model", kind), ("pre-tokenizer", pre)) if value is not None]
+    return f" ({', '.join(named)})" if named else ""
+
+
 def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any] | None:
     kind, pre = file.value(f"{_PREFIX}model"), str(file.value(f"{_PREFIX}pre", "default"))
     if kind == "gpt2" and pre in SPLITS:

@@ -34,7 +34,7 @@ from compiler.frontends.llm.families import FAMILIES
 from compiler.frontends.llm.genai_folder import import_genai_folder, is_genai_folder
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
-from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
+from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer, tokenizer_kind
 from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
@@ -62,10 +62,20 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
         path: a GGUF file, or a folder of the transformers library with config.json and safetensors.
         options: how it is built; None for the defaults.
 
+    A model whose tokenizer is missing or not supported is imported without one; its notes say so.
+
     Raises:
         InvalidModelError, OptionError, StorageError, UnsupportedModelError, MissingDependencyError.
     """
-    options = options or LanguageModelOptions()
+    model = _imported(path, options or LanguageModelOptions())
+    if TOKENIZER_ASSET in model.assets:
+        return model
+    kind = "" if path.is_dir() else tokenizer_kind(GgufFile(path))
+    note = f"{path} has no tokenizer that is supported{kind}: the module takes and returns tokens"
+    return replace(model, notes=(*model.notes, note))
+
+
+def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
     if is_genai_folder(path):
         return _genai(path, options)
     if path.is_dir():

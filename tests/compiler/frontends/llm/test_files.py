@@ -65,6 +65,14 @@ def test_the_tokenizer_and_the_template_of_a_gguf_file_are_kept(tmp_path: Path) 
     assert model.generate("Hi", max_new_tokens=2).prompt_tokens == 2
 
 
+def test_a_tokenizer_that_is_not_supported_is_noted(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", "F32")
+    assert not import_language_model(path).notes
+    path.write_bytes(path.read_bytes().replace(b"gpt-2", b"gpt-7"))
+    (note,) = import_language_model(path).notes
+    assert "(model 'gpt2', pre-tokenizer 'gpt-7'): the module takes and returns tokens" in note
+
+
 def test_merges_are_kept_as_texts_that_read_sooner() -> None:
     tokenizers = pytest.importorskip("tokenizers")
     for letter, expected in (("b", ["a b"]), (" ", [["a", " "]])):
