@@ -15,6 +15,7 @@ from schedules.instructions import (
     vector_math,
 )
 from schedules.instructions.clips import vector_limits
+from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.nan_tests import vector_nan_tests
 from schedules.instructions.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
@@ -41,7 +42,8 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     """
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
-    body = serialize_narrow_repeats(inline_narrow_lets(vector_nan_tests(vector_limits(function.body, used))))
+    body = vector_nan_tests(vector_limits(vectorize_element_loops(function.body), used))
+    body = serialize_narrow_repeats(inline_narrow_lets(body))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
     body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
     called = _called(body)

@@ -1,0 +1,65 @@
+"""Loops of kernels written statement by statement whose iterations are independent, as processors run them: in vectors.
+
+Kernels mark such a loop by an annotation and leave it plain, as other machines run its iterations otherwise: graphics
+processors one on each thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from schedules.ir.expression import substitute
+from schedules.ir.tir import structural_map, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Stmt
+
+IN_VECTORS = "tensorwright.in_vectors"
+"""Annotation of a serial loop from 0: its iterations are independent, and each stores one element."""
+IN_CHUNKS = "tensorwright.in_chunks"
+"""The same; threads may share the iterations as well."""
+_LANES = 16  # of a vector; LLVM splits it where registers are narrower
+_CHUNK = 1 << 14  # elements that one thread takes at once
+_LEAST_SHARED = 1 << 18  # fewer elements are not worth the threads
+
+
+def vectorize_element_loops(root: Stmt) -> Stmt:
+    """Marked loops in vectors, and in chunks that threads share where they are known to be long."""
+
+    def rewritten(loop: Stmt) -> Stmt:
+        if IN_CHUNKS in loop.annotations:
+            return _chunks(loop)
+        if IN_VECTORS in loop.annotations:
+            return _vectors(loop, tirx.const(0, str(loop.loop_var.ty.dtype)), loop.extent)
+        return loop
+
+    return structural_map(root, (tirx.For, rewritten))
+
+
+def _chunks(loop: Stmt) -> Stmt:
+    """Chunks of vectors, in parallel where their number is known and large."""
+    size = tvm.sym.Analyzer().simplify(loop.extent)
+    is_shared = isinstance(size, tirx.IntImm) and int(size.value) >= _LEAST_SHARED
+    dtype = str(loop.loop_var.ty.dtype)
+    chunk, zero = tirx.const(_CHUNK, dtype), tirx.const(0, dtype)
+    number = tirx.Var("chunk", loop.loop_var.ty)
+    first = number * chunk
+    body = _vectors(loop, first, tirx.min(chunk, size - first))
+    kind = tirx.ForKind.PARALLEL if is_shared else tirx.ForKind.SERIAL
+    return tirx.For(number, zero, tirx.floordiv(size + chunk - 1, chunk), kind, body)
+
+
+def _vectors(loop: Stmt, first: Expr, count: Expr) -> Stmt:
+    """`count` iterations from `first` on: in vectors, but for the last ones."""
+    kind, dtype = loop.loop_var.ty, str(loop.loop_var.ty.dtype)
+    lanes, zero = tirx.const(_LANES, dtype), tirx.const(0, dtype)
+    block, lane, rest = (tirx.Var(name, kind) for name in ("block", "lane", "rest"))
+    whole = tirx.floordiv(count, lanes)
+    vector = tirx.For(lane, zero, lanes, tirx.ForKind.VECTORIZED, _at(loop, first + block * lanes + lane))
+    blocks = tirx.For(block, zero, whole, tirx.ForKind.SERIAL, vector)
+    last = _at(loop, first + whole * lanes + rest)
+    return tirx.SeqStmt([blocks, tirx.For(rest, zero, tirx.floormod(count, lanes), tirx.ForKind.SERIAL, last)])
+
+
+def _at(loop: Stmt, place: Expr) -> Stmt:
+    return substitute(loop.body, {loop.loop_var: place})
