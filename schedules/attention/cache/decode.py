@@ -1,7 +1,10 @@
 """Attention of a few queries over a cache, at the speed at which the rows are read.
 
 A task takes a head of keys with all query heads that share it, and a part of the rows where there are fewer heads than
-would keep all cores busy. It goes through its rows by blocks that stay in the first cache. Parts are joined at the end.
+would keep all cores busy. It goes through its rows by blocks that stay in the first cache. Where samples and heads
+keep all cores busy, a task sums all parts of a query, so that it joins them too; else they are joined at the end.
+
+A query's parts depend on how many rows it sees alone: its numbers are the same whatever shares the call.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schedules.attention.cache.byte_scores import RoundedQueries
-from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
-from schedules.attention.cache.plain import quotient
+from schedules.attention.cache.description import KEY, SEQUENCES, VALUE, CacheOperands
+from schedules.attention.cache.partial_results import PartialResults
+from schedules.attention.cache.read_ahead import ReadAhead, Rows, asked, start_of
 from schedules.attention.cache.softmax_block import RunningSoftmax
 from schedules.attention.pairs import in_vectors
 from schedules.codegen.nest import (
@@ -23,8 +27,8 @@ from schedules.codegen.nest import (
     allocate_tile,
     expression,
     load,
+    name_opaque,
     parallel_grid,
-    prefetch,
     repeat,
     sequence,
     store,
@@ -32,52 +36,41 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.parallel import pays_off
-from schedules.instructions.prefetch import prefetch_statement
 from schedules.instructions.row_sums import row_sums
-from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
-from schedules.machine import Machine, dtype_bits
+from schedules.machine import Machine
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
-_LINE = 64  # bytes of a cache line
 _MOST_KEYS = 64  # of a block: its rows, those asked for and what is computed of them share the first cache
+_LEAST_BLOCKS = 2  # of a query whose rows are split
 # Multiply-adds of scores, in vectors, that are worth starting threads: some 10 microseconds of reading rows.
 _LEAST_WORK = 12288
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows [first, end) of a head of keys of a sample, entry `slot` of the cache, that a part of the query's row
-    sums; the query sees [begin, end_seen) of them."""
-
-    sample: Expr
-    slot: Expr
-    key_head: Expr
-    query: Expr
-    first: Expr
-    end: Expr
-    begin: Expr
-    end_seen: Expr
-
-
-@dataclass(frozen=True)
 class _Block:
-    """Keys [first, first + count) of some rows, and what is kept of them.
-
-    What the core reads next begins at row `next_first` of `next_head`: the rest of the head, or the next head.
-    """
+    """Keys [first, first + count) of some rows, what is kept of them, and what is read next."""
 
     rows: Rows
     first: Expr
     count: Expr
-    next_head: Expr
-    next_first: Expr
+    ahead: ReadAhead
     softmax: RunningSoftmax
     rounded: RoundedQueries | None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The rows [begin, begin + count) that a query sees, and in how many parts they are summed."""
+
+    query: Expr
+    begin: Expr
+    count: Expr
+    parts: Expr
 
 
 class DecodeWriter:
@@ -90,25 +83,28 @@ class DecodeWriter:
         self.block = _block_keys(self.width, machine)
         self.splits = _splits(operands, machine)
         self.rounds = RoundedQueries.serve(operands, machine)
-        batch, most = (operands.batch, most) if SEQUENCES not in operands else (1, operands.queries)
-        shape = [batch, operands.key_heads, self.splits, most, operands.group, operands.value_size + 2]
-        # Of each part: sums, then the largest score and the sum of powers.
-        self.found = tirx.decl_buffer([expression(each) for each in shape], "float32", "parts", layout=None)
+        self.results = PartialResults(operands, machine, self.splits, most)
 
     def code(self) -> Stmt:
-        """All parts, then their sums joined."""
+        """All parts, and the results of them."""
         own = self.operands
-        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("split", self.splits)]
         rows, counted = self._all_rows()
         threads = pays_off(rows * own.heads * own.size, self.machine, _LEAST_WORK * self.lanes)
-        parts = parallel_grid(extents, lambda at: self._parts(*at), self.machine, parallel=threads)
+        tasks = name_opaque("tasks", self._tasks(), counted)
+        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("task", tasks)]
+        parts = parallel_grid(extents, lambda at: self._parts(at, tasks), self.machine, parallel=threads)
 
         def joined(sample: Expr) -> Stmt:
-            queries = own.few_of(sample, few=True)
-            heads = expression(own.heads)
-            return repeat("query", queries, lambda q: repeat("head", heads, lambda h: self._joined(sample, q, h)))
+            heads = expression(own.key_heads)
 
-        return sequence(counted, tirx.AllocBuffer(self.found), parts, repeat("sample", expression(own.batch), joined))
+            def query(seen: _Seen) -> Stmt:
+                whole = repeat("key_head", heads, lambda head: self.results.joined(sample, head, seen.query))
+                return when(seen.parts > 1, whole)
+
+            return self._queries(sample, query)
+
+        end = when(tasks > 1, repeat("sample", expression(own.batch), joined)) if self.splits > 1 else None
+        return sequence(self.results.allocated(), counted, parts, end)
 
     def _all_rows(self) -> tuple[Expr, list[Stmt]]:
         """Rows that all queries read together, about, and what has to be computed first."""
@@ -122,33 +118,64 @@ class DecodeWriter:
 
         return load(total, 0), [made, store(total, expression(0), 0), repeat("sample", own.batch, add)]
 
-    def _parts(self, sample: Expr, key_head: Expr, split: Expr) -> Stmt:
-        """One part of each query."""
+    def _tasks(self) -> Index:
+        """How many tasks share the parts of a query: one where samples and heads alone keep all cores busy."""
+        if self.splits == 1:
+            return 1
+        heads = expression(self.operands.batch) * self.operands.key_heads
+        return tirx.Select(heads >= CHUNKS_PER_CORE * self.machine.cores, expression(1), expression(self.splits))
+
+    def _queries(self, sample: Expr, body: Callable[[_Seen], Stmt]) -> Stmt:
+        """A body for each query of a sample, with the rows that it sees."""
         own = self.operands
-        position, rows, slot = (tirx.Var(name, "int64") for name in ("position", "rows", "slot"))
+        position, rows = (tirx.Var(name, "int64") for name in ("position", "rows"))
 
         def query(i: Expr) -> Stmt:
-            seen = own.range_of(position, rows, i)
-            begin, count = tirx.Var("begin", "int64"), tirx.Var("count", "int64")
-            # Whole vectors of keys in each part but the last.
-            share = tirx.floordiv(count + (self.splits * self.lanes - 1), expression(self.splits * self.lanes))
-            first, end = tirx.Var("first", "int64"), tirx.Var("end", "int64")
-            return sequence(
-                tirx.Bind(begin, seen[0]),
-                tirx.Bind(count, tirx.max(seen[1] - begin, expression(0))),
-                tirx.Bind(first, begin + tirx.min(split * share * self.lanes, count)),
-                tirx.Bind(end, begin + tirx.min((split + 1) * share * self.lanes, count)),
-                self._part(Rows(sample, slot, key_head, i, first, end, begin, begin + count), split),
-            )
+            begin_seen, end_seen = own.range_of(position, rows, i)
+            bound: list[Stmt] = []
+            begin = name_opaque("begin", begin_seen, bound)
+            count = name_opaque("count", tirx.max(end_seen - begin, expression(0)), bound)
+            is_long = count >= _LEAST_BLOCKS * self.block
+            parts = tirx.Select(is_long, expression(self.splits), expression(1)) if self.splits > 1 else expression(1)
+            seen = _Seen(i, begin, count, name_opaque("number_of_parts", parts, bound))
+            return sequence(bound, body(seen))
 
         return sequence(
             tirx.Bind(position, own.first_position(sample)),
             tirx.Bind(rows, own.rows_of(sample)),
-            tirx.Bind(slot, own.slot_of(sample)),
             repeat("query", own.few_of(sample, few=True), query),
         )
 
-    def _part(self, rows: Rows, split: Expr) -> Stmt:
+    def _parts(self, at: list[Expr], tasks: Index) -> Stmt:
+        """The parts of each query that are computed by the task at (sample, key head, task of the head)."""
+        sample, key_head, task = at
+        own, bound = self.operands, list[Stmt]()
+        slot = name_opaque("slot", own.slot_of(sample), bound)
+        following = start_of(own, sample, bound)
+
+        def query(seen: _Seen) -> Stmt:
+            # Whole vectors of keys in each part but the last.
+            share = tirx.floordiv(seen.count + (seen.parts * self.lanes - 1), seen.parts * self.lanes) * self.lanes
+
+            def part(p: Expr) -> Stmt:
+                own_bound: list[Stmt] = []
+                split = name_opaque("split", expression(task + p * tasks), own_bound)
+                first = name_opaque("first", seen.begin + tirx.min(split * share, seen.count), own_bound)
+                end = name_opaque("end", seen.begin + tirx.min((split + 1) * share, seen.count), own_bound)
+                last = seen.begin + seen.count
+                rows = Rows(sample, slot, key_head, seen.query, first, end, seen.begin, last, following)
+                return sequence(own_bound, when(split < seen.parts, self._part(rows, split, seen.parts)))
+
+            if self.splits == 1:
+                return part(expression(0))
+            joins = tirx.And(tirx.EQ(expression(tasks), expression(1)), seen.parts > 1)
+            own_parts = tirx.floordiv(expression(self.splits), expression(tasks))
+            joined = when(joins, self.results.joined(sample, key_head, seen.query))
+            return sequence(repeat("part", own_parts, part), joined)
+
+        return sequence(bound, self._queries(sample, query))
+
+    def _part(self, rows: Rows, split: Expr, parts: Expr) -> Stmt:
         own = self.operands
         softmax, made = RunningSoftmax.of(own.group, self.block, own.value_size, self.machine, further=self.width)
         query, zero = softmax.further, tirx.FloatImm("float32", 0.0)
@@ -164,20 +191,11 @@ class DecodeWriter:
                 repeat("d", rest, lambda d: query.store(zero, g, d + own.size)) if rest else None,
             )
 
-        def kept(g: Expr) -> Stmt:
-            sample, query = own.place(rows.sample, rows.query)
-            at = [sample, rows.key_head, split, query, g]
-            return sequence(
-                in_vectors(
-                    "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
-                ),
-                store(self.found, softmax.largest.load(g), *at, own.value_size),
-                store(self.found, softmax.totals.load(g), *at, own.value_size + 1),
-            )
-
         def ahead(j: Expr) -> Stmt:
-            return sequence(*(self._asked(each, rows, rows.key_head, rows.first + j) for each in (KEY, VALUE)))
+            return sequence(*(asked(own, each, (rows.slot, rows.key_head, rows.first + j)) for each in (KEY, VALUE)))
 
+        place = rows.sample, rows.key_head, rows.query
+        kept, stored = self.results.kept(softmax, *place, split), self.results.stored(softmax, *place)
         keys, keys_made = allocate("own_keys", [1 if self.rounds else self.block, self.width], "float32")
         blocks = tirx.floordiv(rows.end - rows.first + (self.block - 1), expression(self.block))
         return sequence(
@@ -190,7 +208,7 @@ class DecodeWriter:
             rounded_made,
             None if rounded is None else rounded.fill(query),
             repeat("block", blocks, lambda b: self._block(rows, rows.first + b * self.block, keys, softmax, rounded)),
-            repeat("g", own.group, kept),
+            when(parts > 1, kept, stored) if self.splits > 1 else stored,
         )
 
     def _block(
@@ -198,9 +216,9 @@ class DecodeWriter:
     ) -> Stmt:
         """The keys from `start` on, at most `self.block`."""
         own, lanes = self.operands, self.lanes
-        names = ("block_first", "block_count", "block_runs", "next_head", "next_first")
-        first, count, whole, next_head, next_first = (tirx.Var(name, "int64") for name in names)
-        block = _Block(rows, first, count, next_head, next_first, softmax, rounded)
+        first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
+        ahead, ahead_bound = ReadAhead.after(own, rows, first + count)
+        block = _Block(rows, first, count, ahead, softmax, rounded)
 
         def weight(g: Index, k: Expr) -> Expr:
             return softmax.scores.load(g, k)
@@ -225,9 +243,6 @@ class DecodeWriter:
         if direct:
             copies = None if self.rounds else when(left, copied(whole * lanes, lanes))
 
-        def ahead(k: Expr) -> list[Stmt]:
-            return self._asked_next(VALUE, block, k)
-
         def head(g: Expr) -> Stmt:
             return sequence(
                 repeat("run", whole, lambda r: run(g, r * lanes)),
@@ -238,48 +253,13 @@ class DecodeWriter:
             tirx.Bind(first, start),
             tirx.Bind(count, tirx.min(rows.end - first, expression(self.block))),
             tirx.Bind(whole, tirx.floordiv(count, expression(lanes))),
-            self._next_bound(block),
+            ahead_bound,
             copies,
             repeat("g", own.group, head),
             softmax.powers(runs),
             softmax.scaled(count, value_scale) if own.has_scales(VALUE) else None,
-            softmax.weighted(count, weight, value, ahead=ahead),
+            softmax.weighted(count, weight, value, ahead=lambda k: ahead.ask(VALUE, k)),
         )
-
-    def _next_bound(self, block: _Block) -> list[Stmt]:
-        """Say what the core reads after a block; where nothing follows, the last row again."""
-        rows, last = block.rows, block.rows.end_seen - 1
-        after = block.first + block.count
-        goes_on, ends = after < rows.end_seen, rows.key_head + 1 >= expression(self.operands.key_heads)
-        stays = tirx.Or(goes_on, ends)
-        return [
-            tirx.Bind(block.next_head, tirx.Select(stays, rows.key_head, rows.key_head + 1)),
-            tirx.Bind(block.next_first, tirx.Select(goes_on, after, tirx.Select(ends, last, rows.begin))),
-        ]
-
-    def _asked_next(self, role: str, block: _Block, k: Expr) -> list[Stmt]:
-        """Ask for row k of what is read after a block."""
-        row = tirx.min(block.next_first + k, block.rows.end_seen - 1)
-        return self._asked(role, block.rows, block.next_head, row)
-
-    def _asked(self, role: str, rows: Rows, key_head: Expr, row: Expr) -> list[Stmt]:
-        """Ask for a row of keys or values. For float32, which is bound by memory alone, that gained nothing."""
-        own, at = self.operands, (rows.slot, key_head, row)
-        if own.is_exact(role):
-            return []
-        step = 8 * _LINE // dtype_bits(str(own.buffers[role].dtype))
-        size = own.size if role == KEY else own.value_size
-        code = [prefetch(own.buffers[role], *at, d) for d in range(0, size, step)]
-        return [*code, prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else code
-
-    def _asked_keys(self, block: _Block, g: Expr, at: Expr) -> list[Stmt]:
-        """The share of head `g` of the vector of keys that a run asks for, so that requests are spread evenly."""
-        share = -(-self.lanes // self.operands.group)
-        return [
-            each
-            for t in range(share)
-            for each in self._asked_next(KEY, block, at + tirx.min(g * share + t, expression(self.lanes - 1)))
-        ]
 
     def _copied(self, block: _Block, j: Expr, keys: Expr) -> Stmt:
         """Key j of a block in float32; behind the last one, that again."""
@@ -343,56 +323,12 @@ class DecodeWriter:
             return number(load(parts, j, lane), "float32")
 
         return sequence(
-            self._asked_keys(block, g, at),
+            block.ahead.ask_keys(g, at, lanes),
             parts_made,
             found_made,
             sums,
             vectorized("lane", lanes, lambda lane: store(found, row_sums([part(j, lane) for j in range(lanes)]), lane)),
             repeat("j", lanes, end) if tail else vectorized("lane", lanes, end),
-        )
-
-    def _joined(self, sample: Expr, query: Expr, head: Expr) -> Stmt:
-        """The result of a query head, of its parts."""
-        own = self.operands
-        key_head = tirx.floordiv(head, expression(own.group))
-        g = tirx.floormod(head, expression(own.group))
-        lead, place = own.place(sample, query)
-        at = [[lead, key_head, expression(split), place, g] for split in range(self.splits)]
-        largest, largest_made = allocate("all_largest", [1], "float32", "local")
-        total, total_made = allocate("all_total", [1], "float32", "local")
-        factors, factors_made = allocate("factors", [self.splits], "float32", "local")
-        most = tirx.max(own.sink(head), LOWEST) if SINKS in own else LOWEST
-        for each in at:
-            most = tirx.max(most, load(self.found, *each, own.value_size))
-        start = (
-            call(EXP_OF_NEGATIVE, own.sink(head) - load(largest, 0)) if SINKS in own else tirx.FloatImm("float32", 0.0)
-        )
-
-        def part(split: int) -> Stmt:
-            factor = load(factors, split)
-            return sequence(
-                store(
-                    factors,
-                    call(EXP_OF_NEGATIVE, load(self.found, *at[split], own.value_size) - load(largest, 0)),
-                    split,
-                ),
-                store(total, load(total, 0) + factor * load(self.found, *at[split], own.value_size + 1), 0),
-            )
-
-        def element(d: Expr) -> Stmt:
-            value = load(self.found, *at[0], d) * load(factors, 0)
-            for split in range(1, self.splits):
-                value = value + load(self.found, *at[split], d) * load(factors, split)
-            return own.stored(quotient(value, load(total, 0)), sample, query, head, d)
-
-        return sequence(
-            largest_made,
-            total_made,
-            factors_made,
-            store(largest, most, 0),
-            store(total, start, 0),
-            [part(split) for split in range(self.splits)],
-            in_vectors("d", own.value_size, self.lanes, element),
         )
 
 

@@ -143,3 +143,33 @@ def test_sequences_of_one_call_are_those_of_calls_of_their_own() -> None:
         own["query"] = arrays["query"][:, first : first + count]
         for result in found:
             close(result[:, first : first + count], alone, own)
+
+
+def test_parts_of_rows_are_joined_alike_by_one_task_and_by_several() -> None:
+    """A sequence alone shares its parts among tasks, many sequences do not: the bits are the same."""
+    case = Case(heads=6, key_heads=3, size=16, capacity=400, batch=4, position=399, sinks=True)
+    arrays = case.arrays()
+    del arrays["position"]
+    sequences = np.array([[2, 299, 0, 1, 0], [0, 5, 1, 2, 0], [3, 398, 3, 2, 0], [1, 127, 5, 1, 0]], "int64")
+    arrays |= {"query": np.random.default_rng(1).standard_normal((1, 6, 6, 16)).astype("float32")}
+    tokens, number = tirx.Var("tokens", "int64"), tirx.Var("number", "int64")
+    shapes = {role: each.shape for role, each in arrays.items()} | {"query": (1, tokens, 6, 16)}
+    inputs = [(shape, "float32") for shape in shapes.values()] + [((number, 5), "int64")]
+
+    def make(builder: Any, query: Any, key: Any, value: Any, sinks: Any, sequences: Any) -> Any:
+        options = AttentionOptions(sinks=sinks, sequences=sequences)
+        return builder.emit(cached_attention(builder, query, key, value, options))
+
+    machine = relax.VirtualMachine(executable(scheduled(make, inputs, BEST)[0], BEST), tvm.cpu())
+
+    def attended(query: Any, sequences: Any) -> Any:
+        given = [np.ascontiguousarray(query), arrays["key"], arrays["value"], arrays["sinks"], sequences]
+        return machine["main"](*[tvm.runtime.tensor(each) for each in given]).numpy()
+
+    together = attended(arrays["query"], sequences)
+    for slot, row, first, count, _ in sequences.tolist():
+        query = arrays["query"][:, first : first + count]
+        alone = attended(query, np.array([[slot, row, 0, count, 0]], "int64"))
+        np.testing.assert_array_equal(alone, together[:, first : first + count])
+        own = {role: arrays[role][slot : slot + 1] for role in ("key", "value")}
+        close(alone, replace(case, queries=count, batch=1, position=row), {**arrays, **own, "query": query})
