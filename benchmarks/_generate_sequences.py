@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from compiler.generation import LanguageModel, Scheduler, load
@@ -94,7 +95,7 @@ def report(paths: list[Path], options: Any) -> None:
 
 def _endless(model: LanguageModel) -> LanguageModel:
     """The model without tokens that end a text, so that all are equally long."""
-    model.description = model.description.model_copy(update={"stop_tokens": ()})
+    model.description = msgspec.structs.replace(model.description, stop_tokens=())
     return model
 
 

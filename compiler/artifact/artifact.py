@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.artifact.fields import checked
 from compiler.artifact.manifest import (
     FixedInput,
     Manifest,
@@ -100,7 +102,7 @@ class Artifact:
             **manifest_fields,
         )
         return cls(
-            manifest,
+            checked(manifest),
             library,
             dict(contents.parameters),
             dict(contents.reference_inputs),
@@ -124,8 +126,8 @@ class Artifact:
             "reference_outputs": _describe(outputs),
             "reference_sizes": dict(sizes or {}),
         }
-        manifest = self.manifest.model_copy(update=described)
-        return replace(self, manifest=manifest, reference_inputs=dict(inputs), reference_outputs=dict(outputs))
+        manifest = msgspec.structs.replace(self.manifest, **described)
+        return replace(self, manifest=checked(manifest), reference_inputs=dict(inputs), reference_outputs=dict(outputs))
 
     @property
     def parameter_bytes(self) -> int:
@@ -159,6 +161,7 @@ def _describe(arrays: Mapping[str, np.ndarray]) -> tuple[TensorDescription, ...]
 
 
 def _fixed(name: str, array: np.ndarray) -> FixedInput:
-    few = array.size <= _MAX_INLINE_VALUES and array.dtype.kind in "biuf"
+    # JSON has no number that is not finite.
+    few = array.size <= _MAX_INLINE_VALUES and array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
     (description,) = _describe({name: array})
     return FixedInput(tensor=description, values=tuple(array.reshape(-1).tolist()) if few else None)

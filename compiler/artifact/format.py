@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import msgspec
+
 from compiler.artifact.artifact import Artifact
 from compiler.artifact.container import Layout, pack_head, parse_head
 from compiler.artifact.digest import tree_digests
-from compiler.artifact.fields import FieldError
+from compiler.artifact.fields import FieldError, decode, encode
 from compiler.artifact.keys import Key
 from compiler.artifact.manifest import Manifest
 from compiler.artifact.opening import OpenedModule, Source, open_module
@@ -51,9 +53,9 @@ def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
     contents: list[Sequence[memoryview | bytes]] = [[artifact.library], *(blob.pieces for blob in blobs)]
     digests = tree_digests(contents)
     checksums = {name: digest.hex() for name, digest in zip(names, digests, strict=True)}
-    manifest = artifact.manifest.model_copy(update={"checksums": checksums})
+    manifest = msgspec.structs.replace(artifact.manifest, checksums=checksums)
     sizes = dict(zip(names, [len(artifact.library), *(blob.nbytes for blob in blobs)], strict=True))
-    head, layout = pack_head(manifest.model_dump_json().encode(), sizes, signed=sign_key is not None)
+    head, layout = pack_head(encode(manifest), sizes, signed=sign_key is not None)
     pieces: Pieces = [head]
     position = len(head)
     for section, content in zip(layout.sections, contents, strict=True):
@@ -117,7 +119,7 @@ def _section_names(manifest: Manifest) -> tuple[str, ...]:
 
 def _parse_manifest(layout: Layout, origin: str) -> Manifest:
     try:
-        return Manifest.model_validate_json(layout.manifest)
+        return decode(layout.manifest, Manifest)
     except FieldError as error:
         raise ArtifactError(f"{origin}: its manifest is not valid: {str(error)[:700]}") from error
 

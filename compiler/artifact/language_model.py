@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from compiler.artifact.fields import Length, Model, Range
+from msgspec import Meta
+
+from compiler.artifact.fields import Record
 
 DESCRIPTION_ASSET = "language_model.json"
 TOKENIZER_ASSET = "tokenizer.json"
 ENCODER_ASSET = "encoder.twm"
 
-Token = Annotated[int, Range(0, (1 << 31) - 1)]
-Size = Annotated[int, Range(1, 1 << 20)]
+Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
-class AudioPreparation(Model):
+class AudioPreparation(Record, frozen=True, kw_only=True):
     """How speech becomes a log-mel spectrogram, as Whisper reads it.
 
     Attributes:
@@ -28,10 +30,10 @@ class AudioPreparation(Model):
     window: Size
     hop: Size
     mels: Size
-    samples: Annotated[int, Range(1, 1 << 28)]
+    samples: Annotated[int, Meta(ge=1, le=1 << 28)]
 
 
-class ImagePreparation(Model):
+class ImagePreparation(Record, frozen=True, kw_only=True):
     """How an image becomes what an encoder reads, and what stands for it in a prompt.
 
     Attributes:
@@ -46,7 +48,7 @@ class ImagePreparation(Model):
         scale, mean, std: (pixel * scale - mean) / std, by channel.
     """
 
-    text: Annotated[str, Length(1)]
+    text: Annotated[str, Meta(min_length=1)]
     rows: Size
     height: Size
     width: Size
@@ -55,13 +57,13 @@ class ImagePreparation(Model):
     splits: bool = False
     frame: str = ""
     overview: str = ""
-    resample: Annotated[int, Range(0, 5)]
+    resample: Annotated[int, Meta(ge=0, le=5)]
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
-class LanguageModelDescription(Model):
+class LanguageModelDescription(Record, frozen=True, kw_only=True):
     """How to generate with a module.
 
     Attributes:
@@ -83,14 +85,14 @@ class LanguageModelDescription(Model):
     """
 
     architecture: str
-    context: Annotated[int, Range(1)]
-    vocabulary: Annotated[int, Range(1)]
+    context: Annotated[int, Meta(ge=1)]
+    vocabulary: Annotated[int, Meta(ge=1)]
     stop_tokens: tuple[Token, ...] = ()
     begin: str = ""
     end: str = ""
     chat_template: str | None = None
     sequences: bool = False
-    stable_context: Annotated[int, Range(1)] | None = None
+    stable_context: Annotated[int, Meta(ge=1)] | None = None
     image_token: Token | None = None
     start: tuple[Token, ...] = ()
     suppressed: tuple[Token, ...] = ()

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from msgspec import Meta, field
 
 from compiler.artifact.container import FORMAT_VERSION
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.artifact.fields import EMPTY, JsonValue, Length, Model, Pattern, Range
+from compiler.artifact.fields import Record
+
+if TYPE_CHECKING:
+    JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | bool | int | float | None"
+else:
+    JsonValue = Any
 
 MAX_ELEMENTS = 2**60
 MAX_BRANCH_DEPTH = 64
-Name = Annotated[str, Length(most=4096)]
-Size = Annotated[int, Range(0, 2**62)]
-Dimension = Annotated[int, Range(0, MAX_ELEMENTS)] | Annotated[str, Length(1, 1024)]
-Digest = Annotated[str, Pattern("[0-9a-f]{64}")]
+_MAX_DEPTH = 200  # of JSON values, which are read by recursion
+Name = Annotated[str, Meta(max_length=4096)]
+Size = Annotated[int, Meta(ge=0, le=2**62)]
+Dimension = Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)] | Annotated[str, Meta(min_length=1, max_length=1024)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class TensorDescription(Model):
+class TensorDescription(Record, frozen=True, kw_only=True):
     """Name, shape and element type of an input, an output or a parameter.
 
     Attributes:
@@ -31,11 +38,11 @@ class TensorDescription(Model):
     """
 
     name: Name
-    shape: Annotated[tuple[Dimension, ...], Length(most=64)]
+    shape: Annotated[tuple[Dimension, ...], Meta(max_length=64)]
     dtype: str
     carrier: Literal["int8", "uint8"] | None = None
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         if self.dtype not in ELEMENT_TYPES:
             raise ValueError(f"unknown element type {self.dtype!r}; known: {', '.join(ELEMENT_TYPES)}")
         if math.prod(max(size, 1) for size in self.shape if isinstance(size, int)) > MAX_ELEMENTS:
@@ -55,7 +62,7 @@ class TensorDescription(Model):
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-class TargetDescription(Model):
+class TargetDescription(Record, frozen=True, kw_only=True):
     """The target that the code was built for.
 
     Attributes:
@@ -67,19 +74,22 @@ class TargetDescription(Model):
     name: Name
     architecture: Name
     required_cpu_features: tuple[Name, ...] = ()
-    details: dict[str, JsonValue] = EMPTY
+    details: dict[str, JsonValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_depth(self.details)
 
 
-class ToolVersions(Model):
+class ToolVersions(Record, frozen=True, kw_only=True):
     """Versions of what built the module. `tvm` must equal the runtime's: TVM promises no stable interface."""
 
     tensorwright: Name
     tvm: Name
     tvm_ffi: Name
-    others: dict[str, Name] = EMPTY
+    others: dict[str, Name] = field(default_factory=dict)
 
 
-class KernelProvenance(Model):
+class KernelProvenance(Record, frozen=True, kw_only=True):
     """Where one kernel's schedule came from, and how much it computes.
 
     Attributes:
@@ -97,13 +107,16 @@ class KernelProvenance(Model):
     source: Literal["default", "record", "as-is"]
     origin: Name | None = None
     measure: Name | None = None
-    config: dict[str, JsonValue] = EMPTY
+    config: dict[str, JsonValue] = field(default_factory=dict)
     operations: Name | None = None
-    symbols: dict[Name, tuple[int, int]] = EMPTY
+    symbols: dict[Name, tuple[int, int]] = field(default_factory=dict)
     gathered: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_depth(self.config)
 
-class CallList(Model):
+
+class CallList(Record, frozen=True, kw_only=True):
     """Which nodes of the model each call of a kernel computes.
 
     Attributes:
@@ -127,7 +140,7 @@ class CallList(Model):
                 else:
                     yield self.callees[step[0]], tuple(self.nodes[each] for each in step[1:])
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         for steps in self.functions.values():
             self._check_steps(steps, 0)
 
@@ -150,14 +163,14 @@ class CallList(Model):
         return 0 <= callee < len(self.callees) and all(0 <= node < len(self.nodes) for node in nodes)
 
 
-class PassTiming(Model):
+class PassTiming(Record, frozen=True, kw_only=True):
     """Wall-clock seconds of one pass or phase of the compilation."""
 
     name: Name
-    seconds: Annotated[float, Range(0)]
+    seconds: Annotated[float, Meta(ge=0)]
 
 
-class MemoryPlan(Model):
+class MemoryPlan(Record, frozen=True, kw_only=True):
     """Activation memory in bytes: what the plan needs, the sum without reuse, and the lower bound of live bytes.
 
     Attributes:
@@ -171,14 +184,14 @@ class MemoryPlan(Model):
     dynamic_bytes: Name = "0"
 
 
-class FixedInput(Model):
+class FixedInput(Record, frozen=True, kw_only=True):
     """A model input whose value was fixed when compiling; `values` (flat) only where there are few."""
 
     tensor: TensorDescription
-    values: Annotated[tuple[bool | int | float, ...], Length(most=64)] | None = None
+    values: Annotated[tuple[bool | int | float, ...], Meta(max_length=64)] | None = None
 
 
-class Requirement(Model):
+class Requirement(Record, frozen=True, kw_only=True):
     """A relation between sizes of the inputs that the model needs.
 
     Attributes:
@@ -191,11 +204,11 @@ class Requirement(Model):
     left: Name
     relation: Literal["equal", "at least", "broadcast"]
     right: Name
-    symbols: dict[Name, Name] = EMPTY
+    symbols: dict[Name, Name] = field(default_factory=dict)
     where: Name
 
 
-class IndexRequirement(Model):
+class IndexRequirement(Record, frozen=True, kw_only=True):
     """An input whose elements are indices, lengths or counts: each must lie in [least, size).
 
     Attributes:
@@ -207,11 +220,11 @@ class IndexRequirement(Model):
     input: Name
     size: Name
     least: Name | None = None
-    symbols: dict[Name, Name] = EMPTY
+    symbols: dict[Name, Name] = field(default_factory=dict)
     where: Name
 
 
-class StateDescription(Model):
+class StateDescription(Record, frozen=True, kw_only=True):
     """A tensor that a session keeps: an input, and the output that is its next value.
 
     Attributes:
@@ -223,11 +236,11 @@ class StateDescription(Model):
     name: Name
     input: Name
     output: Name
-    axis: Annotated[int, Range(0, 63)] | None = None
+    axis: Annotated[int, Meta(ge=0, le=63)] | None = None
     grows: bool = False
 
 
-class PositionDescription(Model):
+class PositionDescription(Record, frozen=True, kw_only=True):
     """The input that says how many rows of the states are in use before a run, and how many a run adds.
 
     Attributes:
@@ -236,17 +249,17 @@ class PositionDescription(Model):
     """
 
     input: Name
-    rows: Annotated[int, Range(0, MAX_ELEMENTS)] | Name
+    rows: Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)] | Name
 
 
-class ReferenceTolerance(Model):
+class ReferenceTolerance(Record, frozen=True, kw_only=True):
     """How far outputs may be from the reference: |output - reference| <= absolute + relative * |reference|."""
 
-    relative: Annotated[float, Range(0)] = 1e-3
-    absolute: Annotated[float, Range(0)] = 1e-4
+    relative: Annotated[float, Meta(ge=0)] = 1e-3
+    absolute: Annotated[float, Meta(ge=0)] = 1e-4
 
 
-class Manifest(Model):
+class Manifest(Record, frozen=True, kw_only=True):
     """The manifest: everything in a module but its code and its tensors.
 
     Attributes:
@@ -268,7 +281,7 @@ class Manifest(Model):
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
     """
 
-    format_version: Annotated[int, Range(1, FORMAT_VERSION)] = FORMAT_VERSION
+    format_version: Annotated[int, Meta(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
     model_name: Name
     inputs: tuple[TensorDescription, ...]
     outputs: tuple[TensorDescription, ...]
@@ -276,7 +289,7 @@ class Manifest(Model):
     compact_parameters: Size = 0
     target: TargetDescription
     versions: ToolVersions
-    threads: Annotated[int, Range(1, 4096)] | None = None
+    threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
     fixed_inputs: tuple[FixedInput, ...] = ()
     requirements: tuple[Requirement, ...] = ()
     indices: tuple[IndexRequirement, ...] = ()
@@ -288,14 +301,14 @@ class Manifest(Model):
     position: PositionDescription | None = None
     initial_states: tuple[TensorDescription, ...] = ()
     state_format: Digest | None = None
-    reference_sizes: dict[Name, Size] = EMPTY
+    reference_sizes: dict[Name, Size] = field(default_factory=dict)
     reference_inputs: tuple[TensorDescription, ...] = ()
     reference_outputs: tuple[TensorDescription, ...] = ()
     reference_tolerance: ReferenceTolerance = ReferenceTolerance()
     assets: tuple[TensorDescription, ...] = ()
-    checksums: dict[Name, Digest] = EMPTY
+    checksums: dict[Name, Digest] = field(default_factory=dict)
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         self._check_names()
         self._check_states()
 
@@ -349,3 +362,10 @@ class Manifest(Model):
         """The inputs that a session does not give by itself."""
         own = {state.input for state in self.states} | ({self.position.input} if self.position is not None else set())
         return tuple(each for each in self.inputs if each.name not in own)
+
+
+def _check_depth(value: JsonValue, most: int = _MAX_DEPTH) -> None:
+    if most < 0:
+        raise ValueError("a value is nested too deep")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(each, most - 1)

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.artifact.fields import FieldError, Length, Model, Range, checked, parse_json
+from compiler.artifact.fields import FieldError, Record, decode
 from compiler.artifact.manifest import MAX_ELEMENTS, TensorDescription
 from compiler.errors import ArtifactError
 
@@ -25,12 +26,12 @@ PADDING = "__padding__"
 _MAX_HEADER_BYTES = 64 << 20
 _LENGTH = struct.Struct("<Q")
 Write = Callable[[memoryview | bytes], object]
-Offset = Annotated[int, Range(0, 2**62)]
+Offset = Annotated[int, Meta(ge=0, le=2**62)]
 
 
-class _Entry(Model):
+class _Entry(Record, frozen=True, kw_only=True):
     dtype: str
-    shape: Annotated[tuple[Annotated[int, Range(0, MAX_ELEMENTS)], ...], Length(most=64)]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)], ...], Meta(max_length=64)]
     data_offsets: tuple[Offset, Offset]
 
 
@@ -103,7 +104,7 @@ def _parse_header(data: memoryview, what: str) -> tuple[dict[str, _Entry], memor
         raise ArtifactError(f"the {what} of the module have no valid header")
     end = _LENGTH.size + length
     try:
-        header: dict[str, _Entry] = checked(dict[str, _Entry], parse_json(bytes(data[_LENGTH.size : end])))
+        header = decode(data[_LENGTH.size : end], dict[str, _Entry])
     except FieldError as error:
         raise ArtifactError(f"the {what} of the module have no valid header: {error}") from error
     return header, data[end:]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compiler.artifact.fields import decode
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.errors import InputError, InvalidModelError, OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel
@@ -36,7 +37,7 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
         raise InvalidModelError("calibration needs the model's tokenizer, and it has none", "leave out the calibration")
     tokenizers = optional_module("tokenizers", "generate", "reads tokenizers of language models")
     found = tokenizers.Tokenizer.from_str(bytes(stored).decode()).encode(content[: 16 * _TOKENS]).ids[:_TOKENS]
-    description = LanguageModelDescription.model_validate_json(bytes(model.assets[DESCRIPTION_ASSET]))
+    description = decode(bytes(model.assets[DESCRIPTION_ASSET]), LanguageModelDescription)
     window = min(_CONTEXT, description.context)
     windows = len(found) // window
     if not windows:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compiler.artifact.fields import JsonValue
-from compiler.artifact.manifest import MAX_BRANCH_DEPTH, CallList
+from compiler.artifact.manifest import MAX_BRANCH_DEPTH, CallList, JsonValue
 from compiler.profiling.attribution import names_of
 from compiler.support.call_list import Branches, Step
 

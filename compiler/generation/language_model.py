@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from compiler.artifact import Key
-from compiler.artifact.fields import FieldError
+from compiler.artifact.fields import FieldError, decode
 from compiler.artifact.language_model import (
     DESCRIPTION_ASSET,
     ENCODER_ASSET,
@@ -63,7 +63,7 @@ class LanguageModel:
                 "compile one from a GGUF file or a folder of the transformers library",
             )
         try:
-            self.description = LanguageModelDescription.model_validate_json(assets[DESCRIPTION_ASSET].tobytes())
+            self.description = decode(assets[DESCRIPTION_ASSET].tobytes(), LanguageModelDescription)
         except FieldError as error:
             raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
         content = assets.get(TOKENIZER_ASSET)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from compiler.errors import StorageError
 from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
@@ -146,7 +148,7 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
 
 
 def _module_details(manifest: Manifest) -> dict[str, Any]:
-    entries = manifest.model_dump(mode="json")
+    entries = msgspec.to_builtins(manifest)
     partition = manifest.target.details.get("partition")
     return {
         "model": manifest.model_name,

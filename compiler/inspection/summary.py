@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from compiler.errors import InvalidModelError
 from compiler.frontends.file_types import is_language_model
 from compiler.inspection.contents import accelerator_text, is_module_file, plan_text, target_text
@@ -101,7 +103,7 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
         parameter_bytes=sum(spec.nbytes for spec in parameters),
         kernels_by_rule=dict(Counter(entry.rule for entry in manifest.kernels).most_common()),
         memory_plan=plan_text(plan) if plan is not None else None,
-        memory=plan.model_dump() if plan is not None else None,
+        memory=msgspec.structs.asdict(plan) if plan is not None else None,
         coverage=coverage,
         seconds=dict(seconds),
         states=[state.input for state in manifest.states],

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from compiler.artifact import Manifest, TensorDescription
-from compiler.artifact.fields import FieldError, Model, Range
+from compiler.artifact.fields import FieldError, Record, decode, encode
 from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError, InputError
@@ -24,7 +25,7 @@ from compiler.runtime.state_sizes import are_known, grown_sizes, shape_of, state
 _MAGIC = b"TWSTATE1"
 _HEAD = struct.Struct("<8sQ")
 _DIGEST_BYTES = 32
-_Count = Annotated[int, Range(0, 1 << 48)]
+_Count = Annotated[int, Meta(ge=0, le=1 << 48)]
 Array = np.ndarray
 
 
@@ -38,7 +39,7 @@ class SavedStates:
     arrays: Mapping[str, Array]
 
 
-class _Header(Model):
+class _Header(Record, frozen=True, kw_only=True):
     module: str
     length: _Count
     sizes: dict[str, _Count]
@@ -47,10 +48,9 @@ class _Header(Model):
 
 def write_states(path: str | os.PathLike[str], saved: SavedStates) -> None:
     """Write the file, whole or not at all. Raises StorageError."""
-    header = _Header(
-        module=saved.module, length=saved.length, sizes=dict(saved.sizes), empty=not saved.arrays
-    ).model_dump_json()
-    pieces: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, len(header.encode())), header.encode()]
+    described = _Header(module=saved.module, length=saved.length, sizes=dict(saved.sizes), empty=not saved.arrays)
+    header = encode(described)
+    pieces: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, len(header)), header]
     pieces += Blob(saved.arrays).pieces
     digest = hashlib.sha256()
     for piece in pieces:
@@ -73,7 +73,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
         raise ArtifactError(f"{origin} is damaged: its checksum does not match", "save the session again")
     end = _HEAD.size + _HEAD.unpack(content[: _HEAD.size])[1]
     try:
-        header = _Header.model_validate_json(bytes(content[_HEAD.size : end]))
+        header = decode(content[_HEAD.size : end], _Header)
     except FieldError as error:
         raise ArtifactError(f"{origin} is damaged: its header is not valid") from error
     if header.module != manifest.state_format:

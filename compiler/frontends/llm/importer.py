@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
+from compiler.artifact.fields import FieldError, checked, encode
 from compiler.artifact.language_model import (
     DESCRIPTION_ASSET,
     TOKENIZER_ASSET,
     ImagePreparation,
     LanguageModelDescription,
 )
+from compiler.errors import InvalidModelError
 from compiler.frontends.imported_model import (
     ImportedModel,
     IndexRequirement,
@@ -100,7 +104,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
     checkpoint.check_complete()
     described = _description(config.architecture, config.context, config.vocabulary, files)
     stable = {"sequences": options.sequences, "stable_context": _stable_context(config)}
-    description = described.model_copy(update=stable)
+    description = msgspec.structs.replace(described, **stable)
     slots = "slots" if options.sequences else 1
     shape = (slots, config.key_heads, "capacity", config.head_size)
     caches = [
@@ -143,15 +147,14 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     start = rules.start if found.image_token is None else ()
     files.check_fits(decoder.vocabulary, str(folder), start)
     description = _description(decoder.architecture, decoder.context, decoder.vocabulary, files)
-    description = description.model_copy(
-        update={
-            "image_token": found.image_token,
-            "start": start,
-            "suppressed": rules.suppressed,
-            "suppressed_first": rules.suppressed_first,
-            "audio": None if found.spectrogram is None else read_audio(folder, *found.spectrogram),
-            "images": _images(folder, found, files),
-        }
+    description = msgspec.structs.replace(
+        description,
+        image_token=found.image_token,
+        start=start,
+        suppressed=rules.suppressed,
+        suppressed_first=rules.suppressed_first,
+        audio=None if found.spectrogram is None else read_audio(folder, *found.spectrogram),
+        images=_images(folder, found, files),
     )
     return replace(decoder.model, assets=_assets(description, files), encoder=found.encoder)
 
@@ -228,7 +231,10 @@ def _description(architecture: str, context: int, vocabulary: int, files: Tokeni
 
 def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dict[str, bytes]:
     """What a module stores beside its weights to generate text."""
-    assets = {DESCRIPTION_ASSET: description.model_dump_json().encode()}
+    try:
+        assets = {DESCRIPTION_ASSET: encode(checked(description))}
+    except FieldError as error:
+        raise InvalidModelError(f"what the model's files say of it does not make sense: {error}") from error
     if (tokenizer := files.stored()) is not None:
         assets[TOKENIZER_ASSET] = tokenizer
     return assets

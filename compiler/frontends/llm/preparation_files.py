@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact.fields import FieldError
+import msgspec
+
 from compiler.artifact.language_model import AudioPreparation, ImagePreparation
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.safetensors_folder import read_json
@@ -110,6 +111,6 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
 
 def _made(kind: Any, folder: Path, **values: Any) -> Any:
     try:
-        return kind(**values)
-    except FieldError as error:
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
         raise InvalidModelError(f"{folder}: the settings of its processor do not make sense: {error}") from error

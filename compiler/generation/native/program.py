@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from compiler.artifact import Artifact
-from compiler.artifact.fields import FieldError
+from compiler.artifact.fields import FieldError, decode
 from compiler.artifact.language_model import (
     DESCRIPTION_ASSET,
     ENCODER_ASSET,
@@ -43,7 +43,7 @@ def text_program(artifact: Artifact, *, raw: bool = False) -> bytes:
     """
     assets = artifact.assets
     try:
-        description = LanguageModelDescription.model_validate_json(assets[DESCRIPTION_ASSET].tobytes())
+        description = decode(assets[DESCRIPTION_ASSET].tobytes(), LanguageModelDescription)
     except FieldError as error:
         raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
     if ENCODER_ASSET in assets or description.sequences:

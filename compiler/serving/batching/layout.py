@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from compiler.artifact import TensorDescription
@@ -46,7 +47,7 @@ class BatchLayout:
         if axis is None:
             return tensor
         shape = tuple(self.name if place == axis else size for place, size in enumerate(tensor.shape))
-        return tensor.model_copy(update={"shape": shape})
+        return msgspec.structs.replace(tensor, shape=shape)
 
     def joined(self, parts: Sequence[Arrays]) -> dict[str, Array]:
         """One set of inputs out of several that agree in all but their rows."""

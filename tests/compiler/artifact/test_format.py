@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors
 
 from compiler.artifact import Artifact, artifact_bytes, read_artifact, write_artifact
 from compiler.artifact.container import FORMAT_VERSION, HEAD_BYTES, MAGIC, pack_head, parse_head
+from compiler.artifact.fields import decode, encode
 from compiler.artifact.manifest import Manifest
 from compiler.artifact.tensors import PADDING
 from compiler.errors import ArtifactError, IncompatibleArtifactError, StorageError
@@ -23,7 +25,7 @@ def content() -> bytes:
 
 
 def _assert_equal(left: Artifact, right: Artifact) -> None:
-    assert left.manifest.model_copy(update={"checksums": {}}) == right.manifest.model_copy(update={"checksums": {}})
+    assert msgspec.structs.replace(left.manifest, checksums={}) == msgspec.structs.replace(right.manifest, checksums={})
     assert bytes(left.library) == bytes(right.library)
     for one, other in (
         (left.parameters, right.parameters),
@@ -166,7 +168,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 
 def test_the_manifest_speaks_json() -> None:
     manifest = sample_artifact().manifest
-    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert decode(encode(manifest), Manifest) == manifest
     axes, table = manifest.fixed_inputs
     assert axes.values == (1, 2)
     assert table.values is None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import compiler
@@ -38,7 +39,7 @@ def module_for(name: str, folder: Path, **changes: Any) -> Path:
     compiler.compile(small_net(1), target_that_runs(name), threads=1).export(path)
     if changes:
         artifact = read_artifact(path.read_bytes())
-        manifest = artifact.manifest.model_copy(update=changes)
+        manifest = msgspec.structs.replace(artifact.manifest, **changes)
         compiler.artifact.write_artifact(type(artifact)(**{**vars(artifact), "manifest": manifest}), path)
     return path
 
@@ -75,8 +76,8 @@ def test_this_machine_is_seen_as_the_engine_sees_it(tmp_path: Path) -> None:
     wanted = target.required_features
     lacking = next(name for name in ("sse4a", "amx-tile", "avx512fp16", "avx512vp2intersect") if name not in wanted)
     artifact = read_artifact(path.read_bytes())
-    described = artifact.manifest.target.model_copy(update={"required_cpu_features": (*wanted, lacking)})
-    changed = artifact.manifest.model_copy(update={"target": described})
+    described = msgspec.structs.replace(artifact.manifest.target, required_cpu_features=(*wanted, lacking))
+    changed = msgspec.structs.replace(artifact.manifest, target=described)
     compiler.artifact.write_artifact(type(artifact)(**{**vars(artifact), "manifest": changed}), path)
     done = subprocess.run([runner, path], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
@@ -138,12 +139,12 @@ def test_what_a_device_can_not_run_is_named(tmp_path: Path) -> None:
     manifest = read_artifact(module_for("raspberry-pi-4", tmp_path)).manifest
     device = ServerVersions(1, 1, "0.1", manifest.versions.tvm, "aarch64", frozenset({"neon"}))
     check_runs_there(manifest, device, "pi:9090")
-    newer = manifest.model_copy(update={"format_version": 2})
+    newer = msgspec.structs.replace(manifest, format_version=2)
     with pytest.raises(
         IncompatibleArtifactError, match=r"version 2, and the server at pi:9090 \(.* 0.1\) reads up to 1"
     ):
         check_runs_there(newer, device, "pi:9090")
-    other = manifest.model_copy(update={"versions": manifest.versions.model_copy(update={"tvm": "0.99"})})
+    other = msgspec.structs.replace(manifest, versions=msgspec.structs.replace(manifest.versions, tvm="0.99"))
     with pytest.raises(IncompatibleArtifactError, match=r"compiled with TVM 0.99, and the server at pi:9090 has TVM"):
         check_runs_there(other, device, "pi:9090")
 
@@ -151,7 +152,7 @@ def test_what_a_device_can_not_run_is_named(tmp_path: Path) -> None:
 def test_the_program_refuses_another_engine(tmp_path: Path) -> None:
     target = target_that_runs("raspberry-pi-4")
     versions = read_artifact(module_for("raspberry-pi-4", tmp_path)).manifest.versions
-    path = module_for("raspberry-pi-4", tmp_path, versions=versions.model_copy(update={"tvm": "0.99"}))
+    path = module_for("raspberry-pi-4", tmp_path, versions=msgspec.structs.replace(versions, tvm="0.99"))
     runner = str(device_programs(target) / "tensorwright-run")
     done = subprocess.run([*target.emulator(), runner, str(path)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1

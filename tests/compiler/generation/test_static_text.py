@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -109,7 +110,7 @@ def test_it_still_verifies_itself(program: StaticProgram, target: Target, tmp_pa
 
 def _tokenizer(separate: LanguageModel, template: str) -> Tokenizer:
     content = separate.module.artifact.assets["tokenizer.json"].tobytes()
-    return Tokenizer(content, separate.description.model_copy(update={"chat_template": template}))
+    return Tokenizer(content, msgspec.structs.replace(separate.description, chat_template=template))
 
 
 def test_templates_become_the_texts_around_messages(separate: LanguageModel) -> None:
@@ -124,7 +125,7 @@ def test_templates_become_the_texts_around_messages(separate: LanguageModel) -> 
 
 def test_modules_with_other_inputs_are_refused(separate: LanguageModel) -> None:
     artifact = separate.module.artifact
-    several = separate.description.model_copy(update={"sequences": True}).model_dump_json().encode()
+    several = msgspec.json.encode(msgspec.structs.replace(separate.description, sequences=True))
     other = replace(artifact, assets={**artifact.assets, DESCRIPTION_ASSET: np.frombuffer(several, np.uint8)})
     with pytest.raises(OptionError, match="compiled for several sequences"):
         text_program(other)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from compiler.artifact import Artifact, artifact_bytes
@@ -39,12 +40,12 @@ def module_of(case: Case) -> bytes:
     """The file of a module with the case's manifest."""
     from dataclasses import replace
 
-    described = json.loads(_artifact().manifest.model_dump_json())
+    described = json.loads(msgspec.json.encode(_artifact().manifest))
     shapes = {**_SHAPES, **case.get("shapes", {})}
     for tensor in described["inputs"]:
         tensor["shape"] = shapes[tensor["name"]]
     described |= {"requirements": case.get("requirements", []), "indices": case.get("indices", [])}
-    manifest = Manifest.model_validate_json(json.dumps(described))
+    manifest = msgspec.convert(described, Manifest)
     return artifact_bytes(replace(_artifact(), manifest=manifest))
 
 

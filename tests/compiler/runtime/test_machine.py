@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from compiler.artifact import Artifact, TargetDescription
@@ -17,7 +18,7 @@ from tests.compiler.runtime.building import dense_artifact
 
 def _changed(**fields: Any) -> Artifact:
     artifact = dense_artifact()
-    return replace(artifact, manifest=artifact.manifest.model_copy(update=fields))
+    return replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, **fields))
 
 
 def _target(architecture: str | None = None, features: tuple[str, ...] = ()) -> TargetDescription:
@@ -39,7 +40,7 @@ def test_a_missing_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_engine() -> None:
-    versions = dense_artifact().manifest.versions.model_copy(update={"tvm": "0.26.0"})
+    versions = msgspec.structs.replace(dense_artifact().manifest.versions, tvm="0.26.0")
     with pytest.raises(IncompatibleArtifactError, match=r"compiled with TVM 0\.26\.0"):
         Module(_changed(versions=versions))
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -214,7 +215,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Module(artifact)
     assert module.threads == 3
     assert Module(artifact, threads=5).threads == 5
-    stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 1}))
+    stored = replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, threads=1))
     assert Module(stored).threads == 1
     module.threads = 2
     assert module.threads == 2
@@ -229,7 +230,7 @@ def test_a_module_cannot_ask_for_more_threads_than_processors(monkeypatch: pytes
     from dataclasses import replace
 
     artifact = dense_artifact()
-    stored = replace(artifact, manifest=artifact.manifest.model_copy(update={"threads": 4096}))
+    stored = replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, threads=4096))
     module = Module(stored)
     assert module.threads == len(os.sched_getaffinity(0)) == Module(stored, executor=EmulatedExecutor(stored)).threads
     limit = settings.threads_limit()

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -105,7 +106,7 @@ def test_inputs_are_still_checked(artifact: Artifact) -> None:
 def test_parameters_that_do_not_fit_are_refused_when_loading(artifact: Artifact, change: Any) -> None:
     ((name, weight),) = artifact.parameters.items()
     wrong = np.ascontiguousarray(change(np.asarray(weight)))
-    described = artifact.manifest.parameters[0].model_copy(update={"shape": wrong.shape, "dtype": str(wrong.dtype)})
-    manifest = artifact.manifest.model_copy(update={"parameters": (described,)})
+    described = msgspec.structs.replace(artifact.manifest.parameters[0], shape=wrong.shape, dtype=str(wrong.dtype))
+    manifest = msgspec.structs.replace(artifact.manifest, parameters=(described,))
     with pytest.raises(ArtifactError, match="do not fit its code"):
         Module(replace(artifact, parameters={name: wrong}, manifest=manifest))

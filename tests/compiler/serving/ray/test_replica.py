@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from compiler.artifact import TargetDescription, write_artifact
@@ -34,7 +35,7 @@ def requiring(folder: Path, *features: str) -> Path:
     )
     path = folder / f"{'-'.join(features)}.twm"
     write_artifact(
-        dataclasses.replace(artifact, manifest=artifact.manifest.model_copy(update={"target": target})), path
+        dataclasses.replace(artifact, manifest=msgspec.structs.replace(artifact.manifest, target=target)), path
     )
     return path
 
