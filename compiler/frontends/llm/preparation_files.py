@@ -112,5 +112,5 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
 def _made(kind: Any, folder: Path, **values: Any) -> Any:
     try:
         return msgspec.convert(values, kind)
-    except (msgspec.ValidationError, OverflowError) as error:
+    except msgspec.ValidationError as error:
         raise InvalidModelError(f"{folder}: the settings of its processor do not make sense: {error}") from error
