@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from compiler.artifact.fields import FieldError, decode
 from compiler.artifact.language_model import AudioPreparation, ImagePreparation
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.safetensors_folder import read_json
@@ -111,6 +111,6 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
 
 def _made(kind: Any, folder: Path, **values: Any) -> Any:
     try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
+        return decode(json.dumps(values).encode(), kind)
+    except FieldError as error:
         raise InvalidModelError(f"{folder}: the settings of its processor do not make sense: {error}") from error
