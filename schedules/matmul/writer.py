@@ -6,12 +6,11 @@ its panel first, unless there are too few rows to pay for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
-    CHUNKS_PER_CORE,
     ROWS_AHEAD,
     Extent,
     expression,
@@ -30,6 +29,7 @@ from schedules.ir.inline import operations
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
+from schedules.matmul.row_chunks import falling_halves, row_chunks, tiles_of_chunk
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ PanelLoad = Callable[[Expr, Expr], Expr]
 
 # An epilogue more expensive than this is written once as a loop instead of once per register.
 _UNROLLED_EPILOGUE = 6
-_CHUNK_TILES = 8  # row tiles of a task when the number of rows is symbolic
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,19 +195,8 @@ class MatmulWriter:
 
     def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
         """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
-        if not isinstance(tiles, int):
-            ceil = tirx.FloorDiv(tiles + (_CHUNK_TILES - 1), index(_CHUNK_TILES))
-            return tirx.Max(ceil, index(1)), _CHUNK_TILES
-        tasks = panels if isinstance(panels, int) else self.machine.cores
-        for axis in self.form.batch:
-            tasks *= axis.extent if isinstance(axis.extent, int) else 1
-        cores = self.machine.cores
-        enough = CHUNKS_PER_CORE * cores
-        wanted = -(-enough // tasks)
-        if tasks % cores and tasks < 4 * enough:
-            wanted = -(-wanted // cores) * cores  # or one core would have a task more than the others
-        per_chunk = max(1, -(-tiles // max(1, min(wanted, tiles))))
-        return max(1, -(-tiles // per_chunk)), per_chunk
+        batch = [axis.extent for axis in self.form.batch]
+        return row_chunks(tiles, [panels, *batch], self.machine.cores)
 
     # One task: a panel of B and a chunk of rows.
 
@@ -221,7 +209,7 @@ class MatmulWriter:
         first = chunk * per_chunk
         parts = list(statements)
         if not isinstance(tiles, int) or tiles:
-            count = _at_most(per_chunk, tiles, first, chunks)
+            count = tiles_of_chunk(per_chunk, tiles, first, chunks)
             if self.block:
                 parts += self._blocked_tiles(batch, column, width, load, first, count, per_chunk)
             else:
@@ -273,7 +261,7 @@ class MatmulWriter:
             return self._tile(batch, index(tiles * self.tile_rows), rest, column, width, load) if rest else None
         parts = []
         done = tiles * self.tile_rows
-        for size in _halves(self.tile_rows):
+        for size in falling_halves(self.tile_rows):
             count = tirx.FloorDiv(rest, index(size))
             start = done
 
@@ -390,17 +378,3 @@ class MatmulWriter:
         if rest:
             parts.append(vector(i, whole * self.lanes, rest))
         return sequence(parts)
-
-
-def _at_most(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
-    """How many row tiles a chunk has: the last may have fewer."""
-    if isinstance(chunks, int) and chunks == 1:
-        return tiles
-    if isinstance(tiles, int) and isinstance(per_chunk, int) and tiles % per_chunk == 0:
-        return per_chunk
-    return tirx.Min(expression(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
-
-
-def _halves(size: int) -> Sequence[int]:
-    """Powers of two below `size`, falling: what is left of rows is done in these."""
-    return [1 << bit for bit in reversed(range((size - 1).bit_length()))]
