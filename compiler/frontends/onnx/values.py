@@ -157,12 +157,3 @@ def is_poisoned(value: object) -> bool:
     if isinstance(value, OptionalValue):
         return is_poisoned(value.value)
     return isinstance(value, Poisoned)
-
-
-def size_value(size: Dim) -> Value:
-    """A size as an int64 scalar."""
-    if isinstance(size, int):
-        return Constant(np.array(size, np.int64))
-    array = np.empty((), object)
-    array[()] = size
-    return Symbolic(array, "int64")

@@ -18,7 +18,7 @@ from compiler.frontends.onnx.operators.control_flow.loops import run_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, sources_with_captures
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
-from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned, size_value, tensor_shape
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned, tensor_shape
 
 _TRUE = Constant(np.array(True))
 
@@ -118,7 +118,7 @@ def scan_8(context: NodeContext) -> list[Value]:
 
     sources = sources_with_captures(context)
     weight = len(all_nodes(body.node)) * 4
-    return run_loop(context, Loop(step, size_value(entries), None, [], weight, sources)).stacks
+    return run_loop(context, Loop(step, _size_value(entries), None, [], weight, sources)).stacks
 
 
 class _SlicedInput:
@@ -162,6 +162,14 @@ class _SlicedInput:
         return context.emit(R.subtract(tensor, position))
 
 
+def _size_value(size: Dim) -> Value:
+    if isinstance(size, int):
+        return Constant(np.array(size, np.int64))
+    array = np.empty((), object)
+    array[()] = size
+    return Symbolic(array, "int64")
+
+
 def _scan_loop(
     context: NodeContext, body: onnx.GraphProto, state: Sequence[Value], inputs: Sequence[_SlicedInput]
 ) -> LoopResult:
@@ -176,7 +184,7 @@ def _scan_loop(
 
     weight = len(all_nodes(body.node)) + len(inputs) + 1
     sources = sources_with_captures(context)
-    return run_loop(context, Loop(step, size_value(count), None, list(state), weight, sources))
+    return run_loop(context, Loop(step, _size_value(count), None, list(state), weight, sources))
 
 
 def _common_count(context: NodeContext, inputs: Sequence[_SlicedInput]) -> Dim:

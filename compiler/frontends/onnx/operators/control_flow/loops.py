@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
-from compiler.frontends.onnx.operators.control_flow.loop_blocks import loop_in_blocks
 from compiler.frontends.onnx.operators.control_flow.loop_functions import recursive_loop
-from compiler.frontends.onnx.operators.control_flow.loop_stacks import check_step, stacked
 from compiler.frontends.onnx.operators.control_flow.loop_state import (
     Loop,
     LoopResult,
+    Step,
     element_kind,
     empty_stack,
     known_scalar,
 )
-from compiler.frontends.onnx.operators.control_flow.structures import require_known
-from compiler.frontends.onnx.values import Constant, Runtime, Value
+from compiler.frontends.onnx.operators.control_flow.structures import materialized, require_known
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned
 
 # A body of so many nodes in total is written out; above it compiling costs more than the calls that it saves.
 _UNROLLED_NODES = 256
@@ -34,9 +34,6 @@ def run_loop(context: NodeContext, loop: Loop) -> LoopResult:
         result = _unrolled(context, loop, max(trips or 0, 0))
         if result is not None:
             return result
-    blocks = loop_in_blocks(context, loop)
-    if blocks is not None:
-        return blocks
     refusals, missing = len(context.importer.refusals), len(context.importer.missing_values)
     try:
         return recursive_loop(context, loop)
@@ -64,7 +61,7 @@ def _unrolled(context: NodeContext, loop: Loop, trips: int) -> LoopResult | None
     elements: list[list[Value]] = []
     for number in range(trips):
         step = loop.body(Constant(np.array(number, np.int64)), state)
-        check_step(step)
+        _check(step)
         state = step.state
         elements.append(step.elements)
         go = known_scalar(step.go)
@@ -72,7 +69,12 @@ def _unrolled(context: NodeContext, loop: Loop, trips: int) -> LoopResult | None
             return None
         if go == 0:
             break
-    return LoopResult(state, [stacked(context, loop, list(column)) for column in zip(*elements, strict=True)])
+    return LoopResult(state, [_stacked(context, loop, list(column)) for column in zip(*elements, strict=True)])
+
+
+def _check(step: Step) -> None:
+    if any(is_poisoned(value) for value in (step.go, *step.state, *step.elements)):
+        raise PoisonedInputError
 
 
 def _without_iterations(context: NodeContext, loop: Loop) -> LoopResult:
@@ -80,10 +82,33 @@ def _without_iterations(context: NodeContext, loop: Loop) -> LoopResult:
     builder = context.importer.builder
     with builder.region():
         step = loop.body(Constant(np.array(0, np.int64)), list(loop.state))
-        check_step(step)
+        _check(step)
         kinds = [element_kind(context, value) for value in step.elements]
     stacks: list[Value] = []
     for shape, dtype in kinds:
         visible = [d if builder.size_is_visible(d) else 0 for d in shape]
         stacks.append(Runtime(empty_stack(context, visible, dtype), dtype, loop.sources))
     return LoopResult(list(loop.state), stacks)
+
+
+def _stacked(context: NodeContext, loop: Loop, elements: list[Value]) -> Value:
+    kinds = [element_kind(context, value) for value in elements]
+    first, dtype = kinds[0]
+    for shape, other in kinds[1:]:
+        if other != dtype or len(shape) != len(first):
+            context.invalid("the elements of a stacked output differ in type or number of dimensions")
+    if all(isinstance(value, Constant) for value in elements):
+        arrays = [value.array for value in elements if isinstance(value, Constant)]
+        if any(array.shape != arrays[0].shape for array in arrays):
+            context.invalid("the elements of a stacked output differ in shape")
+        return Constant(np.stack(arrays), dtype)
+    exprs = []
+    for value, (shape, _) in zip(elements, kinds, strict=True):
+        assert isinstance(value, (Constant, Symbolic, Runtime))
+        expr = materialized(context, value)
+        arithmetic = context.arithmetic
+        if not all(arithmetic.equal_is_proved(a, b) for a, b in zip(shape, first, strict=True)):
+            expr = context.match_shape(expr, first)
+        exprs.append(context.emit(R.expand_dims(expr, [0])))
+    stacked = exprs[0] if len(exprs) == 1 else context.emit(R.concat(exprs, 0))
+    return Runtime(stacked, dtype, loop.sources)

@@ -117,21 +117,6 @@ def test_scan_with_axes_and_directions(length: str) -> None:
     )
 
 
-@pytest.mark.parametrize("length", ["T", "77"], ids=["dynamic", "static"])
-def test_a_long_scan_runs_in_blocks(length: str) -> None:
-    model = """
-    agraph (float[3] h0, float[T,3] x) => (float[3] h, float[T,3] hs) {
-      h, hs = Scan (h0, x) <num_scan_inputs=1, scan_input_directions=[1],
-          body = b (float[3] a, float[3] xi) => (float[3] a2, float[3] o) {
-        o1 = Tanh (a)
-        a2 = Add (o1, xi)
-        o = Mul (a2, xi)
-      }>
-    }""".replace("T,", f"{length},")
-    sizes = [77] if length == "77" else [1, 31, 32, 100]
-    assert_equal_to_onnxruntime(model, *({"h0": _random(3), "x": _random(t, 3)} for t in sizes))
-
-
 def test_branches_of_different_sizes() -> None:
     model = """
     agraph (float[N,4] x, bool c) => (float[K,4] z) {
