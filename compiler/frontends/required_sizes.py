@@ -4,7 +4,6 @@ that number.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from tvm.ir import IRModule
 
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement, TensorSpec
 from compiler.passes.rewriting.size_variants import symbolic_dimensions
-from compiler.support.formula import parsed
+from compiler.support.formula import parsed, with_names
 
 _ENTRY = "main"
 
@@ -54,7 +53,7 @@ def _filled(formula: int | str, sizes: Mapping[str, int]) -> int | str:
     """A size with numbers for the names that have one."""
     if isinstance(formula, int):
         return formula
-    return re.sub(r"[A-Za-z_]\w*", lambda name: str(sizes.get(name.group(), name.group())), formula)
+    return with_names(formula, lambda name: str(sizes.get(name, name)))
 
 
 def _number(size: int | str) -> int | str:

@@ -10,7 +10,6 @@ written there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -28,6 +27,7 @@ from compiler.passes.rewriting.matching import plain, same_shape, same_size, sha
 from compiler.passes.rewriting.state_appends import attention_call
 from compiler.passes.rewriting.state_writes import write_rows
 from compiler.passes.rewriting.substitution import leaves, replace_leaves
+from compiler.support.formula import names_in, with_names
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Var
@@ -60,15 +60,17 @@ def with_capacity(model: Model, capacity: int | str) -> Model:
 
 def _check_capacity(model: ImportedModel, capacity: object) -> None:
     if isinstance(capacity, str):
-        used = {name for spec in (*model.inputs, *model.outputs) for size in spec.shape for name in _names(size)}
+        used = {
+            name
+            for spec in (*model.inputs, *model.outputs)
+            for size in spec.shape
+            if isinstance(size, str)
+            for name in names_in(size)
+        }
         if not capacity.isidentifier() or capacity in used:
             raise OptionError(f"capacity={capacity!r} is not a new name of a dimension", 'as in capacity="capacity"')
     elif not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         raise OptionError(f"capacity={capacity!r} is not a number of rows", "as in capacity=1024")
-
-
-def _names(size: int | str) -> list[str]:
-    return re.findall(r"[A-Za-z_]\w*", size) if isinstance(size, str) else []
 
 
 class _Growing(Generic[Model]):
@@ -122,7 +124,7 @@ class _Growing(Generic[Model]):
     def _text(self, size: int | str) -> int | str:
         if isinstance(size, int):
             return size
-        return re.sub(r"[A-Za-z_]\w*", lambda name: self._name(name.group()), size)
+        return with_names(size, self._name)
 
     def _name(self, name: str) -> str:
         return str(self._past.name) if name in self._found.others else name

@@ -18,6 +18,7 @@ from functools import lru_cache
 _TOKEN = re.compile(
     r" *(?:[0-9]+|(?:min|max) *\(|[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_\u0080-\U0010ffff]*|//|[-+*%(),])"
 )
+_NAME = re.compile(r"(?:min|max)(?= *\()|(?P<name>[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_\u0080-\U0010ffff]*)")
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "//": 2, "%": 2, "negate": 3}
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda left, right: left + right,
@@ -183,3 +184,8 @@ def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
 def names_in(formula: str) -> set[str]:
     """The names of dimensions that a formula uses. Raises FormulaError as `Formula`."""
     return parsed(formula).names
+
+
+def with_names(formula: str, text_of: Callable[[str], str]) -> str:
+    """A formula with another text, a name or a number, for each name of a dimension."""
+    return _NAME.sub(lambda found: text_of(found["name"]) if found["name"] else found.group(), formula)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.support.formula import evaluate, names_in
+from compiler.support.formula import evaluate, names_in, with_names
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,8 @@ def test_names() -> None:
     assert names_in("2*batch*min(seq, 4)") == {"batch", "seq"}
     with pytest.raises(ValueError, match="not a formula"):
         names_in("2 *")
+
+
+def test_names_of_a_formula_are_replaced() -> None:
+    texts = {"n": "8", "größe": "w", "n1": "n1", "min": "wrong"}
+    assert with_names("2*n + min(größe, n1)", texts.__getitem__) == "2*8 + min(w, n1)"
