@@ -20,7 +20,13 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.layout.attention_match import AttentionMatch, AttentionMatcher
 from compiler.passes.layout.attention_steps import Add, Divide, Scale, Step
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import bindings_of, count_uses, operator_name, rewritable_functions
+from compiler.passes.rewriting.graph import (
+    bindings_of,
+    count_uses,
+    kernel_attribute,
+    operator_name,
+    rewritable_functions,
+)
 from compiler.passes.rewriting.matching import dtype_of, is_one, same_size, shape_of
 from compiler.passes.rewriting.state_reads import Axis, StateRead, StateReader
 from compiler.passes.rewriting.substitution import replace_leaves
@@ -134,7 +140,7 @@ class _Rewriter(PyExprMutator):
 
     def _shortened(self, call: Call) -> Expr | None:
         """A call of attention over whole states, or over copies of their first rows, over the rows in use."""
-        text = (self._mod[call.args[0]].attrs or {}).get(ATTRIBUTE) if isinstance(call.args[0], GlobalVar) else None
+        text = kernel_attribute(call, self._mod, ATTRIBUTE)
         if text is None:
             return None
         description = parse(str(text))

@@ -16,8 +16,8 @@ what another consumer needs. It asks `graph.only_use(...)` where a second consum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax
@@ -101,6 +101,16 @@ def operator_name(expr: Expr) -> str | None:
     if isinstance(expr, relax.Call) and isinstance(expr.op, Op):
         return str(expr.op.name)
     return None
+
+
+def kernel_attribute(expr: Expr, functions: Mapping[Any, Any], name: str) -> Any:
+    """An attribute of the kernel that an expression calls; None where it calls none, or it has no such attribute.
+
+    `functions` are those of the expression's module.
+    """
+    if operator_name(expr) != "relax.call_tir" or not isinstance(expr.args[0], ir.GlobalVar):
+        return None
+    return (functions[expr.args[0]].attrs or {}).get(name)
 
 
 class Graph:

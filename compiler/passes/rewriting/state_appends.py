@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm import te, tirx
-from tvm.ir import GlobalVar
 
-from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.graph import kernel_attribute
 from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.attention.cache.description import (
     ATTRIBUTE,
@@ -77,9 +76,7 @@ class PlacedAppend:
 
 def placed_append(call: Expr, functions: Mapping[Any, Any]) -> PlacedAppend | None:
     """The operands where an expression is such a call; `functions` are those of its module."""
-    if operator_name(call) != "relax.call_tir" or not isinstance(call.args[0], GlobalVar):
-        return None
-    axis = (functions[call.args[0]].attrs or {}).get(APPENDS)
+    axis = kernel_attribute(call, functions, APPENDS)
     if axis is None:
         return None
     state, rows, starts, *_ = call.args[1].fields  # and the length
@@ -127,9 +124,7 @@ class CausalAttention:
 
 def attention_call(call: Expr, functions: Mapping[Any, Any]) -> CausalAttention | None:
     """What a call computes where it is causal attention; `functions` are those of its module."""
-    if operator_name(call) != "relax.call_tir" or not isinstance(call.args[0], GlobalVar):
-        return None
-    text = (functions[call.args[0]].attrs or {}).get(ATTRIBUTE)
+    text = kernel_attribute(call, functions, ATTRIBUTE)
     if text is None:
         return None
     description = parse(str(text))
