@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.ir.access import Access
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.inline import has_branch
@@ -16,8 +17,6 @@ from schedules.stages.collapsed_loops import Loop, LoopNest
 
 if TYPE_CHECKING:
     from schedules.ir.access import Stride
-
-_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def gathered_axis(nest: LoopNest) -> Loop | None:
@@ -36,4 +35,4 @@ def _serves(access: Access, stride: Stride) -> bool:
         return bool(stride == 1)
     if stride is not None:
         return stride in (0, 1)
-    return dtype_of(access.buffer) in _DTYPES and any(buffers_loaded(point) for point in access.indices)
+    return dtype_of(access.buffer) in VECTOR_DTYPES and any(buffers_loaded(point) for point in access.indices)

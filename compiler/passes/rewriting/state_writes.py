@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.artifact.entries import CHECK_MARK
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
+from schedules.instructions.element_loops import VECTOR_DTYPES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt, Tensor, Type
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 UPDATES = "tensorwright.updates"
 """Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
 
-_IN_VECTORS = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _LANES = 16  # of a vector; LLVM splits it where registers are narrower
 Places: TypeAlias = "tuple[Expr, ...]"
 
@@ -179,7 +179,7 @@ def _each_element(
         return
     with contextlib.ExitStack() as loops:
         outer = tuple(loops.enter_context(T.serial(0, extent)) for extent in list(shape)[:-1])
-        if not in_vectors or str(dtype) not in _IN_VECTORS:
+        if not in_vectors or str(dtype) not in VECTOR_DTYPES:
             body((*outer, loops.enter_context(T.serial(0, shape[-1]))))
             return
         lanes = tirx.const(_LANES, "int64")

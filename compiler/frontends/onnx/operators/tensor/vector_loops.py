@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS
+from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS, VECTOR_DTYPES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-# TVM widens other types, element by element.
-_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _LEAST = 16  # iterations: fewer are not worth vectors
 
 
@@ -31,6 +29,6 @@ def for_each(count: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
 
 def _emit(extent: Expr, dtype: object, body: Callable[[Expr], None], mark: str) -> None:
     is_short = isinstance(extent, tirx.IntImm) and int(extent) < _LEAST
-    annotations = None if is_short or str(dtype) not in _DTYPES else {mark: True}
+    annotations = None if is_short or str(dtype) not in VECTOR_DTYPES else {mark: True}
     with T.serial(0, extent, annotations=annotations) as element:
         body(element)
