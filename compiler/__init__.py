@@ -110,15 +110,19 @@ check_platform()
 check_packages()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'compiler' has no attribute {name!r}")
-    home = _HOME[name]
-    value = (
-        importlib.import_module(f"compiler.{name}") if home is None else getattr(importlib.import_module(home), name)
-    )
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers know the names by the imports above, and report any other
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'compiler' has no attribute {name!r}")
+        home = _HOME[name]
+        value = (
+            importlib.import_module(f"compiler.{name}")
+            if home is None
+            else getattr(importlib.import_module(home), name)
+        )
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

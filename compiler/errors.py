@@ -6,9 +6,15 @@ and `InternalError` (a defect of Tensorwright or of TVM below it; exit code 70, 
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PUBLIC_NAME = "tensorwright.errors"  # the name under which users import this module, for tracebacks
 
 
 class TensorwrightError(Exception):
@@ -24,6 +30,11 @@ class TensorwrightError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__ == __name__:
+            cls.__module__ = _PUBLIC_NAME
+
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -34,10 +45,24 @@ class TensorwrightError(Exception):
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
 
 
+TensorwrightError.__module__ = _PUBLIC_NAME
+
+
 class UserError(TensorwrightError):
     """The input, the environment or the request is at fault."""
 
     exit_code = 2
+
+    def _render_traceback_(self) -> list[str]:
+        """Traceback in IPython and Jupyter: the frames of the user's code, without ours in between."""
+        own = tuple(f"{_ROOT / name}{os.sep}" for name in ("compiler", "schedules", "targets", "tensorwright"))
+        frames = [
+            frame
+            for frame in traceback.extract_tb(self.__traceback__)
+            if not frame.filename.startswith(own) and f"{os.sep}IPython{os.sep}" not in frame.filename
+        ]
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+        return "".join([*lines, *traceback.format_exception_only(self)]).splitlines()
 
 
 class InternalError(TensorwrightError):

@@ -47,10 +47,12 @@ __version__ = _compiler.__version__
 __all__ = _compiler.__all__
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'tensorwright' has no attribute {name!r}")
-    return getattr(_compiler, name)
+if not TYPE_CHECKING:  # type checkers know the names by the imports above, and report any other
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'tensorwright' has no attribute {name!r}")
+        return getattr(_compiler, name)
 
 
 def __dir__() -> list[str]:

@@ -49,12 +49,20 @@ def parse_imports(model: Path, given: Importing) -> ImportArguments:
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
-    """`input_ids=batch,64` becomes `{"input_ids": ("batch", 64)}`; a scalar is `name=`."""
+    """`input_ids=batch,64` and `input_ids=batchx64` become `{"input_ids": ("batch", 64)}`; a scalar is `name=`."""
     shapes = {}
-    for name, value in _pairs(texts, "--shape", "NAME=SIZE,SIZE,... as in input_ids=batch,64"):
-        sizes = [size.strip() for size in value.split(",")] if value.strip() else []
-        shapes[name] = tuple(_size(size, name) for size in sizes)
+    for name, value in _pairs(texts, "--shape", "NAME=SIZE,SIZE,... as in input_ids=batch,64 or x=1x3x224x224"):
+        shapes[name] = tuple(_size(size.strip(), name) for size in _split_sizes(value))
     return shapes
+
+
+def _split_sizes(text: str) -> list[str]:
+    """Sizes separated by commas, or by x where a number stands beside one (max_length is one name)."""
+    if not text.strip():
+        return []
+    if "," not in text and re.search(r"\dx|x\d", text):
+        return text.split("x")
+    return text.split(",")
 
 
 def _size(text: str, name: str) -> int | str:
@@ -63,7 +71,8 @@ def _size(text: str, name: str) -> int | str:
     if text.isidentifier():
         return text
     raise OptionError(
-        f"--shape {name}: {text!r} is not a size", "a size is a number, or a name for one that is not known yet (batch)"
+        f"--shape {name}: {text!r} is not a size",
+        "a size is a number, or a name for one that is not known yet (batch); separate names by commas",
     )
 
 

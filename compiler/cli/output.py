@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PIPED_WIDTH = 160
+_PIPED_WIDTH = 10_000
 
 
 def _console(to_stderr: bool) -> Console:
@@ -23,7 +24,9 @@ def _console(to_stderr: bool) -> Console:
     stream = sys.stderr if to_stderr else sys.stdout
     # A pipe has no width: lines must not be cut to the 80 columns of a terminal that is not there.
     width = None if stream.isatty() else max(_PIPED_WIDTH, shutil.get_terminal_size().columns)
-    return Console(file=stream, highlight=False, width=width, emoji=False)
+    # https://no-color.org: rich would still send bold and dim.
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(file=stream, highlight=False, width=width, emoji=False, color_system=colors)
 
 
 @cache

@@ -13,7 +13,12 @@ def check_is_module(path: Path) -> None:
 
     Raises:
         ArtifactError: it is a model: a file, or a folder with a config.json.
+        StorageError: it does not exist.
     """
+    if not path.exists():
+        from compiler.frontends.file_types import missing_file_hint
+
+        raise StorageError(f"no such module: {path}", missing_file_hint(path))
     if path.suffix in {".onnx", ".pt2"}:
         from compiler.inspection.contents import is_module_file
 

@@ -16,13 +16,8 @@ def _installed(package: str) -> str:
 
 
 def version_text() -> str:
-    """One line per component, without importing any."""
-    lines = [
-        ("tensorwright", compiler.__version__),
-        ("tvm", _installed("apache-tvm")),
-        ("tvm-ffi", _installed("apache-tvm-ffi")),
-        ("onnx", _installed("onnx")),
-        ("python", platform.python_version()),
-        ("machine", f"{platform.machine()}, {platform.system()} {platform.release()}"),
-    ]
-    return "\n".join(f"{name:<14}{version}" for name, version in lines)
+    """One line: Tensorwright's version and the parts that decide about modules, without importing any."""
+    parts = [f"{name} {_installed(name)}" for name in ("apache-tvm", "apache-tvm-ffi", "onnx")]
+    parts.append(f"Python {platform.python_version()}")
+    parts.append(f"{platform.system()} {platform.machine()}")
+    return f"tensorwright {compiler.__version__} ({', '.join(parts)})"

@@ -30,3 +30,6 @@ class CompressedModel(ImportedModel):
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
+
+
+CompressedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles

@@ -23,8 +23,17 @@ _DOWNLOAD_HUB = "; a language model is compiled from its folder: hf download {na
 FORMATS = (
     "models are .onnx files, programs of torch.export (.pt2), and language models as GGUF files or transformers folders"
 )
+_EXPORT_ULTRALYTICS = (
+    "a detector of ultralytics becomes ONNX by: pip install ultralytics, then yolo export model={name} format=onnx"
+)
 _EXPORT_TENSORFLOW = (
     "export it to ONNX: pip install tf2onnx, then python -m tf2onnx.convert --{kind} {path} --output model.onnx"
+)
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"\xfd7zXZ\x00", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HEAD = 4096
@@ -85,11 +94,29 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
         return ForeignFile(
             "an OpenVINO model", "compile the ONNX or PyTorch model that it was made from; OpenVINO does not write ONNX"
         )
+    for magic, kind, command in _COMPRESSED:
+        if head.startswith(magic):
+            return ForeignFile(f"a file compressed by {kind}", f"unpack it first: {command} {name}")
     if re.match(rb"\s*[{\[]", head) or re.match(rb"\s*<[!?a-zA-Z]", head):
         return ForeignFile("a text file, not a model", "a download may have returned a page in place of the model")
     if head.startswith(b"version https://git-lfs"):
         return ForeignFile("a pointer of Git LFS, not the model itself", "fetch the file: git lfs pull")
+    if re.search(rb"^\s*(import|from) \w|^\s*def \w", head, re.MULTILINE) and _is_text(head):
+        return ForeignFile("a Python program, not a model", f"models do not run from source; {_EXPORT_TORCH}")
+    if head and _is_text(head):
+        return ForeignFile("a text file, not a model", FORMATS)
     return None
+
+
+def _is_text(head: bytes) -> bool:
+    """True for UTF-8 without control characters other than white space, which no serialized model is."""
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else a character that the end of the head cuts in two
+            return False
+        text = head[: error.start].decode()
+    return all(each.isprintable() or each in "\t\r\n\f" for each in text)
 
 
 def is_language_model(path: Path) -> bool:
@@ -127,11 +154,18 @@ def check_exists(path: Path) -> None:
     """Raise StorageError where there is no such file; a Hugging Face Hub name is recognized."""
     if path.exists():
         return
-    text = str(path)
-    hint = None
-    if _HUB_NAME.fullmatch(text) and not path.suffix and not path.parent.exists():
-        hint = f"{text!r} looks like a name of the Hugging Face Hub; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=text)}"
-    raise StorageError(f"no such model file: {text}", hint)
+    raise StorageError(f"no such model file: {path}", missing_file_hint(path))
+
+
+def missing_file_hint(path: Path) -> str | None:
+    """How to get a missing file whose name tells what it would be: a pickled PyTorch file, or a model of the Hugging
+    Face Hub."""
+    name = str(path)
+    if path.suffix == ".pt":
+        return f"{name} would be a pickled PyTorch file, which is not read; {_EXPORT_ULTRALYTICS.format(name=name)}"
+    if _HUB_NAME.fullmatch(name) and not path.suffix and not path.parent.exists():
+        return f"{name!r} looks like a name of the Hugging Face Hub; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=name)}"
+    return None
 
 
 def _pickle(head: bytes) -> ForeignFile:
@@ -158,7 +192,8 @@ def _archive(source: Path | bytes, name: str) -> ForeignFile | None:
     if any(each.startswith("code/") for each in inner) and "data.pkl" in inner:
         return ForeignFile("a TorchScript program", "TorchScript is not read; " + _EXPORT_TORCH)
     if "data.pkl" in inner:
-        return ForeignFile("a pickled torch file, which can run code of its own when it is opened", _EXPORT_TORCH)
+        hint = _EXPORT_ULTRALYTICS.format(name=name) if _names_ultralytics(source) else _EXPORT_TORCH
+        return ForeignFile("a pickled torch file, which can run code of its own when it is opened", hint)
     if "model.weights.h5" in names:
         return ForeignFile("a Keras model", _EXPORT_TENSORFLOW.format(kind="keras", path=name))
     if any(each.endswith(".npy") for each in names):
@@ -167,6 +202,17 @@ def _archive(source: Path | bytes, name: str) -> ForeignFile | None:
     if onnx is not None:
         return ForeignFile("a zip archive", f"unpack it, and give {onnx}")
     return ForeignFile("a zip archive, not a model", "give an .onnx or .pt2 file")
+
+
+def _names_ultralytics(source: Path | bytes) -> bool:
+    """True if the pickle in an archive refers to classes of ultralytics; the pickle is not loaded."""
+    with zipfile.ZipFile(source if isinstance(source, Path) else io.BytesIO(source)) as archive:
+        pickle = next(each for each in archive.namelist() if each.endswith("data.pkl"))
+        try:
+            with archive.open(pickle) as file:
+                return b"ultralytics" in file.read(1 << 20)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError):  # damaged or encrypted
+            return False
 
 
 def _weights_hint() -> str:

@@ -173,28 +173,23 @@ def accelerator_text(target: Any) -> str:
 
 
 def plan_text(plan: Any) -> str:
-    """A manifest's memory plan as text."""
+    """A manifest's memory plan as text; tensors of dynamic size count as if every symbolic dimension were 1."""
     from compiler.reports.formatting import format_bytes
 
-    return (
-        f"{format_bytes(plan.peak_bytes)} peak, {format_bytes(plan.without_reuse_bytes)} without reuse, "
-        f"{format_bytes(plan.live_bytes)} at least{_dynamic(plan.dynamic_bytes)}"
-    )
-
-
-def _dynamic(formula: str) -> str:
-    """The bytes of tensors of dynamic size: as a formula where it is short, else where every size is 1."""
-    from compiler.reports.formatting import format_bytes
-
-    if formula == "0":
-        return ""
-    if 0 < len(formula) <= _LONGEST_FORMULA:
-        return f"; and {formula} bytes of dynamic size"
-    if not formula:
-        return "; without tensors of dynamic size"
+    formula = plan.dynamic_bytes
+    if formula == "0" or not formula:
+        known = "" if formula else "; without tensors of dynamic size"
+        return (
+            f"{format_bytes(plan.peak_bytes)} peak, {format_bytes(plan.without_reuse_bytes)} without reuse, "
+            f"{format_bytes(plan.live_bytes)} at least{known}"
+        )
     names = sorted(names_in(formula))
+    peak = plan.peak_bytes + evaluate(formula, dict.fromkeys(names, 1))
     sizes = ", ".join(f"{name} = 1" for name in names)
-    return f"; and {format_bytes(evaluate(formula, dict.fromkeys(names, 1)))} of dynamic size at {sizes}"
+    parts = [formula] if len(formula) <= _LONGEST_FORMULA else []
+    if parts and plan.peak_bytes:
+        parts.append(str(plan.peak_bytes))
+    return f"{format_bytes(peak)} peak at {sizes}" + (f" ({' + '.join(parts)} bytes)" if parts else "")
 
 
 def _state_text(state: Any) -> str:

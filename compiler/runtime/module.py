@@ -139,7 +139,7 @@ class Module:
             raise OptionError("out= takes numpy arrays and cannot be combined with outputs='dlpack'")
         return check_out(out, self.outputs)
 
-    def __call__(self, *inputs: object, **named: object) -> Any:
+    def __call__(self, *inputs: object, **named: object) -> np.ndarray | dict[str, np.ndarray]:
         """Run the model once on inputs in order, by name, or the first ones in order and the rest by name.
 
         Returns:
@@ -331,3 +331,6 @@ class Module:
             ("size", f"code {code / 1e6:.2f} MB, parameters {parameters / 1e6:.2f} MB"),
         ]
         return facts_html(f"Module {manifest.model_name}", facts)
+
+
+Module.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles

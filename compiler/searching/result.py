@@ -113,3 +113,6 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
+
+
+SearchResult.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles

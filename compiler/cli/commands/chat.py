@@ -17,8 +17,8 @@ from compiler.cli.option_sets import command_of
 
 HELP = """Talk to a compiled language model.
 
-An empty line does nothing; /reset begins anew, /quit or the end of the input ends. Ctrl-C ends an answer.
-With a model that reads images, /image FILE adds one to the next message.
+An empty line does nothing; /reset begins a new conversation, /quit or the end of the input ends it, and /help lists the
+commands. Ctrl-C ends an answer. With a model that reads images, /image FILE adds one to the next message.
 
 [bold]Typical[/]
 
@@ -28,6 +28,13 @@ With a model that reads images, /image FILE adds one to the next message.
 
   Less predictable answers, with a role:
     tensorwright chat smollm2.twm --temperature 0.7 --top-p 0.9 --system "You are a pirate."
+"""
+
+
+_COMMANDS = """/reset       begin a new conversation
+/image FILE  add an image to the next message, with a model that reads images
+/quit        end, as the end of the input does
+/help        show these commands; Ctrl-C ends an answer; // begins a message with a slash
 """
 
 
@@ -59,6 +66,7 @@ class _Options:
 
 
 def _chat(given: _Options) -> None:
+    from compiler.cli.output import print_note
     from compiler.cli.paths import check_is_module
 
     check_is_module(given.module)
@@ -86,8 +94,12 @@ def _chat(given: _Options) -> None:
             conversation = _begun(model, given.context, given.system)
         elif line.startswith("/image "):
             images.append(line.removeprefix("/image ").strip())
+        elif line == "/help":
+            _write(_COMMANDS)
+        elif line.startswith("/") and not line.startswith("//"):
+            print_note(f"{line.split()[0]} is not a command; /help lists them, and // begins a message with a slash")
         elif line:
-            _answer(conversation, line, images, chosen)
+            _answer(conversation, line.removeprefix("/"), images, chosen)
             images = []
 
 
@@ -99,7 +111,7 @@ def _begun(model: Any, context: int | None, system: str | None) -> Any:
 
 
 def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> None:
-    """One answer; what cannot be asked is said, and the conversation goes on."""
+    """Print an answer, or why the input is invalid; either way the conversation continues."""
     from compiler.cli.output import print_note
     from compiler.errors import InputError
 

@@ -106,7 +106,12 @@ def _generate(given: _Options) -> None:
     specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}
     read = parse_arrays(given.inputs, "--input", specs) if given.inputs else None
     media: dict[str, Any] = {"inputs": read, "images": given.images or None, "audio": given.audio}
-    result = model.generate(asked, chosen, stream=None if given.as_json else _write, **media)
+    try:
+        result = model.generate(asked, chosen, stream=None if given.as_json else _write, **media)
+    except KeyboardInterrupt:
+        if not given.as_json:
+            _write("\n")  # the message about it begins a line
+        raise
     if given.as_json:
         rates = {
             "prompt_tokens_per_second": result.prompt_tokens_per_second,

@@ -25,3 +25,6 @@ class QuantizedModel(ImportedModel):
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
+
+
+QuantizedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles

@@ -22,6 +22,10 @@ def test_shapes() -> None:
     with pytest.raises(OptionError, match="--sizes n: 'all' is neither a size nor a shape"):
         parse_sizes(["n=all"])
     assert parse_shapes(["a=batch,64", "b=3", "c="]) == {"a": ("batch", 64), "b": (3,), "c": ()}
+    assert parse_shapes(["a=1x3x224x224", "b=batchx64"]) == {"a": (1, 3, 224, 224), "b": ("batch", 64)}
+    assert parse_shapes(["a=max_length", "b=1,max_length"]) == {"a": ("max_length",), "b": (1, "max_length")}
+    with pytest.raises(OptionError, match=r"'ma' is not a size"):
+        parse_shapes(["a=1x3xmax"])
 
 
 def test_states() -> None:

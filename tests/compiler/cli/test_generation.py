@@ -61,6 +61,17 @@ def test_chat(tensorwright: Run, module: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "the context of 96" in result.err
 
 
+def test_commands_of_chat_do_not_reach_the_model(
+    tensorwright: Run, module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _type(monkeypatch, b"/help\n/bye now\n//Hi\n")
+    result = tensorwright("chat", module, "--max-new-tokens", 1)
+    assert result.code == 0, result.err
+    assert "/reset" in result.out
+    assert "/bye is not a command" in result.err
+    assert result.err.count("ended by") == 1
+
+
 def test_a_prompt_that_is_too_long_is_one_error(tensorwright: Run, module: Path) -> None:
     result = tensorwright("generate", module, "-p", "x" * 200)
     assert result.code == 2

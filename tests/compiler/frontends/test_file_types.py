@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import pickle
 import struct
 import zipfile
@@ -35,6 +37,13 @@ def write_old_torch(path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), path, _use_new_zipfile_serialization=False)
 
 
+def write_ultralytics(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "best/data.pkl", b"\x80\x02}q\x00X\x05\x00\x00\x00modelcultralytics.nn.tasks\nDetectionModel\n"
+        )
+
+
 def write_safetensors(path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
@@ -58,6 +67,11 @@ CASES: dict[str, tuple[Any, str, str]] = {
     "net.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), "an HDF5 file", "tf2onnx"),
     "net.xml": (lambda path: path.write_text('<?xml version="1.0"?>\n<net name="n">'), "an OpenVINO model", "ONNX"),
     "page.onnx": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a text file", "download"),
+    "net.py": (lambda path: path.write_text("# A net\nimport torch\n"), "a Python program", "torch.export.save"),
+    "notes.onnx": (lambda path: path.write_text("höhere Werte\n" * 999), "a text file", "models are .onnx files"),
+    "net.onnx.gz": (lambda path: path.write_bytes(gzip.compress(b"\x08\x0a")), "compressed by gzip", "gunzip"),
+    "net.onnx.xz": (lambda path: path.write_bytes(lzma.compress(b"\x08\x0a")), "compressed by xz", "unxz"),
+    "yolov8n.pt": (write_ultralytics, "a pickled torch file", "yolo export model="),
     "lfs.onnx": (lambda path: path.write_text("version https://git-lfs.github.com/spec"), "Git LFS", "lfs pull"),
     "x.npz": (lambda path: np.savez(path, x=np.zeros(2)), "an archive of numpy arrays", "inputs"),
     "cut.zip": (lambda path: path.write_bytes(b"PK\x03\x04cut"), "a damaged zip archive", "again"),
@@ -121,3 +135,10 @@ def test_name_of_the_hub_is_taken_for_one(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(StorageError) as caught_plain:
         tensorwright.compile("missing.onnx")
     assert caught_plain.value.hint is None
+
+
+def test_missing_detector_of_ultralytics_is_taken_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=r"no such model file: yolov8n\.pt") as caught:
+        tensorwright.compile("yolov8n.pt")
+    assert "yolo export model=yolov8n.pt format=onnx" in str(caught.value.hint)
