@@ -1,0 +1,267 @@
+"""How the work of a kernel is cut into tasks: the only place that decides it.
+
+A rule states the axes that its kernel may cut, in the order of its parallel loop (the last one varies fastest), and
+what a cut divides and what it repeats:
+
+    rows = CutAxis("rows", 56)
+    channels = CutAxis("channels", 8)  # register tiles
+    found = cut(
+        [channels, rows],
+        [
+            Work(axes={"channels": 0, "rows": 0}, cycles=1e6),  # the products: every cut divides them
+            Work(axes={"rows": 2}, cycles=2e4, bytes=8e5),  # copied input: two rows of halo, again for each channel cut
+            Work(axes={"channels": 0}, bytes=5e5),  # weights: again for each cut of rows
+        ],
+        machine,
+    )
+    found.sizes["rows"], found.parts["rows"]  # steps of a part (the last one may have fewer), and parts
+
+and writes one parallel loop over the product of `parts` (`found.tasks`), or a serial one where `found.parallel` is
+False because the work does not pay for starting the threads.
+
+TVM cuts a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more tasks
+than the machine has cores therefore serves other numbers of threads too, and among the cuts that cost under one per
+cent more than the best for the machine, the one is taken that suits all numbers of threads best.
+
+For an extent that is known only when the kernel runs, `parts_at_run_time` is the same choice as an expression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.ir.expression import index
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import tirx
+from schedules.machine import Machine
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Index
+
+SHARED_CACHE_RATE = 16.0
+"""Bytes per cycle of a core from the cache behind its own: 26 (Zen 4), 25 (Zen 5) where it does nothing else."""
+EXPOSED = 0.3  # of the shorter of arithmetic and movement: they overlap for the most part
+TASK_CYCLES = 150.0  # to start a task of a loop
+# To start threads that spin and to wait for them: 3 microseconds with two (Zen 4); each is handed its part by itself.
+START_CYCLES, START_CYCLES_OF_THREAD = 10000.0, 200.0
+FREE = 1.01  # what a cut may cost on the machine's cores to suit other numbers of threads better
+MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
+_THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CutAxis:
+    """An axis that may be cut.
+
+    Attributes:
+        name: its name, by which `Work` refers to it.
+        extent: its length in steps. A step is what is never cut: a register tile, a row, a head.
+        most: steps of a part at most, as many as a cache holds; 0: all.
+        join: cycles to join the partial results of one more part, where the axis is summed over. Parts are joined by
+            all threads, started a second time.
+    """
+
+    name: str
+    extent: int
+    most: int = 0
+    join: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work that cuts of some axes divide, and cuts of all other axes repeat.
+
+    Attributes:
+        axes: the halo in steps of each axis that divides it: what a part needs beyond its own steps.
+        cycles: arithmetic of the whole, by one core. It is done again in each task.
+        bytes: what the whole reads and writes beyond a core's own caches. Consecutive tasks of a thread that need the
+            same part read it once, if half of the second cache holds it.
+    """
+
+    axes: Mapping[str, float]
+    cycles: float = 0.0
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut of all axes.
+
+    Attributes:
+        sizes: steps of a part of each axis; the last part may have fewer.
+        parts: parts of each axis, none of them empty.
+        parallel: False where one thread is faster than all.
+        cycles: estimated time on the machine's cores.
+        serial_cycles: estimated time of the same tasks on one core.
+    """
+
+    sizes: Mapping[str, int]
+    parts: Mapping[str, int] = field(compare=False)
+    parallel: bool
+    cycles: float
+    serial_cycles: float
+
+    @property
+    def tasks(self) -> int:
+        """Iterations of the loop over all parts."""
+        return math.prod(self.parts.values())
+
+
+def cut(axes: Sequence[CutAxis], works: Sequence[Work], machine: Machine) -> Cut:
+    """The cut with the least estimated time on all cores of the machine; the same for the same arguments.
+
+    `axes` are in the order of the parallel loop, outermost first. Raises ValueError for an axis of no steps.
+    """
+    sizes = _candidates(axes, machine)
+    times = _cycles(axes, works, sizes, machine, machine.cores)
+    alone = _cycles(axes, works, sizes, machine, 1)
+    parallel = machine.cores > 1 and bool(times.min() < alone.min())
+    if parallel:
+        near = np.flatnonzero(times <= FREE * times.min())
+        others = [np.log(_cycles(axes, works, sizes[near], machine, threads)) for threads in _THREADS]
+        best = int(near[np.sum(others, axis=0).argmin()])
+    else:
+        best = int(alone.argmin())
+    found = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
+    parts = {axis.name: ceil_div(axis.extent, found[axis.name]) for axis in axes}
+    return Cut(found, parts, parallel, float((times if parallel else alone)[best]), float(alone[best]))
+
+
+def estimated_cycles(
+    axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], machine: Machine, threads: int
+) -> float:
+    """Estimated time of a cut, given by the steps of a part of each axis, on so many threads; 1: without starting
+    any."""
+    one = np.array([[sizes[axis.name] for axis in axes]], dtype=np.int64)
+    return float(_cycles(axes, works, one, machine, threads)[0])
+
+
+def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
+    """Steps of a part of each axis, a row for each cut: those with too many tasks left out, unless none is left."""
+    choices = []
+    for axis in axes:
+        if axis.extent < 1:
+            raise ValueError(f"axis {axis.name!r} has no steps to cut")
+        most = axis.most or axis.extent
+        sizes = {ceil_div(axis.extent, parts) for parts in range(1, axis.extent + 1)}
+        choices.append(np.array(sorted(size for size in sizes if size <= most) or [most], dtype=np.int64))
+    grid = np.stack([each.ravel() for each in np.meshgrid(*choices, indexing="ij")], axis=-1)
+    extents = np.array([axis.extent for axis in axes], dtype=np.int64)
+    tasks = np.prod(-(-extents // grid), axis=1)
+    return grid[tasks <= max(MOST_TASKS * machine.cores, MOST_TASKS_OF_FEW, int(tasks.min()))]
+
+
+def _cycles(
+    axes: Sequence[CutAxis], works: Sequence[Work], sizes: NDArray[np.int64], machine: Machine, threads: int
+) -> Vector:
+    """Estimated time of each cut: that of the thread with the most tasks, and of starting and joining."""
+    parts = {axis.name: -(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes)}
+    tasks = np.prod(list(parts.values()), axis=0)
+    own = -(-tasks // threads)  # of one thread, one after the other
+    steps = _steps(axes, sizes, parts, own)
+    cycles, moved = TASK_CYCLES * own, np.zeros(len(sizes))
+    for work in works:
+        share = np.ones(len(sizes))
+        for axis in axes:
+            if axis.name in work.axes:
+                halo = work.axes[axis.name]
+                share = share * (steps[axis.name] + halo) / (axis.extent + halo)
+        cycles = cycles + own * work.cycles * share
+        reads = np.where(work.bytes * share <= machine.l2_bytes / 2, -(-own // _reuse(axes, work, parts)), own)
+        moved = moved + reads * work.bytes * share
+    rate = SHARED_CACHE_RATE if machine.l3_bytes else machine.memory_rate / threads
+    moved = moved / rate
+    time = np.maximum(cycles, moved) + EXPOSED * np.minimum(cycles, moved)
+    if threads == 1:
+        return time + sum(axis.join * (parts[axis.name] - 1) for axis in axes)
+    start = START_CYCLES + START_CYCLES_OF_THREAD * threads
+    time = time + start
+    for axis in axes:
+        if axis.join:
+            more = parts[axis.name] - 1
+            time = time + np.where(more > 0, start + axis.join * more / threads, 0.0)
+    return time
+
+
+def _steps(
+    axes: Sequence[CutAxis], sizes: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]], own: NDArray[np.int64]
+) -> dict[str, Vector]:
+    """Mean steps along each axis of the parts of the thread with the most, which has a short last part only as often as
+    it has all parts of the axis."""
+    steps: dict[str, Vector] = {}
+    covered = own.astype(np.float64)
+    for i, axis in reversed(list(enumerate(axes))):
+        whole, rest = np.divmod(np.maximum(covered, 1), parts[axis.name])
+        steps[axis.name] = (whole * axis.extent + rest * sizes[:, i]) / np.maximum(covered, 1)
+        covered = covered / parts[axis.name]
+    return steps
+
+
+def _reuse(axes: Sequence[CutAxis], work: Work, parts: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64] | int:
+    """How many consecutive tasks need the same part of the work."""
+    reuse: NDArray[np.int64] | int = 1
+    for axis in reversed(axes):
+        if axis.name in work.axes:
+            return reuse
+        reuse = reuse * parts[axis.name]
+    return reuse
+
+
+# Numbers of parts, and of rounds of tasks for each thread, that are compared for an axis of unknown length.
+_PARTS, _ROUNDS = (1, 2, 3, 4), (1, 2, 3, 4, 6, 8)
+_PARTS_BITS = 24
+
+
+def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again: int = 1) -> Index:
+    """Into how many parts to cut an axis whose length is known only when the kernel runs; a part has
+    ceil(extent / parts) steps.
+
+    Of some numbers of parts, the one with the least time: rounds of tasks * (steps of a part + `again`). An int where
+    all arguments are ints, else a long expression: bind it to a name (`nest.name_opaque`).
+
+    Args:
+        extent: steps of the axis, below 2^24; an int64 expression.
+        most: steps of a part at most.
+        others: the number of tasks for each part of the axis: parts of all other axes.
+        cores: of the machine.
+        again: what a further part repeats, in steps: its halo, or what it takes to start.
+    """
+    if cores == 1:
+        return _larger(_up(extent, most), 1)
+    best: Index | None = None
+    for wanted in (*_PARTS, *(_larger(_down(rounds * cores, others), 1) for rounds in _ROUNDS)):
+        size = _larger(_smaller(_up(extent, wanted), most), 1)
+        parts = _larger(_up(extent, size), 1)
+        time = _up(others * parts, cores) * (size + again)
+        rank = time * (1 << _PARTS_BITS) + parts
+        best = rank if best is None else _smaller(best, rank)
+    assert best is not None
+    return best % (1 << _PARTS_BITS)
+
+
+def _up(a: Index, b: Index) -> Index:
+    return ceil_div(a, b) if isinstance(a, int) and isinstance(b, int) else (a + b - 1) // b
+
+
+def _down(a: Index, b: Index) -> Index:
+    return a // b if isinstance(a, int) and isinstance(b, int) else tirx.FloorDiv(_index(a), _index(b))
+
+
+def _larger(a: Index, b: Index) -> Index:
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.Max(_index(a), _index(b))
+
+
+def _smaller(a: Index, b: Index) -> Index:
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.Min(_index(a), _index(b))
+
+
+def _index(value: Index) -> Expr:
+    return index(value, "int64") if isinstance(value, int) else value

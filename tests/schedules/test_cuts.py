@@ -1,0 +1,174 @@
+"""The cut of a kernel's work into tasks, against a simulation of the threads."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from schedules.cuts import (
+    EXPOSED,
+    SHARED_CACHE_RATE,
+    START_CYCLES,
+    START_CYCLES_OF_THREAD,
+    TASK_CYCLES,
+    Cut,
+    CutAxis,
+    Work,
+    cut,
+    parts_at_run_time,
+)
+from schedules.ir.expression import substitute
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import tirx, tvm
+from schedules.machine import Machine
+
+
+def machine(cores: int) -> Machine:
+    return Machine(vector_bits=512, vector_registers=32, l2_bytes=1 << 20, l3_bytes=32 << 20, cores=cores)
+
+
+def simulated(axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], threads: int) -> float:
+    """The time of the slowest thread: each takes as many consecutive tasks as the others, the last ones fewer."""
+    parts = [ceil_div(axis.extent, sizes[axis.name]) for axis in axes]
+    tasks = list(itertools.product(*map(range, parts)))
+    own = ceil_div(len(tasks), threads)
+    slowest = 0.0
+    for first in range(0, len(tasks), own):
+        cycles, moved = 0.0, 0.0
+        held: dict[int, list[int]] = {}
+        for task in tasks[first : first + own]:
+            cycles += TASK_CYCLES
+            for number, work in enumerate(works):
+                share, place = 1.0, []
+                for axis, at in zip(axes, task, strict=True):
+                    if axis.name in work.axes:
+                        size = min(sizes[axis.name], axis.extent - at * sizes[axis.name])
+                        share *= (size + work.axes[axis.name]) / (axis.extent + work.axes[axis.name])
+                        place.append(at)
+                cycles += share * work.cycles
+                if held.get(number) != place or share * work.bytes > machine(1).l2_bytes / 2:
+                    moved += share * work.bytes
+                held[number] = place
+        moved /= SHARED_CACHE_RATE
+        slowest = max(slowest, max(cycles, moved) + EXPOSED * min(cycles, moved))
+    joins = [axis.join * (count - 1) for axis, count in zip(axes, parts, strict=True) if axis.join and count > 1]
+    start = START_CYCLES + START_CYCLES_OF_THREAD * threads if threads > 1 else 0
+    return slowest + start + sum(start + each / threads for each in joins)
+
+
+def convolution(images: int, steps: int, rows: int, cycles: float) -> tuple[list[CutAxis], list[Work]]:
+    """Products, copied input with a halo, weights."""
+    axes = [CutAxis("images", images), CutAxis("channels", steps), CutAxis("rows", rows)]
+    return axes, [
+        Work({"images": 0, "channels": 0, "rows": 0}, cycles=cycles),
+        Work({"images": 0, "rows": 2}, cycles=cycles / 60, bytes=cycles / 8),
+        Work({"channels": 0}, bytes=cycles / 5),
+    ]
+
+
+CASES = {
+    "large map": convolution(1, 2, 112, 4e6),
+    "small map": convolution(1, 16, 7, 3e6),
+    "small map, many channels": convolution(1, 64, 7, 2e6),
+    "14 x 14": convolution(1, 8, 14, 3e6),
+    "batch": convolution(16, 4, 14, 2e7),
+    "little work": convolution(1, 2, 14, 9e3),
+    "odd": convolution(3, 5, 13, 1e6),
+    "depth": (
+        [CutAxis("panels", 3), CutAxis("depth", 64, join=300.0)],
+        [Work({"panels": 0, "depth": 0}, cycles=2e6, bytes=8e6)],
+    ),
+    "cache blocks": (
+        [CutAxis("rows", 200, most=12), CutAxis("panels", 6)],
+        [Work({"rows": 0, "panels": 0}, cycles=5e6), Work({"panels": 0}, bytes=2e6)],
+    ),
+}
+
+
+@pytest.mark.parametrize("cores", [2, 3, 8, 32])
+@pytest.mark.parametrize("case", CASES)
+def test_no_other_cut_is_much_faster(case: str, cores: int) -> None:
+    axes, works = CASES[case]
+    found = cut(axes, works, machine(cores))
+    choices = [range(1, (axis.most or axis.extent) + 1) for axis in axes]
+    names = [axis.name for axis in axes]
+    best = math.inf
+    for sizes in itertools.product(*choices):
+        named = dict(zip(names, sizes, strict=True))
+        tasks = math.prod(ceil_div(axis.extent, named[axis.name]) for axis in axes)
+        if tasks <= 4 * cores:
+            best = min(best, simulated(axes, works, named, cores), simulated(axes, works, named, 1))
+    assert simulated(axes, works, found.sizes, cores if found.parallel else 1) <= 1.05 * best
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parts_cover_the_axes_without_an_empty_one(case: str) -> None:
+    axes, works = CASES[case]
+    for cores in (1, 2, 7, 128):
+        found = cut(axes, works, machine(cores))
+        for axis in axes:
+            size, parts = found.sizes[axis.name], found.parts[axis.name]
+            assert (parts - 1) * size < axis.extent <= parts * size
+            assert size <= (axis.most or axis.extent)
+        assert found.tasks == math.prod(found.parts.values())
+        assert cores > 1 or not found.parallel
+        assert found == cut(axes, works, machine(cores))
+
+
+def test_little_work_stays_on_one_core_and_more_does_not() -> None:
+    def of(cycles: float) -> Cut:
+        return cut([CutAxis("rows", 64)], [Work({"rows": 0}, cycles=cycles)], machine(32))
+
+    assert not of(1e4).parallel
+    assert of(1e5).parallel
+
+
+def test_small_maps_are_cut_along_rows_and_channels_together() -> None:
+    axes, works = CASES["small map"]
+    found = cut(axes, works, machine(32))
+    assert min(found.parts["rows"], found.parts["channels"]) > 1
+    assert found.serial_cycles / found.cycles > 0.6 * 32
+
+
+def test_a_cut_that_costs_nothing_serves_other_numbers_of_threads() -> None:
+    axes, works = [CutAxis("rows", 960)], [Work({"rows": 0}, cycles=1e8)]
+    found = cut(axes, works, machine(2))
+    for threads in (2, 3, 4, 6, 8):
+        assert simulated(axes, works, found.sizes, threads) < 1.1 * simulated(axes, works, {"rows": 1}, threads)
+
+
+def test_an_axis_without_steps_is_an_error() -> None:
+    with pytest.raises(ValueError, match="rows"):
+        cut([CutAxis("rows", 0)], [], machine(2))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8, 32])
+def test_the_choice_at_run_time_is_an_expression_of_the_same_value(cores: int) -> None:
+    extent, others = tirx.Var("extent", "int64"), tirx.Var("others", "int64")
+    chosen = parts_at_run_time(extent, 16, others, cores)
+    for known in itertools.product((1, 2, 7, 14, 56, 100, 1000), (1, 3, 16, 40)):
+        folded = tvm.sym.Analyzer().simplify(substitute(chosen, dict(zip((extent, others), known, strict=True))))
+        parts = parts_at_run_time(known[0], 16, known[1], cores)
+        assert isinstance(parts, int)
+        assert int(folded.value) == parts
+        assert ceil_div(known[0], parts) <= 16
+        assert 1 <= parts <= known[0]
+
+
+def test_parts_at_run_time_share_evenly() -> None:
+    random = np.random.default_rng(0)
+    for extent, others, cores in zip(
+        random.integers(1, 200, 300), random.integers(1, 40, 300), random.integers(2, 40, 300), strict=True
+    ):
+        parts = parts_at_run_time(int(extent), 200, int(others), int(cores), again=0)
+        assert isinstance(parts, int)
+
+        def time(count: int, extent: int = int(extent), others: int = int(others), cores: int = int(cores)) -> int:
+            return ceil_div(count * others, cores) * ceil_div(extent, count)
+
+        least = min(time(count) for count in range(1, extent + 1))
+        assert time(parts) <= max(1.25 * least, least + 1)
