@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from compiler.errors import InputError
 from compiler.support.optional import optional_module
+from compiler.support.shown import shown
 
 Messages = Sequence[Mapping[str, Any]]
 _REASONING = (
@@ -86,7 +87,7 @@ def _plain_message(message: object) -> dict[str, Any]:
         found = {key: value for key, value in _plain(message).items() if value is not None}
         reasoning = next((found[key] for key in _REASONING if key in found), None)
         return found if reasoning is None else {"thinking": reasoning, **found, _REASONING[0]: reasoning}
-    raise InputError(f"{message!r} is not a message", 'a message is {"role": "user", "content": "..."}')
+    raise InputError(f"{shown(message)} is not a message", 'a message is {"role": "user", "content": "..."}')
 
 
 def _says_something(message: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from compiler.errors import OptionError
 from compiler.generation.grammar import Grammar
+from compiler.support.shown import shown
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(each, str) and each for each in stop):
-            raise OptionError(f"stop must be texts that are not empty, not {self.stop!r}")
+            raise OptionError(f"stop must be texts that are not empty, not {shown(self.stop)}")
         object.__setattr__(self, "stop", stop)
         if isinstance(self.grammar, str):
             object.__setattr__(self, "grammar", Grammar.ebnf(self.grammar))
         elif isinstance(self.grammar, Mapping):
             object.__setattr__(self, "grammar", Grammar.json_schema(self.grammar))
         elif not isinstance(self.grammar, Grammar | None):
-            raise OptionError(f"grammar must be a Grammar, a JSON schema or a text in EBNF, not {self.grammar!r}")
+            raise OptionError(f"grammar must be a Grammar, a JSON schema or a text in EBNF, not {shown(self.grammar)}")
         self._check_whole("max_new_tokens", 0)
         self._check_whole("top_k", 0)
         self._check_whole("speculative", 0)
@@ -76,12 +77,12 @@ class GenerationOptions:
     def _check_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise OptionError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            raise OptionError(f"{name} must be a whole number of at least {least}, not {shown(value)}")
 
     def _check_range(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             wanted = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
-            raise OptionError(f"{name} must be a number {wanted}, not {value!r}")
+            raise OptionError(f"{name} must be a number {wanted}, not {shown(value)}")
         if math.isinf(value):
             raise OptionError(f"{name} must be finite")

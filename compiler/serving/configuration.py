@@ -21,8 +21,9 @@ from compiler.serving.batching.module_service import ModuleService, load_proven
 from compiler.serving.batching.options import BatchOptions
 from compiler.serving.batching.runners import Runners
 from compiler.serving.caches import embedding, exact, semantic
+from compiler.serving.limits import Limits
 from compiler.serving.observer import Observer
-from compiler.serving.options import options_from
+from compiler.serving.options import options_from, options_mapping
 from compiler.serving.parts import Parts
 from compiler.serving.policies import cascade, drift, router
 from compiler.serving.policies.degradation import DegradationOptions
@@ -155,18 +156,30 @@ def read_configuration(path: Path) -> list[ModelOptions]:
         StorageError: it cannot be read.
         OptionError: it is not valid YAML, or an option is unknown or does not fit.
     """
+    models = _content(path).get("models")
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise OptionError(f"{path} must hold a list of models under the key 'models'")
+    return check_models(
+        [model_options(each, f"model {place} of {path}", path.parent) for place, each in enumerate(models)]
+    )
+
+
+def server_limits(path: Path | None, given: Mapping[str, object]) -> Limits:
+    """The limits of requests: those given, else those that a YAML file has under `limits`. Raises as above."""
+    listed = {} if path is None else _content(path).get("limits") or {}
+    return options_from(Limits, {**options_mapping(listed, f"limits of {path}"), **given}, "limits")
+
+
+def _content(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} is not valid YAML: {error}") from error
-    models = content.get("models") if isinstance(content, Mapping) and set(content) == {"models"} else None
-    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
-        raise OptionError(f"{path} must hold a list of models under the only key 'models'")
-    return check_models(
-        [model_options(each, f"model {place} of {path}", path.parent) for place, each in enumerate(models)]
-    )
+    if not isinstance(content, Mapping) or not set(content) <= {"models", "limits"}:
+        raise OptionError(f"{path} must hold a list of models under the key 'models', and beside it 'limits' alone")
+    return content
 
 
 def model_options(given: object, where: str, folder: Path | None = None) -> ModelOptions:

@@ -33,8 +33,7 @@ def options_from(
     Raises:
         OptionError: a name is unknown, or a value does not fit.
     """
-    if not isinstance(given, Mapping):
-        raise OptionError(f"{where} must be a mapping of options, not {given!r}")
+    options_mapping(given, where)
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in given:
         if name not in known:
@@ -51,6 +50,13 @@ def options_from(
         place = ".".join(map(str, first["loc"]))
         raise OptionError(f"{where}: {place}: {first['msg']}") from error
     return options if folder is None else _with_absolute_paths(options, folder)
+
+
+def options_mapping(given: object, where: str) -> Mapping[str, object]:
+    """Raises OptionError unless it is a mapping."""
+    if not isinstance(given, Mapping):
+        raise OptionError(f"{where} must be a mapping of options, not {given!r}")
+    return given
 
 
 def _with_absolute_paths(value: object, folder: Path) -> Any:

@@ -118,8 +118,18 @@ class _Options:
     access_log: Annotated[str, typer.Option(metavar="FILE", help="A line for each request; - for standard output.")] = (
         ""
     )
-    max_request: Annotated[float, typer.Option(min=0.001, metavar="MB", help="Largest request.")] = 64.0
-    request_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="For a request to arrive.")] = 30.0
+    max_request: Annotated[
+        float | None, typer.Option(min=0.001, metavar="MB", help="Largest request; 67 if not given.")
+    ] = None
+    request_seconds: Annotated[
+        float | None, typer.Option(min=0.1, metavar="S", help="For a request to arrive; 30 if not given.")
+    ] = None
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER", help="Another limit of requests, as prompts=16; may be given several times."
+        ),
+    ] = None
     drain: Annotated[float, typer.Option(min=0, metavar="S", help="For requests to end at shutdown.")] = 30.0
     tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the server then speaks TLS.")] = (
         None
@@ -215,12 +225,29 @@ def _worker_options(given: _Options, keys: tuple[bytes, ...], local: bool) -> Wo
         key_digests=keys,
         local_only=local,
         http=http,
-        limits={"max_request_bytes": int(given.max_request * 1e6), "body_seconds": given.request_seconds},
+        limits=_limits(given),
         access_log=given.access_log,
         price=given.price,
         traces=given.traces,
         otlp=given.otlp,
     )
+
+
+def _limits(given: _Options) -> dict[str, Any]:
+    """Those that are given; the server checks their names and values."""
+    from compiler.errors import OptionError
+
+    limits: dict[str, Any] = {}
+    for text in given.limit or ():
+        name, found, value = text.partition("=")
+        if not found:
+            raise OptionError(f"--limit takes NAME=NUMBER, not {text!r}")
+        limits[name] = value
+    if given.max_request is not None:
+        limits["max_request_bytes"] = int(given.max_request * 1e6)
+    if given.request_seconds is not None:
+        limits["body_seconds"] = given.request_seconds
+    return limits
 
 
 def _path(path: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import zlib
@@ -16,15 +17,14 @@ from compiler.serving.app.http import (
     CLOSE,
     Call,
     HttpError,
-    Limits,
     Receive,
     Reply,
     Scope,
     Send,
     StreamReply,
-    too_large,
 )
 from compiler.serving.app.lag import Lag
+from compiler.serving.limits import Limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 
@@ -77,15 +77,16 @@ class Application:
             check_browser(call.headers)
         announced = call.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.limits.max_request_bytes:
-            raise too_large(self.limits.max_request_bytes)
+            raise self.limits.too_large()
 
     async def answer(self, call: Call) -> Reply | StreamReply:
         """See `Handler`."""
-        call.lag = self._lag
+        call.lag, call.limits = self._lag, self.limits
         try:
             encoding = call.headers.get(b"content-encoding")
             if encoding is not None:
-                call.body = _unpacked(call.body, encoding.lower(), self.limits.max_request_bytes)
+                # zlib lets other threads run
+                call.body = await asyncio.to_thread(_unpacked, call.body, encoding.lower(), self.limits)
             for routes in self._routes:
                 reply = await routes.answer(call)
                 if reply is not None:
@@ -94,7 +95,9 @@ class Application:
                         self._lag.add(now - call.computed, now)
                     return reply
             raise HttpError(404, f"there is nothing at {call.path}")
-        except Exception as error:  # each becomes an answer
+        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # each becomes an answer; panics of extensions in Rust are no Exception
             return failure(error, call.path)
 
     def refused(self, call: Call, error: Exception) -> Reply:
@@ -113,18 +116,18 @@ class Application:
             )  # fmt: skip
 
 
-def _unpacked(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | bytearray:
+def _unpacked(body: bytes | bytearray, encoding: bytes, limits: Limits) -> bytes | bytearray:
     if encoding == b"identity":
         return body
     if encoding not in _WINDOW:
         raise HttpError(415, "the request's content encoding is not supported", "use gzip, deflate or none")
     unpacker = zlib.decompressobj(_WINDOW[encoding])
     try:
-        content = unpacker.decompress(body, limit + 1)
+        content = unpacker.decompress(body, limits.max_request_bytes + 1)
     except zlib.error as error:
         raise InputError(f"the request cannot be decompressed: {error}") from error
-    if len(content) > limit:
-        raise too_large(limit)
+    if len(content) > limits.max_request_bytes:
+        raise limits.too_large()
     if not unpacker.eof:
         raise InputError("the compressed request is truncated")
     if unpacker.unused_data:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from compiler.errors import TensorwrightError
-from compiler.serving.app.http import Call, Handler, HttpError, Receive, Reply, Scope, Send, StreamReply, too_large
+from compiler.serving.app.http import Call, Handler, HttpError, Receive, Reply, Scope, Send, StreamReply
 from compiler.serving.app.inflight import Flight, Inflight
 from compiler.serving.repository import Repository
 
@@ -90,7 +90,7 @@ class Asgi:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limits.max_request_bytes:
-                    raise too_large(limits.max_request_bytes)
+                    raise limits.too_large()
                 more = message.get("more_body", False)
         except asyncio.CancelledError:
             if not flight.expired:

@@ -12,8 +12,11 @@ from compiler.generation.grammar import Grammar
 from compiler.generation.language_model import Prompt
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
-from compiler.serving.app.http import mapping, shown
+from compiler.serving.app.http import mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
+from compiler.serving.app.schema_limits import check_schema
+from compiler.serving.limits import Limits, utf8_size
+from compiler.support.shown import shown
 
 _MAX_CHOICES = 16
 _MAX_LOGPROBS = 20
@@ -58,7 +61,7 @@ class CompletionRequest:
     media: Media | None = None
 
 
-def chat_request(body: Mapping[str, object]) -> CompletionRequest:
+def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
     """The request of a chat. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, _CHAT)
     wanted = body.get("logprobs")
@@ -67,18 +70,17 @@ def chat_request(body: Mapping[str, object]) -> CompletionRequest:
     logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if wanted else None
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
     images: list[bytes] = []
-    request = _request(body, (_messages(body.get("messages"), images),), logprobs, _limit(max_tokens))
+    request = _request(body, (_messages(body.get("messages"), images, limits),), logprobs, _limit(max_tokens), limits)
     return replace(request, media=Media(images=images)) if images else request
 
 
-def completion_request(body: Mapping[str, object]) -> CompletionRequest:
+def completion_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
     """The request of a completion. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, _COMPLETION)
     logprobs = None if body.get("logprobs") is None else _whole(body, "logprobs", 0, 0, _MAX_LOGPROBS)
     max_tokens = _limit(body.get("max_tokens"))
-    return _request(
-        body, _prompts(body.get("prompt")), logprobs, _COMPLETION_TOKENS if max_tokens is None else max_tokens
-    )
+    max_tokens = _COMPLETION_TOKENS if max_tokens is None else max_tokens
+    return _request(body, _prompts(body.get("prompt"), limits), logprobs, max_tokens, limits)
 
 
 def _check_fields(body: Mapping[str, object], known: frozenset[str]) -> None:
@@ -89,13 +91,13 @@ def _check_fields(body: Mapping[str, object], known: frozenset[str]) -> None:
 
 
 def _request(
-    body: Mapping[str, Any], prompts: tuple[Prompt, ...], logprobs: int | None, max_tokens: int | None
+    body: Mapping[str, Any], prompts: tuple[Prompt, ...], logprobs: int | None, max_tokens: int | None, limits: Limits
 ) -> CompletionRequest:
     settings = {name: body[name] for name in _SAMPLING if body.get(name) is not None}
     settings.setdefault("temperature", 1.0)
-    if isinstance(settings.get("stop"), list):
-        settings["stop"] = tuple(settings["stop"])
-    settings.update(response_format(body.get("response_format")))
+    if "stop" in settings:
+        settings["stop"] = _stops(settings["stop"], limits)
+    settings.update(response_format(body.get("response_format"), limits))
     stream_options = mapping(body.get("stream_options") or {}, "'stream_options'")
     return CompletionRequest(
         prompts,
@@ -107,7 +109,16 @@ def _request(
     )
 
 
-def response_format(given: object) -> dict[str, Any]:
+def _stops(given: object, limits: Limits) -> tuple[str, ...]:
+    stops = given if isinstance(given, list) else [given]
+    limits.check("stops", len(stops))
+    if not all(isinstance(each, str) and each for each in stops):
+        raise InputError(f"'stop' must be texts that are not empty, not {shown(given)}")
+    limits.check("stop_bytes", sum(map(utf8_size, stops)))
+    return tuple(stops)
+
+
+def response_format(given: object, limits: Limits) -> dict[str, Any]:
     """Settings of a generation whose text has a form. Raises InputError."""
     if given is None:
         return {}
@@ -118,38 +129,52 @@ def response_format(given: object) -> dict[str, Any]:
     if kind == "json_object":
         return {"grammar": Grammar.json_schema({"type": "object"})}
     if kind == "json_schema":
-        schema = mapping(content.get("json_schema"), "'json_schema'").get("schema")
-        return {"grammar": Grammar.json_schema(mapping(schema, "'schema'"))}
+        schema = mapping(mapping(content.get("json_schema"), "'json_schema'").get("schema"), "'schema'")
+        check_schema(schema, limits)
+        text: str = orjson.dumps(schema).decode()
+        limits.check("grammar_bytes", utf8_size(text))
+        return {"grammar": Grammar.json_schema(text)}
     raise InputError(f"the response_format {shown(kind)} is not supported", "use text, json_object or json_schema")
 
 
-def _messages(given: object, images: list[bytes]) -> list[dict[str, Any]]:
+def _messages(given: object, images: list[bytes], limits: Limits) -> list[dict[str, Any]]:
     """Messages for a chat template; the contents of images are appended to `images`."""
     if not isinstance(given, list) or not given:
         raise InputError("'messages' must be a list of messages")
+    limits.check("messages", len(given))
     messages = []
+    parts = size = 0
     for each in given:
         message = mapping(each, "a message")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise InputError(f"a message's role must be a string, not {shown(role)}")
-        messages.append({"role": "system" if role == "developer" else role, "content": _content(content, images)})
+        parts += len(content) if isinstance(content, list) else 1
+        limits.check("parts", parts)
+        read = _content(content, images, limits)
+        size += utf8_size(role) + sum(map(utf8_size, _texts_of(read)))
+        limits.check("text_bytes", size)
+        messages.append({"role": "system" if role == "developer" else role, "content": read})
     return messages
 
 
-def _content(given: object, images: list[bytes]) -> str | list[dict[str, str]]:
+def _texts_of(content: str | list[dict[str, str]]) -> list[str]:
+    return [content] if isinstance(content, str) else [each.get("text", "") for each in content]
+
+
+def _content(given: object, images: list[bytes], limits: Limits) -> str | list[dict[str, str]]:
     if isinstance(given, str):
         return given
     if not isinstance(given, list):
         raise InputError(f"a message's content must be a text, not {shown(given)}")
     parts = [mapping(each, "a part of a message") for each in given]
-    found = [_part(each, images) for each in parts]
+    found = [_part(each, images, limits) for each in parts]
     if all(each["type"] == "text" for each in found):
         return "".join(each["text"] for each in found)
     return found
 
 
-def _part(given: Mapping[str, Any], images: list[bytes]) -> dict[str, str]:
+def _part(given: Mapping[str, Any], images: list[bytes], limits: Limits) -> dict[str, str]:
     """A text, or an image, whose content is in the request."""
     if given.get("type") == "text" and isinstance(given.get("text"), str):
         return {"type": "text", "text": given["text"]}
@@ -161,6 +186,7 @@ def _part(given: Mapping[str, Any], images: list[bytes]) -> dict[str, str]:
     start, found, content = address.partition(";base64,") if isinstance(address, str) else ("", "", "")
     if not found or not start.startswith("data:image/"):
         raise InputError("an image's 'url' has to hold the image", "use data:image/png;base64,...; nothing is fetched")
+    limits.check("images", len(images) + 1)
     try:
         images.append(base64.b64decode(content, validate=True))
     except ValueError as error:
@@ -168,11 +194,16 @@ def _part(given: Mapping[str, Any], images: list[bytes]) -> dict[str, str]:
     return {"type": "image"}
 
 
-def _prompts(given: object) -> tuple[Prompt, ...]:
-    if isinstance(given, str) or (isinstance(given, list) and given and all(type(each) is int for each in given)):
+def _prompts(given: object, limits: Limits) -> tuple[Prompt, ...]:
+    if isinstance(given, str):
+        limits.check("text_bytes", utf8_size(given))
         return (given,)
     if not isinstance(given, list) or not given:
         raise InputError("'prompt' must be a text, a list of texts, tokens, or a list of lists of tokens")
+    if all(type(each) is int for each in given):
+        return (given,)
+    limits.check("prompts", len(given))
+    limits.check("text_bytes", sum(utf8_size(each) for each in given if isinstance(each, str)))
     for each in given:
         tokens = isinstance(each, list) and all(type(token) is int for token in each)
         if not isinstance(each, str) and not tokens:

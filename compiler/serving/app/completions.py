@@ -16,6 +16,7 @@ from compiler.serving.app.completion_options import CompletionRequest, chat_requ
 from compiler.serving.app.failures import failure
 from compiler.serving.app.http import Call, Reply, StreamReply, check_method, json_reply, mapping, orjson
 from compiler.serving.app.openai_models import named_model
+from compiler.serving.limits import Limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.text.service import TextService
@@ -26,7 +27,7 @@ class _Kind:
     """One of the two routes."""
 
     route: str
-    read: Callable[[Mapping[str, Any]], CompletionRequest]
+    read: Callable[[Mapping[str, Any], Limits], CompletionRequest]
     format: Callable[[Callable[[int], str]], Format]
     whole: str
     part: str
@@ -58,7 +59,7 @@ class Completions:
         call.route = kind.route
         body = mapping(call.json(), "the request")
         name = named_model(self._repository, body, call)
-        request = kind.read(body)
+        request = kind.read(body, call.limits)
         with contextlib.ExitStack() as held:
             service = held.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):

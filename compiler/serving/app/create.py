@@ -9,13 +9,13 @@ from compiler.serving.app.application import Application, Routes
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.completions import Completions
 from compiler.serving.app.embeddings import Embeddings
-from compiler.serving.app.http import Limits
 from compiler.serving.app.observability import Observability
 from compiler.serving.app.open_inference import OpenInference
 from compiler.serving.app.openai_models import OpenAIModels
 from compiler.serving.app.transcriptions import Transcriptions
 from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
+from compiler.serving.limits import Limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, Reply, check_method, json_reply, mapping, shown
+from compiler.serving.app.http import Call, Reply, check_method, json_reply, mapping
 from compiler.serving.app.openai_models import named_model, unknown_fields
+from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.request import Array, Request
 from compiler.serving.service import Service
 from compiler.serving.text.embedder import ServiceEmbedder
+from compiler.support.shown import shown
 
 _PATH = "/v1/embeddings"
-_MOST_TEXTS = 2048
 _FIELDS = frozenset({"model", "input", "encoding_format", "dimensions"})
 _IGNORED = frozenset({"user"})
 
@@ -41,7 +42,10 @@ class Embeddings:
         as_text = _is_base64(body)
         with self._repository.lease(name) as service:
             embedder = self._embedder(name, service)
-            texts = [embedder.tokens(each) if isinstance(each, str) else each for each in _texts(body.get("input"))]
+            texts = [
+                embedder.tokens(each) if isinstance(each, str) else each
+                for each in _texts(body.get("input"), call.limits)
+            ]
             latency = self._repository.options(name).latency_ms
             deadline, level = call.deadline(latency), call.level(latency, {})
             request = Request({}, None, call.arrival, deadline, level, margin=call.margin(deadline))
@@ -72,11 +76,13 @@ def _is_base64(body: Mapping[str, object]) -> bool:
     return bool(given == "base64")
 
 
-def _texts(given: object) -> Sequence[str | list[int]]:
+def _texts(given: object, limits: Limits) -> Sequence[str | list[int]]:
     """The texts of a request, those that are tokens as lists of them."""
     listed = [given] if isinstance(given, str) or (isinstance(given, list) and given and _is_tokens(given)) else given
-    if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_TEXTS:
-        raise InputError(f"'input' must be a text or tokens, or a list of 1 to {_MOST_TEXTS} of these")
+    if not isinstance(listed, list) or not listed:
+        raise InputError("'input' must be a text or tokens, or a list of these")
+    limits.check("texts", len(listed))
+    limits.check("text_bytes", sum(utf8_size(each) for each in listed if isinstance(each, str)))
     for each in listed:
         if not isinstance(each, str) and not (isinstance(each, list) and _is_tokens(each)):
             raise InputError(f"an input must be a text or a list of tokens, not {shown(each)}")

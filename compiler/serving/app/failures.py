@@ -16,7 +16,9 @@ from compiler.errors import (
     UserError,
 )
 from compiler.serving.app.http import Header, HttpError, Reply, json_reply
+from compiler.serving.limits import LimitError
 
+_MOST = 1000  # characters of a message, which may repeat what the client sent
 _log = logging.getLogger(__name__)
 _STATUSES: tuple[tuple[type[TensorwrightError], int], ...] = (
     (InputError, 400),
@@ -28,7 +30,7 @@ _STATUSES: tuple[tuple[type[TensorwrightError], int], ...] = (
 )
 
 
-def failure(error: Exception, path: str) -> Reply:
+def failure(error: BaseException, path: str) -> Reply:
     """The answer for an error, as the protocol of the path writes errors.
 
     Server-side errors are logged, and reported without details.
@@ -36,7 +38,8 @@ def failure(error: Exception, path: str) -> Reply:
     status, headers = _status(error)
     if status < 500 or isinstance(error, UserError):
         assert isinstance(error, TensorwrightError)
-        message = error.message if error.hint is None else f"{error.message} ({error.hint})"
+        message = error.message if error.hint is None else f"{error.message[:_MOST]} ({error.hint})"
+        message = message[: 2 * _MOST]
     else:
         _log.error("a request to %s failed", path, exc_info=error)
         message = "the server failed on this request; its log says why"
@@ -47,9 +50,11 @@ def failure(error: Exception, path: str) -> Reply:
     return json_reply({"error": {"message": message, "type": kind, "param": None, "code": None}}, status, headers)
 
 
-def _status(error: Exception) -> tuple[int, tuple[Header, ...]]:
+def _status(error: BaseException) -> tuple[int, tuple[Header, ...]]:
     if isinstance(error, HttpError):
         return error.status, error.headers
+    if isinstance(error, LimitError):
+        return error.status, ()
     if isinstance(error, OverloadedError):
         seconds = str(max(1, math.ceil(error.retry_after))).encode()
         return 503 if error.late else 429, ((b"retry-after", seconds),)

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from compiler.errors import InputError, OptionError, UserError
+from compiler.errors import InputError, UserError
 from compiler.serving.app.lag import Lag
+from compiler.serving.limits import DEFAULT_LIMITS, Limits
 from compiler.serving.request import ANY_LEVEL, ServiceLevel
 from compiler.support.optional import optional_module
+from compiler.support.shown import shown
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -34,23 +36,6 @@ class HttpError(UserError):
         self.headers = headers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one request may take.
-
-    Attributes:
-        max_request_bytes: of a body, after decompression.
-        body_seconds: time limit for receiving the whole body, and for a client that does not read its answer.
-    """
-
-    max_request_bytes: int = 64 << 20
-    body_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.max_request_bytes < 1 or not self.body_seconds > 0:
-            raise OptionError("limits of requests must be above 0")
-
-
 @dataclass(eq=False)
 class Call:
     """An HTTP request whose body has been received.
@@ -61,6 +46,7 @@ class Call:
         model, route: what it turned out to be for, for metrics and logs.
         chunked: its client reads answers in chunks (HTTP/1.1).
         lag: of the process that answers.
+        limits: of the server.
         computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
     """
 
@@ -73,12 +59,16 @@ class Call:
     route: str = "other"
     chunked: bool = True
     lag: Lag | None = None
+    limits: Limits = DEFAULT_LIMITS
     computed: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> Any:
-        """The body as JSON. Raises InputError."""
-        return parse_json(self.body)
+        """The body as JSON. Raises InputError, LimitError where it has too many values."""
+        limits, body = self.limits, self.body
+        if len(body) > limits.json_values:  # each value takes a byte
+            limits.check("json_values", sum(map(body.count, (b",", b"[", b"{"))))
+        return parse_json(body)
 
     def deadline(self, latency_ms: float | None) -> float | None:
         """When the answer is due: from the request's header, else from `latency_ms`."""
@@ -98,7 +88,7 @@ class Call:
         cost = parameters.get("max_cost")
         accuracy = parameters.get("min_accuracy", 0.0)
         if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
-            raise InputError(f"min_accuracy must be a number from 0 to 1, not {accuracy!r}")
+            raise InputError(f"min_accuracy must be a number from 0 to 1, not {shown(accuracy)}")
         return ServiceLevel(latency_ms, float(accuracy), None if cost is None else positive(cost, "max_cost"))
 
 
@@ -141,11 +131,6 @@ class Handler(Protocol):
         """Count and log a request that was answered; status 499: its client went away before."""
 
 
-def too_large(limit: int) -> HttpError:
-    """A request whose body is larger than the limit."""
-    return HttpError(413, f"the request is larger than {limit} bytes")
-
-
 def check_method(call: Call, method: str) -> None:
     """Raise HttpError unless a request has the method of its path; HEAD is GET without its body."""
     if call.method != method and not (method == "GET" and call.method == "HEAD"):
@@ -182,9 +167,3 @@ def positive(value: Any, name: str) -> float:
     if not 0 < number < float("inf"):
         raise InputError(f"{name} must be a number above 0, not {shown(value)}")
     return number
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

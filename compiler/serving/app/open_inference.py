@@ -19,7 +19,6 @@ from compiler.serving.app.http import (
     orjson,
     parse_json,
     positive,
-    shown,
 )
 from compiler.serving.app.tensors import metadata, read_inputs, wanted_outputs, write_outputs
 from compiler.serving.control import Control
@@ -28,6 +27,7 @@ from compiler.serving.repository import Repository
 from compiler.serving.request import Request, Response
 from compiler.serving.service import Service
 from compiler.serving.tracing import Tracer
+from compiler.support.shown import shown
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config))?")
 _REPOSITORY = re.compile(r"/v2/repository/(?:models/([^/]+)/(load|unload)|(index))")
@@ -126,8 +126,8 @@ class OpenInference:
         content, binary = _split(call)
         body = mapping(parse_json(content), "the request")
         parameters = mapping(body.get("parameters") or _NO_PARAMETERS, "'parameters'")
-        names, as_bytes = wanted_outputs(body.get("outputs"))
-        inputs = read_inputs(body.get("inputs"), binary)
+        names, as_bytes = wanted_outputs(body.get("outputs"), call.limits)
+        inputs = read_inputs(body.get("inputs"), binary, call.limits)
         identifier = body.get("id", "")
         if not isinstance(identifier, str):
             raise InputError(f"'id' must be a string, not {shown(identifier)}")

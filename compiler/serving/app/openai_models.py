@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, Reply, check_method, json_reply, shown
+from compiler.serving.app.http import Call, Reply, check_method, json_reply
 from compiler.serving.repository import Repository
+from compiler.support.shown import shown
 
 _PREFIX = "/v1/models"
 

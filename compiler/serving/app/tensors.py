@@ -12,8 +12,10 @@ import numpy as np
 
 from compiler.artifact import TensorDescription
 from compiler.errors import InputError
-from compiler.serving.app.http import mapping, shown
+from compiler.serving.app.http import mapping
+from compiler.serving.limits import Limits
 from compiler.serving.request import Array
+from compiler.support.shown import shown
 
 _TYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(bool),
@@ -49,7 +51,7 @@ def metadata(tensor: TensorDescription) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": type_name(tensor.dtype), "shape": shape}
 
 
-def read_inputs(listed: Any, binary: memoryview) -> dict[str, Array]:
+def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Array]:
     """The inputs of a request.
 
     Args:
@@ -60,6 +62,7 @@ def read_inputs(listed: Any, binary: memoryview) -> dict[str, Array]:
     """
     if not isinstance(listed, list) or not listed:
         raise InputError("'inputs' must be a list of tensors")
+    limits.check("tensors", len(listed))
     inputs: dict[str, Array] = {}
     at = 0
     for each in listed:
@@ -96,8 +99,8 @@ def _shape_of(given: Any, name: str) -> tuple[int, ...]:
     fits = isinstance(given, list) and len(given) <= _MAX_RANK
     for size in given if fits else ():  # a loop takes half the time of a generator
         fits = fits and type(size) is int and 0 <= size < _MAX_SIZE
-    if not fits:
-        raise InputError(f"input {name!r} has shape {shown(given)}; expected a list of sizes")
+    if not fits or math.prod(size or 1 for size in given) > _MAX_SIZE:  # numpy multiplies them all, beside a 0 too
+        raise InputError(f"input {shown(name)} has shape {shown(given)}; expected a list of sizes")
     return tuple(given)
 
 
@@ -162,12 +165,13 @@ def write_outputs(
     return listed, chunks
 
 
-def wanted_outputs(listed: object) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
+def wanted_outputs(listed: object, limits: Limits) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
     """Which outputs a request wants, and which of them as bytes. Raises InputError."""
     if listed is None:
         return None, {}
     if not isinstance(listed, Sequence) or isinstance(listed, str):
         raise InputError("'outputs' must be a list")
+    limits.check("tensors", len(listed))
     names, binary = [], {}
     for each in listed:
         output = mapping(each, "an output")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from compiler.errors import InputError
 from compiler.generation.options import GenerationOptions
 from compiler.generation.transcription import Speech, joined, prepared_speech
-from compiler.serving.app.http import Call, Reply, check_method, json_reply, shown
-from compiler.serving.app.multipart import form_fields
+from compiler.serving.app.http import Call, Reply, check_method, json_reply
+from compiler.serving.app.multipart import FILE, form_fields, text_fields
 from compiler.serving.app.openai_models import named_model, unknown_fields
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.text.service import TextService
+from compiler.support.shown import shown
 
 _TASKS = {"/v1/audio/transcriptions": "transcribe", "/v1/audio/translations": "translate"}
 _FIELDS = frozenset({"model", "file", "language", "temperature", "response_format"})
@@ -44,8 +45,8 @@ class Transcriptions:
             return None
         check_method(call, "POST")
         call.route = "transcriptions"
-        fields = form_fields(call)
-        texts = {name: _text(name, value) for name, value in fields.items() if name != "file"}
+        fields = await asyncio.to_thread(form_fields, call)  # of a large file it takes long; it is Python
+        texts = text_fields(fields)
         name = named_model(self._repository, texts, call)
         wanted = _wanted(fields, texts)
         with self._repository.lease(name) as service:
@@ -77,7 +78,7 @@ class Transcriptions:
 
 def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _Wanted:
     unknown_fields(texts, _FIELDS, frozenset())
-    if not fields.get("file"):
+    if not fields.get(FILE):
         raise InputError("the form has no 'file', or an empty one", "send a WAV file")
     form = texts.get("response_format", "json")
     if form not in _FORMATS:
@@ -87,11 +88,4 @@ def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _Wanted:
     except ValueError as error:
         raise InputError(f"'temperature' must be a number, not {shown(texts['temperature'])}") from error
     options = GenerationOptions(max_new_tokens=1 << 20, temperature=temperature)
-    return _Wanted(fields["file"], texts.get("language") or None, form, options)
-
-
-def _text(name: str, value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"the field {shown(name)} is not valid UTF-8") from error
+    return _Wanted(fields[FILE], texts.get("language") or None, form, options)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions
-from compiler.serving.app.http import Limits
-from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
-from compiler.serving.options import options_from
+from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration, server_limits
 from compiler.serving.ray.options import RayOptions
 from compiler.serving.ray.running import RayAddress, serve_on_ray
 from compiler.serving.workers.options import WorkerOptions
@@ -40,7 +37,7 @@ def serve_command(
         raise OptionError("--access-log is not available with Ray", "Ray's proxies log requests (serve/ in Ray's logs)")
     app = AppOptions(
         keys=ApiKeys(given.key_digests),
-        limits=options_from(Limits, given.limits, "limits"),
+        limits=server_limits(given.configuration_path, given.limits),
         local_only=given.local_only,
         price=given.price,
         traces=given.traces,
@@ -59,7 +56,7 @@ def serve_command(
 
 
 def _models(given: WorkerOptions) -> list[ModelOptions]:
-    listed = [] if given.configuration is None else read_configuration(Path(given.configuration))
+    listed = [] if (path := given.configuration_path) is None else read_configuration(path)
     listed += [model_options(each, f"model {each.get('name')!r}") for each in given.models]
     return check_models(listed)
 

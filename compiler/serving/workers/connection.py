@@ -16,9 +16,9 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Protocol
 
-from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply, too_large
+from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply
 from compiler.serving.workers.eager import run_eagerly
-from compiler.serving.workers.heads import MAX_HEADER_BYTES, SINGLE, check_head, headers_too_large, path_of
+from compiler.serving.workers.heads import SINGLE, check_head, path_of
 from compiler.serving.workers.known_heads import Head, KnownHeads
 from compiler.support.optional import optional_module
 
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         version = self._parser.get_http_version()
         call.chunked = version == "1.1"
         try:
-            check_head(version, self._url, self._headers, self._header_bytes, self._twice)
+            check_head(version, self._url, self._headers, self._header_bytes, self._twice, self._handler.limits)
             call.path = path_of(self._url)
             self._admit(call)
         except Exception as error:  # becomes an answer
@@ -181,9 +181,9 @@ class Connection(asyncio.Protocol):
             self._body += body
         else:
             self._body = bytearray(self._body + body)
-        limit = self._handler.limits.max_request_bytes
-        if len(self._body) > limit:
-            self._refuse(self._call, too_large(limit))
+        limits = self._handler.limits
+        if len(self._body) > limits.max_request_bytes:
+            self._refuse(self._call, limits.too_large())
 
     def on_message_complete(self) -> None:
         """A whole request has been received."""
@@ -268,8 +268,10 @@ class Connection(asyncio.Protocol):
             self._silent_bytes = 0
             return
         self._silent_bytes += received
-        if self._silent_bytes > MAX_HEADER_BYTES:
-            self._refuse(self._call, headers_too_large())
+        limits = self._handler.limits
+        if self._silent_bytes > limits.header_bytes:
+            message = f"the request's target and headers are larger than {limits.header_bytes} bytes"
+            self._refuse(self._call, limits.passed("header_bytes", message))
 
     def _continue(self) -> None:
         """Ask for the body that a client withholds (100-continue)."""

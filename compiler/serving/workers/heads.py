@@ -8,11 +8,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from compiler.serving.app.http import HttpError
+from compiler.serving.limits import Limits
 from compiler.support.optional import optional_module
 
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")
-MAX_HEADER_BYTES = 64 << 10
-"""Of a request's target, and of its headers."""
 SINGLE = frozenset(
     (b"host", b"authorization", b"x-api-key", b"api-key", b"transfer-encoding", b"content-encoding", b"content-type",
      b"inference-header-content-length")
@@ -23,7 +22,7 @@ _CONTINUE = b"100-continue"
 
 
 def check_head(
-    version: str, url: bytes, headers: Mapping[bytes, bytes], header_bytes: int, twice: bytes | None
+    version: str, url: bytes, headers: Mapping[bytes, bytes], header_bytes: int, twice: bytes | None, limits: Limits
 ) -> None:
     """Refuse what is too large, and headers on which programs could disagree where a request ends or for whom it is.
 
@@ -34,10 +33,9 @@ def check_head(
     Raises:
         HttpError: it is refused.
     """
-    if len(url) > MAX_HEADER_BYTES:
+    if len(url) > limits.header_bytes:
         raise HttpError(414, "the request's target is too long")
-    if header_bytes > MAX_HEADER_BYTES:
-        raise headers_too_large()
+    limits.check("header_bytes", header_bytes)
     if version not in _VERSIONS:
         raise HttpError(505, f"HTTP/{version} is not supported", "use HTTP/1.1")
     if twice is not None:
@@ -53,11 +51,6 @@ def check_head(
         raise HttpError(501, "the only transfer encoding is chunked")
     if headers.get(b"expect", _CONTINUE).lower() != _CONTINUE:
         raise HttpError(417, "nothing but 100-continue can be expected")
-
-
-def headers_too_large() -> HttpError:
-    """A request whose target and headers are larger than the limit."""
-    return HttpError(431, f"the request's target and headers are larger than {MAX_HEADER_BYTES} bytes")
 
 
 def path_of(url: bytes) -> str:

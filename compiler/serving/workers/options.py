@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -35,3 +36,8 @@ class WorkerOptions:
     price: float = 0.0
     traces: bool = False
     otlp: str = ""
+
+    @property
+    def configuration_path(self) -> Path | None:
+        """`configuration` as a path."""
+        return None if self.configuration is None else Path(self.configuration)

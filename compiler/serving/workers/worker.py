@@ -15,15 +15,13 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from compiler.errors import OptionError, TensorwrightError
 from compiler.serving.app.application import Application, access_log
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions, create_app
-from compiler.serving.app.http import Limits
-from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration
+from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration, server_limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.options import options_from
 from compiler.serving.repository import Repository
@@ -162,7 +160,7 @@ class _Worker:
         self._tracer = Tracer(options.otlp) if options.otlp else None
         app_options = AppOptions(
             keys=ApiKeys(options.key_digests),
-            limits=options_from(Limits, options.limits, "limits"),
+            limits=server_limits(options.configuration_path, options.limits),
             local_only=options.local_only,
             price=options.price,
             traces=options.traces,
@@ -172,7 +170,7 @@ class _Worker:
 
     def _models(self) -> list[ModelOptions]:
         options = self.options
-        listed = [] if options.configuration is None else read_configuration(Path(options.configuration))
+        listed = [] if (path := options.configuration_path) is None else read_configuration(path)
         listed += [model_options(each, f"model {each.get('name')!r}") for each in options.models]
         cores = max(1, usable_cores() // options.workers)
         return [replace(each, cores=cores) if each.cores is None else each for each in check_models(listed)]

@@ -18,8 +18,8 @@ from compiler.errors import OptionError
 from compiler.serving.app.api_keys import key_digest, read_api_keys
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions
-from compiler.serving.app.http import Limits
 from compiler.serving.configuration import ModelOptions, model_options
+from compiler.serving.limits import Limits
 from compiler.serving.workers.http_server import HttpOptions
 from tests.compiler.profiling.conftest import chromium
 from tests.compiler.serving.server import Running, dense_file, serving

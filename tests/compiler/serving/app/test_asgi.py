@@ -10,8 +10,8 @@ from typing import Any
 
 from compiler.serving.app.application import Application
 from compiler.serving.app.create import AppOptions, create_app
-from compiler.serving.app.http import Limits
 from compiler.serving.configuration import model_options
+from compiler.serving.limits import Limits
 from tests.compiler.serving.server import dense_file
 
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}]}).encode()

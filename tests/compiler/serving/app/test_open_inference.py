@@ -13,6 +13,7 @@ from compiler.errors import InputError
 from compiler.runtime import load
 from compiler.serving.app.tensors import read_inputs
 from compiler.serving.configuration import model_options
+from compiler.serving.limits import DEFAULT_LIMITS
 from tests.compiler.serving.server import Running, dense_file, serving
 
 X = np.random.default_rng(5).standard_normal((3, 16)).astype(np.float32)
@@ -117,7 +118,7 @@ def test_what_is_wrong_with_a_request_is_said(server: Running, body: Any, messag
 def test_lists_are_read_as_numpy_reads_them(datatype: str, dtype: type[np.generic]) -> None:
     def read(data: list[Any]) -> np.ndarray:
         listed = [{"name": "x", "datatype": datatype, "shape": [2, 2], "data": data}]
-        return read_inputs(listed, memoryview(b""))["x"]
+        return read_inputs(listed, memoryview(b""), DEFAULT_LIMITS)["x"]
 
     lists: list[list[Any]] = [[1, 0, True, 100], [[1, 2], [3, 4]]]
     lists += [] if np.issubdtype(dtype, np.integer) else [[0.1, 7, 1e300, -5e-324], [1, 2.5, 3, 4], [[0.5, 2], [3, 4]]]

@@ -18,6 +18,7 @@ from compiler.generation import LanguageModel, load
 from compiler.runtime import Module
 from compiler.serving.app.completion_options import chat_request, completion_request
 from compiler.serving.configuration import model_options
+from compiler.serving.limits import DEFAULT_LIMITS
 from tests.compiler.generation.models import write_folder
 from tests.compiler.runtime.building import build_artifact
 from tests.compiler.serving.server import Running, dense_file, serving
@@ -211,7 +212,7 @@ def test_mistakes_are_told(client: Any, server: Running) -> None:
 )
 def test_what_a_chat_cannot_ask(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        chat_request({"model": "tiny", **fields})
+        chat_request({"model": "tiny", **fields}, DEFAULT_LIMITS)
 
 
 def test_what_says_nothing_is_taken() -> None:
@@ -222,7 +223,7 @@ def test_what_says_nothing_is_taken() -> None:
         "user": "me",
         "echo": False,
     }
-    request = completion_request({"model": "tiny", "prompt": ["a", "b"], "best_of": 1, **neutral})
+    request = completion_request({"model": "tiny", "prompt": ["a", "b"], "best_of": 1, **neutral}, DEFAULT_LIMITS)
     assert (len(request.prompts), request.max_tokens, request.options.temperature) == (2, 16, 1.0)
 
 

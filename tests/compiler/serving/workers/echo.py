@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, Limits, Reply, StreamReply
+from compiler.serving.app.http import Call, Reply, StreamReply
+from compiler.serving.limits import Limits
 from compiler.serving.workers.http_server import HttpOptions, Server
 from compiler.serving.workers.supervisor import listen
 

@@ -1,0 +1,31 @@
+"""`shown`: values of strangers in messages, at a bounded cost whatever their size and nesting."""
+
+from __future__ import annotations
+
+import reprlib
+from itertools import islice
+from typing import Any
+
+_MOST = 80
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, _MOST, _MOST
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Python's own sorts all of the keys."""
+        if not x or level <= 0:
+            return "{...}" if x else "{}"
+        some = (f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in islice(x.items(), 4))
+        return f"{{{', '.join(some)}{', ...' if len(x) > 4 else ''}}}"
+
+
+_SHORT = _Short()
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."

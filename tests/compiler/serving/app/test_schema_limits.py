@@ -1,0 +1,71 @@
+"""Nesting and repetitions of JSON schemas and their patterns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from compiler.serving.app.schema_limits import check_schema, pattern_size
+from compiler.serving.limits import LimitError, Limits
+
+LIMITS = Limits(grammar_nesting=20, grammar_repetitions=1000)
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [
+        ("", (0, 1)),
+        ("a{3}b{2,5}c{4,}", (0, 5)),
+        ("(a{10}){20}", (1, 200)),
+        ("((a{10}|b{3}){2}c){5}", (2, 100)),
+        ("(" * 50 + "a" + ")" * 50, (50, 1)),
+        (r"\(\({9}[(({8}]", (0, 9)),
+        (")))", (0, 1)),
+        ("a{99999999999999999999}", (0, 9999999999)),
+        ("(((", (3, 1)),
+        ("a{,}{x}", (0, 1)),
+    ],
+)
+def test_nesting_and_repetitions_of_patterns(pattern: str, size: tuple[int, int]) -> None:
+    assert pattern_size(pattern) == size
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        _nested(20),
+        {"type": "string", "pattern": "(" * 20},
+        {"type": "object", "patternProperties": {"(" * 20: {}}},
+        {"anyOf": [_nested(19)]},
+        {"type": "string", "minLength": 1001},
+        {"type": "array", "maxItems": 1e300},
+        {"type": "string", "pattern": "(a{100}){100}"},
+        {"type": "array", "minItems": 100, "items": {"type": "string", "pattern": "a{11}"}},
+        {"type": "array", "minItems": 40, "items": {"type": "array", "minItems": 40, "items": {}}},
+    ],
+)
+def test_schemas_past_the_limits_are_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(LimitError):
+        check_schema(schema, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        _nested(19),
+        {"type": "string", "minLength": 1000, "pattern": "[a-z]{1,9}"} | {"minLength": 100},
+        {"type": "array", "minItems": 30, "items": {"type": "string", "maxLength": 30}},
+        {"minItems": True, "minLength": "many", "pattern": 5, "patternProperties": [1]},
+        {"$ref": "#"},
+    ],
+)
+def test_other_schemas_pass(schema: dict[str, Any]) -> None:
+    check_schema(schema, LIMITS)
