@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from benchmarks.catalog import CATALOG, CatalogModel, inputs_for
+from benchmarks.catalog import CATALOG, CatalogModel, Inputs, inputs_for
 
 Array = np.ndarray
 
@@ -50,6 +50,24 @@ def task_of(name: str, sizes: Mapping[str, int] | None = None) -> Task:
     model = CATALOG.get(name) or _torchvision(name)
     if model is None:
         raise ValueError(f"no model {name!r}: give an .onnx file, a torchvision model, or one of {', '.join(CATALOG)}")
+    return model_task(model, sizes)
+
+
+def batched(name: str, batch: int) -> Task:
+    """The task for a torchvision model at a batch size, for which it is exported. Raises ValueError for other names."""
+    model = _torchvision(name)
+    if model is None:
+        raise ValueError(f"no model {name!r} of torchvision")
+
+    def inputs(generator: np.random.Generator, sizes: Mapping[str, int]) -> Inputs:
+        samples = [model.inputs(generator, sizes) for _ in range(batch)]
+        return {key: np.concatenate([each[key] for each in samples]) for key in samples[0]}
+
+    return model_task(replace(model, name=f"{name}-batch-{batch}", inputs=inputs))
+
+
+def model_task(model: CatalogModel, sizes: Mapping[str, int] | None = None) -> Task:
+    """The task for a model of the catalog."""
     source = model.load()
     path = Path(source) if isinstance(source, str | Path) else _exported(model, source)
     inputs = inputs_for(model, sizes=sizes)

@@ -13,7 +13,6 @@ import numpy as np
 from schedules.machine import Machine
 
 _ASSUMED_HERTZ = 3.0e9
-_ASSUMED_MEMORY_BANDWIDTH = 20e9
 _CACHE_BYTES_PER_CYCLE = 32
 """Bandwidth of the last-level cache for one core: half a cache line per cycle, as vendors' optimization manuals
 state."""
@@ -46,8 +45,8 @@ class Roofline:
                 are assumed, as `source` says.
         """
         hertz = (_clock() if measured else None) or _ASSUMED_HERTZ
-        bandwidth = _memory_bandwidth() if measured else _ASSUMED_MEMORY_BANDWIDTH
-        how = "measured here" if measured else "assumed"
+        bandwidth = _memory_bandwidth() if measured else machine.memory_rate * hertz
+        how = "measured here" if measured else "as described"
         return cls(
             peak=machine.lanes("float32") * 2 * machine.fma_ports * machine.cores * hertz,
             memory_bandwidth=bandwidth,

@@ -1,0 +1,209 @@
+"""Times the parts of a module's parallel regions one after the other on one core; started by `__main__`.
+
+    python -m benchmarks.cores.emulate PLAN.json
+
+TVM looks `TVMBackendParallelLaunch` up in a table of its runtime when a module is loaded; here that of `launch.c` is in
+it, which cuts a region into as many parts as a machine has cores, as TVM's own does, and times each part. PLAN says the
+modules and their cores; the result is printed as JSON, a list of calls of each module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.profiling.attribution import RUNTIME, kind_of
+from compiler.profiling.call_names import named_calls
+from compiler.profiling.instrument import call_times, installed, record
+from compiler.profiling.workload import Workload, prepare
+from compiler.runtime import load
+from compiler.runtime.executor import LocalExecutor
+from compiler.runtime.tvm_runtime import runtime_library, tvm_ffi
+from targets.toolchain import find_compiler
+
+_SOURCE = Path(__file__).with_name("launch.c")
+_SYMBOL = b"__TVMBackendParallelLaunch"
+_LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # of a part that has work: seconds, and of the longest part
+
+
+@dataclass(frozen=True)
+class Region:
+    """A parallel region of a call: seconds of its parts one after the other, of the longest and of all of them, and how
+    many have work."""
+
+    longest: float
+    total: float
+    busy: int
+
+
+@dataclass(frozen=True)
+class CallParts:
+    """A call of a kernel.
+
+    Attributes:
+        serial: seconds outside of parallel regions.
+        weight_bytes, other_bytes: of the parameters that it reads, and of its other tensors.
+    """
+
+    kernel: str
+    kind: str
+    rule: str | None
+    nodes: tuple[str, ...]
+    serial: float
+    regions: tuple[Region, ...]
+    weight_bytes: int
+    other_bytes: int
+
+
+class Launcher:
+    """The parallel launch of every module that this process loads from now on."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "launch.so"
+            find_compiler().run(["-x", "c", "-O2", "-fPIC", "-shared", _SOURCE, "-o", library])
+            self._library = ctypes.CDLL(str(library))
+        self._library.noted.restype = ctypes.c_int64
+        self._library.first_note.restype = ctypes.POINTER(ctypes.c_int64)
+        self._library.set_parts.argtypes = (ctypes.c_int, ctypes.c_int64)
+        runtime_library()  # which names its own
+        ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+        address = ctypes.cast(self._library.launch, ctypes.c_void_p)
+        if ffi.TVMFFIEnvModRegisterContextSymbol(_SYMBOL, address):
+            raise RuntimeError("TVM did not take the launch function")
+
+    def set_parts(self, parts: int, evicted: int) -> None:
+        self._library.set_parts(parts, evicted)
+
+    def forget(self) -> None:
+        self._library.forget()
+
+    def noted(self) -> int:
+        """The number of notes so far."""
+        return int(self._library.noted())
+
+    def notes(self) -> np.ndarray:
+        """Of each region since `forget`: the number of its parts, its time and theirs, in nanoseconds."""
+        count = self.noted()
+        return np.ctypeslib.as_array(self._library.first_note(), (count,)).copy() if count else np.empty(0, np.int64)
+
+
+def main() -> int:
+    """Read the plan, time each module, print."""
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    launcher = Launcher()
+    with np.load(plan["arrays"]) as stored:
+        inputs = {name: stored[name] for name in stored.files}
+    results = []
+    for each in plan["modules"]:
+        launcher.set_parts(each["cores"], each["evicted"])
+        workload = prepare(load(each["path"], threads=1), inputs, sizes=plan["sizes"] or None)
+        results.append([asdict(call) for call in _on_one_thread(workload, launcher, plan["runs"])])
+    print(json.dumps(results))
+    return 0
+
+
+def _on_one_thread(workload: Workload, launcher: Launcher, runs: int) -> list[CallParts]:
+    return workload.on_its_threads(lambda: timed_calls(workload, launcher, runs))
+
+
+def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallParts]:
+    """The calls of a run in their order; each time is the shortest of several runs."""
+    workload.run()
+    rows: list[np.ndarray] = []
+
+    def run() -> None:
+        launcher.forget()
+        workload.run()
+        rows.append(launcher.notes())
+
+    recording = record(workload.set_instrument, run, lambda done: done < runs)
+    own = call_times(recording).own.min(axis=0)
+    places = _places(workload, launcher)
+    module = workload.module
+    rules = {entry.kernel: entry.rule for entry in module.manifest.kernels}
+    callers = {call.parent for call in recording.calls}
+    found = []
+    for index, name in enumerate(named_calls(recording.calls, module.manifest.calls)):
+        place = places[index]
+        regions, inside = _regions(np.array([row[place.begin : place.end] for row in rows[1:]]))
+        kind = RUNTIME if index in callers else kind_of(name.kernel)
+        computes = kind != RUNTIME  # the runtime's functions do not read the elements of tensors
+        found.append(
+            CallParts(
+                kernel=name.kernel,
+                kind=kind,
+                rule=rules.get(name.kernel),
+                nodes=name.nodes,
+                serial=max(0.0, float(own[index]) - inside),
+                regions=regions,
+                weight_bytes=place.weight_bytes * computes,
+                other_bytes=place.other_bytes * computes,
+            )
+        )
+    return found
+
+
+@dataclass
+class _Place:
+    """The notes of a call's regions, and bytes of its tensors."""
+
+    begin: int
+    end: int
+    weight_bytes: int
+    other_bytes: int
+
+
+def _places(workload: Workload, launcher: Launcher) -> list[_Place]:
+    """The place of each call of a run among the notes."""
+    executor = workload.module._executor
+    assert isinstance(executor, LocalExecutor)
+    parameters = {each.data_ptr() for each in executor._parameters}
+    places: list[_Place] = []
+    open_calls: list[_Place] = []
+
+    def note(_function: object, name: str, before: bool, _result: object, *arguments: Any) -> int:
+        if not before:
+            open_calls.pop().end = launcher.noted()
+            return 0
+        tensors = [each for each in arguments if isinstance(each, tvm_ffi.Tensor)]
+        weights = sum(_nbytes(each) for each in tensors if each.data_ptr() in parameters)
+        places.append(_Place(launcher.noted(), 0, weights, sum(map(_nbytes, tensors)) - weights))
+        open_calls.append(places[-1])
+        return 0
+
+    launcher.forget()
+    with installed(workload.set_instrument, note):
+        workload.run()
+    return places
+
+
+def _nbytes(tensor: Any) -> int:
+    bits = tvm_ffi.dtype(tensor.dtype).bits
+    return int(np.prod(tensor.shape, dtype=np.int64)) * max(1, (bits + 7) // 8)
+
+
+def _regions(rows: np.ndarray) -> tuple[tuple[Region, ...], float]:
+    """The regions in the notes of several runs of a call, and their seconds together."""
+    best = rows.min(axis=0)
+    regions = []
+    at, whole = 0, 0
+    while at < len(best):
+        count = int(best[at])
+        times = best[at + 2 : at + 2 + count] * 1e-9
+        whole += best[at + 1]
+        busy = int(np.count_nonzero(times > max(_LEAST_WORK, _LEAST_SHARE * float(times.max()))))
+        regions.append(Region(float(times.max()), float(times.sum()), max(busy, 1)))
+        at += 2 + count
+    return tuple(regions), whole * 1e-9
+
+
+if __name__ == "__main__":
+    sys.exit(main())

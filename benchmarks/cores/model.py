@@ -1,0 +1,152 @@
+"""Predicts the time of a net on many cores from the times of its parts on one.
+
+A call takes the longest part of each of its parallel regions, what it does outside of them, and the cost of starting
+and joining the regions; but at least what its bytes take to come from memory and from the shared cache (the roofline
+model, Williams et al. 2009). Cores are taken to be as fast as this machine's, all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.inspection.roofline import Roofline
+from compiler.profiling.attribution import RUNTIME
+from schedules.machine import Machine
+
+# A region wakes its threads one after the other, and each counts itself out at the end: both move a cache line between
+# cores, some 0.1 microseconds in a socket (https://chipsandcheese.com measures 50 to 150 ns).
+_START_SECONDS = 0.6e-6
+_THREAD_SECONDS = 0.15e-6
+SERIAL_SECONDS = 100e-6
+"""Work on one core that a kernel may have without being cut."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a kernel on so many cores; times in seconds.
+
+    Attributes:
+        one: on one core, of the module compiled for one.
+        longest: of its longest parts one after the other, and of what is outside of parallel regions.
+        moving: at least, by its bytes.
+        starting: and joining its regions.
+        tasks: the most parts with work that a region has; 1 for a kernel that is not cut.
+        balance: work of the average core over that of the busiest.
+    """
+
+    kernel: str
+    rule: str
+    nodes: tuple[str, ...]
+    one: float
+    longest: float
+    moving: float
+    starting: float
+    tasks: int
+    balance: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.longest, self.moving) + self.starting
+
+    @property
+    def is_serial(self) -> bool:
+        return self.tasks == 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A net on so many cores."""
+
+    cores: int
+    calls: tuple[Call, ...]
+
+    @property
+    def one(self) -> float:
+        return sum(call.one for call in self.calls)
+
+    @property
+    def seconds(self) -> float:
+        return sum(call.seconds for call in self.calls)
+
+    @property
+    def speedup(self) -> float:
+        return self.one / self.seconds
+
+    def serial(self) -> list[Call]:
+        """Calls that one core computes, longest first."""
+        return sorted((call for call in self.calls if call.is_serial), key=lambda call: -call.longest)
+
+    @property
+    def serial_share(self) -> float:
+        """The share of the time on so many cores in which one computes."""
+        return sum(call.seconds for call in self.serial()) / self.seconds
+
+    @property
+    def balance(self) -> float:
+        """Over all calls; 1: all cores are busy to the end."""
+        return sum(call.one for call in self.calls) / sum(self.cores * call.longest for call in self.calls)
+
+    @property
+    def starting_share(self) -> float:
+        return sum(call.starting for call in self.calls) / self.seconds
+
+    @property
+    def moving_share(self) -> float:
+        """The share of the time in calls that wait for their bytes."""
+        return sum(call.seconds for call in self.calls if call.moving > call.longest) / self.seconds
+
+
+def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]], machine: Machine) -> Prediction:
+    """The time on a machine of a module's calls, `one` being those of the same net on one core.
+
+    Where both make the same calls, each is compared with its own; else the times on one core are shared out by the
+    work in the parts.
+    """
+    roofline = Roofline.of(machine, measured=False)
+    weights = sum(call["weight_bytes"] for call in calls)
+    singles = [_work(call) for call in one]
+    works = [_work(call) for call in calls]
+    if [call["kind"] for call in calls] != [call["kind"] for call in one]:
+        scale = sum(singles) / sum(works)
+        singles = [work * scale for work in works]
+    return Prediction(
+        machine.cores,
+        tuple(
+            Call(
+                kernel=call["kernel"],
+                rule=call["rule"] or call["kind"],
+                nodes=tuple(call["nodes"]),
+                one=single,
+                longest=call["serial"] + sum(region["longest"] for region in call["regions"]),
+                moving=0.0 if call["kind"] == RUNTIME else _moving(call, weights, roofline),
+                starting=_starting(call, machine.cores),
+                tasks=max((region["busy"] for region in call["regions"]), default=1),
+                balance=_balance(call, machine.cores),
+            )
+            for call, single in zip(calls, singles, strict=True)
+        ),
+    )
+
+
+def _work(call: Mapping[str, Any]) -> float:
+    return float(call["serial"]) + sum(float(region["total"]) for region in call["regions"])
+
+
+def _starting(call: Mapping[str, Any], cores: int) -> float:
+    return len(call["regions"]) * (_START_SECONDS + _THREAD_SECONDS * (cores - 1)) if cores > 1 else 0.0
+
+
+def _balance(call: Mapping[str, Any], cores: int) -> float:
+    longest = call["serial"] + sum(region["longest"] for region in call["regions"])
+    return _work(call) / (cores * longest) if longest else 1.0
+
+
+def _moving(call: Mapping[str, Any], weights: int, roofline: Roofline) -> float:
+    """Seconds until a call's tensors are there: weights from memory where those of the net do not stay in the shared
+    cache, all else from that if it has room there."""
+    far = call["weight_bytes"] * (weights > roofline.cache_bytes)
+    far += call["other_bytes"] * (call["other_bytes"] > roofline.cache_bytes)
+    near = call["weight_bytes"] + call["other_bytes"] - far
+    return max(far / roofline.memory_bandwidth, near / roofline.cache_bandwidth)

@@ -1,0 +1,67 @@
+"""The nets of the table by name: what is compiled, and the inputs it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._models import Task, batched, cache_folder, task_of
+from benchmarks.catalog import CATALOG
+from benchmarks.families.registry import nets as family_nets
+
+_LANGUAGE_MODES = {"decode": 1, "prompt": 128}
+_CONTEXT = 512  # tokens in the cache of a language model, those of the run included
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net at one size.
+
+    Attributes:
+        source, shapes: as `compiler.compile` takes them.
+        arrays: an .npz file of its inputs; those that it lacks are random, `sizes` those of their symbolic dimensions.
+        task: the same for the peers; None where they do not read the file.
+    """
+
+    name: str
+    source: Path
+    arrays: Path
+    shapes: Mapping[str, Any] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    task: Task | None = None
+
+
+def net_of(name: str) -> Net:
+    """A net of the catalog, torchvision or `benchmarks.families`, "@16" behind it for a batch of 16; an ONNX file; or a
+    GGUF file or folder of a language model, ":decode" or ":prompt" behind it ("smollm2" is the demo's).
+
+    Raises ValueError for any other name.
+    """
+    source, colon, mode = name.rpartition(":")
+    if colon:
+        return _language(name, source, mode)
+    plain, _, batch = name.partition("@")
+    family = family_nets().get(plain)
+    if plain in CATALOG or family is None:
+        task = batched(plain, int(batch)) if batch else task_of(plain)
+    else:
+        sizes = dict(family.sizes[-1])
+        task = family.task({**sizes, "batch": int(batch)} if batch else sizes)
+    return Net(name, task.path, task.arrays, task.shapes, task=task)
+
+
+def _language(name: str, source: str, mode: str) -> Net:
+    if mode not in _LANGUAGE_MODES:
+        raise ValueError(f"{name}: say {' or '.join(f'{source}:{each}' for each in _LANGUAGE_MODES)}")
+    if source == "smollm2":
+        from examples.language import model_path
+
+        source = str(model_path())
+    tokens = _LANGUAGE_MODES[mode]
+    arrays = cache_folder() / f"cores-{mode}.npz"
+    np.savez(arrays, position=np.int64(_CONTEXT - tokens))
+    return Net(name, Path(source), arrays, sizes={"n": tokens, "capacity": _CONTEXT})
