@@ -54,15 +54,26 @@ class Machine(BaseModel):
     )
     memory_rate: float = Field(default=10.0, gt=0, description="bytes all cores together read in a cycle from memory")
     features: frozenset[str] = frozenset()
+    rates: tuple[tuple[str, float], ...] = Field(
+        default=(), description="multiply-adds of instructions beside those of float32 vectors, where measured"
+    )
+    executed_features: frozenset[str] | None = Field(
+        default=None, description="of a simulated processor: the features that code generated for it may use"
+    )
 
-    @field_serializer("features")
-    def _in_order(self, features: frozenset[str]) -> list[str]:
+    @field_serializer("features", "executed_features")
+    def _in_order(self, features: frozenset[str] | None) -> list[str] | None:
         """Sorted: the order of a set differs from process to process."""
-        return sorted(features)
+        return None if features is None else sorted(features)
 
     def has(self, *features: str) -> bool:
         """Whether the processor has all these instruction extensions."""
         return self.features.issuperset(features)
+
+    def executes(self, *features: str) -> bool:
+        """Whether generated code may use all these instruction extensions: those of a simulated processor are
+        scheduled for and computed by other code."""
+        return (self.features if self.executed_features is None else self.executed_features).issuperset(features)
 
     def lanes(self, dtype: str) -> int:
         """How many elements of `dtype` a vector register holds, at least 1."""

@@ -27,7 +27,7 @@ from compiler.profiling.attribution import kind_of
 from compiler.support.compile_lock import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
 from schedules.conv.workload import DotWorkload
-from schedules.instructions.int8_dot import VNNI, unit_of
+from schedules.instructions.products.table import dot_products
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
@@ -54,8 +54,7 @@ _DEPTHWISE = 0.84
 _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
 _ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
 _INTEGER_RULES = ("conv-dot", "matmul-int8")
-_VNNI_PRODUCTS = 4.0  # products of bytes that a 32-bit lane sums in one instruction
-_PAIR_PRODUCTS = 1.5  # without it: two `vpmaddwd`, and what widens and adds
+_PAIR_PRODUCTS = 1.5  # without products of bytes: two `vpmaddwd`, and what widens and adds
 # Cycles to scale, round and store a vector of results as bytes.
 _ROUNDING = 2.1
 # Cycles per byte in the caches of a core, and what is added for the share that lies beyond them.
@@ -172,15 +171,15 @@ def _padded(operations: float, workload: object) -> float:
 
 def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
     factor = _ARITHMETIC.get(rule, _ELSEWHERE)
-    has_vnni = unit_of(machine) == VNNI
+    products = dot_products(machine, "uint8", "int8")
     if rule == "conv-direct" and machine.vector_registers < 32:
         return _DIRECT_OF_FEW_REGISTERS
     if rule == "conv-depthwise":
         if getattr(workload, "source_dtype", "float32") == "float32":
             return _DEPTHWISE
-        return _DEPTHWISE_INTEGERS if has_vnni else _DEPTHWISE_PAIRS
+        return _DEPTHWISE_INTEGERS if products else _DEPTHWISE_PAIRS
     if rule in _INTEGER_RULES and getattr(workload, "operand", "uint8") != "uint16":
-        factor /= _VNNI_PRODUCTS if has_vnni else _PAIR_PRODUCTS
+        factor /= products[0].rate_on(machine) if products else _PAIR_PRODUCTS
     return factor
 
 

@@ -11,8 +11,7 @@ from schedules.attention.quads import ByteRows, Quads
 from schedules.attention.rule import Attention, AttentionWorkload
 from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_in
 from schedules.config import Config
-from schedules.instructions.int8_dot import dot
-from schedules.instructions.int8_neon import shift_of
+from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
@@ -33,7 +32,7 @@ class IntegerAttentionWriter(AttentionWriter):
         query_zero, key_zero, weights_zero, value_zero = parts.zeros
         key, value = (Quads.of(each, self.machine) for each in (parts.key, parts.value))
         dtypes = dtype_of(parts.query.buffer), parts.weights_dtype
-        self._zeros = query_zero + shift_of(dtypes[0], False), weights_zero + shift_of(dtypes[1], False)
+        self._zeros = query_zero + DOT_U8S8.shift(dtypes[0]), weights_zero + DOT_U8S8.shift(dtypes[1])
         self._column_zeros = key_zero + key.shift, value_zero + value.shift
         statements: list[Stmt] = []
         factors = []
@@ -55,7 +54,7 @@ class IntegerAttentionWriter(AttentionWriter):
         )
 
     def _combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
-        return dot(total, a, b)
+        return DOT_U8S8(total, a, b)
 
 
 class AttentionInt8(Attention):

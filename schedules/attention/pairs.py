@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
 from schedules.codegen.parallel import pays_off
-from schedules.instructions.bf16_dot import narrowed, rounded_pair, rounded_run
+from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx

@@ -1,7 +1,7 @@
 """Operands of attention as 32-bit words of four bytes along the sum: keys and values packed once, rows of queries and
 weights in each task.
 
-Words of keys and values are signed bytes, those of rows unsigned ones: `int8_dot.dot` takes them so. What is stored as
+Words of keys and values are signed bytes, those of rows unsigned ones: `DOT_U8S8` takes them so. What is stored as
 the other kind is moved by 128, and so is its zero point.
 """
 
@@ -14,8 +14,7 @@ from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.pairs import Operand, in_vectors
 from schedules.codegen.nest import expression, lanes_of, parallel_grid, repeat_symbolic, sequence, splat, split_repeat
 from schedules.codegen.parallel import pays_off
-from schedules.instructions.int8_dot import dot
-from schedules.instructions.int8_neon import shift_of
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage, dtype_of
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -52,7 +51,7 @@ class Quads:
     @property
     def shift(self) -> int:
         """What is added to the bytes, to be signed ones."""
-        return shift_of(dtype_of(self.source.buffer), True)
+        return DOT_S8S8.shift(dtype_of(self.source.buffer))
 
     def _threads(self) -> bool | Expr:
         return pays_off(self.source.elements, self.machine)
@@ -131,7 +130,7 @@ class Quads:
 
                 def add(step: Expr) -> Stmt:
                     word = tirx.BufferLoad(self.words, [*outer, expression(step), lanes_of(at, count)])
-                    return tirx.BufferStore(begin, dot(held, ones, word), place)
+                    return tirx.BufferStore(begin, DOT_U8S8(held, ones, word), place)
 
                 start = tirx.BufferStore(begin, splat(0, "int32", count), place)
                 scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
@@ -176,7 +175,7 @@ class ByteRows:
 
     def put(self, i: Index, k: Expr, value: Expr) -> Stmt:
         """The statement that stores a byte, signed ones moved by 128."""
-        shift = shift_of(str(value.ty), False)
+        shift = DOT_U8S8.shift(str(value.ty))
         if shift:
             value = tirx.Cast("uint8", tirx.Cast("int32", value) + shift)
         return tirx.BufferStore(self.buffer, value, [expression(i), k])

@@ -18,7 +18,7 @@ from schedules.attention.softmax import Softmax, rounded_weights
 from schedules.codegen.nest import Extent, expression, parallel_grid, repeat_symbolic, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, multiply_add
-from schedules.instructions.bf16_dot import dot
+from schedules.instructions.products.operation import DOT_BF16
 from schedules.ir.expression import index
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -116,7 +116,7 @@ class AttentionWriter:
         return BlockRows(made, rounded.pair, weights.pair, weights.put, weights.put)
 
     def _combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
-        return dot(total, a, b) if self.parts.narrow else multiply_add(total, a, b)
+        return DOT_BF16(total, a, b) if self.parts.narrow else multiply_add(total, a, b)
 
     def code(self) -> Stmt:
         """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""

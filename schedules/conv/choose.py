@@ -21,7 +21,7 @@ from schedules.conv.winograd_integer import integer_winograd_pays, winograd_work
 from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
 from schedules.conv.winograd_transforms import bounds
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, WinogradWorkload
-from schedules.instructions.int8_neon import DEPTH, has_matrices, sums_signed
+from schedules.instructions.products.table import dot_products, matrix_product
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
@@ -127,10 +127,15 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
     """Blocks of four channels are words as they lie; matrices of them are multiplied where there are two pixels."""
     if plain.in_block != QUAD:
         return dot_workload(plain, operand, plain.block, fill)
-    whole = plain.groups == 1 or plain.group_channels % DEPTH == 0
-    matrix = has_matrices(machine) and whole and plain.group_channels > QUAD and plain.out_spatial[-1] != 1
-    fields = {**vars(plain), "dtype": "int32", "in_block": DEPTH if matrix else QUAD}
-    return QuadsWorkload(**fields, operand=operand, fill=fill, signed=sums_signed(machine, operand), matrix=matrix)
+    matrix = matrix_product(machine, operand, "int8")
+    if matrix is not None:
+        whole = plain.groups == 1 or plain.group_channels % matrix.group == 0
+        if not whole or plain.group_channels <= QUAD or plain.out_spatial[-1] == 1:
+            matrix = None
+    product = matrix or next(iter(dot_products(machine, operand, "int8")), None)
+    fields = {**vars(plain), "dtype": "int32", "in_block": QUAD if matrix is None else matrix.group}
+    signed = product is not None and product.operation.a == "int8"
+    return QuadsWorkload(**fields, operand=operand, fill=fill, signed=signed, matrix=matrix is not None)
 
 
 def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:

@@ -12,7 +12,7 @@ from schedules.conv.estimates import window_estimate
 from schedules.conv.window import WindowNest, window_default, window_space
 from schedules.conv.workload import DepthwiseDotWorkload, WindowWorkload
 from schedules.estimate import Estimate
-from schedules.instructions import int8_dot
+from schedules.instructions.products.operation import DOT_WORDS
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt
 from schedules.ir.widening import low_halves
@@ -90,4 +90,4 @@ class DepthwiseDotNest(DepthwiseNest):
         return low_halves(stored)
 
     def tap(self, total: Expr, value: Expr, operand: Expr) -> Expr:
-        return int8_dot.dot_words(total, value, operand)
+        return DOT_WORDS(total, value, operand)

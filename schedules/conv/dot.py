@@ -29,8 +29,8 @@ from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Place, divisors, register_tile
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
-from schedules.instructions import bf16_dot, int8_dot
-from schedules.instructions.int8_neon import dot_signed
+from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, DOT_WORDS
+from schedules.instructions.products.table import dot_products, widens_bytes
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -148,15 +148,16 @@ class ConvDot(DirectRule[DotWorkload]):
 
 
 def _in_pairs(work: DotWorkload, machine: Machine) -> bool:
-    return work.operand != "uint16" and int8_dot.unit_of(machine) == int8_dot.PAIRS
+    return work.operand != "uint16" and widens_bytes(machine)
 
 
 def _with_sums(work: DotWorkload, machine: Machine) -> Machine:
     """The machine with as many sums as its few registers have room for beside such products."""
-    unit = int8_dot.unit_of(machine)
-    sums = {int8_dot.PAIRS: _SUMS_OF_PAIRS, int8_dot.VNNI: _SUMS_OF_BYTES}.get(unit)
-    if sums is None or work.operand == "uint16" or machine.vector_registers >= 32:
+    if work.operand == "uint16" or machine.vector_registers >= 32:
         return machine
+    if not _in_pairs(work, machine) and not dot_products(machine, work.operand, "int8"):
+        return machine
+    sums = _SUMS_OF_PAIRS if _in_pairs(work, machine) else _SUMS_OF_BYTES
     return machine.model_copy(update={"register_sums": sums})
 
 
@@ -169,7 +170,7 @@ class DotNest(DirectNest):
         super().__init__(fused, work, config)
         self.fill = word(work.fill + work.shift) if work.words else work.fill
         signed = isinstance(work, QuadsWorkload) and work.signed
-        self.combine = bf16_dot.dot if work.operand == "uint16" else dot_signed if signed else int8_dot.dot
+        self.combine = DOT_BF16 if work.operand == "uint16" else DOT_S8S8 if signed else DOT_U8S8
         self.vector = f"int32x{self.lanes}" if self.lanes > 1 else "int32"
 
     @staticmethod
@@ -333,7 +334,7 @@ class PairsNest(DotNest):
             total = load(sums, *here)
             for odd in range(2):
                 weight = load(self.wide, at.source, *at.window, at.group, lanes_of((2 * part + odd) * lanes, lanes))
-                total = int8_dot.dot_words(total, values[pixel][odd], weight)
+                total = DOT_WORDS(total, values[pixel][odd], weight)
             result.append(store(sums, total, *here))
         return result
 

@@ -19,7 +19,8 @@ from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word
 from schedules.conv.dynamic_sizes import least
 from schedules.conv.tiling import MAX_PIXELS, Place, accumulators, block_choices
 from schedules.conv.workload import DotWorkload, QuadsWorkload
-from schedules.instructions.int8_neon import has_matrices, joined, matrix, row_of
+from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, joined, row_of
+from schedules.instructions.products.table import matrix_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -41,7 +42,7 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
 
     def match(self, kernel: Kernel, machine: Machine) -> QuadsWorkload | None:
-        stages = anchor_stages(kernel, CONV_MATRIX) if has_matrices(machine) else ()
+        stages = anchor_stages(kernel, CONV_MATRIX) if matrix_product(machine, "uint8", "int8") else ()
         found = DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
         return found if isinstance(found, QuadsWorkload) else None
 
@@ -141,13 +142,14 @@ class MatrixNest(DotNest):
         return row_of(left, right, pixel % 2)
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
+        multiply = MATRIX_S8S8 if self.work.signed else MATRIX_U8S8
         result = []
         for pair in range(ceil_div(at.pixels, 2)):
             value = self._pair(at, 2 * pair)
             for part, half in static_grid(self.blocks, 2):
                 stored = load(self.weight, at.block + part, at.source, *at.window, 0, lanes_of(16 * half, 16))
                 here = (pair, part, lanes_of(_HALF * half, _HALF))
-                total = matrix(load(sums, *here), value, tirx.reinterpret("int32x4", stored), signed=self.work.signed)
+                total = multiply(load(sums, *here), value, tirx.reinterpret("int32x4", stored))
                 result.append(store(sums, total, *here))
         return result
 

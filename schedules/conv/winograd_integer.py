@@ -26,7 +26,8 @@ from schedules.conv.winograd_tiling import (
 )
 from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, DotWorkload, IntegerWinogradWorkload, WinogradWorkload
-from schedules.instructions import int8_dot
+from schedules.instructions.products.operation import DOT_WORDS
+from schedules.instructions.products.table import widens_bytes
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, tirx
@@ -83,7 +84,7 @@ def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -
 
 def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine: Machine) -> bool:
     """Whether the rule computes this convolution of bytes, and is estimated to be faster than the direct one."""
-    if int8_dot.unit_of(machine) != int8_dot.PAIRS or work.is_open or not has_window(work):
+    if not widens_bytes(machine) or work.is_open or not has_window(work):
         return False
     if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
         return False
@@ -114,7 +115,7 @@ class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
 
     def match(self, kernel: Kernel, machine: Machine) -> IntegerWinogradWorkload | None:
         stages = anchor_stages(kernel, WINOGRAD_INTEGER)
-        if len(stages) != 4 or int8_dot.unit_of(machine) != int8_dot.PAIRS:
+        if len(stages) != 4 or not widens_bytes(machine):
             return None
         return IntegerWinogradWorkload.from_annotation(stages[0].annotations)
 
@@ -155,7 +156,7 @@ class IntegerWinogradNest(WinogradNest):
 
     def _plus_product(self, total: Expr, value: Expr, block: Index, frequency: Expr, row: Expr) -> Expr:
         pair = load(self.weight, block, frequency, row, lanes_of(0, 2 * self.lanes))
-        return int8_dot.dot_words(total, value, tirx.reinterpret(f"int32x{self.lanes}", pair))
+        return DOT_WORDS(total, value, tirx.reinterpret(f"int32x{self.lanes}", pair))
 
     def _scaled(self, value: Expr) -> Expr:
         shift = 2 * _doublings(self.work.strides[0])

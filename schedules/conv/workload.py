@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.instructions.int8_neon import shift_of
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.rule import Workload
 
@@ -251,7 +251,7 @@ class QuadsWorkload(DotWorkload):
 
     @property
     def shift(self) -> int:
-        return shift_of(self.operand, self.signed)
+        return (DOT_S8S8 if self.signed else DOT_U8S8).shift(self.operand)
 
     @property
     def stored_block(self) -> int:

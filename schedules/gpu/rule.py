@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schedules.gpu.machine import GpuMachine
-from schedules.instructions import int8_dot, prefetch, vector_math
+from schedules.instructions import prefetch, rounding, vector_math
 from schedules.instructions.llvm_functions import PREFIX
+from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.inline import call_name
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import structural_map, tirx, tvm
@@ -48,8 +49,10 @@ class GpuRule(ScheduleRule[WorkloadT]):
             plain = name.removeprefix("tirx.").removeprefix(PREFIX).removesuffix(vector_math.IN_TILE)
             if name.startswith(PREFIX) and plain in vector_math.FUNCTIONS:
                 return _plain_call(plain, dtype, call.args)
-            if name in (int8_dot.DOT, int8_dot.ROUND):
-                return int8_dot.plain(call)
+            if name == DOT_U8S8.name:
+                return call.args[0] + DOT_U8S8.expression(*call.args[1:])
+            if name == rounding.INTEGER:
+                return tirx.Cast("int32", tirx.nearbyint(call.args[0]))
             if dtype in _NARROW and plain in _WIDENED:
                 return tirx.Cast(
                     dtype, _plain_call(plain, "float32", [tirx.Cast("float32", each) for each in call.args])

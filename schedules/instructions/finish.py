@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from schedules.instructions import (
-    bf16_dot,
-    int8_dot,
-    int8_neon,
-    prefetch,
-    row_sums,
-    select_lanes,
-    unpack_bits,
-    vector_math,
-)
+from schedules.instructions import prefetch, rounding, row_sums, select_lanes, unpack_bits, vector_math
 from schedules.instructions.clips import vector_limits
 from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.nan_tests import vector_nan_tests
 from schedules.instructions.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
+from schedules.instructions.products import table
+from schedules.instructions.rounding import rounded_int32
 from schedules.instructions.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.ir.backward_divisions import hide_backward_divisions
 from schedules.ir.inline import call_name
@@ -30,6 +23,8 @@ from schedules.machine import Machine
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, PrimFunc, Stmt
 
+# Modules of operators whose code is a function of LLVM IR.
+_FAMILIES = (rounding, unpack_bits, select_lanes, row_sums)
 _NARROW = ("float16", "bfloat16")
 _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
 
@@ -46,23 +41,12 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     body = serialize_narrow_repeats(inline_narrow_lets(body))
     body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
     body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
-    called = _called(body)
+    called, lengths = _called(body), vector_lengths(body)
     if used:
-        body = with_import(body, vector_math.definitions(used, vector_lengths(body)))
-    if not called.isdisjoint(bf16_dot.OPERATORS):
-        unit = bf16_dot.unit_of(machine)
-        body = with_import(body, bf16_dot.definitions(vector_lengths(body), unit=unit))
-    if not called.isdisjoint(int8_dot.OPERATORS):
-        unit = int8_dot.unit_text(machine)
-        body = with_import(body, int8_dot.definitions(vector_lengths(body), unit=unit))
-    if not called.isdisjoint(int8_neon.OPERATORS):
-        body = with_import(body, int8_neon.definitions(vector_lengths(body), machine))
-    if not called.isdisjoint(unpack_bits.OPERATORS):
-        body = with_import(body, unpack_bits.definitions(vector_lengths(body), unit=unpack_bits.unit_of(machine)))
-    if not called.isdisjoint(select_lanes.OPERATORS):
-        body = with_import(body, select_lanes.definitions(vector_lengths(body)))
-    if not called.isdisjoint(row_sums.OPERATORS):
-        body = with_import(body, row_sums.definitions(vector_lengths(body)))
+        body = with_import(body, vector_math.definitions(used, lengths))
+    texts = [family.definitions(lengths, machine) for family in _FAMILIES if not called.isdisjoint(family.OPERATORS)]
+    for text in (table.definitions(called, lengths, machine), *texts):
+        body = with_import(body, text) if text else body
     if _holds_prefetch(body):
         body = with_import(body, prefetch.DEFINITION)
     return function.with_body(body)
@@ -85,7 +69,7 @@ def _rounded_integers(root: Stmt) -> Stmt:
     def replace(cast: Expr) -> Expr:
         value = cast.value
         if str(cast.ty) == "int32" and call_name(value) == "tirx.nearbyint" and str(value.ty) == "float32":
-            return int8_dot.rounded_int32(value.args[0])
+            return rounded_int32(value.args[0])
         return cast
 
     return structural_map(root, (tirx.Cast, replace))

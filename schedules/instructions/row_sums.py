@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.ir.tir import Expr, tirx, tvm
+from schedules.machine import Machine
 
 ROW_SUMS = "tensorwright.row_sums"
 OPERATORS = (ROW_SUMS,)
@@ -27,7 +28,7 @@ def has_row_sums(lanes: int) -> bool:
     return lanes & (lanes - 1) == 0
 
 
-def definitions(lanes: Iterable[int]) -> str:
+def definitions(lanes: Iterable[int], machine: Machine) -> str:
     """LLVM IR of the functions for these numbers of lanes, those that are powers of two."""
     return "\n".join([*(_text(count) for count in sorted(lanes) if has_row_sums(count)), ""])
 

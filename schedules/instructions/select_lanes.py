@@ -24,7 +24,7 @@ _PERMUTATIONS = {16: "@llvm.x86.avx512.permvar.sf.512", 8: "@llvm.x86.avx2.permp
 def choices_of(machine: Machine) -> tuple[int, ...]:
     """Among how many numbers the machine's vectors can choose; none where it has no such permutation."""
     lanes = machine.lanes("float32")
-    able = machine.has("avx512f") if lanes == 16 else lanes == 8 and machine.has("avx2")
+    able = machine.executes("avx512f") if lanes == 16 else lanes == 8 and machine.executes("avx2")
     return tuple(choices for choices in CHOICES if choices <= lanes) if able else ()
 
 
@@ -65,7 +65,7 @@ def _definitions(lanes: tuple[int, ...]) -> str:
     return "\n".join([*parts, ""])
 
 
-def definitions(lanes: Iterable[int]) -> str:
+def definitions(lanes: Iterable[int], machine: Machine) -> str:
     """LLVM IR of the functions for those of these numbers of lanes that there is a permutation of."""
     return _definitions(tuple(sorted(set(lanes) & set(_PERMUTATIONS))))
 

@@ -17,14 +17,7 @@ from schedules.machine import Machine
 UNPACK = "tensorwright.unpack_int4"
 OPERATORS = (UNPACK,)
 BITS = 4
-# How a machine reads them.
-PERMUTE, SHIFTS = "permute", "shifts"
 _PERMUTED_LANES = 16
-
-
-def unit_of(machine: Machine) -> str:
-    """How a machine reads four bits."""
-    return PERMUTE if machine.has("avx512f") else SHIFTS
 
 
 def unpacked(word: Expr, shift: int) -> Expr:
@@ -33,10 +26,10 @@ def unpacked(word: Expr, shift: int) -> Expr:
     return tvm.ir.Call(tvm.ir.Op.get(UNPACK), arguments, ret_ty=tirx.FloatImm("float32", 0.0).ty)
 
 
-def _text(lanes: int, unit: str) -> str:
+def _text(lanes: int, permutes: bool) -> str:
     f, i = vector("float", lanes), vector("i32", lanes)
     head = f"define {f} @{symbol('unpack_int4', lanes)}({i} %w, {i} %s) alwaysinline nounwind {{"
-    if unit == PERMUTE and lanes == _PERMUTED_LANES:
+    if permutes and lanes == _PERMUTED_LANES:
         levels = ", ".join(f"float {float(level)}" for level in [*range(8), *range(-8, 0)])
         return f"""declare {f} @llvm.x86.avx512.permvar.sf.512({f}, {i})
 {head}
@@ -55,13 +48,13 @@ def _text(lanes: int, unit: str) -> str:
 
 
 @cache
-def _definitions(lanes: tuple[int, ...], unit: str) -> str:
-    return "\n".join([*(_text(count, unit) for count in lanes), ""])
+def _definitions(lanes: tuple[int, ...], permutes: bool) -> str:
+    return "\n".join([*(_text(count, permutes) for count in lanes), ""])
 
 
-def definitions(lanes: Iterable[int], *, unit: str) -> str:
-    """LLVM IR of the function for these numbers of lanes; `unit` is one of the units."""
-    return _definitions(tuple(sorted(set(lanes))), unit)
+def definitions(lanes: Iterable[int], machine: Machine) -> str:
+    """LLVM IR of the function for these numbers of lanes."""
+    return _definitions(tuple(sorted(set(lanes))), machine.executes("avx512f"))
 
 
 register_operator(UNPACK, "of a word")

@@ -16,7 +16,7 @@ from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import expression, load, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.errors import NotScheduledError
-from schedules.instructions.bf16_dot import dot
+from schedules.instructions.products.operation import DOT_BF16
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
@@ -58,7 +58,7 @@ GATES: dict[str, Callable[[Expr], Expr]] = {
 
 
 def interleaved(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Weights of two products, each packed by `bf16_dot.pack_pairs` in whole panels, as one whose panels hold half a
+    """Weights of two products, each packed by `pack.pack_words` in whole panels, as one whose panels hold half a
     panel of each."""
     half = gate.shape[2] // 2
     panels = [np.concatenate([gate[..., part], up[..., part]], -1) for part in (slice(half), slice(half, None))]
@@ -111,7 +111,7 @@ class _Writer(RowsFirstWriter):
     def __init__(
         self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, gate: Callable[[Expr], Expr]
     ) -> None:
-        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=dot)
+        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16)
         self._gate = gate
 
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:

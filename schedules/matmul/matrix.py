@@ -9,9 +9,6 @@ from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from schedules.annotations import KIND
 from schedules.codegen.nest import (
     ROWS_AHEAD,
@@ -30,14 +27,15 @@ from schedules.codegen.parallel import pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.int8_neon import DEPTH, has_matrices, joined, matrix, row_of
+from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, joined, row_of
+from schedules.instructions.products.table import matrix_product
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, dtype_of, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
-from schedules.matmul.bf16 import Parts, parts_of, workload_of
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.tiling import MatmulWorkload
+from schedules.matmul.words import Parts, parts_of, workload_of
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
 from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
@@ -49,22 +47,14 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 MATMUL_MATRIX = "matmul-matrix"
+MATRICES = (MATRIX_U8S8, MATRIX_S8S8)
+DEPTH = MATRIX_U8S8.group
 _WORD, _LANES = 4, 4  # bytes of a word, words of a register
 _REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight columns
 
 
-def pack_octets(weight: np.ndarray, width: int) -> NDArray[np.int32]:
-    """An int8 (depth, columns) weight as int32 (panels, ceil(depth / 8), 2 * width), eight of its rows two words."""
-    depth, columns = weight.shape
-    panels, steps = -(-columns // width), -(-depth // DEPTH)
-    padded = np.zeros((DEPTH * steps, panels * width), np.int8)
-    padded[:depth, :columns] = weight
-    octets = padded.reshape(steps, DEPTH, panels, width).transpose(2, 0, 3, 1)
-    return np.ascontiguousarray(octets).view(np.int32).reshape(panels, steps, 2 * width)
-
-
 def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
-    """The int32 product of 8-bit data (..., depth) and weights packed by `pack_octets`: (..., columns)."""
+    """The int32 product of 8-bit data (..., depth) and weights of `pack.pack_words` in groups of 8: (..., columns)."""
     steps, width = packed.shape[1], int(packed.shape[2]) // 2
     lead, depth = list(data.shape[:-1]), data.shape[-1]
     rows = _product(lead)
@@ -121,7 +111,7 @@ class MatmulMatrix(CpuRule[MatmulWorkload]):
     priority: ClassVar[int] = Priority.PACKED_MATRIX
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = parts_of(kernel, MATMUL_MATRIX) if has_matrices(machine) else None
+        parts = parts_of(kernel, MATMUL_MATRIX) if matrix_product(machine, "uint8", "int8") else None
         return None if parts is None else workload_of(parts, "int32", "int8")
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
@@ -141,8 +131,8 @@ class MatmulMatrix(CpuRule[MatmulWorkload]):
         if parts is None:
             raise NotScheduledError("stages of the product are missing")
         form = replace(parts.form, width=parts.form.width // 2)
-        fused = FusedKernel(kernel, [parts.pairs, parts.product])
-        signed = dtype_of(parts.pairs.loads[0].source) == "int8"
+        fused = FusedKernel(kernel, [parts.words, parts.product])
+        signed = dtype_of(parts.words.loads[0].source) == "int8"
         writer = _Writer(form, fused, machine, rows=config.integer("rows"), signed=signed)
         words = _copy(parts, form.rows.extent, machine)
         return fused.function(sequence([tirx.AllocBuffer(form.a.source), words, writer.statement()]), machine)
@@ -166,7 +156,7 @@ class _Writer(MatmulWriter):
 
     def __init__(self, form: MatmulForm, fused: FusedKernel, machine: Machine, *, rows: int, signed: bool) -> None:
         super().__init__(form, fused, machine, rows=rows, vectors=1, pack=False)
-        self.signed = signed
+        self.multiply = MATRIX_S8S8 if signed else MATRIX_U8S8
 
     def _tile(
         self,
@@ -192,7 +182,7 @@ class _Writer(MatmulWriter):
             adds = [
                 store(
                     sums,
-                    matrix(element(sums, pair, at), a[pair], element(packed, panel, k, at), signed=self.signed),
+                    self.multiply(element(sums, pair, at), a[pair], element(packed, panel, k, at)),
                     pair,
                     at,
                 )
@@ -213,7 +203,7 @@ class _Writer(MatmulWriter):
 
 def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
     """Eight bytes of two rows next to each other, sixteen at a time where rows are multiples of that."""
-    stage = parts.pairs
+    stage = parts.words
     assert stage.store is not None
     words, data = stage.store.buffer, stage.loads[0].source
     *lead, depth = shape_of(data)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from schedules.instructions.rounding import bfloat16_bits
 from schedules.ir.tir import tirx
 from schedules.ir.widening import number
 
@@ -29,6 +31,18 @@ def pack_panels(weight: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(depth, panels, width).transpose(1, 0, 2))
 
 
+def pack_words(weight: np.ndarray, width: int, group: int) -> NDArray[np.int32]:
+    """A (depth, columns) weight as int32 (panels, ceil(depth / group), words): `group` of its rows next to each other
+    for each of a panel's `width` columns; what is beyond is 0. float32 is rounded to bfloat16; the others are int8."""
+    values = bfloat16_bits(weight) if weight.dtype == np.float32 else weight
+    depth, columns = values.shape
+    panels, steps = -(-columns // width), -(-depth // group)
+    padded = np.zeros((group * steps, panels * width), values.dtype)
+    padded[:depth, :columns] = values
+    groups = padded.reshape(steps, group, panels, width).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(groups).view(np.int32).reshape(panels, steps, -1)
+
+
 def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type.
 
@@ -45,4 +59,4 @@ def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     return te.compute(shape, point, name="matmul")
 
 
-__all__ = ["FUSABLE", "pack_panels", "packed_matmul"]
+__all__ = ["FUSABLE", "pack_panels", "pack_words", "packed_matmul"]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
-from schedules.instructions.bf16_dot import dot, narrowed
+from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.rounding import narrowed
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import Expr, tirx
@@ -40,7 +41,7 @@ def rounded_bf16(data: Tensor) -> Tensor:
 
 def matmul_rounded_bf16(data: Tensor, packed: Tensor, columns: int, kind: str = MATMUL_ROUNDED_BF16) -> Tensor:
     """The product of data (..., depth) that `rounded_bf16` returned, of an even depth, and weights packed by
-    `bf16_dot.pack_pairs`: float32 (..., columns). `kind` is the annotation of its rule."""
+    `pack.pack_words`: float32 (..., columns). `kind` is the annotation of its rule."""
     width = int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), packed.shape[1]), name="k")
     half, upper = tirx.IntImm("int32", 16), tirx.IntImm("int32", -65536)
@@ -83,7 +84,7 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         return parts_of(stages[0]) if len(stages) == 1 and kernel.is_plain else None
 
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
-        return RowsFirstWriter(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=dot)
+        return RowsFirstWriter(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16)
 
 
 class RowsFirstWriter(MatmulWriter):

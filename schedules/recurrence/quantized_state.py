@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from schedules.instructions.int8_dot import dot
+from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.tir import tirx
 from schedules.recurrence.description import Operands, Recurrence
 
@@ -109,7 +109,7 @@ class QuantizedState:
                     with self._lanes() as lane:
                         at = team.slot(row, gate, lane)
                         weight = words[place.direction, place.block, k, gate, lane]
-                        T.buffer_store(totals, dot(totals[at], word, weight), [at])
+                        T.buffer_store(totals, DOT_U8S8(totals[at], word, weight), [at])
         for row in range(team.rows.count):
             for gate in range(gates):
                 with self._lanes() as lane:

@@ -79,7 +79,7 @@ def _preset(name: str, cores: int | None) -> Target:
     return X86Target(name, entry["description"], machine, entry["mcpu"], tuple(sorted(features)))
 
 
-def _vector_unit(features: frozenset[str]) -> dict[str, int]:
+def _vector_unit(features: frozenset[str]) -> dict[str, Any]:
     if "avx512f" in features:
         return {"vector_bits": 512, "vector_registers": 32}
     return {"vector_bits": 256 if "avx" in features else 128, "vector_registers": 16}

@@ -14,7 +14,7 @@ import targets
 from compiler.passes.layout.packing import pack_filter_groups
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import QuadsWorkload
-from schedules.instructions.int8_neon import sums_signed
+from schedules.instructions.products.table import dot_products
 from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import Loop, inner_loops
 from tests.compiler.device.emulators import target_that_runs
@@ -29,9 +29,10 @@ PRODUCTS = {r"(sdot|udot|usdot|sudot)\b": 16, r"(smmla|usmmla)\b": 32}
 def build(target: Any, kind: str, *, matrix: bool, channels: int, stride: int, kernel: int) -> tuple[Any, Any]:
     """The module, and (the result, what it should be) on random numbers."""
     pad = PAD if kernel > 1 else ((0, 0), (0, 0))
+    signed = dot_products(target.machine, kind, "int8")[0].operation.a == "int8"
     work = QuadsWorkload(
         1, channels, 4, SIZE, (kernel, kernel), (stride, stride), (1, 1), pad, "int32", FILTERS, 1,
-        8 if matrix else 4, operand=kind, fill=FILL, signed=sums_signed(target.machine, kind), matrix=matrix,
+        8 if matrix else 4, operand=kind, fill=FILL, signed=signed, matrix=matrix,
     )  # fmt: skip
     x, w, x_meant, w_meant = operands(
         np.random.default_rng(0), kind, (1, channels, *SIZE), (FILTERS, channels, kernel, kernel)

@@ -12,7 +12,7 @@ from compiler.compression.quantization.precisions import PREDICTED
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.errors import OptionError
-from schedules.instructions.int8_dot import multiplies_bytes
+from schedules.instructions.products.table import multiplies_bytes
 
 TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq", "adaround", "int16")
 DEFAULT_TECHNIQUES = ("bias-correction", "gptq")

@@ -25,7 +25,7 @@ from compiler.passes.integers.operands import IntegerWeight, Quantized, dequanti
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import Array, as_constant, dtype_of
-from schedules.instructions.int8_dot import multiplies_bytes
+from schedules.instructions.products.table import multiplies_bytes
 
 rules = RuleTable()
 

@@ -36,7 +36,7 @@ from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
 from schedules.conv.winograd_transforms import weight_matrix
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
-from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.instructions.rounding import bfloat16_bits
 from schedules.ir.numbers import ceil_div
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name
 from compiler.passes.rewriting.matching import same_shape, shape_of
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
-from schedules.instructions.int8_dot import multiplies_bytes
+from schedules.instructions.products.table import multiplies_bytes
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor, Var

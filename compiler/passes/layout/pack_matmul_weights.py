@@ -15,14 +15,13 @@ from compiler.passes.layout.packer import pack_all
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import array_of, as_constant, shape_of
 from compiler.passes.schedule.half_storage import exact_half
-from schedules.instructions.bf16_dot import pack_pairs
-from schedules.instructions.int8_neon import has_matrices, shift_of, sums_signed
+from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.table import operation_of
 from schedules.machine import Machine
-from schedules.matmul.bf16 import matmul_bf16
-from schedules.matmul.int8 import matmul_int8, pack_quads
-from schedules.matmul.matrix import matmul_matrix, pack_octets
-from schedules.matmul.pack import FUSABLE, pack_panels, packed_matmul
+from schedules.matmul.matrix import MATRICES, matmul_matrix
+from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
 from schedules.matmul.tiling import panel_width
+from schedules.matmul.words import matmul_words
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr
@@ -73,7 +72,7 @@ class _Packer(PyExprMutator):
         if str(call.ty.dtype) == "int32":
             return self._integers(data, weight, width, columns)
         return self.builder_.call_te(
-            matmul_bf16 if self.bf16 else packed_matmul,
+            partial(matmul_words, operation=DOT_BF16) if self.bf16 else packed_matmul,
             data,
             self._panels(weight, width, few=self._few_rows(data)),
             columns,
@@ -83,19 +82,18 @@ class _Packer(PyExprMutator):
 
     def _integers(self, data: Expr, weight: Expr, width: int, columns: int) -> Expr:
         key, dtype = (weight, width), str(data.ty.dtype)
-        matrices, signed = has_matrices(self.machine), sums_signed(self.machine, dtype)
+        operation = operation_of(self.machine, dtype, "int8")
         if key not in self._packed:
-            pack = pack_octets if matrices else pack_quads
-            self._packed[key] = as_constant(pack(array_of(weight), width))
+            self._packed[key] = as_constant(pack_words(array_of(weight), width, operation.group))
         product = self.builder_.call_te(
-            matmul_matrix if matrices else partial(matmul_int8, signed=signed),
+            matmul_matrix if operation in MATRICES else partial(matmul_words, operation=operation),
             data,
             self._packed[key],
             columns,
             primfunc_name_hint="matmul",
             primfunc_attrs={"op_pattern": FUSABLE},
         )
-        shift = 0 if matrices else shift_of(dtype, signed)
+        shift = operation.shift(dtype)
         if not shift:
             return product
         sums = array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
@@ -127,5 +125,7 @@ class _Packer(PyExprMutator):
             values = array_of(weight)
             half = exact_half(values) if few and not self.bf16 else None
             read = half if half is not None and half.dtype == np.float16 else values
-            self._packed[key] = as_constant(pack_pairs(values, width) if self.bf16 else pack_panels(read, width))
+            self._packed[key] = as_constant(
+                pack_words(values, width, DOT_BF16.group) if self.bf16 else pack_panels(read, width)
+            )
         return self._packed[key]

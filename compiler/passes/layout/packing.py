@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
-from schedules.instructions.bf16_dot import narrowed, rounded_pair
+from schedules.instructions.rounding import narrowed, rounded_pair
 from schedules.ir.numbers import ceil_div
 from schedules.ir.widening import widened
 

@@ -20,7 +20,7 @@ from compiler.passes.layout.packing import (
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
-from schedules.instructions.bf16_dot import bfloat16_bits
+from schedules.instructions.rounding import bfloat16_bits
 from schedules.ir.tir import StructuralKey
 from schedules.selection.alternatives import Choice
 

@@ -6,22 +6,25 @@ A `BlockWeight` is packed while a model is imported, one tensor at a time, in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from tvm import relax
 
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant
-from schedules.instructions.bf16_dot import bfloat16_bits
-from schedules.matmul.bf16 import matmul_bf16
+from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.rounding import bfloat16_bits
 from schedules.matmul.blocks.expressions import block_matmul, block_take
 from schedules.matmul.blocks.layout import FLOATS, PANEL, BlockFormat, pack_floats, pack_numbers, pack_planes
 from schedules.matmul.blocks.rounding import block_round
 from schedules.matmul.gated_bf16 import GATES, interleaved, matmul_gated_bf16
 from schedules.matmul.pack import FUSABLE
 from schedules.matmul.rounded_bf16 import matmul_rounded_bf16, rounded_bf16
+from schedules.matmul.words import matmul_words
 
 ACTIVATIONS = ("int8", "float32", "bfloat16")
 _ELEMENTWISE = 0  # relax's pattern kind that is fused with what comes before
@@ -179,7 +182,8 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
 
 def _product_of_rounded(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight) -> Expr:
     """The product of bfloat16 operands. Data of an even depth are rounded by the kernel that makes them."""
-    kernel = matmul_bf16  # the layout of the weight is that of pairs along the depth
+    # The layout of the weight is that of pairs along the depth.
+    kernel: Callable[..., Any] = partial(matmul_words, operation=DOT_BF16)
     if weight.depth % 2 == 0:
         kernel, data = matmul_rounded_bf16, _rounded(builder, data)
     pairs, attrs = weight.constants()[0], {"op_pattern": FUSABLE}

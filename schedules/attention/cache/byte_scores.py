@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from schedules.attention.cache.description import KEY, CacheOperands
 from schedules.attention.cache.softmax_block import Columns
 from schedules.codegen.nest import allocate, bind, broadcast, lanes_of, load, repeat, sequence, splat, store
-from schedules.instructions.int8_dot import SDOT, USDOT, dot, multiplies_bytes, rounded_int32, unit_of
-from schedules.instructions.int8_neon import dot_signed
 from schedules.instructions.lane_reductions import reduced
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
+from schedules.instructions.products.table import multiplies_bytes, sums_signed
+from schedules.instructions.rounding import rounded_int32
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -64,7 +65,7 @@ class RoundedQueries:
 
     @property
     def _signed(self) -> bool:
-        return unit_of(self.machine) in (USDOT, SDOT)
+        return sums_signed(self.machine)
 
     def fill(self, query: Columns) -> Stmt:
         """Round float32 queries."""
@@ -111,9 +112,9 @@ class RoundedQueries:
                 words = self._words(self.operands.buffers[KEY], *key(j), first)
                 total = load(parts, j, lanes_of(0, lanes)) if first else splat(0, "int32", lanes)
                 if self._signed:
-                    value = dot_signed(total, data, words)
+                    value = DOT_S8S8(total, data, words)
                 else:
-                    value = dot(total, words ^ splat(_FLIP, "int32", lanes), data)
+                    value = DOT_U8S8(total, words ^ splat(_FLIP, "int32", lanes), data)
                 code.append(store(parts, value, j, lanes_of(0, lanes)))
         return code
 

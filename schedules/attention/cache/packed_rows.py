@@ -22,7 +22,7 @@ from schedules.codegen.nest import (
     store,
     vectorized,
 )
-from schedules.instructions.bf16_dot import rounded_pair, rounded_run
+from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine

@@ -27,7 +27,7 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.register_tile import RegisterTile, multiply_add
-from schedules.instructions.bf16_dot import dot
+from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -63,7 +63,7 @@ class PromptWriter:
         self.operands, self.machine, self.narrow = operands, machine, narrow
         self.lanes = machine.lanes("float32")
         self.height = most_rows(machine)
-        self.combine = dot if narrow else multiply_add
+        self.combine = DOT_BF16 if narrow else multiply_add
 
     def code(self) -> Stmt:
         """Keys and values packed, then all tiles."""

@@ -22,8 +22,8 @@ from schedules.codegen.nest import (
 from schedules.codegen.parallel import pays_off
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.instructions.int8_dot import rounded_int32
 from schedules.instructions.lane_reductions import reduced
+from schedules.instructions.rounding import rounded_int32
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
-from schedules.instructions.int8_dot import SDOT, USDOT, dot, unit_of
-from schedules.instructions.int8_neon import dot_signed
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
+from schedules.instructions.products.table import sums_signed
 from schedules.ir.expression import index, substitute
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
@@ -73,7 +73,7 @@ class BlockWriter(WriterOfParts[Parts]):
         super().__init__(parts, fused, machine, rows=rows)
         self.panel = vectors * self.lanes
         self.layout = parts.layout
-        self.signed = unit_of(machine) in (USDOT, SDOT)
+        self.signed = sums_signed(machine)
 
     def _threads(self) -> bool | Expr:
         weight = int(self.form.columns) * int(self.form.depth.extent)
@@ -212,9 +212,9 @@ class BlockWriter(WriterOfParts[Parts]):
 
     def _dot(self, total: Expr, weights: Expr, data: Expr) -> Expr:
         if not self.signed:
-            return dot(total, weights, data)
+            return DOT_U8S8(total, weights, data)
         flipped = weights ^ tirx.const(0x80808080 - (1 << 32), "int32") if self._flips else weights
-        return dot_signed(total, data, flipped)
+        return DOT_S8S8(total, data, flipped)
 
     def _integer_start(self, sums: RegisterTile, place: _Place, unit: Expr) -> list[Stmt]:
         """The sums of a unit start from what the zero point, where it is one for all, takes away."""

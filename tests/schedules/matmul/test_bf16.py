@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from tvm import relax
 
 import targets
-from schedules.instructions.bf16_dot import pack_pairs
+from schedules.instructions.products.operation import DOT_BF16
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.bf16 import matmul_bf16
+from schedules.matmul.pack import pack_words
+from schedules.matmul.words import matmul_words
 from tests.schedules.harness import Array, assembly, executable, normal, runnable, scheduled, target_of
 
 ZEN4 = "znver4"
@@ -23,11 +25,11 @@ EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 40, 70])
 
 
 def build(weight: Array, width: int, rectified: bool = False) -> Any:
-    packed = pack_pairs(weight, width)
+    packed = pack_words(weight, width, DOT_BF16.group)
 
     def make(builder: Any, data: Any) -> Any:
         call = builder.call_te(
-            matmul_bf16,
+            partial(matmul_words, operation=DOT_BF16),
             data,
             relax.const(tvm.runtime.tensor(packed)),
             weight.shape[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from tvm import relax
 
 import targets
+from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.int8 import matmul_int8, pack_quads
+from schedules.matmul.pack import pack_words
+from schedules.matmul.words import matmul_words
 from tests.schedules.harness import Array, assembly, executable, runnable, scheduled
 from tests.schedules.matmul.test_bf16 import width_of
 
@@ -24,11 +27,11 @@ EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 64, 70, 132])
 
 
 def build(weight: Array, width: int) -> Any:
-    packed = pack_quads(weight, width)
+    packed = pack_words(weight, width, DOT_U8S8.group)
 
     def make(builder: Any, data: Any) -> Any:
         call = builder.call_te(
-            matmul_int8,
+            partial(matmul_words, operation=DOT_U8S8),
             data,
             relax.const(tvm.runtime.tensor(packed)),
             weight.shape[1],

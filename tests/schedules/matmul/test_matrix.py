@@ -12,10 +12,12 @@ from tvm import relax
 
 import compiler
 import targets
-from schedules.instructions.int8_neon import has_matrices, shift_of
+from schedules.instructions.products.operation import DOT_S8S8
+from schedules.instructions.products.table import matrix_product
 from schedules.ir.tir import tirx
-from schedules.matmul.int8 import matmul_int8, pack_quads
-from schedules.matmul.matrix import matmul_matrix, pack_octets
+from schedules.matmul.matrix import DEPTH, matmul_matrix
+from schedules.matmul.pack import pack_words
+from schedules.matmul.words import matmul_words
 from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import inner_loops
 from tests.compiler.device.emulators import target_that_runs
@@ -27,8 +29,8 @@ _WIDTH = 8  # columns of a panel
 
 def build(target: Any, shape: tuple[Any, ...], kind: str, weight: Array, *, matrix: bool) -> compiler.Module:
     """data @ weight + 5; without `matrix` by dot products of signed numbers."""
-    kernel = matmul_matrix if matrix else partial(matmul_int8, signed=True)
-    packed = (pack_octets if matrix else pack_quads)(weight, _WIDTH)
+    kernel = matmul_matrix if matrix else partial(matmul_words, operation=DOT_S8S8)
+    packed = pack_words(weight, _WIDTH, DEPTH if matrix else DOT_S8S8.group)
     data = relax.Var("data", relax.TensorType(shape, kind))
     builder = relax.BlockBuilder()
     with builder.function("main", [data]):
@@ -57,7 +59,7 @@ def test_the_meaning_on_any_machine(kind: str, matrix: bool) -> None:
     """Machines without the instruction run it by the rules that they have."""
     target = targets.get("x86-64-v3", cores=1)
     data, weight = integers((2, 3, 20), kind, 0), integers((20, 12), "int8", 1)
-    shift = 0 if matrix else shift_of(kind, signed=True)
+    shift = 0 if matrix else DOT_S8S8.shift(kind)
     check(build(target, data.shape, kind, weight, matrix=matrix), data, weight, shift)
 
 
@@ -67,11 +69,11 @@ def test_the_meaning_on_any_machine(kind: str, matrix: bool) -> None:
 )
 def test_any_size_on_arm(name: str, kind: str, lead: tuple[int, ...], depth: int, columns: int) -> None:
     target = target_that_runs(name, cores=2)
-    matrix = has_matrices(target.machine)
+    matrix = matrix_product(target.machine, kind, "int8") is not None
     data, weight = integers((*lead, depth), kind, 0), integers((depth, columns), "int8", 1)
     module = build(target, data.shape, kind, weight, matrix=matrix)
     assert [each.rule for each in module.manifest.kernels] == ["matmul-matrix" if matrix else "matmul-int8-signed"]
-    check(module, data, weight, 0 if matrix else shift_of(kind, signed=True))
+    check(module, data, weight, 0 if matrix else DOT_S8S8.shift(kind))
 
 
 def test_symbolic_rows() -> None:

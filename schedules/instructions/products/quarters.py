@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 REGISTER_LANES = 4  # of 32 bits
-
-
-def with_register_length(lanes: Iterable[int], neon: bool) -> tuple[int, ...]:
-    """These numbers of lanes, sorted, and a register's where functions are made of those for a register."""
-    counts = set(lanes)
-    longer = any(count > REGISTER_LANES and count % REGISTER_LANES == 0 for count in counts)
-    return tuple(sorted(counts | {REGISTER_LANES} if neon and longer else counts))
 
 
 def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:

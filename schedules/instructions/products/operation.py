@@ -1,0 +1,161 @@
+"""What instructions on narrow operands compute, as operators of TVM: total + sum over a group of a * b, lane by lane.
+
+A group travels as a 32-bit word a lane, its first element in the lowest bits. Each operation has a plain form in LLVM
+IR, which runs on any processor and is what tests compare instructions with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from schedules.instructions.llvm_functions import PREFIX, register_operator, symbol, vector
+from schedules.ir.tir import Expr, tirx, tvm
+
+Body = Callable[[int], str]
+"""Lines of a function for a number of lanes: %c is the total so far, %a and %b the words; the sum is `RESULT`."""
+RESULT = "%r"
+BYTES = ("uint8", "int8")
+SCALARS = {"float32": "float", "int32": "i32"}
+"""LLVM's types of totals."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A sum of products.
+
+    Attributes:
+        short: its name; operators of TVM have `PREFIX` before it.
+        a: the type of the left operand's elements; `b`: of the right one's; `total`: of the sum.
+        group: how many elements of an operand share a word.
+        plain: its body on any processor; None where only machines with an instruction for it write it.
+    """
+
+    short: str
+    a: str
+    b: str
+    total: str
+    group: int
+    plain: Body | None
+
+    @property
+    def name(self) -> str:
+        """The operator's full name."""
+        return PREFIX + self.short
+
+    def __call__(self, total: Expr, a: Expr, b: Expr) -> Expr:
+        """`total` plus the products of words (or vectors of them)."""
+        return tvm.ir.Call(tvm.ir.Op.get(self.name), [total, a, b], ret_ty=total.ty)
+
+    def expression(self, a: Expr, b: Expr) -> Expr:
+        """The sum of products of two words as arithmetic."""
+        if self.total == "float32":
+            return _half(a, 0) * _half(b, 0) + _half(a, 1) * _half(b, 1)
+        left = [_signed_byte(a, at) if self.a == "int8" else (a >> 8 * at) & 0xFF for at in range(4)]
+        first, second, third, fourth = (each * _signed_byte(b, at) for at, each in enumerate(left))
+        return first + second + third + fourth
+
+    def takes(self, a: str, b: str) -> bool:
+        """Whether it multiplies such operands, bytes of the other signedness shifted."""
+        return self.b == b and (self.a == a or (self.a in BYTES and a in BYTES))
+
+    def shift(self, dtype: str) -> int:
+        """What is added to elements of a type of 8 bits, to be those of the left operand."""
+        return {("uint8", "int8"): -128, ("int8", "uint8"): 128}.get((dtype, self.a), 0)
+
+    def function(self, lanes: int, body: str) -> str:
+        """The LLVM function of a body."""
+        kind, i = vector(SCALARS[self.total], lanes), vector("i32", lanes)
+        head = f"define {kind} @{symbol(self.short, lanes)}({kind} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
+        return f"{head}\n{body}\n  ret {kind} {RESULT}\n}}"
+
+
+def joined(low: Expr, high: Expr) -> Expr:
+    """Two vectors of two int32 as one of four."""
+    return tirx.Shuffle([low, high], [tirx.IntImm("int32", lane) for lane in range(4)])
+
+
+def row_of(left: Expr, right: Expr, row: int) -> Expr:
+    """A row of four columns out of the 2 x 2 sums of the left and the right two columns."""
+    places = [2 * row, 2 * row + 1, 4 + 2 * row, 5 + 2 * row]
+    return tirx.Shuffle([left, right], [tirx.IntImm("int32", place) for place in places])
+
+
+def _half(word: Expr, at: int) -> Expr:
+    """The bfloat16 in the low or the high half of a word, as float32."""
+    bits = word & tirx.IntImm("int32", -65536) if at else word << tirx.IntImm("int32", 16)
+    return tirx.reinterpret("float32", bits)
+
+
+def _signed_byte(word: Expr, at: int) -> Expr:
+    return (word << (24 - 8 * at)) >> 24
+
+
+def splat(value: int, lanes: int, scalar: str = "i32") -> str:
+    """A constant in every lane."""
+    return str(value) if lanes == 1 else f"splat ({scalar} {value})"
+
+
+def _plain_bytes(lanes: int, *, signed: bool) -> str:
+    """Byte after byte; `signed` says how those of %a are read."""
+    i = vector("i32", lanes)
+    lines = []
+    for byte in range(4):
+        before = "%c" if byte == 0 else f"%s{byte - 1}"
+        after = RESULT if byte == 3 else f"%s{byte}"
+        if signed:
+            lines += [
+                f"  %as{byte} = shl {i} %a, {splat(24 - 8 * byte, lanes)}",
+                f"  %ab{byte} = ashr {i} %as{byte}, {splat(24, lanes)}",
+            ]
+        else:
+            lines += [
+                f"  %as{byte} = lshr {i} %a, {splat(8 * byte, lanes)}",
+                f"  %ab{byte} = and {i} %as{byte}, {splat(255, lanes)}",
+            ]
+        lines += [
+            f"  %bs{byte} = shl {i} %b, {splat(24 - 8 * byte, lanes)}",
+            f"  %bb{byte} = ashr {i} %bs{byte}, {splat(24, lanes)}",
+            f"  %p{byte} = mul {i} %ab{byte}, %bb{byte}",
+            f"  {after} = add {i} {before}, %p{byte}",
+        ]
+    return "\n".join(lines)
+
+
+def _plain_word(lanes: int) -> str:
+    i, half = vector("i32", lanes), splat(16, lanes)
+    return f"""  %u = shl {i} %b, {half}
+  %w = ashr {i} %u, {half}
+  %p = mul {i} %a, %w
+  %r = add {i} %c, %p"""
+
+
+def _plain_bfloat16(lanes: int) -> str:
+    """Two multiply-adds on the halves."""
+    f, i = vector("float", lanes), vector("i32", lanes)
+    return f"""  %al = shl {i} %a, {splat(16, lanes)}
+  %bl = shl {i} %b, {splat(16, lanes)}
+  %ah = and {i} %a, {splat(-65536, lanes)}
+  %bh = and {i} %b, {splat(-65536, lanes)}
+  %alf = bitcast {i} %al to {f}
+  %blf = bitcast {i} %bl to {f}
+  %ahf = bitcast {i} %ah to {f}
+  %bhf = bitcast {i} %bh to {f}
+  %high = fmul contract {f} %ahf, %bhf
+  %sum = fadd contract {f} %c, %high
+  %low = fmul contract {f} %alf, %blf
+  %r = fadd contract {f} %sum, %low"""
+
+
+DOT_BF16 = Operation("dot_bf16", "bfloat16", "bfloat16", "float32", 2, _plain_bfloat16)
+DOT_U8S8 = Operation("dot_u8s8", "uint8", "int8", "int32", 4, lambda lanes: _plain_bytes(lanes, signed=False))
+DOT_S8S8 = Operation("dot_s8s8", "int8", "int8", "int32", 4, lambda lanes: _plain_bytes(lanes, signed=True))
+DOT_WORDS = Operation("dot_words", "int16", "int16", "int32", 1, _plain_word)
+"""An int32 in [-32768, 32767] by the signed 16 bits in the low half of a word, zeros above."""
+MATRIX_U8S8 = Operation("matrix_u8s8", "uint8", "int8", "int32", 8, None)
+MATRIX_S8S8 = Operation("matrix_s8s8", "int8", "int8", "int32", 8, None)
+"""Four int32 of a 2 x 2 total, row after row, plus two rows `a` by two columns `b` of eight bytes each."""
+OPERATIONS = (DOT_BF16, DOT_U8S8, DOT_S8S8, DOT_WORDS, MATRIX_U8S8, MATRIX_S8S8)
+
+for _operation in OPERATIONS:
+    register_operator(_operation.name, f"of {_operation.a} and {_operation.b}")

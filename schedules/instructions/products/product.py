@@ -1,0 +1,57 @@
+"""An instruction that multiplies and adds, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from schedules.instructions.products.operation import Body, Operation
+from schedules.machine import Machine
+
+
+@dataclass(frozen=True)
+class Product:
+    """An instruction.
+
+    Attributes:
+        name: of the instruction; processors' `rates` are listed by it.
+        operation: what it computes.
+        needs: sets of features (LLVM's names) any of which gives a processor the instruction.
+        rate: its multiply-adds beside those of float32 vectors, on processors that do not list another.
+        lanes: numbers of 32-bit lanes that it is there for.
+        body: the body of its function for one of these.
+        declarations: of the intrinsics that the body calls.
+        direct: it takes operands as they are stored; else they are widened or shifted first.
+        pads: fewer lanes are best computed by it, filled up with zeros.
+        rows, columns, depth: of the block that one instruction multiplies, a register's lanes counting as columns.
+        sums: where sums are held.
+    """
+
+    name: str
+    operation: Operation
+    needs: tuple[frozenset[str], ...]
+    rate: float
+    lanes: tuple[int, ...]
+    body: Body
+    declarations: Callable[[int], list[str]] = field(default=lambda lanes: [])
+    direct: bool = True
+    pads: bool = False
+    rows: int = 1
+    columns: int = 16
+    depth: int = 0
+    sums: Literal["vectors", "tiles"] = "vectors"
+
+    @property
+    def group(self) -> int:
+        """How many neighbours along the depth share a word: the packing of weights follows from it."""
+        return self.operation.group
+
+    def rate_on(self, machine: Machine) -> float:
+        """Its multiply-adds beside float32's on a processor."""
+        return dict(machine.rates).get(self.name, self.rate)
+
+
+def features(*names: str) -> frozenset[str]:
+    """A set of features for `Product.needs`."""
+    return frozenset(names)

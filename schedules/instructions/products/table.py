@@ -1,0 +1,144 @@
+"""The products of all processors, what a machine multiplies with, and the code of products that a kernel calls.
+
+Rules, passes and cost models ask here what a machine has; a new instruction is one more entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from functools import cache
+
+from schedules.instructions.llvm_functions import symbol, vector
+from schedules.instructions.products import arm, x86
+from schedules.instructions.products.operation import OPERATIONS, SCALARS, Operation
+from schedules.instructions.products.product import Product
+from schedules.instructions.products.quarters import in_quarters
+from schedules.machine import Machine
+
+PRODUCTS: tuple[Product, ...] = (*x86.PRODUCTS, *arm.PRODUCTS)
+"""Those of one operation: the one to be preferred first."""
+
+
+def products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
+    """The instructions of a machine that multiply elements of two types: first those of just these types, then those
+    that bytes of the other signedness are shifted for; among equals as the table lists them."""
+    found = [each for each in PRODUCTS if each.direct and each.operation.takes(a, b) and _has(machine, each)]
+    return tuple(sorted(found, key=lambda each: each.operation.a != a))
+
+
+def dot_products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
+    """Those of `products` that sum in the lanes of vectors."""
+    return tuple(each for each in products(machine, a, b) if each.rows == 1)
+
+
+def matrix_product(machine: Machine, a: str, b: str) -> Product | None:
+    """The first of `products` that multiplies several rows by several columns of a register, where there is one."""
+    return next((each for each in products(machine, a, b) if each.rows > 1), None)
+
+
+def operation_of(machine: Machine, a: str, b: str) -> Operation:
+    """The operation by which products of two types are summed: that of the machine's first product, else one that is
+    computed in its plain form or by other instructions."""
+    found = products(machine, a, b)
+    return found[0].operation if found else next(each for each in OPERATIONS if each.takes(a, b))
+
+
+def multiplies_bytes(machine: Machine) -> bool:
+    """Whether products of bytes are faster than those of float32, not only smaller."""
+    return bool(products(machine, "uint8", "int8"))
+
+
+def widens_bytes(machine: Machine) -> bool:
+    """Whether bytes are best widened to 16 bits once: the machine sums products of those, and none of bytes."""
+    return not multiplies_bytes(machine) and bool(products(machine, "int16", "int16"))
+
+
+def sums_signed(machine: Machine) -> bool:
+    """Whether vectors sum products of signed bytes as they are."""
+    return any(each.operation.a == "int8" for each in dot_products(machine, "int8", "int8"))
+
+
+def _has(machine: Machine, product: Product) -> bool:
+    return any(machine.has(*needed) for needed in product.needs)
+
+
+def definitions(called: Set[str], lanes: Iterable[int], machine: Machine) -> str:
+    """LLVM IR of the functions of those operations that a kernel calls, for these numbers of lanes."""
+    found = tuple(each for each in OPERATIONS if each.name in called)
+    names = tuple(_instruction(machine, each) for each in found)
+    return _definitions(found, names, tuple(sorted(set(lanes))), machine.executes("avx512bw")) if found else ""
+
+
+def _instruction(machine: Machine, operation: Operation) -> str | None:
+    """The instruction that computes an operation in generated code; None for its plain form."""
+    for product in PRODUCTS:
+        if product.operation is operation and any(machine.executes(*needed) for needed in product.needs):
+            return product.name
+    return None
+
+
+@cache
+def _definitions(
+    operations: tuple[Operation, ...], names: tuple[str | None, ...], lanes: tuple[int, ...], wide: bool
+) -> str:
+    declarations: dict[str, None] = {}
+    functions: list[str] = []
+    by_name = {(each.operation, each.name): each for each in PRODUCTS}
+    for operation, name in zip(operations, names, strict=True):
+        product = by_name[operation, name] if name is not None else None
+        widths = [] if product is None else [each for each in product.lanes if wide or each < 16]
+        counts = _with_hosts(lanes, product, widths)
+        for count in counts:
+            if product is not None and count in widths:
+                declarations.update(dict.fromkeys(product.declarations(count)))
+            text = _function(operation, product, count, widths)
+            functions += [text] if text else []
+    return "\n".join([*declarations, *functions, ""])
+
+
+def _with_hosts(lanes: tuple[int, ...], product: Product | None, widths: list[int]) -> list[int]:
+    """The numbers of lanes, and those of functions that theirs call."""
+    hosts = (_host(each, product, widths) for each in lanes)
+    return sorted({*lanes, *(host for host in hosts if host is not None)})
+
+
+def _host(count: int, product: Product | None, widths: list[int]) -> int | None:
+    """The lanes of the instruction by which another number of lanes is computed."""
+    if product is None or count in widths:
+        return None
+    if widths == [arm.LANES] and count > arm.LANES and count % arm.LANES == 0:
+        return arm.LANES
+    return next((each for each in widths if each > count), None) if product.pads else None
+
+
+def _function(operation: Operation, product: Product | None, count: int, widths: list[int]) -> str:
+    host = _host(count, product, widths)
+    if product is not None and count in widths:
+        return operation.function(count, product.body(count))
+    if host is None:
+        return operation.function(count, operation.plain(count)) if operation.plain is not None else ""
+    if host < count:
+        scalar = SCALARS[operation.total]
+        return in_quarters(symbol(operation.short, count), symbol(operation.short, host), count, scalar)
+    return _padded(operation, count, host)
+
+
+def _padded(operation: Operation, lanes: int, wide: int) -> str:
+    """The function of few lanes by that of more. Left to LLVM 22 as scalars, it joins rows of products wrongly: 3 of 7
+    rows with one column of depth 16 came out wrong."""
+    name = operation.short
+    i, w = vector("i32", lanes), vector("i32", wide)
+    lines = [f"define {i} @{symbol(name, lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"]
+    places = ", ".join(f"i32 {min(lane, lanes)}" for lane in range(wide))
+    for each in "cab":
+        if lanes == 1:
+            lines.append(f"  %{each}w = insertelement {w} zeroinitializer, i32 %{each}, i32 0")
+        else:
+            lines.append(f"  %{each}w = shufflevector {i} %{each}, {i} zeroinitializer, <{wide} x i32> <{places}>")
+    lines.append(f"  %rw = call {w} @{symbol(name, wide)}({w} %cw, {w} %aw, {w} %bw)")
+    if lanes == 1:
+        lines.append(f"  %r = extractelement {w} %rw, i32 0")
+    else:
+        kept = ", ".join(f"i32 {lane}" for lane in range(lanes))
+        lines.append(f"  %r = shufflevector {w} %rw, {w} poison, <{lanes} x i32> <{kept}>")
+    return "\n".join([*lines, f"  ret {i} %r", "}"])

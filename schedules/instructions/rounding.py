@@ -1,0 +1,129 @@
+"""Rounding in vectors as operators: of float32 to int32 and to bfloat16, whose pairs travel as int32.
+
+TVM turns bfloat16 into floats before code generation. So a pair is an int32 (the element with the even index in the low
+half), and a function in LLVM IR, inlined where it is called, does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schedules.instructions.llvm_functions import register_operator, symbol, vector
+from schedules.instructions.products.operation import splat
+from schedules.ir.tir import Expr, tirx, tvm
+from schedules.machine import Machine
+
+INTEGER = "tensorwright.round_int32"
+PAIR = "tensorwright.round_bf16"
+RUN = "tensorwright.round_run_bf16"
+NARROW = "tensorwright.narrow_bf16"
+OPERATORS = (INTEGER, PAIR, RUN, NARROW)
+
+
+def rounded_int32(value: Expr) -> Expr:
+    """A float32, or a vector of them, rounded to the nearest int32, halves to even; it must lie within the range."""
+    lanes = str(value.ty).partition("x")[2]
+    zero = tirx.const(0, "int32")
+    result = tirx.Broadcast(zero, int(lanes)) if lanes else zero
+    return tvm.ir.Call(tvm.ir.Op.get(INTEGER), [value], ret_ty=result.ty)
+
+
+def rounded_pair(low: Expr, high: Expr) -> Expr:
+    """Two float32 rounded to nearest even bfloat16, as an int32 pair."""
+    return tvm.ir.Call(tvm.ir.Op.get(PAIR), [low, high], ret_ty=tirx.IntImm("int32", 0).ty)
+
+
+def rounded_run(first: Expr, second: Expr) -> Expr:
+    """Two vectors of float32 that follow each other in memory, as one vector of pairs. Not elementwise: in a vectorized
+    loop of n lanes, the arguments are the elements `lane` and `n + lane` of the run."""
+    return tvm.ir.Call(tvm.ir.Op.get(RUN), [first, second], ret_ty=tirx.IntImm("int32", 0).ty)
+
+
+def narrowed(value: Expr) -> Expr:
+    """A float32 rounded to nearest even bfloat16, as the uint16 that holds its bits."""
+    return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=tirx.IntImm("uint16", 0).ty)
+
+
+def bfloat16_bits(values: np.ndarray) -> NDArray[np.uint16]:
+    """float32 values rounded to nearest even bfloat16, as their bits."""
+    import ml_dtypes
+
+    return np.ascontiguousarray(values.astype(ml_dtypes.bfloat16)).view(np.uint16)
+
+
+def _integer_text(lanes: int) -> str:
+    f, i = vector("float", lanes), vector("i32", lanes)
+    suffix = "i32.f32" if lanes == 1 else f"v{lanes}i32.v{lanes}f32"
+    return f"""declare {i} @llvm.lrint.{suffix}({f})
+define {i} @{symbol("round_int32", lanes)}({f} %x) alwaysinline nounwind {{
+  %r = call {i} @llvm.lrint.{suffix}({f} %x)
+  ret {i} %r
+}}"""
+
+
+def _pair_text(lanes: int) -> str:
+    """Rounds by adding 0x7FFF and the lowest bit that stays; NaN becomes the quiet NaN."""
+    f, i, b = vector("float", lanes), vector("i32", lanes), vector("i1", lanes)
+    lines = [f"define {i} @{symbol('round_bf16', lanes)}({f} %low, {f} %high) alwaysinline nounwind {{"]
+    for name in ("low", "high"):
+        lines += [
+            f"  %{name}b = bitcast {f} %{name} to {i}",
+            f"  %{name}s = lshr {i} %{name}b, {splat(16, lanes)}",
+            f"  %{name}o = and {i} %{name}s, {splat(1, lanes)}",
+            f"  %{name}h = add {i} %{name}o, {splat(0x7FFF, lanes)}",
+            f"  %{name}r = add {i} %{name}b, %{name}h",
+            f"  %{name}u = lshr {i} %{name}r, {splat(16, lanes)}",
+            f"  %{name}n = fcmp uno {f} %{name}, %{name}",
+            f"  %{name}v = select {b} %{name}n, {i} {splat(0x7FC0, lanes)}, {i} %{name}u",
+        ]
+    lines += [
+        f"  %up = shl {i} %highv, {splat(16, lanes)}",
+        f"  %r = or {i} %up, %lowv",
+        f"  ret {i} %r",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _run_text(lanes: int) -> str:
+    f, i = vector("float", lanes), vector("i32", lanes)
+    head = f"define {i} @{symbol('round_run_bf16', lanes)}({f} %first, {f} %second) alwaysinline nounwind {{"
+    call = f"call {i} @{symbol('round_bf16', lanes)}"
+    if lanes == 1:
+        return f"{head}\n  %r = {call}({f} %first, {f} %second)\n  ret {i} %r\n}}"
+    even, odd = (", ".join(f"i32 {2 * lane + start}" for lane in range(lanes)) for start in (0, 1))
+    return f"""{head}
+  %even = shufflevector {f} %first, {f} %second, <{lanes} x i32> <{even}>
+  %odd = shufflevector {f} %first, {f} %second, <{lanes} x i32> <{odd}>
+  %r = {call}({f} %even, {f} %odd)
+  ret {i} %r
+}}"""
+
+
+def _narrow_text(lanes: int) -> str:
+    """LLVM knows the instruction of targets that have it, and what to do on others, NaN included."""
+    f, b, i = vector("float", lanes), vector("bfloat", lanes), vector("i16", lanes)
+    return f"""define {i} @{symbol("narrow_bf16", lanes)}({f} %x) alwaysinline nounwind {{
+  %t = fptrunc {f} %x to {b}
+  %r = bitcast {b} %t to {i}
+  ret {i} %r
+}}"""
+
+
+@cache
+def _definitions(lanes: tuple[int, ...]) -> str:
+    texts = (_integer_text, _pair_text, _run_text, _narrow_text)
+    return "\n".join([*(text(count) for count in lanes for text in texts), ""])
+
+
+def definitions(lanes: Iterable[int], machine: Machine) -> str:
+    """LLVM IR of the functions for these numbers of lanes; LLVM has the instructions of every machine."""
+    return _definitions(tuple(sorted(set(lanes))))
+
+
+for _operator in OPERATORS:
+    register_operator(_operator, "of float32")

@@ -1,0 +1,260 @@
+"""Products of narrow operands that travel in words of neighbours along the depth: pairs of bfloat16, or four bytes.
+
+The data is made words once, which costs one pass over it; the weights are packed when compiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from schedules.annotations import KIND
+from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat
+from schedules.codegen.parallel import pays_off, work
+from schedules.config import Config, ConfigSpace
+from schedules.errors import NotScheduledError
+from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, Operation
+from schedules.instructions.rounding import rounded_pair, rounded_run
+from schedules.ir.expression import substitute
+from schedules.ir.reduction import COMBINERS, Reduction
+from schedules.ir.stages import Axis, Kernel, Stage, dtype_of, shape_of
+from schedules.ir.tir import Expr, tirx
+from schedules.machine import Machine
+from schedules.matmul.form import Group, MatmulForm
+from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
+from schedules.matmul.writer import MatmulWriter
+from schedules.rule import CpuRule, Priority
+from schedules.stages.code import stage_code
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+from tvm import te  # isort: skip
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import PrimFunc, Stmt, Tensor, Var
+
+KINDS = {DOT_BF16: "matmul-bf16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
+"""Annotations of the kernels, and names of their rules, by what sums the products."""
+_SIGN_BITS = 0x80808080 - (1 << 32)
+
+
+def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operation) -> Tensor:
+    """The product of data (..., depth) and weights of `pack.pack_words` in the operation's groups: (..., columns).
+
+    float32 data is rounded to bfloat16. To bytes `operation.shift(their type)` is added: the caller subtracts that
+    times the sums of the weights' columns.
+    """
+    steps, width = packed.shape[1], int(packed.shape[2])
+    depth, group = data.shape[-1], operation.group
+    attrs = {KIND: KINDS[operation]}
+    known = int(depth.value) if isinstance(depth, tirx.IntImm) else 0
+    last = (int(steps) - 1) * group  # where the last word begins
+    shift = tirx.const(operation.shift(str(data.dtype)), "int32")
+
+    def element(at: tuple[Expr, ...], number: int) -> Expr:
+        """A number of a word, 0 behind the depth."""
+        place = at[-1] * group + number
+        value = data(*at[:-1], place)
+        value = value if operation is DOT_BF16 else (tirx.Cast("int32", value) + shift) & 0xFF
+        zero = tirx.const(0, str(value.ty))
+        value = value if last + number < known else tirx.if_then_else(place < depth, value, zero)
+        return value + zero if operation is DOT_BF16 else value
+
+    def word(*at: Expr) -> Expr:
+        values = [element(at, number) for number in range(group)]
+        return rounded_pair(*values) if operation is DOT_BF16 else word_of_bytes(values)
+
+    words = te.compute([*data.shape[:-1], steps], word, name="words", attrs=attrs)
+    k = te.reduce_axis((tirx.IntImm("int64", 0), steps), name="k")
+
+    def point(*at: Expr) -> Expr:
+        a, b = words(*at[:-1], k), packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
+        return te.sum(operation.expression(a, b), axis=k)
+
+    return te.compute([*data.shape[:-1], tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
+
+
+def word_of_bytes(values: Sequence[Expr]) -> Expr:
+    """Four int32 below 256 as the bytes of a word, the first the lowest."""
+    total: Expr = tirx.const(0, "int32")
+    for byte, value in enumerate(values):
+        total = total | value << 8 * byte
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The stages of a product of words: the data as words of neighbours along the depth, and their product."""
+
+    words: Stage
+    product: Stage
+    form: MatmulForm
+
+
+class MatmulBf16(CpuRule[MatmulWorkload]):
+    """Serves the kernels of `matmul_words` of bfloat16."""
+
+    name: ClassVar[str] = KINDS[DOT_BF16]
+    version: ClassVar[int] = 1
+    priority: ClassVar[int] = Priority.PACKED
+
+    operation: ClassVar[Operation] = DOT_BF16
+
+    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
+        parts = parts_of(kernel, KINDS[self.operation])
+        return None if parts is None else workload_of(parts, self.operation.total, self.operation.b)
+
+    def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
+        vectors = max(1, workload.width // machine.lanes("float32"))
+        rows = tuple(
+            sorted({row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)})
+        )
+        return ConfigSpace({"rows": rows})
+
+    def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
+        return Config.of(rows=best_tile(workload, machine)[0])
+
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
+        parts = parts_of(kernel, KINDS[self.operation])
+        if parts is None:
+            raise NotScheduledError("stages of the product are missing")
+        fused = FusedKernel(kernel, [parts.words, parts.product])
+        writer = MatmulWriter(
+            parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=self.operation
+        )
+        body = sequence(
+            [tirx.AllocBuffer(parts.form.a.source), _words(parts, self.operation, machine), writer.statement()]
+        )
+        return fused.function(body, machine)
+
+
+class MatmulInt8(MatmulBf16):
+    """Serves those of unsigned by signed bytes."""
+
+    name: ClassVar[str] = KINDS[DOT_U8S8]
+    operation: ClassVar[Operation] = DOT_U8S8
+
+
+class MatmulSigned(MatmulBf16):
+    """Serves those of signed bytes."""
+
+    name: ClassVar[str] = KINDS[DOT_S8S8]
+    operation: ClassVar[Operation] = DOT_S8S8
+
+
+def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
+    """The statement that makes words of the data, in whole vectors where rows are long enough."""
+    stage, group, lanes = parts.words, operation.group, machine.lanes("int32")
+    depth = shape_of(stage.loads[0].source)[-1]
+    whole_words = operation is DOT_BF16 or (isinstance(depth, int) and depth % group == 0)
+    if not isinstance(depth, int) or not whole_words or depth < group * lanes:
+        return stage_code(stage, machine)
+    assert stage.store is not None
+    row = _rounded_row if operation is DOT_BF16 else _copied_row
+    step = stage.store.indices[-1]
+    axes = [axis for axis in stage.axes if not axis.var.same_as(step)]
+    lead = axes if operation is DOT_BF16 else [axis for axis in axes if axis.extent != 1]
+    ones = {axis.var: tirx.IntImm("int64", 0) for axis in axes if axis not in lead}
+    threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
+
+    def body(values: list[Expr]) -> Stmt:
+        place = {**ones, **{axis.var: value for axis, value in zip(lead, values, strict=True)}}
+        return row(parts, operation, place, lanes)
+
+    return parallel_grid([Extent(axis.name, axis.extent) for axis in lead], body, machine, parallel=threads)
+
+
+def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
+    """A row rounded to pairs: whole vectors, then what is left of it pair by pair."""
+    stage = parts.words
+    assert stage.store is not None
+    data, words, step = stage.loads[0].source, stage.store.buffer, stage.store.indices[-1]
+    outer = [substitute(point, place) for point in list(stage.store.indices)[:-1]]
+    whole = shape_of(data)[-1] // (2 * lanes)
+
+    def vector(run: Expr, lane: Expr) -> Stmt:
+        first = run * (2 * lanes) + lane
+        halves = [tirx.BufferLoad(data, [*outer, each]) for each in (first, first + lanes)]
+        return tirx.BufferStore(words, rounded_run(*halves), [*outer, run * lanes + lane])
+
+    def runs(run: Expr) -> Stmt:
+        return repeat("lane", lanes, lambda lane: vector(run, lane), tirx.ForKind.VECTORIZED)
+
+    def single(rest: Expr) -> Stmt:
+        return substitute(stage.body, {**place, step: rest + whole * lanes})
+
+    left = shape_of(words)[-1] - whole * lanes
+    return sequence([repeat("run", whole, runs), *([repeat("rest", left, single)] if left else [])])
+
+
+def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
+    """A row of bytes as words: as they lie in memory."""
+    stage, group = parts.words, operation.group
+    assert stage.store is not None
+    data, words = stage.loads[0].source, stage.store.buffer
+    outer = [substitute(point, place) for point in list(stage.store.indices)[:-1]]
+    shifted = operation.shift(dtype_of(data)) != 0
+
+    def copied(first: Expr, count: int) -> Stmt:
+        bytes_ = tirx.BufferLoad(data, [*outer, lanes_of(first * group, count * group)])
+        value = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
+        if shifted:
+            value = value ^ splat(_SIGN_BITS, "int32", count)
+        return tirx.BufferStore(words, value, [*outer, lanes_of(first, count)])
+
+    whole, rest = divmod(shape_of(data)[-1] // group, lanes)
+    statements = [repeat("run", whole, lambda run: copied(run * lanes, lanes))]
+    statements += [copied(tirx.IntImm("int64", whole * lanes), rest)] if rest else []
+    return sequence(statements)
+
+
+def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:
+    """The numbers that decide how a product of words is computed."""
+    form = parts.form
+    rows, columns, depth = form.known_extents
+    return MatmulWorkload(1, rows, columns, depth, "panels", form.width, dtype, b_dtype, 0, depth)
+
+
+def parts_of(kernel: Kernel, kind: str) -> Parts | None:
+    """The stages of a product whose stages carry the annotation `kind`."""
+    stages = anchor_stages(kernel, kind)
+    if len(stages) != 2 or not kernel.is_plain or any(stage.store is None for stage in stages):
+        return None
+    words, product = stages
+    stored, summed = words.store, product.store
+    assert stored is not None
+    assert summed is not None
+    packed = next((load for load in product.loads if load.source.same_as(kernel_weight(product, stored.buffer))), None)
+    data = next((load for load in product.loads if load.source.same_as(stored.buffer)), None)
+    if packed is None or data is None:
+        return None
+    axes = [axis for axis in product.axes if axis.extent != 1]
+    depth = next((axis for axis in product.axes if axis.reduce), None)
+    column = next((axis for axis in product.axes if axis.var.same_as(summed.indices[-1])), None)
+    if depth is None or column is None:
+        return None
+    rows = tuple(axis for axis in axes if not axis.reduce and axis is not column)
+    return Parts(words, product, _form(product, rows, column, depth, data, packed))
+
+
+def kernel_weight(product: Stage, words: Expr) -> Expr:
+    """The buffer that a product reads beside the words and its own sum."""
+    assert product.store is not None
+    own = product.store.buffer
+    return next(
+        load.source for load in product.loads if not load.source.same_as(words) and not load.source.same_as(own)
+    )
+
+
+def _form(product: Stage, rows: tuple[Axis, ...], column: Axis, depth: Axis, data: Expr, packed: Expr) -> MatmulForm:
+    assert product.store is not None
+    zero = tirx.const(0, str(product.store.buffer.dtype))
+    ones = [axis for axis in product.axes if axis.extent == 1 and not axis.reduce and axis is not column]
+    trivial = {axis.var: tirx.IntImm("int64", 0) for axis in ones}
+    reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(product.store, trivial))
+    data, packed = substitute(data, trivial), substitute(packed, trivial)
+    steps = depth.extent
+    width = shape_of(packed.source)[-1]
+    return MatmulForm(
+        product, reduction, (), Group(rows), column, depth, data, packed, data, packed, width, steps, 1, 1, None
+    )
