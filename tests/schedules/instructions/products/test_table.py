@@ -74,12 +74,13 @@ def test_a_rate_belongs_to_the_processor() -> None:
 def words_of(operation: Operation, lanes: int) -> tuple[Array, Array, Array]:
     """Random words a and b, and what is expected on a total of 7."""
     random = np.random.default_rng(0)
+    a: Array
+    b: Array
     if operation is DOT_BF16:
         a, b = (bfloat16_bits(random.standard_normal((lanes, 2)).astype("float32")) for _ in range(2))
         wide = [(each.astype(np.uint32) << 16).view("float32").astype("float64") for each in (a, b)]
     elif operation is DOT_WORDS:
         a, b = (random.integers(-32768, 32768, (lanes, 1)) for _ in range(2))
-        wide = [a, b]
         return a[:, 0].astype("int32"), (b[:, 0] & 0xFFFF).astype("int32"), 7 + a[:, 0] * b[:, 0]
     else:
         a, b = (
