@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
-from compiler.records.library import PRETRAINED, read_current
+from compiler.records.folders import PRETRAINED
+from compiler.records.library import read_current
 from compiler.records.record_set import deduplicated
 from compiler.records.records import Loaded
 from compiler.tuning.cost_models import CostModel, Sample, cost_models

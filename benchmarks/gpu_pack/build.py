@@ -19,7 +19,7 @@ from benchmarks.gpu_pack.kernel_table import KernelTable
 from benchmarks.gpu_pack.references import SAMPLES, reference, tolerance
 from benchmarks.gpu_pack.seeded import Array, Weight
 from compiler.artifact import Artifact
-from compiler.driver.compile import packed
+from compiler.driver.build import packed
 from compiler.errors import VerificationError
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions, PipelineContext

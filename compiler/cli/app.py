@@ -26,6 +26,7 @@ COMMANDS = (
     "split",
     "tune",
     "records",
+    "cache",
     "key",
     "sign",
     "bundle",

@@ -25,10 +25,10 @@ from compiler.compression.samples import Samples
 from compiler.compression.techniques.registry import get_technique
 from compiler.driver.compile import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
-from compiler.frontends.import_arguments import split_imports, takes_imports
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, check_max_drop
+from compiler.support.import_arguments import split_imports, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 Step = tuple[str, dict[str, Any]]

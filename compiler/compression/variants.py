@@ -20,7 +20,6 @@ from compiler.compression.samples import Samples
 from compiler.driver.compile import check_precision
 from compiler.driver.compile import compile as compile_model
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, StorageError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.profiling.timing import seconds_in_turns
@@ -28,6 +27,7 @@ from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 REFERENCE = "float32"

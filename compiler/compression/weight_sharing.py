@@ -21,11 +21,11 @@ from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.report import LayerChange
 from compiler.compression.samples import Samples
 from compiler.errors import NothingGainedError, OptionError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_palettes import MOST_BITS
 from compiler.support.accuracy import Evaluate
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4

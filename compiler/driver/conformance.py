@@ -10,7 +10,8 @@ import onnx
 
 from compiler.artifact import read_artifact
 from compiler.device.cache import conformance_file
-from compiler.driver.compile import compile, find_target, foreign_module
+from compiler.driver.build import foreign_module
+from compiler.driver.compile import compile, find_target
 from compiler.errors import UserError
 from compiler.runtime import Module
 from targets import Target

@@ -15,10 +15,10 @@ import onnx
 import targets
 from compiler.driver.compile import compile
 from compiler.errors import InvalidModelError, MissingDependencyError, OptionError
-from compiler.frontends.import_arguments import Constants, Shapes
 from compiler.frontends.onnx.loading.loader import load_model
 from compiler.frontends.onnx.structure import describe
 from compiler.profiling.workload import complete_inputs
+from compiler.support.import_arguments import Constants, Shapes
 from compiler.support.notebook import table_html
 from compiler.support.progress_bar import automatic, shows_progress
 

@@ -24,13 +24,13 @@ from tvm.ir import GenericConst, GlobalVar
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.driver.compile import find_target
 from compiler.errors import StorageError
-from compiler.frontends.import_arguments import Constants, Shapes
 from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import operator_name, rewritable_functions
 from compiler.passes.rewriting.node_tracker import NodeTracker
 from compiler.profiling.attribution import kind_of, layer_label, names_of, operators_of
+from compiler.support.import_arguments import Constants, Shapes
 from schedules.ir.stages import Kernel
 from schedules.selection.apply import matching_rule
 from schedules.selection.registry import rules

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.errors import StorageError
+from compiler.records.folders import shipped_folder, user_folder
 from compiler.records.identity import file_name, fingerprint, target_description
 from compiler.records.record_set import (
     MIN_GAIN_ELSEWHERE,
@@ -33,31 +32,7 @@ if TYPE_CHECKING:
 
 NETWORK_RULE, NETWORK_VERSION = "network", 1
 """Of records of a whole network's settings, which no schedule rule has."""
-USER_FOLDER = "TENSORWRIGHT_RECORDS"
-"""Environment variable: the folder of the user's records."""
-PRETRAINED = "cost_model-{architecture}.ubj"
 RecordSource = str | Path | Sequence[str | Path] | bool | None
-
-
-def user_folder() -> Path:
-    """Where `tune` writes and `compile` looks unless told otherwise."""
-    chosen = os.environ.get(USER_FOLDER)
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return Path(base) / "tensorwright" / "tuning"
-
-
-def shipped_folder() -> Path:
-    """The records that ship with the package."""
-    return Path(str(resources.files("tuning_logs")))
-
-
-def pretrained_model(architecture: str) -> Path | None:
-    """The cost model that ships for processors of an architecture, if one does: what is fast on others may not fit the
-    registers of these."""
-    path = shipped_folder() / PRETRAINED.format(architecture=architecture)
-    return path if path.is_file() else None
 
 
 def read_current(path: str | Path) -> Loaded:

@@ -19,7 +19,6 @@ from compiler.compression.quantization.layers import find_layers
 from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError
-from compiler.frontends.import_arguments import Constants, Shapes
 from compiler.frontends.source import ImportOptions
 from compiler.passes.registry import did_you_mean
 from compiler.searching.accelerator import accelerator_of
@@ -38,6 +37,7 @@ from compiler.searching.settings import SearchOptions, Space, check_budget, pars
 from compiler.searching.study import Study
 from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
+from compiler.support.import_arguments import Constants, Shapes
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:

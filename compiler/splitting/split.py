@@ -14,7 +14,6 @@ from compiler.compression.canonical import canonical
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, TensorwrightError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.profiling.timing import seconds_in_turns
@@ -24,6 +23,7 @@ from compiler.splitting.costs import SideCosts, estimated_costs, node_places
 from compiler.splitting.cuts import Cut, find_cuts, halves
 from compiler.splitting.report import Choice, Error, SplitReport
 from compiler.splitting.wire import KINDS, Wire, calibrated
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress, silent
 
 Array = np.ndarray

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from compiler.artifact import write_artifact
-from compiler.driver.compile import packed
+from compiler.driver.build import packed
 from compiler.errors import UserError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.context import PassOptions, PipelineContext

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compiler.device.credentials import Credentials
 from compiler.errors import OptionError
-from compiler.records.library import user_folder
+from compiler.records.folders import user_folder
 from compiler.tuning.cost_models import CostModel
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.progress import Progress

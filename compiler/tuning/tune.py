@@ -15,12 +15,13 @@ import targets
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions
+from compiler.records.folders import pretrained_model
 from compiler.records.identity import model_fingerprint, target_description
-from compiler.records.library import TunedConfigs, pretrained_model, read_current
+from compiler.records.library import TunedConfigs, read_current
 from compiler.records.records import RecordWriter
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models

@@ -49,7 +49,7 @@ def _records(
 
     from compiler.cli.output import print_json, print_line, print_note
     from compiler.records.coverage import coverage
-    from compiler.records.library import shipped_folder, user_folder
+    from compiler.records.folders import shipped_folder, user_folder
     from compiler.records.record_set import essential, merged, newest_of_models, summary
     from compiler.records.records import Loaded, RecordWriter, read, write_all
 

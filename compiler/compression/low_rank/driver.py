@@ -21,10 +21,10 @@ from compiler.compression.quantization.precisions import MEASURED, PREDICTED
 from compiler.compression.report import LayerChange, Measure
 from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, NothingGainedError, OptionError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, fewest
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.

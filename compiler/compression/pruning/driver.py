@@ -14,9 +14,9 @@ from compiler.compression.pruning.one_shot import OneShot
 from compiler.compression.pruning.settings import PruningOptions
 from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, OptionError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from

@@ -28,12 +28,12 @@ from compiler.compression.samples import Sample
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, NothingGainedError
-from compiler.frontends.import_arguments import ImportArguments, takes_imports
 from compiler.frontends.source import ImportOptions
 from compiler.reports.formatting import plural
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 _RANKING_SAMPLES = 8

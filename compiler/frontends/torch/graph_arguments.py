@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -82,6 +84,7 @@ class BoundGraph(torch.nn.Module):
         super().__init__()
         self._graph = graph
         self._arguments = arguments
+        self._examples = [values[index] for index in arguments.tensors]
         self._numbers = {index: _number(values[index]) for index in arguments.numbers}
         for index in arguments.constants:
             self.register_buffer(_constant(index), values[index].detach())
@@ -92,6 +95,36 @@ class BoundGraph(torch.nn.Module):
         given |= {index: getattr(self, _constant(index)) for index in self._arguments.constants}
         given |= {index: given[at].shape[axis] for index, (at, axis) in self._arguments.sizes.items()}
         return self._graph(*(given[index] for index in range(self._arguments.count)))
+
+    def digest(self) -> str | None:
+        """A digest of operators, constants, and the types and sizes of the example inputs; None where the graph calls
+        code that is not PyTorch's."""
+        digest = hashlib.sha256()
+        for name, module in self.named_modules():
+            if isinstance(module, torch.fx.GraphModule):
+                if not all(map(_is_of_torch, module.graph.nodes)):
+                    return None
+                digest.update(f"{name} {module.code}".encode())
+            elif module is not self and not type(module).__module__.startswith("torch."):
+                return None
+            else:
+                digest.update(f"{name} {type(module).__name__} {module.extra_repr()}".encode())
+        arguments = self._arguments
+        numbers = [self._numbers, arguments.sizes, sorted((at, sorted(axes)) for at, axes in arguments.dynamic.items())]
+        examples = [(each.dtype, each.shape, each.stride()) for each in self._examples]
+        digest.update(repr((numbers, examples)).encode())
+        for name, tensor in sorted(self.state_dict(keep_vars=True).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def _is_of_torch(node: torch.fx.Node) -> bool:
+    """True unless a node calls a function of another package, whose code may change."""
+    if node.op != "call_function" or isinstance(node.target, BuiltinFunctionType):
+        return True
+    module = getattr(node.target, "__module__", None) or ""
+    return module.split(".")[0] in ("torch", "_operator", "operator", "math", "builtins")
 
 
 def grown_axes(graph: torch.fx.GraphModule) -> dict[int, int]:

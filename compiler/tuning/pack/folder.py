@@ -18,8 +18,9 @@ from compiler.driver.compile import find_target, model_name, translated_target_e
 from compiler.errors import CompilationError, OptionError, StorageError
 from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions
+from compiler.records.folders import user_folder
 from compiler.records.identity import fingerprint, model_fingerprint, target_description
-from compiler.records.library import read_current, user_folder
+from compiler.records.library import read_current
 from compiler.tuning.measuring.numbers import tolerance
 from compiler.tuning.pack.candidates import candidates, ranked_configs
 from compiler.tuning.pack.header import PackedTask, PackHeader

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 import targets
 from compiler.driver.compile import find_target
 from compiler.errors import OptionError, StorageError
+from compiler.records.folders import user_folder
 from compiler.records.identity import fingerprint, target_description
-from compiler.records.library import read_current, user_folder
+from compiler.records.library import read_current
 from compiler.records.record_set import MIN_GAIN, best, decisive
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.measuring.statistics import spread

@@ -9,7 +9,7 @@ import pytest
 
 from compiler.cli.arguments import parse_duration
 from compiler.errors import OptionError
-from compiler.records.library import shipped_folder
+from compiler.records.folders import shipped_folder
 from tests.compiler.cli.running import Run
 from tests.compiler.tuning.comparisons import few_turns  # noqa: F401  (fixture)
 from tests.fuzz.tuning import convolution_model

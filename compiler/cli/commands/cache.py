@@ -1,0 +1,64 @@
+"""`tensorwright cache`."""
+
+from __future__ import annotations
+
+import typer
+
+from compiler.cli import options
+
+HELP = """List or remove the compiled modules that are kept for the next compilation.
+
+The same model, options, target and versions give the module of an earlier compilation. TENSORWRIGHT_CACHE_MB bounds
+what is kept (2048; 0 keeps nothing), TENSORWRIGHT_CACHE names the folder.
+
+[bold]Typical[/]
+
+  tensorwright cache list
+
+[bold]Examples[/]
+
+  Remove all:
+    tensorwright cache clear
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    group = typer.Typer(help=HELP, rich_markup_mode="rich", no_args_is_help=True)
+    group.command("list", help="List the modules, the one used last first.")(_list)
+    group.command("clear", help="Remove all modules.")(_clear)
+    app.add_typer(group, name="cache")
+
+
+def _list(as_json: options.Json = False) -> None:
+    from dataclasses import asdict
+    from datetime import datetime
+
+    from compiler.cli.output import print_json, print_line, print_table
+    from compiler.device.cache import cache_folder
+    from compiler.driver.module_cache import entries, limit_bytes
+    from compiler.reports.formatting import format_bytes
+
+    found = entries()
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    rows = [
+        (each.model, each.target, format_bytes(each.nbytes), f"{datetime.fromtimestamp(each.used):%Y-%m-%d %H:%M}")
+        for each in found
+    ]
+    print_table(("model", "target", "size", "last used"), rows, ("size",))
+    total = format_bytes(sum(each.nbytes for each in found))
+    print_line(f"{total} of at most {format_bytes(limit_bytes())} in {cache_folder()}")
+
+
+def _clear(as_json: options.Json = False) -> None:
+    from compiler.cli.output import print_json, print_line
+    from compiler.driver.module_cache import clear
+    from compiler.reports.formatting import format_bytes
+
+    freed = clear()
+    if as_json:
+        print_json({"freed": freed})
+    else:
+        print_line(f"removed {format_bytes(freed)}")

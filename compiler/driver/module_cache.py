@@ -1,0 +1,355 @@
+"""Keeps compiled modules, so that the same call of `compile` loads what an earlier one built.
+
+A key covers all that a module depends on: the bytes of the model, the options, the target (of `host`, the processor),
+the user's tuning records, the versions of what compiles, and the files of this package. What no key covers (graph
+passes, PyTorch modules, Relax modules, `Target` objects) is compiled every time, and so are modules for other machines.
+The folder is the user's own; a file that is damaged, or that belongs to somebody else, is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from compiler.device.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
+from compiler.errors import OptionError, StorageError, TensorwrightError
+from compiler.support.import_arguments import ImportArguments
+from targets import cpuinfo
+
+if TYPE_CHECKING:
+    import targets
+    from compiler.driver.compile import CompileOptions
+    from compiler.runtime import Module
+
+LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
+"""Environment variable: megabytes that modules in the cache take together at most; 0 keeps none."""
+_DEFAULT_LIMIT_MB = 2048
+_KIND, _MODULE, _FACTS = "modules", "module.twm", "facts.json"
+_VERSIONS = ("apache-tvm", "apache-tvm-ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
+_EXTENSIONS = ("tensorwright.targets", "tensorwright.schedules", "tensorwright.onnx_operators")
+_SOURCES = (".py", ".json", ".jsonl", ".h", ".c", ".cc", ".ubj")
+_PACKAGES = ("compiler", "schedules", "targets", "tuning_logs")
+_OWN = (LIMIT_VARIABLE, FOLDER_VARIABLE)
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module, notes of importing for the user, and True if it runs on this machine itself."""
+
+    module: Module
+    notes: tuple[str, ...] = ()
+    local: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A module in the cache: its key, the model's name, the target, bytes, and when it was used last (POSIX time)."""
+
+    key: str
+    model: str
+    target: str
+    nbytes: int
+    used: float
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """A model in memory that knows a digest of itself and of its example inputs."""
+
+    def digest(self) -> str | None:
+        """The digest; None where not everything that the model computes is covered by it."""
+
+
+def limit_bytes() -> int:
+    """Bytes that the cache may take. Raises OptionError for a limit that is not a number."""
+    text = os.environ.get(LIMIT_VARIABLE, str(_DEFAULT_LIMIT_MB))
+    if not text.isdecimal():
+        raise OptionError(f"{LIMIT_VARIABLE}={text}: not a number of megabytes", "0 turns the cache off")
+    return int(text) * 1_000_000
+
+
+def key_of_call(
+    source: object, target: str | targets.Target, options: CompileOptions, imports: ImportArguments
+) -> str | None:
+    """The key of a call of `compile`; None where its result is not kept."""
+    limit = limit_bytes()
+    if not limit or options.passes or options.dump or options.verify or not isinstance(target, str):
+        return None
+    try:
+        model = source.digest() if isinstance(source, Digested) else _digest_of_model(source, limit)
+        if model is None:
+            return None
+        if isinstance(source, Digested):  # which covers these arguments
+            imports = {**imports, "example_inputs": None, "dynamic_shapes": None}
+        settings = {each.name: getattr(options, each.name) for each in fields(options) if each.name != "progress"}
+        if options.calibration is not None:
+            settings["calibration"] = _digest(Path(options.calibration))
+        parts = [model, target, _plain(settings), _plain(dict(imports)), _records(options.records), environment()]
+    except (OSError, TypeError):
+        return None  # the compilation reports what is wrong with a file or an argument
+    return key_of(map(str, parts))
+
+
+def reused(key: str, build: Callable[[], Built], report: Callable[[str], None]) -> Built:
+    """The module of a key, out of the cache or built now and kept there.
+
+    Concurrent processes build it once. A cache that cannot be written costs nothing but the next compilation: a note
+    says so.
+    """
+    found = _load(key)
+    if found is not None:
+        report("reuse an earlier compilation")
+        return found
+    made: list[Built] = []
+    started = False
+
+    def make(folder: Path) -> None:
+        nonlocal started
+        started = True
+        built = build()
+        made.append(built)
+        if _is_kept(built):
+            built.module.export(folder / _MODULE)
+            manifest = built.module.manifest
+            facts = {"model": manifest.model_name, "target": manifest.target.name, "notes": built.notes}
+            (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+    try:
+        folder = cached(_KIND, key, make)
+    except StorageError as error:
+        if started and not made:
+            raise
+        report(f"not kept for the next compilation: {error.message}")
+        return made[0] if made else build()
+    if made:
+        if not (folder / _MODULE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        _evict(limit_bytes())
+        return made[0]
+    return _load(key) or build()
+
+
+def entries() -> list[Entry]:
+    """The modules in the cache, the one used last first."""
+    found = []
+    for folder in _folders():
+        with contextlib.suppress(OSError, ValueError):
+            found.append(_entry(folder))
+    return sorted(found, key=lambda each: -each.used)
+
+
+def clear() -> int:
+    """Remove all modules; returns how many bytes they took."""
+    freed = 0
+    for folder in _folders():
+        freed += _size(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _folders() -> list[Path]:
+    root = cache_folder() / _KIND
+    return [each for each in root.iterdir() if each.is_dir()] if root.is_dir() else []
+
+
+def _entry(folder: Path) -> Entry:
+    facts = _facts(folder)
+    used = (folder / _MODULE).stat().st_mtime
+    return Entry(folder.name, str(facts["model"]), str(facts["target"]), _size(folder), used)
+
+
+def _facts(folder: Path) -> dict[str, object]:
+    """Model, target and notes of an entry. Raises OSError or ValueError where they cannot be read."""
+    facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not {"model", "target", "notes"} <= facts.keys():
+        raise ValueError(f"{folder / _FACTS} is damaged")
+    return facts
+
+
+def _size(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.iterdir() if each.is_file())
+
+
+def _load(key: str) -> Built | None:
+    """The entry of a key; None where there is none. One that cannot be read is removed."""
+    folder = cache_folder() / _KIND / key
+    path = folder / _MODULE
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        return None
+    from compiler.runtime.loading import load
+
+    try:
+        notes = _facts(folder)["notes"]
+        module = load(path)
+        os.utime(path)
+    except (OSError, ValueError, TensorwrightError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return Built(module, tuple(map(str, notes)) if isinstance(notes, list) else ())
+
+
+def _is_kept(built: Built) -> bool:
+    """False for a module of another machine, and for one that would fill half of the cache by itself."""
+    artifact = built.module.artifact
+    parameters = sum(each.nbytes for each in artifact.parameters.values())
+    return built.local and 2 * (parameters + len(artifact.library)) <= limit_bytes()
+
+
+def _evict(limit: int) -> None:
+    """Remove modules that were used longest ago until the rest fits."""
+    sizes = {folder: _size(folder) for folder in _folders()}
+    ages: dict[Path, float] = {}
+    for folder in sizes:
+        with contextlib.suppress(OSError):
+            ages[folder] = (folder / _MODULE).stat().st_mtime
+    total = sum(sizes[folder] for folder in ages)
+    for folder in sorted(ages, key=lambda each: ages[each]):
+        if total <= limit:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        total -= sizes[folder]
+
+
+def _digest_of_model(source: object, limit: int) -> str | None:
+    """A digest of all files of a model, or of its bytes; None for what has none, or is larger than the cache."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    onnx = sys.modules.get("onnx")
+    if onnx is not None and isinstance(source, onnx.ModelProto):
+        return hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source)
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path, *_external(path)]
+    if sum(each.stat().st_size for each in files) > limit:
+        return None
+    # The file's name becomes the module's.
+    return " ".join([path.stem, *(f"{each.name} {_digest(each)}" for each in files)])
+
+
+def _external(path: Path) -> list[Path]:
+    """Files with the weights of an ONNX model; they lie beside it."""
+    if path.suffix != ".onnx" or b"location" not in path.read_bytes():  # the key of an external tensor's file
+        return []
+    import onnx
+    from onnx import external_data_helper as external
+
+    model = onnx.load(path, load_external_data=False)
+    graphs, names = [model.graph], set()
+    while graphs:
+        graph = graphs.pop()
+        attributes = [each for node in graph.node for each in node.attribute]
+        graphs += [each.g for each in attributes] + [every for each in attributes for every in each.graphs]
+        tensors = [
+            *graph.initializer,
+            *(each.t for each in attributes),
+            *(t for each in attributes for t in each.tensors),
+        ]
+        names |= {external.ExternalDataInfo(each).location for each in tensors if external.uses_external_data(each)}
+    return [path.parent / name for name in sorted(names)]
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> object:
+    """A value as text that is equal for equal values alone; arrays by a digest. Raises TypeError for other objects."""
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, Mapping):
+        return repr(sorted((repr(key), _plain(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return repr([_plain(item) for item in value])
+    if value is None or isinstance(value, str | int | float | bool | Path):
+        return repr(value)
+    raise TypeError(f"{type(value).__name__} has no plain form")
+
+
+def _records(source: object) -> str:
+    """Names, sizes and times of the files of tuning records that a compilation may read."""
+    if source is False:
+        return "none"
+    if isinstance(source, str | Path):
+        chosen: Iterable[Path] = [Path(source)]
+    elif isinstance(source, list | tuple):
+        chosen = [Path(each) for each in source]
+    else:
+        from compiler.records.folders import user_folder
+
+        chosen = [user_folder()]
+    return repr([_stamp(file) for each in chosen for file in _files_below(each)])
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(each for each in path.rglob("*") if each.is_file())
+    elif path.exists():
+        yield path
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def environment() -> str:
+    """What every compilation of this process depends on: processor, versions, this package's files, settings."""
+    ours = ("TENSORWRIGHT_", "TVM_")
+    settings = sorted(each for each in os.environ.items() if each[0].startswith(ours) and each[0] not in _OWN)
+    return repr((_installation(), _processor(), cpuinfo.usable_cores(), settings))
+
+
+@functools.cache
+def _processor() -> str:
+    """The description of the first processor, without what changes from moment to moment."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if not line.startswith(("cpu MHz", "bogomips")))
+
+
+@functools.cache
+def _installation() -> str:
+    versions = []
+    for name in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append((name, importlib.metadata.version(name)))
+    extensions = [
+        (point.value, point.dist.version if point.dist is not None else "")
+        for group in _EXTENSIONS
+        for point in importlib.metadata.entry_points(group=group)
+    ]
+    root = Path(__file__).resolve().parents[2]
+    files = [
+        _stamp(Path(folder) / name)
+        for package in _PACKAGES
+        for folder, _, names in os.walk(root / package)
+        for name in names
+        if name.endswith(_SOURCES)
+    ]
+    return key_of([repr((sys.version_info, versions, sorted(extensions), sorted(files)))])
