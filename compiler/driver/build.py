@@ -17,7 +17,7 @@ from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule
 from compiler.device.simulation import SimulatedModule
 from compiler.driver.calibration import calibration_tokens, operand_grams
-from compiler.driver.compile import (
+from compiler.driver.compile_options import (
     CompileOptions,
     Progress,
     check_precision,

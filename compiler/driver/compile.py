@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +12,16 @@ from typing_extensions import Unpack
 
 import targets
 from compiler.driver import module_cache
-from compiler.errors import OptionError, ToolchainError, UnknownTargetError, type_text
+from compiler.driver.compile_options import (
+    CompileOptions,
+    Progress,
+    check_precision,
+    find_target,
+    model_name,
+    translated_target_errors,
+)
 from compiler.support.import_arguments import ImportArguments, takes_imports
-from compiler.support.progress_bar import automatic, is_silent, shows_progress, silent
+from compiler.support.progress_bar import automatic, is_silent, shows_progress
 from compiler.support.rare_collections import collecting_rarely
 
 if TYPE_CHECKING:
@@ -26,12 +30,8 @@ if TYPE_CHECKING:
     from compiler.records.library import RecordSource
     from compiler.runtime import Module
 
-Progress = Callable[[str], None]
-# What a target's machine needs for a lower precision, and targets that have it.
-_NEEDS = {
-    "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
-    "float16": ("float16_product", "products of float16 with float32 sums", "t4, a100, h100"),
-}
+
+__all__ = ["check_precision", "compile", "find_target", "model_name", "translated_target_errors"]
 
 
 @shows_progress
@@ -137,72 +137,3 @@ def compile(
             warnings.warn(note, stacklevel=2)
         options.report(note)
     return built.module
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompileOptions:
-    """The options of `compile` but for those of importing; it describes the fields."""
-
-    sizes: Sizes | None = None
-    precision: str | None = None
-    sequences: bool = False
-    cache: str | None = None
-    calibration: str | Path | None = None
-    threads: int | None = None
-    passes: Mapping[str, PassLike | None] | None = None
-    dump: str | Path | None = None
-    verify: bool = False
-    reference_inputs: Mapping[str, np.ndarray] | None = None
-    records: RecordSource = None
-    progress: Progress | None = None
-
-    @property
-    def report(self) -> Progress:
-        """Receives the name of each step."""
-        return self.progress if self.progress is not None else silent
-
-
-def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:
-    """The target of that name, scheduled for `cores` threads.
-
-    Raises UnknownTargetError with suggestions, and OptionError for what is neither a name nor a target.
-    """
-    if isinstance(target, targets.Target):
-        return target
-    if not isinstance(target, str):
-        raise OptionError(f"{type_text(target)} is not a target", "give a name of `tensorwright targets`, or a Target")
-    with translated_target_errors():
-        return targets.get(target, cores=cores)
-
-
-def check_precision(target: targets.Target, precision: str) -> None:
-    """Raise OptionError unless a target computes in a precision of `PRECISIONS`."""
-    if precision in _NEEDS:
-        needed, what, having = _NEEDS[precision]
-        if not getattr(target.machine, needed):
-            raise OptionError(
-                f"target {target.name!r} has no {what}",
-                f"name a target that has ({having}), or leave precision at float32",
-            )
-
-
-@contextmanager
-def translated_target_errors() -> Iterator[None]:
-    """Translates errors of the lower layers into errors of this package."""
-    try:
-        yield
-    except targets.UnknownTarget as error:
-        raise UnknownTargetError(error.message, error.hint) from error
-    except targets.TargetError as error:
-        raise ToolchainError(error.message, error.hint) from error
-
-
-def model_name(source: object) -> str:
-    """A name for a source that `compile` takes: of its file, its graph, or its class."""
-    if isinstance(source, str | Path):
-        return Path(source).stem
-    from compiler.frontends.imported_model import ImportedModel
-
-    name = getattr(source if isinstance(source, ImportedModel) else getattr(source, "graph", None), "name", None)
-    name = name if isinstance(name, str) and name else type(source).__name__
-    return re.sub(r"[^\w.-]+", "_", name)[:200]

@@ -31,7 +31,7 @@ from targets import cpuinfo
 
 if TYPE_CHECKING:
     import targets
-    from compiler.driver.compile import CompileOptions
+    from compiler.driver.compile_options import CompileOptions
     from compiler.runtime import Module
 
 LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
