@@ -1,6 +1,6 @@
-"""The phases of the pipeline: which passes run, in order, for processors and for GPUs.
+"""The phases of the pipeline: which passes run, in order.
 
-GPUs do without the passes that lay data out, or write kernels, for a processor's vectors.
+Passes that lay data out, or write kernels, for a processor's vectors are registered with `only="processor"`.
 """
 
 from __future__ import annotations
@@ -121,30 +121,6 @@ CANONICALIZE = (
 )
 # 2. Compress: empty; `quantize`, `prune` and the like stop before it and go on from here, and users may add passes.
 # 3. Partition: the target claims what its accelerator can run, `Target.partition_passes()`.
-CANONICALIZE_GPU = (
-    normalize,
-    track_nodes,
-    fold_constants,
-    eliminate_dead_code,
-    attend_to_states,  # while slices and transposes of states stand where the model has them
-    simplify_algebra,
-    eliminate_common_subexpressions,
-    hoist_slices,
-    cancel_transposes,
-    fold_pad,
-    crop_filters,
-    recognize_gelu,
-    recognize_silu,
-    recognize_layer_norm,
-    recognize_rms_norm,
-    cancel_transposes,  # again: arithmetic that used a transpose twice may now be one function of it
-    fold_batch_norm,
-    simplify_algebra,
-    merge_products_of_slices,
-    merge_small_matmuls,
-    normalize,
-    track_nodes,
-)
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
     share_constants,  # packing weights creates shared constants
@@ -163,18 +139,6 @@ LAYOUT = (
     fuse_attention,
     pack_sparse_weights,
     pack_matmul_weights,
-    track_nodes,
-)
-LAYOUT_GPU = (
-    share_constants,  # packing weights creates shared constants
-    transposed_in_integers,
-    compute_in_integers,
-    center_weights,
-    sign_integers,
-    cancel_reshapes,
-    keep_weights_narrow,
-    fold_dequantize,
-    narrow_operands,
     track_nodes,
 )
 # 5. Operators become kernels, and epilogues join their producers.
@@ -198,15 +162,6 @@ SCHEDULE = (
     store_palettes,
     store_scaled_integers,
     expand_at_load,
-    count_operations,
-    mark_in_place,
-    apply_schedules,
-    lift_workspaces,
-)
-SCHEDULE_GPU = (
-    share_constants,  # again: weights are packed
-    store_palettes,
-    store_scaled_integers,
     count_operations,
     mark_in_place,
     apply_schedules,
@@ -239,28 +194,20 @@ LOWER = (
     prepare_runs,
     export_symbols,
 )
-LOWER_GPU = tuple(each for each in LOWER if each is not prepare_runs)  # its tensors are those of captured graphs
 
 # What phases 2 and 3 run depends on the compilation.
-PIPELINES = {
-    "processor": (
-        Phase("canonicalize", CANONICALIZE),
-        Phase("compress", ()),
-        Phase("partition", ()),
-        Phase("layout", LAYOUT),
-        Phase("fuse", FUSE),
-        Phase("schedule", SCHEDULE),
-        Phase("plan-memory", PLAN_MEMORY),
-        Phase("lower", LOWER),
-    ),
-    "gpu": (
-        Phase("canonicalize", CANONICALIZE_GPU),
-        Phase("compress", ()),
-        Phase("partition", ()),
-        Phase("layout", LAYOUT_GPU),
-        Phase("fuse", FUSE),
-        Phase("schedule", SCHEDULE_GPU),
-        Phase("plan-memory", PLAN_MEMORY),
-        Phase("lower", LOWER_GPU),
-    ),
-}
+PHASES = (
+    Phase("canonicalize", CANONICALIZE),
+    Phase("compress", ()),
+    Phase("partition", ()),
+    Phase("layout", LAYOUT),
+    Phase("fuse", FUSE),
+    Phase("schedule", SCHEDULE),
+    Phase("plan-memory", PLAN_MEMORY),
+    Phase("lower", LOWER),
+)
+
+
+def phases_of(pipeline: str) -> list[Phase]:
+    """The phases with the passes that serve `pipeline`, which is `Target.pipeline`."""
+    return [Phase(each.name, tuple(one for one in each.passes if one.serves(pipeline))) for each in PHASES]

@@ -17,7 +17,7 @@ import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of size
 from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError
 from compiler.passes.context import CompilationReport, PipelineContext
 from compiler.passes.dump import ModuleDump
-from compiler.passes.phases import PIPELINES, Phase
+from compiler.passes.phases import Phase, phases_of
 from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you_mean, is_own
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.verify import PassVerifier
@@ -28,9 +28,9 @@ from targets.errors import TargetError
 def build_phases(context: PipelineContext) -> list[Phase]:
     """The phases for `context`, in order."""
     target = context.target
-    phases = PIPELINES["processor" if target is None else target.pipeline]
+    phases = phases_of("processor" if target is None else target.pipeline)
     if target is None:
-        return list(phases)
+        return phases
     claims = tuple(as_graph_pass(each) for each in target.partition_passes())
     return [replace(phase, passes=claims) if phase.name == "partition" else phase for phase in phases]
 

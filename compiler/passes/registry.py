@@ -34,12 +34,18 @@ class GraphPass:
         summary: one line that says what it does.
         rewrite: the pass itself; returns the very module it was given when there was nothing to do.
         required: the module cannot be built without it; `verify` runs these to build a module in between.
+        only: the one pipeline that runs it (`Target.pipeline`: "processor" or "gpu"); all when None.
     """
 
     name: str
     summary: str
     rewrite: Rewrite
     required: bool = False
+    only: str | None = None
+
+    def serves(self, pipeline: str) -> bool:
+        """True if that pipeline runs the pass."""
+        return self.only in (None, pipeline)
 
     def __call__(self, mod: IRModule, context: PipelineContext | None = None) -> IRModule:
         """Run on `mod`; without `context`, on one with every default."""
@@ -58,7 +64,9 @@ _PASSES: dict[str, GraphPass] = {}
 _discovered = False
 
 
-def graph_pass(name: str, *, summary: str, required: bool = False) -> Callable[[Rewrite], GraphPass]:
+def graph_pass(
+    name: str, *, summary: str, required: bool = False, only: str | None = None
+) -> Callable[[Rewrite], GraphPass]:
     """Register the decorated function as the pass `name` and turn it into a `GraphPass`.
 
     Raises:
@@ -66,7 +74,7 @@ def graph_pass(name: str, *, summary: str, required: bool = False) -> Callable[[
     """
 
     def register(rewrite: Rewrite) -> GraphPass:
-        made = GraphPass(name, summary, rewrite, required)
+        made = GraphPass(name, summary, rewrite, required, only)
         known = _PASSES.get(name)
         if known is not None and known.rewrite.__module__ != rewrite.__module__:
             raise OptionError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import targets
 from compiler.compression.report import Measure
 from compiler.passes.layout.pack_sparse_weights import pack_sparse_weights
-from compiler.passes.phases import PIPELINES
 from schedules.conv.sparse import CONV_SPARSE
 from schedules.instructions.select_lanes import choices_of
 from schedules.matmul.n_of_m import MATMUL_N_OF_M
@@ -15,7 +14,7 @@ from schedules.matmul.sparse_cost import share_that_pays
 
 def note_on_zeros(after: Measure, target: targets.Target) -> str:
     """Which kernels skip zeros, and from what share of them on they would."""
-    if all(pack_sparse_weights not in phase.passes for phase in PIPELINES[target.pipeline]):
+    if not pack_sparse_weights.serves(target.pipeline):
         return "this target's kernels read and multiply zeros like other weights: no faster"
     machine = target.machine
     skipping = sum(after.kernels.get(rule, 0) for rule in (CONV_SPARSE, MATMUL_SPARSE, MATMUL_N_OF_M))

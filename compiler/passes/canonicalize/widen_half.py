@@ -49,7 +49,9 @@ _OPERATORS = frozenset(
 )
 
 
-@graph_pass("widen-half", summary="Compute float16 functions with convolutions in float32, on processors")
+@graph_pass(
+    "widen-half", summary="Compute float16 functions with convolutions in float32, on processors", only="processor"
+)
 def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
     """Functions without a float16 convolution are left as they are; does nothing without a machine."""
     if context.machine is None:

@@ -34,7 +34,7 @@ WORDS = ("int16", "uint16")
 _MOST_SUM = 2**30
 
 
-@graph_pass("compute-with-int16", summary="Compute with 16-bit activations as two products of bytes")
+@graph_pass("compute-with-int16", summary="Compute with 16-bit activations as two products of bytes", only="processor")
 def compute_with_int16(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equations in the module's documentation."""
     if context.machine is None or not multiplies_bytes(context.machine):

@@ -39,7 +39,7 @@ _last_rules = RuleTable()
 _last_rules.on("relax.reshape")(merge_reshapes)
 
 
-@graph_pass("fuse-attention", summary="Turn products, softmax and masks of attention into one kernel")
+@graph_pass("fuse-attention", summary="Turn products, softmax and masks of attention into one kernel", only="processor")
 def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing without a machine: the kernel is only fast when scheduled."""
     if context.machine is None:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, Var
 
 
-@graph_pass("pack-grouped-weights", summary="Multiply with weights of 4 or 8 bits and one scale per group as they are")
+@graph_pass(
+    "pack-grouped-weights",
+    summary="Multiply with weights of 4 or 8 bits and one scale per group as they are",
+    only="processor",
+)
 def pack_grouped_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """matmul(x, a weight as `grouped_weights` writes it) => one kernel; nothing without a machine to pack for."""
     if context.machine is None:

@@ -37,7 +37,11 @@ _DTYPES = (
 )
 
 
-@graph_pass("pack-matmul-weights", summary="Store constant weights of matrix products in panels for the inner loop")
+@graph_pass(
+    "pack-matmul-weights",
+    summary="Store constant weights of matrix products in panels for the inner loop",
+    only="processor",
+)
 def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the
     result int32; does nothing without a machine to pack for.

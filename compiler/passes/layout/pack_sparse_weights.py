@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 Kernel = Callable[..., Any]
 
 
-@graph_pass("pack-sparse-weights", summary="Skip zeros of weights, in blocks or N of M, where it pays")
+@graph_pass(
+    "pack-sparse-weights", summary="Skip zeros of weights, in blocks or N of M, where it pays", only="processor"
+)
 def pack_sparse_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """matmul(x, a 2-D constant of float32 with zeros in the right places) => a product of the other numbers.
 

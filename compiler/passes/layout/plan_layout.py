@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
 
 
-@graph_pass("plan-layout", summary="Lay out convolution regions in blocks of channels and pack their weights")
+@graph_pass(
+    "plan-layout", summary="Lay out convolution regions in blocks of channels and pack their weights", only="processor"
+)
 def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     machine = context.machine
     if machine is None:

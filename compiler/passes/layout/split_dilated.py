@@ -26,7 +26,9 @@ _MOST_TAPS = 27
 _MOSTLY_PADDING = 0.5  # below this share of multiplications that meet the input
 
 
-@graph_pass("split-dilated", summary="Compute widely dilated convolutions tap by tap, without their padding")
+@graph_pass(
+    "split-dilated", summary="Compute widely dilated convolutions tap by tap, without their padding", only="processor"
+)
 def split_dilated(mod: IRModule, context: PipelineContext) -> IRModule:
     """See the equation in the module's documentation."""
     if context.machine is None:

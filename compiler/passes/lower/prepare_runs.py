@@ -53,7 +53,10 @@ _VIEW = "vm.builtin.reshape"
 _KEEP_NOTHING = (*_CHECKS, *_READS_OF_HEAP, _VIEW, "vm.builtin.read_if_cond", "vm.builtin.call_tir_dyn")
 
 
-@graph_pass("prepare-runs", summary="Share the work that depends only on sizes between runs with equal sizes")
+# On GPUs its tensors are those of captured graphs.
+@graph_pass(
+    "prepare-runs", summary="Share the work that depends only on sizes between runs with equal sizes", only="processor"
+)
 def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
     """After `lower-shapes` and the passes that check and share shapes."""
     entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)

@@ -25,7 +25,7 @@ STORED_NAME = "stored_{}"
 @graph_pass(
     "expand-at-load",
     summary="Store transformed weights in their smaller form; a function of the module expands them once",
-    required=False,
+    only="processor",
 )
 def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds `EXPAND_ENTRY(*stored)`, which returns every constant of the module that `context.expansions` knows.
