@@ -29,8 +29,8 @@ from benchmarks._compression_cases import CASES, Array, Case, Run
 from benchmarks._compression_steps import steps_for
 from compiler.compression.quantization import TECHNIQUES
 from compiler.compression.quantization.affine import decibels, noise_ratio
-from compiler.compression.quantization.calibrators.registry import calibrators
-from compiler.compression.quantization.schemes.registry import scheme_names
+from compiler.compression.quantization.calibrators import calibrators
+from compiler.compression.quantization.schemes import scheme_names
 
 _COMPARED = 8  # samples
 _PEER_METHODS = {"min-max": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}

@@ -25,7 +25,7 @@ from torch import nn
 
 import compiler
 import targets
-from compiler.compression.pruning.patterns import masks, parse_pattern
+from compiler.compression.pruning.plan import masks, parse_pattern
 from compiler.profiling.timing import run_seconds
 from schedules.matmul.sparse_cost import SparseForm, sparse_form
 from schedules.matmul.sparse_groups import Groups, most_kept

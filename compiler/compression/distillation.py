@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 import targets
 from compiler.compression.canonical import canonical
-from compiler.compression.distillation_losses import Objective, objective
-from compiler.compression.distillation_settings import DistillationOptions
 from compiler.compression.job import JobOptions, start
-from compiler.compression.learning_rate import Scheduled
 from compiler.compression.model import CompressedModel
 from compiler.compression.samples import Samples
 from compiler.errors import InputError, MissingDependencyError, OptionError
@@ -160,3 +162,217 @@ def _train(net: torch.nn.Module, goal: Objective, options: DistillationOptions, 
         if not count:
             raise InputError("batches= holds no batch")
     net.eval()
+
+
+# The settings of `distill`, checked before anything runs.
+
+METHODS = ("response", "feature", "relation", "self")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """What `distill` is asked for; it describes the fields."""
+
+    teacher: Any
+    batches: Iterable[Any]
+    method: str = "response"
+    task: Callable[[Any, Any], Any] | None = None
+    weight: float = 0.5
+    temperature: float = 4.0
+    features: Sequence[tuple[str, str]] = ()
+    epochs: int = 5
+    learning_rate: float = 1e-3
+    optimizer: Callable[[Any], Any] | None = None
+    schedule: str = "constant"
+
+    def check(self) -> None:
+        """Raises OptionError for what cannot be done; the submodules in `features` are the nets' to know."""
+        if self.batches is None:
+            raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")
+        if self.method not in METHODS:
+            raise OptionError(f"method={self.method!r}", f"use one of {', '.join(METHODS)}")
+        if self.schedule not in SCHEDULES:
+            raise OptionError(f"schedule={self.schedule!r}", f"use one of {', '.join(SCHEDULES)}")
+        numbers = {name: getattr(self, name) for name in ("temperature", "epochs", "learning_rate")}
+        wrong = [f"{name}={value}" for name, value in numbers.items() if not 0 < value < math.inf]
+        if wrong or not 0 < self.weight <= 1:
+            raise OptionError(", ".join([f"weight={self.weight}", *wrong]), "0 < weight <= 1, the rest positive")
+        if self.method == "self" and self.teacher is not None:
+            raise OptionError("method='self' has no teacher but the student", "give teacher=None")
+        if self.method != "self" and not callable(self.teacher):
+            raise OptionError("teacher= is neither a module nor a function", "give one, or method='self'")
+        if (self.method == "feature") != bool(self.features):
+            raise OptionError(
+                "features= goes with method='feature'", "features=[('layer of student', 'layer of teacher')]"
+            )
+        if isinstance(self.batches, Iterator) and self.epochs > 1:
+            raise OptionError("batches= can be gone through once only", "give a list or a DataLoader, or epochs=1")
+
+
+# The losses that a student is trained with.
+
+
+@dataclass
+class Objective:
+    """Computes the loss of a batch.
+
+    Attributes:
+        seen: outputs of the hooked submodules by (side, index) of the last batch.
+        adapters: linear maps from the student's features to the teacher's, where their widths differ.
+    """
+
+    net: Any
+    teacher: Callable[[Any], Any]
+    options: DistillationOptions
+    seen: dict[tuple[str, int], Any] = field(default_factory=dict)
+    adapters: dict[int, Any] = field(default_factory=dict)
+
+    def parameters(self) -> list[Any]:
+        """Of the adapters."""
+        return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+
+    def loss(self, inputs: Any, labels: Any) -> Any:
+        """A scalar tensor."""
+        import torch
+
+        given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        outputs = self.net(*given)
+        with torch.no_grad():
+            wanted = torch.as_tensor(self.teacher(*given))
+        if wanted.shape != outputs.shape:
+            raise OptionError(f"the teacher gives {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
+        total = response(outputs, wanted, self.options.temperature)
+        for index in range(len(self.options.features)):
+            total = total + self._feature(index)
+        if self.options.method == "relation":
+            total = total + relation(outputs, wanted)
+        if labels is None:
+            return total
+        task, weight = self.options.task or torch.nn.functional.cross_entropy, self.options.weight
+        return weight * total + (1 - weight) * task(outputs, labels)
+
+    def _feature(self, index: int) -> Any:
+        import torch
+
+        own, wanted = (self.seen[side, index] for side in ("student", "teacher"))
+        if own.ndim != wanted.ndim or (own.shape[2:] != wanted.shape[2:] and own.ndim > 3):
+            raise OptionError(f"features[{index}]: {tuple(own.shape)} cannot be compared with {tuple(wanted.shape)}")
+        axis = 1 if own.ndim > 3 else own.ndim - 1  # (batch, channels, height, width) or (..., width)
+        own, wanted = own.movedim(axis, -1), wanted.movedim(axis, -1)
+        if own.shape[-1] != wanted.shape[-1]:
+            if index not in self.adapters:
+                self.adapters[index] = torch.nn.Linear(own.shape[-1], wanted.shape[-1]).to(own.device)
+            own = self.adapters[index](own)
+        return torch.nn.functional.mse_loss(own, wanted.detach())
+
+
+def response(outputs: Any, wanted: Any, temperature: float) -> Any:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over all but the last axis (classes)."""
+    import torch
+
+    count = outputs.shape[-1]
+    own = torch.log_softmax(outputs.reshape(-1, count) / temperature, -1)
+    target = torch.log_softmax(wanted.reshape(-1, count) / temperature, -1)
+    return temperature**2 * torch.nn.functional.kl_div(own, target, reduction="batchmean", log_target=True)
+
+
+def relation(own: Any, wanted: Any) -> Any:
+    """Smooth L1 between the distances, scaled by their mean, and twice that between the angles (Park et al. 2019).
+
+    Args:
+        own, wanted: (batch, ...), of one batch size; widths may differ.
+    """
+    import torch
+
+    def distances(points: Any) -> Any:
+        first, second = torch.triu_indices(len(points), len(points), 1)
+        found = (points[first] - points[second]).norm(dim=1)
+        return found / found.mean().clamp_min(1e-12)
+
+    def angles(points: Any) -> Any:
+        directions = torch.nn.functional.normalize(points[None] - points[:, None], dim=-1)
+        return directions @ directions.transpose(1, 2)
+
+    if len(own) < 2:
+        raise InputError("a batch of one sample has no distances to compare", "give larger batches")
+    own, wanted = own.flatten(1), wanted.flatten(1)
+    loss = torch.nn.functional.smooth_l1_loss
+    return loss(distances(own), distances(wanted)) + 2 * loss(angles(own), angles(wanted))
+
+
+@contextmanager
+def objective(net: Any, options: DistillationOptions) -> Iterator[Objective]:
+    """The objective; hooks are gone when it ends. Raises OptionError when `features` names what is not there."""
+    import torch
+
+    teacher = copy.deepcopy(net) if options.method == "self" else options.teacher
+    if isinstance(teacher, torch.nn.Module):
+        teacher.eval()
+    goal = Objective(net, teacher, options)
+    handles = []
+    try:
+        for index, names in enumerate(options.features):
+            for side, whole, name in zip(("student", "teacher"), (net, teacher), names, strict=True):
+                handles.append(_hook(goal, side, index, whole, name))
+        yield goal
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(goal: Objective, side: str, index: int, whole: object, name: str) -> Any:
+    parts = dict(whole.named_modules()) if hasattr(whole, "named_modules") else {}
+    if name not in parts:
+        raise OptionError(f"features= names {name!r}, which the {side} lacks", f"it has {', '.join(parts) or 'none'}")
+
+    def remember(_module: object, _inputs: object, output: object) -> None:
+        goal.seen[side, index] = output
+
+    return parts[name].register_forward_hook(remember)
+
+
+# How the learning rate goes in a training.
+
+SCHEDULES = ("constant", "one-cycle")
+_WARM_UP = 0.3  # of a training
+_FIRST, _LAST = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR has them but for the end
+
+
+def one_cycle(progress: float) -> float:
+    """The share of the peak at a place in the training, from 0 to 1: up along a cosine, then down along one."""
+    if progress < _WARM_UP:
+        return _between(_FIRST, 1.0, progress / _WARM_UP)
+    return _between(1.0, _LAST, (progress - _WARM_UP) / (1 - _WARM_UP))
+
+
+def _between(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Scheduled:
+    """An optimizer's learning rate over a training; the rates that the optimizer was made with are the peaks.
+
+    Args:
+        schedule: of `SCHEDULES`.
+        epochs: of the training.
+    """
+
+    def __init__(self, schedule: str, epochs: int) -> None:
+        self._schedule, self._epochs = schedule, epochs
+        self._peaks: list[float] = []
+
+    def batches(self, batches: Iterable[Any], epoch: int) -> Iterator[tuple[float, Any]]:
+        """(progress of the training, batch) of one epoch. Batches without a length count as the start of the epoch."""
+        length = length_hint(batches)
+        for index, batch in enumerate(batches):
+            part = min(index / length, 1.0) if length else 0.0
+            yield (epoch + part) / self._epochs, batch
+
+    def apply(self, optimizer: Any, progress: float) -> None:
+        """Set the rates for the step at that progress."""
+        if self._schedule == "constant":
+            return
+        groups = optimizer.param_groups
+        self._peaks = self._peaks or [float(group["lr"]) for group in groups]
+        for group, peak in zip(groups, self._peaks, strict=True):
+            group["lr"] = peak * one_cycle(progress)

@@ -18,11 +18,10 @@ import targets
 from compiler.compression.job import JobOptions, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.report import QuantizationReport
-from compiler.compression.recipe_file import read_recipe
+from compiler.compression.recipe_file import arguments, check_names, checked_settings, read_recipe
 from compiler.compression.recipe_report import RecipeReport, Row
-from compiler.compression.recipe_settings import arguments, check_names, checked_settings
 from compiler.compression.samples import Samples
-from compiler.compression.techniques.registry import get_technique
+from compiler.compression.techniques import get_technique
 from compiler.driver.compile import find_target
 from compiler.errors import NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel

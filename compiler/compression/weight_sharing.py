@@ -17,7 +17,7 @@ from compiler.compression.job import Job, JobOptions, start
 from compiler.compression.layer_names import weight_names
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
-from compiler.compression.pruning.weights import weights_of, with_constants
+from compiler.compression.pruning.plan import weights_of, with_constants
 from compiler.compression.report import LayerChange
 from compiler.compression.samples import Samples
 from compiler.errors import NothingGainedError, OptionError

@@ -13,7 +13,7 @@ from tvm.ir import GenericConst
 from compiler.compression.layer_names import weight_names
 from compiler.compression.pruning.dependencies import Cell, Dependencies, find_dependencies
 from compiler.compression.pruning.layers import ResidualLayer, find_residual_layers, without_layers
-from compiler.compression.pruning.selection import rounded_count
+from compiler.compression.pruning.plan import rounded_count
 from compiler.compression.pruning.shrink import shrink
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.layers import Layer, find_layers

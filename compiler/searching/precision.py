@@ -11,7 +11,7 @@ from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import Layer, Placement, find_layers, place
 from compiler.compression.quantization.scheme import Scheme, scheme_for
-from compiler.compression.quantization.schemes.registry import RoundedLayer, SchemeOptions, make_scheme
+from compiler.compression.quantization.schemes import RoundedLayer, SchemeOptions, make_scheme
 from compiler.compression.quantization.uncalibrated import is_positive, uncalibrated
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var

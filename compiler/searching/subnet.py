@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from compiler.compression.distillation import train_student
-from compiler.compression.distillation_settings import DistillationOptions
-from compiler.compression.pruning.fine_tuned import Pruned
-from compiler.compression.pruning.training import translated
+from compiler.compression.distillation import DistillationOptions, train_student
+from compiler.compression.pruning.training import Pruned, translated
 from compiler.frontends.imported_model import ImportedModel
 from compiler.searching.choice import materialized
 from compiler.searching.eager import has_batch_norm, recalibrated, scaled, silence

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compiler.compression.distillation_losses import response
+from compiler.compression.distillation import Scheduled, response
 from compiler.compression.job import Job
-from compiler.compression.learning_rate import Scheduled
 from compiler.errors import InputError, OptionError
 from compiler.frontends.imported_model import TensorSpec
 from compiler.passes.rewriting.matching import Array

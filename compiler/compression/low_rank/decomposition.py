@@ -3,17 +3,31 @@
 A matrix by its singular values. A convolution in one of two forms, whichever needs fewer multiplications: as a matrix
 (filters against everything else), which makes a convolution of few filters and a 1x1 one (Denton et al.,
 arXiv:1404.0736); or by Tucker's decomposition of filters and channels, which makes a 1x1, a small and a 1x1 convolution
-(Kim et al., arXiv:1511.06530), its factors by HOSVD.
-"""
+(Kim et al., arXiv:1511.06530), its factors by HOSVD."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
+from tvm import relax
+from tvm.ir import IRModule
 
-from compiler.passes.rewriting.matching import Array
+import targets
+from compiler.compression.predicted_times import PredictedClock, is_calibrated
+from compiler.compression.quantization.edit import Emit, edit_main
+from compiler.compression.quantization.layers import Layer
+from compiler.driver.compile import compile as compile_model
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import Array, as_constant, shape_of
+from compiler.profiling.timing import seconds_in_turns
+from compiler.runtime.random_inputs import random_inputs
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,3 +117,105 @@ def _ones(weight: Array) -> tuple[int, ...]:
 
 def _factors(weights: Sequence[Array], product: Array, multiplications: int) -> Factors:
     return Factors(tuple(each.astype(np.float32) for each in weights), product.astype(np.float32), multiplications)
+
+
+# Layers replaced by the layers of their factors.
+
+
+def factored(mod: IRModule, layers: Sequence[Layer], factors: Mapping[str, Factors]) -> IRModule:
+    """`mod` with the layers that are in `factors`, by name, in their factored form."""
+    changed = {layer.variable: factors[layer.name] for layer in layers if layer.name in factors}
+
+    def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
+        return chain(call, changed[variable].weights, emit) if variable in changed else None
+
+    return edit_main(mod, edit)
+
+
+def chain(call: Call, weights: Sequence[Array], emit: Emit) -> Expr:
+    """The call's data through layers of these weights: the one with the kernel has the call's strides and padding."""
+    value: Expr = call.args[0]
+    is_matmul = call.op.name == "relax.matmul"
+    whole = 0 if is_matmul else _with_kernel(call, weights)
+    for index, weight in enumerate(weights):
+        if is_matmul:
+            result = relax.op.matmul(value, as_constant(weight))
+        else:
+            result = _convolution(call, value, weight, own=index == whole)
+        value = result if index == len(weights) - 1 else emit(result)
+    return value
+
+
+def _with_kernel(call: Call, weights: Sequence[Array]) -> int:
+    kernel = tuple(int(size) for size in call.args[1].ty.shape)[2:]
+    return next(index for index, weight in enumerate(weights) if weight.shape[2:] == kernel)
+
+
+def _convolution(call: Call, data: Expr, weight: Array, *, own: bool) -> Expr:
+    """With the attributes of `call` where they are its `own`, plain otherwise."""
+    operator = getattr(relax.op.nn, call.op.name.rsplit(".", 1)[-1])
+    attributes = call.attrs
+    layouts = {"data_layout": str(attributes.data_layout), "kernel_layout": str(attributes.kernel_layout)}
+    if not own:
+        return operator(data, as_constant(weight), **layouts)
+    places = {name: [int(each) for each in getattr(attributes, name)] for name in ("strides", "padding", "dilation")}
+    return operator(data, as_constant(weight), **places, **layouts)
+
+
+# Whether a layer is faster in factors: by the cost model of the target's machine, or by timing both forms
+# alternately.
+
+
+class LayerTimer:
+    """Times of layers on one thread; those of equal sizes are cached.
+
+    Args:
+        measured: they are timed on this machine; otherwise their times are predicted.
+    """
+
+    def __init__(self, target: targets.Target, measured: bool) -> None:
+        self._target, self._is_measured = target, measured
+        self._predicted = PredictedClock(target)
+        self._known: dict[tuple[object, ...], float] = {}
+
+    def gain(self, layer: Layer, weights: Sequence[Array]) -> float | None:
+        """How many times faster the factors run; None where that is not known.
+
+        That is data of symbolic size, a target that this machine cannot run when times are measured, and one for which
+        none are predicted otherwise.
+        """
+        shape = shape_of(layer.data)
+        known = self._target.fits_this_machine() if self._is_measured else is_calibrated(self._target)
+        if not known or shape is None or not all(isinstance(size, int) for size in shape):
+            return None
+        fixed = tuple(int(size) for size in shape)
+        key = (fixed, str(layer.call.attrs), layer.weight.shape, tuple(each.shape for each in weights))
+        if key not in self._known:
+            self._known[key] = (self._measured if self._is_measured else self._by_machine)(layer, fixed, weights)
+        return self._known[key]
+
+    def _by_machine(self, layer: Layer, shape: tuple[int, ...], weights: Sequence[Array]) -> float:
+        mods = [self._alone(layer, shape, own) for own in ([layer.weight], weights)]
+        whole, parts = (sum(kernel.seconds for kernel in kernels) for kernels in self._predicted(mods))
+        return whole / parts
+
+    def _measured(self, layer: Layer, shape: tuple[int, ...], weights: Sequence[Array]) -> float:
+        modules = [
+            compile_model(self._alone(layer, shape, own), self._target, threads=1) for own in ([layer.weight], weights)
+        ]
+        inputs = random_inputs(modules[0].inputs)
+        runs = [partial(each.run, inputs) for each in modules]
+        whole, parts = seconds_in_turns(runs)
+        return whole / parts
+
+    def _alone(self, layer: Layer, shape: tuple[int, ...], weights: Sequence[Array]) -> IRModule:
+        """A module of the layer alone, its data and result as the caller has them."""
+        builder = relax.BlockBuilder()
+        data = relax.Var("x", relax.TensorType(shape, "float32"))
+        call = relax.Call(layer.call.op, [data, *layer.call.args[1:]], layer.call.attrs, layer.call.ty_args)
+        with builder.function("main", [data]):
+            with builder.dataflow():
+                result: Expr = builder.emit(chain(call, weights, builder.emit) if len(weights) > 1 else call)
+                output = builder.emit_output(relax.Tuple([result]))
+            builder.emit_func_output(output)
+        return builder.get()

@@ -10,10 +10,7 @@ from typing_extensions import Unpack
 
 import targets
 from compiler.compression.job import Job, JobOptions, start
-from compiler.compression.low_rank.decomposition import Factors, factor_convolution, factor_matrix
-from compiler.compression.low_rank.rewriting import factored
-from compiler.compression.low_rank.settings import FactorizationOptions
-from compiler.compression.low_rank.timing import LayerTimer
+from compiler.compression.low_rank.decomposition import Factors, LayerTimer, factor_convolution, factor_matrix, factored
 from compiler.compression.model import CompressedModel
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.layers import Layer, find_layers
@@ -214,3 +211,33 @@ def _changes(search: _Search, names: Collection[str]) -> list[LayerChange]:
         after = sum(each.size for each in factors.weights)
         changes.append(LayerChange(layer.name, shapes, size, after, search.details[layer.name]))
     return changes
+
+
+# The settings of `factorize`, checked before anything runs.
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizationOptions:
+    """What `factorize` is asked for; it describes the fields."""
+
+    energy: float = 0.9
+    speedup: float | None = None
+    minimum_gain: float = 1.1
+    keep: Collection[str] = ()
+    decide: str = PREDICTED
+
+    @property
+    def wanted(self) -> float:
+        """How many times faster a layer has to be."""
+        return self.minimum_gain if self.speedup is None else self.speedup
+
+    def check(self) -> None:
+        """Raises OptionError for what cannot be done; the names of layers in `keep` are the model's to know."""
+        if not 0 < self.energy <= 1:
+            raise OptionError(f"energy={self.energy}", "give a share above 0 and up to 1, like 0.95")
+        if self.speedup is not None and not self.speedup > 1:
+            raise OptionError(f"speedup={self.speedup}", "give a number above 1, like 1.5")
+        if not self.minimum_gain >= 1:
+            raise OptionError(f"minimum_gain={self.minimum_gain}", "give 1 or more")
+        if self.decide not in (PREDICTED, MEASURED):
+            raise OptionError(f"decide={self.decide!r}", f"use {PREDICTED!r} or {MEASURED!r}")

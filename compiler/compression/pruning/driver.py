@@ -102,7 +102,7 @@ def _pruned(source: object, options: PruningOptions, common: JobOptions, imports
         raise OptionError("finetune=, loss= and rewind= are for a torch.nn.Module", f"this is {type(source).__name__}")
     job = start(source, common, imports)
     if options.trains:
-        from compiler.compression.pruning.fine_tuned import prune_trained
+        from compiler.compression.pruning.training import prune_trained
 
         assert options.amount is not None  # as checked
         return prune_trained(job, source, options, options.amount, job.imports)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from tvm.ir import GenericConst
 
 from compiler.compression.job import Job
 from compiler.compression.layer_names import weight_names
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.dependencies import find_dependencies
-from compiler.compression.pruning.hessian import compensated, diagonal, factor, hessians, saliency
 from compiler.compression.pruning.layers import (
     find_residual_layers,
     influences,
@@ -19,10 +21,18 @@ from compiler.compression.pruning.layers import (
     size_of,
     without_layers,
 )
-from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, require_change
+from compiler.compression.pruning.plan import (
+    Plan,
+    cell_changes,
+    mask_changes,
+    require_change,
+    weights_of,
+    with_constants,
+)
 from compiler.compression.pruning.shrink import shrink
-from compiler.compression.pruning.weights import weights_of, with_constants
 from compiler.compression.pruning.zeros import note_on_zeros
+from compiler.compression.quantization.calibration import Tapped
+from compiler.compression.quantization.layers import Layer, find_layers
 from compiler.compression.report import LayerChange
 from compiler.errors import OptionError
 from compiler.passes.rewriting.matching import Array, array_of
@@ -113,3 +123,92 @@ class OneShot:
         after = self.job.measure(candidate)
         notes = (note_on_zeros(after, self.job.target),)
         return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, notes)
+
+
+# Second-order pruning without training: what a weight's removal costs its layer's result, and how the others make up.
+#
+# With H = X^T X of the layer's inputs X, removing weight w_j costs w_j^2 / [H^-1]_jj when the other weights change to
+# compensate (Optimal Brain Surgeon, Hassibi and Stork 1993). The weights of a row are removed from left to right with
+# the Cholesky factor of H^-1, each compensated by those to its right (SparseGPT, Frantar and Alistarh 2023).
+
+_ROWS = 4096  # of inputs that are looked at a sample and layer
+_DAMPING = 0.01  # of the mean of H's diagonal, as in SparseGPT
+
+
+def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Array]:
+    """H (operands, operands; float64) of each weight that is a matrix product's or an ungrouped convolution's.
+
+    Operands of a convolution are in the order of `Weight.matrix`: by kernel place, then by channel.
+    """
+    known = set(wanted)
+    layers = [
+        layer
+        for layer in find_layers(job.model.mod).layers
+        if (weight := layer.call.args[layer.product.weight]) in known and _is_plain(layer)
+    ]
+    tapped = Tapped(job.model, job.model.mod, list(dict.fromkeys(layer.data for layer in layers)), job.compile)
+    sums: dict[GenericConst, Array] = {}
+    for sample in job.samples:
+        tensors = tapped.run(sample)[1]
+        for layer in layers:
+            rows = _operands(layer, tensors[layer.data]).astype(np.float64)
+            weight = layer.call.args[layer.product.weight]
+            sums[weight] = sums.get(weight, 0) + rows.T @ rows
+    return sums
+
+
+def _is_plain(layer: Layer) -> bool:
+    attrs = layer.call.attrs
+    if layer.product.is_matrix:
+        return True
+    return int(attrs.groups) == 1 and layer.weight.ndim == 4 and layer.product.filters == 0
+
+
+def _operands(layer: Layer, data: Array) -> Array:
+    """(rows, operands): what each result of a filter is a product of."""
+    if layer.product.is_matrix:
+        rows = data.reshape(-1, data.shape[-1])
+    else:
+        rows = _patches(layer.call.attrs, data, layer.weight.shape[2:])
+    if len(rows) > _ROWS:
+        rows = rows[np.random.default_rng(0).permutation(len(rows))[:_ROWS]]
+    return rows
+
+
+def _patches(attrs: Any, data: Array, kernel: tuple[int, ...]) -> Array:
+    top, left, bottom, right = (int(each) for each in attrs.padding)
+    data = np.pad(data, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    steps, spread = ([int(each) for each in values] for values in (attrs.strides, attrs.dilation))
+    spans = [(size - 1) * gap + 1 for size, gap in zip(kernel, spread, strict=True)]
+    windows = sliding_window_view(data, spans, axis=(2, 3))[:, :, :: steps[0], :: steps[1], :: spread[0], :: spread[1]]
+    return windows.transpose(0, 2, 3, 4, 5, 1).reshape(-1, kernel[0] * kernel[1] * data.shape[1])
+
+
+def factor(hessian: Array) -> Array:
+    """The upper Cholesky factor of the damped inverse."""
+    damping = _DAMPING * float(np.mean(np.diag(hessian))) or 1.0
+    inverse = np.linalg.inv(hessian + damping * np.eye(len(hessian)))
+    return np.linalg.cholesky((inverse + inverse.T) / 2).T
+
+
+def saliency(matrix: Array, upper: Array) -> Array:
+    """What removing each weight of a (results, operands) matrix costs."""
+    result: Array = (matrix / np.diag(upper)) ** 2
+    return result
+
+
+def compensated(matrix: Array, kept: Array, upper: Array) -> Array:
+    """`matrix` with zeros where `kept` is False and the rest changed so that the results change least."""
+    work = matrix.astype(np.float64)
+    for column in range(work.shape[1]):
+        error = np.where(kept[:, column], 0.0, work[:, column]) / upper[column, column]
+        if error.any():
+            work[:, column:] -= np.outer(error, upper[column, column:])
+        work[:, column] = np.where(kept[:, column], work[:, column], 0.0)
+    return work.astype(matrix.dtype)
+
+
+def diagonal(hessian: Mapping[GenericConst, Array], constant: GenericConst) -> Array | None:
+    """Of H, where there is one."""
+    found = hessian.get(constant)
+    return None if found is None else np.diag(found)

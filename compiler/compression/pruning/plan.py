@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm.ir import GenericConst
+from numpy.typing import NDArray
+from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.pruning.dependencies import Cell, Dependencies
-from compiler.compression.pruning.patterns import Pattern, masks
-from compiler.compression.pruning.selection import select_units
 from compiler.compression.pruning.shrink import kept
-from compiler.compression.pruning.weights import Weight
+from compiler.compression.quantization.edit import edit_main, with_operands
 from compiler.compression.report import LayerChange
-from compiler.errors import NothingGainedError
-from compiler.passes.rewriting.matching import Array
+from compiler.errors import NothingGainedError, OptionError
+from compiler.passes.rewriting.graph import Call, Expr, Var
+from compiler.passes.rewriting.matching import Array, array_of, as_constant
 
 CRITERIA = ("magnitude", "gradient", "second-order", "influence")
 
@@ -122,3 +123,219 @@ def mask_changes(weights: Sequence[Weight], chosen: Mapping[GenericConst, Array]
         zeros = int(mask.size - np.count_nonzero(mask))
         changes.append(LayerChange(name, f"{zeros} weights zero" if zeros else "", mask.size, mask.size - zeros))
     return changes
+
+
+# Where the zeros of a weight may lie: anywhere, N of every M, or whole blocks.
+
+Mask = NDArray[np.bool_]  # True where the weight stays
+STRUCTURES = ("channels", "heads", "layers")
+_HINT = (
+    'give "channels", "heads", "layers", "elements", N of M that stay ("2:4"), or a block ("16x1": results by operands)'
+)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A kind of zeros.
+
+    Attributes:
+        keep, of: at most `keep` of every `of` operands of a result stay; 0 where there is no such rule.
+        rows, columns: a block of results by operands goes or stays as one.
+    """
+
+    name: str
+    keep: int = 0
+    of: int = 0
+    rows: int = 1
+    columns: int = 1
+
+    @property
+    def amount(self) -> float | None:
+        """The share of zeros where the pattern itself says it."""
+        return 1 - self.keep / self.of if self.of else None
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Raises OptionError with what there is."""
+    if text == "elements":
+        return Pattern(text)
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        keep, of = int(match[1]), int(match[2])
+        if 0 < keep < of:
+            return Pattern(text, keep=keep, of=of)
+    if match := re.fullmatch(r"(\d+)x(\d+)", text):
+        rows, columns = int(match[1]), int(match[2])
+        if rows > 0 and columns > 0 and rows * columns > 1:
+            return Pattern(text, rows=rows, columns=columns)
+    raise OptionError(f"pattern={text!r} is not supported", _HINT)
+
+
+def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) -> list[Mask]:
+    """What stays of weights given as matrices (results, operands), the least salient going first.
+
+    Args:
+        saliency: of each weight's elements, non-negative.
+        amount: the share that goes, of each weight (`scope` "layer") or of all together; "2:4" and the like have
+            their own in the end, and reach it as `amount` grows to it.
+    """
+    if pattern.of:
+        return [_n_of_m(pattern, each, amount) for each in saliency]
+    sides = [(min(pattern.rows, each.shape[0]), min(pattern.columns, each.shape[1])) for each in saliency]
+    sums = [_blocks(each, *block) for each, block in zip(saliency, sides, strict=True)]
+    if scope == "global":
+        flat = np.concatenate([each.ravel() for each in sums])
+        cut = _smallest(flat, amount)
+        parts = np.split(cut, np.cumsum([each.size for each in sums])[:-1])
+        gone = [part.reshape(each.shape) for part, each in zip(parts, sums, strict=True)]
+    else:
+        gone = [_smallest(each.ravel(), amount).reshape(each.shape) for each in sums]
+    return [
+        ~np.repeat(np.repeat(each, rows, 0), columns, 1)[: whole.shape[0], : whole.shape[1]]
+        for each, whole, (rows, columns) in zip(gone, saliency, sides, strict=True)
+    ]
+
+
+def _smallest(values: Array, amount: float) -> Mask:
+    """Marks round(amount * size) of the smallest values; of equal ones, the first."""
+    result = np.zeros(values.size, np.bool_)
+    result[np.argsort(values, kind="stable")[: round(amount * values.size)]] = True
+    return result
+
+
+def _blocks(values: Array, rows: int, columns: int) -> Array:
+    """Sums over blocks; those at the edge are smaller, and their sums scaled up."""
+    padded = np.pad(values, ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
+    counts = np.pad(np.ones(values.shape), ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
+    shape = (padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
+    return padded.reshape(shape).sum((1, 3)) / counts.reshape(shape).sum((1, 3))
+
+
+def _n_of_m(pattern: Pattern, values: Array, amount: float) -> Mask:
+    """Of every `of` operands; a group at the end that is shorter stays whole."""
+    wanted = 1 - pattern.keep / pattern.of
+    gone = round((pattern.of - pattern.keep) * min(1.0, amount / wanted))
+    result = np.ones(values.shape, np.bool_)
+    whole = values.shape[1] // pattern.of * pattern.of
+    groups = values[:, :whole].reshape(values.shape[0], -1, pattern.of)
+    order = np.argsort(groups, axis=2, kind="stable")[..., :gone]
+    kept = np.ones(groups.shape, np.bool_)
+    np.put_along_axis(kept, order, False, axis=2)
+    result[:, :whole] = kept.reshape(values.shape[0], whole)
+    return result
+
+
+# Which units go: the least salient ones of each cell, or of all, in steps that suit the machine's vectors.
+
+SCOPES = ("layer", "global")
+_LEAST_KEPT = 0.1  # of a cell, when all cells share one budget: removing a whole layer breaks the network
+
+
+def select_units(
+    cells: Sequence[Cell], scores: Array, amount: float, scope: str, lanes: int, gone: Collection[int] = ()
+) -> NDArray[np.bool_]:
+    """For each unit (entry 0 is none) whether it goes.
+
+    Args:
+        scores: of each unit; the smallest go first.
+        amount: the share of the units, of each cell (`scope` "layer") or of all together ("global", where the scores
+            of a cell are divided by their mean first, since layers differ in scale).
+        lanes: how many numbers a vector of the machine holds: more than those are kept in multiples of them.
+        gone: units that went in an earlier step.
+    """
+    scores = scores.copy()
+    scores[list(gone)] = -np.inf
+    removed = np.zeros(len(scores), np.bool_)
+    counts = (
+        _global_counts(cells, scores, amount)
+        if scope == "global"
+        else [round(amount * len(cell.units)) for cell in cells]
+    )
+    for cell, count in zip(cells, counts, strict=True):
+        count = rounded_count(count, len(cell.units), cell.width, lanes)
+        order = np.argsort(scores[cell.units], kind="stable")
+        removed[cell.units[order[:count]]] = True
+    return removed
+
+
+def _global_counts(cells: Sequence[Cell], scores: Array, amount: float) -> list[int]:
+    relative, owners = [], []
+    for index, cell in enumerate(cells):
+        own = scores[cell.units]
+        known = own[np.isfinite(own)]
+        mean = float(known.mean()) if known.size else 1.0
+        ordered = np.sort(own / (mean or 1.0))
+        ordered = ordered[: int(len(ordered) * (1 - _LEAST_KEPT))]
+        relative.append(ordered)
+        owners.append(np.full(len(ordered), index))
+    if not relative:
+        return []
+    total = sum(len(cell.units) for cell in cells)
+    order = np.argsort(np.concatenate(relative), kind="stable")[: round(amount * total)]
+    counts: list[int] = np.bincount(np.concatenate(owners)[order], minlength=len(cells)).tolist()
+    return counts
+
+
+def rounded_count(count: int, size: int, width: int, lanes: int) -> int:
+    """How many of `size` units go so that what is left fills vectors, and is not nothing."""
+    step = max(1, lanes // np.gcd(width, lanes))
+    left = size - count
+    if left > step:
+        left = -(-left // step) * step
+    elif size > step and left > step // 2:
+        left = step
+    return size - max(1, min(left, size))
+
+
+# Constant weights of products as matrices of results by operands.
+
+_FEWEST = 256  # elements; smaller weights cost nothing and hurt when thinned
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight. `axis` counts the results of its product; `name` is for reports, "" where the model has none."""
+
+    constant: GenericConst
+    axis: int
+    name: str = ""
+
+    def matrix(self, values: Array) -> Array:
+        """(results, operands); operands of a convolution by kernel place, then by channel."""
+        moved = np.moveaxis(values, self.axis, 0)
+        if moved.ndim > 2:
+            moved = np.moveaxis(moved, 1, -1)
+        return moved.reshape(moved.shape[0], -1)
+
+    def restored(self, matrix: Array) -> Array:
+        """Back from `matrix`."""
+        shape = list(array_of(self.constant).shape)
+        moved = [shape.pop(self.axis), *shape]
+        if len(moved) > 2:
+            moved = [moved[0], *moved[2:], moved[1]]
+        values = matrix.reshape(moved)
+        if len(moved) > 2:
+            values = np.moveaxis(values, -1, 1)
+        return np.ascontiguousarray(np.moveaxis(values, 0, self.axis))
+
+
+def weights_of(found: Dependencies) -> list[Weight]:
+    """The weights of products, each once, but for tiny and vector ones."""
+    seen: dict[GenericConst, Weight] = {}
+    for producer in found.producers:
+        array = array_of(producer.constant)
+        if array.ndim >= 2 and array.size >= _FEWEST and array.dtype == np.float32:
+            seen.setdefault(
+                producer.constant, Weight(producer.constant, producer.axis, found.names.get(producer.constant, ""))
+            )
+    return list(seen.values())
+
+
+def with_constants(mod: IRModule, replaced: dict[GenericConst, Array]) -> IRModule:
+    """`mod` with constants of outermost calls replaced by others of the same shape and data type."""
+    new = {constant: as_constant(array) for constant, array in replaced.items()}
+
+    def edit(variable: Var, call: Call, emit: object) -> Expr | None:
+        operands = {i: new[each] for i, each in enumerate(call.args) if isinstance(each, GenericConst) and each in new}
+        return with_operands(call, operands) if operands else None
+
+    return edit_main(mod, edit)

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.compression.pruning.patterns import STRUCTURES, parse_pattern
-from compiler.compression.pruning.plan import CRITERIA, Plan
-from compiler.compression.pruning.selection import SCOPES
+from compiler.compression.pruning.plan import CRITERIA, SCOPES, STRUCTURES, Plan, parse_pattern
 from compiler.errors import OptionError
 
 Finetune = Callable[[Any], object]

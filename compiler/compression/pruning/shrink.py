@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from tvm import relax, te, tirx
 from tvm.ir import GenericConst, IRModule
 
-from compiler.compression.pruning.axes.moves import slice_bounds
-from compiler.compression.pruning.axes.registry import Value, is_axes
+from compiler.compression.pruning.axes import Value, is_axes, slice_bounds
 from compiler.compression.pruning.dependencies import Dependencies, is_clip
 from compiler.compression.pruning.nodes import Axis
 from compiler.errors import InternalError

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tvm.ir import IRModule
 
 from compiler.compression.quantization.edit import edit_main
-from compiler.compression.quantization.statistics import Statistics
+from compiler.compression.quantization.histogram import Statistics
 from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import Var

@@ -19,7 +19,7 @@ from compiler.compression.quantization.model import QuantizedModel
 from compiler.compression.quantization.precisions import PREDICTED, check_decide
 from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.scheme import scheme_for
-from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme
+from compiler.compression.quantization.schemes import STATIC, SchemeOptions, make_scheme
 from compiler.compression.quantization.session import Session
 from compiler.compression.quantization.settings import DEFAULT_TECHNIQUES, QuantizationOptions
 from compiler.compression.quantization.speed import speed_limit

@@ -17,7 +17,7 @@ from compiler.compression.quantization.insertion import Numbers
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layers import Layer, Placement, find_layers
 from compiler.compression.quantization.report import LayerReport
-from compiler.compression.quantization.schemes.registry import RoundedLayer, Scheme
+from compiler.compression.quantization.schemes import RoundedLayer, Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
 from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel

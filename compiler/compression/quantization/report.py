@@ -10,7 +10,7 @@ from typing import Any
 
 from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
-from compiler.compression.quantization.schemes.registry import STATIC
+from compiler.compression.quantization.schemes import STATIC
 from compiler.compression.report import save_report
 from compiler.reports.charts import Bar, BarChart, Column, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds, plural

@@ -8,22 +8,20 @@ from functools import cached_property
 
 from tvm.ir import IRModule
 
-from compiler.compression.quantization.adaround import adarounded
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.calibration import Compile, Tapped, observe
-from compiler.compression.quantization.calibrators.registry import get_calibrator, parameters_of
-from compiler.compression.quantization.correction import bias_correction
-from compiler.compression.quantization.equalization import equalize
+from compiler.compression.quantization.calibrators import get_calibrator, parameters_of
+from compiler.compression.quantization.corrections import bias_correction, equalize, smooth
 from compiler.compression.quantization.gram_matrices import GramMatrices
+from compiler.compression.quantization.histogram import Statistics
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.integer_only import place_integer_only
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layer_times import LayerTime
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
+from compiler.compression.quantization.rounding import adarounded
 from compiler.compression.quantization.scheme import Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
-from compiler.compression.quantization.smoothing import smooth
-from compiler.compression.quantization.statistics import Statistics
 from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.integers.compute_with_int16 import sums_fit

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import targets
-from compiler.compression.quantization.calibrators.registry import get_calibrator
+from compiler.compression.quantization.calibrators import get_calibrator
 from compiler.compression.quantization.precisions import PREDICTED
 from compiler.compression.quantization.scheme import scheme_for
-from compiler.compression.quantization.schemes.registry import STATIC, SchemeOptions, make_scheme, scheme_names
+from compiler.compression.quantization.schemes import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.errors import OptionError
 from schedules.instructions.products.table import multiplies_bytes
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compiler.compression.distillation import train_student
-from compiler.compression.distillation_settings import DistillationOptions
-from compiler.compression.learning_rate import Scheduled, one_cycle
+from compiler.compression.distillation import DistillationOptions, Scheduled, one_cycle, train_student
 from compiler.errors import OptionError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from compiler.compression.distillation_losses import relation, response
+from compiler.compression.distillation import relation, response
 
 Array = np.ndarray[Any, Any]
 

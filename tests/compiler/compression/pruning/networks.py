@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from compiler.compression.pruning.dependencies import Dependencies
+from compiler.compression.pruning.plan import with_constants
 from compiler.compression.pruning.shrink import cut, kept
-from compiler.compression.pruning.weights import with_constants
 from compiler.passes.rewriting.matching import Array, array_of
 
 

@@ -11,9 +11,8 @@ from torch import nn
 
 import compiler
 from compiler.compression.pruning.dependencies import Cell
-from compiler.compression.pruning.hessian import compensated, factor
-from compiler.compression.pruning.patterns import masks, parse_pattern
-from compiler.compression.pruning.selection import select_units
+from compiler.compression.pruning.one_shot import compensated, factor
+from compiler.compression.pruning.plan import masks, parse_pattern, select_units
 from compiler.errors import AccuracyError, OptionError
 
 

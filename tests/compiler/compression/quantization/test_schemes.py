@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compiler
-from compiler.compression.quantization.gptq import rounded_by_gptq, rounded_to_nearest
+from compiler.compression.quantization.rounding import rounded_by_gptq, rounded_to_nearest
 from compiler.errors import AccuracyError, OptionError
 from tests.compiler.compression.quantization.networks import (
     chain_net,

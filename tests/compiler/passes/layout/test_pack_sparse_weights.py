@@ -11,7 +11,7 @@ from torch import nn
 
 import compiler
 import targets
-from compiler.compression.pruning.patterns import masks, parse_pattern
+from compiler.compression.pruning.plan import masks, parse_pattern
 
 TARGET = "x86-64-v4" if targets.get("x86-64-v4").fits_this_machine() else "x86-64-v3"
 LANES = targets.get(TARGET).machine.lanes("float32")

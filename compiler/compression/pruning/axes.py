@@ -1,0 +1,488 @@
+"""Rules for what each operator does to the axes of its operands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.compression.pruning.nodes import Axis, Labels, Nodes
+from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
+from compiler.passes.rewriting.graph import Call, Expr
+from compiler.passes.rewriting.matching import plain, rank_of, shape_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
+
+
+Axes = list[Axis]  # of a tensor
+Value = Any  # Axes, or a list of values for a tuple
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """The axis of a constant weight that counts the results of a product."""
+
+    constant: Expr
+    axis: int
+    labels: Axis
+
+
+@dataclass
+class Trace:
+    """What the rules write to.
+
+    Attributes:
+        nodes: which positions go together.
+        producers: in the order of the graph.
+        batched: axes over which products of two activations are independent: the heads of attention.
+        transposed: variables that are a constant with its axes in another order, with that constant and its axes.
+    """
+
+    nodes: Nodes = field(default_factory=Nodes)
+    producers: list[Producer] = field(default_factory=list)
+    batched: list[Axis] = field(default_factory=list)
+    transposed: dict[Any, tuple[Any, Axes]] = field(default_factory=dict)
+
+
+# Given the call, the values of its operands (None for what is not a tensor) and the rank of its result.
+Rule = Callable[[Trace, Call, Sequence[Value]], Value]
+_RULES: dict[str, Rule] = {}
+
+
+def axis_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function for calls of the operators `names`."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = rule
+        return rule
+
+    return register
+
+
+def rule_for(name: str) -> Rule | None:
+    """The rule of an operator; None: its operands and results must stay as they are."""
+    return _RULES.get(name)
+
+
+def is_axes(value: Value) -> bool:
+    """Whether a value is that of a tensor."""
+    return isinstance(value, list) and not any(isinstance(each, list) for each in value)
+
+
+def fix_value(trace: Trace, value: Value) -> None:
+    """Every axis of a tensor or a tuple must stay."""
+    if isinstance(value, list):
+        for each in value:
+            fix_value(trace, each)
+    else:
+        trace.nodes.fix(value)
+
+
+# Which axes of a shape become which of another: groups of equal products.
+
+
+def factor_groups(before: Sequence[object], after: Sequence[object]) -> list[tuple[list[int], list[int]]]:
+    """(indices of `before`, indices of `after`) of the smallest groups whose sizes multiply to the same number.
+
+    Symbolic sizes are equal when they are written alike. What cannot be told apart is one group.
+    """
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        given, made = [i], [j]
+        i, j = i + 1, j + 1
+        while (side := _smaller([before[k] for k in given], [after[k] for k in made])) is not None:
+            if side == 0 and i < len(before):
+                given.append(i)
+                i += 1
+            elif side == 1 and j < len(after):
+                made.append(j)
+                j += 1
+            else:  # no way to balance them
+                given += range(i, len(before))
+                made += range(j, len(after))
+                i, j = len(before), len(after)
+                break
+        groups.append((given, made))
+    if i < len(before) or j < len(after):  # sizes of 1
+        groups.append((list(range(i, len(before))), list(range(j, len(after)))))
+    return groups
+
+
+def _smaller(left: Sequence[object], right: Sequence[object]) -> int | None:
+    """0 when the left product lacks a factor, 1 when the right one does, None when they are equal."""
+    symbols = [Counter(str(size) for size in sizes if not isinstance(size, int)) for sizes in (left, right)]
+    if symbols[1] - symbols[0]:
+        return 0
+    if symbols[0] - symbols[1]:
+        return 1
+    numbers = [_product(left), _product(right)]
+    if numbers[0] == numbers[1]:
+        return None
+    return 0 if numbers[0] < numbers[1] else 1
+
+
+def _product(sizes: Sequence[object]) -> int:
+    result = 1
+    for size in sizes:
+        if isinstance(size, int):
+            result *= size
+    return result
+
+
+# Operators that keep positions: elementwise ones, and those that work inside of other axes.
+
+
+def broadcast(trace: Trace, shapes: Sequence[Sequence[object]], values: Sequence[Axes]) -> Axes:
+    """The axes of an elementwise result; an axis of size 1 that is repeated is not part of it."""
+    rank = max(len(shape) for shape in shapes)
+    result: Axes = []
+    for place in range(-rank, 0):
+        present = [
+            (shape[place], value[place]) for shape, value in zip(shapes, values, strict=True) if -place <= len(shape)
+        ]
+        full = [axis for size, axis in present if size != 1] or [axis for _, axis in present]
+        for size, axis in present:
+            if size == 1 and len(full) < len(present):
+                trace.nodes.fix(axis)
+        joined = full[0]
+        for axis in full[1:]:
+            joined = trace.nodes.unite(joined, axis)
+        result.append(joined)
+    return result
+
+
+@axis_rule(*UNARY)
+def unary(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    return values[0]
+
+
+@axis_rule(*BINARY, "relax.where")
+def binary(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    shapes = [shape_of(argument) or [None] * (rank_of(argument) or 0) for argument in call.args]
+    return broadcast(trace, shapes, list(values))
+
+
+def keep_but(trace: Trace, axes: Axes, fixed: Sequence[int]) -> Axes:
+    """The axes with those of the indices `fixed` bound to stay."""
+    result = list(axes)
+    for index in {each % len(axes) for each in fixed}:
+        trace.nodes.fix(result[index])
+        result[index] = None
+    return result
+
+
+@axis_rule("relax.nn.softmax", "relax.nn.log_softmax")
+def softmax(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    return keep_but(trace, values[0], [int(call.attrs.axis)])
+
+
+@axis_rule("relax.nn.layer_norm", "relax.nn.rms_norm", "relax.nn.instance_norm")
+def layer_norm(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    for value in values[1:]:
+        keep_but(trace, value, range(len(value)))
+    return keep_but(trace, values[0], [int(each) for each in call.attrs.axes])
+
+
+@axis_rule("relax.nn.batch_norm")
+def batch_norm(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    axis = int(call.attrs.axis) % len(values[0])
+    channels = values[0][axis]
+    for value in values[1:]:
+        channels = trace.nodes.unite(channels, value[0])
+    return [values[0], [channels], [channels]]
+
+
+@axis_rule(*(f"relax.{name}" for name in ("mean", "sum", "max", "min", "prod", "std", "variance")))
+def reduction(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    rank = len(values[0])
+    axes = range(rank) if call.attrs.axis is None else [int(each) % rank for each in call.attrs.axis]
+    kept = keep_but(trace, values[0], list(axes))
+    return kept if bool(call.attrs.keepdims) else [axis for index, axis in enumerate(kept) if index not in axes]
+
+
+@axis_rule(
+    *(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for rank in (1, 2, 3)),
+    "relax.image.resize2d",
+)
+def window(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    layout = str(call.attrs.layout)
+    if not layout.startswith("NC"):
+        return keep_but(trace, values[0], range(len(values[0])))
+    return keep_but(trace, values[0], range(2, len(values[0])))
+
+
+# Convolutions and matrix products.
+
+
+@axis_rule("relax.matmul")
+def matmul(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    """(..., m, k) by (..., k, n); what two activations are summed over must stay, as their product is not linear."""
+    left, right = list(values[0]), list(values[1])
+    shapes = [list(shape_of(argument) or []) for argument in call.args[:2]]
+    if min(len(left), len(right)) < 2 or [len(left), len(right)] != [len(shape) for shape in shapes]:
+        fix_value(trace, [left, right])
+        return [None] * int(call.ty.ndim)
+    sources = [_constant(trace, argument, value) for argument, value in zip(call.args, (left, right), strict=True)]
+    constants = [source is not None for source in sources]
+    summed = trace.nodes.unite(left[-1], right[-2])
+    if not any(constants):
+        trace.nodes.fix(summed)
+    for source, labels in ((sources[1], right[-1]), (sources[0], left[-2])):
+        if source is not None:
+            axis = next((index for index, each in enumerate(source[1]) if each is labels), 0)
+            trace.producers.append(Producer(source[0], axis, labels))
+            break
+    batch = (
+        broadcast(trace, [shape[:-2] for shape in shapes], [left[:-2], right[:-2]]) if max(map(len, shapes)) > 2 else []
+    )
+    if not any(constants):
+        trace.batched += [axis for axis in batch if axis is not None]
+    return [*batch, left[-2], right[-1]]
+
+
+def _constant(trace: Trace, argument: Expr, value: Axes) -> tuple[Expr, Axes] | None:
+    """The constant that an operand is, transposed or not, with the axes of the constant."""
+    return (argument, value) if isinstance(argument, GenericConst) else trace.transposed.get(argument)
+
+
+@axis_rule(*(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)))
+def convolution(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    """Grouped: a group goes with all that it reads and gives."""
+    data, weight = values[0], values[1]
+    layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
+    if not (layouts[0].startswith("NC") and layouts[1].startswith("OI")):
+        fix_value(trace, [data, weight])
+        return [None] * int(call.ty.ndim)
+    for axis in (*data[2:], *weight[2:]):
+        trace.nodes.fix(axis)
+    groups = int(call.attrs.groups)
+    if groups == 1:
+        trace.nodes.unite(data[1], weight[1])
+    else:
+        trace.nodes.fix(weight[1])
+        _tie_groups(trace, data[1], weight[0], groups)
+    if isinstance(call.args[1], GenericConst):
+        trace.producers.append(Producer(call.args[1], 0, weight[0]))
+    spatial: Axes = [None] * (int(call.ty.ndim) - 2)
+    return [data[0], weight[0], *spatial]
+
+
+def _tie_groups(trace: Trace, read: Axis, given: Axis, groups: int) -> None:
+    if read is None or given is None:
+        trace.nodes.unite(read, given)
+        return
+    first = given.reshape(groups, -1)[:, 0]
+    trace.nodes.unite(given, np.repeat(first, len(given) // groups))
+    trace.nodes.unite(read, np.repeat(first, len(read) // groups))
+
+
+@axis_rule(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
+def transposed_convolution(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    data, weight = values[0], values[1]
+    spatial: Axes = [None] * (int(call.ty.ndim) - 2)
+    layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
+    if int(call.attrs.groups) > 1 or not (layouts[0].startswith("NC") and layouts[1].startswith("IO")):
+        fix_value(trace, [data, weight])
+        return [None, None, *spatial]
+    for axis in (*data[2:], *weight[2:]):
+        trace.nodes.fix(axis)
+    trace.nodes.unite(data[1], weight[0])
+    if isinstance(call.args[1], GenericConst):
+        trace.producers.append(Producer(call.args[1], 1, weight[1]))
+    return [data[0], weight[1], *spatial]
+
+
+# Operators that move elements: reshapes, permutations, slices, joins.
+
+_LARGEST = 1 << 24  # elements of a group of axes that are looked at one by one
+
+
+@axis_rule("relax.permute_dims")
+def permute(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    axes = values[0]
+    order = range(len(axes))[::-1] if call.attrs.axes is None else [int(each) % len(axes) for each in call.attrs.axes]
+    return [axes[index] for index in order]
+
+
+@axis_rule("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
+def reshape(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    """Axes are split and joined in groups of equal products."""
+    before, after = shape_of(call.args[0]), shape_of(call)
+    if before is None or after is None:
+        fix_value(trace, values[0])
+        return [None] * int(call.ty.ndim)
+    result: Axes = [None] * len(after)
+    for given, made in factor_groups(before, after):
+        axes = [values[0][index] for index in given]
+        moved = _regroup(trace, [before[index] for index in given], axes, [after[index] for index in made])
+        for index, axis in zip(made, moved, strict=True):
+            result[index] = axis
+    return result
+
+
+def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]) -> Axes:
+    """The axes of sizes `after` that those of sizes `before` become; one of them at most may lose positions."""
+    if len(before) == len(after) == 1:
+        return axes
+    fixed: Axes = [None] * len(after)
+    live = [index for index, axis in enumerate(axes) if axis is not None and before[index] != 1]
+    sizes = [size for size in (*before, *after) if isinstance(size, int)]
+    known = len(sizes) == len(before) + len(after)
+    if len(live) != 1 or not known or int(np.prod([size for size in before if isinstance(size, int)])) > _LARGEST:
+        fix_value(trace, axes)
+        return fixed
+    sizes_before, sizes_after = sizes[: len(before)], sizes[len(before) :]
+    place = live[0]
+    labels = axes[place]
+    assert labels is not None
+    shape = [1] * len(before)
+    shape[place] = -1
+    elements = np.broadcast_to(labels.reshape(shape), sizes_before).reshape(sizes_after)
+    chosen = _function_of(trace, elements)
+    if chosen is None:  # as heads are split off: by the axis before the last
+        wide = [index for index, size in enumerate(sizes_after) if size != 1]
+        chosen = wide[-2]
+    rows = np.moveaxis(elements, chosen, 0).reshape(sizes_after[chosen], -1)
+    first = np.ascontiguousarray(rows[:, 0])
+    trace.nodes.unite(np.ascontiguousarray(rows), np.broadcast_to(first[:, None], rows.shape))
+    fixed[chosen] = first
+    return fixed
+
+
+def _function_of(trace: Trace, elements: Labels) -> int | None:
+    """The axis on which alone it depends which positions go together."""
+    roots = trace.nodes.roots()[elements]
+    found = []
+    for index, size in enumerate(elements.shape):
+        rows = np.moveaxis(roots, index, 0).reshape(size, -1)
+        if size > 1 and bool((rows == rows[:, :1]).all()):
+            found.append(index)
+    return max(found, key=lambda index: elements.shape[index]) if found else None
+
+
+@axis_rule("relax.broadcast_to")
+def broadcast_to(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    before, after = shape_of(call.args[0]), shape_of(call)
+    if before is None or after is None:
+        fix_value(trace, values[0])
+        return [None] * int(call.ty.ndim)
+    result: Axes = [None] * len(after)
+    for place in range(-len(before), 0):
+        if before[place] == after[place]:
+            result[place] = values[0][place]
+        else:
+            trace.nodes.fix(values[0][place])
+    return result
+
+
+@axis_rule("relax.concat")
+def concat(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    parts = list(values[0])
+    axis = (0 if call.attrs.axis is None else int(call.attrs.axis)) % len(parts[0])
+    result = list(parts[0])
+    for part in parts[1:]:
+        for index in range(len(result)):
+            if index != axis:
+                result[index] = trace.nodes.unite(result[index], part[index])
+    joined = [part[axis] for part in parts]
+    sizes = [(shape_of(field) or [None] * (axis + 1))[axis] for field in call.args[0].fields]
+    if not all(isinstance(size, int) for size in sizes):
+        fix_value(trace, joined)
+        result[axis] = None
+    else:
+        labels = [np.zeros(size, np.int64) if each is None else each for size, each in zip(sizes, joined, strict=True)]
+        result[axis] = None if all(each is None for each in joined) else np.concatenate(labels)
+    return result
+
+
+def slice_bounds(call: Call) -> list[tuple[int, int, int]] | None:
+    """(axis, begin, end) of a slice of steps of 1 with known bounds."""
+    if not all(isinstance(each, relax.Tuple) for each in call.args[1:]):
+        return None
+    numbers = [[_number(field) for field in each.fields] for each in call.args[1:]]
+    if any(number is None for row in numbers for number in row):
+        return None
+    shape = shape_of(call.args[0])
+    axes, begins, ends = (list(map(int, row)) for row in numbers[:3])  # type: ignore[arg-type]
+    if shape is None or (len(numbers) > 3 and any(step != 1 for step in numbers[3])):
+        return None
+    found = []
+    for axis, begin, end in zip(axes, begins, ends, strict=True):
+        size = shape[axis]
+        if not isinstance(size, int):
+            return None
+        begin, end = (min(max(each + size if each < 0 else each, 0), size) for each in (begin, end))
+        found.append((axis % len(shape), begin, end))
+    return found
+
+
+def _number(field: object) -> int | None:
+    value = getattr(field, "value", None)
+    if isinstance(value, int):
+        return value
+    inner = getattr(value, "value", None)
+    return inner if isinstance(inner, int) else None
+
+
+@axis_rule("relax.strided_slice")
+def strided_slice(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    bounds = slice_bounds(call)
+    if bounds is None:
+        fix_value(trace, values[0])
+        return [None] * int(call.ty.ndim)
+    result = list(values[0])
+    for axis, begin, end in bounds:
+        labels = result[axis]
+        result[axis] = None if labels is None else labels[begin:end]
+    return result
+
+
+@axis_rule("relax.split")
+def split(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    axis = int(call.attrs.axis) % len(values[0])
+    labels = values[0][axis]
+    parts: list[Axes] = []
+    begin = 0
+    for each in call.ty.fields:
+        part = list(values[0])
+        size = (shape_of_type(each) or [None] * (axis + 1))[axis]
+        if labels is not None and isinstance(size, int):
+            part[axis], begin = labels[begin : begin + size], begin + size
+        else:
+            trace.nodes.fix(labels)
+            part[axis] = labels = None
+        parts.append(part)
+    return parts
+
+
+def shape_of_type(ty: object) -> list[object] | None:
+    """The dimensions of a tensor type."""
+    shape = getattr(ty, "shape", None)
+    return None if shape is None else [plain(each) for each in shape.values]
+
+
+@axis_rule("relax.take")
+def take(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    data = values[0]
+    fix_value(trace, values[1])
+    if call.attrs.axis is None:
+        fix_value(trace, data)
+        return [None] * int(call.ty.ndim)
+    axis = int(call.attrs.axis) % len(data)
+    kept = keep_but(trace, data, [axis])
+    return [*kept[:axis], *([None] * (int(call.ty.ndim) - len(data) + 1)), *kept[axis + 1 :]]
+
+
+@axis_rule("relax.nn.pad")
+def pad(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
+    widths = [int(each) for each in call.attrs.pad_width]
+    padded = [index for index in range(len(values[0])) if any(widths[2 * index : 2 * index + 2])]
+    return keep_but(trace, values[0], padded)

@@ -1,1 +1,0 @@
-"""How axes of tensors depend on each other, operator by operator."""

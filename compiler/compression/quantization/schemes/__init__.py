@@ -1,1 +1,0 @@
-"""The schemes of which each layer is rounded by itself, one module each; `registry` finds them."""

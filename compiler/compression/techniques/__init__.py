@@ -1,1 +1,0 @@
-"""The techniques that a recipe can name: one module each, discovered automatically."""
