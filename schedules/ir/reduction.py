@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Combiner:
-    """How partial results join, and the value to start from that changes nothing (None: the stage's own init)."""
+    """How partial results join, and the value to start from that changes nothing (None: the stage's own init).
+
+    `stored` is the update of a stage's own element as `reduction_of` recognizes it; None: what `combine` writes.
+    """
 
     name: str
     combine: Callable[[Expr, Expr], Expr]
     identity: float | None
+    stored: Callable[[Expr, Expr], Expr] | None = None
 
 
 COMBINERS = {
@@ -50,6 +54,10 @@ class Reduction:
         if self.combiner.identity is None:
             return self.start
         return tirx.const(self.combiner.identity, self.dtype)
+
+    def update(self, own: Expr, operand: Expr) -> Expr:
+        """What a stage of this reduction stores: its own element joined with an operand."""
+        return (self.combiner.stored or self.combiner.combine)(own, operand)
 
     def joins_start(self) -> bool:
         """Whether the start value has yet to be combined in, after accumulating from `identity`."""
@@ -100,15 +108,19 @@ def _extremum(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
     if not isinstance(last, tirx.Max | tirx.Min) or not _is_own_load(own, store):
         return None
     kind = type(last)
-    read = tirx.Select(tirx.isnan(operand), operand, kind(own, operand))
-    if not structural_equal(value, tirx.Select(tirx.isnan(own), own, read)):
+
+    def stored(own: Expr, operand: Expr) -> Expr:
+        read = tirx.Select(tirx.isnan(operand), operand, kind(own, operand))
+        return tirx.Select(tirx.isnan(own), own, read)
+
+    if not structural_equal(value, stored(own, operand)):
         return None
 
     def combine(a: Expr, b: Expr) -> Expr:
         # Of a comparison with NaN the second is taken, the total: only what is new need be looked at, ahead of time.
         return tirx.Select(tirx.isnan(b), b, tirx.Select(b > a if kind is tirx.Max else b < a, b, a))
 
-    return Combiner("maximum" if kind is tirx.Max else "minimum", combine, None), operand
+    return Combiner("maximum" if kind is tirx.Max else "minimum", combine, None, stored), operand
 
 
 def _is_own_load(expr: Expr, store: Stmt) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
     """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
-    return planned_code(plan_stage(stage, machine, parallel=parallel), machine)
+    return planned_code(plan_stage(stage, machine, threads=None if parallel else False), machine)
 
 
 def planned_code(plan: StagePlan, machine: Machine) -> Stmt:

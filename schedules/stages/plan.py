@@ -149,14 +149,20 @@ def _is_moved(value: Expr) -> bool:
     return not buffers_loaded(condition) and all(_is_moved(each) for each in values)
 
 
-def plan_stage(stage: Stage, machine: Machine, *, parallel: bool = True) -> StagePlan:
-    """Decide how a stage runs; `parallel=False` when it runs inside a parallel loop already."""
+def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = None) -> StagePlan:
+    """Decide how a stage runs.
+
+    Args:
+        threads: whether several pay, or a condition for that; None: as its work says. False for a stage that runs
+            inside a parallel loop already.
+    """
     stage = with_plain_indices(stage)
     pieces = _nests(stage, machine)
-    shared = _shared_axis(stage, pieces, machine) if parallel else None
+    shared = _shared_axis(stage, pieces, machine) if threads is None else None
     if shared is not None:
         pieces = [piece.with_axes(piece.axes.index(shared), [], shared.var) for piece in pieces]
-    made = [_piece_plan(piece, machine, parallel and shared is None) for piece in pieces]
+        threads = False
+    made = [_piece_plan(piece, machine, threads) for piece in pieces]
     return StagePlan(tuple(plan for plan in made if plan is not None), shared)
 
 
@@ -186,16 +192,16 @@ def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axi
     return None
 
 
-def _piece_plan(stage: Stage, machine: Machine, parallel: bool) -> NestPlan | None:
+def _piece_plan(stage: Stage, machine: Machine, threads: bool | Expr | None) -> NestPlan | None:
     """None for a stage that computes nothing."""
     if any(axis.extent == 0 for axis in stage.spatial):
         return None
     if any(axis.extent == 0 for axis in stage.reduction):
         start = Stage(stage.name, stage.spatial, stage.init) if stage.init else None
-        return None if start is None else _piece_plan(start, machine, parallel)
+        return None if start is None else _piece_plan(start, machine, threads)
     nest = loop_nest_of(stage)
-    amount = _width(stage) * work([axis.extent for axis in stage.axes], stage.body)
-    threads = pays_off(amount, machine) if parallel else False
+    if threads is None:
+        threads = pays_off(_width(stage) * work([axis.extent for axis in stage.axes], stage.body), machine)
     return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, machine, threads)
 
 

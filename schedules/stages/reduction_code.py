@@ -47,15 +47,16 @@ class _Writer:
                 plan,
                 axis,
                 self.machine,
-                lambda at, count, rest: self._across(reduction, axis, at, count, rest),
+                # Of a partial reduction, how long a part is depends on its number.
+                lambda at, count, rest: substitute(self._across(reduction, axis, at, count, rest), rest),
                 step,
             )
-        return parallel_grid(
-            extents_of(self.nest.spatial),
-            lambda values: self._along(reduction, axis, self._values(values)),
-            self.machine,
-            parallel=plan.threads,
-        )
+
+        def result(values: Sequence[Expr]) -> Stmt:
+            place = self._values(values)
+            return substitute(self._along(reduction, axis, place), place)
+
+        return parallel_grid(extents_of(self.nest.spatial), result, self.machine, parallel=plan.threads)
 
     def _values(self, values: Sequence[Expr]) -> dict[Var, Expr]:
         return {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}

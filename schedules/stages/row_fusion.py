@@ -181,7 +181,7 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
         shape = [shape_of(buffer)[k] for k in kept] or [1]
         buffers.append((buffer, kept, tirx.decl_buffer(shape, str(buffer.dtype), f"{buffer.name}_row", layout=None)))
     plans = [
-        plan_stage(_row_of(stage, number, shared, buffers), machine, parallel=False)
+        plan_stage(_row_of(stage, number, shared, buffers), machine, threads=False)
         for number, stage in enumerate(stages)
     ]
     small = tuple(each for _, _, each in buffers)

@@ -24,6 +24,7 @@ from schedules.ir.stages import Kernel, Opaque, Stage
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
+from schedules.stages.partial_reductions import partial_reduction
 from schedules.stages.plan import Form, StagePlan, plan_stage
 from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
 from schedules.stages.trace import Traces, digest, traced_function
@@ -88,8 +89,16 @@ def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> Ker
         rows = plan_rows(simple, needed, machine)
         if rows is not None:
             return KernelPlan((rows,), ())
-    statements = tuple(plan_stage(stage, machine) if isinstance(stage, Stage) else stage for stage in stages)
-    return KernelPlan(statements, needed)
+    statements: list[RowsPlan | StagePlan | Opaque] = []
+    for stage in stages:
+        if isinstance(stage, Opaque):
+            statements.append(stage)
+            continue
+        plan = plan_stage(stage, machine)
+        divided = partial_reduction(stage, plan, machine)
+        statements += [plan] if divided is None else divided.steps
+        needed += () if divided is None else (divided.partial,)
+    return KernelPlan(tuple(statements), needed)
 
 
 def _is_touched(buffer: Buffer, stages: list[Stage | Opaque]) -> bool:
