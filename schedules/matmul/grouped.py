@@ -142,6 +142,8 @@ def _is_weight(load: Expr) -> bool:
 class GroupedWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
+    cuts_depth: ClassVar[bool] = False
+
     def _tile(
         self,
         batch: Batch,

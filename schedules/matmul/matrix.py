@@ -154,6 +154,8 @@ def _cycles(rows: int, machine: Machine) -> float:
 class _Writer(MatmulWriter):
     """Tiles whose sums are 2 x 2 until they are done. They begin at even rows."""
 
+    cuts_depth: ClassVar[bool] = False
+
     def __init__(self, form: MatmulForm, fused: FusedKernel, machine: Machine, *, rows: int, signed: bool) -> None:
         super().__init__(form, fused, machine, rows=rows, vectors=1, pack=False)
         self.multiply = MATRIX_S8S8 if signed else MATRIX_U8S8

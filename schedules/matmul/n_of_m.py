@@ -124,6 +124,8 @@ def parts_of(kernel: Kernel) -> Parts | None:
 class NOfMWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
+    cuts_depth: ClassVar[bool] = False
+
     def _multiplications(self) -> Index:
         slots = int(shape_of(self.parts.values)[1])
         return self.form.rows.extent * self.form.columns * slots

@@ -7,6 +7,7 @@ compiling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,12 +16,12 @@ from schedules.codegen.nest import lanes_of
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.rounding import narrowed
-from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_form
+from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -99,16 +100,9 @@ class RowsFirstWriter(MatmulWriter):
             return self.machine.cores > 1
         return super()._threads()
 
-    def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
-        if isinstance(tiles, int):
-            return super()._row_chunks(tiles, panels)
+    def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
         # As many chunks for each core as for any other, or one core would compute while others wait.
-        cores = self.machine.cores
-        most = index(cores * _MOST_TILES)
-        chunks = tirx.FloorDiv(tiles + (most - index(1)), most) * index(cores)
-        each = tirx.FloorDiv(tiles + (chunks - index(1)), tirx.Max(chunks, index(1)))
-        each = self._named("chunk_tiles", tirx.Max(each, index(1)))
-        return tirx.Max(tirx.FloorDiv(tiles + (each - index(1)), each), index(1)), each
+        return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, most=_MOST_TILES))
 
 
 def parts_of(stage: Stage) -> Parts | None:

@@ -109,6 +109,8 @@ def parts_of(kernel: Kernel) -> Parts | None:
 class SparseWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
+    cuts_depth: ClassVar[bool] = False
+
     def _multiplications(self) -> Index:
         return self.form.rows.extent * (self.parts.blocks * self.form.width)
 

@@ -1,13 +1,14 @@
 """Code for a matrix product: a register tile that holds `rows x columns` sums while it walks along the depth.
 
-Threads share the panels of B (and chunks of rows when panels are few). Where B is not stored in panels, each task packs
-its panel first, unless there are too few rows to pay for that.
+Threads share the panels of B, chunks of rows, and parts of the depth when both are few (see `product_cut`). Where B is
+not stored in panels, each task packs its panel first, unless there are too few rows to pay for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import (
@@ -19,41 +20,95 @@ from schedules.codegen.nest import (
     parallel_grid,
     prefetch,
     repeat,
+    repeat_symbolic,
     sequence,
     store,
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, pieces
-from schedules.ir.expression import index, map_loads
+from schedules.ir.expression import buffers_loaded, index, map_loads, uses
 from schedules.ir.inline import operations
+from schedules.ir.stages import product
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.row_chunks import falling_halves, row_chunks, tiles_of_chunk
+from schedules.matmul.product_cut import (
+    Product,
+    ProductCut,
+    cut_product,
+    falling_halves,
+    row_chunks_at_run_time,
+    tiles_of_chunk,
+)
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, PrimFunc
 
 Batch = Mapping[Any, Expr]
-# Row tiles, rows that are left, chunks, and row tiles of a chunk.
-_Plan = tuple["Index", "Index", "Index", "Index"]
+# Row tiles, rows that are left, and how they are cut.
+_Plan = tuple["Index", "Index", ProductCut]
 # B at (depth, column counted from the start of the panel).
 PanelLoad = Callable[[Expr, Expr], Expr]
 
+_TYPICAL_DEPTH = 512  # where it is symbolic
+_PACKING_CYCLES = 4  # of a vector of a panel
 # An epilogue more expensive than this is written once as a loop instead of once per register.
 _UNROLLED_EPILOGUE = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A part of the sum: `depth` terms from `start` on, added to what `waiting` holds from `row` on."""
+    """A part of the sum: `depth` terms from `start` on, added to what `waiting` holds from `row` on; to zeros with
+    `first`. The result goes there as well, or is finished with `last`."""
 
     start: Expr
-    depth: int
+    depth: Index
     waiting: Expr
     row: Expr
     last: bool
+    first: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PartialSums:
+    """Sums of `parts` parts of the depth: (batch, panels, parts, rows) rows of a panel's columns."""
+
+    sums: Expr
+    batch: tuple[int, ...]
+    panels: int
+    parts: int
+    rows: int
+    depth: int
+
+    @classmethod
+    def of(
+        cls, batch: Sequence[int], panels: int, parts: int, rows: int, panel: tuple[int, int], dtype: str
+    ) -> PartialSums:
+        """With `panel`: the depth and columns of one."""
+        places = math.prod(batch) * panels * parts * rows
+        sums = tirx.decl_buffer([places, panel[1]], dtype, "partial", layout=None)
+        return cls(sums, tuple(batch), panels, parts, rows, panel[0])
+
+    @property
+    def allocation(self) -> Stmt:
+        return tirx.AllocBuffer(self.sums)
+
+    def block(self, batch: Sequence[Expr], panel: Expr, part: Expr, depth: int) -> Block:
+        """The part of that number, of `depth` steps; `row` is where its first row lies."""
+        place: Expr = index(0)
+        for at, extent in zip((*batch, panel, part), (*self.batch, self.panels, self.parts), strict=True):
+            place = place * extent + at
+        start = part * depth
+        length: Index = depth
+        if depth and self.depth % depth:
+            length = tirx.Min(index(depth), self.depth - start)
+        return Block(start, length, self.sums, place * self.rows, last=False, first=True)
+
+
+def _from_row(block: Block | None, row: Expr) -> Block | None:
+    """The block of a tile that begins at a row."""
+    return None if block is None else replace(block, row=block.row + row)
 
 
 class MatmulWriter:
@@ -67,6 +122,8 @@ class MatmulWriter:
     """
 
     rows_first: ClassVar[bool] = False
+    cuts_depth: ClassVar[bool] = True
+    """Whether `_tile` sums the part of the depth that it is given."""
 
     def __init__(
         self,
@@ -118,9 +175,9 @@ class MatmulWriter:
         panels = whole + bool(rest)
         panel = self.panel
 
-        def body(batch: Batch, at: Expr, rows: Callable[..., Stmt]) -> Stmt:
-            full = rows(batch, at * panel, panel) if whole else None
-            short = rows(batch, index(whole * panel), rest) if rest else None
+        def body(at: Expr, columns: Callable[[Expr, int], Stmt]) -> Stmt:
+            full = columns(at * panel, panel) if whole else None
+            short = columns(index(whole * panel), rest) if rest else None
             if full is None or short is None:
                 return full if short is None else short
             return tirx.IfThenElse(at < whole, full, short)
@@ -135,37 +192,77 @@ class MatmulWriter:
             count = tirx.FloorDiv(columns - done, index(width))
             first = done
 
-            def body(
-                batch: Batch, at: Expr, rows: Callable[..., Stmt], width: int = width, first: Expr = first
-            ) -> Stmt:
-                return rows(batch, first + at * width, width)
+            def body(at: Expr, columns: Callable[[Expr, int], Stmt], width: int = width, first: Expr = first) -> Stmt:
+                return columns(first + at * width, width)
 
             parts.append(self._parallel(count, body))
             done = done + count * width
         return sequence(parts)
 
-    def _parallel(self, panels: Index, body: Callable[[Batch, Expr, Callable[..., Stmt]], Stmt]) -> Stmt:
-        """Loops over batch, panels and chunks of rows; `body` writes a task with the function it is given."""
+    def _parallel(self, panels: Index, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
+        """Loops over batch, panels, chunks of rows and parts of the depth; `body` writes a panel with the function of
+        its first column and width that it is given."""
         batch_axes = self.form.batch
         tiles, rest = self._row_tiles()
-        chunks, per_chunk = self._row_chunks(tiles, panels)
+        found = self._cut(tiles, panels)
+        parts = -(-self.form.depth.extent // found.depth) if found.depth else 1
+        partial = self._partial(parts, panels) if parts > 1 else None
         extents = [Extent(axis.name, axis.extent) for axis in batch_axes]
-        inner = [Extent("panel", panels), Extent("chunk", chunks)]
-        extents += inner[::-1] if self.rows_first else inner
+        inner = [Extent("panel", panels), Extent("chunk", found.chunks)]
+        extents += [*(inner[::-1] if self.rows_first else inner), Extent("part", parts)]
         kept = [each for each in extents if each.extent != 1]
 
         def task(values: list[Expr]) -> Stmt:
-            found = iter(values)
-            at = [index(0) if each.extent == 1 else next(found) for each in extents]
-            batch = {axis.var: value for axis, value in zip(batch_axes, at, strict=False)}
-            panel, chunk = (at[-1], at[-2]) if self.rows_first else (at[-2], at[-1])
+            values = list(values)
+            *lead, second, third, part = (index(0) if each.extent == 1 else values.pop(0) for each in extents)
+            batch = {axis.var: value for axis, value in zip(batch_axes, lead, strict=True)}
+            panel, chunk = (third, second) if self.rows_first else (second, third)
+            block = None if partial is None else partial.block(lead, panel, part, found.depth)
 
-            def rows(batch: Batch, column: Expr, width: int) -> Stmt:
-                return self._rows(batch, column, width, chunk, (tiles, rest, chunks, per_chunk))
+            def columns(column: Expr, width: int) -> Stmt:
+                return self._rows(batch, column, width, chunk, (tiles, rest, found), block)
 
-            return body(batch, panel, rows)
+            return body(panel, columns)
 
-        return parallel_grid(kept, task, self.machine, parallel=self._threads())
+        tasks = parallel_grid(kept, task, self.machine, parallel=self._threads())
+        return tasks if partial is None else sequence(partial.allocation, tasks, self._joined(partial, body))
+
+    def _partial(self, parts: int, panels: int) -> PartialSums:
+        batch = [axis.extent for axis in self.form.batch]
+        rows, depth = self.form.rows.extent, self.form.depth.extent
+        return PartialSums.of(batch, panels, parts, rows, (depth, self.panel), self.dtype)
+
+    def _joined(self, partial: PartialSums, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
+        """The sums of all parts, added in their order and finished."""
+        axes = self.form.batch
+        extents = [*(Extent(axis.name, axis.extent) for axis in axes), Extent("panel", partial.panels)]
+        extents.append(Extent("row", partial.rows))
+        kept = [each for each in extents if each.extent != 1]
+
+        def row_of_panel(values: list[Expr]) -> Stmt:
+            values = list(values)
+            *lead, panel, row = (index(0) if each.extent == 1 else values.pop(0) for each in extents)
+            batch = {axis.var: value for axis, value in zip(axes, lead, strict=True)}
+
+            def columns(column: Expr, width: int) -> Stmt:
+                tile = RegisterTile(1, width, self.lanes, self.dtype)
+
+                def add(part: Expr) -> Stmt:
+                    sums = partial.block(lead, panel, part, 0)
+                    return sequence(
+                        tile.stores(
+                            lambda i, place, lane: tile.sum(i, place) + load(sums.waiting, sums.row + row, lane)
+                        )
+                    )
+
+                begin = tile.stores(lambda i, place, lane: self.form.start_at(batch, row, column + lane))
+                end = self._finish(tile, batch, row, 1, column, width)
+                return sequence(*tile.allocations, *begin, repeat_symbolic("part", partial.parts, add), *end)
+
+            return body(panel, columns)
+
+        amount = partial.parts * partial.panels * partial.rows * self.panel * (product(a.extent for a in axes) or 1)
+        return parallel_grid(kept, row_of_panel, self.machine, parallel=pays_off(amount, self.machine))
 
     def _threads(self) -> bool | Expr:
         if self._weight_bytes() >= self.machine.l2_bytes // 2:  # which a row alone waits for
@@ -193,19 +290,50 @@ class MatmulWriter:
         tiles = self._named("row_tiles", tirx.FloorDiv(rows, index(self.tile_rows)))
         return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
-    def _row_chunks(self, tiles: Expr, panels: Index) -> tuple[Index, Index]:
-        """(chunks of rows, row tiles of a chunk): as few as give every core enough tasks."""
-        batch = [axis.extent for axis in self.form.batch]
-        return row_chunks(tiles, [panels, *batch], self.machine.cores)
+    def _cut(self, tiles: Expr, panels: Index) -> ProductCut:
+        """How rows, and the depth, are cut."""
+        form = self.form
+        batch = [axis.extent for axis in form.batch]
+        sizes = (*batch, panels, self._rows_count, form.columns)
+        if not all(isinstance(each, int) for each in sizes):
+            return self._cut_at_run_time(tiles, [panels, *batch])
+        depth = form.depth.extent if isinstance(form.depth.extent, int) else _TYPICAL_DEPTH
+        vectors = -(-self.panel // self.lanes)
+        operands = [
+            max(dtype_bits(str(load.source.dtype)) // 8 for load in buffers_loaded(each)) for each in (form.a, form.b)
+        ]
+        moved = [uses(form.b_value, axis.var) for axis in form.batch]
+        return cut_product(
+            Product(
+                batch=math.prod(batch),
+                rows=self._rows_count,
+                columns=form.columns,
+                depth=depth,
+                tile=(self.tile_rows, vectors),
+                panel=self.panel,
+                lanes=self.lanes,
+                operand_bytes=(operands[0], operands[1]),
+                repeated=float(self.pack * math.prod(batch) * depth * panels * vectors * _PACKING_CYCLES),
+                shared_weights=not any(moved),
+                cuts_depth=self.cuts_depth and not self.block and isinstance(form.depth.extent, int),
+            ),
+            self.machine,
+            rows_first=self.rows_first,
+        )
+
+    def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
+        return self._named_cut(row_chunks_at_run_time(tiles, others, self.machine.cores))
+
+    def _named_cut(self, found: tuple[Index, Index]) -> ProductCut:
+        return ProductCut(self._named("chunks", found[0]), self._named("chunk_tiles", found[1]))
 
     # One task: a panel of B and a chunk of rows.
 
-    def _rows(
-        self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: tuple[Index, Index, Index, Index]
-    ) -> Stmt:
-        tiles, rest, chunks, per_chunk = plan
-        statements, scratch = self._packed_panel(batch, column, width) if self.pack else ([], None)
-        load = self._panel_load(batch, column, scratch)
+    def _rows(self, batch: Batch, column: Expr, width: int, chunk: Expr, plan: _Plan, block: Block | None) -> Stmt:
+        tiles, rest, found = plan
+        chunks, per_chunk = found.chunks, found.per_chunk
+        statements, scratch = self._packed_panel(batch, column, width, block) if self.pack else ([], None)
+        load = self._panel_load(batch, column, scratch, index(0) if block is None else block.start)
         first = chunk * per_chunk
         parts = list(statements)
         if not isinstance(tiles, int) or tiles:
@@ -215,10 +343,11 @@ class MatmulWriter:
             else:
 
                 def tile(i: Expr) -> Stmt:
-                    return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load)
+                    row = (first + i) * self.tile_rows
+                    return self._tile(batch, row, self.tile_rows, column, width, load, _from_row(block, row))
 
                 parts.append(repeat("tile", count, tile))
-        left = self._rest_rows(batch, column, width, load, tiles, rest)
+        left = self._rest_rows(batch, column, width, load, tiles, rest, block)
         if left is not None:
             last = isinstance(chunks, int) and chunks == 1
             parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
@@ -255,10 +384,18 @@ class MatmulWriter:
         ]
 
     def _rest_rows(
-        self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Expr, rest: Expr
+        self,
+        batch: Batch,
+        column: Expr,
+        width: int,
+        load: PanelLoad,
+        tiles: Expr,
+        rest: Expr,
+        block: Block | None,
     ) -> Stmt | None:
         if isinstance(rest, int):
-            return self._tile(batch, index(tiles * self.tile_rows), rest, column, width, load) if rest else None
+            row = index(tiles * self.tile_rows)
+            return self._tile(batch, row, rest, column, width, load, _from_row(block, row)) if rest else None
         parts = []
         done = tiles * self.tile_rows
         for size in falling_halves(self.tile_rows):
@@ -273,10 +410,11 @@ class MatmulWriter:
             rest = rest - count * size
         return sequence(parts) if parts else None
 
-    def _panel_load(self, batch: Batch, column: Expr, scratch: Expr | None) -> PanelLoad:
+    def _panel_load(self, batch: Batch, column: Expr, scratch: Expr | None, start: Expr) -> PanelLoad:
+        """B in a panel; `start` is the depth from which on `scratch` holds it."""
         form = self.form
         if scratch is not None:
-            return lambda depth, lane: tirx.BufferLoad(scratch, [depth, lane])
+            return lambda depth, lane: tirx.BufferLoad(scratch, [depth - start, lane])
         if not form.width:
             return lambda depth, lane: form.b_at(batch, depth, column + lane)
         panel = tirx.FloorDiv(column, index(form.width))
@@ -287,10 +425,12 @@ class MatmulWriter:
 
         return packed
 
-    def _packed_panel(self, batch: Batch, column: Expr, width: int) -> tuple[list[Stmt], Expr]:
-        """Statements that copy a panel of B, and the copy (depth, width), converted to the sum's type."""
+    def _packed_panel(self, batch: Batch, column: Expr, width: int, block: Block | None) -> tuple[list[Stmt], Expr]:
+        """Statements that copy a panel of B, or the part of it that a task sums, and the copy (depth, width), converted
+        to the sum's type."""
         form = self.form
-        depth = form.depth.extent
+        depth = form.depth.extent if block is None else block.depth
+        start = index(0) if block is None else block.start
         scratch = tirx.decl_buffer([depth, width], self.dtype, "panel", layout=None)
 
         def row(k: Expr) -> Stmt:
@@ -298,7 +438,7 @@ class MatmulWriter:
                 return repeat(
                     "lane",
                     lanes,
-                    lambda lane: store(scratch, form.b_at(batch, k, column + (at + lane)), k, at + lane),
+                    lambda lane: store(scratch, form.b_at(batch, start + k, column + (at + lane)), k, at + lane),
                     VECTORIZED,
                 )
 
@@ -325,6 +465,8 @@ class MatmulWriter:
         def begin(i: int, lane: Expr) -> Expr:
             if block is None:
                 return form.start_at(batch, row + i, column + lane)
+            if block.first:
+                return tirx.const(0, self.dtype)
             return tirx.BufferLoad(block.waiting, [block.row + i, lane])
 
         def a(i: int, k: Expr) -> Expr:

@@ -22,6 +22,7 @@ from schedules.matmul.blocks.layout import PANEL, QUAD, STEP, BlockFormat
 from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import WriterOfParts
+from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
 from schedules.matmul.writer import Batch, Block, PanelLoad
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -67,6 +68,7 @@ class _Place:
 class BlockWriter(WriterOfParts[Parts]):
     """Writes a product: the loops of any other, and a tile of its own."""
 
+    cuts_depth: ClassVar[bool] = False
     rows_first: ClassVar[bool] = True
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
@@ -81,15 +83,14 @@ class BlockWriter(WriterOfParts[Parts]):
             return pays_off(weight, self.machine, 0)
         return super()._threads()
 
-    def _row_chunks(self, tiles: Index, panels: Index) -> tuple[Index, int]:
-        """As many rows a chunk as leave half of the second cache to the weights."""
+    def _cut(self, tiles: Index, panels: Index) -> ProductCut:
+        """As many rows a chunk at most as leave half of the second cache to the weights."""
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)
-        most = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
-        per_chunk = max(1, min(_MOST_ROWS // self.tile_rows, most))
-        if isinstance(tiles, int):
-            return max(1, -(-tiles // per_chunk)), per_chunk
-        return tirx.Max(tirx.FloorDiv(tiles + (per_chunk - 1), index(per_chunk)), index(1)), per_chunk
+        fitting = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
+        most = max(1, min(_MOST_ROWS // self.tile_rows, fitting))
+        chunks = row_chunks_at_run_time(tiles, [panels], self.machine.cores, most=most)
+        return self._named_cut(chunks)
 
     def _tile(
         self,

@@ -1,4 +1,4 @@
-"""Reductions in two steps: right for sizes that divide into no whole parts, and the same numbers for every number of cores."""
+"""Reductions in two steps: right for sizes without whole parts, and the same numbers for every number of cores."""
 
 from __future__ import annotations
 

@@ -1,0 +1,134 @@
+"""How a matrix product is cut into tasks: matrices, panels of columns, chunks of row tiles, and parts of the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from schedules.codegen.nest import expression
+from schedules.cuts import CutAxis, Work, cut, parts_at_run_time
+from schedules.ir.expression import index
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Expr, tirx
+from schedules.machine import Machine
+from schedules.matmul.tiling import tile_cost
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Index
+
+_CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
+_LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
+_MOST_JOINED = 1 << 16  # results of a product whose depth is cut
+_WORTH_JOINING = 0.85  # of the time without
+_JOIN_CYCLES = 2.0  # to write and read a vector of sums of a part
+
+
+@dataclass(frozen=True)
+class Product:
+    """What decides how a product is cut.
+
+    Attributes:
+        batch: how many products there are.
+        tile: rows and vectors of the register tile.
+        panel: columns of a panel.
+        lanes: of a vector of sums.
+        operand_bytes: of an element of A and of B.
+        repeated: cycles of what each task does for its panel whatever its rows are: packing it.
+        shared_weights: whether all products of the batch have the same B.
+        cuts_depth: whether the writer can sum parts of the depth in tasks of their own.
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    depth: int
+    tile: tuple[int, int]
+    panel: int
+    lanes: int
+    operand_bytes: tuple[int, int]
+    repeated: float
+    shared_weights: bool
+    cuts_depth: bool
+
+
+@dataclass(frozen=True)
+class ProductCut:
+    """Chunks of rows, row tiles of a chunk (the last may have fewer, and has the rows that fill no tile), and the depth
+    of a part of it; 0: all of it."""
+
+    chunks: Index
+    per_chunk: Index
+    depth: int = 0
+
+
+def cut_product(product: Product, machine: Machine, *, rows_first: bool) -> ProductCut:
+    """The cut of a product of known sizes."""
+    steps = ceil_div(product.depth, _LEAST_DEPTH)
+    results = product.batch * product.rows * product.columns
+    may_cut_depth = product.cuts_depth and steps > 1 and results <= _MOST_JOINED
+    rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
+    panels = CutAxis("panels", ceil_div(product.columns, product.panel), most=1)
+    axes = [CutAxis("batch", product.batch, most=1), *((rows, panels) if rows_first else (panels, rows))]
+    works = _works(product, results, machine)
+    found, depth = cut(axes, works, machine), 0
+    if may_cut_depth and machine.cores > 1:
+        deep = cut([*axes, CutAxis("depth", steps)], works, machine)
+        if deep.parallel and deep.cycles < _WORTH_JOINING * found.cycles:
+            found, depth = deep, deep.sizes["depth"] * _LEAST_DEPTH
+    return ProductCut(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
+
+
+def _works(product: Product, results: int, machine: Machine) -> list[Work]:
+    every = dict.fromkeys(("batch", "rows", "panels", "depth"), 0.0)
+    a_bytes, b_bytes = product.operand_bytes
+    weights = {"panels": 0.0, "depth": 0.0} | ({} if product.shared_weights else {"batch": 0.0})
+    count = 1 if product.shared_weights else product.batch
+    of_step = tile_cost(max(1, product.rows), product.columns, product.tile, machine, product.lanes)
+    vectors = results / product.lanes
+    return [
+        Work(every, cycles=product.batch * product.depth * of_step),
+        Work(weights, cycles=product.repeated, bytes=float(count * product.columns * product.depth * b_bytes)),
+        Work(
+            dict.fromkeys(("batch", "rows", "depth"), 0.0),
+            bytes=float(product.batch * product.rows * product.depth * a_bytes),
+        ),
+        Work(dict.fromkeys(("batch", "rows", "panels"), 0.0), cycles=_JOIN_CYCLES * vectors),
+    ]
+
+
+def row_chunks_at_run_time(
+    tiles: Index, others: Sequence[Index], cores: int, *, most: int = _CHUNK_TILES, again: int = 1
+) -> tuple[Index, Index]:
+    """(chunks, row tiles of a chunk) where the number of row tiles is known only when the kernel runs.
+
+    Args:
+        tiles: whole row tiles.
+        others: extents of the grid of tasks beside chunks; those that are not known count as 1.
+        cores: of the machine.
+        most: tiles of a chunk.
+        again: what each further chunk takes, in tiles.
+    """
+    tasks = 1
+    for extent in others:
+        tasks *= extent if isinstance(extent, int) else 1
+    if isinstance(tiles, int):
+        known = int(parts_at_run_time(max(tiles, 1), most, tasks, cores, again))
+        return known, ceil_div(max(tiles, 1), known)
+    steps = tirx.Max(tiles, index(1))
+    chunks = parts_at_run_time(steps, most, tasks, cores, again)
+    return chunks, tirx.FloorDiv(steps + (chunks - index(1)), chunks)
+
+
+def tiles_of_chunk(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
+    """How many row tiles a chunk has: the last may have fewer."""
+    if isinstance(chunks, int) and chunks == 1:
+        return tiles
+    if all(isinstance(each, int) for each in (tiles, per_chunk, chunks)) and tiles == per_chunk * chunks:
+        return per_chunk
+    return tirx.Min(expression(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
+
+
+def falling_halves(size: int) -> Sequence[int]:
+    """Powers of two below `size`, falling: what is left of rows is done in these."""
+    return [1 << bit for bit in reversed(range((size - 1).bit_length()))]
