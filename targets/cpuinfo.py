@@ -5,6 +5,7 @@ Features are named as LLVM names them. TVM is not imported: the runtime on a dev
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -25,6 +26,7 @@ _LLVM_NAMES = {
     "lahf_lm": "sahf",
     "rdrand": "rdrnd",
     "avx_vnni": "avxvnni",
+    "avx_vnni_int8": "avxvnniint8",
     "avx512vbmi": "avx512vbmi",
     "asimd": "neon",
     "asimddp": "dotprod",
@@ -87,12 +89,39 @@ def _llvm_name(flag: str) -> str:
 
 
 @cache
-def features() -> frozenset[str]:
-    """The features of this machine; empty where the system does not say (then nothing may be assumed)."""
+def reported_features() -> frozenset[str]:
+    """The features that the system lists; empty where it does not say."""
     try:
         return parse_features(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return frozenset()
+
+
+@cache
+def features() -> frozenset[str]:
+    """The features of this machine that this process may use; empty where the system does not say (then nothing may be
+    assumed)."""
+    found = reported_features()
+    return found if not found >= _TILES or allows_tiles() else frozenset(each for each in found if not _of_tiles(each))
+
+
+_TILES = frozenset({"amx-tile"})
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # Linux's asm/prctl.h and asm/fpu/types.h, x86-64
+
+
+@cache
+def allows_tiles() -> bool:
+    """Asks Linux to let this process use AMX's tile registers, which it grants to all of its threads; whether it does.
+
+    Containers, gVisor and kernels before 5.16 may refuse.
+    """
+    if architecture() != "x86_64" or platform.system() != "Linux":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0
+
+
+def _of_tiles(feature: str) -> bool:
+    return feature.startswith("amx")
 
 
 def supports(feature: str) -> bool:
@@ -116,7 +145,8 @@ def _known_names() -> frozenset[str]:
         *(_llvm_name(flag) for flag in flags),
         *(_MORE_NAMES[flag] for flag in flags if flag in _MORE_NAMES),
     }
-    return frozenset(normalized(name) for name in names)
+    allowed = not any(map(_of_tiles, names)) or allows_tiles()
+    return frozenset(normalized(name) for name in names if allowed or not _of_tiles(name))
 
 
 @cache

@@ -10,7 +10,7 @@ from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.nan_tests import vector_nan_tests
 from schedules.instructions.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
-from schedules.instructions.products import table
+from schedules.instructions.products import amx, table
 from schedules.instructions.rounding import rounded_int32
 from schedules.instructions.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.ir.backward_divisions import hide_backward_divisions
@@ -45,22 +45,10 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     if used:
         body = with_import(body, vector_math.definitions(used, lengths))
     texts = [family.definitions(lengths, machine) for family in _FAMILIES if not called.isdisjoint(family.OPERATORS)]
-    for text in (table.definitions(called, lengths, machine), *texts):
+    texts += [prefetch.DEFINITION] if prefetch.SYMBOL in called else []
+    for text in (table.definitions(called, lengths, machine), amx.definitions(called, machine), *texts):
         body = with_import(body, text) if text else body
-    if _holds_prefetch(body):
-        body = with_import(body, prefetch.DEFINITION)
     return function.with_body(body)
-
-
-def _holds_prefetch(root: Stmt) -> bool:
-    found = False
-
-    def visit(call: Call) -> None:
-        nonlocal found
-        found = found or prefetch.is_prefetch(call)
-
-    structural_walk(root, (tvm.ir.Call, visit))
-    return found
 
 
 def _rounded_integers(root: Stmt) -> Stmt:
@@ -76,9 +64,14 @@ def _rounded_integers(root: Stmt) -> Stmt:
 
 
 def _called(root: Stmt) -> set[str]:
-    """The names of the operators that a body calls."""
+    """The names of the operators and external functions that a body calls."""
     names: set[str] = set()
-    structural_walk(root, (tvm.ir.Call, lambda call: names.add(call_name(call))))
+
+    def visit(call: Call) -> None:
+        name = call_name(call)
+        names.add(str(call.args[0].value) if name == "tirx.call_extern" else name)
+
+    structural_walk(root, (tvm.ir.Call, visit))
     return names
 
 

@@ -82,6 +82,13 @@ class MatmulForm:
         """The element of A as the product uses it (converted to the type of the sum)."""
         return substitute(self.a_value, {**batch, **self.rows.values(row), self.depth.var: depth})
 
+    def a_element(self, batch: Mapping[Var, Expr], row: Expr) -> Expr:
+        """The first stored element of a row of A."""
+        zero = tirx.IntImm("int64", 0)
+        places = {**batch, **self.rows.values(row), self.depth.var: zero}
+        *lead, _ = (substitute(each, places) for each in self.a.indices)
+        return tirx.BufferLoad(self.a.source, [*lead, zero])
+
     @property
     def has_rows_of_floats(self) -> bool:
         """Whether both operands are float32 as they are loaded, and the elements of a row of A follow each other."""

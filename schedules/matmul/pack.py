@@ -31,12 +31,14 @@ def pack_panels(weight: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(depth, panels, width).transpose(1, 0, 2))
 
 
-def pack_words(weight: np.ndarray, width: int, group: int) -> NDArray[np.int32]:
-    """A (depth, columns) weight as int32 (panels, ceil(depth / group), words): `group` of its rows next to each other
-    for each of a panel's `width` columns; what is beyond is 0. float32 is rounded to bfloat16; the others are int8."""
+def pack_words(weight: np.ndarray, width: int, group: int, depth_of: int = 0) -> NDArray[np.int32]:
+    """A (depth, columns) weight as int32 (panels, steps, words): `group` of its rows next to each other for each of a
+    panel's `width` columns, the depth rounded up to a multiple of `depth_of`; what is beyond is 0. float32 is rounded
+    to bfloat16; the others are int8."""
     values = bfloat16_bits(weight) if weight.dtype == np.float32 else weight
     depth, columns = values.shape
-    panels, steps = -(-columns // width), -(-depth // group)
+    block = max(group, depth_of)
+    panels, steps = -(-columns // width), -(-depth // block) * block // group
     padded = np.zeros((group * steps, panels * width), values.dtype)
     padded[:depth, :columns] = values
     groups = padded.reshape(steps, group, panels, width).transpose(2, 0, 3, 1)

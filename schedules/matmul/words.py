@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.annotations import KIND
 from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat
 from schedules.codegen.parallel import pays_off, work
+from schedules.codegen.tile_sums import with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.instructions.products.amx import STEPS, WIDTHS
 from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, Operation
+from schedules.instructions.products.table import tile_product
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import substitute
 from schedules.ir.reduction import COMBINERS, Reduction
@@ -22,7 +25,7 @@ from schedules.ir.stages import Axis, Kernel, Stage, dtype_of, shape_of
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import Group, MatmulForm
-from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
+from schedules.matmul.tiling import TILE_ROWS, MatmulWorkload, best_tile, block_rows, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
@@ -31,6 +34,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
+    from schedules.instructions.products.product import Product
     from schedules.ir.tvm_types import PrimFunc, Stmt, Tensor, Var
 
 KINDS = {DOT_BF16: "matmul-bf16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
@@ -105,6 +109,8 @@ class MatmulBf16(CpuRule[MatmulWorkload]):
         return None if parts is None else workload_of(parts, self.operation.total, self.operation.b)
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
+        if self._tiles(workload.width, workload.depth, machine) is not None:
+            return ConfigSpace({"rows": TILE_ROWS})
         vectors = max(1, workload.width // machine.lanes("float32"))
         rows = tuple(
             sorted({row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)})
@@ -112,20 +118,27 @@ class MatmulBf16(CpuRule[MatmulWorkload]):
         return ConfigSpace({"rows": rows})
 
     def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
+        if self._tiles(workload.width, workload.depth, machine) is not None:
+            return Config.of(rows=block_rows(workload.rows))
         return Config.of(rows=best_tile(workload, machine)[0])
+
+    def _tiles(self, width: int, steps: int, machine: Machine) -> Product | None:
+        """The instruction that sums in tiles, where the machine has one and weights are packed for it."""
+        return tile_product(machine, self.operation) if width in WIDTHS and steps % STEPS == 0 else None
 
     def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
         parts = parts_of(kernel, KINDS[self.operation])
         if parts is None:
             raise NotScheduledError("stages of the product are missing")
         fused = FusedKernel(kernel, [parts.words, parts.product])
+        tiles = self._tiles(workload.width, workload.depth, machine)
+        rows, words = config.integer("rows"), parts.form.a.source
         writer = MatmulWriter(
-            parts.form, fused, machine, rows=config.integer("rows"), vectors=1, pack=False, combine=self.operation
+            parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=self.operation, tiles=tiles
         )
-        body = sequence(
-            [tirx.AllocBuffer(parts.form.a.source), _words(parts, self.operation, machine), writer.statement()]
-        )
-        return fused.function(body, machine)
+        code = sequence(_words(parts, self.operation, machine), writer.statement())
+        room = words if tiles is None else with_room(words)
+        return fused.function(sequence(tirx.AllocBuffer(room), substitute(code, {words: room})), machine)
 
 
 class MatmulInt8(MatmulBf16):
@@ -205,7 +218,11 @@ def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lane
     whole, rest = divmod(shape_of(data)[-1] // group, lanes)
     statements = [repeat("run", whole, lambda run: copied(run * lanes, lanes))]
     statements += [copied(tirx.IntImm("int64", whole * lanes), rest)] if rest else []
-    return sequence(statements)
+    first, behind = whole * lanes + rest, shape_of(words)[-1] - whole * lanes - rest
+    zero = splat(0, "int32", behind) if behind else None
+    return sequence(
+        statements, None if zero is None else tirx.BufferStore(words, zero, [*outer, lanes_of(first, behind)])
+    )
 
 
 def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:

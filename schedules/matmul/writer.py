@@ -26,9 +26,11 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, pieces
+from schedules.codegen.tile_sums import Taps, block_sums
+from schedules.instructions.products.amx import ROW_BYTES
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
 from schedules.ir.inline import operations
-from schedules.ir.stages import product
+from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
@@ -43,7 +45,8 @@ from schedules.matmul.product_cut import (
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc
+    from schedules.instructions.products.product import Product as Instruction
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc
 
 Batch = Mapping[Any, Expr]
 # Row tiles, rows that are left, and how they are cut.
@@ -114,7 +117,8 @@ def _from_row(block: Block | None, row: Expr) -> Block | None:
 class MatmulWriter:
     """Writes one product.
 
-    `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first, `depth` cuts the sum into
+    With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
+    Else `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first, `depth` cuts the sum into
     blocks of that length whose part of B stays in the second cache (0: one block).
 
     Tasks are ordered by panels, or by chunks of rows where `rows_first`: then a thread computes the same rows as in
@@ -136,12 +140,14 @@ class MatmulWriter:
         pack: bool,
         depth: int = 0,
         combine: Callable[[Expr, Expr, Expr], Expr] | None = None,
+        tiles: Instruction | None = None,
     ) -> None:
         self.form = form
         self.fused = fused
         self.machine = machine
         self.lanes = machine.lanes(form.reduction.dtype)
         self.tile_rows = rows
+        self.tiles = tiles
         self.panel = form.width or vectors * self.lanes
         self.pack = pack and not form.width
         self.dtype = form.reduction.dtype
@@ -280,7 +286,7 @@ class MatmulWriter:
         extents = [*(axis.extent for axis in self.form.batch), self._rows_count, self.form.columns]
         for extent in (*extents, self.form.depth.extent):
             amount = amount * extent
-        return amount
+        return amount if self.tiles is None else amount // int(self.tiles.rate_on(self.machine))
 
     def _row_tiles(self) -> tuple[Index, Index]:
         """(whole row tiles, rows left over)."""
@@ -315,7 +321,10 @@ class MatmulWriter:
                 operand_bytes=(operands[0], operands[1]),
                 repeated=float(self.pack * math.prod(batch) * depth * panels * vectors * _PACKING_CYCLES),
                 shared_weights=not any(moved),
-                cuts_depth=self.cuts_depth and not self.block and isinstance(form.depth.extent, int),
+                cuts_depth=self.cuts_depth
+                and self.tiles is None
+                and not self.block
+                and isinstance(form.depth.extent, int),
             ),
             self.machine,
             rows_first=self.rows_first,
@@ -396,6 +405,9 @@ class MatmulWriter:
         if isinstance(rest, int):
             row = index(tiles * self.tile_rows)
             return self._tile(batch, row, rest, column, width, load, _from_row(block, row)) if rest else None
+        if self.tiles is not None:
+            left = self._tile(batch, tiles * self.tile_rows, rest, column, width, load)
+            return tirx.IfThenElse(rest > 0, left, None)
         parts = []
         done = tiles * self.tile_rows
         for size in falling_halves(self.tile_rows):
@@ -459,6 +471,8 @@ class MatmulWriter:
         block: Block | None = None,
     ) -> Stmt:
         form = self.form
+        if self.tiles is not None:
+            return self._tile_in_memory(self.tiles, batch, row, rows, column, width)
         tile = RegisterTile(rows, width, self.lanes, self.dtype, self.combine)
         first = index(0) if block is None else block.start
 
@@ -505,12 +519,33 @@ class MatmulWriter:
         if not expensive and cheap <= _UNROLLED_EPILOGUE:
             return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
         copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
-
-        def vector(i: Expr, at: Expr, lanes: int) -> Stmt:
-            return repeat("lane", lanes, lambda lane: result(load(copy, i, at + lane), i, at + lane), VECTORIZED)
-
         copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
-        return [tirx.AllocBuffer(copy), *copies, repeat("i", rows, lambda i: self._row_of(i, width, vector))]
+        return [tirx.AllocBuffer(copy), *copies, self._finish_rows(copy, batch, row, rows, column, width)]
+
+    def _finish_rows(self, sums: Buffer, batch: Batch, row: Expr, rows: Index, column: Expr, width: int) -> Stmt:
+        """The epilogue on sums in memory."""
+
+        def vector(i: Expr, at: Index, lanes: int) -> Stmt:
+            def element(lane: Expr) -> Stmt:
+                return self.fused.finish(
+                    load(sums, i, at + lane), self.form.c_indices(batch, row + i, column + at + lane)
+                )
+
+            return repeat("lane", lanes, element, VECTORIZED)
+
+        return repeat("i", rows, lambda i: self._row_of(i, width, vector))
+
+    def _tile_in_memory(
+        self, instruction: Instruction, batch: Batch, row: Expr, rows: Index, column: Expr, width: int
+    ) -> Stmt:
+        """A block of rows by an instruction that sums in tiles: its sums are left in memory."""
+        sums = tirx.decl_buffer([self.tile_rows, self.panel], self.dtype, "tile", layout=None)
+        data = self.form.a.source
+        depth = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8
+        weights = tirx.BufferLoad(self.form.b.source, [tirx.FloorDiv(column, index(self.panel)), index(0), index(0)])
+        taps = Taps.run(depth // ROW_BYTES)
+        block = block_sums(instruction, lambda i: self.form.a_element(batch, row + i), depth, taps, weights, sums, rows)
+        return sequence(tirx.AllocBuffer(sums), block, self._finish_rows(sums, batch, row, rows, column, width))
 
     def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
         whole, rest = divmod(width, self.lanes)

@@ -7,7 +7,7 @@ the vendor states, some 0.7 of their peak.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,9 +22,8 @@ from targets.target import Target
 _PRESETS_FILE = Path(__file__).with_name("x86_presets.json")
 _TRIPLE = "x86_64-unknown-linux-gnu"
 
-# Features that the code generator picks instructions from; others (sha, rdseed, AMX tiles, ...)
-# never appear in kernels unasked.
-_CODEGEN_PREFIXES = ("sse", "ssse", "avx", "bmi")
+# Features that the code generator picks instructions from; others (sha, rdseed, ...) never appear in kernels unasked.
+_CODEGEN_PREFIXES = ("sse", "ssse", "avx", "amx", "bmi")
 _CODEGEN_FEATURES = frozenset({"fma", "f16c", "lzcnt", "movbe", "popcnt", "gfni", "cx16", "vpclmulqdq"})
 
 
@@ -68,15 +67,22 @@ def level_features(level: str) -> frozenset[str]:
 
 def _preset(name: str, cores: int | None) -> Target:
     entry = _preset_data()["processors"][name]
-    features = level_features(entry["level"]) | frozenset(entry.get("features", ()))
+    features = _features_of(entry)
+    simulated = _preset_data()["processors"][entry["simulates"]] if "simulates" in entry else None
+    described = entry if simulated is None else simulated
     machine = Machine(
         architecture="x86_64",
         cores=cores or cpuinfo.usable_cores(),
-        features=features,
-        **_vector_unit(features),
-        **entry["machine"],
+        features=_features_of(described),
+        executed_features=None if simulated is None else features,
+        **_vector_unit(_features_of(described)),
+        **described["machine"],
     )
     return X86Target(name, entry["description"], machine, entry["mcpu"], tuple(sorted(features)))
+
+
+def _features_of(entry: Mapping[str, Any]) -> frozenset[str]:
+    return level_features(entry["level"]) | frozenset(entry.get("features", ()))
 
 
 def _vector_unit(features: frozenset[str]) -> dict[str, Any]:
@@ -86,17 +92,24 @@ def _vector_unit(features: frozenset[str]) -> dict[str, Any]:
 
 
 def _known(mcpu: str, features: frozenset[str]) -> dict[str, Any]:
-    """What a preset of the same model knows and the system does not report: the memory bandwidth, and where its vectors
-    are as wide as here, its multiply-add units.
+    """What a preset knows and the system does not report: the memory bandwidth, and where its vectors are as wide as
+    here, its multiply-add units and the rates of its instructions.
 
+    It is the preset of the same model or, where the processor has features that LLVM's model lacks (virtual machines
+    report models that they are not), the one with the most features of those that are all here.
     Memory is not measured when compiling: a machine that others use too would get another module each time.
     """
-    for entry in _preset_data()["processors"].values():
-        if entry["mcpu"] == mcpu:
-            as_wide = _vector_unit(level_features(entry["level"])) == _vector_unit(features)
-            names = ("memory_rate", *(("fma_ports", "fma_latency") if as_wide else ()))
-            return {name: entry["machine"][name] for name in names}
-    return {}
+    entries = [each for each in _preset_data()["processors"].values() if "simulates" not in each]
+    if features <= llvm_features(mcpu):
+        found = next((each for each in entries if each["mcpu"] == mcpu), None)
+    else:
+        fitting = [each for each in entries if _features_of(each) <= features]
+        found = max(fitting, key=lambda each: len(_features_of(each)), default=None)
+    if found is None:
+        return {}
+    as_wide = _vector_unit(_features_of(found)) == _vector_unit(features)
+    names = ("memory_rate", *(("fma_ports", "fma_latency", "rates") if as_wide else ()))
+    return {name: found["machine"][name] for name in names if name in found["machine"]}
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
@@ -129,7 +142,9 @@ def host(cores: int | None = None) -> Target:
         **_known(mcpu, features),
     )
     count = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
-    description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {count}"
+    refused = "amx-tile" in cpuinfo.reported_features() and "amx-tile" not in features
+    note = "; the system does not permit AMX, which the processor has" if refused else ""
+    description = f"this machine: {cpuinfo.model_name()} ({mcpu}), {count}{note}"
     return X86Target("host", description, machine, mcpu, tuple(sorted(features)), _corrections(mcpu, features))
 
 

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__linux__)
 #include <sys/auxv.h>
 #include <sys/syscall.h>
@@ -74,9 +78,11 @@ constexpr Feature kFeatures[] = {
     {"avx512fp16", 7, 0, kEdx, 23, kZmm},
     {"amx-tile", 7, 0, kEdx, 24, kTiles},
     {"amx-int8", 7, 0, kEdx, 25, kTiles},
+    {"amx-fp16", 7, 1, kEax, 21, kTiles},
     {"avxvnni", 7, 1, kEax, 4, kYmm},
     {"avx512bf16", 7, 1, kEax, 5, kZmm},
     {"avxifma", 7, 1, kEax, 23, kYmm},
+    {"avxvnniint8", 7, 1, kEdx, 4, kYmm},
     {"sahf", 0x80000001, 0, kEcx, 0, kNothing},
     {"lzcnt", 0x80000001, 0, kEcx, 5, kNothing},
     {"sse4a", 0x80000001, 0, kEcx, 6, kNothing},
@@ -92,10 +98,22 @@ uint64_t SavedRegisters() {
   return uint64_t{edx} << 32 | eax;
 }
 
+// Whether the system lets this process use the tile registers: Linux grants them to all threads when asked.
+bool AllowsTiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return allowed;
+#else
+  return false;
+#endif
+}
+
 bool Has(const Feature& feature) {
   uint32_t found[4];
   if (!__get_cpuid_count(feature.leaf, feature.subleaf, &found[kEax], &found[kEbx], &found[kEcx], &found[kEdx])) return false;
-  return found[feature.place] >> feature.bit & 1 && (SavedRegisters() & feature.saved) == feature.saved;
+  if (!(found[feature.place] >> feature.bit & 1) || (SavedRegisters() & feature.saved) != feature.saved) return false;
+  return feature.saved != kTiles || AllowsTiles();
 }
 
 #elif defined(__aarch64__) || defined(__arm__)

@@ -13,10 +13,10 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout.packer import pack_all
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.matching import array_of, as_constant, shape_of
+from compiler.passes.rewriting.matching import Array, array_of, as_constant, shape_of
 from compiler.passes.schedule.half_storage import exact_half
-from schedules.instructions.products.operation import DOT_BF16
-from schedules.instructions.products.table import operation_of
+from schedules.instructions.products.operation import DOT_BF16, Operation
+from schedules.instructions.products.table import operation_of, tile_product
 from schedules.machine import Machine
 from schedules.matmul.matrix import MATRICES, matmul_matrix
 from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
@@ -88,7 +88,7 @@ class _Packer(PyExprMutator):
         key, dtype = (weight, width), str(data.ty.dtype)
         operation = operation_of(self.machine, dtype, "int8")
         if key not in self._packed:
-            self._packed[key] = as_constant(pack_words(array_of(weight), width, operation.group))
+            self._packed[key] = as_constant(self._words(array_of(weight), width, operation))
         product = self.builder_.call_te(
             matmul_matrix if operation in MATRICES else partial(matmul_words, operation=operation),
             data,
@@ -102,6 +102,11 @@ class _Packer(PyExprMutator):
             return product
         sums = array_of(weight).astype(np.int32).sum(axis=0, dtype=np.int32)
         return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -shift)))
+
+    def _words(self, values: Array, width: int, operation: Operation) -> Array:
+        """A weight for the products of a machine that compute an operation, which all read it."""
+        tiles = tile_product(self.machine, operation)
+        return pack_words(values, width, operation.group, tiles.depth if tiles is not None else 0)
 
     def _width(self, data: Expr, weight: Expr, call: Call) -> int:
         """The columns of a panel, 0 when the call is left alone."""
@@ -130,6 +135,6 @@ class _Packer(PyExprMutator):
             half = exact_half(values) if few and not self.bf16 else None
             read = half if half is not None and half.dtype == np.float16 else values
             self._packed[key] = as_constant(
-                pack_words(values, width, DOT_BF16.group) if self.bf16 else pack_panels(read, width)
+                self._words(values, width, DOT_BF16) if self.bf16 else pack_panels(read, width)
             )
         return self._packed[key]

@@ -62,7 +62,6 @@ PRODUCTS = (
             lambda _, name=name: _direct(name),  # type: ignore[misc]
             lambda _, name=name: _declared(name),  # type: ignore[misc]
             rows=2,
-            columns=2,
             depth=8,
         )
         for name, operation in (("usmmla", MATRIX_U8S8), ("smmla", MATRIX_S8S8))

@@ -6,7 +6,7 @@ IR, which runs on any processor and is what tests compare instructions with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from schedules.instructions.llvm_functions import PREFIX, register_operator, symbol, vector
@@ -51,8 +51,7 @@ class Operation:
         """The sum of products of two words as arithmetic."""
         if self.total == "float32":
             return _half(a, 0) * _half(b, 0) + _half(a, 1) * _half(b, 1)
-        left = [_signed_byte(a, at) if self.a == "int8" else (a >> 8 * at) & 0xFF for at in range(4)]
-        first, second, third, fourth = (each * _signed_byte(b, at) for at, each in enumerate(left))
+        first, second, third, fourth = (_byte(a, at, self.a) * _byte(b, at, self.b) for at in range(4))
         return first + second + third + fourth
 
     def takes(self, a: str, b: str) -> bool:
@@ -87,8 +86,8 @@ def _half(word: Expr, at: int) -> Expr:
     return tirx.reinterpret("float32", bits)
 
 
-def _signed_byte(word: Expr, at: int) -> Expr:
-    return (word << (24 - 8 * at)) >> 24
+def _byte(word: Expr, at: int, dtype: str) -> Expr:
+    return (word << (24 - 8 * at)) >> 24 if dtype == "int8" else (word >> 8 * at) & 0xFF
 
 
 def splat(value: int, lanes: int, scalar: str = "i32") -> str:
@@ -96,26 +95,25 @@ def splat(value: int, lanes: int, scalar: str = "i32") -> str:
     return str(value) if lanes == 1 else f"splat ({scalar} {value})"
 
 
-def _plain_bytes(lanes: int, *, signed: bool) -> str:
-    """Byte after byte; `signed` says how those of %a are read."""
+def _plain_bytes(a: str, b: str) -> Body:
+    """Byte after byte of two types."""
+    return lambda lanes: _bytewise(lanes, signed={"a": a == "int8", "b": b == "int8"})
+
+
+def _bytewise(lanes: int, signed: Mapping[str, bool]) -> str:
     i = vector("i32", lanes)
     lines = []
     for byte in range(4):
         before = "%c" if byte == 0 else f"%s{byte - 1}"
         after = RESULT if byte == 3 else f"%s{byte}"
-        if signed:
+        for name, is_signed in signed.items():
+            shift, mask = (24 - 8 * byte, 24) if is_signed else (8 * byte, 255)
+            first, second = ("shl", "ashr") if is_signed else ("lshr", "and")
             lines += [
-                f"  %as{byte} = shl {i} %a, {splat(24 - 8 * byte, lanes)}",
-                f"  %ab{byte} = ashr {i} %as{byte}, {splat(24, lanes)}",
-            ]
-        else:
-            lines += [
-                f"  %as{byte} = lshr {i} %a, {splat(8 * byte, lanes)}",
-                f"  %ab{byte} = and {i} %as{byte}, {splat(255, lanes)}",
+                f"  %{name}s{byte} = {first} {i} %{name}, {splat(shift, lanes)}",
+                f"  %{name}b{byte} = {second} {i} %{name}s{byte}, {splat(mask, lanes)}",
             ]
         lines += [
-            f"  %bs{byte} = shl {i} %b, {splat(24 - 8 * byte, lanes)}",
-            f"  %bb{byte} = ashr {i} %bs{byte}, {splat(24, lanes)}",
             f"  %p{byte} = mul {i} %ab{byte}, %bb{byte}",
             f"  {after} = add {i} {before}, %p{byte}",
         ]
@@ -148,14 +146,16 @@ def _plain_bfloat16(lanes: int) -> str:
 
 
 DOT_BF16 = Operation("dot_bf16", "bfloat16", "bfloat16", "float32", 2, _plain_bfloat16)
-DOT_U8S8 = Operation("dot_u8s8", "uint8", "int8", "int32", 4, lambda lanes: _plain_bytes(lanes, signed=False))
-DOT_S8S8 = Operation("dot_s8s8", "int8", "int8", "int32", 4, lambda lanes: _plain_bytes(lanes, signed=True))
+DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8 = (
+    Operation(f"dot_{a[0]}8{b[0]}8".replace("i", "s"), a, b, "int32", 4, _plain_bytes(a, b))
+    for a, b in (("uint8", "int8"), ("int8", "int8"), ("int8", "uint8"), ("uint8", "uint8"))
+)
 DOT_WORDS = Operation("dot_words", "int16", "int16", "int32", 1, _plain_word)
 """An int32 in [-32768, 32767] by the signed 16 bits in the low half of a word, zeros above."""
 MATRIX_U8S8 = Operation("matrix_u8s8", "uint8", "int8", "int32", 8, None)
 MATRIX_S8S8 = Operation("matrix_s8s8", "int8", "int8", "int32", 8, None)
 """Four int32 of a 2 x 2 total, row after row, plus two rows `a` by two columns `b` of eight bytes each."""
-OPERATIONS = (DOT_BF16, DOT_U8S8, DOT_S8S8, DOT_WORDS, MATRIX_U8S8, MATRIX_S8S8)
+OPERATIONS = (DOT_BF16, DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8, DOT_WORDS, MATRIX_U8S8, MATRIX_S8S8)
 
 for _operation in OPERATIONS:
     register_operator(_operation.name, f"of {_operation.a} and {_operation.b}")

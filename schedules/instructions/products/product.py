@@ -24,21 +24,21 @@ class Product:
         declarations: of the intrinsics that the body calls.
         direct: it takes operands as they are stored; else they are widened or shifted first.
         pads: fewer lanes are best computed by it, filled up with zeros.
-        rows, columns, depth: of the block that one instruction multiplies, a register's lanes counting as columns.
-        sums: where sums are held.
+        rows, depth: of the block that one instruction multiplies by the columns of a register or tile; a depth of 0 is
+            a group.
+        sums: where sums are held; those in tiles are computed by `amx.block_sums`, not lane by lane.
     """
 
     name: str
     operation: Operation
     needs: tuple[frozenset[str], ...]
     rate: float
-    lanes: tuple[int, ...]
-    body: Body
+    lanes: tuple[int, ...] = ()
+    body: Body = field(default=lambda lanes: "")
     declarations: Callable[[int], list[str]] = field(default=lambda lanes: [])
     direct: bool = True
     pads: bool = False
     rows: int = 1
-    columns: int = 16
     depth: int = 0
     sums: Literal["vectors", "tiles"] = "vectors"
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Set
 from functools import cache
 
 from schedules.instructions.llvm_functions import symbol, vector
-from schedules.instructions.products import arm, x86
+from schedules.instructions.products import amx, arm, x86
 from schedules.instructions.products.operation import OPERATIONS, SCALARS, Operation
 from schedules.instructions.products.product import Product
 from schedules.instructions.products.quarters import in_quarters
 from schedules.machine import Machine
 
-PRODUCTS: tuple[Product, ...] = (*x86.PRODUCTS, *arm.PRODUCTS)
+PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)
 """Those of one operation: the one to be preferred first."""
 
 
@@ -33,7 +33,13 @@ def dot_products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
 
 def matrix_product(machine: Machine, a: str, b: str) -> Product | None:
     """The first of `products` that multiplies several rows by several columns of a register, where there is one."""
-    return next((each for each in products(machine, a, b) if each.rows > 1), None)
+    return next((each for each in products(machine, a, b) if each.rows > 1 and each.sums == "vectors"), None)
+
+
+def tile_product(machine: Machine, operation: Operation) -> Product | None:
+    """The instruction that computes an operation with sums in tiles, where the machine has one."""
+    found = (each for each in PRODUCTS if each.sums == "tiles" and each.operation is operation)
+    return next((each for each in found if _has(machine, each)), None)
 
 
 def operation_of(machine: Machine, a: str, b: str) -> Operation:
@@ -72,7 +78,11 @@ def definitions(called: Set[str], lanes: Iterable[int], machine: Machine) -> str
 def _instruction(machine: Machine, operation: Operation) -> str | None:
     """The instruction that computes an operation in generated code; None for its plain form."""
     for product in PRODUCTS:
-        if product.operation is operation and any(machine.executes(*needed) for needed in product.needs):
+        if (
+            product.operation is operation
+            and product.lanes
+            and any(machine.executes(*needed) for needed in product.needs)
+        ):
             return product.name
     return None
 

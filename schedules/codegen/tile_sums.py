@@ -1,0 +1,74 @@
+"""Sums of a block of rows by instructions whose sums stay in tiles; see `schedules.instructions.products.amx`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from schedules.codegen.nest import expression, repeat, sequence
+from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
+from schedules.instructions.products.product import Product
+from schedules.ir.expression import index
+from schedules.ir.numbers import ceil_div
+from schedules.ir.stages import shape_of
+from schedules.ir.tir import Expr, Stmt, tirx
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The 64 bytes of a row that are multiplied in turn: counts, and bytes from each to the next, outermost first."""
+
+    counts: tuple[int, int, int]
+    bytes: tuple[Index, Index, Index]
+
+    @classmethod
+    def run(cls, count: int) -> Taps:
+        """Those that follow each other in a row."""
+        return cls((1, 1, count), (0, 0, ROW_BYTES))
+
+
+def with_room(buffer: Buffer) -> Buffer:
+    """A buffer of rows (..., row) with room for as many rows behind the last one as a tile reads at most."""
+    first, *inner, row = shape_of(buffer)
+    each = 1
+    for size in inner:
+        each *= size if isinstance(size, int) else 1
+    shape = [expression(size) for size in (first + ceil_div(ROWS - 1, each), *inner, row)]
+    return tirx.decl_buffer(shape, str(buffer.dtype), str(buffer.name), layout=None)
+
+
+def block_sums(
+    product: Product, a: Callable[[Expr], Expr], pitch: Index, taps: Taps, b: Expr, sums: Buffer, rows: Index
+) -> Stmt:
+    """The statement that computes the sums of some rows by the columns of a panel.
+
+    Args:
+        a: the first element of a row; rows up to the next multiple of 16 are read. `pitch` is the bytes from one row to
+            the next.
+        b: the first element of the panel's weights.
+        sums: a buffer (rows, width) with room for a multiple of 16 rows.
+    """
+    width = int(sums.ty.shape[-1])
+
+    def block(row: Index, row_tiles: int) -> Stmt:
+        numbers: list[Index] = [pitch]
+        for count, step in zip(taps.counts, taps.bytes, strict=True):
+            numbers += [count, step]
+        left, place = a(expression(row)), tirx.BufferLoad(sums, [expression(row), expression(0)])
+        addresses = [tirx.address_of(each) for each in (left, b, place)]
+        arguments = [addresses[0], *map(expression, numbers), *addresses[1:]]
+        return tirx.Evaluate(tirx.call_extern("int32", symbol_of(product, row_tiles, width), *arguments))
+
+    if isinstance(rows, int):
+        whole, rest = divmod(ceil_div(rows, ROWS), 2)
+        last = block(whole * BLOCK_ROWS, 1) if rest else None
+    else:
+        tiles = tirx.FloorDiv(rows + (ROWS - 1), index(ROWS))
+        whole, rest = tirx.FloorDiv(tiles, index(2)), tirx.FloorMod(tiles, index(2))
+        last = tirx.IfThenElse(rest > 0, block(whole * BLOCK_ROWS, 1), None)
+    blocks = repeat("rows", whole, lambda i: block(i * BLOCK_ROWS, 2)) if not isinstance(whole, int) or whole else None
+    return sequence(blocks, last)
