@@ -13,7 +13,7 @@ from compiler._shadowing import check_packages, check_platform
 from compiler.errors import TensorwrightError
 
 if TYPE_CHECKING:
-    from compiler import errors, generation, onnx_backend, serving, torch_backend
+    from compiler import errors, generation, onnx_backend, onnxruntime, serving, torch_backend
     from compiler.compression.distillation import distill
     from compiler.compression.low_rank import factorize
     from compiler.compression.model import CompressedModel
@@ -59,6 +59,7 @@ _HOME: dict[str, str | None] = {
     "factorize": "compiler.compression.low_rank",
     "generation": None,
     "onnx_backend": None,
+    "onnxruntime": None,
     "profile": "compiler.profiling.profile",
     "prune": "compiler.compression.pruning",
     "quantize": "compiler.compression.quantization",
@@ -93,6 +94,7 @@ __all__ = [
     "generation",
     "load",
     "onnx_backend",
+    "onnxruntime",
     "profile",
     "prune",
     "quantize",

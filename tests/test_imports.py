@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.cli",),
     ("compiler.searching", "compiler.splitting"),
-    ("compiler.onnx_backend", "compiler.compression", "compiler.inspection", "compiler.serving", "compiler.tuning"),
+    (
+        "compiler.onnx_backend",
+        "compiler.onnxruntime",
+        "compiler.compression",
+        "compiler.inspection",
+        "compiler.serving",
+        "compiler.tuning",
+    ),
     ("compiler.driver",),
     ("compiler.device", "compiler.generation", "compiler.profiling"),
     ("compiler.frontends", "compiler.runtime"),
