@@ -2,17 +2,22 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test quick lint docs clean
+.PHONY: demo test sweep quick lint docs clean
 
 # The main job on real models: sentences embedded with MiniLM, speech detected with Silero.
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m examples.demo
 
-# The whole test suite, in two processes (each test limits TVM's threads itself). Cross compilers and an emulator are
+# The test suite, in two processes (each test limits TVM's threads itself). Cross compilers and an emulator are
 # installed if that is allowed; the tests that need them skip otherwise.
 test: $(VENV)/test.stamp
 	tests/system/install_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# More targets, formats and families for properties that `make test` shows on one of each (tests/sweeps.txt).
+sweep: $(VENV)/test.stamp
+	tests/system/install_packages.sh
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep
 
 # In under three minutes: structure, imports, links, graph passes before and after, refusals, file formats, and numbers on
 # small graphs. For use while working; `make test` decides.

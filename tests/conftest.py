@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Generator
@@ -24,6 +25,25 @@ os.environ["TENSORWRIGHT_STRICT_RULES"] = "1"
 
 REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
 """Environment variable: fail, rather than skip, tests for which this machine lacks a compiler or an emulator."""
+
+
+SWEEPS = Path(__file__).with_name("sweeps.txt")
+"""Which tests have the marker `sweep`: patterns of their names, one a line."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks sweeps. Raises UsageError for a pattern that names no test, where all tests are collected."""
+    lines = SWEEPS.read_text(encoding="utf-8").splitlines()
+    unused = {line for line in lines if line and not line.startswith("#")}
+    patterns = {line: re.compile(re.escape(line).replace(r"\*", ".*")) for line in unused}
+    for item in items:
+        for line, pattern in patterns.items():
+            if pattern.fullmatch(item.nodeid):
+                item.add_marker(pytest.mark.sweep)
+                unused.discard(line)
+    if unused and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        raise pytest.UsageError(f"{SWEEPS.name} names tests that do not exist: {', '.join(sorted(unused))}")
 
 
 @pytest.hookimpl(wrapper=True)
