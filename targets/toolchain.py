@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from targets.errors import LinkError, ToolchainMissing
 
@@ -78,17 +81,32 @@ def ran_over(code: int) -> bool:
 
 def _run(arguments: Sequence[str], timeout_seconds: int) -> None:
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_seconds)
+        code, output = _finished(arguments, timeout_seconds)
     except subprocess.TimeoutExpired as error:
         raise LinkError(f"{arguments[0]} did not finish in {timeout_seconds} s") from error
     except OSError as error:
         raise LinkError(f"{arguments[0]} could not be started: {error}") from error
-    if done.returncode != 0:
-        tail = (done.stderr or done.stdout).strip()[-2000:]
+    if code != 0:
         raise LinkError(
-            f"{arguments[0]} failed with exit code {done.returncode}:\n{tail}",
+            f"{arguments[0]} failed with exit code {code}:\n{output.strip()[-2000:]}",
             f"check the free space and the toolchain, or set {OVERRIDE} to another linker",
         )
+
+
+def _finished(arguments: Sequence[str], timeout_seconds: int) -> tuple[int, str]:
+    """Exit code and output of a program, which is ended with all that it started, and its temporary files removed,
+    where this is interrupted."""
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+        environment = {**os.environ, "TMPDIR": folder}
+        with subprocess.Popen(arguments, **pipes, text=True, env=environment, start_new_session=True) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout_seconds)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+    return process.returncode, output
 
 
 def install_line(package: str, other_names: Mapping[str, str] | None = None) -> str:

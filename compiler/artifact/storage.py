@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from compiler.errors import StorageError
+from compiler.support.interrupts import uninterrupted
 
 _ALIGNMENT = 64
 _unfinished: set[str] = set()
@@ -80,31 +81,48 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
         StorageError: the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which
             the renaming would remove; no partial file is left.
     """
-    import tempfile  # most programs only read
-
     destination = Path(path)
     temporary = None
     try:
         if destination.exists() and not destination.is_file() and not destination.is_dir():
             raise StorageError(f"{os.fspath(path)!r} is not a regular file", "write to a file of its own")
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name[:64]}.", dir=destination.parent)
-        _unfinished.add(temporary)
+        descriptor, temporary = _unfinished_file(destination)
         with open(descriptor, "wb") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        os.replace(temporary, destination)
-        _unfinished.discard(temporary)
+        _finish(temporary, destination)
         temporary = None
         _sync_folder(destination.parent)
     except (OSError, ValueError) as error:
         raise _failure("written", path, error) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-            _unfinished.discard(temporary)
+            _discard(temporary)
+
+
+@uninterrupted
+def _unfinished_file(destination: Path) -> tuple[int, str]:
+    """A new file beside another: its descriptor and path."""
+    import tempfile  # most programs only read
+
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name[:64]}.", dir=destination.parent)
+    _unfinished.add(temporary)
+    return descriptor, temporary
+
+
+@uninterrupted
+def _finish(temporary: str, destination: Path) -> None:
+    os.replace(temporary, destination)
+    _unfinished.discard(temporary)
+
+
+@uninterrupted
+def _discard(temporary: str) -> None:
+    Path(temporary).unlink(missing_ok=True)
+    _unfinished.discard(temporary)
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
@@ -115,7 +133,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 def remove_unfinished() -> None:
     """Remove the temporary files of `write_atomically`; for a process that is about to end in the middle of it."""
     for temporary in list(_unfinished):
-        Path(temporary).unlink(missing_ok=True)
+        _discard(temporary)
 
 
 def _sync_folder(folder: Path) -> None:

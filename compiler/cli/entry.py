@@ -16,6 +16,7 @@ from compiler.cli.interrupts import Interrupts
 from compiler.cli.option_names import with_option_names
 from compiler.cli.output import print_error
 from compiler.errors import TensorwrightError, UserError
+from compiler.support.interrupts import interruptible
 
 DEBUG_VARIABLE = "TENSORWRIGHT_DEBUG"
 _REPORT = "this is a defect of Tensorwright: please report it with the model, the command, and the output of --debug"
@@ -36,12 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _interrupted(interrupts)
         except Exception as error:
-            if interrupts.received is not None:
-                # TVM turns a KeyboardInterrupt on its way through into an error of its own.
-                return _interrupted(interrupts)
             return _explain(error, debug, as_json="--json" in arguments)
 
 
+@interruptible
 def _run(arguments: list[str], interrupts: Interrupts) -> int:
     from typer.main import get_command
 

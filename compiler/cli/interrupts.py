@@ -17,7 +17,6 @@ import threading
 from types import FrameType, TracebackType
 
 _PATIENCE_SECONDS = 2.0
-_AGAIN_SECONDS = 0.02
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _EXIT_BASE = 128  # a shell's exit code of a program that a signal ended, less its number
 
@@ -38,8 +37,6 @@ class Interrupts:
         self._previous: list[object] = []
         self._previous_fd = -1
         self._folder = TemporaryFiles()
-        self._again: threading.Timer | None = None
-        self._unraisable = sys.unraisablehook
 
     @property
     def exit_code(self) -> int:
@@ -56,7 +53,6 @@ class Interrupts:
             self._folder.make()
             self._reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
-            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._dropped
             self._previous = [signal.signal(each, self._handle) for each in _SIGNALS]
             self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             self._thread = threading.Thread(target=self._enforce, daemon=True)
@@ -68,10 +64,6 @@ class Interrupts:
     ) -> None:
         self._ended.set()
         if self._active:
-            if self._again is not None:
-                self._again.cancel()
-                self._again.join()
-            sys.unraisablehook = self._unraisable
             signal.set_wakeup_fd(self._previous_fd)
             for each, previous in zip(_SIGNALS, self._previous, strict=True):
                 signal.signal(each, previous)  # type: ignore[arg-type]
@@ -85,16 +77,6 @@ class Interrupts:
         if self.received is None:  # another one must not stop what cleans up after the first
             self.received = signal.Signals(number)
             raise KeyboardInterrupt
-
-    def _dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """A KeyboardInterrupt raised where Python drops exceptions, as in callbacks after a fork, is raised again."""
-        if self.received is None or not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            self._unraisable(unraisable)
-            return
-        number, self.received = self.received, None
-        # To the main thread, so that it also interrupts a blocking system call.
-        self._again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, number])
-        self._again.start()
 
     def _enforce(self) -> None:
         number = os.read(self._reader, 1)

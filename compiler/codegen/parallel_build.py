@@ -17,12 +17,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
 
 from compiler.codegen.kernel_lowering import PIPELINE
+from compiler.support.interrupts import uninterrupted
 from compiler.support.parent_death import end_with_parent
 from schedules.instructions.llvm_options import KERNEL_OPTIONS
 
@@ -95,23 +97,29 @@ def build_objects(
 def _build_in_processes(work: _Work) -> None:
     waiting = _numbers(len(work.parts))
     context = multiprocessing.get_context("fork")
-    started = []
+    started: list[tuple[ForkProcess, Connection]] = []
     try:
         for _ in range(min(processes(), len(work.parts))):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(work, waiting, theirs, os.getpid()), daemon=True)
+            started.append((process, ours))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: see above
                 process.start()
             theirs.close()
-            started.append((process, ours))
         _wait([ours for _, ours in started])
     finally:
-        os.close(waiting)
-        for process, ours in started:
+        _end(started, waiting)
+
+
+@uninterrupted
+def _end(started: Sequence[tuple[ForkProcess, Connection]], waiting: int) -> None:
+    os.close(waiting)
+    for process, ours in started:
+        if process.pid is not None:
             process.kill()
             process.join()
-            ours.close()
+        ours.close()
 
 
 def _numbers(count: int) -> int:

@@ -18,12 +18,14 @@ from compiler.compression.samples import Samples
 from compiler.errors import InputError, MissingDependencyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
     import torch
 
 
+@interruptible
 @shows_progress
 def distill(
     student: Any,

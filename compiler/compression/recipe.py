@@ -28,6 +28,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, check_max_drop
 from compiler.support.import_arguments import split_imports, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 Step = tuple[str, dict[str, Any]]
@@ -53,6 +54,7 @@ class RecipeResult(ImportedModel):
         return self.report._repr_html_()
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def compress(

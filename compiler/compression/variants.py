@@ -28,6 +28,7 @@ from compiler.runtime.identity import module_identity
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 REFERENCE = "float32"
@@ -61,6 +62,7 @@ class VariantsReport:
         return "\n".join([*lines, *(f"  {name} left out: {reason}" for name, reason in self.left_out.items())])
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def write_variants(

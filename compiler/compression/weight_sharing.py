@@ -26,6 +26,7 @@ from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_palettes import MOST_BITS
 from compiler.support.accuracy import Evaluate
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4
@@ -33,6 +34,7 @@ _ROUNDS = 30
 _FEWEST = 4096  # elements; a palette for fewer saves nothing worth its loss
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def share_weights(

@@ -21,6 +21,7 @@ from compiler.driver.compile_options import (
     translated_target_errors,
 )
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
 from compiler.support.rare_collections import collecting_rarely
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["check_precision", "compile", "find_target", "model_name", "translated_target_errors"]
 
 
+@interruptible
 @shows_progress
 @collecting_rarely
 @takes_imports

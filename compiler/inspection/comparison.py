@@ -19,6 +19,7 @@ from compiler.frontends.onnx.loading.loader import load_model
 from compiler.frontends.onnx.structure import describe
 from compiler.profiling.workload import complete_inputs
 from compiler.support.import_arguments import Constants, Shapes
+from compiler.support.interrupts import interruptible
 from compiler.support.notebook import table_html
 from compiler.support.progress_bar import automatic, shows_progress
 
@@ -100,6 +101,7 @@ class Comparison:
         return table_html(f"{self.model} {self.summary}", ("value", "node", "error", "problem"), rows)
 
 
+@interruptible
 @shows_progress
 def compare(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,

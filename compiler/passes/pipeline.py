@@ -22,6 +22,7 @@ from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.verify import PassVerifier
 from compiler.support.compile_lock import one_at_a_time
+from compiler.support.interrupts import raise_if_interrupted
 from targets.errors import TargetError
 
 
@@ -115,6 +116,7 @@ def run_pipeline(
         for position, each in enumerate(phase.passes):
             before, start = mod, time.perf_counter()
             mod = _run_pass(each, mod, phase.name, context, unchecked)
+            raise_if_interrupted()
             changed = not mod.same_as(before)
             timings.append(PassTiming(phase.name, each.name, time.perf_counter() - start, changed))
             if changed and observers:

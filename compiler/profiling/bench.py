@@ -26,6 +26,7 @@ from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
 from compiler.profiling.workload import as_module, complete_inputs
 from compiler.reports.formatting import format_bytes, format_seconds, plural
+from compiler.support.interrupts import interruptible
 from compiler.support.notebook import facts_html
 
 
@@ -90,6 +91,7 @@ class BenchResult:
         return {**fields, "inputs": named_types(self.inputs), "latency": self.latency.to_dict()}
 
 
+@interruptible
 def bench(
     source: object,
     inputs: Mapping[str, object] | Sequence[object] | None = None,

@@ -22,12 +22,14 @@ from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
+from compiler.support.interrupts import interruptible
 from targets import cpuinfo
 
 _MINIMUM_RUNS = 5
 _WARM_UP_SECONDS = 0.2
 
 
+@interruptible
 def profile(
     source: object,
     inputs: Mapping[str, object] | Sequence[object] | None = None,

@@ -20,6 +20,7 @@ from compiler.runtime.outputs import check_out
 from compiler.runtime.session import Session
 from compiler.runtime.threads import runners_of, threads_here
 from compiler.runtime.verification import compare
+from compiler.support.interrupts import interruptible
 from compiler.support.notebook import facts_html, shortened
 
 if TYPE_CHECKING:
@@ -263,6 +264,7 @@ class Module:
         other._artifact = self._artifact.with_reference(inputs, outputs, sizes)
         return other
 
+    @interruptible
     def export(self, path: str | os.PathLike[str], *, sign_key: Key | None = None) -> None:
         """Write the module as one file, whole or not at all; signed when an Ed25519 private key is given.
 

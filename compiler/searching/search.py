@@ -38,6 +38,7 @@ from compiler.searching.study import Study
 from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.import_arguments import Constants, Shapes
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _SAMPLES = 64  # of the batches, as calibration
 
 
+@interruptible
 @shows_progress
 def search(
     source: object,

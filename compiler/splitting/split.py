@@ -24,6 +24,7 @@ from compiler.splitting.cuts import Cut, find_cuts, halves
 from compiler.splitting.report import Choice, Error, SplitReport
 from compiler.splitting.wire import KINDS, Wire, calibrated
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress, silent
 
 Array = np.ndarray
@@ -78,6 +79,7 @@ class Measured:
     error: Error
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def split(

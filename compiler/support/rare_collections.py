@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from compiler.support.interrupts import uninterrupted
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -36,6 +38,7 @@ def collecting_rarely(function: Callable[_Arguments, _Result]) -> Callable[_Argu
     return rarely
 
 
+@uninterrupted
 def _enter() -> None:
     global _before, _running
     with _lock:
@@ -47,6 +50,7 @@ def _enter() -> None:
             gc.set_threshold(*map(max, _before, _THRESHOLDS))
 
 
+@uninterrupted
 def _leave() -> None:
     global _running
     with _lock:

@@ -24,7 +24,7 @@ from compiler.records.library import NETWORK_RULE, NETWORK_VERSION, read_current
 from compiler.records.records import ModelLine, Record, RecordWriter
 from compiler.reports.formatting import format_bytes
 from compiler.tuning.progress import Progress
-from compiler.tuning.result import NetworkResult, TuneResult
+from compiler.tuning.result import NetworkResult, TuneResult, TuningInterrupted
 from compiler.tuning.settings import TuningOptions
 from targets.errors import TargetError
 from targets.measure import Measurer, Network, NetworkCost, NetworkMeasurer, Setting
@@ -41,6 +41,7 @@ def tune_network(
     Raises:
         OptionError: nothing of the model runs on the accelerator, or no settings keep to the limit of memory.
         StorageError: the records cannot be written.
+        TuningInterrupted: a KeyboardInterrupt; it holds the result so far.
     """
     began = time.monotonic()
     network = _network(model, target, measurer, options)
@@ -70,21 +71,24 @@ def tune_network(
                 unix_time=int(time.time()),
             )
         )
-        return TuneResult(
-            tasks=(),
-            before=search.default.cost,
-            after=search.best.cost,
-            seconds=time.monotonic() - began,
-            trials=log.trials,
-            resumed=len(known),
-            records=writer.path,
-            method="",
-            measure=measurer.measure(),
-            history=tuple(log.progress.history),
-            problems=tuple(earlier.problems),
-            interrupted=interrupted,
-            network=NetworkResult(search.chosen, search.default, search.best),
-        )
+    result = TuneResult(
+        tasks=(),
+        before=search.default.cost,
+        after=search.best.cost,
+        seconds=time.monotonic() - began,
+        trials=log.trials,
+        resumed=len(known),
+        records=writer.path,
+        method="",
+        measure=measurer.measure(),
+        history=tuple(log.progress.history),
+        problems=tuple(earlier.problems),
+        interrupted=interrupted,
+        network=NetworkResult(search.chosen, search.default, search.best),
+    )
+    if interrupted:
+        raise TuningInterrupted(result)
+    return result
 
 
 def network_cost(

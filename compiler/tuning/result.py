@@ -123,6 +123,18 @@ class TuneResult:
         return {**asdict(self), "tasks": tasks, "records": str(self.records)}
 
 
+class TuningInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a tuning.
+
+    Attributes:
+        result: what was found by then; it is recorded.
+    """
+
+    def __init__(self, result: TuneResult) -> None:
+        super().__init__()
+        self.result = result
+
+
 def result_of(session: Session, extracted: Extracted, path: Path, **ended: Any) -> TuneResult:
     """The result of a session; `ended` are the fields of `TuneResult` that say how it went."""
     tasks = tuple(_task_result(state) for state in session.states)

@@ -22,6 +22,7 @@ from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.library import TunedConfigs, read_current
 from compiler.records.records import RecordWriter
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
@@ -34,7 +35,7 @@ from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.networks import tune_network
 from compiler.tuning.progress import Limits, Progress
-from compiler.tuning.result import TuneResult, result_of
+from compiler.tuning.result import TuneResult, TuningInterrupted, result_of
 from compiler.tuning.search import searches
 from compiler.tuning.session import Origin, Session
 from compiler.tuning.settings import TuningOptions
@@ -47,6 +48,7 @@ _LARGEST_END = 0.5
 _OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def tune(
@@ -96,6 +98,7 @@ def tune(
 
     Raises:
         UserError: the model, an option, a device or the folder of records is at fault.
+        TuningInterrupted: a KeyboardInterrupt; it holds the result so far.
     """
     options = TuningOptions(
         trials=trials,
@@ -166,7 +169,10 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
         except KeyboardInterrupt:
             interrupted = True
             pool.kill()
-        return result_of(session, extracted, writer.path, resumed=resumed, interrupted=interrupted, latency=latency)
+    result = result_of(session, extracted, writer.path, resumed=resumed, interrupted=interrupted, latency=latency)
+    if interrupted:
+        raise TuningInterrupted(result)
+    return result
 
 
 def _pool(

@@ -1,4 +1,4 @@
-"""Import this before `tvm`, which then loads without torch."""
+"""Import this before `tvm`, which then loads without torch, and hands interrupts on."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ __all__ = ["torch_hidden"]
 
 with torch_hidden():
     importlib.import_module("tvm")
+    import tvm_ffi
+
+# What a callback raises comes out of TVM as the class that is registered by its name, and else as a RuntimeError, which
+# would be taken for a failure of the callback.
+for _each in (KeyboardInterrupt, SystemExit):
+    tvm_ffi.register_error(_each.__name__, _each)

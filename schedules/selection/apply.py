@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from schedules.config import Config
-from schedules.errors import NotScheduledError, RuleError
+from schedules.errors import ConfigError, NotScheduledError, RuleError, ScheduleError
 from schedules.instructions.finish import finish
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
@@ -20,16 +20,12 @@ from schedules.selection.registry import rules as all_rules
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc
 
-STRICT = "TENSORWRIGHT_STRICT_RULES"
-"""Environment variable: an unexpected exception of a rule ends the compilation, as in the test suite. Without
-it, the failure is reported and another rule serves the kernel."""
-
 ConfigSource = Mapping[str, Config] | Callable[[AnyRule, Any], Config | None]
 
 
 @dataclass(frozen=True)
 class RuleFailure:
-    """A rule that matched a kernel and then failed on it."""
+    """A tuned config that a rule does not take."""
 
     rule: str
     error: str
@@ -58,7 +54,7 @@ class ScheduleReport:
 
     @property
     def failures(self) -> list[KernelReport]:
-        """The kernels on which a matching rule failed."""
+        """The kernels whose tuned configs do not apply."""
         return [kernel for kernel in self.kernels if kernel.failures]
 
     def by_rule(self) -> dict[str, list[str]]:
@@ -91,8 +87,11 @@ def apply_schedules(
         rules: the rules to try, in this order; all registered ones unless given.
 
     Returns:
-        The new module and the report. A tuned config that fails is reported, and the default used; a rule that fails
-        is reported, and the next matching one used.
+        The new module and the report. A tuned config that a rule declines is reported, and the default used.
+
+    Raises:
+        RuleError: a rule raised anything but NotScheduledError, by which it leaves a kernel to the next one; names the
+            rule and the kernel.
     """
     start = time.perf_counter()
     chosen = tuple(rules) if rules is not None else all_rules()
@@ -145,54 +144,34 @@ def _schedule_kernel(
     kernel = Kernel.of(function)
     failures: list[RuleFailure] = []
     for rule in rules:
-        workload = _matched(rule, kernel, machine, failures)
-        if workload is None:
-            continue
-        for config, source in _configs_for(rule, workload, machine, configs, failures):
-            scheduled = _tried(rule, kernel, workload, config, machine, failures, tuned=source == "record")
-            if scheduled is not None:
+        with _named_failures(rule, name):
+            workload = rule.match(kernel, machine)
+            if workload is None:
+                continue
+            for config, source in _configs_for(rule, workload, machine, configs, failures):
+                try:
+                    scheduled = apply_rule(rule, kernel, workload, config, machine)
+                except NotScheduledError as error:
+                    if source == "record":
+                        failures.append(_not_applied(rule, error))
+                    continue
                 entry = KernelReport(name, rule.name, config, source, record_key(rule, workload), tuple(failures))
                 return scheduled, entry
     return finish(function, machine), KernelReport(name, None, Config(), "as-is", failures=tuple(failures))
 
 
-def _matched(rule: AnyRule, kernel: Kernel, machine: Machine, failures: list[RuleFailure]) -> Workload | None:
-    """The rule's workload for a kernel; None also where it fails, with the reason among the failures."""
+@contextmanager
+def _named_failures(rule: AnyRule, kernel: str) -> Iterator[None]:
+    """Any exception of a rule becomes a RuleError that names it: another rule in its place would give another module,
+    on a machine that is short of memory alone."""
     try:
-        return rule.match(kernel, machine)
+        yield
     except Exception as error:
-        failures.append(_unexpected(rule, error))
-        return None
+        raise RuleError(f"rule {rule.name!r} failed on kernel {kernel!r}: {type(error).__name__}: {error}") from error
 
 
-def _unexpected(rule: AnyRule, error: Exception) -> RuleFailure:
-    """An unexpected exception of a rule. Raises RuleError where `STRICT` is set."""
-    text = f"{type(error).__name__}: {error}"
-    if os.environ.get(STRICT):
-        raise RuleError(f"rule {rule.name!r} failed: {text}") from error
-    return RuleFailure(rule.name, text)
-
-
-def _tried(
-    rule: AnyRule,
-    kernel: Kernel,
-    workload: Workload,
-    config: Config,
-    machine: Machine,
-    failures: list[RuleFailure],
-    *,
-    tuned: bool,
-) -> PrimFunc:
-    """The scheduled kernel, or None: with the reason among the failures, unless the rule only declines a default."""
-    try:
-        return apply_rule(rule, kernel, workload, config, machine)
-    except NotScheduledError as error:
-        if tuned:
-            failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {error}"))
-    except Exception as error:
-        text = f"a tuned config does not apply: {type(error).__name__}: {error}"
-        failures.append(RuleFailure(rule.name, text) if tuned else _unexpected(rule, error))
-    return None
+def _not_applied(rule: AnyRule, error: ScheduleError) -> RuleFailure:
+    return RuleFailure(rule.name, f"a tuned config does not apply: {type(error).__name__}: {error}")
 
 
 def _configs_for(
@@ -203,17 +182,16 @@ def _configs_for(
     failures: list[RuleFailure],
 ) -> Iterator[tuple[Config, str]]:
     """The tuned config where there is one, then the default: a record that does not apply costs no more than itself."""
-    tuned = None
-    try:
-        if callable(configs):
-            tuned = configs(rule, workload)
-        elif configs is not None:
-            tuned = configs.get(record_key(rule, workload))
-        if tuned is not None:
+    if callable(configs):
+        tuned = configs(rule, workload)
+    else:
+        tuned = None if configs is None else configs.get(record_key(rule, workload))
+    if tuned is not None:
+        try:
             rule.space(workload, machine).check(tuned)
-    except Exception as error:
-        failures.append(RuleFailure(rule.name, f"a tuned config does not apply: {type(error).__name__}: {error}"))
-        tuned = None
+        except ConfigError as error:
+            failures.append(_not_applied(rule, error))
+            tuned = None
     if tuned is not None:
         yield tuned, "record"
     yield rule.default(workload, machine), "default"

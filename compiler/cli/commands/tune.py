@@ -129,6 +129,7 @@ def _tune(given: _Options) -> int:
     from compiler.cli.output import print_json
     from compiler.cli.paths import check_report
     from compiler.cli.tuning_display import TuningDisplay
+    from compiler.tuning.result import TuningInterrupted
 
     check_report(given.report, (".html",))
     _check_kind(given.model, given.pack, given.take)
@@ -149,25 +150,28 @@ def _tune(given: _Options) -> int:
         )
     credentials = _credentials(given.device or [], given.key, given.device_key or [], given.passphrase_file)
     with TuningDisplay() as display:
-        result = compiler.tune(
-            given.model,
-            given.target,
-            trials=given.trials,
-            time_budget=parse_duration(given.time_budget) if given.time_budget is not None else None,
-            records=given.records,
-            devices=given.device or ["local"],
-            credentials=credentials,
-            precision=given.precision,
-            threads=given.threads,
-            timing=given.timing,
-            measure=given.measure,
-            memory_limit=parse_bytes(given.sram) if given.sram is not None else None,
-            cost_model=given.cost_model,
-            search=given.search,
-            seed=given.seed,
-            progress=display,
-            **imports,
-        )
+        try:
+            result = compiler.tune(
+                given.model,
+                given.target,
+                trials=given.trials,
+                time_budget=parse_duration(given.time_budget) if given.time_budget is not None else None,
+                records=given.records,
+                devices=given.device or ["local"],
+                credentials=credentials,
+                precision=given.precision,
+                threads=given.threads,
+                timing=given.timing,
+                measure=given.measure,
+                memory_limit=parse_bytes(given.sram) if given.sram is not None else None,
+                cost_model=given.cost_model,
+                search=given.search,
+                seed=given.seed,
+                progress=display,
+                **imports,
+            )
+        except TuningInterrupted as interrupt:
+            result = interrupt.result
     if given.report is not None:
         _write_report(given.report, result, given.model)
     if given.as_json:

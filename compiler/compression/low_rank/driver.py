@@ -22,12 +22,14 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
 _ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def factorize(

@@ -17,11 +17,13 @@ from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def prune(

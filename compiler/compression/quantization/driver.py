@@ -34,6 +34,7 @@ from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
 from compiler.support.import_arguments import ImportArguments, takes_imports
+from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
 
 _RANKING_SAMPLES = 8
@@ -41,6 +42,7 @@ _SHOWN = 5  # number of reasons in a message
 Steps = Callable[[str], None]
 
 
+@interruptible
 @shows_progress
 @takes_imports
 def quantize(

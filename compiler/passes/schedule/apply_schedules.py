@@ -11,6 +11,7 @@ import schedules
 from compiler.errors import CompilationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
+from schedules.errors import RuleError
 
 
 @graph_pass("apply-schedules", summary="Schedule each kernel for the machine: vectors, tiles, threads")
@@ -18,7 +19,10 @@ def apply_schedules(mod: IRModule, context: PipelineContext) -> IRModule:
     """Reports what `schedules` says of each kernel; does nothing without a machine (an unscheduled build)."""
     if context.machine is None:
         return mod
-    mod, report = schedules.apply_schedules(mod, context.machine, context.configs, rules=_rules(context))
+    try:
+        mod, report = schedules.apply_schedules(mod, context.machine, context.configs, rules=_rules(context))
+    except RuleError as error:
+        raise CompilationError(str(error), _hint(error.__cause__)) from error
     context.report.schedules = report
     stopped = () if context.target is None else context.target.unrunnable_kernels(mod)
     if context.target is not None and stopped:
@@ -27,6 +31,12 @@ def apply_schedules(mod: IRModule, context: PipelineContext) -> IRModule:
             "this is a defect; please report it",
         )
     return mod
+
+
+def _hint(cause: BaseException | None) -> str:
+    if isinstance(cause, MemoryError):
+        return "free memory, or compile on a machine with more"
+    return "this is a defect of the rule; please report it"
 
 
 def _rules(context: PipelineContext) -> Sequence[Any] | None:

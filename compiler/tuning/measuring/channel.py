@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from compiler.errors import UserError
+from compiler.support.interrupts import uninterrupted
 
 _NICE_END_SECONDS = 2.0
 _CHECK_SECONDS = 1.0
@@ -68,6 +69,7 @@ class Worker:
         assert self._pipe is not None
         return self._pipe
 
+    @uninterrupted
     def _start(self) -> None:
         ours, theirs = Pipe()
         environment = {**os.environ, **self._environment, _CHANNEL: str(theirs.fileno())}
@@ -128,6 +130,7 @@ class Worker:
             return WorkerDiedError(f"ended by {signal.Signals(-code).name}")
         return WorkerDiedError(f"ended with exit code {code}")
 
+    @uninterrupted
     def kill(self) -> None:
         """End the process and all that it started, now; the next request starts another."""
         self._spent += _processor_seconds(self.pid)

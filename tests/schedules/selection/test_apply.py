@@ -14,7 +14,7 @@ from schedules.ir.stages import Kernel
 from schedules.machine import Machine
 from schedules.rule import AnyRule, ScheduleRule
 from schedules.selection import registry
-from schedules.selection.apply import STRICT, apply_schedules, kernel_schedule, record_key
+from schedules.selection.apply import apply_schedules, kernel_schedule, record_key
 from schedules.stages.rules import Fallback, GeneralWorkload
 from tests.schedules.harness import AVX2, lowered, normal, run
 
@@ -79,28 +79,31 @@ class BrokenMatch(Broken):
         raise ValueError("cannot match")
 
 
-@pytest.mark.parametrize("rule", [Broken(), BrokenMatch()], ids=lambda rule: rule.name)
-def test_a_failing_rule_is_an_error_in_the_test_suite(rule: AnyRule) -> None:
-    with pytest.raises(RuleError, match=f"rule '{rule.name}' failed: ValueError: cannot"):
+class OutOfMemory(Broken):
+    name: ClassVar[str] = "out-of-memory"
+    error: ClassVar[type[Exception]] = MemoryError
+
+
+@pytest.mark.parametrize("rule", [Broken(), BrokenMatch(), OutOfMemory()], ids=lambda rule: rule.name)
+def test_any_other_exception_of_a_rule_names_it_and_the_kernel(rule: AnyRule) -> None:
+    with pytest.raises(RuleError, match=rf"rule '{rule.name}' failed on kernel 'relu': \w+Error: cannot"):
         apply_schedules(module(), MACHINE, rules=[rule, Fallback()])
 
 
-def test_a_failing_match_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(STRICT)
-    _, report = apply_schedules(module(), MACHINE, rules=[BrokenMatch(), Fallback()])
-    assert report.kernels[0].rule == "fallback"
-    assert [failure.rule for failure in report.kernels[0].failures] == ["broken-match"]
+class BrokenWhenTuned(Splitting):
+    """Fails on a config of its own space."""
+
+    def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> Any:
+        if config["factor"] == 4:
+            raise MemoryError
+        return super().apply(kernel, workload, config, machine)
 
 
-def test_a_failing_rule_is_reported_and_the_next_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(STRICT)
-    mod, report = apply_schedules(module(), MACHINE, rules=[Broken(), Fallback()])
-    (kernel,) = report.kernels
-    assert kernel.rule == "fallback"
-    assert [failure.rule for failure in kernel.failures] == ["broken"]
-    assert "ValueError: cannot" in kernel.failures[0].error
-    x = normal((64,))
-    np.testing.assert_array_equal(run(mod, AVX2, [x]), np.maximum(x, 0))
+def test_a_rule_that_fails_on_a_tuned_config_is_an_error() -> None:
+    rule = BrokenWhenTuned()
+    records = {record_key(rule, GeneralWorkload(1)): Config.of(factor=4)}
+    with pytest.raises(RuleError, match="rule 'splitting' failed on kernel 'relu': MemoryError"):
+        apply_schedules(module(), MACHINE, records, rules=[rule, Fallback()])
 
 
 def test_declining_is_no_failure() -> None:

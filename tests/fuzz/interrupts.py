@@ -1,0 +1,191 @@
+"""The interrupts suite: SIGINT at a random moment of a call ends it as KeyboardInterrupt, and leaves nothing behind.
+
+Each call runs in a process of its own, forked from a worker that has everything loaded. Left behind are files in the
+folder for temporary ones or beside the results, a module, processes, and handlers of signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import random
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import torch
+
+import compiler
+import compiler.compression.quantization
+import compiler.driver.compile
+import compiler.searching.search
+import compiler.tuning.tune
+from compiler.generation import LanguageModel
+from tests.compiler.generation.models import write_folder
+from tests.compiler.searching.nets import tiny
+from tests.fuzz.detector import detector
+from tests.fuzz.outcome import Outcome
+from tests.fuzz.tuning import convolution_model
+
+MEMORY_BYTES = 64 << 30  # of address space: XLA and torch reserve much of it
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+_GRACE_SECONDS = 20.0
+_LIMIT_SECONDS = 240.0
+_INTERRUPTED, _FINISHED = b"i", b"f"
+_SIDE = 32  # of the images of the convolutions
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the calls take."""
+
+    net: Path
+    language_model: Path
+
+
+def prepare(folder: Path) -> Sources:
+    """Writes the models."""
+    sources = Sources(folder / "net.onnx", folder / "language.twm")
+    onnx.save(detector(_SIDE), str(sources.net))
+    model = folder / "language"
+    model.mkdir()
+    compiler.compile(write_folder(model), threads=1).export(sources.language_model)
+    return sources
+
+
+def _compile(sources: Sources, folder: Path) -> None:
+    compiler.compile(sources.net, threads=1, records=False).export(folder / "net.twm")
+
+
+def _quantize(sources: Sources, folder: Path) -> None:
+    samples = [{"x": np.random.default_rng(seed).random((1, 3, _SIDE, _SIDE), np.float32)} for seed in range(2)]
+    compiler.compile(compiler.quantize(sources.net, samples, threads=1), threads=1).export(folder / "net.twm")
+
+
+def _tune(sources: Sources, folder: Path) -> None:
+    options = {"threads": 1, "timing": "serial", "cost_model": "random", "search": "random"}
+    compiler.tune(convolution_model(), trials=6, records=folder / "records", **options)  # type: ignore[arg-type]
+
+
+def _search(sources: Sources, folder: Path) -> None:
+    torch.set_num_threads(1)
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = compiler.search(
+        tiny(),
+        {"mb": 0.003},
+        space={"channels": [0.5], "precision": ["int8", "float32"]},
+        batches=[(images, (images.mean((1, 2, 3)) > 0).long())],
+        epochs=1,
+        trials=2,
+        finalists=1,
+        evaluate=lambda run: -float(np.abs(run({"image": np.zeros((1, 1, 8, 8), np.float32)})["output"]).sum()),
+        example_inputs=[torch.zeros(1, 1, 8, 8)],
+        threads=1,
+    )
+    result.module.export(folder / "net.twm")
+
+
+def _generate(sources: Sources, folder: Path) -> None:
+    model = LanguageModel(compiler.load(sources.language_model))
+    for seed in range(100):
+        model.generate("some words", max_new_tokens=64, temperature=1.0, seed=seed)
+
+
+_CALLS: dict[str, Callable[[Sources, Path], None]] = {
+    "compile": _compile,
+    "quantize": _quantize,
+    "tune": _tune,
+    "search": _search,
+    "generate": _generate,
+}
+_durations: dict[str, float] = {}
+
+
+def case(sources: Sources, seed: int) -> Outcome:
+    """Interrupt one call."""
+    name = list(_CALLS)[seed % len(_CALLS)]
+    if name not in _durations:
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
+        _durations[name] = _run(sources, name, None)[1]
+    problem, _ = _run(sources, name, random.Random(seed).random() * _durations[name])
+    if problem == "finished":
+        return Outcome("unchecked", name, "it had ended before")
+    return Outcome("wrong", name, problem) if problem else Outcome("right", name)
+
+
+def _run(sources: Sources, name: str, moment: float | None) -> tuple[str, float]:
+    """Run a call in a process, and interrupt it so many seconds after it began: what is wrong, and what it took."""
+    with tempfile.TemporaryDirectory(prefix="interrupts-") as place:
+        results, temporary = Path(place, "results"), Path(place, "temporary")
+        results.mkdir()
+        temporary.mkdir()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _call(_CALLS[name], sources, results, temporary, writer)
+        os.close(writer)
+        with os.fdopen(reader, "rb", buffering=0) as stream:
+            stream.read(1)
+            began = time.monotonic()
+            if moment is not None and not select.select([stream], [], [], moment)[0]:
+                os.kill(child, signal.SIGINT)
+            ended = select.select([stream], [], [], _LIMIT_SECONDS)[0]
+            took = time.monotonic() - began
+            answer = stream.read(4096) if ended else b"it went on"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return _problem(answer, results, temporary), took
+
+
+def _problem(answer: bytes, results: Path, temporary: Path) -> str:
+    left = [each for each in psutil.Process().children(recursive=True) if not each.name().startswith("resource_track")]
+    _, alive = psutil.wait_procs(left, timeout=_GRACE_SECONDS)
+    for process in alive:
+        process.kill()
+    if answer == _FINISHED:
+        return "finished"
+    if answer != _INTERRUPTED:
+        return answer.decode(errors="replace") or "the process died"
+    if alive:
+        return f"processes are left: {', '.join(' '.join(each.cmdline())[:60] for each in alive)}"
+    files = [each.relative_to(temporary.parent) for each in (*results.rglob("*"), *temporary.rglob("*"))]
+    files = [each for each in files if each.parts[:2] != ("results", "records")]
+    return f"files are left: {', '.join(map(str, files[:5]))}" if files else ""
+
+
+def _call(call: Callable[[Sources, Path], None], sources: Sources, results: Path, temporary: Path, writer: int) -> None:
+    """The child's life."""
+    answer = b""
+    try:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+        multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have children
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+        os.write(writer, b"b")
+        try:
+            call(sources, results)
+            answer = _FINISHED
+        except KeyboardInterrupt:
+            answer = _INTERRUPTED
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            answer = b"a handler of SIGINT is left"
+        elif (signal.getsignal(signal.SIGTERM), sys.unraisablehook) != before:
+            answer = b"a handler is left"
+    except BaseException as error:
+        answer = f"{type(error).__name__}: {error}"[:1000].encode()
+    finally:
+        os.write(writer, answer)
+        os._exit(0)
