@@ -159,7 +159,8 @@ def _problem(answer: bytes, results: Path, temporary: Path) -> str:
         return answer.decode(errors="replace") or "the process died"
     if alive:
         return f"processes are left: {', '.join(' '.join(each.cmdline())[:60] for each in alive)}"
-    files = [each.relative_to(temporary.parent) for each in (*results.rglob("*"), *temporary.rglob("*"))]
+    cache = (temporary.parent / "cache").glob("*/*-*")  # of entries that were not finished
+    files = [each.relative_to(temporary.parent) for each in (*results.rglob("*"), *temporary.rglob("*"), *cache)]
     files = [each for each in files if each.parts[:2] != ("results", "records")]
     return f"files are left: {', '.join(map(str, files[:5]))}" if files else ""
 
@@ -169,6 +170,7 @@ def _call(call: Callable[[Sources, Path], None], sources: Sources, results: Path
     answer = b""
     try:
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+        os.environ["TENSORWRIGHT_CACHE"] = str(temporary.parent / "cache")
         multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have children
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 2)
