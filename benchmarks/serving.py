@@ -43,7 +43,7 @@ from benchmarks._serving_models import build
 from benchmarks._serving_summary import TRITON, print_summary
 from benchmarks._wrk import load
 from benchmarks.triton import triton_contestants
-from targets.cpuinfo import usable_cores
+from targets.processors import usable_cores
 
 CELLS = (("minilm", 8), ("tiny", 32))
 OPEN_CELLS = (("minilm", 8), ("wide", 32))  # and the requests at once that their capacity is measured with

@@ -25,7 +25,7 @@ from benchmarks._wrk import Load, load
 from compiler.artifact import read_artifact
 from compiler.serving.triton import TritonOptions, write_triton_repository
 from compiler.serving.triton.configuration import configuration_text
-from targets.cpuinfo import usable_processors
+from targets.processors import usable_processors
 from tests.compiler.serving.triton.server import Installation, installation, triton_server
 
 MODELS = ("tiny", "minilm")

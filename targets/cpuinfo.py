@@ -6,8 +6,6 @@ Features are named as LLVM names them. TVM is not imported: the runtime on a dev
 from __future__ import annotations
 
 import ctypes
-import math
-import os
 import platform
 import re
 from dataclasses import dataclass
@@ -181,45 +179,3 @@ def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> Caches:
         if kind in ("Data", "Unified") and size:
             sizes[level] = size
     return Caches(sizes.get(1), sizes.get(2), sizes.get(3))
-
-
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Physical cores that this process may use: its affinity and its control group's quota respected; at least 1."""
-    try:
-        cores = len({_core_of(processor) for processor in os.sched_getaffinity(0)})
-    except AttributeError:  # not on this system
-        cores = os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup)
-    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
-
-
-def usable_processors() -> int:
-    """Logical processors that this process may use: at least as many as `usable_cores`."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
-def _core_of(processor: int) -> str:
-    path = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return str(processor)
-
-
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """CPUs that the control group grants (version 2, then 1), None for no limit. A fraction counts as one
-    at least."""
-    try:
-        limit, period = (cgroup / "cpu.max").read_text().split()
-        return None if limit == "max" else max(1.0, int(limit) / int(period))
-    except (OSError, ValueError):
-        pass  # no version 2 hierarchy here
-    try:
-        limit_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None
-    return max(1.0, limit_us / period_us) if limit_us > 0 and period_us > 0 else None

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from targets.aliases import resolved
-from targets.errors import RegistrationError, UnknownTarget
+from targets.errors import RegistrationError, TargetError, UnknownTarget
 from targets.target import Target
 
 ENTRY_POINT_GROUP = "tensorwright.targets"
@@ -24,6 +24,7 @@ _WANTED = {
     "description": "a string: a line for listings",
     "machine": "a schedules.machine.Machine",
 }
+_MOST_CORES = 1024
 _SUITE = "targets.conformance"  # holds no target, and imports onnx and TVM
 
 
@@ -70,13 +71,18 @@ def get(name: str, *, cores: int | None = None) -> Target:
 
     Args:
         name: one of `names()`, or another name of one ("rpi5", "arm64"); "cuda" is this machine's graphics processor.
-        cores: how many cores to schedule for; those usable on this machine unless given.
+            A colon and a number of cores may follow ("granite-rapids:32").
+        cores: how many cores to schedule for where the name does not say; those usable on this machine unless given.
 
     Raises:
         UnknownTarget: with suggestions.
-        TargetError: "cuda" on a machine without a graphics processor that there is a target for.
+        TargetError: "cuda" on a machine without a graphics processor that there is a target for, or no machine of that
+            name has so many cores.
         RegistrationError: an entry point is not a target.
     """
+    plain, colon, count = name.rpartition(":")
+    if colon:
+        return _with_cores(plain.strip(), count.strip())
     own = _own()
     wanted = resolved(name, own)
     if wanted in own:
@@ -85,6 +91,24 @@ def get(name: str, *, cores: int | None = None) -> Target:
     if name in foreign or wanted in foreign:
         return _load(foreign[name if name in foreign else wanted])
     raise UnknownTarget(name, [*own, *foreign])
+
+
+def _with_cores(name: str, count: str) -> Target:
+    """The target of a name with as many cores as stand behind it. Raises as `get`."""
+    most = get(name).most_cores or _MOST_CORES
+    if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= most):
+        raise TargetError(
+            f"target '{name}:{count}': {name} has 1 to {most} cores, and {count!r} is no such number",
+            f"write {name}:{min(most, 16)}, or {name} alone",
+        )
+    target = get(name, cores=int(count))
+    if target.machine.cores != int(count):
+        raise TargetError(
+            f"target '{name}:{count}': the package that registers {name!r} describes a machine with "
+            f"{target.machine.cores} cores",
+            f"leave :{count} out",
+        )
+    return target
 
 
 def _load(entry: EntryPoint) -> Target:

@@ -29,6 +29,7 @@ class Target(ABC):
         name: how the user asks for it.
         description: one line for listings.
         machine: what the schedules need to know.
+        most_cores: the most cores of a machine of this kind; None where not known.
         device: a short description of the device that computes instead of, or beside, the described processor; empty
             for a processor.
         quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
@@ -40,6 +41,7 @@ class Target(ABC):
     name: str
     description: str
     machine: Machine
+    most_cores: int | None = None
     device: str = ""
     quantized_everywhere: bool = False
     integer_operators: frozenset[str] = frozenset()

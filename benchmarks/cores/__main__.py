@@ -28,7 +28,7 @@ from benchmarks._race import Entry, race
 from benchmarks.cores.model import SERIAL_SECONDS, Call, Prediction, predict
 from benchmarks.cores.nets import Net, net_of
 from compiler.reports.formatting import format_percent, format_seconds, shorten
-from targets.cpuinfo import usable_cores
+from targets.processors import usable_cores
 
 _COMPILE = """
 import sys
@@ -212,20 +212,10 @@ def _kernels(net: Net, found: Prediction) -> Table:
 
     ranked = sorted(groups.items(), key=lambda item: -lost(item[1]))
     table = Table(title=f"{net.name} on {found.cores} cores: kernels that lose the most time")
-    for heading in (
-        "kernel",
-        "node",
-        "rule",
-        "calls",
-        "tasks",
-        "1 core",
-        "longest",
-        "moving",
-        "starting",
-        "lost",
-        "of all",
-    ):
-        table.add_column(heading, justify="left" if heading in ("kernel", "node", "rule") else "right")
+    for heading in ("kernel", "node", "rule"):
+        table.add_column(heading)
+    for heading in ("calls", "tasks", "parts", "1 core", "longest", "moving", "starting", "lost", "of all"):
+        table.add_column(heading, justify="right")
     for name, calls in ranked[:_SHOWN]:
         first = calls[0]
         sums = [sum(getattr(call, part) for call in calls) for part in ("one", "longest", "moving", "starting")]
@@ -234,7 +224,8 @@ def _kernels(net: Net, found: Prediction) -> Table:
             shorten(first.nodes[0], 28) if first.nodes else "",
             first.rule,
             str(len(calls)),
-            ", ".join(map(str, sorted({call.tasks for call in calls}))),
+            " or ".join(sorted({call.tasks for call in calls})),
+            ", ".join(map(str, sorted({call.parts for call in calls}))),
             *map(format_seconds, (*sums, lost(calls))),
             format_percent(lost(calls) / found.seconds),
         )

@@ -26,6 +26,7 @@ from compiler.profiling.workload import Workload, prepare
 from compiler.runtime import load
 from compiler.runtime.executor import LocalExecutor
 from compiler.runtime.tvm_runtime import runtime_library, tvm_ffi
+from compiler.support.balance import task_counts
 from targets.toolchain import find_compiler
 
 _SOURCE = Path(__file__).with_name("launch.c")
@@ -35,8 +36,7 @@ _LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # of a part that has work: seconds, and
 
 @dataclass(frozen=True)
 class Region:
-    """A parallel region of a call: seconds of its parts one after the other, of the longest and of all of them, and how
-    many have work."""
+    """A parallel region of a call: seconds of its longest part and of all of them, and how many have work."""
 
     longest: float
     total: float
@@ -48,6 +48,7 @@ class CallParts:
     """A call of a kernel.
 
     Attributes:
+        tasks: of its parallel loops; None where only its code knows.
         serial: seconds outside of parallel regions.
         weight_bytes, other_bytes: of the parameters that it reads, and of its other tensors.
     """
@@ -56,6 +57,7 @@ class CallParts:
     kind: str
     rule: str | None
     nodes: tuple[str, ...]
+    tasks: tuple[int, ...] | None
     serial: float
     regions: tuple[Region, ...]
     weight_bytes: int
@@ -128,20 +130,22 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
     own = call_times(recording).own.min(axis=0)
     places = _places(workload, launcher)
     module = workload.module
-    rules = {entry.kernel: entry.rule for entry in module.manifest.kernels}
+    entries = {entry.kernel: entry for entry in module.manifest.kernels}
     callers = {call.parent for call in recording.calls}
     found = []
     for index, name in enumerate(named_calls(recording.calls, module.manifest.calls)):
         place = places[index]
         regions, inside = _regions(np.array([row[place.begin : place.end] for row in rows[1:]]))
+        entry = entries.get(name.kernel)
         kind = RUNTIME if index in callers else kind_of(name.kernel)
         computes = kind != RUNTIME  # the runtime's functions do not read the elements of tensors
         found.append(
             CallParts(
                 kernel=name.kernel,
                 kind=kind,
-                rule=rules.get(name.kernel),
+                rule=None if entry is None else entry.rule,
                 nodes=name.nodes,
+                tasks=None if entry is None or entry.tasks is None else task_counts(entry.tasks, {}),
                 serial=max(0.0, float(own[index]) - inside),
                 regions=regions,
                 weight_bytes=place.weight_bytes * computes,

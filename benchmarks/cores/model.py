@@ -32,7 +32,8 @@ class Call:
         longest: of its longest parts one after the other, and of what is outside of parallel regions.
         moving: at least, by its bytes.
         starting: and joining its regions.
-        tasks: the most parts with work that a region has; 1 for a kernel that is not cut.
+        tasks: of its parallel loops as the compiler states them, "" where it does not.
+        parts: the most parts with work that a region has; 1 for a kernel that is not cut.
         balance: work of the average core over that of the busiest.
     """
 
@@ -43,7 +44,8 @@ class Call:
     longest: float
     moving: float
     starting: float
-    tasks: int
+    tasks: str
+    parts: int
     balance: float
 
     @property
@@ -52,7 +54,7 @@ class Call:
 
     @property
     def is_serial(self) -> bool:
-        return self.tasks == 1
+        return self.parts == 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]]
                 longest=call["serial"] + sum(region["longest"] for region in call["regions"]),
                 moving=0.0 if call["kind"] == RUNTIME else _moving(call, weights, roofline),
                 starting=_starting(call, machine.cores),
-                tasks=max((region["busy"] for region in call["regions"]), default=1),
+                tasks=", ".join(map(str, call["tasks"] or ())),
+                parts=max((region["busy"] for region in call["regions"]), default=1),
                 balance=_balance(call, machine.cores),
             )
             for call, single in zip(calls, singles, strict=True)

@@ -99,6 +99,8 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
         operations: arithmetic operations of one call: a number, or a formula of the names in `symbols`; None where
             they depend on the data.
         symbols: where a call's arguments give the size of each name: (argument, axis); axis -1 is the argument itself.
+        tasks: extents of its parallel loops, equal ones once: numbers, formulas of the names in `symbols`, or "?" where
+            only the code knows; none: one thread computes it. None where it does not run on a processor.
         gathered: the arguments of which a call reads as many elements as it writes (embedding tables), not all.
     """
 
@@ -110,6 +112,7 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
     config: dict[str, JsonValue] = field(default_factory=dict)
     operations: Name | None = None
     symbols: dict[Name, tuple[int, int]] = field(default_factory=dict)
+    tasks: tuple[Name, ...] | None = None
     gathered: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,7 +9,13 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for programs.")]
 TargetName = Annotated[
-    str, typer.Option("--target", "-t", metavar="NAME", help="What to build for; see `tensorwright targets`.")
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="NAME",
+        help="What to build for (znver4, znver4:16 for 16 cores); see `tensorwright targets`.",
+    ),
 ]
 ModelShapes = Annotated[
     list[str] | None,

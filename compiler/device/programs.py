@@ -36,6 +36,7 @@ LOADING_SOURCES = ("library_system.cc", "cuda_driver.cc", "cuda_runtime.cc", "cu
 LIBRARY_SOURCES = (
     *CHECKING_SOURCES,
     "threads.cc",
+    "usable_cores.cc",
     "processor.cc",
     "device.cc",
     "elements.cc",

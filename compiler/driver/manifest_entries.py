@@ -30,6 +30,8 @@ from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
 from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.records.library import TunedConfigs
+from compiler.support.parallel_tasks import parallel_tasks
+from schedules.ir.stages import kernels_of
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
@@ -97,7 +99,7 @@ def manifest_entries(
             required_cpu_features=tuple(target.required_features),
             details=_target_details(target, pipeline),
         ),
-        "kernels": _kernels(pipeline, tuned),
+        "kernels": _kernels(target, pipeline, tuned),
         "calls": call_list(pipeline.report.calls),
         "passes": [PassTiming(name=timing.name, seconds=timing.seconds) for timing in pipeline.timings],
         "memory_plan": _memory_plan(pipeline),
@@ -111,11 +113,15 @@ def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[st
     return details if partition is None else {**details, "partition": partition}
 
 
-def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:
+def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:
     counts = pipeline.report.operations
+    scheduled = dict(kernels_of(pipeline.mod)) if target.pipeline == "processor" else {}
+    functions = {str(variable.name_hint): function for variable, function in scheduled.items()}
     kernels = []
     for entry in pipeline.report.kernels:
         count = counts.get(entry.kernel)
+        function = functions.get(entry.kernel)
+        tasks, places = (None, {}) if function is None else parallel_tasks(function)
         kernels.append(
             KernelProvenance(
                 kernel=entry.kernel,
@@ -125,7 +131,8 @@ def _kernels(pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[Kerne
                 origin=tuned.origin(entry.workload) if tuned is not None and entry.source == "record" else None,
                 measure=tuned.measure(entry.workload) if tuned is not None and entry.source == "record" else None,
                 operations=count.formula if count is not None else None,
-                symbols=count.symbols if count is not None else {},
+                symbols={**places, **(count.symbols if count is not None else {})},
+                tasks=tasks,
                 gathered=tuple(sorted(pipeline.report.gathered.get(entry.kernel, ()))),
             )
         )

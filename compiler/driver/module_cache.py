@@ -27,7 +27,7 @@ import numpy as np
 from compiler.device.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
 from compiler.errors import OptionError, StorageError, TensorwrightError
 from compiler.support.import_arguments import ImportArguments
-from targets import cpuinfo
+from targets.processors import usable_cores
 
 if TYPE_CHECKING:
     import targets
@@ -320,7 +320,7 @@ def environment() -> str:
     """What every compilation of this process depends on: processor, versions, this package's files, settings."""
     ours = ("TENSORWRIGHT_", "TVM_")
     settings = sorted(each for each in os.environ.items() if each[0].startswith(ours) and each[0] not in _OWN)
-    return repr((_installation(), _processor(), cpuinfo.usable_cores(), settings))
+    return repr((_installation(), _processor(), usable_cores(), settings))
 
 
 @functools.cache

@@ -13,6 +13,8 @@ import msgspec
 from compiler.errors import StorageError
 from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
+from compiler.reports.formatting import plural
+from compiler.support.balance import balance, task_counts
 from compiler.support.formula import evaluate, names_in
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class KernelEstimate:
     """A kernel: its work, and the least time for it on the target's machine (None where not estimated).
 
     `nodes` are those of the model that it computes, the main one first; of a kernel of a module those of all its calls.
+    `tasks` are those of a module's parallel loops (None: not known before it runs), `balance` the share of the time in
+    which all cores of the target work.
     """
 
     name: str
@@ -51,6 +55,8 @@ class KernelEstimate:
     seconds: float | None
     share: float | None
     nodes: tuple[str, ...] = ()
+    tasks: tuple[int, ...] | None = None
+    balance: float | None = None
 
     @property
     def label(self) -> str:
@@ -120,6 +126,7 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
         "target": target_text(manifest.target),
         "needs": ", ".join(manifest.target.required_cpu_features) or "nothing special",
         "threads": str(manifest.threads or "as the device has cores"),
+        "scheduled for": plural(cores, "core") if (cores := target_cores(manifest.target)) else "unknown",
         "built with": f"tensorwright {versions.tensorwright}, tvm {versions.tvm}, tvm-ffi {versions.tvm_ffi}",
         "format": str(manifest.format_version),
         "signatures": str(len(signatures_of(path))),
@@ -207,10 +214,19 @@ def _module_kernels(manifest: Any) -> list[KernelEstimate]:
     if manifest.calls is not None:
         for callee, computed in manifest.calls.every_call():
             nodes.setdefault(callee, []).append(computed)
-    return [_module_kernel(entry, nodes.get(entry.kernel, [])) for entry in manifest.kernels]
+    cores = target_cores(manifest.target)
+    return [_module_kernel(entry, nodes.get(entry.kernel, []), cores) for entry in manifest.kernels]
 
 
-def _module_kernel(entry: Any, calls: Sequence[tuple[str, ...]]) -> KernelEstimate:
+def target_cores(target: Any) -> int | None:
+    """The cores that a module's kernels were scheduled for; None where its manifest does not say."""
+    machine = target.details.get("machine")
+    cores = machine.get("cores") if isinstance(machine, dict) else None
+    return cores if isinstance(cores, int) and cores > 0 else None
+
+
+def _module_kernel(entry: Any, calls: Sequence[tuple[str, ...]], cores: int | None) -> KernelEstimate:
+    tasks = None if entry.tasks is None else task_counts(entry.tasks, {})
     operations = None
     if entry.operations is not None and not entry.symbols:
         try:
@@ -229,6 +245,8 @@ def _module_kernel(entry: Any, calls: Sequence[tuple[str, ...]]) -> KernelEstima
         seconds=None,
         share=None,
         nodes=tuple(dict.fromkeys(node for nodes in calls for node in nodes)),
+        tasks=tasks,
+        balance=None if tasks is None or cores is None else balance(tasks, cores),
     )
 
 

@@ -16,7 +16,8 @@ _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile"
 @dataclass(frozen=True)
 class TargetEntry:
     """A target; `device` is what computes beside the processor, `missing` the instructions that this machine lacks to
-    run its code, `toolchain` what builds for it (None: not installed; `install` says how to), `runs` how its modules
+    run its code, `cores` what modules are scheduled for unless the name says (NAME:CORES, up to `most_cores` where
+    that is known), `toolchain` what builds for it (None: not installed; `install` says how to), `runs` how its modules
     run here, `conformance` the last result of its suite (None: not run here)."""
 
     name: str
@@ -24,6 +25,8 @@ class TargetEntry:
     device: str
     architecture: str
     vector_bits: int
+    cores: int
+    most_cores: int | None
     features: tuple[str, ...]
     notable: tuple[str, ...]
     missing: tuple[str, ...]
@@ -71,6 +74,8 @@ def _target_entry(target: targets.Target) -> TargetEntry:
         device=target.device,
         architecture=target.architecture,
         vector_bits=target.machine.vector_bits,
+        cores=target.machine.cores,
+        most_cores=target.most_cores,
         features=features,
         notable=tuple(name for name in _NOTABLE if name in features),
         missing=target.missing_features(),

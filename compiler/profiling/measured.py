@@ -61,6 +61,9 @@ class KernelTime:
         operations: arithmetic operations of all calls in a run, or None where not known.
         nbytes: bytes of the tensors given to all calls in a run.
         nodes: of the model that the calls compute; of one place, the main node first.
+        tasks: of its parallel loops, equal ones once; none: one thread computes it. None where not known, or where
+            they differ from call to call.
+        balance: the share of the time in which all threads work, if tasks take equally long; None where not known.
     """
 
     name: str
@@ -73,6 +76,8 @@ class KernelTime:
     operations: int | None
     nbytes: int
     nodes: tuple[str, ...] = ()
+    tasks: tuple[int, ...] | None = None
+    balance: float | None = None
 
     @property
     def label(self) -> str:

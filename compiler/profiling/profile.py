@@ -20,10 +20,12 @@ from compiler.profiling.instrument import Call, CallTimes, Recording, call_times
 from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
+from compiler.support.balance import balance, task_counts
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
 from compiler.support.interrupts import interruptible
 from targets import cpuinfo
+from targets.processors import usable_cores
 
 _MINIMUM_RUNS = 5
 _WARM_UP_SECONDS = 0.2
@@ -108,12 +110,13 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
     operations = [_operations(call, provenance.get(call.name)) for call in recording.calls]
 
     def kernels(places: Sequence[tuple[str, int]]) -> tuple[KernelTime, ...]:
-        return _kernels(_Calls(calls, times, operations, named), places, latency.p50, provenance)
+        run = _Calls(calls, times, operations, named)
+        return _kernels(run, places, latency.p50, provenance, workload.module.threads)
 
     return Profile(
         model=manifest.model_name,
         target=manifest.target.name,
-        machine=f"{cpuinfo.model_name()} ({cpuinfo.usable_cores()} cores)",
+        machine=f"{cpuinfo.model_name()} ({usable_cores()} cores)",
         threads=workload.module.threads,
         inputs=workload.shapes(),
         latency=latency,
@@ -130,6 +133,14 @@ def _operations(call: Call, entry: Any) -> int | None:
     """The call's operations, from the formula in the manifest and the sizes in its arguments."""
     if entry is None or entry.operations is None:
         return None
+    try:
+        return evaluate(entry.operations, _sizes(call, entry))
+    except ValueError:
+        return None  # a size that the arguments do not show
+
+
+def _sizes(call: Call, entry: KernelProvenance) -> dict[str, int]:
+    """The sizes of a kernel that a call's arguments show."""
     sizes: dict[str, int] = {}
     for name, (argument, axis) in entry.symbols.items():
         tensor = call.arguments.get(argument)
@@ -139,10 +150,15 @@ def _operations(call: Call, entry: Any) -> int | None:
                 sizes[name] = scalar
         elif tensor is not None and axis < len(tensor.shape):
             sizes[name] = tensor.shape[axis]
-    try:
-        return evaluate(entry.operations, sizes)
-    except ValueError:
-        return None  # a size that the arguments do not show
+    return sizes
+
+
+def _tasks(calls: Sequence[Call], entry: KernelProvenance | None) -> tuple[int, ...] | None:
+    """The tasks of a kernel's parallel loops, where all its calls have the same."""
+    if entry is None or entry.tasks is None:
+        return None
+    counts = {task_counts(entry.tasks, _sizes(call, entry)) for call in calls}
+    return counts.pop() if len(counts) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,11 @@ class _Calls:
 
 
 def _kernels(
-    run: _Calls, places: Sequence[tuple[str, int]], latency: float, provenance: Mapping[str, KernelProvenance]
+    run: _Calls,
+    places: Sequence[tuple[str, int]],
+    latency: float,
+    provenance: Mapping[str, KernelProvenance],
+    threads: int,
 ) -> tuple[KernelTime, ...]:
     """The calls in groups of one place each, slowest first."""
     kinds = _kinds(run.calls)
@@ -171,6 +191,7 @@ def _kernels(
         name, seconds = run.calls[members[0]].name, seconds_of[key]
         known = [run.operations[index] for index in members]
         entry = provenance.get(name)
+        tasks = _tasks([run.calls[index] for index in members], entry)
         kernels.append(
             KernelTime(
                 name=name,
@@ -183,6 +204,8 @@ def _kernels(
                 operations=None if None in known else sum(count for count in known if count is not None),
                 nbytes=sum(_nbytes(run.calls[index], kinds[index], entry) for index in members),
                 nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
+                tasks=tasks,
+                balance=None if tasks is None else balance(tasks, threads),
             )
         )
     return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))

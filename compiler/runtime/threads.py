@@ -32,7 +32,7 @@ from weakref import WeakValueDictionary
 
 from compiler.errors import InternalError, OptionError
 from compiler.runtime.tvm_runtime import global_function, runtime_library
-from targets.cpuinfo import usable_cores, usable_processors
+from targets.processors import usable_cores, usable_processors
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

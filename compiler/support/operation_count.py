@@ -47,7 +47,7 @@ class OperationCount:
 
 def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
     """Count a kernel's operations; None when they depend on the data it is given."""
-    symbols = _symbols(function)
+    symbols = symbol_places(function)
     totals: Counter[tuple[str, ...]] = Counter()
     try:
         _count_statement(function.body, (), 1, totals)
@@ -72,7 +72,8 @@ def count_kernels(mod: tvm.IRModule) -> dict[str, OperationCount]:
     return counts
 
 
-def _symbols(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
+def symbol_places(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
+    """Where a call's arguments say each size of a kernel, as in `OperationCount.symbols`."""
     places: dict[str, tuple[int, int]] = {}
     for position, parameter in enumerate(function.params):
         if not isinstance(parameter.ty, tirx.BufferType):

@@ -14,6 +14,7 @@ from schedules.machine import Machine
 from targets import cpuinfo
 from targets.cpu.cross import CrossToolchain
 from targets.cpu.family import CpuFamily, CpuTarget, load_presets, preset, signed_features
+from targets.processors import usable_cores
 from targets.target import Target
 
 _PRESETS_FILE = Path(__file__).with_name("aarch64_presets.json")
@@ -53,7 +54,7 @@ def host(cores: int | None = None) -> CpuTarget:
     defaults = Machine()
     machine = Machine(
         architecture="aarch64",
-        cores=cores or cpuinfo.usable_cores(),
+        cores=cores or usable_cores(),
         features=features,
         vector_bits=128,
         vector_registers=32,

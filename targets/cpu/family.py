@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from schedules.machine import Machine
-from targets import cpuinfo
 from targets.cpu.cross import CrossToolchain
 from targets.cpu.llvm import LlvmTarget
+from targets.cpu.sockets import memory_rate, most_cores
+from targets.processors import usable_cores
 from targets.toolchain import Compiler, Linker, find_compiler, find_linker
 
 
@@ -44,6 +45,7 @@ class CpuTarget(LlvmTarget):
     mcpu: str
     features: tuple[str, ...]
     attributes: tuple[str, ...] = ()
+    most_cores: int | None = None
 
     @property
     def triple(self) -> str:
@@ -79,14 +81,20 @@ def preset(name: str, entry: Mapping[str, Any], family: CpuFamily, cores: int | 
     implied ones that are turned off. The cores are the preset's own unless the caller says otherwise.
     """
     features = frozenset(entry["features"])
-    described = dict(entry["machine"])
-    machine = Machine(
-        architecture=family.toolchain.architecture,
-        features=features,
-        **{**described, "cores": cores or described.get("cores") or cpuinfo.usable_cores()},
-    )
+    cores = cores or entry["machine"].get("cores") or usable_cores()
+    described = {**entry["machine"], **memory_rate(entry, cores), "cores": cores}
+    machine = Machine(architecture=family.toolchain.architecture, features=features, **described)
     signed = signed_features(entry.get("with", ()), entry.get("without", ()))
-    return CpuTarget(name, entry["description"], machine, family, entry["mcpu"], tuple(sorted(features)), signed)
+    return CpuTarget(
+        name,
+        entry["description"],
+        machine,
+        family,
+        entry["mcpu"],
+        tuple(sorted(features)),
+        signed,
+        most_cores=most_cores(entry),
+    )
 
 
 def signed_features(on: Sequence[str], off: Sequence[str]) -> tuple[str, ...]:

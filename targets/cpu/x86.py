@@ -16,7 +16,9 @@ from typing import Any
 from schedules.machine import Machine
 from targets import cpuinfo
 from targets.cpu.llvm import LlvmTarget
+from targets.cpu.sockets import memory_rate, most_cores
 from targets.errors import TargetError
+from targets.processors import usable_cores
 from targets.target import Target
 
 _PRESETS_FILE = Path(__file__).with_name("x86_presets.json")
@@ -37,6 +39,7 @@ class X86Target(LlvmTarget):
     mcpu: str
     features: tuple[str, ...]
     attributes: tuple[str, ...] = ()
+    most_cores: int | None = None
 
     @property
     def triple(self) -> str:
@@ -70,15 +73,18 @@ def _preset(name: str, cores: int | None) -> Target:
     features = _features_of(entry)
     simulated = _preset_data()["processors"][entry["simulates"]] if "simulates" in entry else None
     described = entry if simulated is None else simulated
+    cores = cores or usable_cores()
     machine = Machine(
         architecture="x86_64",
-        cores=cores or cpuinfo.usable_cores(),
+        cores=cores,
         features=_features_of(described),
         executed_features=None if simulated is None else features,
         **_vector_unit(_features_of(described)),
-        **described["machine"],
+        **{**described["machine"], **memory_rate(described, cores)},
     )
-    return X86Target(name, entry["description"], machine, entry["mcpu"], tuple(sorted(features)))
+    return X86Target(
+        name, entry["description"], machine, entry["mcpu"], tuple(sorted(features)), most_cores=most_cores(described)
+    )
 
 
 def _features_of(entry: Mapping[str, Any]) -> frozenset[str]:
@@ -91,7 +97,7 @@ def _vector_unit(features: frozenset[str]) -> dict[str, Any]:
     return {"vector_bits": 256 if "avx" in features else 128, "vector_registers": 16}
 
 
-def _known(mcpu: str, features: frozenset[str]) -> dict[str, Any]:
+def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
     """What a preset knows and the system does not report: the memory bandwidth, and where its vectors are as wide as
     here, its multiply-add units and the rates of its instructions.
 
@@ -108,8 +114,9 @@ def _known(mcpu: str, features: frozenset[str]) -> dict[str, Any]:
     if found is None:
         return {}
     as_wide = _vector_unit(_features_of(found)) == _vector_unit(features)
-    names = ("memory_rate", *(("fma_ports", "fma_latency", "rates") if as_wide else ()))
-    return {name: found["machine"][name] for name in names if name in found["machine"]}
+    names = ("fma_ports", "fma_latency", "rates") if as_wide else ()
+    known = {name: found["machine"][name] for name in names if name in found["machine"]}
+    return {**known, **memory_rate(found, cores)}
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
@@ -129,17 +136,18 @@ def host(cores: int | None = None) -> Target:
         )
     mcpu, enabled = _llvm_host()
     features = frozenset(feature for feature in enabled if is_codegen_feature(feature))
+    cores = cores or usable_cores()
     caches = cpuinfo.caches()
     defaults = Machine()
     machine = Machine(
         architecture="x86_64",
-        cores=cores or cpuinfo.usable_cores(),
+        cores=cores,
         features=features,
         l1_bytes=caches.l1 or defaults.l1_bytes,
         l2_bytes=caches.l2 or defaults.l2_bytes,
         l3_bytes=caches.l3 or defaults.l3_bytes,
         **_vector_unit(features),
-        **_known(mcpu, features),
+        **_known(mcpu, features, cores),
     )
     count = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
     refused = "amx-tile" in cpuinfo.reported_features() and "amx-tile" not in features

@@ -34,10 +34,3 @@ def test_caches_come_from_the_system(tmp_path: Path) -> None:
             (folder / name).write_text(value)
     assert cpuinfo.caches(tmp_path) == cpuinfo.Caches(48 << 10, 2 << 20, None)
     assert cpuinfo.caches(tmp_path / "missing") == cpuinfo.Caches()
-
-
-@pytest.mark.parametrize(("limit", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)])
-def test_a_quota_cuts_the_cores(tmp_path: Path, limit: str, cores: int | None) -> None:
-    unlimited = cpuinfo.usable_cores(tmp_path)
-    (tmp_path / "cpu.max").write_text(limit)
-    assert cpuinfo.usable_cores(tmp_path) == (unlimited if cores is None else cores)

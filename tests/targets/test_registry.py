@@ -89,3 +89,53 @@ def test_a_broken_package_is_named_and_stops_nothing_else(
     said = capsys.readouterr()
     assert "note: target 'stranger' (strangers_package:offered)" in said.err
     assert "raspberry-pi-5" in said.out
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "cores"),
+    [
+        ("granite-rapids:32", "granite-rapids", 32),
+        ("graniterapids:128", "granite-rapids", 128),
+        ("zen4 : 16", "znver4", 16),
+        ("raspberry-pi-5:2", "raspberry-pi-5", 2),
+        ("graviton3:64", "graviton3", 64),
+        ("host:24", "host", 24),
+        ("h100:8", "h100", 8),
+    ],
+)
+def test_a_name_may_say_the_cores(name: str, plain: str, cores: int) -> None:
+    for asked in (None, 3):  # what stands in the name is nearer to the user
+        target = targets.get(name, cores=asked)
+        assert (target.name, target.machine.cores) == (plain, cores)
+
+
+@pytest.mark.parametrize("count", ["", "0", "-4", "1.5", "many", "193", "100000000000", "\u0663"])
+def test_cores_that_no_machine_has(count: str) -> None:
+    with pytest.raises(targets.TargetError, match="znver4 has 1 to 192 cores") as raised:
+        targets.get(f"znver4:{count}")
+    assert raised.value.hint == "write znver4:16, or znver4 alone"
+    with pytest.raises(ToolchainError, match="znver4 has 1 to 192 cores"):
+        compiler.compile("missing.onnx", target=f"znver4:{count}")
+
+
+def test_a_board_has_no_more_cores_than_it_has() -> None:
+    with pytest.raises(targets.TargetError, match="raspberry-pi-5 has 1 to 4 cores"):
+        targets.get("raspberry-pi-5:8")
+
+
+def test_an_unknown_name_with_cores_is_an_unknown_name() -> None:
+    with pytest.raises(targets.UnknownTarget, match="'zenver4'"):
+        targets.get("zenver4:16")
+
+
+def test_targets_of_other_packages_have_their_own_cores(register: Any) -> None:
+    register(Complete)
+    assert targets.get("stranger:4").machine.cores == 4
+    with pytest.raises(targets.TargetError, match="describes a machine with 4 cores"):
+        targets.get("stranger:16")
+
+
+def test_memory_serves_more_cores_faster_up_to_what_its_channels_give() -> None:
+    rates = [targets.get(f"znver4:{cores}").machine.memory_rate for cores in (1, 4, 8, 32, 96, 192)]
+    assert rates == [7.0, 7.0, 14.0, 56.0, 107.0, 214.0]
+    assert targets.get("raspberry-pi-5").machine.memory_rate == 5.0

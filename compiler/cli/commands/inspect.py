@@ -129,7 +129,7 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
     print_line()
     if inspection.kind == "module":
         print_heading(plural(len(inspection.kernels), "kernel"))
-        numbers: tuple[str, ...] = ("FLOP per call",)
+        numbers: tuple[str, ...] = ("FLOP per call", "tasks", "balance")
         columns = ("layer", "kind", "rule (config from)", *numbers, "kernel")
         rows = [_module_row(item) for item in kernels]
     else:
@@ -154,10 +154,12 @@ def _estimate_heading(inspection: Any) -> str:
 
 
 def _module_row(item: Any) -> tuple[str, ...]:
-    from compiler.reports.formatting import format_count, shorten
+    from compiler.reports.formatting import format_count, format_percent, shorten
+    from compiler.support.balance import tasks_text
 
     work = format_count(item.operations) if item.operations is not None else item.formula or "-"
-    return shorten(item.label, 48), item.kind, item.rule, work, shorten(item.name, 32) if item.nodes else "-"
+    shares = tasks_text(item.tasks), format_percent(item.balance) if item.balance is not None else "-"
+    return shorten(item.label, 48), item.kind, item.rule, work, *shares, shorten(item.name, 32) if item.nodes else "-"
 
 
 def _model_row(item: Any) -> tuple[str, ...]:

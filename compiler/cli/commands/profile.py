@@ -130,6 +130,7 @@ def _print_comparison(p50: float, other: float, compared: list[Any], limit: int 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
     from compiler.cli.output import print_facts, print_line, print_table
     from compiler.reports.formatting import format_bytes, format_percent, format_rate, format_seconds, plural, shorten
+    from compiler.support.balance import tasks_text
 
     latency = profile.latency
     print_facts(
@@ -152,11 +153,13 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
             format_percent(kernel.share),
             format_rate(kernel.rate) if kernel.rate is not None else "-",
             format_bytes(kernel.nbytes) if kernel.nbytes else "-",
+            "-" if kernel.rule is None else tasks_text(kernel.tasks),
+            "-" if kernel.balance is None else format_percent(kernel.balance),
             shorten(kernel.name, 32) if kernel.nodes else "-",
         )
         for kernel in layers
     ]
-    numbers = ("calls", "time", "share", "rate", "bytes")
+    numbers = ("calls", "time", "share", "rate", "bytes", "tasks", "balance")
     print_table(("layer", "kind", *numbers, "kernel"), rows, numbers)
     hidden = profile.layers[len(layers) :]
     if hidden:

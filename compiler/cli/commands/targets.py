@@ -17,7 +17,8 @@ HELP = """List what modules can be built for, or check one.
 
   tensorwright targets
 
-A name goes to --target of the other commands; host is this machine's processor.
+A name goes to --target of the other commands; host is this machine's processor. A number of cores may follow it:
+granite-rapids:32. Without, presets of servers take those of this machine.
 
 [bold]Examples[/]
 
@@ -56,6 +57,7 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
         (
             each.name,
             _machine(each),
+            _cores(each),
             each.runs,
             each.conformance or "not checked here",
             each.toolchain or f"missing: {each.install}",
@@ -63,7 +65,7 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
         )
         for each in listed
     ]
-    print_table(("target", "machine", "how it runs here", "conformance", "built by", "what it is"), rows)
+    print_table(("target", "machine", "cores", "how it runs here", "conformance", "built by", "what it is"), rows)
     print_line()
     print_line("--json lists every processor feature. Conformance: tensorwright targets check NAME.")
 
@@ -71,6 +73,10 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
 def _machine(entry: TargetEntry) -> str:
     processor = ", ".join([entry.architecture, f"{entry.vector_bits} bit", *entry.notable])
     return f"{entry.device}; {processor}" if entry.device else processor
+
+
+def _cores(entry: TargetEntry) -> str:
+    return f"{entry.cores} of up to {most}" if (most := entry.most_cores or 0) > entry.cores else str(entry.cores)
 
 
 def _check(

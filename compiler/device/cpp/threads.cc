@@ -1,8 +1,5 @@
 #include "threads.h"
 
-#include <sched.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
 #include <condition_variable>
@@ -15,6 +12,7 @@
 #include <string>
 
 #include "error.h"
+#include "usable_cores.h"
 
 namespace tvm::runtime::threading {
 // Threads of the calling thread's kernels, and of its pool if created later; not in the runtime's headers.
@@ -28,13 +26,7 @@ namespace {
 constexpr int kThreadsOfAProcessor = 4, kLeastMostThreads = 64;
 const char* const kSpins = "1000";
 
-int Processors() {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
-  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
-}
-
-int MostThreads() { return std::max(kLeastMostThreads, kThreadsOfAProcessor * Processors()); }
+int MostThreads() { return std::max(kLeastMostThreads, kThreadsOfAProcessor * UsableProcessors()); }
 
 // The number in the first of the variables that is there, as TVM reads it; 0: there is none.
 int ThreadsOfEnvironment() {
@@ -50,22 +42,13 @@ int ThreadsOfEnvironment() {
   return 0;
 }
 
-// As TVM counts them: those of x86 have two processors each.
-int Cores() {
-#if defined(__x86_64__)
-  return std::max(1, Processors() / 2);
-#else
-  return Processors();
-#endif
-}
-
 }  // namespace
 
 int SetUpThreads(int setting) {
   int threads = ThreadsOfEnvironment();
   setenv("TVM_BIND_THREADS", "0", 0);
   setenv("TVM_THREAD_POOL_SPIN_COUNT", kSpins, 0);
-  return threads ? threads : setting ? std::min(setting, Processors()) : Cores();
+  return threads ? threads : setting ? std::min(setting, UsableProcessors()) : UsableCores();
 }
 
 void CheckThreads(int threads) {
@@ -75,7 +58,7 @@ void CheckThreads(int threads) {
 
 // Runs are numbered in order of arrival (ticket lock); number n starts when fewer than `most` before it are running.
 struct Turn::Queue {
-  explicit Queue(int threads) : most(std::max(1, Processors() / threads)) {}
+  explicit Queue(int threads) : most(std::max(1, UsableProcessors() / threads)) {}
 
   const int most;
   std::mutex mutex;

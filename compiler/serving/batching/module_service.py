@@ -17,7 +17,7 @@ from compiler.runtime.identity import module_identity
 from compiler.serving.batching.layout import BatchLayout, find_layout
 from compiler.serving.batching.runners import Runners
 from compiler.serving.request import Array, Request, Response, Timing
-from targets.cpuinfo import usable_cores
+from targets.processors import usable_cores
 
 Result = TypeVar("Result")
 

@@ -19,7 +19,7 @@ from compiler.serving.request import Request, Response
 from compiler.serving.rows import check_same_interface
 from compiler.serving.service import Service
 from compiler.serving.wrapper import identity_of
-from targets.cpuinfo import usable_cores
+from targets.processors import usable_cores
 
 Make = Callable[[Module, str], Service]
 

@@ -30,7 +30,7 @@ from compiler.runtime import Module
 from compiler.serving.batching.layout import find_layout
 from compiler.serving.triton.configuration import BACKEND, configuration_text
 from targets import Target
-from targets.cpuinfo import usable_processors
+from targets.processors import usable_processors
 
 BACKEND_SOURCE = "backend.cc"
 BACKEND_LIBRARY = f"libtriton_{BACKEND}.so"

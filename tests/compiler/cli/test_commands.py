@@ -156,7 +156,9 @@ def test_inspect_a_module(tensorwright: Run, module_path: Path) -> None:
     assert found["details"]["target"]["name"] == "host"
     assert found["details"]["memory_plan"]["peak_bytes"] >= 0
     assert found["details"]["signatures"] == []
-    assert "parameters" in tensorwright("inspect", module_path).out
+    assert all(kernel["tasks"] is not None or kernel["balance"] is None for kernel in found["kernels"])
+    text = tensorwright("inspect", module_path).out
+    assert all(word in text for word in ("parameters", "scheduled for", "tasks", "balance"))
 
 
 def test_bench_a_module(tensorwright: Run, module_path: Path) -> None:

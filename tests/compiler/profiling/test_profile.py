@@ -12,6 +12,8 @@ import compiler
 from compiler.errors import InputError, OptionError, StorageError
 from compiler.profiling.chrome_trace import chrome_trace
 from compiler.profiling.measured import Profile
+from compiler.support.balance import balance, task_counts
+from tests.compiler.building import perceptron
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,25 @@ def test_kernels_and_their_arithmetic_are_found(profile: Profile) -> None:
     counted = sum(kernel.operations or 0 for kernel in products)
     assert exact <= counted <= exact + 3 * 4 * 256
     assert all(kernel.rate is not None and kernel.rate > 0 for kernel in products)
+
+
+def test_tasks_of_each_kernel_for_the_threads_of_the_run() -> None:
+    module = compiler.compile(perceptron(batch="batch", width=256), target="host:8", threads=2)
+    profile = compiler.profile(module, runs=2, sizes={"batch": 64})
+    products = [kernel for kernel in profile.kernels if kernel.kind == "matmul"]
+    entries = {entry.kernel: entry for entry in module.manifest.kernels}
+    for kernel in products:
+        entry = entries[kernel.name]
+        assert entry.tasks
+        assert kernel.tasks == task_counts(entry.tasks, dict.fromkeys(entry.symbols, 64))
+        assert kernel.balance == (None if kernel.tasks is None else balance(kernel.tasks, 2))
+
+
+def test_tasks_of_static_sizes_are_numbers() -> None:
+    module = compiler.compile(perceptron(batch=64, width=256), target="host:8", threads=2)
+    profile = compiler.profile(module, runs=2)
+    assert all(kernel.tasks for kernel in profile.kernels if kernel.kind == "matmul")
+    assert all(kernel.tasks is None for kernel in profile.kernels if kernel.rule is None)
 
 
 def test_times_add_up(profile: Profile) -> None:

@@ -1,0 +1,30 @@
+"""How evenly threads share the tasks of a kernel's parallel loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from compiler.support.formula import evaluate
+
+UNKNOWN = "?"
+"""The extent of a loop that only the kernel's code knows."""
+
+
+def task_counts(tasks: Sequence[str], sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The extents as numbers; None where one is not known."""
+    try:
+        return tuple(evaluate(each, sizes) for each in tasks if each != UNKNOWN) if UNKNOWN not in tasks else None
+    except ValueError:
+        return None  # a size that is not known
+
+
+def balance(counts: Sequence[int], threads: int) -> float:
+    """The share of the time in which so many threads all work, of tasks that take equally long: TVM gives each thread
+    contiguous tasks. Of several loops, that of the least balanced one; without parallel loops one thread works."""
+    return min((count / (math.ceil(count / threads) * threads) for count in counts if count), default=1 / threads)
+
+
+def tasks_text(counts: Sequence[int] | None) -> str:
+    """For tables: "56", "14, 56", "1" without parallel loops, "at run time" where not known."""
+    return "at run time" if counts is None else ", ".join(map(str, counts)) or "1"

@@ -1,0 +1,31 @@
+"""Servers of a processor with many cores: how many there are, and what all of them draw from memory.
+
+A preset's `memory_rate` is what a few cores draw. `socket` in its entry has the most cores of a processor of that kind,
+and the rate of all its memory channels: 0.7 of the peak that the vendor states (as the presets' own rates) at 3 GHz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from schedules.ir.numbers import ceil_div
+
+_FEW = 4
+_SOCKETS = 2
+
+
+def most_cores(entry: Mapping[str, Any]) -> int | None:
+    """The most cores of a machine of a preset: of two sockets, or of a board; None where not known."""
+    if "socket" in entry:
+        return _SOCKETS * int(entry["socket"]["cores"])
+    return entry["machine"].get("cores")
+
+
+def memory_rate(entry: Mapping[str, Any], cores: int) -> dict[str, float]:
+    """`memory_rate` of a machine of a preset with so many cores, as a keyword of `Machine`."""
+    few = entry["machine"].get("memory_rate")
+    if few is None or "socket" not in entry:
+        return {} if few is None else {"memory_rate": few}
+    sockets = ceil_div(cores, entry["socket"]["cores"])
+    return {"memory_rate": min(few * max(cores, _FEW) / _FEW, max(few, sockets * entry["socket"]["memory_rate"]))}
