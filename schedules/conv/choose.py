@@ -16,11 +16,12 @@ from schedules.conv.direct import ConvDirect
 from schedules.conv.dot import CONV_DOT
 from schedules.conv.folded import FoldedWorkload, folded_workload, tile_cycles
 from schedules.conv.sparse_cost import conv_pays
+from schedules.conv.tiles import tiles_workload
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_integer import integer_winograd_pays, winograd_workload
 from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
 from schedules.conv.winograd_transforms import bounds
-from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, WinogradWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
 from schedules.instructions.products.table import dot_products, matrix_product
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
@@ -62,6 +63,8 @@ FloatChoice = FoldedWorkload | SparseChoice | WinogradWorkload | DotWorkload | C
 def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | None = None) -> FloatChoice:
     """The algorithm for a floating-point convolution; `measured` chooses among those that were timed."""
     work, narrow = case.work, case.narrow
+    if isinstance(narrow, TilesWorkload):
+        return narrow
     folded = None if work.is_open else _folded(case, machine)
     if folded is not None:
         return folded
@@ -120,11 +123,16 @@ def choose_integer(
         weights: (filters, channels of a group, *kernel).
     """
     work = integer_workload(plain, operand, fill, machine)
+    if isinstance(work, TilesWorkload):
+        return work
     return winograd_workload(work) if integer_winograd_pays(work, weights, machine) else work
 
 
 def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Machine) -> DotWorkload:
     """Blocks of four channels are words as they lie; matrices of them are multiplied where there are two pixels."""
+    tiles = tiles_workload(plain, operand, machine, fill)
+    if tiles is not None:
+        return tiles
     if plain.in_block != QUAD:
         return dot_workload(plain, operand, plain.block, fill)
     matrix = matrix_product(machine, operand, "int8")
@@ -136,6 +144,15 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
     fields = {**vars(plain), "dtype": "int32", "in_block": QUAD if matrix is None else matrix.group}
     signed = product is not None and product.operation.a == "int8"
     return QuadsWorkload(**fields, operand=operand, fill=fill, signed=signed, matrix=matrix is not None)
+
+
+def narrow_workload(work: ConvWorkload, machine: Machine) -> DotWorkload | None:
+    """The convolution of operands rounded to bfloat16; None where float32 is as fast on the machine."""
+    tiles = tiles_workload(work, "uint16", machine)
+    found = dot_products(machine, "bfloat16", "bfloat16")
+    if tiles is None and (not found or found[0].rate_on(machine) <= 1):
+        return None
+    return tiles or dot_workload(work, "uint16", work.block)
 
 
 def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:

@@ -178,8 +178,7 @@ class DirectNest:
         work = self.work
         extents = work.reach(place.live)
         blocks = ceil_div(place.channels, work.in_block)
-        shape = (blocks, *work.reach(self.room), self.scratch_lanes)
-        self.scratch, allocation = allocate("scratch", shape, self.scratch_dtype)
+        self.scratch, allocation = allocate("scratch", self._scratch_shape(blocks), self.scratch_dtype)
         starts = [
             at * stride - before
             for at, stride, before in zip(place.corner, work.strides, self.sizes.before, strict=True)
@@ -196,6 +195,9 @@ class DirectNest:
 
         names = ["cb", *(f"y{i}" for i in range(work.rank - 1))]
         return [allocation, grid(names, [blocks, *extents[:-1]], line)]
+
+    def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
+        return (blocks, *self.work.reach(self.room), self.scratch_lanes)
 
     def _copy_line(
         self, place: Place, block: Index, outer: Sequence[Index], rows: Sequence[Index], start: Index, extent: Index

@@ -28,7 +28,7 @@ from schedules.conv.defaults import tile_for
 from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Place, divisors, register_tile
-from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, DOT_WORDS
 from schedules.instructions.products.table import dot_products, widens_bytes
 from schedules.ir.numbers import QUAD, ceil_div
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"
+CONV_TILES = "conv-tiles"
 # Cycles of a load into all lanes beside bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
@@ -78,8 +79,10 @@ def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[In
         value = _guarded(_inside(work, data, at), _number(data, (n, source, *at), at_lane, work), fill)
         if work.last_group_channels != work.group_channels:
             value = tirx.if_then_else(source * stored + at_lane < work.channels, value, zero)
-        place = rest[-1] * work.group + lane % work.group
-        factor = weight(co, block, *window, lane // work.group, place)
+        panel, column = co * work.block // work.panel, co * work.block % work.panel + rest[-1]
+        if work.panel == work.block:
+            panel, column = co, rest[-1]
+        factor = weight(panel, block, *window, lane // work.group, column * work.group + lane % work.group)
         wide = widened(factor) if work.operand == "uint16" else tirx.Cast("int32", factor)
         return te.sum(value * wide, axis=[channel, *window])
 
@@ -89,6 +92,8 @@ def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[In
 
 def kind_of(work: DotWorkload) -> str:
     """The annotation of the rule that serves a convolution."""
+    if isinstance(work, TilesWorkload):
+        return CONV_TILES
     return CONV_MATRIX if isinstance(work, QuadsWorkload) and work.matrix else CONV_DOT
 
 
@@ -345,4 +350,4 @@ def word(byte: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-__all__ = ["CONV_DOT", "CONV_MATRIX", "ConvDot", "DotNest", "conv_dot"]
+__all__ = ["CONV_DOT", "CONV_MATRIX", "CONV_TILES", "ConvDot", "DotNest", "conv_dot"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
+from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, Operation
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.rule import Workload
 
@@ -227,6 +227,42 @@ class DotWorkload(ConvWorkload):
     def stored_block(self) -> int:
         """Lanes of the channel blocks that the input is stored in."""
         return self.in_block
+
+    @property
+    def panel(self) -> int:
+        """Filters whose weights lie next to each other."""
+        return self.block
+
+
+@dataclasses.dataclass(frozen=True)
+class TilesWorkload(DotWorkload):
+    """A convolution of narrow operands by instructions whose sums stay in tiles: a row of a tile is 64 bytes of a
+    pixel's channels.
+
+    Input: in blocks of `block` channels, as it is. Weights: (ceil(filters / panel), ceil(channels / in_block), *kernel,
+    in_block / group, panel * group), where `in_block` channels are 64 bytes.
+    """
+
+    @property
+    def words(self) -> bool:
+        return False
+
+    @property
+    def shift(self) -> int:
+        return 0
+
+    @property
+    def stored_block(self) -> int:
+        return self.block
+
+    @property
+    def panel(self) -> int:
+        return self.block * min(2, self.out_blocks)
+
+    @property
+    def operation(self) -> Operation:
+        """What sums the products."""
+        return {"uint16": DOT_BF16, "uint8": DOT_U8S8, "int8": DOT_S8S8}[self.operand]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, V
 from compiler.passes.rewriting.expansion import Expansion
 from compiler.passes.rewriting.matching import array_of, as_constant, shape_of, static_shape
 from schedules.conv import compute as conv_compute
-from schedules.conv.choose import FloatChoice, FloatConvolution, SparseChoice, choose_float, dot_workload
+from schedules.conv.choose import FloatChoice, FloatConvolution, SparseChoice, choose_float, narrow_workload
 from schedules.conv.dot import conv_dot
 from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
@@ -163,7 +163,7 @@ class BlockedConv:
         shape = shape_of(self.data) or []
         case = FloatConvolution(
             work,
-            narrow=dot_workload(work, "uint16", self.builder.lanes) if self.builder.bf16 else None,
+            narrow=narrow_workload(work, self.builder.machine) if self.builder.bf16 else None,
             images=common_sizes([shape[axis] for axis in self.conv.order[2:]]) if work.is_open else (),
             out_order=self.conv.out_order,
             kept=lambda: _kept(pack_filter(values, work.in_block, work.block), work, values),
@@ -179,7 +179,7 @@ class BlockedConv:
         if isinstance(chosen, WinogradWorkload):
             return self._emit_winograd(chosen, values)
         if isinstance(chosen, DotWorkload):
-            narrow = pack_filter_groups(bfloat16_bits(values), chosen.in_block, chosen.block, chosen.group)
+            narrow = pack_filter_groups(bfloat16_bits(values), chosen.in_block, chosen.panel, chosen.group)
             return self._emit(lambda data, weight, sizes: conv_dot(data, weight, chosen, sizes), chosen, narrow)
         packed = as_constant(pack_filter(values, chosen.in_block, chosen.block))
         if chosen.in_block == chosen.block and self.channels % chosen.block == 0:

@@ -89,7 +89,7 @@ class _IntegerConv(BlockedConv):
         if isinstance(work, IntegerWinogradWorkload):
             spread = pack_integer_filter(values, work.block, work.strides[0])
             return self._emit(lambda data, weight, _: conv_winograd_integer(data, weight, work), work, spread)
-        packed = pack_filter_groups(values, work.in_block, work.block, work.group)
+        packed = pack_filter_groups(values, work.in_block, work.panel, work.group)
         result = self._emit(lambda data, weight, sizes: conv_dot(data, weight, work, sizes), work, packed)
         if not work.shift:
             return result

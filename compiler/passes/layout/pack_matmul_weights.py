@@ -16,7 +16,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, shape_of
 from compiler.passes.schedule.half_storage import exact_half
 from schedules.instructions.products.operation import DOT_BF16, Operation
-from schedules.instructions.products.table import operation_of, tile_product
+from schedules.instructions.products.table import bfloat16_pays, operation_of, tile_product
 from schedules.machine import Machine
 from schedules.matmul.matrix import MATRICES, matmul_matrix
 from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
@@ -47,11 +47,12 @@ def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     result int32; does nothing without a machine to pack for.
 
     Weights that float16 holds exactly are read in it where there are few rows. The option "precision" set to "bf16"
-    rounds weights and data to bfloat16; sums stay float32.
+    rounds weights and data to bfloat16, where the machine multiplies those faster; sums stay float32.
     """
     if context.machine is None:
         return mod
-    return pack_all(_Packer(mod, context.machine, bf16=context.options.precision == "bf16"), mod)
+    bf16 = context.options.precision == "bf16" and bfloat16_pays(context.machine)
+    return pack_all(_Packer(mod, context.machine, bf16=bf16), mod)
 
 
 @mutator

@@ -12,6 +12,7 @@ from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
+from schedules.instructions.products.table import bfloat16_pays
 from schedules.instructions.row_sums import has_row_sums
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.ir.tir import tirx
@@ -53,7 +54,9 @@ class AttentionOverCache(ScheduleRule[CacheWorkload]):
     def apply(self, kernel: Kernel, workload: CacheWorkload, config: Config, machine: Machine) -> PrimFunc:
         own = _operands(kernel.function)
         few = max(1, _FEW_ROWS // own.group)
-        narrow = machine.bf16_dot_product and (own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16")
+        narrow = bfloat16_pays(machine, in_tiles=False) and (
+            own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16"
+        )
         if SEQUENCES in own:
             ways = [DecodeWriter(own, machine, few).code(), PromptWriter(own, machine, narrow=narrow).code()]
             return build_function(kernel, ways, [])

@@ -49,6 +49,12 @@ def operation_of(machine: Machine, a: str, b: str) -> Operation:
     return found[0].operation if found else next(each for each in OPERATIONS if each.takes(a, b))
 
 
+def bfloat16_pays(machine: Machine, *, in_tiles: bool = True) -> bool:
+    """Whether products of bfloat16 are faster than those of float32; `in_tiles`: where sums may stay in tiles."""
+    found = (products if in_tiles else dot_products)(machine, "bfloat16", "bfloat16")
+    return machine.bf16_dot_product and (not found or any(each.rate_on(machine) > 1 for each in found))
+
+
 def multiplies_bytes(machine: Machine) -> bool:
     """Whether products of bytes are faster than those of float32, not only smaller."""
     return bool(products(machine, "uint8", "int8"))

@@ -1,0 +1,213 @@
+"""Convolution of narrow operands by instructions whose sums stay in tiles (AMX): rows of tiles are pixels.
+
+Each task copies its input into a scratch buffer, 64 bytes of a pixel's channels next to each other and planes of them
+one after the other, with the zeros of the padding. Then a tile takes neighbouring pixels as they lie there, for each
+tap of the window. Without strides lines are joined: a block runs on over the padding into the next line, and the sums
+of padded columns are not used, so that small images fill tiles too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from schedules.codegen.nest import allocate, grid, lanes_of, load, repeat, sequence, splat, store, vectorized, when
+from schedules.codegen.tile_sums import Taps, block_sums
+from schedules.config import Config, ConfigSpace
+from schedules.conv.dot import CONV_TILES, DotNest
+from schedules.conv.dynamic_sizes import least
+from schedules.conv.tiling import Place, divisors
+from schedules.conv.workload import ConvWorkload, DotWorkload, TilesWorkload
+from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
+from schedules.instructions.products.product import Product
+from schedules.instructions.products.table import tile_product
+from schedules.ir.numbers import ceil_div
+from schedules.ir.stages import Kernel
+from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.machine import Machine, dtype_bits
+from schedules.rule import CpuRule, Priority
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Buffer, Index, PrimFunc
+
+_RUN_ROWS = 256  # of a block: its sums take 32 KiB, most of the first cache
+# Cycles: of a product of tiles; to copy a byte of input; to finish a vector of results; to start a task.
+_TILE, _BYTE, _VECTOR, _TASK = 16.0, 0.06, 4.0, 1000.0
+
+
+def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int = 0) -> TilesWorkload | None:
+    """The convolution in tiles; None where the machine has none for the operand, or the convolution is none of theirs:
+    of several groups, of plain input, of unknown sizes or of more than two spatial dimensions."""
+    fits = work.groups == 1 and work.in_block == work.block == COLUMNS and work.rank <= 2 and not work.is_open
+    if not fits:
+        return None
+    in_block = ROW_BYTES * 8 // dtype_bits(operand)
+    dtype = "float32" if operand == "uint16" else "int32"
+    found = TilesWorkload(**{**vars(work), "in_block": in_block, "dtype": dtype}, operand=operand, fill=fill)
+    return found if tile_product(machine, found.operation) is not None else None
+
+
+class ConvTiles(CpuRule[TilesWorkload]):
+    """Serves the kernels of `conv_dot` of a `TilesWorkload`. Knobs: `rows` of the output and `chunks` of its channels
+    make up a task."""
+
+    name: ClassVar[str] = CONV_TILES
+    priority: ClassVar[int] = Priority.BLOCKED_MATRIX
+
+    def match(self, kernel: Kernel, machine: Machine) -> TilesWorkload | None:
+        stages = anchor_stages(kernel, CONV_TILES)
+        found = DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
+        if not isinstance(found, TilesWorkload):
+            return None
+        return found if tile_product(machine, found.operation) is not None else None
+
+    def space(self, workload: TilesWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({"rows": tuple(range(1, _height(workload) + 1)), "chunks": _chunk_choices(workload)})
+
+    def default(self, workload: TilesWorkload, machine: Machine) -> Config:
+        height = _height(workload)
+        rows = sorted({ceil_div(height, count) for count in range(1, height + 1)}, reverse=True)
+        choices = [(each, chunks) for each in rows for chunks in _chunk_choices(workload)]
+        best = min(choices, key=lambda choice: _cycles(workload, choice[0], choice[1], machine))
+        return Config.of(rows=best[0], chunks=best[1])
+
+    def apply(self, kernel: Kernel, workload: TilesWorkload, config: Config, machine: Machine) -> PrimFunc:
+        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_TILES))
+        product = tile_product(machine, workload.operation)
+        assert product is not None
+        return fused.function(TilesNest(fused, workload, config, product).build(machine), machine)
+
+
+def _height(work: ConvWorkload) -> int:
+    return work.out_spatial[-2] if work.rank > 1 else 1
+
+
+def _chunk_choices(work: TilesWorkload) -> tuple[int, ...]:
+    """Into how many equal tasks whole panels of filters may be cut."""
+    blocks = work.panel // work.block
+    return divisors(work.out_blocks // blocks) if work.out_blocks % blocks == 0 else (1,)
+
+
+def _line(work: ConvWorkload) -> int:
+    """Pixels of a line of the scratch buffer."""
+    return int(work.reach(work.out_spatial)[-1])
+
+
+def _joins(work: ConvWorkload) -> bool:
+    """Whether lines of the output are as far apart as those of the input."""
+    return work.strides == (1,) * work.rank
+
+
+def _run_lines(work: ConvWorkload, rows: int) -> int:
+    """Lines of a block."""
+    return max(1, min(rows, _RUN_ROWS // _line(work))) if _joins(work) else 1
+
+
+def _cycles(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> float:
+    """Until all tasks are done, on all cores."""
+    reach = work.reach([rows, work.out_spatial[-1]][-work.rank :])
+    copied = ceil_div(work.channels, work.in_block) * ROW_BYTES * prod(int(each) for each in reach)
+    panels = ceil_div(work.out_blocks * work.block, work.panel * chunks)
+    lines, width = _run_lines(work, rows), work.out_spatial[-1]
+    row_tiles = ceil_div(rows, lines) * ceil_div((lines - 1) * _line(work) + width, ROWS)
+    taps = ceil_div(work.channels, work.in_block) * prod(work.kernel)
+    vectors = rows * width * panels * work.panel / machine.lanes("float32")
+    sums = row_tiles * panels * (work.panel // COLUMNS) * taps * _TILE
+    task = sums + copied * _BYTE * (2 if copied > machine.l2_bytes // 2 else 1) + vectors * _VECTOR + _TASK
+    tasks = max(work.batch, 1) * ceil_div(_height(work), rows) * chunks
+    return ceil_div(tasks, machine.cores) * task
+
+
+class TilesNest(DotNest):
+    """The loop nest whose innermost step is a block of pixels by a panel of filters."""
+
+    work: TilesWorkload
+
+    def __init__(self, fused: FusedKernel, work: TilesWorkload, config: Config, product: Product) -> None:
+        width = work.out_spatial[-1]
+        blocks = work.panel // work.block
+        knobs = {"pixels": 1, "blocks": blocks, "columns": width, "unroll": 1}
+        super().__init__(fused, work, Config.of(rows=config.integer("rows"), chunks=config.integer("chunks"), **knobs))
+        self.product = product
+
+    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+        copied = self._fill_scratch(place)
+        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
+
+    def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
+        """With lines behind each plane for the pixels that the last tile reads beyond it."""
+        *lead, line = (int(each) for each in self.work.reach(self.room))
+        behind = (ROWS - 1) * self.work.strides[-1]
+        if not lead:
+            return blocks, line + behind, self.scratch_lanes
+        return blocks, lead[0] + ceil_div(behind, line), line, self.scratch_lanes
+
+    def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
+        """The channels of a pixel: blocks of the input side by side. What lies behind the last channel is cleared: it
+        may be no number, which a weight of zero would not take away."""
+        work, lanes = self.work, self.work.stored_block
+        image, first, *position = source
+        parts, stored, rest = work.in_block // lanes, ceil_div(work.channels, lanes), work.channels % work.in_block
+        result = []
+        for part in range(parts):
+            block = first * parts + part
+            here = least(block, stored - 1) if stored % parts else block
+            value = load(self.data, image, here, *position, lanes_of(0, lanes))
+            if rest and rest < (part + 1) * lanes:
+                number = lanes_of(block * lanes, lanes)
+                inside = number < splat(work.channels, "int64", lanes)
+                value = tirx.Select(inside, value, splat(0, self.scratch_dtype, lanes))
+            result.append(store(self.scratch, value, *target, lanes_of(part * lanes, lanes)))
+        return sequence(result)
+
+    def _rows(self, place: Place, block: Index) -> Stmt:
+        rows = self.room[-2] if self.work.rank > 1 else 1
+        lines = _run_lines(self.work, rows)
+        whole, rest = divmod(rows, lines)
+        last = self._run(place, block, whole * lines, rest) if rest else None
+        return sequence(repeat("run", whole, lambda run: self._run(place, block, run * lines, lines)), last)
+
+    def _run(self, place: Place, block: Index, first: Index, lines: int) -> Stmt:
+        """Lines of a task's output from `first` on."""
+        work, line, width = self.work, _line(self.work), self.room[-1]
+        count = (lines - 1) * line + width
+        sums, allocation = allocate("tile", [ceil_div(count, ROWS) * ROWS, work.panel], work.dtype)
+        stride, is_plane = work.strides[-1], work.rank > 1
+        corner = [first * work.strides[0]] if is_plane else []
+
+        def pixel(row: Expr) -> Expr:
+            return load(self.scratch, 0, *corner, row * stride, 0)
+
+        plane = prod(self._scratch_shape(1)) * dtype_bits(self.scratch_dtype) // 8
+        counts = (ceil_div(work.channels, work.in_block), *((1,) if not is_plane else ()), *work.kernel)
+        down = work.dilations[0] * line * ROW_BYTES if is_plane else 0
+        taps = Taps(counts, (plane, down, work.dilations[-1] * ROW_BYTES))
+        weights = load(self.weight, _divided(block, work.panel // work.block), *(0,) * (work.rank + 3))
+        return sequence(
+            allocation,
+            block_sums(self.product, pixel, stride * ROW_BYTES, taps, weights, sums, count),
+            grid(["y", "x"], [lines, width], lambda at: self._finish_pixel(sums, place, block, first + at[0], at)),
+        )
+
+    def _finish_pixel(self, sums: Buffer, place: Place, block: Index, row: Index, at: Sequence[Index]) -> Stmt:
+        """The epilogue of a pixel at line and column `at` of a block, in row `row` of the task."""
+        work, (line, column) = self.work, at
+        places = [place.corner[-1] + column]
+        if work.rank > 1:
+            places.insert(0, place.corner[0] + row)
+
+        def element(part: int, lane: Expr) -> Stmt:
+            value = load(sums, line * _line(work) + column, part * self.lanes + lane)
+            return self.fused.finish(value, [place.image, block + part, *places, lane])
+
+        done = sequence(
+            [vectorized("lane", self.lanes, lambda lane, part=part: element(part, lane)) for part in range(self.blocks)]  # type: ignore[misc]
+        )
+        uneven = work.rank > 1 and work.out_spatial[0] % self.room[0]
+        return sequence(when(places[0] < work.out_spatial[0], done)) if uneven else done
+
+
+def _divided(block: Index, count: int) -> Index:
+    return block // count if isinstance(block, int) else tirx.FloorDiv(block, tirx.IntImm("int64", count))
