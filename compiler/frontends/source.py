@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ import onnx
 import tvm
 from typing_extensions import Unpack
 
-from compiler.errors import InputError, InvalidModelError, OptionError, type_text
+from compiler.errors import InputError, InternalError, InvalidModelError, OptionError, TensorwrightError, type_text
 from compiler.frontends.file_types import check_exists, check_folder, is_language_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
@@ -29,6 +30,8 @@ SOURCES = (
     "its bytes, a torch.nn.Module with example_inputs, a torch.export.ExportedProgram, a Relax IRModule, or what "
     "quantize or another technique returned"
 )
+
+_LONGEST_REASON = 300  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,13 @@ class ImportOptions:
     def load(self, source: object) -> ImportedModel:
         """`import_model` with these options."""
         _check_forms(self.shapes, self.constants)
-        model = _imported(source, replace(self, capacity=None))
+        try:
+            model = _imported(source, replace(self, capacity=None))
+        except (TensorwrightError, MemoryError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}"
+            raise InternalError(f"importing the model failed in {_place_of(error)}: {reason}") from error
         return model if self.capacity is None else with_capacity(model, self.capacity)
 
 
@@ -86,6 +95,15 @@ def import_model(source: object, **imports: Unpack[ImportArguments]) -> Imported
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
     """
     return ImportOptions.of(imports).load(source)
+
+
+def _place_of(error: Exception) -> str:
+    """The innermost function of this package that an error came through: "frontends/torch/states.py, with_states"."""
+    root = Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((each for each in reversed(frames) if Path(each.filename).is_relative_to(root)), frames[-1])
+    path = Path(frame.filename)
+    return f"{path.relative_to(root) if path.is_relative_to(root) else path.name}, {frame.name}"
 
 
 def _imported(source: object, options: ImportOptions) -> ImportedModel:

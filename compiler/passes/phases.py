@@ -24,6 +24,7 @@ from compiler.passes.canonicalize.recognize_layer_norm import recognize_layer_no
 from compiler.passes.canonicalize.recognize_rms_norm import recognize_rms_norm
 from compiler.passes.canonicalize.recognize_silu import recognize_silu
 from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
+from compiler.passes.canonicalize.spell_sizes import spell_sizes
 from compiler.passes.canonicalize.track_nodes import track_nodes
 from compiler.passes.canonicalize.widen_half import widen_half
 from compiler.passes.fuse.fuse_kernels import fuse_kernels
@@ -97,6 +98,7 @@ class Phase:
 CANONICALIZE = (
     normalize,
     track_nodes,
+    spell_sizes,
     fold_constants,
     eliminate_dead_code,
     attend_to_states,  # while slices and transposes of states stand where the model has them
@@ -145,10 +147,12 @@ LAYOUT = (
 FUSE = (
     dispatch_sampling,
     dispatch_sort,
+    spell_sizes,
     legalize_operators,
     annotate_patterns,
     fold_lowered_constants,
     specialize_sizes,
+    spell_sizes,  # once more: kernels have the sizes that TVM's expressions gave them
     separate_sizes,
     group_operators,
     gather_sizes,

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
+from schedules.ir.lets import fresh_lets, hoisted_lets
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
-from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, structural_equal, structural_map, structural_walk, tirx, tvm
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Node, Var
+    from schedules.ir.tvm_types import Buffer, Call, Node, Var
 
 # How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8
 _MAX_CHEAP_OPERATIONS = 16
-# A body beyond this many nodes is not grown any further.
+# A body beyond this many operations is not grown any further.
 _MAX_NODES = 600
+# Chains of functions that read their operand several times grow exponentially: none is inlined beyond this.
+_MAX_EXPANDED = 3000
 
 _EXPENSIVE_CALLS = frozenset(
     f"tirx.{name}"
@@ -195,7 +198,7 @@ def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:
         if not load.source.same_as(buffer):
             continue
         for group in groups:
-            if structural_equal(list(group[0].indices), list(load.indices), map_free_vars=False):
+            if _same_place(group[0], load):
                 group.append(load)
                 break
         else:
@@ -203,11 +206,55 @@ def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:
     return groups
 
 
+def _expanded_operations(value: Expr) -> int:
+    """The operations of a value whose Lets are around it, if each variable were written out wherever it is read.
+
+    TVM's analyzer does that to bound what Lets bind.
+    """
+    costs: dict[Var, int] = {}
+    while True:
+        part = value.value if isinstance(value, tirx.Let) else value
+        uses: list[Var] = []
+        structural_walk(part, (tvm.ir.Var, uses.append))
+        cost = sum(operations(part)) + sum(costs.get(var, 0) for var in uses)
+        if not isinstance(value, tirx.Let):
+            return cost
+        costs[value.var] = cost
+        value = value.body
+
+
+def _is_shared(value: Expr, group: Sequence[Expr]) -> bool:
+    """Whether equal loads are bound to a variable: there are several, and one is evaluated whatever branches decide."""
+    if len(group) < 2 or _bound_inside(value, group[0]):
+        return False
+    return not has_branch(value) or any(
+        load.source.same_as(group[0].source) and _same_place(load, group[0]) for load in _unguarded(value)
+    )
+
+
+def _unguarded(value: Expr) -> list[Expr]:
+    """The loads outside of the values that branches choose from."""
+
+    def condition(call: Call) -> Expr:
+        if call_name(call) != IF_THEN_ELSE:
+            return call
+        zero = tirx.const(0, str(call.ty))
+        return tirx.if_then_else(call.args[0], zero, zero)
+
+    return buffers_loaded(structural_map(value, (tvm.ir.Call, condition)))
+
+
+def _same_place(a: Expr, b: Expr) -> bool:
+    return bool(structural_equal(list(a.indices), list(b.indices), map_free_vars=False))
+
+
 def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
     assert isinstance(reader, Stage)
     store = reader.store
     assert store is not None
     value = inline_value(stage, store.value)
+    if _expanded_operations(value) > _MAX_EXPANDED:
+        return None
     body = tirx.BufferStore(store.buffer, value, list(store.indices))
     return Stage(reader.name, reader.axes, body, reader.init, reader.annotations)
 
@@ -215,25 +262,24 @@ def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
 def inline_value(stage: Stage, value: Expr) -> Expr:
     """`value` with the loads of an elementwise stage's output replaced by what the stage computes.
 
-    A value that is read more than once at the same place is bound to a variable, unless a branch guards it.
+    A value that is read more than once at the same place is bound to a variable, unless branches guard every read.
     """
     buffer = stage.store.buffer  # type: ignore[union-attr]
     axes = _index_axes(stage)
     assert axes is not None
     bindings: list[tuple[Var, Expr]] = []
-    groups = [] if has_branch(value) else _distinct_uses(value, buffer)
-    shared = [group for group in groups if len(group) > 1 and not _bound_inside(value, group[0])]
+    shared = [group for group in _distinct_uses(value, buffer) if _is_shared(value, group)]
     variables = [tirx.Var(f"{stage.name}_value", group[0].ty) for group in shared]
 
     def computed(load: Expr) -> Expr:
         mapping = {var: point for var, point in zip(axes, load.indices, strict=True) if var is not None}
-        return substitute(stage.store.value, mapping)  # type: ignore[union-attr]
+        return fresh_lets(substitute(stage.store.value, mapping))  # type: ignore[union-attr]
 
     def replace(load: Expr) -> Expr | None:
         if not load.source.same_as(buffer):
             return None
         for group, variable in zip(shared, variables, strict=True):
-            if structural_equal(list(group[0].indices), list(load.indices), map_free_vars=False):
+            if _same_place(group[0], load):
                 return variable
         return computed(load)
 
@@ -241,7 +287,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
     bindings = [(variable, computed(group[0])) for group, variable in zip(shared, variables, strict=True)]
     for variable, bound in reversed(bindings):
         result = tirx.Let(variable, bound, result)
-    return result
+    return hoisted_lets(result)
 
 
 def _bound_inside(value: Expr, load: Expr) -> bool:

@@ -29,6 +29,35 @@ def fresh_lets(root: Stmt) -> Stmt:
     return structural_map(root, (tirx.Let, renew))
 
 
+def hoisted_lets(value: Expr) -> Expr:
+    """The Lets of a value, each of a variable of its own, around all of it, but for those that a branch guards.
+
+    TVM's simplifier visits the value that a Let binds twice, and stops at a Let in it that it has bound.
+    """
+    guarded: set[Var] = set()
+    bindings: list[tuple[Var, Expr]] = []
+
+    def guard(call: Expr) -> None:
+        if isinstance(call.op, tvm.ir.Op) and str(call.op.name) == "prim.if_then_else":
+            for arm in call.args[1:]:
+                structural_walk(arm, (tirx.Let, lambda let: guarded.add(let.var)))
+
+    def hoist(let: Expr) -> Expr:
+        while isinstance(let, tirx.Let) and let.var not in guarded:
+            bindings.append((let.var, without(let.value)))
+            let = let.body
+        return let
+
+    def without(part: Expr) -> Expr:
+        return hoist(structural_map(hoist(part), (tirx.Let, hoist), order="pre"))
+
+    structural_walk(value, (tvm.ir.Call, guard))
+    result = without(value)
+    for variable, bound in reversed(bindings):
+        result = tirx.Let(variable, bound, result)
+    return result
+
+
 def own_differences(root: Stmt) -> Stmt:
     """x - x and x * 0 of a bound x, which TVM takes for 0: what is NaN or infinite stays NaN.
 

@@ -42,9 +42,9 @@ def split_branches(stage: Stage) -> list[Stage]:
     for position, axis in enumerate(stage.axes):
         if axis.reduce or not isinstance(axis.extent, int) or axis.extent < 2:
             continue
-        parts = [part for piece in pieces for part in _cut(piece, position, _cuts(piece, position))]
-        if len(parts) <= _MAX_PIECES:
-            pieces = parts
+        cuts = [_cuts(piece, position) for piece in pieces]
+        if len(pieces) + sum(map(len, cuts)) <= _MAX_PIECES:
+            pieces = [part for piece, at in zip(pieces, cuts, strict=True) for part in _cut(piece, position, at)]
     return pieces
 
 

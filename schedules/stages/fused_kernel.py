@@ -29,6 +29,10 @@ def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in kernel.simple_stages if stage.annotations.get(KIND) == kind)
 
 
+_MOST_DEFINITIONS = 256
+"""Definitions that an epilogue is inlined from, each counted as often as it is read."""
+
+
 class FusedKernel:
     """A kernel around the stages of its anchor.
 
@@ -174,7 +178,10 @@ def _axis_variables(stage: Stage) -> list[Var] | None:
 
 
 class _Inliner:
-    """Replaces loads of intermediates by their definitions, and of the anchor's result by the accumulator."""
+    """Replaces loads of intermediates by their definitions, and of the anchor's result by the accumulator.
+
+    Chains of functions that read their operand several times grow exponentially: beyond `_MOST_DEFINITIONS` it fails.
+    """
 
     def __init__(self, result: Expr, stages: Sequence[Stage], accumulator: Expr, indices: list[Expr]) -> None:
         self._result = result
@@ -182,6 +189,7 @@ class _Inliner:
         self._accumulator = accumulator
         self._indices = indices
         self._analyzer = tvm.sym.Analyzer()
+        self._definitions = 0
         self.failed = False
 
     def inline(self, value: Expr) -> Expr:
@@ -195,7 +203,8 @@ class _Inliner:
         for stage in self._stages:
             if load.source.same_as(_store(stage).buffer):
                 variables = _axis_variables(stage)
-                if variables is None:
+                self._definitions += 1
+                if variables is None or self._definitions > _MOST_DEFINITIONS:
                     self.failed = True
                     return None
                 mapping = {var: point for var, point in zip(variables, load.indices, strict=True) if var is not None}

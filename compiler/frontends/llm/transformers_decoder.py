@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import InvalidModelError, MissingDependencyError, OptionError
+from compiler.errors import (
+    InvalidModelError,
+    MissingDependencyError,
+    OptionError,
+    Refusal,
+    TensorwrightError,
+    UnsupportedModelError,
+)
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
 from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
@@ -71,9 +80,10 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     torch, transformers = packages()
     options = checked_options(folder, options)
     model = load_model(folder, transformers.AutoModelForCausalLM)
-    config = model.config.get_text_config()
-    vocabulary, context = int(config.vocab_size), context_of(config)
-    module = _with_cache(model, context, all_logits=options.all_logits)
+    with model_code(folder, model):
+        config = model.config.get_text_config()
+        vocabulary, context = int(config.vocab_size), context_of(config)
+        module = _with_cache(model, context, all_logits=options.all_logits)
     imported = _imported(module, context, torch)
     imported = replace(imported, mod=with_precision(imported.mod, options, vocabulary))
     imported = with_cache_type(imported, options.cache_dtype(narrow=False))
@@ -84,6 +94,29 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
         imported, states=states, position=PositionSpec(POSITION, rows), indices=(*imported.indices, tokens)
     )
     return CapturedDecoder(imported, str(model.config.model_type), context, vocabulary)
+
+
+@contextmanager
+def model_code(folder: Path, model: Any) -> Iterator[None]:
+    """Code of transformers that takes a model for one with a cache of keys and values, which not every one is.
+
+    Raises UnsupportedModelError for whatever it raises before the model is imported.
+    """
+    from compiler.frontends.torch.capture_errors import line_of_the_model
+
+    try:
+        yield
+    except TensorwrightError:
+        raise
+    except Exception as error:
+        if any(frame.name == "import_torch" for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # a defect of the importer
+        reason = f"it does not run with a static cache of keys and values ({type(error).__name__}: {str(error)[:300]})"
+        place = line_of_the_model(error.__traceback__)
+        raise UnsupportedModelError(
+            [Refusal("language model", f"{folder.name} of type {model.config.model_type!r}", f"{reason}{place}")],
+            f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
+        ) from error
 
 
 def packages() -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ from compiler.frontends.llm.transformers_decoder import (
     context_of,
     fixed_cache,
     load_model,
+    model_code,
     packages,
     read_caches,
     register_caches,
@@ -71,7 +72,7 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     if crosses and read_json(folder / "config.json").get("model_type") in _speech_types(transformers):
         loader = transformers.AutoModelForSpeechSeq2Seq
     model = load_model(folder, loader)
-    with torch.no_grad():
+    with torch.no_grad(), model_code(folder, model):
         pair = _with_cross_attention(model) if crosses else _with_images(folder, model)
     # Four bits are too few for what is read once and looked at by every token.
     encoding = replace(options, precision="int8") if options.precision == "int4" else options

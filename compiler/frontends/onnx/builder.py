@@ -18,6 +18,8 @@ from compiler.frontends.onnx.node_names import NamingBuilder
 from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
+from compiler.passes.canonicalize.kernels_of_sizes import respelled_call
+from schedules.ir.tir import structural_equal
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
@@ -114,21 +116,35 @@ class Builder:
         return variable
 
     def _with_plain_sizes(self, expr: relax.Expr) -> relax.Expr:
-        """An operator's call whose inferred sizes are simplified (n + 200 + 112 to n + 312).
-
-        TVM's own kernels simplify them, and it joins no two kernels that write one tensor's size differently.
-        """
-        if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op) or expr.op.name == "relax.call_tir":
+        """An operator's call with one spelling of each inferred size (n + 200 + 112 as n + 312), so that TVM's own
+        inference finds equal sizes equal, and no size grows from layer to layer."""
+        if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
             return expr
         call = self.block_builder.normalize(expr)
-        if not isinstance(call, relax.Call) or not isinstance(call.ty, relax.TensorType) or not has_shape(call):
+        if not isinstance(call, relax.Call):
             return call
-        sizes = tensor_shape(call)
-        plain = [size if is_number(size) else self.arithmetic.simplify(size) for size in sizes]
-        if all(is_number(size) or str(size) == str(new) for size, new in zip(sizes, plain, strict=True)):
+        ty = self._with_plain_type(call.ty)
+        if ty is call.ty:
             return call
-        ty = relax.TensorType(plain, call.ty.dtype, call.ty.vdevice)
-        return relax.Call(call.op, call.args, call.attrs, call.ty_args, call.span, ret_ty=ty)
+        if expr.op.name != "relax.call_tir":
+            return relax.Call(call.op, call.args, call.attrs, call.ty_args, call.span, ret_ty=ty)
+        typed = relax.Call(call.op, call.args, call.attrs, [ty], call.span)
+        return respelled_call(self.block_builder, self.block_builder.get()[call.args[0]], typed, {})
+
+    def _with_plain_type(self, ty: relax.Type) -> relax.Type:
+        """The type of a tensor, or of several, with one spelling of each size; itself where it has no other."""
+        if isinstance(ty, relax.TupleType):
+            fields = [self._with_plain_type(field) for field in ty.fields]
+            return (
+                ty if all(new is old for new, old in zip(fields, ty.fields, strict=True)) else relax.TupleType(fields)
+            )
+        if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
+            return ty
+        sizes = list(ty.shape.values)
+        plain = [self.arithmetic.simplify(size) for size in sizes]
+        if all(structural_equal(size, expression(new)) for size, new in zip(sizes, plain, strict=True)):
+            return ty
+        return relax.TensorType(plain, ty.dtype, ty.vdevice)
 
     def _require_sizes(self, variable: relax.Expr) -> None:
         """No size of a tensor may turn out to be negative."""

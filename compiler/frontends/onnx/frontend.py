@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import onnx
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from compiler.errors import CompilationError, InputError, InternalError, InvalidModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
@@ -23,6 +23,7 @@ from compiler.frontends.onnx.structure import live_nodes, used_names
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
 from compiler.frontends.output_selection import selected_outputs
 from compiler.frontends.required_sizes import with_required_sizes
+from schedules.ir.size_proofs import CONGRUENCES, Congruence
 
 
 def import_onnx(
@@ -32,6 +33,7 @@ def import_onnx(
     constants: Mapping[str, object] | None = None,
     outputs: Sequence[str] | None = None,
     state: Mapping[str, str] | None = None,
+    congruences: Mapping[str, Congruence] | None = None,
 ) -> ImportedModel:
     """Import an ONNX model: a path, its bytes or an `onnx.ModelProto`.
 
@@ -42,6 +44,7 @@ def import_onnx(
         outputs: names of what to return, in this order: outputs or other values of the main graph; all outputs when
             None. What nothing else needs is not imported.
         state: pairs of inputs and outputs, by names with "*"; None: those of the usual names.
+        congruences: what the caller requires of dimensions, by name, beside the requirements of the model.
 
     Raises InvalidModelError, StorageError, InputError, OptionError, UnsupportedModelError (all refused nodes at
     once), or InputValueRequiredError when nothing but values of inputs is missing.
@@ -58,6 +61,7 @@ def import_onnx(
     fixed = fixed_values(graph, model.initializers, constants)
     scope = Scope(values={**model.initializers, **fixed}, opsets=model.opsets)
     inputs = runtime_inputs(graph, set(scope.values), shapes, importer.builder)
+    _know(importer, inputs, congruences or {})
     scope.values.update({item.spec.name: item.value for item in inputs})
     try:
         mod, specs = _build(importer, scope, inputs, wanted)
@@ -86,6 +90,13 @@ def import_onnx(
     return replace(imported, states=state_specs(pairs, imported.inputs, imported.outputs, strict=bool(state)))
 
 
+def _know(importer: Importer, inputs: Sequence[RuntimeInput], congruences: Mapping[str, Congruence]) -> None:
+    for item in inputs:
+        for name, size in zip(item.spec.shape, item.variable.ty.shape.values, strict=True):
+            if name in congruences and not isinstance(size, tirx.IntImm):
+                importer.builder.arithmetic.spellings.know(size, congruences[str(name)])
+
+
 def _computed(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     return [name for node in nodes for name in node.output if name]
 
@@ -111,6 +122,10 @@ def _build(
         block_builder.end_scope()
     body = block_builder.normalize(relax.SeqExpr([block], result))
     function = relax.Function(parameters, body, is_pure=True).with_attr("global_symbol", "main")
+    known = importer.builder.arithmetic.spellings.congruences
+    if known:
+        pairs = {name: [each.modulus, each.remainder] for name, each in known.items()}
+        function = function.with_attr(CONGRUENCES, pairs)
     block_builder.add_func(function, "main")
     return _finish(block_builder.finalize()), [_spec(name, value) for name, value in outputs.items()]
 

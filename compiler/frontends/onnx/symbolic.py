@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import sym, tirx
 
+from schedules.ir.size_proofs import SizeSpellings
+
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
@@ -28,22 +30,26 @@ class Arithmetic:
 
     def __init__(self) -> None:
         self.analyzer = sym.Analyzer()
+        self.spellings = SizeSpellings()
 
     def dimension(self, name: str, maximum: int = _MAXIMUM_SIZE) -> tvm.ir.Expr:
         """A new symbolic size, int64, in [0, maximum)."""
         variable = tirx.Var(name, "int64")
         self.analyzer.bind(variable, tvm.ir.Range(0, maximum))
+        self.spellings.of(variable)
         return variable
 
     def simplify(self, value: Scalar) -> Scalar:
+        """The value in its shortest form; sizes that are proved equal have one."""
         if is_number(value):
             return value
-        return plain(self.analyzer.simplify(value))
+        simple = self.analyzer.simplify(value)
+        return plain(self.spellings.of(simple) if dtype_of(simple) == "int64" else simple)
 
     def equal_is_proved(self, a: Scalar, b: Scalar) -> bool:
         if is_number(a) and is_number(b):
             return bool(a == b)
-        return bool(self.analyzer.can_prove_equal(expression(a), expression(b)))
+        return self.spellings.equal(expression(a), expression(b))
 
     def proved(self, condition: Scalar) -> bool:
         """Whether a condition always holds."""
@@ -182,7 +188,7 @@ class Arithmetic:
         if is_number(a) and is_number(b) and a == b and type(a) is type(b):
             return a
         left, right = _same_type(a, b)
-        if self.analyzer.can_prove_equal(left, right):
+        if self.spellings.equal(left, right):
             return a
         return self.simplify(tirx.Select(condition, left, right))
 

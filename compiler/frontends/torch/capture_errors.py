@@ -30,7 +30,7 @@ _LONGEST = 300
 def capture_error(error: Exception) -> InvalidModelError:
     """The error of a model that `torch.export` stopped at; torch's own report is its cause."""
     text = str(error)
-    where = _line_of_the_model(error.__traceback__)
+    where = line_of_the_model(error.__traceback__)
     if "data-dependent" in text:
         hint = f"{_INDEX}; else {_DATA_DEPENDENT}" if "specialized integer" in text else _DATA_DEPENDENT
         what = f"a value of a tensor decides what is computed ({_first_line(text)})"
@@ -58,7 +58,7 @@ def _first_line(text: str) -> str:
     return line if len(line) <= _LONGEST else line[:_LONGEST] + " ..."
 
 
-def _line_of_the_model(traceback: TracebackType | None) -> str:
+def line_of_the_model(traceback: TracebackType | None) -> str:
     """The innermost line that is neither torch's, Python's nor ours, as "at net.py:9, in forward: if x.sum() > 0"."""
     found = ""
     while traceback is not None:

@@ -23,6 +23,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed
+from compiler.frontends.torch.dimension_ranges import congruences
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_caches import exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
@@ -73,10 +74,11 @@ def import_torch(
     program = exported_program(source, example_inputs, dynamic_shapes)
     results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
     complex_results = complex_notes(program)
+    sizes = OpenSizes(program)
     with quiet(), exporter_caches():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     own = program is source
-    sizes, needs = OpenSizes(program), ProgramRequirements(program)
+    needs, known = ProgramRequirements(program), congruences(program)
     with quiet(), exporter_caches():
         if own:  # the caller's own: what follows changes its graph
             refuse_even_parts(program)
@@ -93,7 +95,7 @@ def import_torch(
     large = sum(_bytes(tensor) for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
     wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
     pairs = state if isinstance(state, Mapping) else None if state is None else {}
-    options = {"shapes": shapes, "constants": constants, "outputs": wanted, "state": pairs}
+    options = {"shapes": shapes, "constants": constants, "outputs": wanted, "state": pairs, "congruences": known}
     model = model_with_states(_imported(onnx_program, large, options), states, usual=state is None)
     returned = {spec.name for spec in model.outputs}
     notes = [note for name, note in complex_results.items() if name in returned]

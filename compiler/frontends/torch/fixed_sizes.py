@@ -27,8 +27,8 @@ class OpenSizes:
                 continue
             self._environment = mode.shape_env
             for axis, size in enumerate(value.shape):
-                symbol = getattr(getattr(size, "node", None), "expr", None)
-                if symbol in program.range_constraints:
+                expr = getattr(getattr(size, "node", None), "expr", None)
+                for symbol in getattr(expr, "free_symbols", ()):  # of 32*s, too
                     self._places.setdefault(symbol, f"dimension {axis} of {node.name}")
         self._known = 0 if self._environment is None else len(self._environment.guards)
 

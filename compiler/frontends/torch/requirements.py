@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
 from compiler.frontends.torch.branches import branch_relations
+from compiler.frontends.torch.dimension_ranges import dimensions, range_relations
 from compiler.frontends.torch.index_ranges import IndexRange, index_ranges
 from compiler.frontends.torch.node_names import shown_name
 from compiler.frontends.torch.size_relations import SizeRelation, size_relations
@@ -29,6 +30,11 @@ class ProgramRequirements:
         self._places: dict[str, tuple[str, int]] = {}
         self._indices: list[tuple[IndexRange, str]] = []
         self._sizes: list[tuple[SizeRelation, str]] = []
+        self._symbols: dict[str, str] = {}
+        for each in dimensions(program):
+            self._places[each.name] = (each.input, each.axis)
+            if not each.is_symbol:
+                self._symbols.setdefault(each.symbol, each.formula_of_symbol)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in inputs:
                 for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
@@ -38,6 +44,7 @@ class ProgramRequirements:
                 self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
                 self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
         self._sizes += branch_relations(program)
+        self._sizes += range_relations(program)  # last: those of operators say what needs them
 
     def added_to(self, model: ImportedModel) -> ImportedModel:
         """The model with these before its own; not those of inputs or of sizes that it does not have."""
@@ -80,6 +87,7 @@ class ProgramRequirements:
         """
         text = re.sub(r"\bMod\((\w+), (\w+)\)", r"(\1 % \2)", str(size))
         text = re.sub(r"\b(Min|Max)\(", lambda found: found.group().lower(), text)
+        text = re.sub(r"\b\w+\b", self._in_dimensions, text)
         symbols: dict[str, str] = {}
         try:
             for name in names_in(text):
@@ -95,6 +103,10 @@ class ProgramRequirements:
         except ValueError:
             return None
         return text, symbols
+
+    def _in_dimensions(self, name: re.Match[str]) -> str:
+        """A symbol that no dimension is, as a formula of the dimension that is linear in it."""
+        return name.group() if name.group() in self._places else self._symbols.get(name.group(), name.group())
 
 
 def _operator(node: torch.fx.Node) -> str:

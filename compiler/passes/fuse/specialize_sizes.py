@@ -13,12 +13,13 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.passes.canonicalize.kernels_of_sizes import kernel_tensors
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Type
+    from schedules.ir.tvm_types import Call, Expr, PrimFunc
 
 
 @graph_pass("specialize-sizes", summary="Give kernels the sizes that are known where they are called", required=True)
@@ -40,18 +41,11 @@ def _is_kernel_call(value: Expr) -> bool:
     return operator_name(value) == "relax.call_tir"
 
 
-def _tensors(call: Call) -> list[Type]:
-    """The types of a kernel's arguments and results, in the order of its parameters."""
-    outputs = call.ty_args[0]
-    fields = list(outputs.fields) if isinstance(outputs, relax.TupleType) else [outputs]
-    return [*(argument.ty for argument in call.args[1].fields), *fields]
-
-
 def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Expr]] | None:
     """A parameter with a symbolic size that the call knows, and its shape with that; None where there is none."""
     if not isinstance(kernel, tirx.PrimFunc):
         return None
-    for index, (parameter, ty) in enumerate(zip(kernel.params, _tensors(call), strict=False)):
+    for index, (parameter, ty) in enumerate(zip(kernel.params, kernel_tensors(call), strict=False)):
         shape = ty.shape if isinstance(ty, relax.TensorType) else None
         if not isinstance(shape, relax.ShapeExpr) or not isinstance(parameter.ty, tirx.BufferType):
             continue

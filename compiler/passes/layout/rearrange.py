@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tvm import relax, tirx, topi
+from tvm import relax
 
 from compiler.passes.layout.table import handles
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.rewriting.matching import plain, same_shape, shape_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+    from schedules.ir.tvm_types import Call
 
 
 @handles("relax.permute_dims")
@@ -145,13 +144,4 @@ def pad(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if any(pairs[0]) or any(pairs[1]) or min(given) < 0:
         return None
     widths = [width for pair in [*pairs, [0, 0]] for width in pair]
-    return Blocked(_padded(builder, data, widths), tuple(shape), data.order, data.bf16)
-
-
-def _padded(builder: LayoutBuilder, data: Blocked, widths: Sequence[int]) -> Expr:
-    """A kernel where sizes are dynamic: the type of the operator has the sum of a size and its padding, the operator's
-    kernel a simpler expression of it, and FuseTIR takes a buffer of the two for different ones."""
-    if all(isinstance(size, int | tirx.IntImm) for size in data.shape):
-        return builder.emit(relax.op.nn.pad(data.expr, widths), "padded")
-    before, after = list(widths[::2]), list(widths[1::2])
-    return builder.emit_kernel(lambda tensor: topi.nn.pad(tensor, before, after), data.expr, name="pad")
+    return Blocked(builder.emit(relax.op.nn.pad(data.expr, widths), "padded"), tuple(shape), data.order, data.bf16)

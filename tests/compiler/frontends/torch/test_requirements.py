@@ -119,3 +119,37 @@ def test_sizes_that_the_model_fixes_are_numbers() -> None:
     dynamic = {"input": {0: Dim.AUTO, 1: Dim.AUTO}}
     model = import_model(nn.Linear(8, 4).eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes=dynamic)
     assert model.inputs[0].shape[1] == 8
+
+
+class _Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0:7] * 2
+
+
+@pytest.mark.parametrize("rows", [Dim("n", max=6), Dim.DYNAMIC])
+def test_the_range_that_torch_captures_a_slice_for_is_required(rows: object) -> None:
+    module = compiler.compile(_Rows().eval(), example_inputs=(torch.randn(6, 3),), dynamic_shapes=({0: rows},))
+    x = torch.randn(4, 3)
+    np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], (x * 2).numpy())
+    with pytest.raises(InputError, match="captured the model for"):
+        module.run({"x": np.zeros((11, 3), np.float32)})
+
+
+class _Sum(nn.Module):
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return x.sum(1) + z.sum(0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"), [(17, 18, "must equal 0"), (19, 24, "must equal"), (7, 8, "at least 3")]
+)
+def test_dimensions_of_one_symbol_agree(first: int, second: int, reason: str) -> None:
+    size = Dim("h", min=3, max=32)
+    shapes = ({1: 4 * size - 1}, {0: 4 * size})
+    example = (torch.randn(3, 15), torch.randn(16, 3))
+    module = compiler.compile(_Sum().eval(), example_inputs=example, dynamic_shapes=shapes)
+    x, z = torch.randn(3, 27), torch.randn(28, 3)
+    expected = _Sum()(x, z).numpy()
+    np.testing.assert_allclose(module.run({"x": x.numpy(), "z": z.numpy()})["output_0"], expected, atol=1e-4)
+    with pytest.raises(InputError, match=reason):
+        module.run({"x": np.zeros((3, first), np.float32), "z": np.zeros((second, 3), np.float32)})

@@ -1,0 +1,314 @@
+"""Proofs that two formulas of symbolic sizes are equal, and one spelling for all that are.
+
+A size is made of sums, products, and quotients and remainders by numbers. Where every variable is taken modulo a
+common multiple of those numbers, v = L*q + r, such a formula is a polynomial of the q for each choice of the r, and two
+formulas are equal if and only if these polynomials are. TVM's own analyzer proves much of this, but knows neither
+that a size is a multiple of a number nor what padding by "SAME" (a maximum) amounts to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tvm.sym import Analyzer
+
+from schedules.ir.tir import StructuralKey, structural_walk, tirx, tvm
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Var
+
+Monomial: TypeAlias = tuple[int, ...]
+"""Numbers of the variables that are multiplied, sorted, one for each power."""
+Polynomial: TypeAlias = dict[Monomial, int]
+"""Coefficients that are not 0."""
+
+CONGRUENCES = "tensorwright.congruences"
+"""Attribute of a module's `main`: (modulus, remainder) of sizes by name, which every run is checked for."""
+_MOST_CLASSES = 1024
+"""Choices of remainders that a proof goes through (one dimension halved ten times, two halved five times each)."""
+_MOST_TERMS = 64
+"""Terms of a polynomial, and nodes of a formula squared: beyond, a proof gives up."""
+_POINTS = 6
+"""Values of the variables at which formulas are compared before a proof is tried."""
+_LEAST = 64
+"""At these points variables are at least this, so that what divides is not 0."""
+_COMPARISONS: dict[type, Callable[[int, int], bool]] = {
+    tirx.EQ: lambda a, b: a == b,
+    tirx.NE: lambda a, b: a != b,
+    tirx.LT: lambda a, b: a < b,
+    tirx.LE: lambda a, b: a <= b,
+    tirx.GT: lambda a, b: a > b,
+    tirx.GE: lambda a, b: a >= b,
+}
+_ARITHMETIC: dict[type, Callable[[int, int], int]] = {
+    tirx.Add: lambda a, b: a + b,
+    tirx.Sub: lambda a, b: a - b,
+    tirx.Mul: lambda a, b: a * b,
+    tirx.FloorDiv: lambda a, b: a // b,
+    tirx.FloorMod: lambda a, b: a % b,
+    tirx.Min: min,
+    tirx.Max: max,
+    tirx.And: lambda a, b: bool(a and b),
+    tirx.Or: lambda a, b: bool(a or b),
+}
+
+
+@dataclass(frozen=True)
+class Congruence:
+    """A size is `modulus * q + remainder` for a q that is not negative."""
+
+    modulus: int = 1
+    remainder: int = 0
+
+
+class _UnprovableError(Exception):
+    """The formula is no polynomial for the remainders at hand, or a proof would take too long."""
+
+
+class SizeSpellings:
+    """One spelling for all formulas of sizes that can be proved equal; variables are not negative.
+
+    Args:
+        congruences: what is known of variables, by name.
+    """
+
+    def __init__(self, congruences: Mapping[str, Congruence] | None = None) -> None:
+        self._congruences = dict(congruences or {})
+        self._analyzer = Analyzer()
+        self._numbers: dict[Var, int] = {}
+        self._spellings: dict[StructuralKey, Expr] = {}
+        self._alike: dict[tuple[object, ...], list[Expr]] = {}
+
+    @property
+    def congruences(self) -> Mapping[str, Congruence]:
+        """What is known of variables, by name."""
+        return self._congruences
+
+    def know(self, variable: Var, congruence: Congruence) -> None:
+        """From now on the variable is known to be congruent to a number; formulas that were given are forgotten."""
+        self._congruences[str(variable.name)] = congruence
+        self._spellings.clear()
+        self._alike.clear()
+        for each in (*self._numbers, variable):
+            self.of(each)
+
+    def of(self, size: Expr) -> Expr:
+        """The first formula that was given and is proved equal to this one."""
+        key = StructuralKey(size)
+        known = self._spellings.get(key)
+        if known is None:
+            known = self._spellings[key] = self._first_equal(size)
+        return known
+
+    def equal(self, a: Expr, b: Expr) -> bool:
+        """True if they are equal for all values of their variables."""
+        return self._values(a) == self._values(b) and self._proved(a, b)
+
+    def _first_equal(self, size: Expr) -> Expr:
+        values = self._values(size)
+        if values is None:
+            return size
+        alike = self._alike.setdefault(values, [])
+        for each in alike:
+            if self._proved(each, size):
+                return each
+        alike.append(size)
+        return size
+
+    def _proved(self, a: Expr, b: Expr) -> bool:
+        return bool(self._analyzer.can_prove_equal(a, b)) or self._equal_for_all_remainders(a, b)
+
+    def _values(self, size: Expr) -> tuple[object, ...] | None:
+        """What the formula is at some points; None where it holds what is not known here."""
+        try:
+            return (str(size.ty.dtype), *(self._value_at(size, point) for point in range(_POINTS)))
+        except (_UnprovableError, ZeroDivisionError):
+            return None
+
+    def _value_at(self, size: Expr, point: int) -> int:
+        def variable(var: Var) -> int:
+            number, known = self._number(var), self._congruence(var)
+            return known.modulus * (_LEAST + (number * 7919 + point * 104729) % 997) + known.remainder
+
+        return _evaluated(size, variable)
+
+    def _number(self, var: Var) -> int:
+        return self._numbers.setdefault(var, len(self._numbers))
+
+    def _congruence(self, var: Var) -> Congruence:
+        return self._congruences.get(str(var.name), Congruence())
+
+    def _equal_for_all_remainders(self, a: Expr, b: Expr) -> bool:
+        periods: dict[Var, int] = {}
+        try:
+            for size in (a, b):
+                for var, period in _periods(size).items():
+                    periods[var] = math.lcm(periods.get(var, self._congruence(var).modulus), period)
+            choices = [self._remainders(var, period) for var, period in periods.items()]
+            if math.prod(map(len, choices)) > _MOST_CLASSES:
+                return False
+            for remainders in itertools.product(*choices):
+                of = {
+                    var: _of_variable(self._number(var), period, remainder)
+                    for (var, period), remainder in zip(periods.items(), remainders, strict=True)
+                }
+                if _polynomial(a, of) != _polynomial(b, of):
+                    return False
+        except _UnprovableError:
+            return False
+        return True
+
+    def _remainders(self, var: Var, period: int) -> range:
+        known = self._congruence(var)
+        return range(known.remainder % known.modulus, period, known.modulus)
+
+
+def complexity(size: Expr) -> tuple[int, str]:
+    """What spellings are chosen by: the number of nodes, then the text."""
+    count = 0
+
+    def note(_: Expr) -> None:
+        nonlocal count
+        count += 1
+
+    structural_walk(size, (tvm.ir.Expr, note))
+    return count, str(size)
+
+
+def _evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:
+    kind = type(size)
+    if isinstance(size, tvm.ir.Var):
+        return value_of(size)
+    if kind is tirx.IntImm:
+        return int(size.value)
+    if kind is tirx.Cast and str(size.ty.dtype).startswith("int"):
+        return _evaluated(size.value, value_of)
+    if kind is tirx.Not:
+        return not _evaluated(size.a, value_of)
+    if kind is tirx.Select:
+        return _evaluated(size.true_value if _evaluated(size.condition, value_of) else size.false_value, value_of)
+    operation = _ARITHMETIC.get(kind) or _COMPARISONS.get(kind)
+    if operation is None:
+        raise _UnprovableError
+    return operation(_evaluated(size.a, value_of), _evaluated(size.b, value_of))
+
+
+def _periods(size: Expr) -> dict[Var, int]:
+    """For each variable the number modulo which it decides between polynomials."""
+    if isinstance(size, tvm.ir.Var):
+        return {size: 1}
+    result: dict[Var, int] = {}
+    for part in _operands(size):
+        for var, period in _periods(part).items():
+            result[var] = math.lcm(result.get(var, 1), period)
+    if isinstance(size, (tirx.FloorDiv, tirx.FloorMod)) and isinstance(size.b, tirx.IntImm) and int(size.b.value) > 0:
+        return {var: period * int(size.b.value) for var, period in result.items()}
+    return result
+
+
+def _operands(size: Expr) -> Iterator[Expr]:
+    for name in ("a", "b", "value", "condition", "true_value", "false_value"):
+        part = getattr(size, name, None)
+        if isinstance(part, tvm.ir.Expr):
+            yield part
+
+
+def _of_variable(number: int, period: int, remainder: int) -> Polynomial:
+    return _without_zeros({(number,): period, (): remainder})
+
+
+def _polynomial(size: Expr, of: Mapping[Var, Polynomial]) -> Polynomial:
+    """The formula where the variables are the polynomials that are given."""
+    if isinstance(size, tvm.ir.Var):
+        return of[size]
+    if isinstance(size, tirx.IntImm):
+        return _without_zeros({(): int(size.value)})
+    if isinstance(size, tirx.Cast):
+        return _polynomial(size.value, of)
+    if isinstance(size, tirx.Select):
+        chosen = size.true_value if _decided(size.condition, of) else size.false_value
+        return _polynomial(chosen, of)
+    if not isinstance(size, (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)):
+        raise _UnprovableError
+    a, b = _polynomial(size.a, of), _polynomial(size.b, of)
+    if isinstance(size, tirx.Add):
+        return _sum(a, b)
+    if isinstance(size, tirx.Sub):
+        return _sum(a, b, -1)
+    if isinstance(size, tirx.Mul):
+        return _product(a, b)
+    if isinstance(size, tirx.FloorDiv):
+        return _quotient(a, b)
+    if isinstance(size, tirx.FloorMod):
+        return _sum(a, _product(b, _quotient(a, b)), -1)
+    return a if (_sign(_sum(a, b, -1)) >= 0) == isinstance(size, tirx.Max) else b
+
+
+def _sum(a: Polynomial, b: Polynomial, factor: int = 1) -> Polynomial:
+    result = dict(a)
+    for monomial, coefficient in b.items():
+        result[monomial] = result.get(monomial, 0) + factor * coefficient
+    return _without_zeros(result)
+
+
+def _product(a: Polynomial, b: Polynomial) -> Polynomial:
+    if len(a) * len(b) > _MOST_TERMS:
+        raise _UnprovableError
+    result: Polynomial = {}
+    for (left, c), (right, d) in itertools.product(a.items(), b.items()):
+        monomial = tuple(sorted(left + right))
+        result[monomial] = result.get(monomial, 0) + c * d
+    return _without_zeros(result)
+
+
+def _quotient(a: Polynomial, b: Polynomial) -> Polynomial:
+    """a // b: by a positive number that divides all coefficients but the constant, or a product that divides a."""
+    if len(b) != 1:
+        if a == b:
+            return {(): 1}
+        raise _UnprovableError
+    ((monomial, divisor),) = b.items()
+    if divisor <= 0:
+        raise _UnprovableError
+    result: Polynomial = {}
+    for each, coefficient in a.items():
+        left = list(each)
+        for variable in monomial:
+            if variable not in left:
+                raise _UnprovableError
+            left.remove(variable)
+        if coefficient % divisor and each:
+            raise _UnprovableError
+        result[tuple(left)] = coefficient // divisor
+    return _without_zeros(result)
+
+
+def _sign(polynomial: Polynomial) -> int:
+    """1 or -1 where it is never of the other sign, 0 for zero; variables are not negative."""
+    if all(coefficient > 0 for coefficient in polynomial.values()):
+        return 1 if polynomial else 0
+    if all(coefficient < 0 for coefficient in polynomial.values()):
+        return -1
+    raise _UnprovableError
+
+
+def _decided(condition: Expr, of: Mapping[Var, Polynomial]) -> bool:
+    """A comparison that has one result for all values."""
+    compare = _COMPARISONS.get(type(condition))
+    if compare is None:
+        raise _UnprovableError
+    difference = _sum(_polynomial(condition.a, of), _polynomial(condition.b, of), -1)
+    sign = _sign(difference)
+    if sign and () not in difference:  # 0 where the variables are
+        raise _UnprovableError
+    return bool(compare(sign, 0))
+
+
+def _without_zeros(polynomial: Polynomial) -> Polynomial:
+    if len(polynomial) > _MOST_TERMS:
+        raise _UnprovableError
+    return {monomial: coefficient for monomial, coefficient in polynomial.items() if coefficient}

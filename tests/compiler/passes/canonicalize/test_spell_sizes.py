@@ -1,0 +1,99 @@
+"""spell-sizes: tensors whose sizes come by different ways are joined in one kernel, at two dynamic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import compiler
+
+SIZES = ((12, 20), (16, 16), (28, 8))
+
+
+class _Branches(nn.Module):
+    """Two ways to halve an image, joined before a convolution."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.last = first, second, nn.Conv2d(16, 8, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined: torch.Tensor = self.last(torch.cat([self.first(x), self.second(x)], 1))
+        return joined
+
+
+class _Prefixed(nn.Module):
+    """Patches behind tokens that are not rotated, as in DINOv3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.prefix = nn.Conv2d(8, 16, 4, 4), nn.Parameter(torch.randn(1, 5, 16))
+        self.query = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2] // 4, x.shape[3] // 4
+        tokens = torch.cat([self.prefix, self.patches(x).flatten(2).transpose(1, 2)], 1)
+        rows = torch.arange(height)[:, None].expand(height, width).reshape(-1, 1) / height
+        angle = rows.repeat(1, 16)
+        query = self.query(tokens)
+        prefix, rest = query.split((query.shape[1] - angle.shape[0], angle.shape[0]), 1)
+        turned = rest * angle.cos() + torch.cat([-rest[..., 8:], rest[..., :8]], -1) * angle.sin()
+        return torch.cat([prefix, turned], 1) + tokens
+
+
+class _Windows(nn.Module):
+    """Windows of four by four, and back, as in Swin."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        parts = x.view(batch, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 3, 5, 1)
+        parts = parts.reshape(-1, 16, channels)
+        mixed = torch.softmax(parts @ parts.transpose(1, 2), -1) @ parts
+        back = mixed.view(batch, height // 4, width // 4, 4, 4, channels).permute(0, 5, 1, 3, 2, 4)
+        return back.reshape(batch, channels, height, width) + x
+
+
+class _Pyramid(nn.Module):
+    """Features of three scales, enlarged and joined; sub-pixels at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 2, 2)])
+        self.last = nn.Sequential(nn.Conv2d(24, 16, 1), nn.PixelShuffle(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = self.down[0](x)
+        quarter = self.down[1](half)
+        large = [nn.functional.interpolate(each, scale_factor=scale) for each, scale in ((half, 2.0), (quarter, 4.0))]
+        result: torch.Tensor = self.last(torch.cat([x, *large], 1))
+        return result
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "max and average": lambda: _Branches(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1)),
+    "even and odd windows": lambda: _Branches(nn.MaxPool2d(2, 2), nn.Conv2d(8, 8, 4, 2, 1)),
+    "dilated and strided": lambda: _Branches(
+        nn.Conv2d(8, 8, 3, 2, 2, 2), nn.Sequential(nn.Conv2d(8, 8, 1), nn.AvgPool2d(1, 2))
+    ),
+    "prefix tokens": _Prefixed,
+    "windows": _Windows,
+    "pyramid": _Pyramid,
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_sizes_that_are_equal_by_different_ways_compile_at_two_dynamic_dimensions(name: str) -> None:
+    torch.manual_seed(0)
+    net = NETS[name]().eval()
+    dims = {2: 4 * Dim("height", min=2, max=64), 3: 4 * Dim("width", min=2, max=64)}
+    module = compiler.compile(net, example_inputs=(torch.randn(1, 8, 16, 24),), dynamic_shapes=(dims,), threads=1)
+    for size in SIZES:
+        x = torch.randn(1, 8, *size)
+        with torch.no_grad():
+            expected = net(x).numpy()
+        np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], expected, atol=2e-5)
