@@ -24,8 +24,9 @@ from compiler.artifact import Key, public_keys
 from compiler.errors import InternalError, OptionError, TensorwrightError
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
-from compiler.profiling.workload import as_module, complete_inputs
+from compiler.profiling.workload import as_module, batch_dimension, complete_inputs, with_rows
 from compiler.reports.formatting import format_bytes, format_seconds, plural
+from compiler.runtime import Module
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import facts_html
 
@@ -44,6 +45,7 @@ class BenchResult:
         load_memory: growth of the process while loading. peak_memory: its largest growth at any time, inputs and
         outputs included.
         planned_memory: activations as the module's memory plan has them; None where there is none.
+        batch: rows of a run, the size of the symbolic first dimension of its inputs; None where that is not known.
     """
 
     model: str
@@ -60,6 +62,16 @@ class BenchResult:
     load_memory: int
     peak_memory: int
     planned_memory: int | None
+    batch: int | None = None
+
+    @property
+    def items_per_second(self) -> float:
+        """Rows per second; runs per second where the batch size is not known."""
+        return self.latency.throughput * (self.batch or 1)
+
+    def items_text(self) -> str:
+        """Items per second behind runs per second; "" where a run has one item."""
+        return f", {self.items_per_second:.4g} items/s at batch {self.batch}" if (self.batch or 1) > 1 else ""
 
     def __repr__(self) -> str:
         latency, seconds = self.latency, format_seconds
@@ -75,7 +87,7 @@ class BenchResult:
         times = {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99, "mean": latency.mean}
         facts = [(f"latency {name}", format_seconds(seconds)) for name, seconds in times.items()]
         facts += [
-            ("throughput", f"{latency.throughput:.4g} runs/s ({latency.runs} runs)"),
+            ("throughput", f"{latency.throughput:.4g} runs/s ({latency.runs} runs){self.items_text()}"),
             ("load, first run", f"{format_seconds(self.load_seconds)}, {format_seconds(self.first_seconds)}"),
             ("peak memory", format_bytes(self.peak_memory)),
             ("file", f"{format_bytes(self.file_bytes)}, parameters {format_bytes(self.parameter_bytes)}"),
@@ -100,6 +112,7 @@ def bench(
     seconds: float = 3.0,
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
+    batch: int | None = None,
     trusted_keys: Sequence[Key] | None = None,
 ) -> BenchResult:
     """Measure a module in a fresh process.
@@ -110,6 +123,7 @@ def bench(
         runs: how many runs to time; as many as fit in `seconds`, at least 3, when None.
         threads: how many threads a run uses; the module's own setting when None.
         sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
+        batch: rows of each input whose first dimension is symbolic; 1 when neither this nor inputs nor sizes are given.
         trusted_keys: Ed25519 public keys, as for `load`: a file must be signed by one of them.
 
     Raises:
@@ -123,6 +137,13 @@ def bench(
     trusted = [key.hex() for key in public_keys(trusted_keys)] if trusted_keys is not None else None
     module = as_module(source, threads, trusted_keys)
     arrays = complete_inputs(module, inputs, sizes)
+    dimension = batch_dimension(module)
+    rows = batch if batch is not None or inputs or sizes else 1
+    if batch is not None and (batch < 1 or dimension is None):
+        hint = "compile it with a symbolic first dimension: shapes={...: ('batch', ...)}" if batch >= 1 else None
+        raise OptionError(f"batch={batch}: the module's batch size is fixed" if hint else f"batch={batch}", hint)
+    if dimension is not None and rows is not None:
+        arrays = with_rows(module, arrays, dimension, rows)
     with tempfile.TemporaryDirectory(prefix="tensorwright-bench-") as folder:
         path = Path(source) if isinstance(source, str | os.PathLike) else Path(folder) / "module.twm"
         if not isinstance(source, str | os.PathLike):
@@ -150,8 +171,15 @@ def bench(
         file_bytes=file_bytes,
         parameter_bytes=sum(parameter.nbytes for parameter in manifest.parameters),
         planned_memory=plan.peak_bytes if plan is not None else None,
+        batch=_rows_of(module, arrays, dimension),
         **measured,
     )
+
+
+def _rows_of(module: Module, arrays: Mapping[str, np.ndarray], dimension: str | None) -> int | None:
+    """The size that inputs have along a symbolic dimension."""
+    names = [spec.name for spec in module.inputs if spec.shape and spec.shape[0] == dimension]
+    return int(arrays[names[0]].shape[0]) if names else None
 
 
 def _save_inputs(arrays: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -130,6 +130,28 @@ def made_up_note(module: Module, named: Mapping[str, object], sizes: Mapping[str
     return f"{kind} for {', '.join(missing)}"
 
 
+def batch_dimension(module: Module) -> str | None:
+    """The symbolic dimension that is the first of every input with a symbolic first dimension; None where there are
+    several, or where the module keeps states or relates the dimension to other sizes."""
+    first = {spec.shape[0] for spec in module.inputs if spec.shape and isinstance(spec.shape[0], str)}
+    manifest = module.manifest
+    if len(first) != 1 or manifest.states:
+        return None
+    (name,) = map(str, first)
+    return None if any(name in each.symbols.values() for each in manifest.requirements) else name
+
+
+def with_rows(module: Module, arrays: Mapping[str, np.ndarray], dimension: str, rows: int) -> dict[str, np.ndarray]:
+    """Inputs with another size of a symbolic dimension: the first rows along it, repeated where there are too few."""
+    chosen = dict(arrays)
+    for spec in module.inputs:
+        for axis, size in enumerate(spec.shape):
+            if size == dimension:
+                array = chosen[spec.name]
+                chosen[spec.name] = np.take(array, np.arange(rows) % array.shape[axis], axis)
+    return chosen
+
+
 def _named(
     specs: Sequence[TensorDescription], inputs: Mapping[str, Any] | Sequence[Any] | None
 ) -> dict[str, np.ndarray]:

@@ -52,6 +52,10 @@ class _Options:
     file: options.AnyPath
     inputs: options.Inputs = None
     shape: options.RunShapes = None
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Rows of inputs with a dynamic first dimension; 1 if not given."),
+    ] = None
     runs: options.Runs = None
     seconds: options.Seconds = 3.0
     threads: options.Threads = None
@@ -77,7 +81,7 @@ def _bench(given: _Options) -> None:
     if given.device is not None:
         from compiler.cli.passphrases import load_credentials
 
-        _check_only_runs(given.inputs, given.shape, given.threads)
+        _check_only_runs(given.inputs, given.shape, given.threads, given.batch)
         keys = load_credentials(given.key, given.device_key, given.passphrase_file)
         _bench_there(given.file, given.device, keys, given.trusted, given.runs, given.as_json)
         return
@@ -91,6 +95,7 @@ def _bench(given: _Options) -> None:
             seconds=given.seconds,
             threads=given.threads,
             sizes=prepared.sizes,
+            batch=given.batch,
             trusted_keys=prepared.trusted_keys,
         )
     if given.as_json:
@@ -104,7 +109,9 @@ def _check_only_runs(*others: object) -> None:
     from compiler.errors import OptionError
 
     if any(each is not None for each in others):
-        raise OptionError("--device runs the module's stored example: no --input, --shape or --threads goes with it")
+        raise OptionError(
+            "--device runs the module's stored example: no --input, --shape, --batch or --threads goes with it"
+        )
 
 
 def _bench_there(
@@ -151,7 +158,7 @@ def _print(result: Any) -> None:
             ("latency p99", format_seconds(latency.p99)),
             ("mean", f"{format_seconds(latency.mean)}, deviation {format_seconds(latency.deviation)}"),
             ("fastest, slowest", f"{format_seconds(latency.minimum)}, {format_seconds(latency.maximum)}"),
-            ("throughput", f"{format_count(latency.throughput)} runs/s ({latency.runs} runs)"),
+            ("throughput", f"{format_count(latency.throughput)} runs/s ({latency.runs} runs){result.items_text()}"),
             (
                 "load",
                 f"{format_seconds(result.load_seconds)} (the runtime itself: {format_seconds(result.import_seconds)})",

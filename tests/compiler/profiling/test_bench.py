@@ -38,6 +38,16 @@ def test_open_dimensions(open_module: compiler.Module) -> None:
     assert compiler.bench(open_module, runs=2, sizes={"batch": 9}).inputs == {"x": "float32[9, 64]"}
 
 
+def test_batches(open_module: compiler.Module, module: compiler.Module) -> None:
+    one = compiler.bench(open_module, runs=2)
+    assert (one.inputs, one.batch) == ({"x": "float32[1, 64]"}, 1)
+    eight = compiler.bench(open_module, runs=2, batch=8)
+    assert (eight.inputs, eight.batch) == ({"x": "float32[8, 64]"}, 8)
+    assert eight.items_per_second == 8 * eight.latency.throughput
+    with pytest.raises(OptionError, match="batch size is fixed"):
+        compiler.bench(module, batch=8)
+
+
 def test_bad_arguments(module: compiler.Module, module_path: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         compiler.bench(module, runs=0)
