@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from schedules.codegen.nest import expression, repeat, sequence
+from schedules.codegen.nest import allocate, expression, lanes_of, load, repeat, sequence, store
 from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
 from schedules.instructions.products.product import Product
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index
@@ -42,7 +43,14 @@ def with_room(buffer: Buffer) -> Buffer:
 
 
 def block_sums(
-    product: Product, a: Callable[[Expr], Expr], pitch: Index, taps: Taps, b: Expr, sums: Buffer, rows: Index
+    product: Product,
+    a: Callable[[Expr], Expr],
+    pitch: Index,
+    taps: Taps,
+    b: Expr,
+    sums: Buffer,
+    rows: Index,
+    start: Index = 0,
 ) -> Stmt:
     """The statement that computes the sums of some rows by the columns of a panel.
 
@@ -50,7 +58,7 @@ def block_sums(
         a: the first element of a row; rows up to the next multiple of 16 are read. `pitch` is the bytes from one row to
             the next.
         b: the first element of the panel's weights.
-        sums: a buffer (rows, width) with room for a multiple of 16 rows.
+        sums: a buffer (rows, width) with room for a multiple of 16 rows; `start` is where the first row's go.
     """
     width = int(sums.ty.shape[-1])
 
@@ -58,7 +66,7 @@ def block_sums(
         numbers: list[Index] = [pitch]
         for count, step in zip(taps.counts, taps.bytes, strict=True):
             numbers += [count, step]
-        left, place = a(expression(row)), tirx.BufferLoad(sums, [expression(row), expression(0)])
+        left, place = a(expression(row)), tirx.BufferLoad(sums, [expression(start + row), expression(0)])
         addresses = [tirx.address_of(each) for each in (left, b, place)]
         arguments = [addresses[0], *map(expression, numbers), *addresses[1:]]
         return tirx.Evaluate(tirx.call_extern("int32", symbol_of(product, row_tiles, width), *arguments))
@@ -72,3 +80,34 @@ def block_sums(
         last = tirx.IfThenElse(rest > 0, block(whole * BLOCK_ROWS, 1), None)
     blocks = repeat("rows", whole, lambda i: block(i * BLOCK_ROWS, 2)) if not isinstance(whole, int) or whole else None
     return sequence(blocks, last)
+
+
+def block_sums_without_room(
+    product: Product, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
+) -> Stmt:
+    """`block_sums` of rows of whole taps that follow each other, with nothing behind them that may be read: the last
+    rows, fewer than 16, are copied."""
+    whole = rows // ROWS * ROWS if isinstance(rows, int) else tirx.FloorDiv(rows, index(ROWS)) * ROWS
+    data = a(index(0)).source
+    lanes = ROW_BYTES * 8 // dtype_bits(str(data.dtype))
+    runs = pitch // ROW_BYTES
+    copy, allocation = allocate("last_rows", (ROWS, runs * lanes), str(data.dtype))
+
+    def copied(i: Index) -> Stmt:
+        *lead, _ = a(expression(whole + i)).indices
+
+        def run(at: Index) -> Stmt:
+            place = lanes_of(at * lanes, lanes)
+            return store(copy, load(data, *lead, place), i, place)
+
+        return repeat("run", runs, run)
+
+    last = sequence(
+        allocation,
+        repeat("row", rows - whole, copied),
+        block_sums(product, lambda i: load(copy, i, 0), pitch, taps, b, sums, ROWS, whole),
+    )
+    blocks = None if isinstance(whole, int) and not whole else block_sums(product, a, pitch, taps, b, sums, whole)
+    if isinstance(rows, int):
+        return sequence(blocks, last if rows > whole else None)
+    return sequence(blocks, tirx.IfThenElse(rows > whole, last, None))

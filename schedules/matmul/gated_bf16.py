@@ -15,22 +15,20 @@ import numpy as np
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import expression, load, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile, pieces
-from schedules.errors import NotScheduledError
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.rounded_bf16 import MatmulRoundedBf16, Parts, RowsFirstWriter, matmul_rounded_bf16, parts_of
-from schedules.matmul.writer import Batch
+from schedules.matmul.writer import Batch, MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.config import Config
-    from schedules.ir.tvm_types import PrimFunc, Tensor
-    from schedules.matmul.tiling import MatmulWorkload
+    from schedules.instructions.products.product import Product
+    from schedules.ir.tvm_types import Buffer, Index, Tensor
 
 MATMUL_GATED_BF16 = "matmul-gated-bf16"
 
@@ -95,32 +93,42 @@ class MatmulGatedBf16(MatmulRoundedBf16):
         stages = anchor_stages(kernel, MATMUL_GATED_BF16)
         return parts_of(stages[0]) if len(stages) == 2 and kernel.is_plain else None
 
-    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
-        parts = self.parts(kernel)
-        if parts is None:
-            raise NotScheduledError("the stages of the product are missing")
-        stages = anchor_stages(kernel, MATMUL_GATED_BF16)
-        gate = GATES[str(stages[1].annotations[SPEC])]
-        fused = FusedKernel(kernel, stages)
-        return _Writer(parts, fused, machine, config.integer("rows"), gate).function()
+    def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:
+        return FusedKernel(kernel, anchor_stages(kernel, MATMUL_GATED_BF16))
+
+    def writer(
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
+    ) -> MatmulWriter:
+        gate = GATES[str(fused.anchors[1].annotations[SPEC])]
+        return _Writer(parts, fused, machine, rows, gate, tiles)
 
 
 class _Writer(RowsFirstWriter):
     """Multiplies the halves of a tile before it is stored."""
 
     def __init__(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, gate: Callable[[Expr], Expr]
+        self,
+        parts: Parts,
+        fused: FusedKernel,
+        machine: Machine,
+        rows: int,
+        gate: Callable[[Expr], Expr],
+        tiles: Product | None,
     ) -> None:
-        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16)
+        super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16, tiles=tiles)
         self._gate = gate
 
     def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
-        half = width // 2
         copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
+        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
+        return [tirx.AllocBuffer(copy), *copies, self._finish_rows(copy, batch, row, rows, column, width)]
+
+    def _finish_rows(self, sums: Buffer, batch: Batch, row: Expr, rows: Index, column: Expr, width: int) -> Stmt:
+        half = width // 2
         first = tirx.FloorDiv(expression(column), index(2))
 
         def element(i: Expr, lane: Expr) -> Stmt:
-            value = self._gate(load(copy, i, lane)) * load(copy, i, lane + half)
+            value = self._gate(load(sums, i, lane)) * load(sums, i, lane + half)
             *lead, _ = self.form.c_indices(batch, row + i, column)
             return self.fused.finish(value, [*lead, first + lane])
 
@@ -132,5 +140,4 @@ class _Writer(RowsFirstWriter):
                 ]
             )
 
-        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
-        return [tirx.AllocBuffer(copy), *copies, repeat("i", rows, vectors)]
+        return repeat("i", rows, vectors)

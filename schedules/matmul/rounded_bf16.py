@@ -8,30 +8,37 @@ compiling.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
+from schedules.errors import NotScheduledError
+from schedules.instructions.products.amx import STEPS, WIDTHS
 from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.table import tile_product
 from schedules.instructions.rounding import narrowed
+from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_form
 from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
-from schedules.matmul.tiling import MatmulWorkload
+from schedules.matmul.tiling import MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Tensor
+    from schedules.config import Config
+    from schedules.instructions.products.product import Product
+    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
+_FEW_ROWS = 4  # as many wait for the weights, which vectors ask for ahead
 _MOST_TILES = 18  # of a task: its rows of the data stay in the second cache
 
 
@@ -84,8 +91,34 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         stages = anchor_stages(kernel, MATMUL_ROUNDED_BF16)
         return parts_of(stages[0]) if len(stages) == 1 and kernel.is_plain else None
 
-    def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
-        return RowsFirstWriter(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16)
+    def writer(
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
+    ) -> MatmulWriter:
+        return RowsFirstWriter(
+            parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16, tiles=tiles
+        )
+
+    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
+        parts = self.parts(kernel)
+        if parts is None:
+            raise NotScheduledError("the stages of the product are missing")
+        fused, rows = self.fused(kernel, parts), parts.form.rows.extent
+        in_vectors = self.writer(parts, fused, machine, config.integer("rows")).statement()
+        tiles = self._tiles(workload, machine)
+        if tiles is None or (isinstance(rows, int) and rows <= _FEW_ROWS):
+            return fused.function(in_vectors, machine)
+        in_tiles = self.writer(parts, fused, machine, block_rows(workload.rows), tiles).statement()
+        if isinstance(rows, int):
+            return fused.function(in_tiles, machine)
+        return fused.function(tirx.IfThenElse(rows <= _FEW_ROWS, in_vectors, in_tiles), machine)
+
+    def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:
+        """The kernel around the stages of the product."""
+        return FusedKernel(kernel, [parts.form.stage])
+
+    def _tiles(self, workload: MatmulWorkload, machine: Machine) -> Product | None:
+        """The instruction that sums in tiles, where the machine has one and rows are whole tiles wide."""
+        return tile_product(machine, DOT_BF16) if workload.width in WIDTHS and workload.depth % STEPS == 0 else None
 
 
 class RowsFirstWriter(MatmulWriter):
@@ -93,6 +126,7 @@ class RowsFirstWriter(MatmulWriter):
     of prompts this saves more than reading the weights once for each thread costs."""
 
     rows_first: ClassVar[bool] = True
+    has_room: ClassVar[bool] = False
 
     def _threads(self) -> bool | Expr:
         """A row alone waits for the weights, which are in memory."""
@@ -114,4 +148,5 @@ def parts_of(stage: Stage) -> Parts | None:
     packed = next(load for load in loads if str(load.source.dtype) == "int32")
     data = next(load for load in loads if str(load.source.dtype) == "uint16")
     pair = tirx.BufferLoad(data.source, [*data.indices[:-1], lanes_of(2 * depth.var, 2)])
-    return Parts(panel_form(stage, depth, tirx.reinterpret("int32", pair), packed))
+    form = panel_form(stage, depth, tirx.reinterpret("int32", pair), packed)
+    return Parts(replace(form, a=buffers_loaded(form.a)[0]))

@@ -26,7 +26,7 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, pieces
-from schedules.codegen.tile_sums import Taps, block_sums
+from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
 from schedules.instructions.products.amx import ROW_BYTES
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
 from schedules.ir.inline import operations
@@ -126,6 +126,8 @@ class MatmulWriter:
     """
 
     rows_first: ClassVar[bool] = False
+    has_room: ClassVar[bool] = True
+    """Whether tiles may read beyond the last row of A."""
     cuts_depth: ClassVar[bool] = True
     """Whether `_tile` sums the part of the depth that it is given."""
 
@@ -544,8 +546,13 @@ class MatmulWriter:
         depth = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8
         weights = tirx.BufferLoad(self.form.b.source, [tirx.FloorDiv(column, index(self.panel)), index(0), index(0)])
         taps = Taps.run(depth // ROW_BYTES)
-        block = block_sums(instruction, lambda i: self.form.a_element(batch, row + i), depth, taps, weights, sums, rows)
-        return sequence(tirx.AllocBuffer(sums), block, self._finish_rows(sums, batch, row, rows, column, width))
+
+        def first(i: Expr) -> Expr:
+            return self.form.a_element(batch, row + i)
+
+        summed = block_sums if self.has_room else block_sums_without_room
+        blocks = summed(instruction, first, depth, taps, weights, sums, rows)
+        return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, batch, row, rows, column, width))
 
     def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
         whole, rest = divmod(width, self.lanes)

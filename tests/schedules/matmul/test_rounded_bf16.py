@@ -29,20 +29,24 @@ def weight(columns: int, depth: int, seed: int) -> tuple[BlockWeight, Array]:
     return BlockWeight.of_floats(values, "bfloat16"), rounded(values)
 
 
-@pytest.mark.parametrize("target", runnable())
+TILES = "sapphire-rapids-simulated"
+
+
+@pytest.mark.parametrize("target", [TILES, *runnable()])
 def test_the_kernel_before_rounds(target: str) -> None:
-    stored, exact = weight(40, 48, 1)
+    stored, exact = weight(40, 64, 1)
 
     def make(builder: Any, data: Any) -> Any:
-        gain = relax.const(np.ones(48, "float32"))
+        gain = relax.const(np.ones(64, "float32"))
         normed = builder.emit(relax.op.nn.rms_norm(data, gain, [-1], 1e-5))
         return block_product(builder, normed, stored, "bfloat16")
 
-    mod, report = scheduled(make, [((tirx.Var("n", "int64"), 48), "float32")], target)
+    mod, report = scheduled(make, [((tirx.Var("n", "int64"), 64), "float32")], target)
     assert report.by_rule().get("matmul-rounded-bf16"), report
     assert sum(map(len, report.by_rule().values())) == 2  # the norm, which rounds, and the product
-    for rows in (1, 19):
-        data = normal((rows, 48))
+    assert ("tensorwright_tiles_" in str(mod)) == (target == TILES)
+    for rows in (1, 5, 19, 32, 150):
+        data = normal((rows, 64))
         normed = data / np.sqrt((data.astype("float64") ** 2).mean(-1, keepdims=True) + 1e-5)
         # An element beside the middle of two bfloat16 may be rounded either way.
         np.testing.assert_allclose(run(mod, target, data), rounded(normed) @ exact.T, rtol=1e-3, atol=4e-3)
@@ -50,19 +54,23 @@ def test_the_kernel_before_rounds(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("target", "activation"),
-    [*((target, "silu") for target in runnable()), *((runnable()[-1], each) for each in ("gelu", "gelu_tanh", "relu"))],
+    [
+        *((target, "silu") for target in [TILES, *runnable()]),
+        *((runnable()[-1], each) for each in ("gelu", "gelu_tanh", "relu")),
+    ],
 )
 def test_a_gated_mlp(target: str, activation: str) -> None:
-    (gate, exact_gate), (up, exact_up) = weight(64, 34, 1), weight(64, 34, 2)
+    depth = 96 if target == TILES else 34
+    (gate, exact_gate), (up, exact_up) = weight(64, depth, 1), weight(64, depth, 2)
     assert gates(gate, up, activation)
 
     def make(builder: Any, data: Any) -> Any:
         return gated_product(builder, data, (gate, up), activation)
 
-    mod, report = scheduled(make, [((2, tirx.Var("n", "int64"), 34), "float32")], target)
+    mod, report = scheduled(make, [((2, tirx.Var("n", "int64"), depth), "float32")], target)
     assert report.by_rule().get("matmul-gated-bf16"), report
-    for rows in (1, 9):
-        data = normal((2, rows, 34))
+    for rows in (1, 9, 40):
+        data = normal((2, rows, depth))
         products = [rounded(data) @ each.T for each in (exact_gate, exact_up)]
         expected = act(activation, products[0]) * products[1]
         np.testing.assert_allclose(run(mod, target, data), expected, rtol=1e-5, atol=1e-5)
