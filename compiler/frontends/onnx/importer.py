@@ -193,7 +193,8 @@ class Importer:
             evaluated = evaluate(context)
             if evaluated is not None:
                 return list(evaluated)
-            if all_known_with_strings(context.inputs):
+            # The reference matches expressions by backtracking, which may take for ever.
+            if node.op_type != "RegexFullMatch" and all_known_with_strings(context.inputs):
                 return fold_strings(context)
         wrong_types = type_error(node, context.inputs, scope.opsets)
         if wrong_types is not None:

@@ -24,6 +24,8 @@ ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 FunctionKey = tuple[str, str]
 
 _MAXIMUM_PROTOBUF = 2**31
+_MAXIMUM_INLINED = 200_000
+"""Nodes that calls of functions may add to a model: functions that call the one before twice double it each time."""
 
 
 @dataclass
@@ -51,6 +53,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     opsets = check_opsets(proto.opset_import, "the model")
     functions = _functions(proto)
     check_graph(proto.graph, opsets, frozenset(functions))
+    _check_calls(proto.graph, functions)
     return LoadedModel(
         proto=proto,
         opsets=opsets,
@@ -146,6 +149,29 @@ def _check_no_recursion(functions: dict[FunctionKey, onnx.FunctionProto]) -> Non
 
     for key in functions:
         visit(key, ())
+
+
+def _check_calls(graph: onnx.GraphProto, functions: dict[FunctionKey, onnx.FunctionProto]) -> None:
+    """Raises InvalidModelError where functions in place of their calls are too many nodes. They do not recurse."""
+    sizes: dict[FunctionKey, int] = {}
+
+    def added(nodes: object) -> int:
+        keys = [(normalized_domain(node.domain), node.op_type) for node in all_nodes(nodes)]
+        return sum(size(key) for key in keys if key in functions)
+
+    def size(key: FunctionKey) -> int:
+        if key not in sizes:
+            body = functions[key].node
+            sizes[key] = len(all_nodes(body)) + added(body)
+        return sizes[key]
+
+    total = added(graph.node)
+    if total > _MAXIMUM_INLINED:
+        raise InvalidModelError(
+            f"the functions that the model calls are {total} nodes in place of their calls; at most"
+            f" {_MAXIMUM_INLINED} are imported",
+            "functions that call others several times multiply: export the model without functions",
+        )
 
 
 def all_nodes(nodes: object) -> list[onnx.NodeProto]:

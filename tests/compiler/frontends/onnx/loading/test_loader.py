@@ -250,3 +250,24 @@ def test_a_sparse_initializer_becomes_dense() -> None:
     expected = np.zeros((4, 3), np.float32)
     expected[0, 1], expected[1, 2] = 5, 7
     np.testing.assert_array_equal(load_model(model).initializers["w"].array, expected)
+
+
+@pytest.mark.parametrize(("levels", "accepted"), [(6, True), (40, False), (90, False)])
+def test_functions_that_multiply_are_refused_before_they_are_imported(levels: int, accepted: bool) -> None:
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("d", 1)]
+
+    def function(level: int) -> onnx.FunctionProto:
+        called = [("Neg", "a", "b")] if level == 0 else [(f"f{level - 1}", "a", "p"), (f"f{level - 1}", "p", "b")]
+        domain = "" if level == 0 else "d"
+        nodes = [onnx.helper.make_node(name, [given], [made], domain=domain) for name, given, made in called]
+        return onnx.helper.make_function("d", f"f{level}", ["a"], ["b"], nodes, opsets)
+
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node(f"f{levels}", ["x"], ["y"], domain="d")], "g", [x], [y])
+    functions = [function(level) for level in range(levels + 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=9)
+    if accepted:
+        assert len(load_model(model).functions) == levels + 1
+    else:
+        with pytest.raises(InvalidModelError, match="in place of their calls; at most"):
+            load_model(model)
