@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import compiler
 from compiler.errors import InvalidModelError
@@ -12,7 +13,7 @@ from compiler.errors import InvalidModelError
 
 def matcher(pattern: str, texts: list[str]) -> onnx.ModelProto:
     node = helper.make_node("RegexFullMatch", ["s"], ["y"], pattern=pattern)
-    words = helper.make_tensor("s", TensorProto.STRING, [len(texts)], [text.encode() for text in texts])
+    words = numpy_helper.from_array(np.array(texts, object), "s")
     graph = helper.make_graph(
         [node], "g", [], [helper.make_tensor_value_info("y", TensorProto.BOOL, [len(texts)])], [words]
     )
