@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from compiler.generation import LanguageModel, Scheduler, load
-from compiler.generation.language_model import Prompt
+from compiler.generation.prompts import Prompt
 
 _TOKENS = 64  # of each sequence, behind a prompt of so many:
 _PROMPT = 16

@@ -22,17 +22,18 @@ _STEP = math.log(6.4) / 27
 _MOST_SAMPLES = 1 << 28
 
 
-def read_audio(audio: Audio, rate: int) -> Array:
+def read_audio(audio: Audio, rate: int, most_seconds: float = math.inf) -> Array:
     """Samples, float32 (samples,) at `rate` a second; channels are averaged.
 
-    Raises InputError where it is not a WAV file of integers, or holds nothing or numbers that are not finite.
+    Raises InputError where it is not a WAV file of integers, holds nothing or numbers that are not finite, or is longer
+    than `most_seconds`.
     """
     if isinstance(audio, np.ndarray):
         samples = np.asarray(audio, np.float32)
         if samples.ndim != 1:
             raise InputError(f"audio must be samples of one channel, and has the shape {samples.shape}")
     else:
-        samples, own = _wave_file(audio)
+        samples, own = _wave_file(audio, most_seconds)
         samples = _resampled(samples, own, rate)
     if not samples.size or not np.isfinite(samples).all():
         raise InputError("the audio is empty, or holds numbers that are not finite")
@@ -78,7 +79,7 @@ def _hertz(mels: Array) -> Array:
     return np.where(mels < 15, 200 * mels / 3, _LINEAR * np.exp(_STEP * (np.maximum(mels, 15) - 15)))
 
 
-def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
+def _wave_file(audio: str | Path | bytes, most_seconds: float) -> tuple[Array, int]:
     """Samples and their rate."""
     import wave  # models without audio do not wait for it
 
@@ -87,6 +88,10 @@ def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             if file.getnframes() * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
                 raise InputError(f"audio of {file.getnframes()} samples at {rate} a second is not supported")
+            if file.getnframes() > most_seconds * rate:
+                raise InputError(
+                    f"the audio takes {file.getnframes() / rate:.0f} s, and at most {most_seconds} are read"
+                )
             content = file.readframes(file.getnframes())
     except (wave.Error, EOFError, OSError, ValueError) as error:
         raise InputError(

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from compiler.support.optional import optional_module
 
 Kind = Literal["json_schema", "ebnf", "regex"]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Bits = np.ndarray[Any, np.dtype[np.int32]]
 _NAMES = {"json_schema": "JSON schema", "ebnf": "grammar", "regex": "regular expression"}
 _CACHE_BYTES = 256 << 20  # of grammars that a model has compiled
 _WHITESPACE = 64  # between parts of JSON: without a limit, a text may go on with it for ever
@@ -70,7 +71,12 @@ class Grammars:
         self._lock = threading.Lock()
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """What follows one text. Raises OptionError where the grammar cannot be read, or has texts that never end."""
+        """What follows one text. Raises as `compile`."""
+        return Matcher(self.masks(self.compile(grammar)), self._vocabulary, self._stop_tokens)
+
+    def compile(self, grammar: Grammar) -> Any:
+        """A grammar in the package's own form. Raises OptionError where it cannot be read, or has texts that never
+        end."""
         name = _NAMES[grammar.kind]
         try:
             with self._lock:
@@ -86,7 +92,11 @@ class Grammars:
             raise OptionError(f"the {name} is nested too deeply") from error
         if endless is not None:
             raise OptionError(f"the {name} has a rule that no text can ever end: {endless!r}", "let it end")
-        return Matcher(self._package.GrammarMatcher(compiled), self._vocabulary, self._stop_tokens)
+        return compiled
+
+    def masks(self, compiled: Any) -> OwnMasks:
+        """What may follow one text of a compiled grammar."""
+        return OwnMasks(self._package.GrammarMatcher(compiled), self._vocabulary)
 
     def _compiled(self, grammar: Grammar) -> Any:
         if grammar.kind == "json_schema":
@@ -96,38 +106,84 @@ class Grammars:
         return self._compiler.compile_grammar(grammar.text)
 
 
-class Matcher:
-    """Follows one text, token by token.
+class Masks(Protocol):
+    """What may follow one text by its grammar, token by token: of this process, or of another one."""
 
-    Attributes:
-        allowed: which tokens may come next, bool (vocabulary,); None: all.
-        ended: whether nothing may come any more but the end.
-    """
+    def accept(self, token: int) -> None:
+        """A token was chosen. Raises InputError where it is not allowed."""
 
-    def __init__(self, matcher: Any, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
-        self._matcher, self._vocabulary, self._stop_tokens = matcher, vocabulary, list(stop_tokens)
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long; whether `next` returns at once then. Raises InputError where it never will."""
+
+    def next(self) -> tuple[Bits | None, bool]:
+        """Which tokens may come next, one bit each, int32 (vocabulary / 32,), None for all; and whether the text may
+        end here. Raises InputError where that cannot be said."""
+
+
+class OwnMasks:
+    """By a grammar that was compiled in this process."""
+
+    def __init__(self, matcher: Any, vocabulary: int) -> None:
+        self._matcher = matcher
         self._bits = np.zeros((1, -(-vocabulary // 32)), np.int32)
-        self.allowed: Mask | None = None
-        self.ended = False
-        self._next()
+
+    def accept(self, token: int) -> None:
+        """See `Masks`."""
+        if not self._matcher.accept_token(token):
+            raise InputError("the grammar does not allow the token that was chosen")
+
+    def wait(self, seconds: float) -> bool:
+        """See `Masks`."""
+        return True
+
+    def next(self) -> tuple[Bits | None, bool]:
+        """See `Masks`."""
+        masked = self._matcher.fill_next_token_bitmask(self._bits)
+        return self._bits[0] if masked else None, self._matcher.is_completed()
+
+
+class Matcher:
+    """Follows one text, token by token."""
+
+    def __init__(self, masks: Masks, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
+        self._masks, self._vocabulary, self._stop_tokens = masks, vocabulary, list(stop_tokens)
+        self._next: tuple[Mask | None, bool] | None = None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long; whether what may come next is known then. Raises InputError where it never will be."""
+        return self._next is not None or self._masks.wait(seconds)
+
+    @property
+    def allowed(self) -> Mask | None:
+        """Which tokens may come next, bool (vocabulary,); None: all. Raises InputError where there is none."""
+        return self._known()[0]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing may come any more but the end."""
+        return self._known()[1]
 
     def accept(self, token: int) -> None:
         """A token was chosen, and not one that ends the text."""
-        if not self._matcher.accept_token(token):
-            raise InputError("the grammar does not allow the token that was chosen")
-        self._next()
+        self._masks.accept(token)
+        self._next = None
 
-    def _next(self) -> None:
-        if not self._matcher.fill_next_token_bitmask(self._bits):
-            self.allowed = None
-            return
-        bits = np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little", count=self._vocabulary)
+    def _known(self) -> tuple[Mask | None, bool]:
+        if self._next is None:
+            self._next = self._read(*self._masks.next())
+        return self._next
+
+    def _read(self, given: Bits | None, completed: bool) -> tuple[Mask | None, bool]:
+        if given is None:
+            return None, False
+        bits = np.unpackbits(given.view(np.uint8), bitorder="little", count=self._vocabulary)
         allowed = bits.astype(np.bool_)
         others = allowed.copy()
         others[self._stop_tokens] = False
-        self.allowed, self.ended = allowed, not others.any()
-        if self.ended and not allowed.any() and not self._matcher.is_completed():
+        ended = not others.any()
+        if ended and not allowed.any() and not completed:
             raise InputError(
                 "the grammar allows no token here: the model's vocabulary does not have what it asks for",
                 "change the grammar",
             )
+        return allowed, ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,15 +17,16 @@ from compiler.artifact.language_model import (
     TOKENIZER_ASSET,
     LanguageModelDescription,
 )
-from compiler.errors import ArtifactError, InputError, OptionError
+from compiler.errors import ArtifactError, OptionError
 from compiler.generation.chat_templates import Messages
 from compiler.generation.encoder import Encoder, EncoderInputs
-from compiler.generation.grammar import Grammar, Grammars
-from compiler.generation.images import Image, with_images
+from compiler.generation.grammar import Grammar, Grammars, Matcher
+from compiler.generation.images import Image
 from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Output, Piece, TokenRules
+from compiler.generation.prompts import Prompt, PromptReader
 from compiler.generation.result import Generation
 from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
 from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
@@ -33,7 +34,6 @@ from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
 
-Prompt = str | Messages | Sequence[int]
 _ROWS = 64  # a cache's capacity is a multiple of it
 
 
@@ -70,6 +70,10 @@ class LanguageModel:
         self.tokenizer = None if content is None else Tokenizer(content.tobytes(), self.description)
         encoder = assets.get(ENCODER_ASSET)
         self.encoder = None if encoder is None else Encoder(encoder.tobytes(), module, self.description)
+        first = None if self.encoder is None else self.encoder.inputs[0]
+        self.prompts = PromptReader(
+            self.description, self.tokenizer, None if first is None else (first.name, len(first.shape))
+        )
         self.draft = draft
         if draft is not None:
             _check_same_tokens(self, draft)
@@ -133,24 +137,7 @@ class LanguageModel:
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
-        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
-            raise InputError(
-                f"a prompt cannot be of type {type(prompt).__name__}",
-                "give a text, a list of messages, or a list of tokens",
-            )
-        if not prompt and self.description.start:
-            return list(self.description.start)
-        if isinstance(prompt, str):
-            tokens = self._required_tokenizer().encode(prompt)
-        elif all(isinstance(each, Mapping) for each in prompt) and len(prompt):
-            tokenizer = self._required_tokenizer()
-            messages: Any = prompt
-            tokens = tokenizer.encode(tokenizer.chat(messages), special=False)
-        else:
-            tokens = [_checked_token(each, self.description.vocabulary) for each in prompt]
-        if not tokens:
-            raise InputError("the prompt is empty", "give at least one token")
-        return tokens
+        return self.prompts.tokens_of(prompt)
 
     def chat_tokens(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object
@@ -164,31 +151,11 @@ class LanguageModel:
 
         Raises InputError where the model has no tokenizer or chat template, or the template refuses the messages.
         """
-        tokenizer = self._required_tokenizer()
-        return tokenizer.encode(tokenizer.chat(messages, tools, **names), special=False)
+        return self.prompts.chat_tokens(messages, tools, **names)
 
     def prepared(self, prompt: Prompt, media: Media | None) -> tuple[list[int], Mapping[str, Any] | None]:
-        """The tokens of a prompt with its images in their places, and what the encoder reads; None for nothing.
-
-        Raises InputError as `tokens_of`, and where media cannot be read or do not fit the model or the prompt.
-        """
-        if media is None:
-            return self.tokens_of(prompt), None
-        if self.encoder is None:
-            raise InputError("the model has no encoder, and reads the prompt alone", "leave media out")
-        first = self.encoder.inputs[0]
-        inputs, texts = media.prepared(self.description, first.name, len(first.shape))
-        if not texts:
-            return self.tokens_of(prompt), inputs
-        images = self.description.images
-        assert images is not None
-        tokenizer = self._required_tokenizer()
-        if isinstance(prompt, str):
-            return tokenizer.encode(with_images(prompt, texts, images)), inputs
-        if not prompt or not all(isinstance(each, Mapping) for each in prompt):
-            raise InputError("images need a prompt that is a text or messages", "give the encoder's inputs as arrays")
-        messages: Any = prompt
-        return tokenizer.encode(with_images(tokenizer.chat(messages), texts, images), special=False), inputs
+        """See `PromptReader.prepared`."""
+        return self.prompts.prepared(prompt, media)
 
     def encoded(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs | None:
         """What the decoder reads beside tokens; None of models without an encoder.
@@ -201,11 +168,6 @@ class LanguageModel:
         """The text of tokens without special ones; "" without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
 
-    def _required_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
-        return self.tokenizer
-
     def steps(self, slots: int, context: int) -> Steps:
         """What reads tokens of so many sequences, of at most `context` tokens each."""
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
@@ -213,8 +175,14 @@ class LanguageModel:
             return BatchedSteps(self.module, slots, capacity)
         return SessionSteps(self.module, slots, capacity)
 
-    def output(self, prompt: Sequence[int], options: GenerationOptions, room: int) -> Output:
-        """The result of a sequence, still empty; `room`: how many tokens it can have with the prompt.
+    def output(
+        self, prompt: Sequence[int], options: GenerationOptions, room: int, matcher: Matcher | None = None
+    ) -> Output:
+        """The result of a sequence, still empty.
+
+        Args:
+            room: how many tokens it can have with the prompt.
+            matcher: of a grammar that was compiled elsewhere; None: of the options' grammar.
 
         Raises OptionError for options that the model cannot follow.
         """
@@ -225,8 +193,7 @@ class LanguageModel:
             )
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
-        matcher = None
-        if options.grammar is not None:
+        if matcher is None and options.grammar is not None:
             assert isinstance(options.grammar, Grammar)
             matcher = self._grammars.matcher(options.grammar)
         description = self.description
@@ -384,9 +351,3 @@ def merged_media(media: Media | None, settings: dict[str, Any]) -> Media | None:
     if own and media is not None:
         raise OptionError(f"`media` and {', '.join(own)} exclude each other", "put all in `media`")
     return Media(**own) if own else media
-
-
-def _checked_token(token: Any, vocabulary: int) -> int:
-    if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < vocabulary:
-        raise InputError(f"{token!r} is not a token", f"tokens are whole numbers from 0 to {vocabulary - 1}")
-    return int(token)

@@ -93,11 +93,24 @@ class Output:
             matcher.accept(token)
         text = self._stop.add(self._text.add(token))
         self._pieces.append(text)
-        if self._stop.found or (matcher is not None and matcher.ended):
+        if self._stop.found:
             self.reason = "stop"
         else:
-            self._check_length()
+            self.settle()
         return Piece(token, text, logprob)
+
+    def settle(self, seconds: float = 0.0) -> bool:
+        """Find out whether the last token ends the sequence; False where its grammar, in another process, does not say
+        within so many seconds. Raises InputError where the grammar allows no other token."""
+        matcher = self._matcher
+        if self.reason is None and self.tokens:
+            if matcher is not None and not matcher.wait(seconds):
+                return False
+            if matcher is not None and matcher.ended:
+                self.reason = "stop"
+            else:
+                self._check_length()
+        return True
 
     def take_checked(self, logits: Logits, guesses: Sequence[int]) -> list[Piece]:
         """Choose tokens as long as they are what was guessed, and one more.

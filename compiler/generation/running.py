@@ -15,6 +15,8 @@ from compiler.generation.steps import Chunk, ChunkInputs, Logits, Steps
 
 _PROMPT_TOKENS = 128  # of prompts that a step reads while others wait for their next token
 _LONE_PROMPT_TOKENS = 512  # where none does
+# How long a step waits for what grammars in other processes say of the last tokens, beside other sequences and alone.
+_GRAMMAR_SECONDS, _LONE_GRAMMAR_SECONDS = 0.002, 0.05
 _GUESSES = 16  # of all sequences of a step; more make it slower than they save
 
 
@@ -109,7 +111,7 @@ class RunningSequence:
         self._hand_out([])
 
     def finish(self) -> None:
-        """Hand out the result of a sequence that has ended before it began."""
+        """Hand out the result of a sequence that has ended between steps."""
         self._hand_out([])
 
     def _hand_out(self, pieces: list[Piece]) -> None:
@@ -145,7 +147,8 @@ class Batch:
 
     def step(self) -> None:
         """Read the next token of each sequence, and parts of prompts."""
-        parts = self._parts()
+        waiting = self._settle()
+        parts = self._parts([each for each in self.running if each not in waiting])
         if not parts:
             return
         try:
@@ -160,6 +163,29 @@ class Batch:
             if chunk.logits:
                 self._advance(sequence, logits)
 
+    def _settle(self) -> list[RunningSequence]:
+        """The sequences that are left out of this step, since the grammars of their last tokens do not answer yet."""
+        waiting = self._unsettled(self.running, 0.0)
+        if waiting:
+            others = len(self.running) > len(waiting)
+            waiting = self._unsettled(waiting, _GRAMMAR_SECONDS if others else _LONE_GRAMMAR_SECONDS)
+        return waiting
+
+    def _unsettled(self, sequences: Sequence[RunningSequence], seconds: float) -> list[RunningSequence]:
+        """Those for whose grammars it would take longer; sequences that turn out to have ended are removed."""
+        until = time.monotonic() + seconds
+        waiting = []
+        for sequence in tuple(sequences):
+            try:
+                if not sequence.output.settle(max(0.0, until - time.monotonic())):
+                    waiting.append(sequence)
+                elif sequence.output.reason is not None:
+                    sequence.finish()
+                    self._remove(sequence)
+            except TensorwrightError as error:
+                self._fail(sequence, error)
+        return waiting
+
     def _advance(self, sequence: RunningSequence, logits: Logits) -> None:
         try:
             wrong = sequence.take(logits)
@@ -171,14 +197,14 @@ class Batch:
         if sequence.output.reason is not None:
             self._remove(sequence)
 
-    def _parts(self) -> list[tuple[RunningSequence, Chunk]]:
-        """What each sequence reads in the next step."""
-        decoding = [each for each in self.running if not each.reads_prompt]
+    def _parts(self, sequences: Sequence[RunningSequence]) -> list[tuple[RunningSequence, Chunk]]:
+        """What each of these sequences reads in the next step."""
+        decoding = [each for each in sequences if not each.reads_prompt]
         guesses = max(1, _GUESSES // max(1, len(decoding)))
         parts = [(each, each.token_chunk(guesses)) for each in decoding]
         left = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
         begun: list[Sequence[int]] = []
-        for sequence in [each for each in self.running if each.reads_prompt]:
+        for sequence in [each for each in sequences if each.reads_prompt]:
             if left <= 0:
                 break
             if sequence.slot is None:

@@ -10,11 +10,13 @@ from functools import partial
 from types import TracebackType
 
 from compiler.errors import InternalError, OptionError, QueueFullError, TensorwrightError
+from compiler.generation.grammar import Matcher
 from compiler.generation.handle import SequenceHandle
-from compiler.generation.language_model import LanguageModel, Prompt, merged_options
+from compiler.generation.language_model import LanguageModel, merged_options
 from compiler.generation.loop import check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
+from compiler.generation.prompts import Prompt
 from compiler.generation.running import Batch, RunningSequence
 
 _OPEN: set[Scheduler] = set()
@@ -91,6 +93,7 @@ class Scheduler:
         prompt: Prompt,
         options: GenerationOptions | None = None,
         media: Media | None = None,
+        matcher: Matcher | None = None,
         **settings: object,
     ) -> SequenceHandle:
         """Hand in a prompt; returns at once, of a model with an encoder as soon as that has run.
@@ -98,6 +101,7 @@ class Scheduler:
         Args:
             prompt: a text, messages ({"role": ..., "content": ...}) or tokens.
             media: what the encoder of the model reads.
+            matcher: of a grammar that was compiled elsewhere.
             options: how to generate; None for the defaults, greedy.
             settings: fields of `GenerationOptions` that replace those of `options`.
 
@@ -112,17 +116,28 @@ class Scheduler:
         others = self.model.encoded(inputs, tokens)
         handle = SequenceHandle(len(tokens), self._cancel)
         speculate = partial(self.model.speculation, merged, self._drafts) if merged.speculative else None
-        sequence = RunningSequence(tokens, self.model.output(tokens, merged, self.context), handle, speculate, others)
+        sequence = RunningSequence(
+            tokens, self.model.output(tokens, merged, self.context, matcher), handle, speculate, others
+        )
         with self._wake:
-            if self._closing:
-                raise OptionError("the scheduler is closed", "submit to another one")
-            if len(self._waiting) + len(self._batch.running) >= self.queue + self.max_sequences:
-                raise QueueFullError(
-                    f"{len(self._waiting)} sequences wait already, and no more may", "submit it again later"
-                )
+            self._check_room(1)
             self._waiting.append(sequence)
             self._wake.notify_all()
         return handle
+
+    def check_room(self, count: int) -> None:
+        """Raise QueueFullError where so many sequences would be refused, before their prompts are read."""
+        with self._wake:
+            self._check_room(count)
+
+    def _check_room(self, count: int) -> None:
+        if self._closing:
+            raise OptionError("the scheduler is closed", "submit to another one")
+        if len(self._waiting) + len(self._batch.running) + count > self.queue + self.max_sequences:
+            raise QueueFullError(
+                f"{len(self._waiting)} sequences wait already, and no more may than {self.queue}",
+                "submit it again later",
+            )
 
     def close(self, *, drain: bool = True) -> None:
         """Take no more sequences, wait for those that run and wait (`drain=False` cancels them), and end the thread."""

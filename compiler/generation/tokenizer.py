@@ -41,8 +41,11 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error}", "decode it as UTF-8 first") from error
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return tokens
+        return tokens_of(self._tokenizer, text, special=special)
+
+    def longest_token(self) -> int:
+        """Bytes of text that one token stands for at most, as the vocabulary writes it."""
+        return max(len(text.encode()) for text in self._tokenizer.get_vocab())
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of tokens; special ones are left out."""
@@ -94,6 +97,17 @@ class Tokenizer:
             return None
         special = {"bos_token": description.begin, "eos_token": description.end}
         return ChatTemplate(description.chat_template, special)
+
+
+def tokens_of(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """Tokens of a text, by a tokenizer of the package. Raises InputError where it fails on the text."""
+    try:
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # its panics, as where an expression goes on for too long, are no Exception
+        raise InputError(f"the tokenizer cannot read the text: {error}") from error
+    return tokens
 
 
 @cache

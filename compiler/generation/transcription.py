@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from compiler.artifact.language_model import AudioPreparation
 from compiler.errors import InputError, OptionError
-from compiler.generation.audio import Audio, log_mel, read_audio, windows
+from compiler.generation.audio import Array, Audio, log_mel, read_audio, windows
 from compiler.generation.language_model import LanguageModel
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
@@ -47,13 +48,11 @@ class Speech:
         media: of each part that the model reads at once, in order.
         prompt: the tokens that say language and task.
         language: as "en"; "" of models for one language.
-        seconds: of the speech.
     """
 
     media: tuple[Media, ...]
     prompt: tuple[int, ...]
     language: str
-    seconds: float
 
 
 def transcribe(
@@ -77,10 +76,13 @@ def transcribe(
         InputError: the audio cannot be read, or the model does not read speech.
         OptionError: a language or a task that the model does not know.
     """
-    speech = prepared_speech(model, audio, language=language, task=task)
+    preparation = speech_preparation(model)
+    samples = read_audio(audio, preparation.rate)
+    speech = prepared_speech(model, spectrograms(samples, preparation), language=language, task=task)
     prompt = list(speech.prompt)
     parts = tuple(model.generate(prompt, options, media=each, **settings) for each in speech.media)
-    return Transcription(joined([each.text for each in parts]), speech.language, speech.seconds, parts)
+    seconds = len(samples) / preparation.rate
+    return Transcription(joined([each.text for each in parts]), speech.language, seconds, parts)
 
 
 def joined(texts: list[str]) -> str:
@@ -88,18 +90,29 @@ def joined(texts: list[str]) -> str:
     return " ".join(text.strip() for text in texts if text.strip())
 
 
-def prepared_speech(
-    model: LanguageModel, audio: Audio, *, language: str | None = None, task: str = "transcribe"
-) -> Speech:
-    """What a model reads to transcribe speech. Raises as `transcribe`."""
+def speech_preparation(model: LanguageModel) -> AudioPreparation:
+    """How a model reads speech. Raises InputError where it does not."""
     preparation = model.description.audio
     if preparation is None or model.encoder is None or not model.description.start:
         raise InputError(f"the model ({model.description.architecture}) does not transcribe speech")
+    return preparation
+
+
+def spectrograms(samples: Array, preparation: AudioPreparation) -> list[Array]:
+    """Those of the parts of speech that a model reads at once, one after another."""
+    return [log_mel(part, preparation) for part in windows(samples, preparation)]
+
+
+def prepared_speech(
+    model: LanguageModel, parts: Sequence[Array], *, language: str | None = None, task: str = "transcribe"
+) -> Speech:
+    """What a model reads to transcribe speech, whose spectrograms are given. Raises as `transcribe`."""
+    speech_preparation(model)
     if task not in TASKS:
         raise OptionError(f"the task {task!r} is not one of {', '.join(TASKS)}")
-    samples = read_audio(audio, preparation.rate)
+    assert model.encoder is not None
     name = model.encoder.inputs[0].name
-    media = tuple(Media(inputs={name: log_mel(part, preparation)}) for part in windows(samples, preparation))
+    media = tuple(Media(inputs={name: part}) for part in parts)
     begin, languages = model.description.start[0], _languages(model)
     plain = None if model.tokenizer is None else model.tokenizer.token(_PLAIN)
     prompt = [begin]
@@ -116,7 +129,7 @@ def prepared_speech(
         prompt = [*model.description.start] if not languages else prompt
     else:
         prompt.append(plain)
-    return Speech(media, tuple(prompt), language or "", len(samples) / preparation.rate)
+    return Speech(media, tuple(prompt), language or "")
 
 
 def _languages(model: LanguageModel) -> dict[str, int]:

@@ -13,12 +13,13 @@ class LimitError(InputError):
     """A request passes a limit of the server.
 
     Attributes:
+        limit: its name.
         status: of the answer: 400, or 413 and 431 for a number of bytes.
     """
 
     def __init__(self, name: str, message: str, status: int) -> None:
         super().__init__(message, f"the server's limit {name!r}; its operator sets it: serve --limit {name}=NUMBER")
-        self.status = status
+        self.limit, self.status = name, status
 
 
 def _limit(default: int, what: str, status: int = 400) -> Any:
@@ -73,7 +74,7 @@ class Limits:
     form_parts: int = _limit(64, "fields in its form")
     form_header_bytes: int = _limit(4096, "bytes in a header of its form", 413)
     form_text_bytes: int = _limit(64 << 10, "bytes in a field of its form", 413)
-    grammar_bytes: int = _limit(64 << 10, "bytes of JSON schema", 413)
+    grammar_bytes: int = _limit(256 << 10, "bytes of JSON schema", 413)
     grammar_nesting: int = _limit(128, "nested levels in its JSON schema or a pattern of it")
     grammar_repetitions: int = _limit(100_000, "repetitions of an element in its JSON schema or a pattern of it")
     audio_seconds: int = _limit(3600, "seconds of speech", 413)

@@ -15,6 +15,7 @@ from compiler.errors import ModelNotFoundError, ServiceUnavailableError, Storage
 from compiler.serving.configuration import ModelOptions, build_service
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.service import Service
+from compiler.serving.text.service import TextService
 
 _MODULE = "model.twm"
 _log = logging.getLogger(__name__)
@@ -115,6 +116,11 @@ class Repository:
     def ready(self) -> bool:
         """Whether all models answer, or can be loaded on demand."""
         return self._on_demand or len(self._loaded) == len(self._options)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether one of the models that answer is a language model."""
+        return any(isinstance(each.service, TextService) for each in self._loaded.values())
 
     @property
     def names(self) -> tuple[str, ...]:

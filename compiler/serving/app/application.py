@@ -27,6 +27,7 @@ from compiler.serving.app.lag import Lag
 from compiler.serving.limits import Limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
+from compiler.serving.sandbox.client import Sandbox
 
 access_log = logging.getLogger("tensorwright.access")
 _WINDOW = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
@@ -64,11 +65,23 @@ class Application:
         self.metrics = metrics
         self._keys = keys or ApiKeys()
         self._local_only = local_only and not len(self._keys)
-        self._asgi = Asgi(self, repository)
+        self._asgi = Asgi(self)
+        self._sandbox = Sandbox(self.limits, "compiler.serving.app.jobs")
         self._lag = Lag()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
+
+    async def start(self) -> None:
+        """Load the models. Raises what keeps one from being served."""
+        await self.repository.start()
+        if self.repository.reads_text:
+            self._sandbox.start()
+
+    async def close(self) -> None:
+        """End what was started."""
+        await self.repository.close()
+        self._sandbox.close()
 
     def admit(self, call: Call) -> None:
         """See `Handler`."""
@@ -81,7 +94,7 @@ class Application:
 
     async def answer(self, call: Call) -> Reply | StreamReply:
         """See `Handler`."""
-        call.lag, call.limits = self._lag, self.limits
+        call.lag, call.limits, call.sandbox = self._lag, self.limits, self._sandbox
         try:
             encoding = call.headers.get(b"content-encoding")
             if encoding is not None:

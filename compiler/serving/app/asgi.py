@@ -8,9 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 from compiler.errors import TensorwrightError
-from compiler.serving.app.http import Call, Handler, HttpError, Receive, Reply, Scope, Send, StreamReply
+from compiler.serving.app.http import Call, HttpError, LifespanHandler, Receive, Reply, Scope, Send, StreamReply
 from compiler.serving.app.inflight import Flight, Inflight
-from compiler.serving.repository import Repository
 
 
 class _ClientGoneError(Exception):
@@ -20,8 +19,8 @@ class _ClientGoneError(Exception):
 class Asgi:
     """An ASGI application around a handler of requests; loading models is its startup."""
 
-    def __init__(self, handler: Handler, repository: Repository) -> None:
-        self._handler, self._repository = handler, repository
+    def __init__(self, handler: LifespanHandler) -> None:
+        self._handler = handler
         self._inflight = Inflight()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,13 +34,13 @@ class Asgi:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            await self._repository.start()
+            await self._handler.start()
         except TensorwrightError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._repository.close()
+        await self._handler.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 from compiler.errors import InputError
 from compiler.generation.grammar import Grammar
-from compiler.generation.language_model import Prompt
-from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
+from compiler.generation.prompts import Prompt
 from compiler.serving.app.http import mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
 from compiler.serving.app.schema_limits import check_schema
@@ -49,7 +48,7 @@ class CompletionRequest:
         prompts: each gives `choices` texts.
         max_tokens: None: as many as the context holds.
         usage: the stream ends with the counts of tokens.
-        media: the images of a chat; None for none.
+        images: of a chat.
     """
 
     prompts: tuple[Prompt, ...]
@@ -58,7 +57,7 @@ class CompletionRequest:
     choices: int
     stream: bool
     usage: bool
-    media: Media | None = None
+    images: tuple[bytes, ...] = ()
 
 
 def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
@@ -71,7 +70,7 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
     images: list[bytes] = []
     request = _request(body, (_messages(body.get("messages"), images, limits),), logprobs, _limit(max_tokens), limits)
-    return replace(request, media=Media(images=images)) if images else request
+    return replace(request, images=tuple(images))
 
 
 def completion_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:

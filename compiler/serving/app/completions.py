@@ -64,7 +64,7 @@ class Completions:
             service = held.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):
                 raise InputError(f"{name!r} is not a language model", "use /v1/embeddings, or /v2/models/NAME/infer")
-            texts = await _Texts.submit(service, request)
+            texts = await _Texts.submit(service, request, call)
             held.callback(self._count, name, texts)
             held.callback(texts.cancel)
             form = kind.format(lambda token: service.model.decode([token]))
@@ -90,15 +90,18 @@ class _Texts:
     prompts: int
 
     @classmethod
-    async def submit(cls, service: TextService, request: CompletionRequest) -> _Texts:
+    async def submit(cls, service: TextService, request: CompletionRequest, call: Call) -> _Texts:
         """Submit all of them, or none."""
         texts = cls([], len(request.prompts))
+        sandbox, grammar = call.required_sandbox, request.options.grammar
+        options = replace(request.options, max_new_tokens=_room(service, request), grammar=None)
+        sequences = len(request.prompts) * request.choices
         try:
-            for prompt in request.prompts:
-                options = replace(request.options, max_new_tokens=_room(service, request))
+            for prompt in await service.read(request.prompts, request.images, sequences, sandbox):
                 for choice in range(request.choices):
                     seed = None if options.seed is None else options.seed + choice
-                    texts.handles.append(await service.submit(prompt, replace(options, seed=seed), request.media))
+                    matcher = await service.matcher(grammar, sandbox, call.limits)
+                    texts.handles.append(await service.submit(prompt, replace(options, seed=seed), matcher))
         except BaseException:
             texts.cancel()
             raise

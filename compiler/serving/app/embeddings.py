@@ -42,10 +42,7 @@ class Embeddings:
         as_text = _is_base64(body)
         with self._repository.lease(name) as service:
             embedder = self._embedder(name, service)
-            texts = [
-                embedder.tokens(each) if isinstance(each, str) else each
-                for each in _texts(body.get("input"), call.limits)
-            ]
+            texts = await embedder.tokens(_texts(body.get("input"), call.limits), call.required_sandbox)
             latency = self._repository.options(name).latency_ms
             deadline, level = call.deadline(latency), call.level(latency, {})
             request = Request({}, None, call.arrival, deadline, level, margin=call.margin(deadline))

@@ -10,6 +10,7 @@ from compiler.errors import InputError, UserError
 from compiler.serving.app.lag import Lag
 from compiler.serving.limits import DEFAULT_LIMITS, Limits
 from compiler.serving.request import ANY_LEVEL, ServiceLevel
+from compiler.serving.sandbox.client import Sandbox
 from compiler.support.optional import optional_module
 from compiler.support.shown import shown
 
@@ -47,6 +48,7 @@ class Call:
         chunked: its client reads answers in chunks (HTTP/1.1).
         lag: of the process that answers.
         limits: of the server.
+        sandbox: of the process that answers; None before it answers.
         computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
     """
 
@@ -60,6 +62,7 @@ class Call:
     chunked: bool = True
     lag: Lag | None = None
     limits: Limits = DEFAULT_LIMITS
+    sandbox: Sandbox | None = None
     computed: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +72,12 @@ class Call:
         if len(body) > limits.json_values:  # each value takes a byte
             limits.check("json_values", sum(map(body.count, (b",", b"[", b"{"))))
         return parse_json(body)
+
+    @property
+    def required_sandbox(self) -> Sandbox:
+        """The sandbox, once it is answered."""
+        assert self.sandbox is not None
+        return self.sandbox
 
     def deadline(self, latency_ms: float | None) -> float | None:
         """When the answer is due: from the request's header, else from `latency_ms`."""
@@ -129,6 +138,16 @@ class Handler(Protocol):
 
     def finished(self, call: Call, status: int, client: str) -> None:
         """Count and log a request that was answered; status 499: its client went away before."""
+
+
+class LifespanHandler(Handler, Protocol):
+    """A handler that is started and closed by what serves it."""
+
+    async def start(self) -> None:
+        """Load the models. Raises what keeps one from being served."""
+
+    async def close(self) -> None:
+        """End what was started."""
 
 
 def check_method(call: Call, method: str) -> None:

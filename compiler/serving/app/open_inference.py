@@ -15,12 +15,11 @@ from compiler.serving.app.http import (
     Reply,
     check_method,
     json_reply,
-    mapping,
     orjson,
-    parse_json,
     positive,
 )
-from compiler.serving.app.tensors import metadata, read_inputs, wanted_outputs, write_outputs
+from compiler.serving.app.inference import Inference, read_inference
+from compiler.serving.app.tensors import metadata, write_outputs
 from compiler.serving.control import Control
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
@@ -36,7 +35,7 @@ _EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
 _MICROSECONDS = 1e-6
 _MAX_DIGITS = 18
 _MAX_PATH = 1024
-_NO_PARAMETERS: dict[str, Any] = {}
+_INLINE_BYTES = 256 << 10  # of JSON that is read in the event loop: some 10 ms at most
 _NOTHING = memoryview(b"")
 
 
@@ -123,14 +122,15 @@ class OpenInference:
         return json_reply({})
 
     async def _infer(self, call: Call, name: str, version: str | None) -> Reply:
+        self._repository.service(name, version)  # else nothing is read
         content, binary = _split(call)
-        body = mapping(parse_json(content), "the request")
-        parameters = mapping(body.get("parameters") or _NO_PARAMETERS, "'parameters'")
-        names, as_bytes = wanted_outputs(body.get("outputs"), call.limits)
-        inputs = read_inputs(body.get("inputs"), binary, call.limits)
-        identifier = body.get("id", "")
-        if not isinstance(identifier, str):
-            raise InputError(f"'id' must be a string, not {shown(identifier)}")
+        if len(content) <= _INLINE_BYTES:
+            read = read_inference(content, binary, call.limits)
+        else:
+            limits = call.limits
+            job = ("inference", None, bytes(content), bytes(binary), limits.tensors)
+            read = Inference(*await call.required_sandbox.run(*job))
+        parameters, inputs = read.parameters, read.inputs
         with self._repository.lease(name, version) as service:
             default = self._repository.options(name).latency_ms
             latency = _latency(parameters, default)
@@ -138,13 +138,14 @@ class OpenInference:
             traced = self._wants_trace(parameters)
             deadline = call.deadline(latency)
             margin = call.margin(deadline)
-            request = Request(inputs, names, call.arrival, deadline, level, identifier, traced, margin)
+            request = Request(inputs, read.names, call.arrival, deadline, level, read.identifier, traced, margin)
             response = await service.infer(request)
             call.computed = response.timing.ended
             if self._tracer is not None:
                 self._tracer.record(call.headers, name, call.arrival, response)
             self._metrics.observe_response(response, name, rows_of(service, inputs))
-            return _reply(service, response, identifier, as_bytes, parameters.get("binary_data_output") is True)
+            by_default = parameters.get("binary_data_output") is True
+            return _reply(service, response, read.identifier, read.as_bytes, by_default)
 
     def _wants_trace(self, parameters: Mapping[str, object]) -> bool:
         wanted = parameters.get("trace") is True

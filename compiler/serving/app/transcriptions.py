@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compiler.artifact.fields import encode
 from compiler.errors import InputError
 from compiler.generation.options import GenerationOptions
-from compiler.generation.transcription import Speech, joined, prepared_speech
+from compiler.generation.transcription import Speech, joined, prepared_speech, speech_preparation
 from compiler.serving.app.http import Call, Reply, check_method, json_reply
 from compiler.serving.app.multipart import FILE, form_fields, text_fields
 from compiler.serving.app.openai_models import named_model, unknown_fields
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
-from compiler.serving.text.service import TextService
+from compiler.serving.text.service import ReadPrompt, TextService
 from compiler.support.shown import shown
 
 _TASKS = {"/v1/audio/transcriptions": "transcribe", "/v1/audio/translations": "translate"}
@@ -52,21 +53,22 @@ class Transcriptions:
         with self._repository.lease(name) as service:
             if not isinstance(service, TextService):
                 raise InputError(f"{name!r} is not a language model")
-            speech = await asyncio.to_thread(
-                prepared_speech, service.model, wanted.audio, language=wanted.language, task=task
-            )
+            how = encode(speech_preparation(service.model))
+            sandbox, longest = call.required_sandbox, call.limits.audio_seconds
+            parts, seconds = await sandbox.run("speech", None, wanted.audio, how, longest)
+            speech = await asyncio.to_thread(prepared_speech, service.model, parts, language=wanted.language, task=task)
             text = await self._text_of(name, service, speech, wanted.options)
         if wanted.form == "text":
             return Reply(f"{text}\n".encode(), headers=((b"content-type", b"text/plain; charset=utf-8"),))
         if wanted.form == "json":
             return json_reply({"text": text})
-        return json_reply({"task": task, "language": speech.language, "duration": speech.seconds, "text": text})
+        return json_reply({"task": task, "language": speech.language, "duration": seconds, "text": text})
 
     async def _text_of(self, name: str, service: TextService, speech: Speech, options: GenerationOptions) -> str:
         """Of all parts, which wait in the model's queue one after another."""
         texts = []
         for media in speech.media:
-            handle = await service.submit(list(speech.prompt), options, media)
+            handle = await service.submit(ReadPrompt(list(speech.prompt), media.inputs), options)
             try:
                 texts.append((await handle.finished()).text)
             finally:

@@ -12,7 +12,9 @@ import numpy as np
 from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import ArtifactError, InputError, OptionError, StorageError
+from compiler.generation.tokenizer import tokens_of
 from compiler.serving.request import Array, Request, Response
+from compiler.serving.sandbox.client import INLINE_TEXT, Sandbox, State
 from compiler.serving.service import Service
 from compiler.serving.text.options import TextOptions
 from compiler.support.optional import optional_module
@@ -51,6 +53,7 @@ class ServiceEmbedder:
         most = self._length or _MOST_TOKENS
         self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
         self._tokenizer = None if options.tokenizer is None else read_tokenizer(options.tokenizer)
+        self._state: State | None = None
         self._pad = 0
         self._padding_is_proven = self._length is not None or options.pad_to_multiple_of == 1
         if self._tokenizer is not None:
@@ -58,16 +61,27 @@ class ServiceEmbedder:
             self._pad = padding["pad_id"] if padding is not None else 0
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.max_tokens)
+            self._state = State("text tokenizer", self._tokenizer.to_str(), self.max_tokens)
 
-    def tokens(self, text: str) -> list[int]:
-        """The tokens of a text, cut where there are too many. Raises InputError without a tokenizer."""
-        if self._tokenizer is None:
+    async def tokens(self, given: Sequence[str | list[int]], sandbox: Sandbox) -> list[list[int]]:
+        """The tokens of texts, cut where there are too many; lists of tokens stay as they are. Short texts are read
+        here, all else in a sandbox.
+
+        Raises InputError without a tokenizer, and where it fails on a text.
+        """
+        texts = [each for each in given if isinstance(each, str)]
+        found = iter(await self._read(texts, sandbox) if texts else ())
+        return [next(found) if isinstance(each, str) else each for each in given]
+
+    async def _read(self, texts: list[str], sandbox: Sandbox) -> list[list[int]]:
+        if self._tokenizer is None or self._state is None:
             raise InputError(
                 f"model {self._service.name!r} is served without a tokenizer",
                 "send tokens, or serve it with --tokenizer tokenizer.json",
             )
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+        if sum(map(len, texts)) <= INLINE_TEXT:
+            return [tokens_of(self._tokenizer, each) for each in texts]
+        return [each.tolist() for each in await sandbox.run("texts", self._state, texts)]
 
     async def embed(self, texts: Sequence[Sequence[int]], request: Request) -> tuple[Array, list[Response]]:
         """Vectors of texts given as tokens, float32 (texts, size), and the answers that they come from.

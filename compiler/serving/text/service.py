@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compiler.artifact import TensorDescription
-from compiler.artifact.language_model import DESCRIPTION_ASSET
-from compiler.errors import InputError, ServiceUnavailableError
+from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET
+from compiler.errors import InputError, OptionError, ServiceUnavailableError
+from compiler.generation.grammar import Grammar, Matcher
 from compiler.generation.handle import SequenceHandle
-from compiler.generation.language_model import LanguageModel, Prompt
+from compiler.generation.language_model import LanguageModel
+from compiler.generation.loop import check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
+from compiler.generation.prompts import Prompt
 from compiler.generation.scheduler import Scheduler
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
+from compiler.serving.limits import Limits
 from compiler.serving.request import Request, Response
+from compiler.serving.sandbox.client import INLINE_TEXT, Sandbox, State
+from compiler.serving.sandbox.grammars import GrammarProcesses
 from compiler.serving.text.options import GenerationLimits
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as tokens, and what the encoder reads beside it."""
+
+    tokens: list[int]
+    inputs: Mapping[str, Any] | None = None
+
+
+def _cost(prompt: Prompt) -> int:
+    """What reading a prompt costs, in characters; tokens cost nothing, and messages more than is read here."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return 0 if all(isinstance(each, int) for each in prompt) else INLINE_TEXT + 1
 
 
 def is_language_model(module: Module) -> bool:
@@ -32,6 +55,8 @@ class TextService:
         self.model = LanguageModel(module)
         self.name, self.version, self._limits = name, version, limits
         self._scheduler: Scheduler | None = None
+        self._prompts: State | None = None
+        self._grammars: GrammarProcesses | None = None
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
@@ -60,12 +85,60 @@ class TextService:
             self._scheduler = await asyncio.to_thread(
                 lambda: Scheduler(self.model, limits.max_sequences, queue=limits.max_queue, context=limits.context)
             )
+            self._describe(self._scheduler.context)
+
+    def _describe(self, context: int) -> None:
+        """Say what sandboxes have to know of the model."""
+        assets, description = self.model.module.artifact.assets, self.model.description
+        if TOKENIZER_ASSET in assets:
+            contents = (assets[DESCRIPTION_ASSET].tobytes(), assets[TOKENIZER_ASSET].tobytes())
+            self._prompts = State("prompt reader", *contents, self.model.prompts.encoder_input, context)
+            grammars = State("grammars", *contents)
+            self._grammars = GrammarProcesses(grammars, description.vocabulary, description.stop_tokens)
 
     async def infer(self, request: Request) -> Response:
         """Raises InputError: a language model takes no tensors."""
         raise InputError(f"{self.name!r} is a language model", "use /v1/completions or /v1/chat/completions")
 
-    async def submit(self, prompt: Prompt, options: GenerationOptions, media: Media | None = None) -> SequenceHandle:
+    async def read(
+        self, prompts: Sequence[Prompt], images: Sequence[bytes], sequences: int, sandbox: Sandbox
+    ) -> list[ReadPrompt]:
+        """Read the prompts of a request that wants so many sequences; short texts here, all else in a sandbox.
+
+        Raises:
+            InputError: a prompt or image cannot be read, or does not fit the model.
+            QueueFullError: there is no room for so many sequences; nothing is read then.
+            ServiceUnavailableError: the service is closed.
+        """
+        scheduler = self._running()
+        scheduler.check_room(sequences)
+        reader = self.model.prompts
+        for each in prompts:
+            if isinstance(each, list) and each and isinstance(each[0], int):
+                check_fits(each, scheduler.context)
+        if not images and sum(map(_cost, prompts)) <= INLINE_TEXT:
+            return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
+        if self._prompts is None:  # tokens alone are read here, and refused where they are no tokens
+            reader.required_tokenizer()
+            return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
+        found = await sandbox.run("prompts", self._prompts, list(prompts), list(images))
+        return [ReadPrompt(tokens.tolist(), inputs) for tokens, inputs in found]
+
+    async def matcher(self, grammar: object, sandbox: Sandbox, limits: Limits) -> Matcher | None:
+        """What follows a text of a grammar, which is compiled in a sandbox; None for None.
+
+        Raises OptionError where the grammar cannot be used, InputError where compiling it takes too much.
+        """
+        if grammar is None:
+            return None
+        assert isinstance(grammar, Grammar)
+        if self._grammars is None:
+            raise OptionError("a grammar needs a tokenizer, and the model was compiled without one")
+        return await self._grammars.matcher(grammar, sandbox, limits)
+
+    async def submit(
+        self, prompt: ReadPrompt, options: GenerationOptions, matcher: Matcher | None = None
+    ) -> SequenceHandle:
         """Hand a prompt in.
 
         Raises:
@@ -73,7 +146,10 @@ class TextService:
             QueueFullError: the queue is full.
             ServiceUnavailableError: the service is closed.
         """
-        submitted = asyncio.ensure_future(asyncio.to_thread(self._running().submit, prompt, options, media))
+        media = None if prompt.inputs is None else Media(inputs=prompt.inputs)
+        submitted = asyncio.ensure_future(
+            asyncio.to_thread(self._running().submit, prompt.tokens, options, media, matcher)
+        )
         try:
             return await asyncio.shield(submitted)
         except asyncio.CancelledError:
@@ -90,6 +166,8 @@ class TextService:
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
             await asyncio.to_thread(scheduler.close)
+        if self._grammars is not None:
+            self._grammars.close()
 
 
 def _cancel_sequence(submitted: asyncio.Future[Any]) -> None:

@@ -135,7 +135,7 @@ class _Worker:
             app = self._app(control)
             own = made[0]
             await talking.open(own)
-            await app.repository.start()
+            await app.start()
             server = Server(app, self._http(), talking.ready)
         except TensorwrightError as error:
             await talking.failed(error)
@@ -150,7 +150,7 @@ class _Worker:
         counting = asyncio.create_task(_flushed(app.metrics))
         await server.serve(self.source)
         counting.cancel()
-        await app.repository.close()
+        await app.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
         return 0

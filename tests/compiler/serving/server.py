@@ -77,9 +77,9 @@ def serving(
         app = create_app(models, options)
         server = Server(app, http_options or HttpOptions(), ready.set)
         made.update(app=app, server=server, loop=asyncio.get_running_loop())
-        await app.repository.start()
+        await app.start()
         await server.serve(sock)
-        await app.repository.close()
+        await app.close()
 
     def work() -> None:
         try:

@@ -1,0 +1,108 @@
+"""`PromptReader`: prompts as tokens, and images or speech as inputs of the encoder; runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from compiler.artifact.language_model import LanguageModelDescription
+from compiler.errors import InputError
+from compiler.generation.chat_templates import Messages
+from compiler.generation.images import with_images
+from compiler.generation.media import Media
+from compiler.generation.tokenizer import Tokenizer
+
+Prompt = str | Messages | Sequence[int]
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Reads prompts for a model.
+
+    Attributes:
+        tokenizer: None of models that were compiled without one, which take tokens alone.
+        encoder_input: name and rank of what the encoder reads; None of models without one.
+        context: tokens of a prompt at most; texts that cannot fit are refused unread. None: no limit.
+    """
+
+    description: LanguageModelDescription
+    tokenizer: Tokenizer | None
+    encoder_input: tuple[str, int] | None = None
+    context: int | None = None
+
+    def tokens_of(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
+        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
+            raise InputError(
+                f"a prompt cannot be of type {type(prompt).__name__}",
+                "give a text, a list of messages, or a list of tokens",
+            )
+        if not prompt and self.description.start:
+            return list(self.description.start)
+        if isinstance(prompt, str):
+            tokens = self._encoded(prompt, special=True)
+        elif all(isinstance(each, Mapping) for each in prompt) and len(prompt):
+            messages: Any = prompt
+            tokens = self.chat_tokens(messages)
+        else:
+            tokens = [_checked_token(each, self.description.vocabulary) for each in prompt]
+        if not tokens:
+            raise InputError("the prompt is empty", "give at least one token")
+        return tokens
+
+    def chat_tokens(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object
+    ) -> list[int]:
+        """See `LanguageModel.chat_tokens`."""
+        return self._encoded(self.required_tokenizer().chat(messages, tools, **names), special=False)
+
+    def prepared(self, prompt: Prompt, media: Media | None) -> tuple[list[int], Mapping[str, Any] | None]:
+        """The tokens of a prompt with its images in their places, and what the encoder reads; None for nothing.
+
+        Raises InputError as `tokens_of`, and where media cannot be read or do not fit the model or the prompt.
+        """
+        if media is None:
+            return self.tokens_of(prompt), None
+        if self.encoder_input is None:
+            raise InputError("the model has no encoder, and reads the prompt alone", "leave media out")
+        inputs, texts = media.prepared(self.description, *self.encoder_input)
+        if not texts:
+            return self.tokens_of(prompt), inputs
+        images = self.description.images
+        assert images is not None
+        if isinstance(prompt, str):
+            return self._encoded(with_images(prompt, texts, images), special=True), inputs
+        if not prompt or not all(isinstance(each, Mapping) for each in prompt):
+            raise InputError("images need a prompt that is a text or messages", "give the encoder's inputs as arrays")
+        messages: Any = prompt
+        chat = self.required_tokenizer().chat(messages)
+        return self._encoded(with_images(chat, texts, images), special=False), inputs
+
+    def required_tokenizer(self) -> Tokenizer:
+        """Raises InputError where the model has none."""
+        if self.tokenizer is None:
+            raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
+        return self.tokenizer
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        tokenizer = self.required_tokenizer()
+        if self.context is not None and len(text) > self.context * self._longest_token:
+            raise InputError(
+                f"the prompt has {len(text)} characters, and {self.context * self._longest_token} at most can fit the "
+                f"context of {self.context} tokens",
+                "give a shorter prompt",
+            )
+        return tokenizer.encode(text, special=special)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of text that one token stands for at most."""
+        return self.required_tokenizer().longest_token()
+
+
+def _checked_token(token: Any, vocabulary: int) -> int:
+    if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < vocabulary:
+        raise InputError(f"{token!r} is not a token", f"tokens are whole numbers from 0 to {vocabulary - 1}")
+    return int(token)

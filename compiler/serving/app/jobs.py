@@ -1,0 +1,118 @@
+"""What the sandboxes of a server do: `STATES` are built before data of clients come, `JOBS` read these data."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact.fields import decode
+from compiler.artifact.language_model import AudioPreparation, LanguageModelDescription
+from compiler.generation.audio import read_audio
+from compiler.generation.grammar import Grammar, Grammars, Kind
+from compiler.generation.media import Media
+from compiler.generation.prompts import PromptReader
+from compiler.generation.tokenizer import Tokenizer, tokens_of
+from compiler.generation.transcription import spectrograms
+from compiler.serving.app.inference import read_inference
+from compiler.serving.limits import Limits
+from compiler.serving.sandbox.forker import serve
+from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
+from compiler.serving.sandbox.wire import receive, send
+from compiler.support.optional import optional_module
+
+Array = np.ndarray
+
+
+def _prompt_reader(description: bytes, tokenizer: bytes, encoder: list[Any] | None, context: int) -> PromptReader:
+    described = decode(description, LanguageModelDescription)
+    encoder_input = None if encoder is None else (str(encoder[0]), int(encoder[1]))
+    return PromptReader(described, Tokenizer(tokenizer, described), encoder_input, context)
+
+
+def _grammars(description: bytes, tokenizer: bytes) -> Grammars:
+    described = decode(description, LanguageModelDescription)
+    return Grammars(Tokenizer(tokenizer, described), described.vocabulary, described.stop_tokens)
+
+
+def _text_tokenizer(content: str, most_tokens: int) -> Any:
+    tokenizer = optional_module("tokenizers", "generate", "turns text into tokens").Tokenizer.from_str(content)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(most_tokens)
+    return tokenizer
+
+
+STATES: Mapping[str, Callable[..., Any]] = {
+    "prompt reader": _prompt_reader,
+    "grammars": _grammars,
+    "text tokenizer": _text_tokenizer,
+}
+
+
+def _prompts(reader: PromptReader, prompts: list[Any], images: list[bytes]) -> list[Any]:
+    """Tokens of each prompt, int64, and the encoder's inputs."""
+    media = Media(images=images) if images else None
+    found = []
+    for prompt in prompts:
+        tokens, inputs = reader.prepared(prompt, media)
+        found.append([np.array(tokens, np.int64), None if inputs is None else dict(inputs)])
+    return found
+
+
+def _texts(tokenizer: Any, texts: list[str]) -> list[Array]:
+    return [np.array(tokens_of(tokenizer, text), np.int64) for text in texts]
+
+
+def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> list[Any]:
+    """The spectrogram of each part, and the seconds of all."""
+    how = decode(preparation, AudioPreparation)
+    samples = read_audio(audio, how.rate, most_seconds)
+    return [spectrograms(samples, how), len(samples) / how.rate]
+
+
+def _inference(_: None, content: bytes, binary: bytes, tensors: int) -> list[Any]:
+    return list(read_inference(content, memoryview(binary), Limits(tensors=tensors)))
+
+
+def _grammar(grammars: Grammars, kind: Kind, text: str, seconds: int) -> Callable[[socket.socket], None]:
+    """Compile a grammar; then fork a process for each text that follows it."""
+    compiled = grammars.compile(Grammar(kind, text))
+
+    def follow(_: bytes, sock: socket.socket) -> None:
+        _follow(grammars, compiled, sock, seconds)
+
+    def go_on(control: socket.socket) -> None:
+        lift_processor_limit()
+        fork_on_demand(control, follow)
+
+    return go_on
+
+
+def _follow(grammars: Grammars, compiled: Any, sock: socket.socket, seconds: int) -> None:
+    """Send what may come first, and after each token that is received what may come next."""
+    allow(seconds, sock)
+    masks = grammars.masks(compiled)
+    while True:
+        bits, completed = masks.next()
+        allow_waiting(sock)
+        send(sock, [bits, completed])
+        try:
+            token = receive(sock)
+        except EOFError:
+            return
+        allow(seconds, sock)
+        masks.accept(token)  # one that was allowed
+
+
+JOBS: Mapping[str, Callable[..., Any]] = {
+    "prompts": _prompts,
+    "texts": _texts,
+    "speech": _speech,
+    "inference": _inference,
+    "grammar": _grammar,
+}
+
+if __name__ == "__main__":
+    serve(JOBS, STATES)

@@ -1,0 +1,265 @@
+"""`Sandbox`: runs jobs on data of clients in processes that may end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import select
+import socket
+import subprocess
+import sys
+import weakref
+from typing import Any
+
+from compiler import errors
+from compiler.errors import InputError, ServiceUnavailableError, TensorwrightError
+from compiler.serving.limits import Limits
+from compiler.serving.sandbox.process import CLOCK, DEFINE, WORK
+from compiler.serving.sandbox.wire import LENGTH_BYTES, pack, unpack
+
+_USES = 256  # jobs of one process, whose memory might grow
+_LARGE = 1 << 20  # bytes of a message after which a process is not used again, for its memory
+_PIECE = 1 << 20
+_NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+INLINE_TEXT = 4096
+"""Characters of the texts of a request that are tokenized without a sandbox: a few milliseconds at most."""
+
+
+class State:
+    """What jobs need that is built before data of clients come, as a tokenizer; compared by identity.
+
+    It is built in a forker when a job first needs it, and forgotten there once nothing here refers to it.
+    """
+
+    def __init__(self, builder: str, *arguments: object) -> None:
+        """`builder`: one of the builders of the program."""
+        self.builder, self.arguments = builder, arguments
+
+
+class Sandbox:
+    """Runs jobs, each alone in its process."""
+
+    def __init__(self, limits: Limits, program: str) -> None:
+        """Make one, which starts nothing yet.
+
+        Args:
+            limits: of which those named `sandbox...` are read.
+            program: a module that calls `forker.serve`.
+        """
+        self._limits, self._program = limits, program
+        self._places = asyncio.Semaphore(limits.sandboxes)
+        self._forkers: dict[str, Forker] = {}
+
+    async def run(self, job: str, state: State | None, *arguments: object, forker: str = "") -> Any:
+        """Run a job of the program.
+
+        Args:
+            forker: jobs that load large packages name one of their own.
+
+        Raises:
+            InputError: the process ended by itself or by its limits.
+            TensorwrightError: what the job raised.
+        """
+        async with self._places:
+            found, process = await self._answered(job, state, arguments, forker)
+            self._forker(forker).give_back(process)
+            return found
+
+    async def begin(self, job: str, state: State, *arguments: object, forker: str) -> socket.socket:
+        """Run a job that goes on: the socket over which it does. Raises as `run`."""
+        async with self._places:
+            _, process = await self._answered(job, state, arguments, forker)
+            return process.sock
+
+    def start(self) -> None:
+        """Start the process that others are forked from, so that the first job need not wait for that."""
+        self._forker("").start()
+
+    def close(self) -> None:
+        """End all processes."""
+        for each in self._forkers.values():
+            each.close()
+        self._forkers.clear()
+
+    def _forker(self, name: str) -> Forker:
+        if name not in self._forkers:
+            self._forkers[name] = Forker(self._limits, self._program)
+        return self._forkers[name]
+
+    async def _answered(
+        self, job: str, state: State | None, arguments: tuple[object, ...], forker: str
+    ) -> tuple[Any, Process]:
+        """The answer of a process, and the process."""
+        forking = self._forker(forker)
+        name = None if state is None else await forking.define(state)
+        message = pack([job, name, *arguments])
+        process = forking.take()
+        try:
+            return _result(await process.ask(message), self._limits), process
+        except EOFError:
+            process.sock.close()
+            raise _ended(job, self._limits) from None
+        except TensorwrightError:
+            forking.give_back(process)
+            raise
+        except BaseException:
+            process.sock.close()  # which ends it
+            raise
+
+
+class Forker:
+    """The process that sandboxes are forked from; it is started again where it has ended."""
+
+    def __init__(self, limits: Limits, program: str) -> None:
+        self._limits, self._program = limits, program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._idle: list[Process] = []
+        self._defining = asyncio.Lock()
+        self._numbers = itertools.count()
+        self._names: weakref.WeakKeyDictionary[State, str] = weakref.WeakKeyDictionary()
+        self._forgotten: list[str] = []
+
+    async def define(self, state: State) -> str:
+        """Have a state in the processes that are forked from now on; its name there.
+
+        Raises ServiceUnavailableError where it cannot be built, and what its builder raises.
+        """
+        async with self._defining:
+            self.start()
+            while self._forgotten:
+                await self._built(self._forgotten.pop(), None, ())
+            if state not in self._names:
+                name = str(next(self._numbers))
+                await self._built(name, state.builder, state.arguments)
+                self._names[state] = name
+                weakref.finalize(state, self._forgotten.append, name)
+            return self._names[state]
+
+    def take(self) -> Process:
+        """A process that waits for a job."""
+        self.start()
+        living = (each for each in iter(self._popped, None) if not each.ended)
+        process = next(living, None) or Process(self._connect(WORK))
+        process.uses += 1
+        return process
+
+    def _popped(self) -> Process | None:
+        return self._idle.pop() if self._idle else None
+
+    def give_back(self, process: Process) -> None:
+        """It may run other jobs, unless it has grown or ran many."""
+        if process.uses < _USES and not process.large and len(self._idle) < self._limits.sandboxes:
+            self._idle.append(process)
+        else:
+            process.sock.close()
+
+    def start(self) -> None:
+        """Start the process, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        self._names.clear()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        limits = self._limits
+        numbers = (theirs.fileno(), limits.sandbox_seconds, limits.sandbox_bytes)
+        command = [sys.executable, "-m", self._program, *map(str, numbers)]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={**os.environ, **_NO_THREADS}
+            )
+        self._control = ours
+
+    def close(self) -> None:
+        """End the process, and those that wait for jobs."""
+        self._drop_idle()
+        if self._control is not None:
+            self._control.close()  # which ends it
+        if self._process is not None:
+            self._process.wait()
+        self._control = self._process = None
+
+    async def _built(self, name: str, builder: str | None, arguments: tuple[object, ...]) -> None:
+        process = Process(self._connect(DEFINE))
+        self._drop_idle()  # they were forked before
+        try:
+            _result(await process.ask(pack([name, builder, *arguments])), self._limits)
+        except EOFError:
+            raise ServiceUnavailableError("the tokenizer cannot be read in a sandbox", "see the server's log") from None
+        finally:
+            process.sock.close()
+
+    def _connect(self, message: bytes) -> socket.socket:
+        assert self._control is not None
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.suppress(OSError):  # it has just ended, which the other end of `ours` tells as well
+            socket.send_fds(self._control, [message], [theirs.fileno()])
+        ours.setblocking(False)
+        return ours
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().sock.close()
+
+
+class Process:
+    """A sandbox, by its socket.
+
+    Attributes:
+        uses: jobs that it was given.
+        large: it has read or written a large message.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.uses, self.large = sock, 0, False
+
+    @property
+    def ended(self) -> bool:
+        """Whether a process that waits for a job has ended."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def ask(self, message: bytes) -> Any:
+        """Send a message, and receive the answer. Raises EOFError where the process ends before."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(self.sock, message)
+            length = int.from_bytes(await self._received(LENGTH_BYTES), "little")
+            content = await self._received(length)
+        except ConnectionError as error:
+            raise EOFError from error
+        self.large = self.large or max(len(message), length) > _LARGE
+        return unpack(content)
+
+    async def _received(self, count: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        content = bytearray()
+        while len(content) < count:
+            part = await loop.sock_recv(self.sock, min(count - len(content), _PIECE))
+            if not part:
+                raise EOFError
+            content += part
+        return bytes(content)
+
+
+def _result(answer: list[Any], limits: Limits) -> Any:
+    if answer[0] == "done":
+        return answer[1]
+    _, kind, message, hint, limit = answer
+    if limit is not None:
+        raise limits.passed(limit, message)
+    raise getattr(errors, kind, InputError)(message, hint)
+
+
+def _ended(job: str, limits: Limits) -> InputError:
+    seconds, memory = limits.sandbox_seconds, limits.sandbox_bytes >> 20
+    return InputError(
+        f"reading the {job} of the request takes more than {seconds} s of processor time, {CLOCK * seconds} s in all "
+        f"or {memory} MiB, or ends the package that does it",
+        "the server's limits 'sandbox_seconds' and 'sandbox_bytes'",
+    )

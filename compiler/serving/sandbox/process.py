@@ -1,0 +1,92 @@
+"""Processes that are forked on demand, and the kernel's limits on them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import math
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Callable
+
+DEFINE, WORK = b"D", b"W"
+CLOCK = 6
+"""The time of a job by the clock, as a multiple of its processor time."""
+_KILL_FIRST = 800  # of 1000, where the machine runs out of memory
+_PAGE = resource.getpagesize()
+
+
+def fork_on_demand(
+    control: socket.socket,
+    handle: Callable[[bytes, socket.socket], None],
+    define: Callable[[socket.socket], None] | None = None,
+) -> None:
+    """Fork a process for each socket that arrives, until the other end closes.
+
+    Args:
+        handle: runs in the process; it ends when this returns or raises.
+        define: takes the sockets that come with DEFINE, in this process.
+    """
+    gc.collect()
+    gc.freeze()  # collections in the processes do not touch, and so copy, what they share
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as sock:
+            if message == DEFINE and define is not None:
+                define(sock)
+                gc.freeze()
+            elif os.fork() == 0:
+                try:
+                    control.close()
+                    handle(message, sock)
+                finally:
+                    os._exit(0)
+
+
+def allow(seconds: int, sock: socket.socket) -> None:
+    """Let this process work for so long from now; then the kernel ends it, and so it does when the other end of the
+    socket, which sends nothing meanwhile, is closed."""
+    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+    _signal_changes(sock, True)
+    if select.select([sock], [], [], 0)[0]:  # closed before
+        os._exit(0)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    total = math.ceil(used.ru_utime + used.ru_stime) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (total, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    signal.setitimer(signal.ITIMER_REAL, seconds * CLOCK)
+
+
+def allow_waiting(sock: socket.socket) -> None:
+    """Let this process wait for what comes over the socket for as long as it has to."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    _signal_changes(sock, False)
+
+
+def _signal_changes(sock: socket.socket, wanted: bool) -> None:
+    """Have what arrives on a socket, its end above all, send SIGIO, which ends a process."""
+    flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
+
+
+def lift_processor_limit() -> None:
+    """Let this process work for ever."""
+    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+
+
+def confine(memory: int) -> None:
+    """Limit the memory of this process beyond what it shares, and have nothing of it be seen."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        mapped = int(file.read().split()[0]) * _PAGE
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(_KILL_FIRST))
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)  # panics write a report for each request
