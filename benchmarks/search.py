@@ -217,8 +217,7 @@ def original_cost(net: torch.nn.Module, example: torch.Tensor, target: str, cost
     """Of the net as it came: a budget of twice it takes any candidate, so one trial tells."""
     from compiler.compression.job import JobOptions, import_job
     from compiler.frontends.source import ImportOptions
-    from compiler.searching.accelerator import accelerator_of
-    from compiler.searching.cost import CostModel
+    from compiler.searching.cost import CostModel, accelerator_of
     from compiler.searching.layer_table import LayerTable
     from compiler.searching.measure import kernel_times
     from compiler.searching.precision import Precisions

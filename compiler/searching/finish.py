@@ -20,7 +20,7 @@ from compiler.errors import NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.runtime import Module
 from compiler.searching.cost import CostModel, Costs
-from compiler.searching.graph_net import GraphNet
+from compiler.searching.graph import GraphNet
 from compiler.searching.knobs import Config
 from compiler.searching.precision import SCHEMES, precisions_in
 from compiler.searching.settings import SearchOptions

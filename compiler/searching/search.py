@@ -21,13 +21,12 @@ from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.passes.registry import did_you_mean
-from compiler.searching.accelerator import accelerator_of
-from compiler.searching.cost import CostModel
+from compiler.searching.cost import CostModel, accelerator_of
 from compiler.searching.explore import Explorer, check_choices
 from compiler.searching.finalists import Finalists
 from compiler.searching.finish import Finisher
 from compiler.searching.front import Candidate
-from compiler.searching.graph_net import GraphNet, calibrated
+from compiler.searching.graph import GraphNet, calibrated
 from compiler.searching.layer_table import LayerTable
 from compiler.searching.measure import kernel_times
 from compiler.searching.precision import Precisions

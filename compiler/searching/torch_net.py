@@ -22,8 +22,8 @@ from compiler.errors import InputError, OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array
-from compiler.searching.accelerator import channels_at_once
 from compiler.searching.choice import choices_of, materialized, select
+from compiler.searching.cost import channels_at_once
 from compiler.searching.eager import SubNet, computed, has_batch_norm, recalibrated
 from compiler.searching.graph import SearchGraph, with_resolution
 from compiler.searching.knobs import Config, Key, Knob, Option, key_of

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from targets.ethos_u.arrangement import Arrangement
 from targets.ethos_u.images import LARGEST_KERNEL, TALLEST_KERNEL, WIDEST_STRIDE, Window
+from targets.ethos_u.layout import Arrangement
 from targets.ethos_u.steps import Array
 
 _DEEPEST = 64  # channels that columns are joined to

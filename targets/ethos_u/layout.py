@@ -1,6 +1,19 @@
-"""Where the channels of a tensor of three axes or more lie: second in the model, last on the accelerator."""
+"""Layouts of tensors on the accelerator."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import relax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from schedules.ir.tvm_types import Expr
+
+
+# Where the channels of a tensor of three axes or more lie: second in the model, last on the accelerator.
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
@@ -11,3 +24,60 @@ def channels_last(rank: int) -> tuple[int, ...]:
 def channels_first(rank: int) -> tuple[int, ...]:
     """Where the model's axes lie on the accelerator, which is also the order that puts them back."""
     return (0, rank - 1, *range(1, rank - 1))
+
+
+# How the processor lays out an image that it hands to the accelerator, beyond putting its channels last.
+#
+# The processor writes each byte of such an image once anyway. Written with its padding, or with the columns of each
+# window side by side as channels, it lets the first convolution fill the multipliers, most of which are idle for 1 or 3
+# channels.
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Columns of an image (N, H, W, C): padded at both ends, then those of each window joined as channels.
+
+    Attributes:
+        left, right: columns of padding; `right` is less than 0 where columns are left out.
+        width: columns of a window, 1 for none; `dilation` apart.
+        stride: from one window to the next.
+        count: of windows.
+    """
+
+    left: int
+    right: int
+    width: int = 1
+    dilation: int = 1
+    stride: int = 1
+    count: int = 0
+
+    @property
+    def description(self) -> str:
+        """For who fills the tensor."""
+        text = f"{self.left} columns of the zero point before each row, {self.right} behind"
+        if self.width == 1:
+            return text
+        return f"{text}; then {self.count} windows a row, {self.stride} apart, each of {self.width} columns" + (
+            f" {self.dilation} apart, one after the other" if self.dilation > 1 else ", one after the other"
+        )
+
+    def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the image as the accelerator reads it."""
+        batch, height, width, channels = image
+        if self.width == 1:
+            return batch, height, width + self.left + self.right, channels
+        return batch, height, self.count, self.width * channels
+
+    def apply(self, image: Expr, zero: int, emit: Callable[[Expr], Expr]) -> Expr:
+        """The graph that the processor computes, `emit` binding each of its operators; image int8, padded by `zero`."""
+        if self.left > 0 or self.right > 0:
+            around = [0, 0, 0, 0, self.left, max(self.right, 0), 0, 0]
+            image = emit(relax.op.nn.pad(image, around, "constant", float(zero)))
+        if self.width == 1:
+            return image
+        last = (self.count - 1) * self.stride + 1
+        parts = [
+            emit(relax.op.strided_slice(image, [2], [start], [start + last], [self.stride]))
+            for start in range(0, self.width * self.dilation, self.dilation)
+        ]
+        return emit(relax.op.concat(parts, 3))

@@ -12,12 +12,12 @@ import numpy as np
 from targets.errors import TargetError
 from targets.ethos_u.accelerators import accelerators
 from targets.ethos_u.program import Program
-from targets.ethos_u.reference import run_graph
 from targets.ethos_u.simulator.executor import Executor
 from targets.ethos_u.simulator.memory import Memory
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import RuntimeTensor
+
 
 FUNCTION = "tensorwright.ethos_u.run"
 Array = np.ndarray
@@ -69,3 +69,16 @@ def execute(program: Program, inputs: Sequence[Array], executor: Executor | None
         regions[place.region][place.offset : place.offset + place.size].copy().view(np.int8)
         for place in program.outputs
     ]
+
+
+# TOSA graphs in Arm's reference model: what Vela's commands have to compute, and how a U85's modules run here.
+
+
+def run_graph(tosa: bytes, inputs: Sequence[Array]) -> list[Array] | None:
+    """The outputs (flat) of a graph; None where the model does not take it. Inputs have the shapes that it says."""
+    import tosa_reference_model
+
+    outputs, status = tosa_reference_model.run(tosa, list(inputs), verbosity="NONE")
+    if status != tosa_reference_model.GraphStatus.TOSA_VALID:
+        return None
+    return [np.asarray(each).ravel() for each in outputs]

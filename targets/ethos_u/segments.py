@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from targets.ethos_u.arrangement import Arrangement
-from targets.ethos_u.layout import channels_last
+from targets.ethos_u.layout import Arrangement, channels_last
 from targets.ethos_u.steps import Emitter, Quantized, Step, Value
 from targets.ethos_u.view import View, variables
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from targets.ethos_u.accelerators import Accelerator
-from targets.ethos_u.arrangement import Arrangement
-from targets.ethos_u.layout import channels_first, channels_last
+from targets.ethos_u.layout import Arrangement, channels_first, channels_last
 from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
 
 if TYPE_CHECKING:

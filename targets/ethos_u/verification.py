@@ -10,8 +10,7 @@ import numpy as np
 
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.program import Program
-from targets.ethos_u.reference import run_graph
-from targets.ethos_u.runtime import execute
+from targets.ethos_u.runtime import execute, run_graph
 from targets.ethos_u.segments import Segment, one_segment
 from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.steps import Step

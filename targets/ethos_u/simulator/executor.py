@@ -10,13 +10,9 @@ from collections import Counter
 import numpy as np
 
 from targets.ethos_u.accelerators import Accelerator
-from targets.ethos_u.simulator import registers as stream
-from targets.ethos_u.simulator.elementwise import elementwise
-from targets.ethos_u.simulator.memory import OFM, Memory
-from targets.ethos_u.simulator.pools import pooled
-from targets.ethos_u.simulator.products import product
-from targets.ethos_u.simulator.registers import Registers
-from targets.ethos_u.simulator.window import Window
+from targets.ethos_u.simulator import memory as stream
+from targets.ethos_u.simulator.memory import OFM, Memory, Registers
+from targets.ethos_u.simulator.operations import Window, elementwise, pooled, product
 
 Array = np.ndarray
 NAMES = {

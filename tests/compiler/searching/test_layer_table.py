@@ -15,8 +15,7 @@ import targets
 from compiler.errors import StorageError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model
-from compiler.searching.layer_table import LayerTable, Measured, Run
-from compiler.searching.lowered import LoweredModel
+from compiler.searching.layer_table import LayerTable, LoweredModel, Measured, Run
 
 
 class MadeUpTimes:

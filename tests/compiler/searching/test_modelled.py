@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-import compiler.searching.modelled as modelled
+import compiler.searching.measure as modelled
 import targets
 from compiler.errors import UserError
 from compiler.searching.layer_table import LayerTable
-from compiler.searching.modelled import Modelled
+from compiler.searching.measure import Modelled
 from compiler.tuning.measuring.messages import KernelTask, Outcome
 from compiler.tuning.measuring.pool import Trial
 from targets.measure import Measurer

@@ -13,7 +13,7 @@ from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
 from compiler.frontends.onnx.evaluation.reference import fold
 from compiler.frontends.onnx.loading.loader import all_nodes
-from compiler.frontends.onnx.operators.control_flow.loop_state import Loop, LoopResult, Step
+from compiler.frontends.onnx.operators.control_flow.loop_body import Loop, LoopResult, Step
 from compiler.frontends.onnx.operators.control_flow.loops import run_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, sources_with_captures
 from compiler.frontends.onnx.registry import converter

@@ -1,10 +1,11 @@
-"""The body of a loop as a function: imported until what is assumed of the state holds after an iteration too."""
+"""The parts of a loop: its state, its body as a function, its iterations and its results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax import op as R
@@ -13,11 +14,6 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
 from compiler.frontends.onnx.operators.control_flow.conditional import scalar_condition
 from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, lift
-from compiler.frontends.onnx.operators.control_flow.loop_state import (
-    Loop,
-    element_kind,
-    known_scalar,
-)
 from compiler.frontends.onnx.operators.control_flow.structures import (
     Structure,
     Tensor,
@@ -28,7 +24,68 @@ from compiler.frontends.onnx.operators.control_flow.structures import (
     tensors_in,
 )
 from compiler.frontends.onnx.symbolic import Dim
-from compiler.frontends.onnx.values import Constant, Runtime, Symbolic
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value
+
+# The parts of a loop: its state, its iterations and its results.
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration gives: whether to go on, the next state, an element of each stack."""
+
+    go: Value
+    state: list[Value]
+    elements: list[Value]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop. `trips` is a scalar, the most iterations (None: no limit); `go` a condition to start (None: true).
+
+    `body` is called with the iteration's number and the state; `weight` is how many nodes it has. `control` are the
+    node's inputs that must be known for the loop to be written out.
+    """
+
+    body: Callable[[Value, list[Value]], Step]
+    trips: Value | None
+    go: Value | None
+    state: list[Value]
+    weight: int
+    sources: frozenset[str]
+    control: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """The state at the end, and the elements of all iterations stacked along a new first axis."""
+
+    state: list[Value]
+    stacks: list[Value]
+
+
+def known_scalar(value: Value | None) -> int | None:
+    """The value of a constant scalar, or None."""
+    if isinstance(value, Constant):
+        return int(value.array.reshape(-1)[0])
+    return None
+
+
+def element_kind(context: NodeContext, value: Value) -> tuple[tuple[object, ...], str]:
+    """Shape and type of an element of a stack; refuses anything but tensors."""
+    if not isinstance(value, (Constant, Symbolic, Runtime)):
+        context.refuse(f"an output that is stacked over the iterations is {structure_of(value).describe()}")
+    return value.shape, value.dtype
+
+
+def empty_stack(context: NodeContext, shape: Sequence[object], dtype: str) -> relax.Expr:
+    """A stack without elements of that shape."""
+    if all(isinstance(d, int) for d in shape):
+        return Constant(np.empty((0, *shape), carrier(dtype)), dtype).expr()  # type: ignore[arg-type]
+    return context.emit(R.zeros(relax.ShapeExpr([0, *shape]), carrier(dtype)))
+
+
+# The body of a loop as a function: imported until what is assumed of the state holds after an iteration too.
+
 
 COUNTER = relax.TensorType([], "int64")
 

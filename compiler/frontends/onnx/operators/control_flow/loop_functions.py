@@ -18,11 +18,14 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
 from compiler.frontends.onnx.operators.control_flow.conditional import choose, fields, scalar_condition
 from compiler.frontends.onnx.operators.control_flow.lifting import function_body, size_holder
-from compiler.frontends.onnx.operators.control_flow.loop_body import COUNTER, Body, State, fitting_body
-from compiler.frontends.onnx.operators.control_flow.loop_state import (
+from compiler.frontends.onnx.operators.control_flow.loop_body import (
+    COUNTER,
+    Body,
     Loop,
     LoopResult,
+    State,
     empty_stack,
+    fitting_body,
     known_scalar,
 )
 from compiler.frontends.onnx.operators.control_flow.structures import (

@@ -6,8 +6,7 @@ import numpy as np
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
-from compiler.frontends.onnx.operators.control_flow.loop_functions import recursive_loop
-from compiler.frontends.onnx.operators.control_flow.loop_state import (
+from compiler.frontends.onnx.operators.control_flow.loop_body import (
     Loop,
     LoopResult,
     Step,
@@ -15,6 +14,7 @@ from compiler.frontends.onnx.operators.control_flow.loop_state import (
     empty_stack,
     known_scalar,
 )
+from compiler.frontends.onnx.operators.control_flow.loop_functions import recursive_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, require_known
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned
 

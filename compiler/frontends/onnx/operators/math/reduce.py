@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.reshape import axes_operand, reshaped
 from compiler.frontends.onnx.registry import converter

@@ -8,7 +8,7 @@ import numpy as np
 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.math.linear_algebra import inverted
+from compiler.frontends.onnx.operators.math.matrix import inverted
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue, Value
 

@@ -13,9 +13,8 @@ from compiler.frontends.onnx.bounds import require, require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
-from compiler.frontends.onnx.operators.recurrent.activations import activations_of
 from compiler.frontends.onnx.operators.recurrent.recurrent import direction_flags, layer_results, run_recurrence
-from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Operand, Packing
+from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Operand, Packing, activations_of
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Runtime, tensor_shape
 from schedules.recurrence.description import CellKind, Recurrence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import relax
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Value
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.nn.pooling_kernels import (
-    average_kernel,
-    max_index_kernel,
-    max_kernel,
-    norm_kernel,
-)
 from compiler.frontends.onnx.operators.nn.spatial import (
     Window,
     auto_pad,
@@ -29,6 +29,209 @@ from compiler.frontends.onnx.operators.precision import cast, compute_dtype, wid
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.passes.layout.average_windows import AVERAGE_WINDOW, AverageWindow
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Index, Tensor
+
+# Poolings that Relax has no operator for, as tensor expressions.
+#
+# Each function takes the window and returns a tensor expression function of the data (N, C, D1...), the padding before
+# each axis, and the number of windows along each axis; the last two may be symbolic.
+
+
+Kernel: TypeAlias = "Callable[..., Tensor | list[Tensor]]"
+_MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
+_MOST_UNROLLED = 16  # taps of a window; larger ones are loops
+
+
+def _const(value: float, dtype: str) -> Expr:
+    return tirx.const(value, dtype)
+
+
+def _conjunction(conditions: Sequence[Expr]) -> Expr:
+    return tirx.all(*conditions) if len(conditions) > 1 else conditions[0]
+
+
+class _Windows:
+    """The positions of a window over a tensor."""
+
+    def __init__(self, window: Window, data: Tensor, sizes: Sequence[Index]) -> None:
+        self.window, self.data = window, data
+        self.rank = window.rank
+        self.before, self.output = sizes[: self.rank], sizes[self.rank : 2 * self.rank]
+        self.shape = (data.shape[0], data.shape[1], *self.output)
+        self.taps = [te.reduce_axis((0, k), name=f"tap{axis}") for axis, k in enumerate(window.kernel)]
+
+    def positions(self, output: Sequence[Expr], taps: Sequence[Expr]) -> list[Expr]:
+        """Where a tap of the window at an output position lies in the data; outside of it in the padding."""
+        window = self.window
+        return [
+            o * window.strides[axis] + t * window.dilations[axis] - self.before[axis]
+            for axis, (o, t) in enumerate(zip(output, taps, strict=True))
+        ]
+
+    def inside(self, positions: Sequence[Expr]) -> Expr:
+        """Whether a position lies in the data."""
+        sizes = self.data.shape[2:]
+        return _conjunction([c for p, size in zip(positions, sizes, strict=True) for c in (p >= 0, p < size)])
+
+    def load(self, leading: Sequence[Expr], positions: Sequence[Expr], fill: Expr) -> Expr:
+        """The data at a position, or `fill` in the padding."""
+        return tirx.if_then_else(self.inside(positions), self.data(*leading, *positions), fill)
+
+
+def max_kernel(window: Window) -> Kernel:
+    """The largest element, or NaN where there is one; windows without any data give the type's smallest value."""
+
+    def compute(data: Tensor, *sizes: Expr) -> Tensor:
+        windows = _Windows(window, data, sizes)
+        lowest = _const(scalars.lowest(str(data.dtype)), data.dtype)
+        largest = (
+            scalars.extremum_reducer(str(data.dtype), greatest=True) if dtypes.is_float(str(data.dtype)) else te.max
+        )
+
+        def element(*indices: Expr) -> Expr:
+            positions = windows.positions(indices[2:], windows.taps)
+            return largest(windows.load(indices[:2], positions, lowest), axis=windows.taps)
+
+        return te.compute(windows.shape, element, name="max_pool")
+
+    return compute
+
+
+def max_index_kernel(window: Window, column_major: bool) -> Kernel:
+    """The flat index, int64, of the first element of each window, in row-major order, that is the largest.
+
+    It takes the data, the largest elements (NaN where there is one) and the padding before each axis.
+    """
+
+    def compute(data: Tensor, largest: Tensor, *before: Expr) -> Tensor:
+        windows = _Windows(window, data, [*before, *largest.shape[2:]])
+        number = math.prod(window.kernel)
+
+        def found(output: Sequence[Expr], taps: Sequence[Expr]) -> Expr:
+            """The number of a tap that holds the largest element; `number` of any other."""
+            positions = windows.positions(output[2:], taps)
+            value, wanted = data(*output[:2], *positions), largest(*output)
+            same = value == wanted
+            if dtypes.is_float(str(data.dtype)):
+                same = tirx.any(same, scalars.is_nan(value))
+            place = _flatten(taps, window.kernel).astype("int32")
+            none = _const(number, "int32")
+            return tirx.if_then_else(windows.inside(positions), tirx.Select(same, place, none), none)
+
+        def first(*output: Expr) -> Expr:
+            if number > _MOST_UNROLLED:
+                return te.min(found(output, windows.taps), axis=windows.taps)
+            taps = itertools.product(*map(range, window.kernel))
+            each = [found(output, [_const(tap, "int64") for tap in place]) for place in taps]
+            return functools.reduce(tirx.min, each)
+
+        taps = te.compute(windows.shape, first, name="tap")
+
+        def index(*output: Expr) -> Expr:
+            tap = taps(*output).astype("int64")
+            parts: list[Expr] = []
+            for k in reversed(window.kernel):
+                parts.insert(0, tirx.floormod(tap, _const(k, "int64")))
+                tap = tirx.floordiv(tap, _const(k, "int64"))
+            positions = windows.positions(output[2:], parts)
+            spatial = data.shape[2:]
+            within = _flatten(positions[::-1], spatial[::-1]) if column_major else _flatten(positions, spatial)
+            channel = _flatten(output[:2], data.shape[:2])
+            return channel * _product(spatial) + within
+
+        return te.compute(windows.shape, index, name="index")
+
+    return compute
+
+
+def _flatten(indices: Sequence[Expr], sizes: Sequence[Index]) -> Expr:
+    """The row-major position, int64."""
+    flat: Expr = _const(0, "int64")
+    for index, size in zip(indices, sizes, strict=True):
+        flat = flat * size + index.astype("int64")
+    return flat
+
+
+def _product(sizes: Sequence[Expr]) -> Expr:
+    result: Expr = _const(1, "int64")
+    for size in sizes:
+        result = result * size
+    return result
+
+
+def average_kernel(window: Window, include_padding: bool) -> Kernel:
+    """The mean over the data of each window, or over data and padding; takes the padding after each axis last."""
+
+    def compute(data: Tensor, *sizes: Index) -> Tensor:
+        windows = _Windows(window, data, sizes)
+        after = sizes[2 * windows.rank :]
+        wide = compute_dtype(data.dtype)
+
+        def total(*indices: Expr) -> Expr:
+            positions = windows.positions(indices[2:], windows.taps)
+            value = windows.load(indices[:2], positions, _const(0, data.dtype))
+            return te.sum(value.astype(wide), axis=windows.taps)
+
+        sums = te.compute(windows.shape, total, name="sum")
+
+        def mean(*indices: Expr) -> Expr:
+            count: Expr = _const(1, "int64")
+            for axis, position in enumerate(indices[2:]):
+                start = position * window.strides[axis] - windows.before[axis]
+                low, high = _const(0, "int64"), data.shape[2 + axis]
+                if include_padding:
+                    low, high = -windows.before[axis], high + after[axis]
+                count = count * _taps_between(start, window.kernel[axis], window.dilations[axis], low, high)
+            return (sums(*indices) / tirx.max(count, 1).astype(wide)).astype(data.dtype)
+
+        return te.compute(windows.shape, mean, name="mean")
+
+    return compute
+
+
+def _taps_between(start: Expr, kernel: int, dilation: int, low: Expr, high: Expr) -> Expr:
+    """How many of start, start + dilation, ... (`kernel` of them) lie in [low, high)."""
+    step = _const(dilation, "int64")
+    skipped = tirx.max(tirx.floordiv(low - start + step - 1, step), 0)
+    reached = tirx.min(tirx.floordiv(high - 1 - start, step) + 1, kernel)
+    return tirx.max(reached - skipped, 0)
+
+
+def norm_kernel(window: Window, order: float) -> Kernel:
+    """The p-norm of each window."""
+
+    def compute(data: Tensor, *sizes: Expr) -> Tensor:
+        windows = _Windows(window, data, sizes)
+        wide = compute_dtype(data.dtype)
+
+        def total(*indices: Expr) -> Expr:
+            positions = windows.positions(indices[2:], windows.taps)
+            value = tirx.abs(windows.load(indices[:2], positions, _const(0, data.dtype)).astype(wide))
+            return te.sum(_power(value, order), axis=windows.taps)
+
+        sums = te.compute(windows.shape, total, name="sum")
+        return te.compute(windows.shape, lambda *i: _root(sums(*i), order).astype(data.dtype), name="norm")
+
+    return compute
+
+
+def _power(value: Expr, order: float) -> Expr:
+    """A non-negative value to a positive power."""
+    if order != int(order) or order > _MAXIMUM_PRODUCT:
+        return tirx.pow(value, _const(order, value.ty.dtype))
+    result = value
+    for _ in range(int(order) - 1):
+        result = result * value
+    return result
+
+
+def _root(value: Expr, order: float) -> Expr:
+    if order == 1:
+        return value
+    return tirx.sqrt(value) if order == 2 else tirx.pow(value, _const(1.0 / order, value.ty.dtype))
+
 
 # Types of integers that TVM pools, from their lowest value on.
 _BYTES = ("int8", "uint8")

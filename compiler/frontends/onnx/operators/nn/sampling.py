@@ -20,7 +20,7 @@ from compiler.frontends.onnx.operators.nn.interpolation import (
     tap_tables,
 )
 from compiler.frontends.onnx.operators.precision import compute_dtype
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 

@@ -13,8 +13,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
-from compiler.frontends.onnx.operators.recurrent.activations import activations_of
-from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Packing
+from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Packing, activations_of
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape

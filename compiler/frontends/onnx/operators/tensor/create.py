@@ -1,8 +1,9 @@
-"""Tensors made from sizes: ConstantOfShape, Expand, Tile, Range, EyeLike, OneHot; Shape and Size of sequences."""
+"""Tensors made from sizes or of one value: ConstantOfShape, Expand, Tile, Range, EyeLike, OneHot, Constant."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.loading.external_data import dense_from_sparse
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const
 from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
@@ -23,6 +24,56 @@ from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_sha
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
+
+
+# Tensors of one value, which other families make too.
+
+
+def filled(context: NodeContext, value: float | np.generic, dtype: str, sizes: Sequence[Dim]) -> relax.Expr:
+    """A tensor of one value."""
+    scalar = context.literal(value, dtype)
+    carrier = dtypes.carrier(dtype)
+    # TVM's full() fails on infinities.
+    if dtypes.is_float(dtype) and not np.isfinite(np.float64(value)):
+        return context.emit(R.broadcast_to(scalar, sizes_expr(sizes)))
+    return context.emit(R.full(sizes_expr(sizes), scalar, carrier))
+
+
+def sizes_expr(sizes: Sequence[Dim]) -> relax.ShapeExpr:
+    """Sizes as Relax's shape."""
+    return relax.ShapeExpr([expression(size) for size in sizes])
+
+
+# Constant and Identity.
+
+_SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+
+
+@converter("Constant")
+def constant(context: NodeContext) -> Value:
+    """Every form of the value: a tensor, a sparse tensor, numbers or strings."""
+    reader = context.importer.model.reader
+    given = [attribute.name for attribute in context.node.attribute]
+    if len(given) != 1:
+        context.invalid(f"it must have exactly one value, not {given}")
+    (name,) = given
+    if name == "value":
+        return reader.constant(context.required_attribute(name), f"the value of Constant {context.name!r}")
+    if name == "sparse_value":
+        sparse = context.required_attribute(name)
+        return Constant(dense_from_sparse(sparse, f"the value of Constant {context.name!r}", reader))
+    value = context.required_attribute(name)
+    if name in ("value_string", "value_strings"):
+        return Constant(np.array(value, object), "string")
+    if name not in _SCALARS:
+        context.invalid(f"it has the unknown attribute {name!r}")
+    return Constant(np.array(value, _SCALARS[name]))
+
+
+@converter("Identity")
+def identity(context: NodeContext) -> Value:
+    """The same value, whatever its kind."""
+    return context.value(0)
 
 
 def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:

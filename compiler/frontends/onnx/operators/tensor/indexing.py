@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.bounds import limited, require, require_coordinates, require_indices, require_within
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.scalars import const, select
 from compiler.frontends.onnx.symbolic import Dim, expression

@@ -8,7 +8,7 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Symbolic

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.precision import cast
-from compiler.frontends.onnx.operators.tensor.filling import filled
+from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
 from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import converter

@@ -1,0 +1,357 @@
+"""Blocks of a command stream: windows, scaling, elementwise operations, pooling and convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from targets.ethos_u.simulator import weights
+from targets.ethos_u.simulator.memory import IFM, IFM2, FeatureMapCodes, Memory, Registers
+
+# The kernel that a block operation slides over its operand.
+
+
+Array = np.ndarray
+_NEAREST, _ZEROS = 1, 2
+
+
+@dataclass(frozen=True)
+class Window:
+    """Sizes of the result and the kernel, what lies between the kernel's elements, strides, and padding."""
+
+    height: int
+    width: int
+    depth: int
+    kernel_height: int
+    kernel_width: int
+    dilation_y: int
+    dilation_x: int
+    stride_y: int
+    stride_x: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+    upscale: int
+    part_kernel: bool
+
+    @classmethod
+    def of(cls, registers: Registers) -> Window:
+        """As the registers say."""
+        stride = registers[0x122]
+        dilation_y, dilation_x = 1 + (stride >> 4 & 1), 1 + (stride >> 3 & 1)
+        return cls(
+            height=registers[0x112] + 1,
+            width=registers[0x111] + 1,
+            depth=registers[0x113] + 1,
+            kernel_height=registers[0x121] // dilation_y + 1,
+            kernel_width=registers[0x120] // dilation_x + 1,
+            dilation_y=dilation_y,
+            dilation_x=dilation_x,
+            stride_y=1 + (stride >> 1 & 1) + ((stride >> 9 & 1) << 1),
+            stride_x=1 + (stride & 1) + ((stride >> 6 & 1) << 1),
+            top=registers[0x100],
+            left=registers[0x101],
+            right=registers[0x102],
+            bottom=registers[0x103],
+            upscale=registers[0x107],
+            part_kernel=bool(stride >> 2 & 1),
+        )
+
+    @property
+    def padded_height(self) -> int:
+        """Rows that the kernel sees, with padding."""
+        return (self.height - 1) * self.stride_y + (self.kernel_height - 1) * self.dilation_y + 1
+
+    @property
+    def padded_width(self) -> int:
+        """Columns that the kernel sees, with padding."""
+        return (self.width - 1) * self.stride_x + (self.kernel_width - 1) * self.dilation_x + 1
+
+    def part(self, data: Array, y: int, x: int) -> Array:
+        """What the place (y, x) of the kernel meets at each place of the result."""
+        y, x = y * self.dilation_y, x * self.dilation_x
+        rows = slice(y, y + (self.height - 1) * self.stride_y + 1, self.stride_y)
+        columns = slice(x, x + (self.width - 1) * self.stride_x + 1, self.stride_x)
+        return data[rows, columns]
+
+
+def operand(
+    memory: Memory, registers: Registers, codes: FeatureMapCodes, window: Window, depth: int, zero: int, fill: int = 0
+) -> Array:
+    """The operand less its zero point, upscaled, with padding of `fill` around it."""
+    height = window.padded_height - window.top - window.bottom
+    width = window.padded_width - window.left - window.right
+    if not window.upscale:
+        data = memory.read(registers, codes, height, width, depth) - zero
+    else:
+        small = memory.read(registers, codes, -(-height // 2), -(-width // 2), depth) - zero
+        data = np.zeros((small.shape[0] * 2, small.shape[1] * 2, depth), np.int64)
+        if window.upscale == _NEAREST:
+            data[...] = small.repeat(2, 0).repeat(2, 1)
+        else:
+            data[::2, ::2] = small
+        data = data[:height, :width]
+    around = ((window.top, window.bottom), (window.left, window.right), (0, 0))
+    return np.pad(data, around, constant_values=fill)
+
+
+# How the hardware multiplies by a fraction and rounds.
+
+
+TFL, TRUNCATE, NATURAL = range(3)
+
+
+def scaled(values: Array, multiplier: Array | int, shift: Array | int, rounding: int) -> Array:
+    """values * multiplier / 2**shift in int64; products of 40-bit sums and 32-bit multipliers that do not fit raise.
+
+    Raises:
+        OverflowError: a product does not fit 64 bits, which the hardware's 72-bit one would.
+    """
+    multiplier, shift = np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
+    largest = float(np.abs(values.astype(np.float64)).max(initial=0.0)) * float(np.abs(multiplier).max())
+    if largest >= 2.0**62:
+        return _in_python(values, multiplier, shift, rounding)
+    product = values.astype(np.int64) * multiplier
+    if rounding == TRUNCATE:
+        return product >> shift
+    if rounding == TFL:
+        return _double_rounded(product, shift)
+    return np.where(shift > 0, (product + (np.int64(1) << np.maximum(shift - 1, 0))) >> shift, product)
+
+
+def _double_rounded(product: Array, shift: Array) -> Array:
+    """Round half away from zero after 31 bits, then again: what TensorFlow Lite does; TOSA's DOUBLE_ROUND."""
+    half = np.int64(1) << np.maximum(shift - 1, 0)
+    nudge = np.where(shift > 31, np.where(product >= 0, np.int64(1) << 30, -(np.int64(1) << 30)), 0)
+    return np.where(shift > 0, (product + half + nudge) >> shift, product)
+
+
+def _in_python(values: Array, multiplier: Array, shift: Array, rounding: int) -> Array:
+    """With integers of any size."""
+    wide = values.astype(object) * multiplier.astype(object)
+    shifts = np.broadcast_to(shift, wide.shape)
+    result = np.empty(wide.shape, np.int64)
+    for place in np.ndindex(wide.shape):
+        product, bits = int(wide[place]), int(shifts[place])
+        if rounding != TRUNCATE and bits > 0:
+            product += 1 << (bits - 1)
+            if rounding == TFL and bits > 31:
+                product += (1 << 30) if int(wide[place]) >= 0 else -(1 << 30)
+        result[place] = _wrapped(product >> bits)
+    return result
+
+
+def _wrapped(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+# Elementwise operations of a command stream.
+
+
+MUL, ADD, SUB, MIN, MAX, LRELU, ABS, CLZ, SHR, SHL = range(10)
+_UNARY = (LRELU, ABS, CLZ)
+_BROADCAST_HEIGHT, _BROADCAST_WIDTH, _BROADCAST_DEPTH, _SWAPPED, _SCALAR = 1, 2, 4, 64, 128
+_SHIFT_LEFT = {0: 20, 1: 15}
+_INT32 = 2
+
+
+def elementwise(memory: Memory, registers: Registers, window: Window, kind: int) -> Array:
+    """The scaled result (height, width, channels) int64, without its zero point."""
+    shape = (window.height, window.width, window.depth)
+    left = memory.read(registers, IFM, *shape) - registers.signed(0x109)
+    rounding = registers[0x114] >> 14 & 3
+    is_global = bool(registers[0x114] >> 8 & 1)
+    multiplier, shift = registers.fraction(0x24)
+    if kind in _UNARY:
+        return _unary(left, kind, multiplier, shift, is_global, rounding)
+    right = _second(memory, registers, shape)
+    if registers[0x180] & _SWAPPED:
+        left, right = np.broadcast_to(right, shape), left
+    if kind in (MIN, MAX):
+        result = np.minimum(left, right) if kind == MIN else np.maximum(left, right)
+        return scaled(result, multiplier, shift, rounding) if is_global else result
+    if kind in (SHR, SHL):
+        return _shifted(left, right, kind, rounding)
+    if kind == MUL:
+        result = left * right
+        return scaled(result, multiplier, shift, rounding) if is_global else _int32(result, registers)
+    a, b = _operands(left, right, registers)
+    result = a + b if kind == ADD else a - b
+    return scaled(result, multiplier, shift, rounding) if is_global else _int32(result, registers)
+
+
+def _int32(values: Array, registers: Registers) -> Array:
+    """32-bit results wrap around."""
+    return values.astype(np.int32).astype(np.int64) if registers[0x114] >> 1 & 3 == _INT32 else values
+
+
+def _second(memory: Memory, registers: Registers, shape: tuple[int, int, int]) -> Array:
+    broadcast = registers[0x180]
+    zero = registers.signed(0x189)
+    if broadcast & _SCALAR:
+        unsigned = not registers[0x185] & 1
+        return np.asarray((registers[0x181] if unsigned else registers.signed(0x181)) - zero, np.int64)
+    sizes = [
+        1 if broadcast & flag else size
+        for flag, size in zip((_BROADCAST_HEIGHT, _BROADCAST_WIDTH, _BROADCAST_DEPTH), shape, strict=True)
+    ]
+    return memory.read(registers, IFM2, *sizes) - zero
+
+
+def _operands(left: Array, right: Array, registers: Registers) -> tuple[Array, Array]:
+    """Operands of a sum, brought to a common scale: both multiplied, or one of them with a shift of the other."""
+    precision = registers[0x105]
+    width = precision >> 2 & 3
+    if width == _INT32:
+        return left, right
+    mode = precision >> 8 & 3
+    if mode == 0:
+        return left * registers.fraction(0x25)[0], right * (registers.address(0x26) & 0xFFFFFFFF)
+    multiplier, shift = registers.fraction(0x25)
+    bits = _SHIFT_LEFT[width] - 1
+    if mode == 1:
+        return scaled(left, multiplier, shift, NATURAL), right << bits
+    return left << bits, scaled(right, multiplier, shift, NATURAL)
+
+
+def _unary(left: Array, kind: int, multiplier: int, shift: int, is_global: bool, rounding: int) -> Array:
+    if kind == ABS:
+        result = np.abs(left)
+        return scaled(result, multiplier, shift, rounding) if is_global else result
+    if kind == CLZ:
+        return np.asarray([32 - int(value & 0xFFFFFFFF).bit_length() for value in left.ravel()]).reshape(left.shape)
+    return np.where(left >= 0, left, scaled(left, multiplier, shift, rounding))
+
+
+def _shifted(left: Array, right: Array, kind: int, rounding: int) -> Array:
+    if kind == SHL:
+        return (left << right).astype(np.int32).astype(np.int64)
+    if rounding == NATURAL:
+        return np.where(right > 0, (left + (np.int64(1) << np.maximum(right - 1, 0))) >> right, left)
+    return left >> right
+
+
+# Pooling of a command stream: maxima, averages, and sums over channels.
+
+
+_MAXIMUM, _AVERAGE, _SUM = range(3)
+_LOWEST = -(1 << 40)
+
+
+def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> Array:
+    """The scaled result of a pooling operation, (height, width, channels) int64, without its zero point."""
+    zero = registers.signed(0x109)
+    rounding = registers[0x114] >> 14 & 3
+    if kind == _SUM:
+        data = operand(memory, registers, IFM, window, registers[0x104] + 1, zero)
+        total = window.part(data, 0, 0).sum(-1, keepdims=True)
+    else:
+        fill = _LOWEST if kind == _MAXIMUM else 0
+        data = operand(memory, registers, IFM, window, window.depth, zero, fill)
+        parts = [window.part(data, y, x) for y in range(window.kernel_height) for x in range(window.kernel_width)]
+        total = np.maximum.reduce(parts) if kind == _MAXIMUM else np.sum(parts, 0)
+    padded = window.top or window.left or window.bottom or window.right
+    if kind == _AVERAGE and padded:
+        # The hardware counts the elements that are not padding at each place and divides by that; the scale says
+        # nothing.
+        return _divided(total, _counts(window))
+    if registers[0x114] >> 8 & 1:
+        multiplier, shift = registers.fraction(0x24)
+        return scaled(total, multiplier, shift, rounding)
+    return total
+
+
+def _counts(window: Window) -> Array:
+    """How many elements that are not padding each place of the result averages."""
+    inner = np.ones(
+        (window.padded_height - window.top - window.bottom, window.padded_width - window.left - window.right, 1),
+        np.int64,
+    )
+    inner = np.pad(inner, ((window.top, window.bottom), (window.left, window.right), (0, 0)))
+    parts = [window.part(inner, y, x) for y in range(window.kernel_height) for x in range(window.kernel_width)]
+    return np.asarray(np.sum(parts, 0))
+
+
+def _divided(total: Array, counts: Array) -> Array:
+    """By reciprocals of 30 bits and a shift, rounded to the nearest: `reciprocal_scale` of the TOSA specification."""
+    bits = np.ceil(np.log2(counts)).astype(np.int64)
+    multiplier = (((np.int64(1) << 30) + 1) << bits) // counts
+    return scaled(total, multiplier, 30 + bits, NATURAL)
+
+
+# Convolutions and depthwise convolutions of a command stream.
+
+_SCALE_BYTES = 10
+# Weight and scale streams: (base, length) of each core.
+_WEIGHTS = ((0x20, 0x21), (0x90, 0x91))
+_SCALES = ((0x22, 0x23), (0x92, 0x93))
+
+
+def product(memory: Memory, registers: Registers, window: Window, depthwise: bool, macs: int, cores: int) -> Array:
+    """The scaled sums of a block operation, (height, width, filters) int64, without the zero point of the result.
+
+    With two cores each computes every other block of channels from streams of its own.
+    """
+    channels = window.depth if depthwise else registers[0x104] + 1
+    data = operand(memory, registers, IFM, window, channels, registers.signed(0x109))
+    block = registers[0x117] + 1
+    result = np.zeros((window.height, window.width, window.depth), np.int64)
+    for core in range(cores):
+        # Core n has the filters n, n + cores, ... of the result.
+        mine = np.arange(core, window.depth, cores)
+        if len(mine) == 0:
+            continue
+        stream = _stream(memory, registers, registers[0x128], _WEIGHTS[core])
+        shape = (len(mine), window.kernel_height, window.kernel_width, 1 if depthwise else channels)
+        layout = weights.Layout(
+            shape,
+            -(-block // cores),
+            macs,
+            window.part_kernel,
+            depthwise,
+            weights.SUBKERNEL // window.dilation_y,
+            weights.SUBKERNEL // window.dilation_x,
+        )
+        ordered = weights.filters(weights.decoded(stream), layout)
+        sums = _depthwise(data[:, :, mine], ordered, window) if depthwise else _dense(data, ordered, window)
+        bias, multiplier, shift = _scales(_stream(memory, registers, registers[0x129], _SCALES[core]), len(mine))
+        result[:, :, mine] = scaled(sums + bias, multiplier, shift, registers[0x114] >> 14 & 3)
+    return result
+
+
+def _stream(memory: Memory, registers: Registers, region: int, codes: tuple[int, int]) -> bytes:
+    base, length = registers.address(codes[0]), registers.address(codes[1])
+    return bytes(memory.region(region)[base : base + length])
+
+
+def _dense(data: Array, ordered: Array, window: Window) -> Array:
+    """In float64, which is exact: sums stay below 2**53."""
+    depth = data.shape[2]
+    result = np.zeros((window.height * window.width, len(ordered)))
+    for y in range(window.kernel_height):
+        for x in range(window.kernel_width):
+            part = window.part(data, y, x).reshape(-1, depth).astype(np.float64)
+            result += part @ ordered[:, y, x].T.astype(np.float64)
+    return result.astype(np.int64).reshape(window.height, window.width, -1)
+
+
+def _depthwise(data: Array, ordered: Array, window: Window) -> Array:
+    result = np.zeros((window.height, window.width, len(ordered)), np.int64)
+    for y in range(window.kernel_height):
+        for x in range(window.kernel_width):
+            result += window.part(data, y, x) * ordered[:, y, x, 0]
+    return result
+
+
+def _scales(stream: bytes, count: int) -> tuple[Array, Array, Array]:
+    """Biases (40 bits), multipliers and shifts of the filters."""
+    if len(stream) < count * _SCALE_BYTES:
+        raise ValueError(f"scales of {count} filters take {count * _SCALE_BYTES} bytes, and there are {len(stream)}")
+    rows = [stream[place : place + _SCALE_BYTES] for place in range(0, count * _SCALE_BYTES, _SCALE_BYTES)]
+    return (
+        np.array([int.from_bytes(row[:5], "little", signed=True) for row in rows], np.int64),
+        np.array([int.from_bytes(row[5:9], "little") for row in rows], np.int64),
+        np.array([row[9] & 0x3F for row in rows], np.int64),
+    )
