@@ -55,6 +55,7 @@ LAZY = {
     "compiler.frontends.source": "torch is loaded for PyTorch models alone",
     "compiler.compression.pruning.driver": "torch is loaded for training alone",
     "compiler.searching": "torch is loaded for PyTorch models alone",
+    "compiler.profiling.contestant": "a process loads the one runtime that it times",
     "compiler.runtime.accelerator": "a module without an accelerator loads no targets",
     "compiler.runtime.device": "a module for processors looks for no GPU",
     "compiler.runtime.loading": "a file is checked while what runs it is loaded",

@@ -136,14 +136,7 @@ def bench(
         raise OptionError(f"seconds={seconds}: a time above 0 is needed")
     trusted = [key.hex() for key in public_keys(trusted_keys)] if trusted_keys is not None else None
     module = as_module(source, threads, trusted_keys)
-    arrays = complete_inputs(module, inputs, sizes)
-    dimension = batch_dimension(module)
-    rows = batch if batch is not None or inputs or sizes else 1
-    if batch is not None and (batch < 1 or dimension is None):
-        hint = "compile it with a symbolic first dimension: shapes={...: ('batch', ...)}" if batch >= 1 else None
-        raise OptionError(f"batch={batch}: the module's batch size is fixed" if hint else f"batch={batch}", hint)
-    if dimension is not None and rows is not None:
-        arrays = with_rows(module, arrays, dimension, rows)
+    arrays, rows = bench_inputs(module, inputs, sizes, batch)
     with tempfile.TemporaryDirectory(prefix="tensorwright-bench-") as folder:
         path = Path(source) if isinstance(source, str | os.PathLike) else Path(folder) / "module.twm"
         if not isinstance(source, str | os.PathLike):
@@ -171,15 +164,32 @@ def bench(
         file_bytes=file_bytes,
         parameter_bytes=sum(parameter.nbytes for parameter in manifest.parameters),
         planned_memory=plan.peak_bytes if plan is not None else None,
-        batch=_rows_of(module, arrays, dimension),
+        batch=rows,
         **measured,
     )
 
 
-def _rows_of(module: Module, arrays: Mapping[str, np.ndarray], dimension: str | None) -> int | None:
-    """The size that inputs have along a symbolic dimension."""
-    names = [spec.name for spec in module.inputs if spec.shape and spec.shape[0] == dimension]
-    return int(arrays[names[0]].shape[0]) if names else None
+def bench_inputs(
+    module: Module,
+    inputs: Mapping[str, object] | Sequence[object] | None,
+    sizes: Mapping[str, int] | None,
+    batch: int | None,
+) -> tuple[dict[str, np.ndarray], int | None]:
+    """The inputs that `bench` runs on, and their rows, None where the batch size is fixed. Raises as `bench`."""
+    arrays = complete_inputs(module, inputs, sizes)
+    dimension = batch_dimension(module)
+    if batch is not None and batch < 1:
+        raise OptionError(f"batch={batch}: at least one row is needed")
+    if dimension is None:
+        if batch is not None:
+            hint = "compile it with a symbolic first dimension: shapes={...: ('batch', ...)}"
+            raise OptionError(f"batch={batch}: the module's batch size is fixed", hint)
+        return arrays, None
+    rows = batch if batch is not None or inputs or sizes else 1
+    if rows is not None:
+        arrays = with_rows(module, arrays, dimension, rows)
+    named = next(spec.name for spec in module.inputs if spec.shape and spec.shape[0] == dimension)
+    return arrays, int(arrays[named].shape[0])
 
 
 def _save_inputs(arrays: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

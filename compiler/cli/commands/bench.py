@@ -28,6 +28,9 @@ The module runs in a fresh process, with the runtime alone, after a warm-up. A m
     tensorwright bench bert.twm --shape batch=8
     tensorwright bench bert.twm --input inputs.npz --seconds 10
 
+  Beside other runtimes, each in a process of its own, on the same inputs:
+    tensorwright bench model.onnx --compare onnxruntime,openvino --threads 2
+
   A module on a device server, its stored example, without making it the active one:
     tensorwright bench model.twm --device gpu:9090 --runs 50 --key laptop.pem --device-key device.pem.pub
 """
@@ -61,6 +64,10 @@ class _Options:
     threads: options.Threads = None
     target: options.TargetName = "host"
     trusted: options.TrustedKeys = None
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Time other runtimes in turn on the same ONNX file: onnxruntime,openvino."),
+    ] = None
     device: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Measure there: a tensorwright-server.", show_default=False)
     ] = None
@@ -85,7 +92,15 @@ def _bench(given: _Options) -> None:
         keys = load_credentials(given.key, given.device_key, given.passphrase_file)
         _bench_there(given.file, given.device, keys, given.trusted, given.runs, given.as_json)
         return
+    peers = [name.strip() for name in given.compare.split(",")] if given.compare is not None else []
+    if peers:
+        from compiler.profiling.peers import check_peers
+
+        check_peers(peers, given.file)
     prepared = prepare(given.file, given.target, given.shape, given.inputs, given.threads, given.trusted)
+    if peers:
+        _compare(given, prepared, peers)
+        return
     with Steps() as steps:
         steps("measure")
         result = compiler.bench(
@@ -102,6 +117,42 @@ def _bench(given: _Options) -> None:
         print_json(result.to_dict())
     else:
         _print(result)
+
+
+def _compare(given: _Options, prepared: Any, peers: list[str]) -> None:
+    """Print a row for each runtime, the module's first."""
+    from compiler.cli.output import print_json, print_line, print_note, print_table
+    from compiler.cli.progress import Steps
+    from compiler.profiling.bench import bench_inputs
+    from compiler.profiling.peers import compare_runtimes
+    from compiler.reports.formatting import format_count, format_seconds, plural
+
+    module = prepared.source
+    arrays, rows = bench_inputs(module, prepared.inputs, prepared.sizes, given.batch)
+    with Steps() as steps:
+        steps("measure")
+        found = compare_runtimes(
+            given.file, module, arrays, peers, rows=rows or 1, seconds=given.seconds, report=print_note
+        )
+    if given.as_json:
+        print_json([each.to_dict() for each in found])
+        return
+    shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
+    print_line(f"{module.manifest.model_name}, {plural(module.threads, 'thread')}: {shapes}")
+    columns = ("runtime", "p50", "fastest", "items/s", "time to ours", "load, first run", "difference")
+    lines = [
+        (
+            f"{each.runtime} {each.version}",
+            format_seconds(each.p50),
+            format_seconds(each.fastest),
+            format_count(each.items_per_second),
+            f"{each.speedup:.2f}",
+            format_seconds(each.load),
+            f"{each.difference:.1e}",
+        )
+        for each in found
+    ]
+    print_table(columns, lines, columns[1:])
 
 
 def _check_only_runs(*others: object) -> None:
