@@ -11,7 +11,7 @@ from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, 
 from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Axis, Stage
+from schedules.ir.stages import Axis, Stage, shape_of
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
@@ -25,16 +25,19 @@ Operand: TypeAlias = "Callable[[Index, Expr], Expr]"
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Matrices (..., depth, columns) of float32 and their `words`, int32 (..., ceil(depth / 2), columns): two each that
-    are neighbours along the depth, the first in the low half; behind an odd depth stands 0."""
+    """Matrices (..., depth, columns) of float32 and their `words`, int32 (..., steps, columns): two each that are
+    neighbours along the depth, the first in the low half; behind the depth stands 0. Steps and columns may be more than
+    the matrix needs, for whole tiles; what the columns behind hold has no meaning."""
 
     source: BatchedMatrix
     words: Expr
 
     @classmethod
-    def of(cls, source: BatchedMatrix) -> Pairs:
+    def of(cls, source: BatchedMatrix, steps_of: int = 1, columns_of: int = 1) -> Pairs:
+        """Steps and columns are multiples of the numbers given."""
         *lead, depth, columns = source.shape
-        shape = [*lead, ceil_div(depth, 2), columns]
+        steps = ceil_div(ceil_div(depth, 2), steps_of) * steps_of
+        shape = [*lead, steps, ceil_div(columns, columns_of) * columns_of]
         name = f"{source.name}_pairs"
         return cls(source, tirx.decl_buffer([expression(size) for size in shape], "int32", name, layout=None))
 
@@ -43,7 +46,22 @@ class Pairs:
         lanes = machine.lanes("float32")
         whole_runs = self.source.shape[-2] % (2 * lanes) == 0
         fill = self._turned if whole_runs and self.source.runs_along(-2) else self._filled
-        return [tirx.AllocBuffer(self.words), *fill(machine, lanes)]
+        return [tirx.AllocBuffer(self.words), *fill(machine, lanes), *self._cleared(machine, lanes)]
+
+    def _cleared(self, machine: Machine, lanes: int) -> list[Stmt]:
+        """The steps behind the depth."""
+        *_, depth, columns = self.source.shape
+        used, steps = ceil_div(depth, 2), shape_of(self.words)[-2]
+        if used == steps:
+            return []
+        zero = tirx.IntImm("int32", 0)
+
+        def row(at: list[Expr]) -> Stmt:
+            place = [*at[:-1], at[-1] + used]
+            return in_vectors("column", columns, lanes, lambda j: tirx.BufferStore(self.words, zero, [*place, j]))
+
+        extents = [*self.source.leads, Extent("step", steps - used)]
+        return [parallel_grid(extents, row, machine, parallel=False)]
 
     def _filled(self, machine: Machine, lanes: int) -> list[Stmt]:
         """From rows of neighbouring columns, two at a time."""
@@ -101,23 +119,29 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class NarrowRows:
-    """Rows rounded to bfloat16; behind an odd number of elements stands 0."""
+    """Rows rounded to bfloat16; behind their elements stands 0. There may be room for more rows, for whole tiles."""
 
     rows: int
     size: int
     buffer: Expr
 
     @classmethod
-    def of(cls, name: str, rows: int, size: int) -> NarrowRows:
-        width = size + size % 2
-        return cls(rows, size, tirx.decl_buffer([expression(rows), expression(width)], "uint16", name, layout=None))
+    def of(cls, name: str, rows: int, size: int, rows_of: int = 1, size_of: int = 2) -> NarrowRows:
+        """Rows and their elements are multiples of the numbers given."""
+        shape = [expression(ceil_div(count, of) * of) for count, of in ((rows, rows_of), (size, size_of))]
+        return cls(rows, size, tirx.decl_buffer(shape, "uint16", name, layout=None))
 
     def allocated(self) -> list[Stmt]:
         """Statements that make the rows, with what stands behind them."""
         made = [tirx.AllocBuffer(self.buffer)]
-        if self.size % 2:
-            zero, end = tirx.IntImm("uint16", 0), expression(self.size)
-            made.append(repeat_symbolic("row", self.rows, lambda i: tirx.BufferStore(self.buffer, zero, [i, end])))
+        behind = shape_of(self.buffer)[-1] - self.size
+        if behind:
+            zero = tirx.IntImm("uint16", 0)
+
+            def clear(i: Expr) -> Stmt:
+                return repeat_symbolic("k", behind, lambda k: tirx.BufferStore(self.buffer, zero, [i, k + self.size]))
+
+            made.append(repeat_symbolic("row", self.rows, clear))
         return made
 
     def put(self, i: Expr, k: Expr, value: Expr) -> Stmt:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.attention.compute import ATTENTION
 from schedules.attention.estimates import attention_estimate
 from schedules.attention.operands import AttentionParts, attention_stages
-from schedules.attention.writer import AttentionWriter
+from schedules.attention.writer import AttentionWriter, bfloat16_tiles
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate
+from schedules.instructions.products.amx import BLOCK_ROWS
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
@@ -58,11 +59,11 @@ class Attention(CpuRule[AttentionWorkload]):
         return AttentionWorkload(batch, queries, keys, depth, columns, dtype)
 
     def space(self, workload: AttentionWorkload, machine: Machine) -> ConfigSpace:
-        return ConfigSpace({"rows": tuple(range(1, self._most_rows(machine) + 1))})
+        return ConfigSpace({"rows": tuple(range(1, self._most_rows(workload, machine) + 1))})
 
     def default(self, workload: AttentionWorkload, machine: Machine) -> Config:
         """Blocks of nearly equal size, as large as fit."""
-        most = self._most_rows(machine)
+        most = self._most_rows(workload, machine)
         if not workload.queries:
             return Config.of(rows=min(8, most))
         blocks = -(-workload.queries // most)
@@ -78,6 +79,8 @@ class Attention(CpuRule[AttentionWorkload]):
         body = self.writer(AttentionParts.of(stages), machine, config.integer("rows")).code()
         return build_function(kernel, [body], [])
 
-    def _most_rows(self, machine: Machine) -> int:
-        """Rows of two vectors of sums that fit the registers."""
+    def _most_rows(self, workload: AttentionWorkload, machine: Machine) -> int:
+        """Rows of two vectors of sums that fit the registers, or of a block of tiles."""
+        if workload.dtype == "bfloat16" and bfloat16_tiles(machine) is not None:
+            return BLOCK_ROWS
         return max(1, (machine.vector_registers - 3) // 2)

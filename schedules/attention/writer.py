@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from schedules.attention.batched_matrix import BatchedMatrix, in_panels, with_contiguous_columns
 from schedules.attention.operands import AttentionParts
-from schedules.attention.pairs import NarrowRows, Operand, Pairs
+from schedules.attention.pairs import NarrowRows, Operand, Pairs, in_vectors
 from schedules.attention.softmax import Softmax, rounded_weights
-from schedules.codegen.nest import Extent, expression, parallel_grid, repeat_symbolic, sequence
+from schedules.codegen.nest import Extent, allocate, expression, load, parallel_grid, repeat, repeat_symbolic, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, multiply_add
+from schedules.codegen.tile_sums import Taps, block_sums
+from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
 from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.product import Product
+from schedules.instructions.products.table import tile_product
 from schedules.ir.expression import index
+from schedules.ir.numbers import ceil_div
+from schedules.ir.stages import shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 
@@ -30,7 +36,7 @@ _PANEL = 2  # vectors of a register tile's columns
 _BLOCKS_FOR_PANELS = 8  # of queries
 
 Put: TypeAlias = "Callable[[Index, Expr, Expr], Stmt]"  # stores a number of a row at a key
-EndOfSum = Callable[[int, Expr, Expr], Stmt]  # of (row, sum, column)
+EndOfSum = Callable[["Index", Expr, Expr], Stmt]  # of (row, sum, column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,8 @@ class Factor:
 class BlockRows:
     """The left operands of a block: `statements` allocate and fill them, `weighed` follow when weights are known.
 
-    Terms are what is added to the sums of a row, where there are any.
+    Terms are what is added to the sums of a row, where there are any. `narrow` are the rows of queries and weights in
+    bfloat16, where they are.
     """
 
     statements: list[Stmt]
@@ -56,6 +63,7 @@ class BlockRows:
     weighed: list[Stmt] = field(default_factory=list)
     query_terms: Buffer | None = None
     weight_terms: Buffer | None = None
+    narrow: tuple[NarrowRows, NarrowRows] | None = None
 
 
 class AttentionWriter:
@@ -70,13 +78,15 @@ class AttentionWriter:
         self.lanes = machine.lanes("float32")
         *self.lead, self.queries, self.depth = parts.query.shape
         self.keys, self.columns = parts.value.shape[-2:]
+        self.tiles = bfloat16_tiles(machine) if parts.narrow else None
         self.prepared, self.key, self.value = self._prepare()
 
     def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
         """What is made once for all blocks: statements, and the right operands of the products."""
         parts = self.parts
         if parts.narrow:
-            pairs = Pairs.of(parts.key), Pairs.of(parts.value)
+            whole = (STEPS, _PANEL * self.lanes) if self.tiles is not None else (1, 1)
+            pairs = Pairs.of(parts.key, *whole), Pairs.of(parts.value, *whole)
             made = [statement for each in pairs for statement in each.made(self.machine)]
             key, value = (Factor(BatchedMatrix.whole(each.words)) for each in pairs)
             return made, key, value
@@ -111,9 +121,12 @@ class AttentionWriter:
 
         if not self.parts.narrow:
             return BlockRows([], query, power, put_in(scores), put_in(scores))
-        rounded, weights = NarrowRows.of("queries", rows, self.depth), NarrowRows.of("weights", rows, self.keys)
+        whole = (ROWS, ROW_BYTES // 2) if self.tiles is not None else (1, 2)
+        rounded, weights = (
+            NarrowRows.of(name, rows, size, *whole) for name, size in (("queries", self.depth), ("weights", self.keys))
+        )
         made = [*rounded.allocated(), rounded.filled(query, self.lanes), *weights.allocated()]
-        return BlockRows(made, rounded.pair, weights.pair, weights.put, weights.put)
+        return BlockRows(made, rounded.pair, weights.pair, weights.put, weights.put, narrow=(rounded, weights))
 
     def _combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
         return DOT_BF16(total, a, b) if self.parts.narrow else multiply_add(total, a, b)
@@ -153,19 +166,23 @@ class AttentionWriter:
         left = self._rows_of(rows, lambda i, k: self.parts.query.load(*lead, row + i, k), scores)
 
         def scores_of(at: Expr, width: int) -> Stmt:
-            def end(i: int, total: Expr, column: Expr) -> Stmt:
+            def end(i: Index, total: Expr, column: Expr) -> Stmt:
                 value = self.parts.score(_plus(total, left.query_terms, i), [*lead, row + i, column])
-                return tirx.BufferStore(scores, value, [index(i), column])
+                return tirx.BufferStore(scores, value, [expression(i), column])
 
+            if self.tiles is not None and left.narrow is not None:
+                return self._in_tiles(self.tiles, width, left.narrow[0], self.key, lead, at, end)
             return self._tile(rows, width, left.queries, self.key, lead, at, end)
 
         def values_of(at: Expr, width: int) -> Stmt:
-            def end(i: int, total: Expr, column: Expr) -> Stmt:
-                whole = tirx.BufferLoad(totals, [index(i)])
+            def end(i: Index, total: Expr, column: Expr) -> Stmt:
+                whole = tirx.BufferLoad(totals, [expression(i)])
                 value = self.parts.finished(_plus(total, left.weight_terms, i), whole)
                 stored = self.parts.stored
                 return tirx.BufferStore(stored.buffer, value, stored.place([*lead, row + i, column]))
 
+            if self.tiles is not None and left.narrow is not None:
+                return self._in_tiles(self.tiles, width, left.narrow[1], self.value, lead, at, end)
             return self._tile(rows, width, left.weights, self.value, lead, at, end)
 
         softmax = Softmax(rows, self.keys, scores, largest, totals, left.put_power, self.machine, self.parts.narrow)
@@ -192,6 +209,31 @@ class AttentionWriter:
             tile.code(matrix.shape[-2], a, lambda k, column: matrix.load_in_panel(lead, k, at, column), begin, ends)
         )
 
+    def _in_tiles(
+        self, product: Product, width: int, rows: NarrowRows, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum
+    ) -> Stmt:
+        """`_tile` by an instruction whose sums stay in tiles: those of a panel pass through memory."""
+        words, panel = b.matrix.buffer, _PANEL * self.lanes
+        steps, columns = shape_of(words)[-2:]
+        sums, allocation = allocate("tile", (ceil_div(rows.rows, ROWS) * ROWS, panel), "float32")
+        pitch = shape_of(rows.buffer)[-1] * 2
+        first = tirx.BufferLoad(words, [*lead, index(0), at])
+        summed = block_sums(
+            product,
+            lambda i: load(rows.buffer, i, 0),
+            pitch,
+            Taps.run(steps // STEPS),
+            first,
+            sums,
+            rows.rows,
+            b_pitch=4 * columns,
+        )
+
+        def row(i: Index) -> Stmt:
+            return in_vectors("column", width, self.lanes, lambda j: end(i, load(sums, i, j), at + j))
+
+        return sequence(allocation, summed, repeat("row", rows.rows, row))
+
     def _over_panels(self, columns: Index, tile: Callable[[Expr, int], Stmt]) -> Stmt:
         """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
         panel = _PANEL * self.lanes
@@ -216,5 +258,10 @@ def put_in(scores: Buffer) -> Put:
     return lambda i, k, value: tirx.BufferStore(scores, value, [expression(i), k])
 
 
-def _plus(total: Expr, terms: Buffer | None, row: int) -> Expr:
-    return total if terms is None else total + tirx.BufferLoad(terms, [index(row)])
+def _plus(total: Expr, terms: Buffer | None, row: Index) -> Expr:
+    return total if terms is None else total + tirx.BufferLoad(terms, [expression(row)])
+
+
+def bfloat16_tiles(machine: Machine) -> Product | None:
+    """The instruction by which attention multiplies bfloat16 with sums in tiles, where the machine has one."""
+    return tile_product(machine, DOT_BF16) if machine.lanes("float32") == COLUMNS else None

@@ -51,13 +51,15 @@ def block_sums(
     sums: Buffer,
     rows: Index,
     start: Index = 0,
+    b_pitch: Index = 0,
 ) -> Stmt:
     """The statement that computes the sums of some rows by the columns of a panel.
 
     Args:
         a: the first element of a row; rows up to the next multiple of 16 are read. `pitch` is the bytes from one row to
             the next.
-        b: the first element of the panel's weights.
+        b: the first element of the panel's weights; `b_pitch` is the bytes from one word of a column to the next where
+            they are not those of a panel.
         sums: a buffer (rows, width) with room for a multiple of 16 rows; `start` is where the first row's go.
     """
     width = int(sums.ty.shape[-1])
@@ -68,7 +70,8 @@ def block_sums(
             numbers += [count, step]
         left, place = a(expression(row)), tirx.BufferLoad(sums, [expression(start + row), expression(0)])
         addresses = [tirx.address_of(each) for each in (left, b, place)]
-        arguments = [addresses[0], *map(expression, numbers), *addresses[1:]]
+        behind = [addresses[1], expression(b_pitch or 4 * width), addresses[2]]
+        arguments = [addresses[0], *map(expression, numbers), *behind]
         return tirx.Evaluate(tirx.call_extern("int32", symbol_of(product, row_tiles, width), *arguments))
 
     if isinstance(rows, int):

@@ -44,7 +44,7 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing without a machine: the kernel is only fast when scheduled."""
     if context.machine is None:
         return mod
-    narrow = context.options.precision == "bf16" and bfloat16_pays(context.machine, in_tiles=False)
+    narrow = context.options.precision == "bf16" and bfloat16_pays(context.machine)
     mod = _with_rounded_products(mod) if narrow else mod
     fuser = _Fuser(mod, "bfloat16" if narrow else "float32", in_integers=multiplies_bytes(context.machine))
     for variable, function in rewritable_functions(mod):

@@ -29,7 +29,7 @@ WIDTHS = (COLUMNS, 2 * COLUMNS)
 """Columns of a panel of weights."""
 _PREFIX = "tensorwright_tiles_"
 _SHAPE = "i16 16, i16 64"
-_ARGUMENTS = "ptr %a, i64 %pitch, i64 %n0, i64 %s0, i64 %n1, i64 %s1, i64 %n2, i64 %s2, ptr %b, ptr %c"
+_ARGUMENTS = "ptr %a, i64 %pitch, i64 %n0, i64 %s0, i64 %n1, i64 %s1, i64 %n2, i64 %s2, ptr %b, i64 %bpitch, ptr %c"
 
 PRODUCTS = tuple(
     Product(name, operation, (features("amx-tile", needed),), rate, rows=ROWS, depth=depth, sums="tiles")
@@ -84,7 +84,7 @@ def _native_text(product: Product, row_tiles: int, width: int) -> str:
         "loop:",
         *_tap_phis("head", "loop"),
         *(f"  %s{i}{j} = phi x86_amx [ %z{i}{j}, %head ], [ %t{i}{j}, %loop ]" for i, j in points),
-        f"  %bo = mul i64 %tap, {STEPS * 4 * width}",
+        "  %bo = mul i64 %tap, %bstep",
     ]
     for i in range(row_tiles):
         lines += [
@@ -96,7 +96,7 @@ def _native_text(product: Product, row_tiles: int, width: int) -> str:
                 lines += [
                     f"  %bj{j} = add i64 %bo, {ROW_BYTES * j}",
                     f"  %bp{j} = getelementptr i8, ptr %b, i64 %bj{j}",
-                    f"  %tb{j} = {load}({_SHAPE}, ptr %bp{j}, i64 {4 * width})",
+                    f"  %tb{j} = {load}({_SHAPE}, ptr %bp{j}, i64 %bpitch)",
                 ]
             lines.append(f"  %t{i}{j} = {dot} %s{i}{j}, x86_amx %ta{i}, x86_amx %tb{j})")
     lines += [*_tap_end("loop"), "done:"]
@@ -108,12 +108,13 @@ def _native_text(product: Product, row_tiles: int, width: int) -> str:
     return "\n".join([*lines, "  ret i32 0", "}"])
 
 
-# How many taps there are, and what is taken from the offset at the end of a run of the inner ones.
+# How many taps there are, what is taken from the offset at the end of a run of the inner ones, and bytes of weights.
 _TAP_STEPS = (
     "  %n12 = mul i64 %n1, %n2",
     "  %taps = mul i64 %n0, %n12",
     "  %back2 = mul i64 %n2, %s2",
     "  %back1 = mul i64 %n1, %s1",
+    f"  %bstep = mul i64 %bpitch, {STEPS}",
 )
 _METADATA = """!0 = distinct !{!0, !1}
 !1 = !{!"llvm.loop.unroll.disable"}
@@ -179,7 +180,7 @@ outer:
 {phis}
   %carried = phi {total} [ zeroinitializer, %head ], [ %sum, %tail ]
   %ap = getelementptr i8, ptr %a0, i64 %offset
-  %bo = mul i64 %tap, {STEPS * 4 * width}
+  %bo = mul i64 %tap, %bstep
   %bp = getelementptr i8, ptr %b0, i64 %bo
   br label %inner
 inner:
@@ -189,7 +190,7 @@ inner:
   %word = load i32, ptr %apw, align 1
   %single = insertelement {words} poison, i32 %word, i32 0
   %spread = shufflevector {words} %single, {words} poison, {words} zeroinitializer
-  %bs = mul i64 %step, {4 * width}
+  %bs = mul i64 %step, %bpitch
   %bpw = getelementptr i8, ptr %bp, i64 %bs
   %column = load {words}, ptr %bpw, align 4
   %sum = call {total} @tensorwright_tiles_{operation.short}_x16({total} %held, {words} %spread, {words} %column)

@@ -94,7 +94,7 @@ def test_symbolic_sequences(target: str) -> None:
         np.testing.assert_allclose(result, exact(*operands), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("target", [*runnable(), "sapphire-rapids-simulated"])
 @settings(max_examples=8, deadline=None)
 @given(queries=st.sampled_from([16, 19, 33]), keys=EXTENTS, depth=EXTENTS, columns=EXTENTS, masked=st.booleans())
 def test_bfloat16_operands(target: str, queries: int, keys: int, depth: int, columns: int, masked: bool) -> None:
@@ -116,7 +116,7 @@ HEADS_BEHIND = (0, 2, 1, 3)  # (batch, length, heads, size) to (batch, heads, le
 KEYS_LAST = (0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("target", [*runnable(), "sapphire-rapids-simulated"])
 @settings(max_examples=8, deadline=None)
 @given(
     queries=st.sampled_from([1, 16, 19, 33]),
