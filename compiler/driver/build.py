@@ -66,7 +66,8 @@ def build_module(
         importing = replace(importing, language=language)
     options.report("import")
     model = importing.load(source)
-    module = _compiled(model, model_name(source), chosen, replace(options, precision=precision))
+    name = options.name or model_name(source)
+    module = _compiled(model, name, chosen, replace(options, precision=precision))
     return Built(module, tuple(model.notes), local=chosen.fits_this_machine())
 
 

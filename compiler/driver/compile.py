@@ -20,6 +20,7 @@ from compiler.driver.compile_options import (
     model_name,
     translated_target_errors,
 )
+from compiler.support.hub import download, hub_model
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
@@ -63,6 +64,8 @@ def compile(
         source: a path to an .onnx or .pt2 file, an `onnx.ModelProto` (or its bytes), a `torch.nn.Module` with
             `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`; or a language model: a GGUF file,
             or a folder of the transformers library with config.json and safetensors (see `tensorwright.generation`).
+            "hf:org/model" and "hf:org/model:file.gguf" are models of the Hugging Face Hub.
+            "hf:org/model" and "hf:org/model:file.gguf" are models of the Hugging Face Hub.
         target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
         shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
             equal sizes: `{"input_ids": ("batch", 64)}`.
@@ -112,7 +115,11 @@ def compile(
         UserError: the model, an option or the environment is at fault (see `tensorwright.errors`).
         InternalError: a defect of Tensorwright; the message names the phase or pass.
     """
+    named = hub_model(source)
+    if named is not None:
+        source = download(named)
     options = CompileOptions(
+        name=None if named is None else named.name,
         sizes=sizes,
         precision=precision,
         sequences=sequences,

@@ -30,8 +30,10 @@ _NEEDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """The options of `compile` but for those of importing; it describes the fields."""
+    """The options of `compile` but for those of importing; it documents the fields. `name`: the
+    module's, that of the source when None."""
 
+    name: str | None = None
     sizes: Sizes | None = None
     precision: str | None = None
     sequences: bool = False

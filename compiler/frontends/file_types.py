@@ -19,7 +19,7 @@ _EXPORTED_PROGRAM = "a program saved by torch.export.save"
 _EXPORT_HUB = (
     "pip install 'optimum[onnx]', then optimum-cli export onnx --model {name} FOLDER, and compile FOLDER/model.onnx"
 )
-_DOWNLOAD_HUB = "; a language model is compiled from its folder: hf download {name} --local-dir FOLDER"
+_DOWNLOAD_HUB = "; a language model is downloaded and compiled by its name: hf:{name}"
 FORMATS = (
     "models are .onnx files, programs of torch.export (.pt2), and language models as GGUF files or transformers folders"
 )

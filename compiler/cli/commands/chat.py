@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ import typer
 from compiler.cli import generation, options
 from compiler.cli.option_sets import command_of
 
-HELP = """Talk to a compiled language model.
+HELP = """Talk to a language model: a module, or a model that is compiled first and kept for the next time.
 
 An empty line does nothing; /reset begins a new conversation, /quit or the end of the input ends it, and /help lists the
 commands. Ctrl-C ends an answer. With a model that reads images, /image FILE adds one to the next message.
@@ -25,6 +26,10 @@ commands. Ctrl-C ends an answer. With a model that reads images, /image FILE add
   tensorwright chat smollm2.twm
 
 [bold]Examples[/]
+
+  A GGUF file, a folder of the transformers library, or a model of the Hugging Face Hub:
+    tensorwright chat SmolLM2-135M-Instruct.Q4_1.gguf
+    tensorwright chat hf:HuggingFaceTB/SmolLM2-135M-Instruct
 
   Less predictable answers, with a role:
     tensorwright chat smollm2.twm --temperature 0.7 --top-p 0.9 --system "You are a pirate."
@@ -45,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    module: options.ModulePath
+    module: Annotated[Path, typer.Argument(metavar="MODEL", help="A .twm file, or a model.", show_default=False)]
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message at the beginning.")] = None
     context: Annotated[
         int | None,
@@ -67,9 +72,7 @@ class _Options:
 
 def _chat(given: _Options) -> None:
     from compiler.cli.output import print_note
-    from compiler.cli.paths import check_is_module
 
-    check_is_module(given.module)
     generation.prepare_generation()
     chosen = generation.generation_options(
         max_new_tokens=given.max_new_tokens,
@@ -82,9 +85,7 @@ def _chat(given: _Options) -> None:
         seed=given.seed,
         speculative=given.speculative,
     )
-    from compiler.generation import load
-
-    model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
+    model = _loaded(given)
     conversation = _begun(model, given.context, given.system)
     images: list[str] = []
     while (line := _line()) is not None:
@@ -101,6 +102,27 @@ def _chat(given: _Options) -> None:
         elif line:
             _answer(conversation, line.removeprefix("/"), images, chosen)
             images = []
+
+
+def _loaded(given: _Options) -> Any:
+    """The language model of a module file, or of a model that is compiled now, or was before."""
+    from compiler.cli.paths import check_is_module
+    from compiler.cli.progress import Steps
+    from compiler.generation import LanguageModel, load
+    from compiler.support.hub import PREFIX
+
+    path = given.module
+    if not (str(path).startswith(PREFIX) or path.suffix == ".gguf" or (path / "config.json").exists()):
+        check_is_module(path)
+        return load(path, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
+    import compiler
+    from compiler.errors import OptionError
+
+    if given.trusted:
+        raise OptionError("--trusted-key is for modules, which can be signed", f"compile and sign {path} first")
+    with Steps() as steps:
+        module = compiler.compile(path, threads=given.threads, sequences=given.speculative > 0, progress=steps)
+    return LanguageModel(module, None if given.draft is None else load(given.draft, threads=given.threads))
 
 
 def _begun(model: Any, context: int | None, system: str | None) -> Any:

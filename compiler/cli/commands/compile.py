@@ -143,15 +143,19 @@ def _compile(given: _Options) -> None:
     from compiler.cli.paths import check_writable
     from compiler.cli.progress import Steps
     from compiler.inspection.summary import coverage_of, summarize
+    from compiler.support.hub import download, hub_model
 
-    name = f"{given.model.resolve().name}.twm" if given.model.is_dir() else given.model.with_suffix(".twm").name
+    named = hub_model(given.model)
+    model = given.model if named is None else download(named)
+    name = f"{model.resolve().name}.twm" if model.is_dir() else model.with_suffix(".twm").name
+    name = name if named is None else f"{named.name}.twm"
     path = given.output if given.output is not None else Path(name)
     check_writable(path)
     key = load_private_key(given.sign, KeyKind.SIGNING, given.passphrase_file) if given.sign is not None else None
     passes = parse_passes(given.pass_ or [])
-    imports = parse_imports(given.model, given)
+    imports = parse_imports(model, given)
     imports["outputs"] = given.outputs.split(",") if given.outputs is not None else None
-    coverage = coverage_of(given.model)
+    coverage = coverage_of(model)
     if not given.as_json:
         _print_coverage(coverage)
     with Steps() as steps:

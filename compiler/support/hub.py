@@ -1,0 +1,84 @@
+"""Models by their names on the Hugging Face Hub: `hf:org/model`, `hf:org/model@revision`, `hf:org/model:file.gguf`.
+
+What the local cache of huggingface_hub holds is used without asking the network.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.errors import MissingDependencyError, OptionError, StorageError
+
+PREFIX = "hf:"
+_FORM = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
+# Of a folder: weights, configuration, tokenizer; not the same weights in the formats of other libraries.
+_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A repository of the Hub, or one file of it; the newest revision when None."""
+
+    repository: str
+    revision: str | None = None
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the file without its suffix, or of the repository without its owner."""
+        return Path(self.file).stem if self.file is not None else self.repository.partition("/")[2]
+
+
+def hub_model(source: object) -> HubModel | None:
+    """The model that a source of `compile` names; None for any other source.
+
+    Raises OptionError for a name of another form.
+    """
+    if not isinstance(source, str | Path) or not str(source).startswith(PREFIX):
+        return None
+    match = _FORM.fullmatch(str(source))
+    if match is None or ".." in str(source):
+        raise OptionError(
+            f"{source} is no name of the Hugging Face Hub", "write hf:org/model, or hf:org/model:file.gguf"
+        )
+    return HubModel(match["repository"], match["revision"], match["file"])
+
+
+def download(model: HubModel) -> Path:
+    """The file or folder of a model: of the local cache, or else downloaded into it.
+
+    Raises:
+        MissingDependencyError: huggingface_hub is not installed.
+        StorageError: the cache has no such model, and the Hub could not be asked or refuses; the hint has the command
+            that downloads it elsewhere.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{PREFIX}{model.repository}: huggingface_hub is not installed", "pip install huggingface_hub"
+        ) from error
+    problem: Exception | None = None
+    for local in (True, False):
+        try:
+            if model.file is not None:
+                found = huggingface_hub.hf_hub_download(
+                    model.repository, model.file, revision=model.revision, local_files_only=local
+                )
+            else:
+                found = huggingface_hub.snapshot_download(
+                    model.repository, revision=model.revision, allow_patterns=_FILES, local_files_only=local
+                )
+            return Path(found)
+        except (HfHubHTTPError, OSError, ValueError) as error:  # of the network too: httpx's errors are wrapped
+            problem = error
+    lines = str(problem).strip().splitlines()
+    what = model.repository if model.file is None else f"{model.repository} {model.file}"
+    raise StorageError(
+        f"{what} is not in the local cache of the Hugging Face Hub and could not be downloaded"
+        + (f": {lines[0]}" if lines else ""),
+        f"on a machine that reaches the Hub: hf download {what} --local-dir FOLDER, then give the path in FOLDER",
+    ) from problem
