@@ -73,10 +73,7 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   threads_ = SetUpThreads(artifact_->threads);
   executable_ = LoadLibrary(library);
   machine_ = NewMachine(*executable_, device_->Places());
-  {
-    Turn turn(threads_);
-    Expand();
-  }
+  OnThreads(threads_, [&] { Expand(); });
   CheckArity();
   if ((*machine_)->ImplementsFunction("tensorwright_check", true)) {
     std::vector<ffi::AnyView> checked(parameters_.begin(), parameters_.end());
@@ -153,11 +150,13 @@ ffi::Tensor Module::Share(const ffi::Tensor& parameter, std::shared_ptr<Artifact
 std::vector<ffi::Tensor> Module::Run(const std::vector<ffi::Tensor>& inputs) {
   checker_.Check(inputs);
   return Explained([&] {
-    Turn turn(threads_);
-    RunOfSizes run(&last_sizes_, inputs);
-    Place(inputs);
-    std::vector<ffi::Tensor> outputs = device_->ToHost(Outputs(Call(placed_)));
-    run.Ended();
+    std::vector<ffi::Tensor> outputs;
+    OnThreads(threads_, [&] {
+      RunOfSizes run(&last_sizes_, inputs);
+      Place(inputs);
+      outputs = device_->ToHost(Outputs(Call(placed_)));
+      run.Ended();
+    });
     return outputs;
   });
 }
@@ -171,10 +170,12 @@ std::vector<ffi::Tensor> Module::Step(const std::vector<ffi::Tensor>& inputs) {
     for (size_t i = 0; i < placed.size(); ++i) {
       if (!held[i]) placed[i] = device_->ToDevice(placed[i], nullptr);
     }
-    Turn turn(threads_);
-    RunOfSizes run(&last_sizes_, placed);
-    std::vector<ffi::Tensor> outputs = Outputs(Call(placed));
-    run.Ended();
+    std::vector<ffi::Tensor> outputs;
+    OnThreads(threads_, [&] {
+      RunOfSizes run(&last_sizes_, placed);
+      outputs = Outputs(Call(placed));
+      run.Ended();
+    });
     return outputs;
   });
 }

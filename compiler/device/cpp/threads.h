@@ -1,6 +1,8 @@
 // How many threads a run uses, on top of TVM's thread pool, and how many runs compute at once.
 #pragma once
 
+#include <functional>
+
 namespace tensorwright {
 
 // Sets TVM's pools up, unless the environment did, and gives how many threads a run uses: those of TVM_NUM_THREADS or
@@ -11,20 +13,9 @@ int SetUpThreads(int setting);
 // As SetUpThreads, for a number that a caller asks for. Throws Error unless it is a number of threads that the machine serves.
 void CheckThreads(int threads);
 
-// While it lives, the calling thread may compute with so many threads: at most `processors / threads` calling threads do at
-// a time, first come, first served. TVM keeps a pool for each calling thread, of the size that it first computes with,
-// and its threads end with it.
-class Turn {
- public:
-  explicit Turn(int threads);
-  ~Turn();
-  Turn(const Turn&) = delete;
-
- private:
-  struct Queue;
-  static Queue* QueueOf(int threads);
-
-  Queue* queue_;
-};
+// Calls `work` where its kernels run on so many threads, and throws what it throws. At most `processors / threads` calls
+// compute at a time, first come, first served. TVM keeps a pool for each calling thread, of the size that it first computes
+// with; with more threads than that, a thread computes for the calling one. Both end with it.
+void OnThreads(int threads, const std::function<void()>& work);
 
 }  // namespace tensorwright

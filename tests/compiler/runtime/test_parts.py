@@ -1,0 +1,36 @@
+"""The threads of a run govern the parts of its kernels, whatever cores the module was compiled for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compiler
+from tests.compiler.building import perceptron
+
+NUMBERS = ("2", "1", "3", "2", "5", "4")  # fewer than before, and more: TVM's pool of a thread never grows
+
+
+@pytest.fixture(scope="module", params=[2, 8])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module of three large products, compiled for so many cores."""
+    path = tmp_path_factory.mktemp("parts") / "perceptron.twm"
+    model = perceptron(batch=64, width=256)
+    compiler.compile(model, target=f"host:{request.param}", threads=request.param).export(path)
+    return path
+
+
+@pytest.mark.parametrize("way", ["python", "thread", "c"])
+def test_parts_follow_the_threads_of_a_run(path: Path, way: str) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")
+    }
+    command = [sys.executable, "-m", "tests.compiler.runtime.parts", str(path), way, *NUMBERS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[int(number)] for number in NUMBERS]
