@@ -34,7 +34,8 @@ _COMPILE = """
 import sys
 import compiler, targets
 target = targets.get(sys.argv[3], cores=int(sys.argv[5]))
-module = compiler.compile(sys.argv[1], target=target, shapes=eval(sys.argv[4]), precision=sys.argv[6])
+options = {"precision": sys.argv[6]} if sys.argv[6] else {}
+module = compiler.compile(sys.argv[1], target=target, shapes=eval(sys.argv[4]), **options)
 module.export(sys.argv[2])
 """
 _SHOWN = 12  # kernels
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("nets", nargs="+", help="NAME, NAME@BATCH, FILE.onnx, smollm2:decode, FILE.gguf:prompt")
     parser.add_argument("--cores", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--target", default="host", help="a target that this machine runs; its caches and memory count")
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="", help="as compile takes it; a language model's own if none")
     parser.add_argument("--compiled-for", type=int, help="compile once, for so many cores")
     parser.add_argument("--cold", action="store_true", help="empty a core's own caches before each part")
     parser.add_argument("--runs", type=int, default=5, help="of which the shortest time of each part counts")

@@ -21,7 +21,7 @@ import numpy as np
 
 from compiler.profiling.attribution import RUNTIME, kind_of
 from compiler.profiling.call_names import named_calls
-from compiler.profiling.instrument import call_times, installed, record
+from compiler.profiling.instrument import DYNAMIC_CALL, call_times, installed, record
 from compiler.profiling.workload import Workload, prepare
 from compiler.runtime import load
 from compiler.runtime.executor import LocalExecutor
@@ -138,6 +138,7 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
         regions, inside = _regions(np.array([row[place.begin : place.end] for row in rows[1:]]))
         entry = entries.get(name.kernel)
         kind = RUNTIME if index in callers else kind_of(name.kernel)
+        weights = {at: size for at, size in place.weights.items() if entry is None or at not in entry.gathered}
         computes = kind != RUNTIME  # the runtime's functions do not read the elements of tensors
         found.append(
             CallParts(
@@ -148,8 +149,8 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
                 tasks=None if entry is None or entry.tasks is None else task_counts(entry.tasks, {}),
                 serial=max(0.0, float(own[index]) - inside),
                 regions=regions,
-                weight_bytes=place.weight_bytes * computes,
-                other_bytes=place.other_bytes * computes,
+                weight_bytes=sum(weights.values()) if computes else 0,
+                other_bytes=sum(place.others.values()) if computes else 0,
             )
         )
     return found
@@ -157,12 +158,12 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
 
 @dataclass
 class _Place:
-    """The notes of a call's regions, and bytes of its tensors."""
+    """The notes of a call's regions, and bytes of its tensors by their position: parameters, and others."""
 
     begin: int
     end: int
-    weight_bytes: int
-    other_bytes: int
+    weights: dict[int, int]
+    others: dict[int, int]
 
 
 def _places(workload: Workload, launcher: Launcher) -> list[_Place]:
@@ -177,9 +178,11 @@ def _places(workload: Workload, launcher: Launcher) -> list[_Place]:
         if not before:
             open_calls.pop().end = launcher.noted()
             return 0
-        tensors = [each for each in arguments if isinstance(each, tvm_ffi.Tensor)]
-        weights = sum(_nbytes(each) for each in tensors if each.data_ptr() in parameters)
-        places.append(_Place(launcher.noted(), 0, weights, sum(map(_nbytes, tensors)) - weights))
+        places.append(_Place(launcher.noted(), 0, {}, {}))
+        for position, each in enumerate(arguments[1:-1] if name == DYNAMIC_CALL else arguments):
+            if isinstance(each, tvm_ffi.Tensor):
+                kind = places[-1].weights if each.data_ptr() in parameters else places[-1].others
+                kind[position] = _nbytes(each)
         open_calls.append(places[-1])
         return 0
 

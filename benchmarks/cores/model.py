@@ -122,7 +122,8 @@ def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]]
                 nodes=tuple(call["nodes"]),
                 one=single,
                 longest=call["serial"] + sum(region["longest"] for region in call["regions"]),
-                moving=0.0 if call["kind"] == RUNTIME else _moving(call, weights, roofline),
+                # One core alone cannot have drawn more than all do.
+                moving=0.0 if call["kind"] == RUNTIME else min(single, _moving(call, weights, roofline)),
                 starting=_starting(call, machine.cores),
                 tasks=", ".join(map(str, call["tasks"] or ())),
                 parts=max((region["busy"] for region in call["regions"]), default=1),

@@ -66,7 +66,12 @@ def _run_of(path: str, way: str) -> Callable[[int], object]:
         from tests.compiler.device.c_library import CModule
 
         loaded = CModule(Path(path))
-        return lambda threads: (loaded.set_threads(threads), loaded.run(inputs))
+
+        def in_c(threads: int) -> None:
+            loaded.set_threads(threads)
+            loaded.run(inputs)
+
+        return in_c
 
     def run(threads: int) -> None:
         module.threads = threads
