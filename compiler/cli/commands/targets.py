@@ -41,7 +41,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="targets")
 
 
-def _targets(context: typer.Context, as_json: options.Json = False) -> None:
+def _targets(
+    context: typer.Context,
+    details: Annotated[
+        bool, typer.Option("--details", help="Processor features, toolchains and results of the conformance suite too.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
     if context.invoked_subcommand is not None:
         return
     from compiler.cli.output import print_json, print_line, print_note, print_table
@@ -52,6 +58,12 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
         print_note(problem)
     if as_json:
         print_json([each.to_dict() for each in listed])
+        return
+    if not details:
+        columns = ("target", "cores", "runs here", "what it is")
+        print_table(columns, [(each.name, _cores(each), _runs(each), _short(each.description)) for each in listed])
+        print_line()
+        print_line("More: tensorwright targets --details, or --json. Conformance: tensorwright targets check NAME.")
         return
     rows = [
         (
@@ -68,6 +80,19 @@ def _targets(context: typer.Context, as_json: options.Json = False) -> None:
     print_table(("target", "machine", "cores", "how it runs here", "conformance", "built by", "what it is"), rows)
     print_line()
     print_line("--json lists every processor feature. Conformance: tensorwright targets check NAME.")
+
+
+def _runs(entry: TargetEntry) -> str:
+    """How modules run here, in a word or two."""
+    if entry.toolchain is None:
+        return "no toolchain"
+    how = entry.runs.partition(":")[0]
+    return "emulated" if how.startswith("under ") else how
+
+
+def _short(description: str) -> str:
+    """The first part of a description."""
+    return description.partition("; here ")[0].partition(", beside ")[0]
 
 
 def _machine(entry: TargetEntry) -> str:

@@ -196,6 +196,8 @@ def test_targets(tensorwright: Run) -> None:
     assert {"x86-64-v2", "x86-64-v3", "x86-64-v4"} <= {each["name"] for each in listed}
     text = tensorwright("targets").out
     assert all(each["name"] in text for each in listed)
+    assert "conformance" not in text.splitlines()[0]
+    assert "conformance" in tensorwright("targets", "--details").out.splitlines()[0]
     assert {each["name"]: each["device"] for each in listed}["t4"] == "sm_75, 40 multiprocessors"
     assert listed[0]["device"] == ""
     assert all(bool(each["toolchain"]) != bool(each["install"]) for each in listed)
