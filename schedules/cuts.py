@@ -20,7 +20,7 @@ and writes one parallel loop over the product of `parts` (`found.tasks`), or a s
 False because the work does not pay for starting the threads.
 
 TVM cuts a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more tasks
-than the machine has cores therefore serves other numbers of threads too, and among the cuts that cost under one per
+than the machine has cores therefore serves other numbers of threads too, and among the cuts that cost under half a per
 cent more than the best for the machine, the one is taken that suits all numbers of threads best.
 
 For an extent that is known only when the kernel runs, `parts_at_run_time` is the same choice as an expression.
@@ -29,7 +29,7 @@ For an extent that is known only when the kernel runs, `parts_at_run_time` is th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,8 +49,10 @@ SHARED_CACHE_RATE = 16.0
 EXPOSED = 0.3  # of the shorter of arithmetic and movement: they overlap for the most part
 TASK_CYCLES = 150.0  # to start a task of a loop
 # To start threads that spin and to wait for them: 3 microseconds with two (Zen 4); each is handed its part by itself.
-START_CYCLES, START_CYCLES_OF_THREAD = 10000.0, 200.0
-FREE = 1.01  # what a cut may cost on the machine's cores to suit other numbers of threads better
+START_CYCLES, START_CYCLES_OF_THREAD = 12000.0, 200.0
+WORTH = 0.85  # of the time on one core: threads that gain less are left to others
+FREE = 1.005  # what a cut may cost on the machine's cores to suit other numbers of threads better
+HELD = 0.6  # of a second cache: what a thread reads once for consecutive tasks
 MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
@@ -80,13 +82,14 @@ class Work:
     """Work that cuts of some axes divide, and cuts of all other axes repeat.
 
     Attributes:
-        axes: the halo in steps of each axis that divides it: what a part needs beyond its own steps.
+        axes: for each axis that divides it, the halo: steps that a part needs beyond its own. Or the
+            work of a part of 1, 2, 3... steps as a number of steps, where that is not what it has.
         cycles: arithmetic of the whole, by one core. It is done again in each task.
         bytes: what the whole reads and writes beyond a core's own caches. Consecutive tasks of a thread that need the
-            same part read it once, if half of the second cache holds it.
+            same part read it once, if `HELD` of the second cache holds it.
     """
 
-    axes: Mapping[str, float]
+    axes: Mapping[str, float | Sequence[float]]
     cycles: float = 0.0
     bytes: float = 0.0
 
@@ -98,7 +101,7 @@ class Cut:
     Attributes:
         sizes: steps of a part of each axis; the last part may have fewer.
         parts: parts of each axis, none of them empty.
-        parallel: False where one thread is faster than all.
+        parallel: False where threads do not pay.
         cycles: estimated time on the machine's cores.
         serial_cycles: estimated time of the same tasks on one core.
     """
@@ -115,17 +118,18 @@ class Cut:
         return math.prod(self.parts.values())
 
 
-def cut(axes: Sequence[CutAxis], works: Sequence[Work], machine: Machine) -> Cut:
+def cut(axes: Sequence[CutAxis], works: Sequence[Work], machine: Machine, free: float = FREE) -> Cut:
     """The cut with the least estimated time on all cores of the machine; the same for the same arguments.
 
-    `axes` are in the order of the parallel loop, outermost first. Raises ValueError for an axis of no steps.
+    `axes` are in the order of the parallel loop, outermost first. `free` is what it may cost there to suit other
+    numbers of threads. Raises ValueError for an axis of no steps.
     """
     sizes = _candidates(axes, machine)
     times = _cycles(axes, works, sizes, machine, machine.cores)
     alone = _cycles(axes, works, sizes, machine, 1)
-    parallel = machine.cores > 1 and bool(times.min() < alone.min())
+    parallel = machine.cores > 1 and bool(times.min() < WORTH * alone.min())
     if parallel:
-        near = np.flatnonzero(times <= FREE * times.min())
+        near = np.flatnonzero(times <= free * times.min())
         others = [np.log(_cycles(axes, works, sizes[near], machine, threads)) for threads in _THREADS]
         best = int(near[np.sum(others, axis=0).argmin()])
     else:
@@ -133,6 +137,11 @@ def cut(axes: Sequence[CutAxis], works: Sequence[Work], machine: Machine) -> Cut
     found = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
     parts = {axis.name: ceil_div(axis.extent, found[axis.name]) for axis in axes}
     return Cut(found, parts, parallel, float((times if parallel else alone)[best]), float(alone[best]))
+
+
+def start_cycles(threads: int) -> float:
+    """Cycles to start so many threads and to wait for them."""
+    return START_CYCLES + START_CYCLES_OF_THREAD * threads if threads > 1 else 0.0
 
 
 def estimated_cycles(
@@ -166,23 +175,22 @@ def _cycles(
     parts = {axis.name: -(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes)}
     tasks = np.prod(list(parts.values()), axis=0)
     own = -(-tasks // threads)  # of one thread, one after the other
-    steps = _steps(axes, sizes, parts, own)
     cycles, moved = TASK_CYCLES * own, np.zeros(len(sizes))
     for work in works:
-        share = np.ones(len(sizes))
-        for axis in axes:
+        share, covered = np.ones(len(sizes)), own.astype(np.float64)
+        for i, axis in reversed(list(enumerate(axes))):
             if axis.name in work.axes:
-                halo = work.axes[axis.name]
-                share = share * (steps[axis.name] + halo) / (axis.extent + halo)
+                share = share * _share(axis, work.axes[axis.name], sizes[:, i], parts[axis.name], covered)
+            covered = covered / parts[axis.name]
         cycles = cycles + own * work.cycles * share
-        reads = np.where(work.bytes * share <= machine.l2_bytes / 2, -(-own // _reuse(axes, work, parts)), own)
+        reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(axes, work, parts)), own)
         moved = moved + reads * work.bytes * share
     rate = SHARED_CACHE_RATE if machine.l3_bytes else machine.memory_rate / threads
     moved = moved / rate
     time = np.maximum(cycles, moved) + EXPOSED * np.minimum(cycles, moved)
     if threads == 1:
         return time + sum(axis.join * (parts[axis.name] - 1) for axis in axes)
-    start = START_CYCLES + START_CYCLES_OF_THREAD * threads
+    start = start_cycles(threads)
     time = time + start
     for axis in axes:
         if axis.join:
@@ -191,18 +199,24 @@ def _cycles(
     return time
 
 
-def _steps(
-    axes: Sequence[CutAxis], sizes: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]], own: NDArray[np.int64]
-) -> dict[str, Vector]:
-    """Mean steps along each axis of the parts of the thread with the most, which has a short last part only as often as
-    it has all parts of the axis."""
-    steps: dict[str, Vector] = {}
-    covered = own.astype(np.float64)
-    for i, axis in reversed(list(enumerate(axes))):
-        whole, rest = np.divmod(np.maximum(covered, 1), parts[axis.name])
-        steps[axis.name] = (whole * axis.extent + rest * sizes[:, i]) / np.maximum(covered, 1)
-        covered = covered / parts[axis.name]
-    return steps
+def _share(
+    axis: CutAxis,
+    work: float | Sequence[float],
+    sizes: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    covered: Vector,
+) -> Vector:
+    """The share of the work along an axis that a part has: the mean of the thread with the most, which covers so many
+    parts. It has a short last one only as often as it has all others."""
+
+    last = axis.extent - (parts - 1) * sizes
+    halo = 0.0 if isinstance(work, Sequence) else work
+    amounts = np.asarray(work if isinstance(work, Sequence) else np.arange(1, axis.extent + 1) + halo, dtype=np.float64)
+    full, short, total = amounts[sizes - 1], amounts[last - 1], axis.extent + halo
+    covered = np.maximum(covered, 1)
+    whole, rest = np.divmod(covered, parts)
+    mean: Vector = (whole * ((parts - 1) * full + short) + rest * full) / covered / total
+    return mean
 
 
 def _reuse(axes: Sequence[CutAxis], work: Work, parts: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64] | int:
@@ -217,7 +231,7 @@ def _reuse(axes: Sequence[CutAxis], work: Work, parts: Mapping[str, NDArray[np.i
 
 # Numbers of parts, and of rounds of tasks for each thread, that are compared for an axis of unknown length.
 _PARTS, _ROUNDS = (1, 2, 3, 4), (1, 2, 3, 4, 6, 8)
-_PARTS_BITS = 24
+_PARTS_BITS, _OTHER_BITS = 24, 3
 
 
 def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again: int = 1) -> Index:
@@ -234,17 +248,46 @@ def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again
         cores: of the machine.
         again: what a further part repeats, in steps: its halo, or what it takes to start.
     """
-    if cores == 1:
-        return _larger(_up(extent, most), 1)
+    return parts_of_two_at_run_time(extent, most, others, cores, [OtherParts(1, 1)], again)[0]
+
+
+@dataclass(frozen=True)
+class OtherParts:
+    """A number of parts of a second axis, and the work of a step of the first one then, in any unit."""
+
+    parts: int
+    step: int
+
+
+def parts_of_two_at_run_time(
+    extent: Index,
+    most: int,
+    others: Index,
+    cores: int,
+    choices: Sequence[OtherParts],
+    again: int = 0,
+    named: Callable[[str, Index], Index] = lambda name, value: value,
+) -> tuple[Index, Index]:
+    """`parts_at_run_time` with a second axis, whose parts are one of at most eight `choices`: parts of both.
+
+    `again` is in units of the work of a step. `named` binds an expression to a name.
+    """
     best: Index | None = None
-    for wanted in (*_PARTS, *(_larger(_down(rounds * cores, others), 1) for rounds in _ROUNDS)):
-        size = _larger(_smaller(_up(extent, wanted), most), 1)
-        parts = _larger(_up(extent, size), 1)
-        time = _up(others * parts, cores) * (size + again)
-        rank = time * (1 << _PARTS_BITS) + parts
-        best = rank if best is None else _smaller(best, rank)
+    for number, other in enumerate(choices if cores > 1 else choices[:1]):
+        tasks = others * other.parts
+        rounds = (_larger(_down(count * cores, tasks), 1) for count in (_ROUNDS if cores > 1 else ()))
+        for wanted in (*(_PARTS if cores > 1 else _PARTS[:1]), *rounds):
+            size = _larger(_smaller(_up(extent, wanted), most), 1)
+            parts = _larger(_up(extent, size), 1)
+            time = _up(tasks * parts, cores) * (size * other.step + again)
+            rank = named("rank", ((time * (1 << _PARTS_BITS)) + parts) * (1 << _OTHER_BITS) + number)
+            best = rank if best is None else named("best", _smaller(best, rank))
     assert best is not None
-    return best % (1 << _PARTS_BITS)
+    number = best % (1 << _OTHER_BITS)
+    chosen: Index = choices[0].parts
+    for i, other in enumerate(choices[1:], 1):
+        chosen = _if_equal(number, i, other.parts, chosen)
+    return _down(best, 1 << _OTHER_BITS) % (1 << _PARTS_BITS), chosen
 
 
 def _up(a: Index, b: Index) -> Index:
@@ -261,6 +304,12 @@ def _larger(a: Index, b: Index) -> Index:
 
 def _smaller(a: Index, b: Index) -> Index:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.Min(_index(a), _index(b))
+
+
+def _if_equal(a: Index, b: int, then: int, other: Index) -> Index:
+    if isinstance(a, int):
+        return then if a == b else other
+    return tirx.Select(tirx.EQ(_index(a), _index(b)), _index(then), _index(other))
 
 
 def _index(value: Index) -> Expr:

@@ -30,6 +30,7 @@ import dataclasses
 import enum
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from schedules.config import Config, ConfigSpace
@@ -104,6 +105,10 @@ class ScheduleRule(ABC, Generic[WorkloadT]):
     may_decline: ClassVar[bool] = False
     """Whether `match` takes kernels that `apply` then often leaves to the next rule, by a NotScheduledError."""
 
+    cut_knobs: ClassVar[frozenset[str]] = frozenset()
+    """Knobs that only bound how the work is cut, which `schedules.cuts` decides for the machine's cores: records that
+    beat a default are used for one that differs in these alone."""
+
     @abstractmethod
     def match(self, kernel: Kernel, machine: Machine) -> WorkloadT | None:
         """The workload when this rule serves the kernel, else None. Must be cheap, and must not raise: where it does,
@@ -128,6 +133,11 @@ class ScheduleRule(ABC, Generic[WorkloadT]):
     @abstractmethod
     def apply(self, kernel: Kernel, workload: WorkloadT, config: Config, machine: Machine) -> PrimFunc:
         """The PrimFunc that takes the kernel's place, with the same parameters, attributes and meaning."""
+
+    def same_kernel(self, config: Mapping[str, object], other: Mapping[str, object]) -> bool:
+        """Whether two configs differ at most in `cut_knobs`."""
+        every = (set(config) | set(other)) - self.cut_knobs
+        return all(config.get(name) == other.get(name) for name in every)
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
         """The final clean-up of a scheduled kernel; the one for processors unless overridden."""

@@ -11,6 +11,7 @@ from compiler.records.folders import shipped_folder, user_folder
 from compiler.records.identity import file_name, fingerprint, target_description
 from compiler.records.record_set import (
     MIN_GAIN_ELSEWHERE,
+    IsDefault,
     alternative_taken_over,
     by_task,
     decisive,
@@ -91,7 +92,7 @@ class TunedConfigs:
             origin, measure = self.tuned_itself.origin, self.tuned_itself.measure
         else:
             record = self._alternatives.get(key) or taken_over(
-                self._inside(key, rule, workload), rule.default(workload, self._machine), self._margin
+                self._inside(key, rule, workload), self._is_default(rule, workload), self._margin
             )
             found = None if record is None else Config.of(record.config)
             origin, measure = ("", TIMED) if record is None else (record.origin, record.measure)
@@ -110,8 +111,8 @@ class TunedConfigs:
         groups = [
             self._inside(alternative.key, _rule(alternative), alternative.workload) for alternative in alternatives
         ]
-        default = _rule(alternatives[0]).default(alternatives[0].workload, self._machine)
-        place, record = alternative_taken_over(groups, default)
+        is_default = self._is_default(_rule(alternatives[0]), alternatives[0].workload)
+        place, record = alternative_taken_over(groups, is_default)
         if record is not None:
             self._alternatives[alternatives[place].key] = record
         return place
@@ -119,9 +120,13 @@ class TunedConfigs:
     def _checked(self, chosen: ChosenKernel, rule: AnyRule, workload: Workload) -> Config | None:
         """The config, unless the rule has no such one today, or another default than the one that it beat."""
         config = Config.of(chosen.config)
-        default = rule.default(workload, self._machine)
-        fits = config in rule.space(workload, self._machine) and chosen.default == dict(default)
+        fits = config in rule.space(workload, self._machine) and self._is_default(rule, workload)(chosen.default)
         return config if fits else None
+
+    def _is_default(self, rule: AnyRule, workload: Workload) -> IsDefault:
+        """Whether a config is the rule's default today, however it cuts the work."""
+        default = rule.default(workload, self._machine)
+        return lambda config: rule.same_kernel(config, default)
 
     def _inside(self, key: str, rule: AnyRule, workload: Workload) -> list[Record]:
         """The records of a kernel whose configs the rule still has."""

@@ -13,6 +13,8 @@ from targets.measure import TIMED, Measure
 
 _Line = TypeVar("_Line", Record, ModelLine)
 
+IsDefault = Callable[[Mapping[str, object]], bool]
+
 MIN_GAIN = 0.01
 """A config replaces the default if it is faster by at least this share, and by more than the spread."""
 MIN_GAIN_OF_ALTERNATIVES = 0.03
@@ -137,18 +139,17 @@ def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
     return fastest if default is None or wins(fastest, default, least) else default
 
 
-def taken_over(
-    records: Iterable[Record], default: Mapping[str, object], margin: float = MIN_GAIN_ELSEWHERE
-) -> Record | None:
+def taken_over(records: Iterable[Record], is_default: IsDefault, margin: float = MIN_GAIN_ELSEWHERE) -> Record | None:
     """The record to use in a model that none of them was measured in, in place of the config that is the default today.
 
     What won in some model, and was slower in none; else what is faster alone by `MIN_GAIN_ELSEWHERE`. None when today's
     default was never measured: records that beat another default say nothing of this one.
 
     Args:
+        is_default: whether a config is the default today.
         margin: in place of `MIN_GAIN_ELSEWHERE` for costs that were not timed.
     """
-    known = [as_of_today(record, default) for record in deduplicated(records)]
+    known = [as_of_today(record, is_default) for record in deduplicated(records)]
     if not any(record.is_default and record.status == "ok" for record in known):
         return None
     gains = _gains_in_models(known, [record for record in known if record.is_default])
@@ -161,18 +162,16 @@ def taken_over(
     return best(left, MIN_GAIN_ELSEWHERE if timed else margin)
 
 
-def alternative_taken_over(
-    groups: Sequence[Sequence[Record]], default: Mapping[str, object]
-) -> tuple[int, Record | None]:
+def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDefault) -> tuple[int, Record | None]:
     """Of tasks that compute the same, the place of the one to use in a model that was not measured, and its record.
 
     The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none. What
     alternatives take alone does not count: they differ most in what they ask of the memory that a model shares.
 
     Args:
-        default: the config that is the default of the first today.
+        is_default: whether a config is the default of the first today.
     """
-    known = [as_of_today(record, default) for record in deduplicated(groups[0])] if groups else []
+    known = [as_of_today(record, is_default) for record in deduplicated(groups[0])] if groups else []
     untuned = [record for record in known if record.is_default and record.in_model]
     found: list[tuple[float, int, Record]] = []
     for place, group in enumerate(groups[1:], 1):
@@ -205,9 +204,9 @@ def _won(gains: Sequence[tuple[float, float]], least: float) -> bool:
     return any(gain > 1 + max(least, spread) for gain, spread in gains) and all(gain > 1.0 for gain, _ in gains)
 
 
-def as_of_today(record: Record, default: Mapping[str, object]) -> Record:
+def as_of_today(record: Record, is_default: IsDefault) -> Record:
     """The record with `is_default` as of today."""
-    return record.model_copy(update={"is_default": record.config == dict(default)})
+    return record.model_copy(update={"is_default": is_default(record.config)})
 
 
 def wins(challenger: Record, default: Record, least: float = MIN_GAIN) -> bool:

@@ -29,6 +29,7 @@ class Depthwise(CpuRule[WindowWorkload]):
 
     name: ClassVar[str] = "conv-depthwise"
     priority: ClassVar[int] = Priority.BLOCKED
+    cut_knobs: ClassVar[frozenset[str]] = frozenset({"splits"})
 
     def match(self, kernel: Kernel, machine: Machine) -> WindowWorkload | None:
         stages = anchor_stages(kernel, DEPTHWISE)

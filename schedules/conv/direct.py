@@ -35,6 +35,8 @@ class DirectRule(CpuRule[ConvWorkloadT]):
     `columns` the output of a task, `chunks` into how many tasks the output channels are cut, `unroll` how many input
     channels the innermost loop holds."""
 
+    cut_knobs: ClassVar[frozenset[str]] = frozenset({"rows", "columns", "chunks"})
+
     def space(self, workload: ConvWorkloadT, machine: Machine) -> ConfigSpace:
         width = workload.out_spatial[-1] or OPEN_COLUMNS
         height = (workload.out_spatial[-2] or OPEN_ROWS) if workload.rank > 1 else 1

@@ -30,14 +30,17 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.config import Config
-from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of, row_parts
+from schedules.conv.direct_cut import CHANNELS, GROUPS, IMAGES, dimension, direct_cut, group_steps
+from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
 from schedules.conv.flat_pixels import flat_sizes
 from schedules.conv.padded_line import padded_line
-from schedules.conv.tiling import Place, divisors, multiplies_by_lane, suits_one_core
+from schedules.conv.tiling import Place, divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
+from schedules.cuts import parts_at_run_time
+from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -45,11 +48,15 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index
 
 
+_ENOUGH = 4  # tasks of a core, where sizes are not known
+
+
 class DirectNest:
     """Builds the loop nest of one convolution."""
 
     fill: float = 0.0  # what stands in the padding
     weight_rank: int | None = None  # where it is not that of packed filters
+    widens = False  # whether a task copies its weights too, into wider numbers
 
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
         stage = fused.anchors[0]
@@ -58,7 +65,8 @@ class DirectNest:
         self.weight = fused.operand(stage, self.weight_rank or work.rank + 4)
         self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
         self.unroll = min(config.integer("unroll"), work.in_block)
-        self.chunks = config.integer("chunks")
+        self.config = config
+        self.copies = work.reaches_outside  # the input of a task, into the scratch buffer
         self.lanes = work.block
         self.zero = splat(0.0, work.dtype, self.lanes)
         self.scratch_dtype = work.source_dtype
@@ -75,7 +83,8 @@ class DirectNest:
         if self.is_flat:
             self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
         self.cut: list[Index] = list(self.room)
-        self.cuts: list[Index] = [parts_of(size, part) for size, part in zip(self.sizes.out, self.room, strict=True)]
+        self.axes: dict[str, Index] = {}  # parts of each axis, in the order of the loop over tasks
+        self.groups_each = self.steps_each = 1  # groups of a task, and register tiles of their output channels
         self.scratch: Buffer | None = None
         self.by_lane = False
 
@@ -86,91 +95,129 @@ class DirectNest:
 
     def build(self, machine: Machine) -> Stmt:
         self.by_lane = multiplies_by_lane(self.work, machine)
-        self._cut_open_rows(machine)
-        batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
-        tasks: Index = batch * self.chunks
-        for count in self.cuts:
-            tasks = tasks * count
-        small = isinstance(tasks, int) and (suits_one_core(self.work) or machine.cores == 1)
-        loop = repeat if small else parallel
-        return sequence(self.bindings, loop("task", tasks, self._task))
+        shared = self._cut_open(machine) if self.work.is_open else self._cut_known(machine)
+        loop = parallel if shared else repeat
+        return sequence(self.bindings, loop("task", prod(self.axes.values()), self._task))
 
-    def _cut_open_rows(self, machine: Machine) -> None:
-        """Rows (or pixels) whose number is not known are cut evenly, for every core when nothing else is shared."""
-        if self.is_flat:
-            total, pixels = self.sizes.out[-1], self.pixels
-            parts = row_parts(total, self.room[-1], machine.cores if self.chunks == 1 else 1)
-            part = parts_of(parts_of(total, parts), pixels) * pixels
-            self.cut[-1] = name_opaque("columns", most(part, 1), self.bindings)
-            self.cuts[-1] = name_opaque("parts", parts_of(total, self.cut[-1]), self.bindings)
-            return
-        if self.work.rank == 1 or isinstance(self.sizes.out[-2], int):
-            return
-        rows = self.sizes.out[-2]
-        parts = row_parts(rows, self.room[-2], machine.cores if self.chunks == 1 else 1)
-        self.cuts[-2] = name_opaque("parts", parts, self.bindings)
-        self.cut[-2] = name_opaque("rows", parts_of(rows, self.cuts[-2]), self.bindings)
+    @property
+    def _images(self) -> Index:
+        return self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
+
+    def _cut_known(self, machine: Machine) -> bool:
+        """Cut known sizes into tasks; returns whether threads share them."""
+        found = direct_cut(self.work, self.config, machine, copies=self.copies, widens=self.widens)
+        sizes = [found.sizes[dimension(dim)] for dim in range(self.work.rank)]
+        whole = found.parts[dimension(self.work.rank - 1)] == 1
+        sizes[-1] = self.work.out_spatial[-1] if whole else sizes[-1] * self.pixels
+        self.room, self.cut = sizes, list(sizes)
+        self.axes = {**found.parts, IMAGES: self._images}
+        self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
+        return found.parallel
+
+    def _cut_open(self, machine: Machine) -> bool:
+        """Cut sizes that are known when the kernel runs: rows, or pixels where there are no rows, and where those are
+        few the output channels too."""
+        work, cores = self.work, machine.cores
+        last = self.is_flat or work.rank == 1
+        shared, step = (work.rank - 1, self.pixels) if last else (work.rank - 2, 1)
+        dims = {
+            dim: parts_of(size, part)
+            for dim, (size, part) in enumerate(zip(self.sizes.out, self.room, strict=True))
+            if dim != shared
+        }
+        self.groups_each = ceil_div(work.groups, min(work.groups, _ENOUGH * cores))
+        groups = ceil_div(work.groups, self.groups_each)
+        others = self._named("others", prod([self._images, groups, *dims.values()]), self.bindings)
+        extent = self._named("steps", parts_of(self.sizes.out[shared], step), self.bindings)
+        steps = group_steps(work, self.blocks)
+        most_parts = min(steps, _ENOUGH * cores) if cores > 1 else 1
+        channels: Index = 1
+        if most_parts > 1:
+            few = others * extent < _ENOUGH * cores
+            channels = self._named(
+                "chunks", few if isinstance(few, bool) else tirx.Select(few, index(most_parts), index(1)), self.bindings
+            )
+        self.steps_each = parts_of(steps, channels)
+        parts = parts_at_run_time(extent, max(1, self.room[shared] // step), others * channels, cores)
+        dims[shared] = self._named("parts", parts, self.bindings)
+        self.cut[shared] = self._named("part", most(parts_of(extent, dims[shared]), 1) * step, self.bindings)
+        ordered = {dimension(dim): dims[dim] for dim in range(work.rank)}
+        self.axes = {IMAGES: self._images, GROUPS: groups, CHANNELS: channels, **ordered}
+        return cores > 1
 
     def _live(self, place: Place, dim: int) -> Index:
-        """How much of a task's output along a dimension there is: nothing where rows were cut for more cores than the
-        parts that they make."""
-        size = self.sizes.out[dim]
-        return self.cut[dim] if isinstance(size, int) else most(least(self.cut[dim], size - place.corner[dim]), 0)
+        """How much of a task's output along a dimension there is."""
+        size, part = self.sizes.out[dim], self.cut[dim]
+        known = isinstance(size, int) and isinstance(part, int)
+        return part if known else most(least(part, size - place.corner[dim]), 0)
 
     def _task(self, task: Index) -> Stmt:
-        """Task number -> image, chunk of channels, block of each spatial dimension (fastest last)."""
-        corner: list[Index] = []
+        """Task number -> part of each axis."""
         names: list[Stmt] = []
-        for dim, (count, part) in reversed(list(enumerate(zip(self.cuts, self.cut, strict=True)))):
+        at: dict[str, Index] = {}
+        for name, count in reversed(self.axes.items()):
             single = isinstance(count, int) and count == 1
-            corner.insert(0, 0 if single else self._named(f"corner{dim}", task % count * part, names))
+            at[name] = 0 if single else self._named(f"{name}_part", task % count, names)
             task = task if single else self._named("task_left", task // count, names)
-        chunk = 0 if self.chunks == 1 else self._named("chunk", task % self.chunks, names)
-        image = task if self.chunks == 1 else self._named("image", task // self.chunks, names)
-        place = Place(image, tuple(corner), 0, self.work.channels)
+        corner = tuple(
+            self._named(f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.cut)
+        )
+        part: Index = 0
+        for dim in range(self.work.rank):
+            part = part * self.axes[dimension(dim)] + at[dimension(dim)]
+        place = Place(at[IMAGES], corner, 0, self.work.channels, part=part)
         live = tuple(self._named(f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
-        return sequence(names, self._channels(replace(place, live=live), chunk))
+        return sequence(names, self._channels(replace(place, live=live), at[GROUPS], at[CHANNELS]))
 
     def _named(self, name: str, value: Index, names: list[Stmt]) -> Index:
         """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
         return name_opaque(name, value, names) if self.work.is_open else value
 
-    def _channels(self, place: Place, chunk: Index) -> Stmt:
-        """A chunk of the output channels of a task."""
+    def _channels(self, place: Place, part: Index, chunk: Index) -> Stmt:
+        """A chunk of the output channels of each group of a part of the groups."""
         work = self.work
         if work.groups == 1:
-            count = work.out_blocks // self.chunks
-            return self._group(place, chunk * count, count)
-        each = work.groups // self.chunks
+            return self._group(place, 0, work.out_blocks, chunk)
+        whole, short = work.group_out_blocks, work.last_group_out_blocks
 
         def group(step: Index) -> Stmt:
-            number = chunk * each + step
+            number = part * self.groups_each + step
             own = replace(place, source=number * work.in_blocks, channels=work.group_channels)
-            whole = self._group(own, number * work.group_out_blocks, work.group_out_blocks)
-            if work.last_group_channels == work.group_channels:
-                return whole
-            short = replace(own, channels=work.last_group_channels)
-            last = self._group(short, number * work.group_out_blocks, work.last_group_out_blocks)
-            return sequence(when(number < work.groups - 1, whole, last))
+            every = self._group(own, number * whole, whole, chunk)
+            if work.last_group_channels == work.group_channels and short == whole:
+                return every
+            last = replace(own, channels=work.last_group_channels)
+            return sequence(when(number < work.groups - 1, every, self._group(last, number * whole, short, chunk)))
 
-        return repeat("group", each, group)
+        count: Index = self.groups_each
+        if work.groups % self.groups_each:
+            count = least(count, work.groups - part * self.groups_each)
+        return repeat("group", count, group)
 
-    def _group(self, place: Place, first: Index, count: int) -> Stmt:
-        """`count` output blocks from `first` on, all of one group."""
+    def _group(self, place: Place, first: Index, count: int, chunk: Index) -> Stmt:
+        """A chunk of the `count` output blocks from `first` on, all of one group."""
         self.scratch = None
-        copied = self._fill_scratch(place) if self.work.reaches_outside else []
-        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
+        copied = self._fill_scratch(place) if self.copies else []
+        return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._rows(place, block)))
 
-    def _all_blocks(self, first: Index, count: int, body: Callable[[Self, Index], Stmt]) -> Stmt:
-        """`body(nest, block)` for each register tile's first of `count` output blocks: whole tiles, then what is left
-        as one of fewer blocks."""
+    def _all_blocks(self, first: Index, count: int, chunk: Index, body: Callable[[Self, Index], Stmt]) -> Stmt:
+        """`body(nest, block)` for each register tile's first of a chunk of `count` output blocks: whole tiles, then
+        what is left as one of fewer blocks."""
         steps, rest = divmod(count, self.blocks)
-        whole = repeat("co", steps, lambda step: body(self, first + step * self.blocks)) if steps else None
+        begin = chunk * self.steps_each
+        own: Index = self.steps_each
+        single = isinstance(own, int) and own >= steps + bool(rest)
+        if single:
+            begin, own = 0, steps
+        elif not isinstance(own, int) or steps % own:
+            own = most(least(own, steps - begin), 0)
+        whole = repeat("co", own, lambda step: body(self, first + (begin + step) * self.blocks)) if steps else None
         if not rest:
             return sequence(whole)
         last = copy(self)
         last.blocks = rest
-        return sequence(whole, body(last, first + steps * self.blocks))
+        tail = body(last, first + steps * self.blocks)
+        return sequence(whole, tail if single else when(both(begin <= steps, steps < begin + self.steps_each), tail))
 
     # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
 
@@ -229,7 +276,7 @@ class DirectNest:
                 *(
                     (start + offset < size)
                     for start, offset, size, part in zip(place.corner, point, self.sizes.out, self.cut, strict=False)
-                    if isinstance(size, int) and size % part
+                    if isinstance(size, int) and isinstance(part, int) and size % part
                 )
             )
             return sequence(when(inside, self._columns(place, block, point)))
@@ -295,13 +342,15 @@ class DirectNest:
 
             def body(window: list[Index]) -> Stmt:
                 def some(i: Index) -> Stmt:
-                    asked = self._weights_ahead(block, start, [source, *window, i], parts) if parts > 1 else None
+                    asked = self._weights_ahead(place, block, start, [source, *window, i], parts) if parts > 1 else None
                     return sequence(asked, steps(source, window, i * unroll, unroll))
 
-                return sequence(self._weights_ahead(block, start, [source, *window], parts), repeat("ci", count, some))
+                return sequence(
+                    self._weights_ahead(place, block, start, [source, *window], parts), repeat("ci", count, some)
+                )
 
             taps = self._taps(body, steps=count)
-            return sequence(self._weights_ahead(block, start, [source], parts), taps)
+            return sequence(self._weights_ahead(place, block, start, [source], parts), taps)
 
         parts = []
         if whole:
@@ -321,28 +370,42 @@ class DirectNest:
         names, sizes = [f"k{i}" for i in order], [self.work.kernel[i] for i in order]
         return grid(names, sizes, lambda window: body(window[:: -1 if steps == 1 else 1]))
 
-    def _weights_ahead(self, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int) -> Stmt | None:
+    def _weights_ahead(
+        self, place: Place, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int
+    ) -> Stmt | None:
         """What the tile at `start` asks for where it is in its sum: its share of the weights of output blocks to come.
 
         `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
         of these places one alone asks.
         """
-        across = ceil_div(self.room[-1], self.pixels)
-        extents = [*self.room[:-1], across, self.work.in_blocks, *self.work.kernel]
-        extents += [parts] if parts > 1 else []
+        steps = group_steps(self.work, self.blocks)
+        output = [*self.room[:-1], ceil_div(self.room[-1], self.pixels)]
         places = [*start[:-1], start[-1] // self.pixels, *at]
+        if self._parts_between_steps > 1 and self.steps_each == 1:  # tasks of the same weights follow one another
+            output, places = [self._parts_between_steps, *output], [place.part, *places]
+        elif self._parts_between_steps > 1:
+            steps = self.steps_each
+        extents = [*output, self.work.in_blocks, *self.work.kernel]
+        extents += [parts] if parts > 1 else []
         shape = [int(size) for size in self.weight.ty.shape[1:]]
         elements = self.blocks * prod(shape)
-        distance = ahead(prod(self.room[:-1]) * across * self.pixels * elements // shape[-1])
-        steps = self.work.out_blocks // (self.chunks * self.blocks)
-        depth = depth_to_ask_at(lines_of(self.weight, elements), extents, self.work.rank + 1)
+        distance = ahead(prod(output) * self.pixels * elements // shape[-1])
+        depth = depth_to_ask_at(lines_of(self.weight, elements), extents, len(output))
         if distance >= steps or len(places) != depth:
             return None
         turn: Index = 0
-        for place, size in zip(places, extents, strict=False):
-            turn = turn * size + place
+        for position, size in zip(places, extents, strict=False):
+            turn = turn * size + position
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
         return ask_share(self.weight, begin, elements, turn, prod(extents[:depth]))
+
+    @property
+    def _parts_between_steps(self) -> int:
+        """How many tasks in a row share their output channels, where that is known."""
+        names = list(self.axes)
+        if self.work.is_open or names[-1] == CHANNELS:
+            return 1
+        return prod(int(count) for count in list(self.axes.values())[names.index(CHANNELS) + 1 :])
 
     def _input(
         self, place: Place, source: Index, start: Sequence[Index], pixel: int, window: Sequence[Index], lane: Index

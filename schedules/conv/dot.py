@@ -199,7 +199,7 @@ class DotNest(DirectNest):
             unroll = max(size for size in divisors(max(groups, 1)) if size <= self.unroll)
 
             def body(window: list[Index]) -> Stmt:
-                parts = [self._weights_ahead(block, start, [source, *window], 1)]
+                parts = [self._weights_ahead(place, block, start, [source, *window], 1)]
                 if groups:
                     parts.append(
                         repeat(
@@ -215,7 +215,7 @@ class DotNest(DirectNest):
                 return sequence(parts)
 
             taps = self._taps(body, steps=groups // unroll + bool(single))
-            return sequence(self._weights_ahead(block, start, [source], 1), taps)
+            return sequence(self._weights_ahead(place, block, start, [source], 1), taps)
 
         parts = []
         if whole:
@@ -277,16 +277,19 @@ class PairsNest(DotNest):
     """For processors that multiply pairs of 16-bit integers but no bytes: the input and the weights of a tile's
     channels are widened once, in scratch buffers, into the even and the odd bytes of each group of four."""
 
+    widens = True
+
     def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
+        self.copies = True
         self.fill = (work.fill + work.shift) * 0x00010001
         self.scratch_dtype, self.scratch_lanes = "int32", work.in_block // 2
         self.quads = work.in_block // work.group
         self.wide: Buffer | None = None
 
-    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
+    def _group(self, place: Place, first: Index, count: int, chunk: Index) -> Stmt:
         copied = self._fill_scratch(place)
-        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._widened(place, block)))
+        return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._widened(place, block)))
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         quads = self.quads

@@ -8,10 +8,20 @@ from schedules.config import Config
 from schedules.conv.tiling import input_bytes, multiplies_by_lane, row_cost
 from schedules.conv.winograd_tiling import tile_counts, transform_cycles
 from schedules.conv.winograd_transforms import edge_of
-from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
 from schedules.estimate import Estimate, tail
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
+
+
+def product_cycles(work: ConvWorkload, config: Config, machine: Machine) -> float:
+    """Arithmetic of a direct convolution for one image, by one core."""
+    pixels, blocks, columns = (config.integer(name) for name in ("pixels", "blocks", "columns"))
+    width = work.out_spatial[-1]
+    row = row_cost(machine, columns, pixels, blocks) * width / columns
+    row += width * _copies(work, config, machine) / blocks
+    cycles = row * prod(work.out_spatial[:-1]) * work.out_blocks * work.group_channels * prod(work.kernel)
+    return cycles / work.group if isinstance(work, DotWorkload) else cycles
 
 
 def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Estimate:
@@ -23,9 +33,7 @@ def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Est
     images = max(work.batch, 1) * prod(work.out_spatial[:-2])
     cuts = ceil_div(height, rows) * ceil_div(width, columns)
     taps = prod(work.kernel)
-    row = row_cost(machine, columns, pixels, blocks) * width / columns
-    row += width * _copies(work, config, machine) / blocks
-    cycles = row * height * images * work.out_blocks * work.group_channels * taps
+    cycles = max(work.batch, 1) * product_cycles(work, config, machine)
     read = input_bytes(work, work.group_channels, rows, columns)
     weights = work.out_blocks * work.block * work.group_channels * taps * 4
     repeats = chunks if work.groups == 1 else 1
@@ -67,17 +75,21 @@ def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) 
     )
 
 
+def window_cycles(work: WindowWorkload, rows: int, width: int, pixels: int, machine: Machine) -> float:
+    """Arithmetic of a depthwise convolution or of pooling for `rows` x `width` outputs of each channel (and one along
+    dimensions whose size is not known), by one core."""
+    outputs = max(work.batch, 1) * work.out_blocks * rows * width * prod(size or 1 for size in work.out_spatial[:-2])
+    taps, last = prod(work.kernel), work.kernel[-1]
+    loads = ((pixels - 1) * work.strides[-1] + last) / pixels + last / pixels
+    step = max(last / machine.fma_ports, loads / 2, machine.fma_latency / pixels)
+    return outputs * (taps / last) * step + outputs
+
+
 def window_estimate(work: WindowWorkload, config: Config, machine: Machine) -> Estimate:
     """Of a depthwise convolution or of pooling."""
     pixels, splits = config.integer("pixels"), config.integer("splits")
-    rows = work.out_spatial[-2] if work.rank > 1 else 1
-    outputs = max(work.batch, 1) * work.out_blocks * prod(work.out_spatial)
-    taps, last = prod(work.kernel), work.kernel[-1]
-    stride = work.strides[-1]
-    loads = ((pixels - 1) * stride + last) / pixels + last / pixels
-    step = max(last / machine.fma_ports, loads / 2, machine.fma_latency / pixels)
-    cycles = outputs * (taps / last) * step + outputs
-    read = input_bytes(work, work.block, ceil_div(rows, splits), work.out_spatial[-1])
+    rows, width = work.out_spatial[-2] if work.rank > 1 else 1, work.out_spatial[-1]
+    cycles = window_cycles(work, rows, width, pixels, machine)
+    read = input_bytes(work, work.block, ceil_div(rows, splits), width)
     tasks = max(work.batch, 1) * work.out_blocks * splits
-    width = work.out_spatial[-1]
-    return Estimate(cycles, read * tasks, tasks, read, pixels, pixels * last, tail(width, pixels))
+    return Estimate(cycles, read * tasks, tasks, read, pixels, pixels * work.kernel[-1], tail(width, pixels))

@@ -95,12 +95,8 @@ class MatrixNest(DotNest):
 
     def __init__(self, fused: FusedKernel, work: QuadsWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
-        self.scratch_dtype, self.scratch_lanes = "int32", 2
+        self.copies, self.scratch_dtype, self.scratch_lanes = True, "int32", 2
         self.fill = word(work.fill + work.shift & 0xFF)
-
-    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
-        copied = self._fill_scratch(place)
-        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
 
     def _copy(self, source: Sequence[Index], target: Sequence[Expr]) -> Stmt:
         """Eight channels of a pixel: two blocks of the input. What lies behind its last meets weights of zero."""
@@ -126,9 +122,9 @@ class MatrixNest(DotNest):
         def window_loop(source: Expr | int) -> Stmt:
             def body(window: list[Expr]) -> Stmt:
                 step = self._step(sums, Step(place, block, start, pixels, source, window, 0, work.group))
-                return sequence(self._weights_ahead(block, start, [source, *window], 1), step)
+                return sequence(self._weights_ahead(place, block, start, [source, *window], 1), step)
 
-            return sequence(self._weights_ahead(block, start, [source], 1), self._taps(body, steps=1))
+            return sequence(self._weights_ahead(place, block, start, [source], 1), self._taps(body, steps=1))
 
         clear = [store(sums, zero, pair, part, lanes_of(_HALF * half, _HALF)) for pair, part, half in halves]
         summed = repeat("cb", ceil_div(place.channels, work.in_block), window_loop)

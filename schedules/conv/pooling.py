@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
@@ -24,19 +25,21 @@ from schedules.conv import compute as conv_compute
 from schedules.conv.compute import GLOBAL_POOL, POOL, share_of_image, window_count
 from schedules.conv.dynamic_sizes import Sizes, open_repeat
 from schedules.conv.estimates import window_estimate
-from schedules.conv.window import SMALL_POINTS, WindowNest, window_default, window_space
+from schedules.conv.window import WindowNest, window_default, window_space
 from schedules.conv.workload import PoolWorkload
+from schedules.cuts import CutAxis, Work, cut
 from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, PrimFunc
 
+_OPEN_SIZE = 56  # of a dimension whose size is not known
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
 
 
@@ -59,6 +62,7 @@ class Pooling(CpuRule[PoolWorkload]):
 
     name: ClassVar[str] = "pool"
     priority: ClassVar[int] = Priority.BLOCKED
+    cut_knobs: ClassVar[frozenset[str]] = frozenset({"splits"})
 
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
         return _match(kernel, POOL)
@@ -115,9 +119,6 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     sizes = Sizes.of(work, data, fused.result)
     width = sizes.spatial[-1]
     chains = min(width, _CHAINS) if isinstance(width, int) else _CHAINS
-    points = 1
-    for size in work.spatial:
-        points *= size
     is_max = work.mode == "max"
     start = conv_compute.lowest(work.dtype) if is_max else 0.0
 
@@ -164,6 +165,9 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
         )
 
     batch = data.ty.shape[0] if work.batch == 0 else work.batch
-    small = work.batch == 1 and not work.is_open and points * work.channels < SMALL_POINTS
-    loop = repeat if small or machine.cores == 1 else parallel
+    vectors = float(max(work.batch, 1) * work.out_blocks * prod(size or _OPEN_SIZE for size in work.spatial))
+    read = vectors * lanes * dtype_bits(work.source_dtype) / 8
+    axes = [CutAxis("images", max(work.batch, 1), most=1), CutAxis("blocks", work.out_blocks, most=1)]
+    found = cut(axes, [Work({"images": 0, "blocks": 0}, cycles=vectors, bytes=read)], machine)
+    loop = parallel if found.parallel else repeat
     return sequence(sizes.bindings, loop("task", batch * work.out_blocks, task))

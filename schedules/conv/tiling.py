@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from schedules.conv.workload import ConvWorkload, WindowWorkload
@@ -15,10 +13,6 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
 MAX_PIXELS = 30
-MAX_TASKS_PER_CORE = 16
-# Some 6 microseconds on one core: with less arithmetic and fewer bytes, a second thread does not pay off.
-SMALL_FLOPS = 600_000
-SMALL_BYTES = 384 << 10  # of weights
 
 
 def accumulators(machine: Machine) -> int:
@@ -46,15 +40,6 @@ def most_pixels(blocks: int, machine: Machine, *, by_lane: bool = False) -> int:
 
 
 _UNEVEN = 1.05  # what tiles of two widths have to win: they are twice the code
-
-
-def suits_one_core(work: ConvWorkload) -> bool:
-    """Whether a second thread does not pay off: little arithmetic for an image, and few weights to read.
-
-    Of one pixel, as in squeeze-and-excitation, a convolution takes as long as its weights take to arrive.
-    """
-    weights = work.filters * work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
-    return work.flops < SMALL_FLOPS and weights < SMALL_BYTES
 
 
 def channel_unroll(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> int:
@@ -165,28 +150,15 @@ def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[in
     return ceil_div(height, ceil_div(height, rows)), columns
 
 
-def split_for_cores(tasks: int, splits: Sequence[int], machine: Machine) -> int:
-    """The smallest of `splits` that makes `tasks * split` tasks share out evenly (to 7 %) among the cores."""
-    best, best_waste = 1, 2.0
-    for split in splits:
-        total = tasks * split
-        waste = ceil_div(total, machine.cores) * machine.cores / total
-        if waste <= 1.07:
-            return split
-        if waste < best_waste - 0.02:
-            best, best_waste = split, waste
-        if total > MAX_TASKS_PER_CORE * machine.cores:
-            break
-    return best
-
-
 @dataclass(frozen=True)
 class Place:
     """What a task computes: an image, the first output position of its block, how much output there is of it along each
-    dimension, and one group's input: its first channel block, and how many channels."""
+    dimension, and one group's input: its first channel block, and how many channels. `part` is the number of its block
+    of output among those of the image."""
 
     image: Index
     corner: tuple[Index, ...]
     source: Index
     channels: int
     live: tuple[Index, ...] = ()
+    part: Index = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import (
@@ -17,6 +18,7 @@ from schedules.codegen.nest import (
     grid,
     lanes_of,
     load,
+    name_opaque,
     parallel,
     repeat,
     sequence,
@@ -27,9 +29,11 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.config import Config, ConfigSpace
-from schedules.conv.dynamic_sizes import Sizes, edges, open_repeat, parts_of
-from schedules.conv.tiling import divisors, split_for_cores
+from schedules.conv.dynamic_sizes import Sizes, edges, least, most, open_repeat, parts_of
+from schedules.conv.estimates import window_cycles
+from schedules.conv.tiling import divisors, input_bytes
 from schedules.conv.workload import WindowWorkload
+from schedules.cuts import Cut, CutAxis, Work, cut, parts_at_run_time
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
@@ -39,13 +43,14 @@ from schedules.stages.fused_kernel import FusedKernel
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
-SMALL_POINTS = 400_000  # taps times outputs, some 6 microseconds: with less work, a second thread does not pay off
-_OPEN_SPLITS = 16  # tasks into which rows are cut whose number is not known
+_OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose number is not known
+_OPEN_WIDTH = 56  # of rows whose length is not known
+_HALO = 2  # rows that a part of the rows reads beyond its own
 _MAX_PIXELS = 8  # more saves too few loads for the additional code
 
 
 def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
-    """Knobs: `pixels` of a register tile, `splits` into how many tasks the rows of a channel block are cut."""
+    """Knobs: `pixels` of a register tile, `splits` into how many tasks the rows of a channel block are cut at least."""
     return ConfigSpace(
         {
             "pixels": tuple(range(1, min(work.out_spatial[-1] or _MAX_PIXELS, _most_pixels(work, machine)) + 1)),
@@ -55,15 +60,13 @@ def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
 
 
 def window_default(work: WindowWorkload, machine: Machine) -> Config:
-    """Tiles as large as registers allow and as even as can be; rows cut until every core has its share."""
+    """Tiles as large as registers allow and as even as can be."""
     width = work.out_spatial[-1] or _MAX_PIXELS
     most = min(width, _most_pixels(work, machine))
     pixels = ceil_div(width, ceil_div(width, most))
     exact = [size for size in divisors(width) if most // 2 < size <= most]
     pixels = exact[-1] if exact else pixels
-    rows = _rows(work) or _OPEN_SPLITS
-    tasks = max(work.batch, 1) * work.out_blocks
-    return Config.of(pixels=pixels, splits=split_for_cores(tasks, _split_choices(rows), machine))
+    return Config.of(pixels=pixels, splits=1)
 
 
 def _split_choices(rows: int) -> tuple[int, ...]:
@@ -80,6 +83,25 @@ def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
     return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
 
 
+def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machine: Machine) -> Cut:
+    """The cut of images, channel blocks and `rows` of output of known number, these in at least `splits` parts."""
+    halo = max(0.0, ((work.kernel[-2] - 1) * work.dilations[-2] + 1) / work.strides[-2] - 1) if work.rank > 1 else 0.0
+    images, blocks = max(work.batch, 1), work.out_blocks
+    width = work.out_spatial[-1] or _OPEN_WIDTH
+    read = (
+        images * blocks * input_bytes(work, work.block, rows, width) * prod(size or 1 for size in work.out_spatial[:-2])
+    )
+    axes = [CutAxis("images", images, most=1), CutAxis("blocks", blocks, most=1)]
+    return cut(
+        [*axes, CutAxis("rows", rows, most=ceil_div(rows, splits))],
+        [
+            Work({"images": 0, "blocks": 0, "rows": 0}, cycles=window_cycles(work, rows, width, pixels, machine)),
+            Work({"images": 0, "blocks": 0, "rows": halo}, bytes=float(read)),
+        ],
+        machine,
+    )
+
+
 class WindowNest(ABC):
     """Builds the nest; derived classes say what a tap does and what becomes of the sum."""
 
@@ -91,7 +113,8 @@ class WindowNest(ABC):
         self.all_lanes = lanes_of(0, self.lanes)
         self.sizes = Sizes.of(work, self.data, fused.result)
         self.rows = self.sizes.out[-2] if work.rank > 1 else 1
-        self.cut = parts_of(self.rows, self.splits)
+        self.rows_each: Index = 1
+        self.parts: Index = 1
         self.names = 0
 
     @abstractmethod
@@ -117,28 +140,34 @@ class WindowNest(ABC):
     def build(self, machine: Machine) -> Stmt:
         work = self.work
         batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
-        points = work.out_blocks * work.block
-        for size in (*work.out_spatial, *work.kernel):
-            points *= size
-        small = work.batch == 1 and not work.is_open and points < SMALL_POINTS
-        loop = repeat if small or machine.cores == 1 else parallel
-        return sequence(self.sizes.bindings, loop("task", batch * (work.out_blocks * self.splits), self._task))
+        bindings = list(self.sizes.bindings)
+        if isinstance(self.rows, int):
+            found = window_cut(work, self.rows, self.pixels, self.splits, machine)
+            self.parts, self.rows_each, shared = found.parts["rows"], found.sizes["rows"], found.parallel
+        else:
+            least_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
+            parts = most(least_parts, least(self.splits, self.rows))
+            self.rows_each = name_opaque("rows", most(parts_of(self.rows, parts), 1), bindings)
+            self.parts = name_opaque("parts", parts_of(self.rows, self.rows_each), bindings)
+            shared = machine.cores > 1
+        loop = parallel if shared else repeat
+        return sequence(bindings, loop("task", batch * (work.out_blocks * self.parts), self._task))
 
     def _task(self, task: Index) -> Stmt:
-        image = task // (self.work.out_blocks * self.splits)
-        block = task // self.splits % self.work.out_blocks
-        first = task % self.splits * self.cut
+        image = task // (self.work.out_blocks * self.parts)
+        block = task // self.parts % self.work.out_blocks
+        first = task % self.parts * self.rows_each
         if self.work.rank == 1:
             return self._row(image, block, [])
-        rows = self.rows
+        rows, part = self.rows, self.rows_each
 
         def row(point: list[Index]) -> Stmt:
             y = first + point[-1]
-            inside = True if isinstance(rows, int) and rows % self.cut == 0 else y < rows
+            inside = True if isinstance(rows, int) and isinstance(part, int) and rows % part == 0 else y < rows
             return sequence(when(inside, self._row(image, block, [*point[:-1], y])))
 
         names = [f"oy{i}" for i in range(self.work.rank - 1)]
-        return grid(names, [*self.sizes.out[:-2], self.cut], row)
+        return grid(names, [*self.sizes.out[:-2], part], row)
 
     def _row(self, image: Index, block: Index, outer: Sequence[Index]) -> Stmt:
         """One row of output: tiles that reach outside one by one, runs of others as loops."""

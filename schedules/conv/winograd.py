@@ -31,6 +31,7 @@ class Winograd(CpuRule[WinogradWorkload]):
 
     name: ClassVar[str] = "conv-winograd"
     priority: ClassVar[int] = Priority.BLOCKED
+    cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})
 
     def match(self, kernel: Kernel, machine: Machine) -> WinogradWorkload | None:
         stages = anchor_stages(kernel, WINOGRAD)
@@ -58,7 +59,7 @@ class Winograd(CpuRule[WinogradWorkload]):
     def default(self, workload: WinogradWorkload, machine: Machine) -> Config:
         plan = winograd_plan(workload, workload.tile, machine)
         unroll = channel_unroll(workload, machine, plan.pixels, plan.blocks)
-        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=unroll)
+        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=1, unroll=unroll)
 
     def estimate(self, workload: WinogradWorkload, config: Config, machine: Machine) -> Estimate | None:
         return winograd_estimate(workload, config, machine)

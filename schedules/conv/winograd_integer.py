@@ -112,6 +112,7 @@ class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
 
     name: ClassVar[str] = "conv-winograd-integer"
     priority: ClassVar[int] = Priority.BLOCKED
+    cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})
 
     def match(self, kernel: Kernel, machine: Machine) -> IntegerWinogradWorkload | None:
         stages = anchor_stages(kernel, WINOGRAD_INTEGER)
@@ -124,7 +125,7 @@ class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
 
     def default(self, workload: IntegerWinogradWorkload, machine: Machine) -> Config:
         plan = winograd_plan(_in_pairs(workload), TILE, machine)
-        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=plan.chunks, unroll=1)
+        return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=1, unroll=1)
 
     def least_operations(self, workload: IntegerWinogradWorkload) -> int:
         """Those of the products, as in `Winograd`."""

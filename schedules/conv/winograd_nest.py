@@ -29,7 +29,7 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config
 from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
-from schedules.conv.tiling import divisors, multiplies_by_lane, suits_one_core
+from schedules.conv.tiling import divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
@@ -81,18 +81,26 @@ class WinogradNest:
         batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
         counts = [parts_of(size, self.tile) for size in self.sizes.out]
         self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
-        small = self.work.batch == 1 and not self.work.is_open and suits_one_core(self.work)
-        loop = repeat if small or machine.cores == 1 else parallel
+        if isinstance(self.cut.tiles, int):
+            self.tiles = self.cut.tiles
+            self.pixels = min(self.pixels, self.tiles)
+        loop = parallel if self.cut.parallel else repeat
         tasks = loop("task", batch * (self.cut.parts * self.cut.chunks), self._task)
         return sequence(self.sizes.bindings, self.cut.bindings, tasks)
 
     def _task(self, task: Expr | int) -> Stmt:
         cut, work = self.cut, self.work
         names: list[Stmt] = []
-        chunk = self._position("chunk", task % cut.chunks, names)
         image = self._position("image", task // (cut.parts * cut.chunks), names)
-        first = self._position("first", task // cut.chunks % cut.parts * cut.tiles, names)
-        # Parts are rounded up to the cores, so the last ones may begin beyond the end.
+        if cut.weights_shared:
+            number, part = task // cut.parts % cut.chunks, task % cut.parts
+        else:
+            number, part = task % cut.chunks, task // cut.chunks % cut.parts
+        begin = self._position("begin", number * cut.steps, names)
+        first = self._position("first", part * cut.tiles, names)
+        steps = self.work.out_blocks // self.blocks
+        whole = isinstance(cut.steps, int) and steps % cut.steps == 0
+        own = cut.steps if whole else self._position("own", most(least(cut.steps, steps - begin), 0), names)
         left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
         live = self._position("live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
@@ -100,7 +108,7 @@ class WinogradNest:
         product, allocate_product = self._scratch("product", self.blocks, self.lanes)
 
         def channels(step: Expr | int) -> Stmt:
-            block = (chunk * cut.steps + step) * self.blocks
+            block = (begin + step) * self.blocks
             return sequence(
                 repeat("f", self.frequencies, lambda f: self._multiply(spread, product, block, f, live)),
                 repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
@@ -111,7 +119,7 @@ class WinogradNest:
             allocate_spread,
             allocate_product,
             repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c)),
-            repeat("co", cut.steps, channels),
+            repeat("co", own, channels),
         )
 
     def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
-from schedules.codegen.nest import both, name_opaque
+from schedules.codegen.nest import name_opaque
 from schedules.config import Config
 from schedules.conv.dynamic_sizes import parts_of
-from schedules.conv.workload import ConvWorkload
-from schedules.ir.tir import Stmt, tirx
+from schedules.conv.winograd_tiling import CHANNELS, TILES, Register, transform_cycles, winograd_cut
+from schedules.conv.winograd_transforms import edge_of
+from schedules.conv.workload import WinogradWorkload
+from schedules.cuts import OtherParts, parts_of_two_at_run_time
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Stmt
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
+    from schedules.ir.tvm_types import Index
 
-_ENOUGH = 4  # tasks per core, for load balance
+_STEP = 4  # tiles that hide the latency of a multiply-add
+_UNIT = 64  # cycles
 
 
 @dataclass(frozen=True)
 class TileCut:
     """Each image's `total` tiles in `columns` are cut into `parts` of `tiles`, the output channels into `chunks` of
-    `steps` times the channel blocks of a register tile. Expressions where sizes are not known."""
+    `steps` register tiles. Expressions where sizes are not known.
+
+    Attributes:
+        weights_shared: the tasks of one chunk follow one another; else those of one part of the tiles.
+        parallel: threads share the tasks.
+    """
 
     columns: Index
     total: Index
@@ -30,30 +41,46 @@ class TileCut:
     tiles: Index
     chunks: Index
     steps: Index
+    weights_shared: bool
+    parallel: bool
     bindings: tuple[Stmt, ...] = ()
 
 
-def cut_tiles(work: ConvWorkload, counts: Sequence[Index], config: Config, batch: Index, machine: Machine) -> TileCut:
+def cut_tiles(
+    work: WinogradWorkload, counts: Sequence[Index], config: Config, batch: Index, machine: Machine
+) -> TileCut:
     """The cut of images of `counts` tiles down and across; `config` is that of the rule."""
-    most, chunks = config.integer("tiles"), config.integer("chunks")
-    steps = work.out_blocks // config.integer("blocks")
     rows, columns = counts
-    total = rows * columns
-    if not work.is_open:
-        return TileCut(columns, total, parts_of(total, most), most, chunks, steps // chunks)
+    if work.is_open:
+        return _cut_open(work, rows, columns, config, batch, machine)
+    register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
+    found = winograd_cut(work, work.tile, register, machine)
+    shared = list(found.parts).index(CHANNELS) < list(found.parts).index(TILES)
+    tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
+    return TileCut(columns, rows * columns, *tiles, *channels, weights_shared=shared, parallel=found.parallel)
+
+
+def _cut_open(
+    work: WinogradWorkload, rows: Index, columns: Index, config: Config, batch: Index, machine: Machine
+) -> TileCut:
     bindings: list[Stmt] = []
 
-    def named(name: str, value: Expr) -> Expr:
+    def named(name: str, value: Index) -> Index:
         return name_opaque(name, value, bindings)
 
-    columns, total = named("columns", columns), named("total", total)
-    parts, cores = named("least_parts", tirx.max(parts_of(total, most), 1)), machine.cores
-    even = tirx.Select(parts >= cores, parts_of(parts, cores) * cores, parts)
-    parts = named("parts", even) if cores > 1 else parts
-    tiles = named("tiles_each", parts_of(total, parts))
-    if chunks > 1:
-        tasks = batch * parts
-        uneven = both(tasks < _ENOUGH * cores, tasks % cores != 0)
-        split = named("chunks", tirx.Select(uneven, tirx.IntImm("int64", chunks), tirx.IntImm("int64", 1)))
-        return TileCut(columns, total, parts, tiles, split, named("steps", steps // split), tuple(bindings))
-    return TileCut(columns, total, parts, tiles, 1, steps, tuple(bindings))
+    columns, total = named("columns", columns), named("total", rows * columns)
+    steps = work.out_blocks // config.integer("blocks")
+    edge = edge_of(work.tile, work.strides[0])
+    spread = work.in_blocks * transform_cycles(edge, edge)
+    products = work.out_blocks * (edge * edge * work.channels / machine.fma_ports + transform_cycles(edge, work.tile))
+    counts = sorted({ceil_div(steps, ceil_div(steps, parts)) for parts in (1, machine.cores // 4 or 1, machine.cores)})
+    choices = [OtherParts(parts, ceil((spread + products / parts) / _UNIT)) for parts in counts]
+    most = config.integer("tiles")
+    step = min(most, _STEP)
+    extent = named("tile_steps", parts_of(total, step))
+    parts, chunks = parts_of_two_at_run_time(extent, most // step, batch, machine.cores, choices, named=named)
+    parts, chunks = named("parts", parts), named("chunks", chunks)
+    tiles = named("tiles_each", parts_of(extent, parts) * step)
+    each = named("steps_each", parts_of(steps, chunks))
+    parallel = machine.cores > 1
+    return TileCut(columns, total, parts, tiles, chunks, each, False, parallel, tuple(bindings))

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 from schedules.conv.dynamic_sizes import open_row_cost
 from schedules.conv.tiling import (
     block_choices,
-    divisors,
     most_pixels,
     multiplies_by_lane,
     row_cost,
-    split_for_cores,
 )
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload
+from schedules.cuts import FREE, Cut, CutAxis, Work, cut, start_cycles
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
-SHARED_CACHE_RATE = (
-    16.0  # bytes per cycle of a core from the level-2 cache: 26 (Zen 4), 25 (Zen 5) where it does nothing else
-)
 _EXPOSED = 0.15  # of the time that memory takes, when it takes less than the arithmetic (or the other way round)
 
+_IN_STEP = 2  # cores that read the same weights from memory at about the same time
 WINOGRAD_MAX_TASK_TILES = 64
+IMAGES, TILES, CHANNELS = "images", "tiles", "channels"
+# Tasks that follow one another share the weights, or the input.
+_ORDERS = ((IMAGES, CHANNELS, TILES), (IMAGES, TILES, CHANNELS))
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
@@ -45,12 +45,11 @@ class Tiles:
 
 @dataclass(frozen=True)
 class WinogradPlan:
-    """The knobs of the rule and the estimated cycles of a core for one image."""
+    """The knobs of the rule and the estimated cycles for one image, of all cores."""
 
     tiles: int
     pixels: int
     blocks: int
-    chunks: int
     cycles: float
 
 
@@ -77,29 +76,19 @@ def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPl
     """The cheapest plan; its cycles are unknown for dynamic sizes."""
     if work.is_open:
         return _open_plan(work, tile, machine)
-    rows, columns = tile_counts(work, tile)
-    total = rows * columns * max(work.batch, 1)
-    per_image = rows * columns
+    by_lane = multiplies_by_lane(work, machine)
     plans = []
-    for count in _task_counts(per_image):
-        tiles = ceil_div(per_image, count)
-        for blocks in block_choices(work.out_blocks, machine):
-            for chunks in divisors(work.out_blocks // blocks):
-                if count * max(work.batch, 1) * chunks > max(8 * machine.cores, total) and chunks > 1:
-                    break
-                plans.append(_plan(work, tile, machine, count, tiles, blocks, chunks))
+    for blocks in block_choices(work.out_blocks, machine):
+        found = winograd_cut(work, tile, Register(blocks), machine, free=1.0)
+        tiles = found.sizes[TILES]
+        cycles = found.cycles - (start_cycles(machine.cores) if found.parallel else 0)
+        _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
+        plans.append(WinogradPlan(tiles, pixels, blocks, cycles / max(work.batch, 1)))
     return min(plans, key=lambda plan: plan.cycles)
 
 
-def _task_counts(tiles: int) -> list[int]:
-    """Into how many tasks the tiles of an image may be cut."""
-    counts = {ceil_div(tiles, size) for size in range(1, min(tiles, WINOGRAD_MAX_TASK_TILES) + 1)}
-    return sorted(count for count in counts if ceil_div(tiles, count) >= min(4, tiles))
-
-
 def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
-    """What serves a large image: tasks of as many tiles as it would have, in register tiles that suit fewer as well.
-    There are chunks of output channels for every core, for images too small for a task each."""
+    """What serves a large image: tasks of as many tiles as it would have, in register tiles that suit fewer as well."""
     tiles = winograd_plan(replace(work, spatial=(_LARGE, _LARGE)), tile, machine).tiles
 
     def cost(pixels: int, blocks: int) -> float:
@@ -111,40 +100,68 @@ def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
         for blocks in block_choices(work.out_blocks, machine)
         for pixels in range(1, min(tiles, most_pixels(blocks, machine, by_lane=by_lane)) + 1)
     )
-    chunks = split_for_cores(1, divisors(work.out_blocks // blocks), machine)
-    return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, chunks, 0.0)
+    return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, 0.0)
 
 
-def _plan(
-    work: ConvWorkload, tile: int, machine: Machine, count: int, tiles: int, blocks: int, chunks: int
-) -> WinogradPlan:
-    edge = edge_of(tile, work.strides[0])
-    frequencies = edge * edge
-    in_blocks, out_blocks = work.in_blocks, work.out_blocks // chunks
-    product, pixels = _cheapest_pixels(tiles, blocks, machine, multiplies_by_lane(work, machine))
-    weight_bytes = frequencies * work.channels * out_blocks * work.block * 4
-    scratch = frequencies * tiles * (in_blocks + blocks) * work.block * 4
-    stream = _stream(weight_bytes, scratch, out_blocks // blocks, machine)
-    arithmetic = frequencies * work.channels * out_blocks * product
-    cycles = tiles * in_blocks * transform_cycles(edge, edge) + tiles * out_blocks * transform_cycles(edge, tile)
-    cycles += max(arithmetic, stream) + 0.25 * min(arithmetic, stream)
-    images = max(work.batch, 1)
-    rounds = ceil_div(images * count * chunks, machine.cores)
-    return WinogradPlan(tiles, pixels, blocks, chunks, rounds * cycles / images)
+@dataclass(frozen=True)
+class Register:
+    """The register tile of the products, of `pixels` tiles (0: the number that suits a task) by `blocks` of output
+    channels, and the most tiles of a task and the least parts of the output channels."""
+
+    blocks: int
+    pixels: int = 0
+    tiles: int = WINOGRAD_MAX_TASK_TILES
+    chunks: int = 1
 
 
-def _stream(weights: int, scratch: int, steps: int, machine: Machine) -> float:
-    """Cycles of a task to move what its second cache does not hold. `steps`: over blocks of output channels."""
-    passes, weights_rate, scratch_rate = 2, SHARED_CACHE_RATE, SHARED_CACHE_RATE
-    if not machine.l3_bytes:
-        # All cores share the memory's rate: weights, which they all read, come once, and each step reads the scratch.
-        passes, weights_rate, scratch_rate = 1 + steps, machine.memory_rate, machine.memory_rate / machine.cores
-    stream = 0.0
-    if scratch + weights > 0.8 * machine.l2_bytes:
-        stream = weights / weights_rate
-    if scratch > 0.75 * machine.l2_bytes:
-        stream += scratch * passes / scratch_rate
-    return stream
+@lru_cache(maxsize=4096)
+def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = FREE) -> Cut:
+    """The cut of images, tiles and output channels (in register tiles) of known sizes.
+
+    Each task transforms its own input, again for each cut of the channels.
+    """
+    rows, columns = tile_counts(work, tile)
+    total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
+    most = min(total, register.tiles)
+    axes = {
+        IMAGES: CutAxis(IMAGES, images, most=1),
+        TILES: CutAxis(TILES, total, most=most),
+        CHANNELS: CutAxis(CHANNELS, steps, most=ceil_div(steps, register.chunks)),
+    }
+    works = _works(work, tile, register, most, images * total, machine)
+    found = [cut([axes[name] for name in order], works, machine, free) for order in _ORDERS]
+    return min(found, key=lambda each: each.cycles)
+
+
+def _works(work: ConvWorkload, tile: int, register: Register, most: int, total: int, machine: Machine) -> list[Work]:
+    """Products of `total` tiles, their transforms, and the transformed weights; a task has at most `most` tiles."""
+    edge, pixels = edge_of(tile, work.strides[0]), register.pixels
+    frequencies, by_lane = edge * edge, multiplies_by_lane(work, machine)
+    sizes = range(1, most + 1)
+    products = [
+        row_cost(machine, tiles, min(pixels, tiles), register.blocks)
+        if pixels
+        else _cheapest_pixels(tiles, register.blocks, machine, by_lane)[0]
+        for tiles in sizes
+    ]
+    spread = work.in_blocks * transform_cycles(edge, edge)
+    scratch = frequencies * (work.in_blocks + register.blocks) * work.block * 4
+    # What of a task's scratch the second cache does not hold is written and read: again for each register tile of
+    # channels where memory is next.
+    reads = 1 if machine.l3_bytes else work.out_blocks // register.blocks
+    far = [float(tiles if scratch * tiles > 0.75 * machine.l2_bytes else 0) for tiles in sizes]
+    read = total * frequencies * work.channels * 4
+    weights = frequencies * work.channels * work.out_blocks * work.block * 4
+    every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
+    return [
+        Work({**every, TILES: products}, cycles=float(total * frequencies * work.channels * work.out_blocks)),
+        Work(every, cycles=total * work.out_blocks * transform_cycles(edge, tile)),
+        Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * spread),
+        Work({IMAGES: 0.0, TILES: far}, bytes=float(total * scratch)),
+        Work({**every, TILES: far}, bytes=float(total * scratch * reads)),
+        Work({IMAGES: 0.0, TILES: 0.0}, bytes=float(read)),
+        Work({CHANNELS: 0.0}, bytes=weights / (1 if machine.l3_bytes else _IN_STEP)),
+    ]
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ import pytest
 
 from schedules.cuts import (
     EXPOSED,
+    HELD,
     SHARED_CACHE_RATE,
     START_CYCLES,
     START_CYCLES_OF_THREAD,
@@ -47,10 +48,12 @@ def simulated(axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str
                 for axis, at in zip(axes, task, strict=True):
                     if axis.name in work.axes:
                         size = min(sizes[axis.name], axis.extent - at * sizes[axis.name])
-                        share *= (size + work.axes[axis.name]) / (axis.extent + work.axes[axis.name])
+                        halo = work.axes[axis.name]
+                        assert not isinstance(halo, Sequence)
+                        share *= (size + halo) / (axis.extent + halo)
                         place.append(at)
                 cycles += share * work.cycles
-                if held.get(number) != place or share * work.bytes > machine(1).l2_bytes / 2:
+                if held.get(number) != place or share * work.bytes > HELD * machine(1).l2_bytes:
                     moved += share * work.bytes
                 held[number] = place
         moved /= SHARED_CACHE_RATE

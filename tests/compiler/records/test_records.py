@@ -206,9 +206,9 @@ def test_luck_does_not_win_over_a_comparison() -> None:
 def test_a_new_default_is_not_replaced_by_what_beat_the_old_one() -> None:
     old = record(0, seconds=1e-3, is_default=True)
     fast, slow = record(1, seconds=0.5e-3), record(2, seconds=2e-3)
-    assert taken_over([old, fast, slow], fast.config) == fast.model_copy(update={"is_default": True})
-    assert taken_over([old, fast, slow], slow.config) == fast
-    assert taken_over([old, fast, slow], {"rows": 77, "pack": True}) is None
+    assert taken_over([old, fast, slow], fast.config.__eq__) == fast.model_copy(update={"is_default": True})
+    assert taken_over([old, fast, slow], slow.config.__eq__) == fast
+    assert taken_over([old, fast, slow], {"rows": 77, "pack": True}.__eq__) is None
 
 
 def test_a_model_takes_over_what_won_in_another_and_lost_in_none() -> None:
@@ -217,19 +217,19 @@ def test_a_model_takes_over_what_won_in_another_and_lost_in_none() -> None:
 
     alone = [record(0, seconds=1e-3, is_default=True), record(1, seconds=0.5e-3), record(2, seconds=0.8e-3)]
     default = alone[0].config
-    assert taken_over(alone, default) == alone[1]
+    assert taken_over(alone, default.__eq__) == alone[1]
     won = [inside(0, 3e-3, "a"), inside(2, 2.7e-3, "a")]
-    assert taken_over([*alone, *won], default) == won[1]
+    assert taken_over([*alone, *won], default.__eq__) == won[1]
     lost = [inside(0, 2e-3, "b"), inside(2, 2.1e-3, "b")]
-    assert taken_over([*alone, *won, *lost], default) == alone[1]
+    assert taken_over([*alone, *won, *lost], default.__eq__) == alone[1]
     both = [*lost, inside(0, 2e-3, "c"), inside(1, 2.1e-3, "c")]
-    assert taken_over([*alone, *won, *both], default) == alone[0]
+    assert taken_over([*alone, *won, *both], default.__eq__) == alone[0]
 
 
 def test_what_is_little_faster_alone_is_not_taken_over() -> None:
     default, better = record(0, seconds=1e-3, is_default=True), record(1, seconds=0.97e-3)
     assert best([default, better]) == better
-    assert taken_over([default, better], default.config) == default
+    assert taken_over([default, better], default.config.__eq__) == default
 
 
 def test_a_way_is_taken_over_when_it_won_in_a_model() -> None:
@@ -240,14 +240,14 @@ def test_a_way_is_taken_over_when_it_won_in_a_model() -> None:
         return record(5, workload="Way{}", seconds=seconds, **fields)
 
     default = first(1.0).config
-    assert alternative_taken_over([[first(1.0)], [other(0.5)]], default) == (0, None)
+    assert alternative_taken_over([[first(1.0)], [other(0.5)]], default.__eq__) == (0, None)
     won = other(0.5, in_model=True, model="a", spread=0.1)
-    assert alternative_taken_over([[first(1.0, in_model=True, model="a")], [won]], default) == (1, won)
-    assert alternative_taken_over([[first(1.0, in_model=True, model="b")], [won]], default) == (0, None)
-    assert alternative_taken_over([[first(0.54, in_model=True, model="a")], [won]], default) == (0, None)
+    assert alternative_taken_over([[first(1.0, in_model=True, model="a")], [won]], default.__eq__) == (1, won)
+    assert alternative_taken_over([[first(1.0, in_model=True, model="b")], [won]], default.__eq__) == (0, None)
+    assert alternative_taken_over([[first(0.54, in_model=True, model="a")], [won]], default.__eq__) == (0, None)
     untuned = [first(1.0, in_model=True, model=each) for each in "ab"]
-    assert alternative_taken_over([untuned, [won, other(1.1, in_model=True, model="b")]], default) == (0, None)
-    assert alternative_taken_over([[], [won]], default) == (0, None)
+    assert alternative_taken_over([untuned, [won, other(1.1, in_model=True, model="b")]], default.__eq__) == (0, None)
+    assert alternative_taken_over([[], [won]], default.__eq__) == (0, None)
 
 
 def model_line(time: int = 1, **fields: Any) -> ModelLine:

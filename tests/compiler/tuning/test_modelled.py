@@ -73,17 +73,17 @@ def _record(number: int, **changes: Any) -> Record:
 def test_a_modelled_config_has_to_win_by_the_error_of_the_model() -> None:
     default = _record(0, seconds=1.0, is_default=True)
     for seconds, wins in ((0.93, False), (0.88, True)):
-        found = taken_over([default, _record(1, seconds=seconds)], {"rows": 0}, margin=0.1)
+        found = taken_over([default, _record(1, seconds=seconds)], {"rows": 0}.__eq__, margin=0.1)
         assert found is not None
         assert (found.config == {"rows": 1}) is wins
     older = _record(1, seconds=0.5, measure=_measure(version="21.0.0"))
-    assert taken_over([default, older], {"rows": 0}, margin=0.1) == default  # versions are not compared
+    assert taken_over([default, older], {"rows": 0}.__eq__, margin=0.1) == default  # versions are not compared
 
 
 def test_a_clock_counts_before_a_model() -> None:
     modelled = [_record(0, seconds=1.0, is_default=True), _record(1, seconds=0.5)]
     timed = [_record(0, seconds=0.1, is_default=True, measure=TIMED), _record(1, seconds=0.2, measure=TIMED)]
-    found = taken_over([*timed, *modelled], {"rows": 0}, margin=0.1)
+    found = taken_over([*timed, *modelled], {"rows": 0}.__eq__, margin=0.1)
     assert found is not None
     assert (found.config, found.measure) == ({"rows": 0}, TIMED)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schedules.conv import compute as conv_compute
 from schedules.conv.direct import ConvDirect
 from schedules.conv.workload import ConvWorkload
+from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
 from tests.schedules.blocked import (
     AVX512,
@@ -54,8 +55,7 @@ def convolutions(draw: Any) -> dict[str, Any]:
     }
 
 
-def _check(machine_name: str, case: dict[str, Any], groups: int = 1, symbolic: bool = False) -> None:
-    machine = MACHINES[machine_name]
+def check(machine: Machine, case: dict[str, Any], groups: int = 1, symbolic: bool = False) -> None:
     lanes = machine.lanes("float32")
     in_lanes = 1 if case["planar"] else lanes
     work = ConvWorkload(
@@ -99,7 +99,7 @@ def _check(machine_name: str, case: dict[str, Any], groups: int = 1, symbolic: b
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions())
 def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
-    _check(machine, case)
+    check(MACHINES[machine], case)
 
 
 _COMMON: dict[str, Any] = {
@@ -115,11 +115,11 @@ _COMMON: dict[str, Any] = {
 
 @pytest.mark.parametrize("groups", [2, 3])
 def test_groups(groups: int) -> None:
-    _check("avx512", {**_COMMON, "channels": 32 * groups, "filters": 16 * groups}, groups)
+    check(AVX512, {**_COMMON, "channels": 32 * groups, "filters": 16 * groups}, groups)
 
 
 def test_symbolic_batch() -> None:
-    _check("avx512", {**_COMMON, "batch": 3, "channels": 20, "filters": 24}, symbolic=True)
+    check(AVX512, {**_COMMON, "batch": 3, "channels": 20, "filters": 24}, symbolic=True)
 
 
 def test_a_row_too_long_for_the_cache_is_cut() -> None:
@@ -133,7 +133,7 @@ def test_a_row_too_long_for_the_cache_is_cut() -> None:
         "dilations": (2,),
         "pad": ((4, 3),),
     }
-    _check("avx512", case)
+    check(AVX512, case)
 
 
 def test_every_config_of_a_small_space_is_right() -> None:

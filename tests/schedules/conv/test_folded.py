@@ -61,17 +61,17 @@ def _workload(machine: Any, case: dict[str, Any]) -> ConvWorkload:
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions())
 def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
-    _check(MACHINES[machine], case)
+    check(MACHINES[machine], case)
 
 
 def test_a_long_row_whose_tasks_end_inside_of_a_fold() -> None:
     """TVM's simplifier did not come to an end with both bounds of such a row."""
     row = {"spatial": (1, 44098), "kernel": (1, 256), "strides": (1, 2), "dilations": (1, 1), "pad": ((0, 0), (0, 0))}
     machine = MACHINES["avx2"].model_copy(update={"l2_bytes": 256 << 10, "cores": 1})
-    _check(machine, {"batch": 1, "channels": 1, "filters": 1, "planar": True, "last": False, "fold": 8, **row})
+    check(machine, {"batch": 1, "channels": 1, "filters": 1, "planar": True, "last": False, "fold": 8, **row})
 
 
-def _check(machine: Machine, case: dict[str, Any]) -> None:
+def check(machine: Machine, case: dict[str, Any]) -> None:
     plain = _workload(machine, case)
     lanes, rank = plain.block, plain.rank
     fold = min(case["fold"], lanes)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
 from schedules.conv.sparse_cost import conv_pays
 from schedules.conv.workload import ConvWorkload
+from schedules.machine import Machine
 from tests.schedules.blocked import (
     AVX512,
     MACHINES,
@@ -61,7 +62,11 @@ def _workload(machine: Any, case: dict[str, Any]) -> ConvWorkload:
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions())
 def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
-    work = _workload(MACHINES[machine], case)
+    check(MACHINES[machine], case)
+
+
+def check(machine: Machine, case: dict[str, Any]) -> None:
+    work = _workload(machine, case)
     lanes = work.block
     rng = np.random.default_rng(0)
     values = rng.standard_normal((work.batch, work.channels, *work.spatial), dtype=np.float32)
@@ -75,7 +80,7 @@ def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
     output = relu(conv_sparse(data, kept, index, sparse))
     shape = (work.batch, work.out_blocks, *work.out_spatial, lanes)
     arrays = [pack(values, lanes), weight.values, weight.index]
-    got = run_scheduled([data, kept, index, output], arrays, MACHINES[machine], "conv-sparse", shape)
+    got = run_scheduled([data, kept, index, output], arrays, machine, "conv-sparse", shape)
     expected = reference_conv(values, filters, work.strides, work.dilations, work.pad, 1)
     terms = work.channels * np.prod(work.kernel)
     bound = 2e-7 * terms + 1e-6  # each product and each addition rounds once

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from schedules.conv import compute as conv_compute
 from schedules.conv.depthwise import Depthwise
 from schedules.conv.workload import PoolWorkload, WindowWorkload
+from schedules.machine import Machine
 from tests.schedules.blocked import (
     MACHINES,
     Array,
@@ -68,7 +69,10 @@ COMMON: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_healt
 @settings(max_examples=8, **COMMON)
 @given(case=windows())
 def test_depthwise(machine: str, case: dict[str, Any]) -> None:
-    description = MACHINES[machine]
+    check_depthwise(MACHINES[machine], case)
+
+
+def check_depthwise(description: Machine, case: dict[str, Any]) -> None:
     work = WindowWorkload(block=description.lanes("float32"), **case)
     data = _data(work)
     weight = te.placeholder((work.out_blocks, *work.kernel, work.block), name="weight")
@@ -108,7 +112,10 @@ def _reference_pool(work: PoolWorkload) -> Array:
 @settings(max_examples=8, **COMMON)
 @given(case=windows(), mode=st.sampled_from(["max", "average"]), count_pad=st.booleans())
 def test_pooling(machine: str, case: dict[str, Any], mode: str, count_pad: bool) -> None:
-    description = MACHINES[machine]
+    check_pooling(MACHINES[machine], case, mode, count_pad)
+
+
+def check_pooling(description: Machine, case: dict[str, Any], mode: str, count_pad: bool) -> None:
     if mode == "average":
         case = {**case, "dilations": (1,) * len(case["kernel"])}
     work = PoolWorkload(block=description.lanes("float32"), mode=mode, count_pad=count_pad, **case)
@@ -122,7 +129,10 @@ def test_pooling(machine: str, case: dict[str, Any], mode: str, count_pad: bool)
 @pytest.mark.parametrize("mode", ["max", "average"])
 @pytest.mark.parametrize("spatial", [(1,), (7, 7), (3, 13), (2, 5, 9)])
 def test_global_pooling(mode: str, spatial: tuple[int, ...]) -> None:
-    description = MACHINES["avx2"]
+    check_global_pooling(MACHINES["avx2"], mode, spatial)
+
+
+def check_global_pooling(description: Machine, mode: str, spatial: tuple[int, ...]) -> None:
     ones = (1,) * len(spatial)
     edges = ((0, 0),) * len(spatial)
     work = PoolWorkload(2, 19, 8, spatial, spatial, ones, ones, edges, "float32", mode, False)

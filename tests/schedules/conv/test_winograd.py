@@ -15,6 +15,7 @@ from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import winograd_tile
 from schedules.conv.winograd_transforms import TILES, bounds, edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, WinogradWorkload
+from schedules.machine import Machine
 from tests.schedules.blocked import (
     AVX512,
     MACHINES,
@@ -119,7 +120,10 @@ def shapes(draw: Any) -> dict[str, Any]:
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=shapes(), form=st.sampled_from(FORMS))
 def test_random_shapes(machine: str, case: dict[str, Any], form: tuple[int, int]) -> None:
-    description = MACHINES[machine]
+    check(MACHINES[machine], case, form)
+
+
+def check(description: Machine, case: dict[str, Any], form: tuple[int, int]) -> None:
     tile, stride = form
     work = _work(lanes=description.lanes("float32"), stride=stride, **case)
     rng = np.random.default_rng(0)

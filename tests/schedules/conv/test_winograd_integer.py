@@ -95,11 +95,15 @@ def cases(draw: Any) -> DotWorkload:
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(work=cases())
 def test_random_shapes(work: DotWorkload) -> None:
+    check(work, PAIRS)
+
+
+def check(work: DotWorkload, machine: Machine) -> None:
     rng = np.random.default_rng(0)
     limits = np.iinfo(work.operand)
     values = rng.integers(limits.min, limits.max + 1, (work.batch, work.channels, *work.spatial)).astype(work.operand)
     filters = rng.integers(-128, 128, (work.filters, work.channels, 3, 3)).astype(np.int8)
-    np.testing.assert_array_equal(_run(work, values, filters, PAIRS), _reference(values, filters, work))
+    np.testing.assert_array_equal(_run(work, values, filters, machine), _reference(values, filters, work))
 
 
 @pytest.mark.skipif("avx2" not in _HOST, reason="this machine has no AVX2")

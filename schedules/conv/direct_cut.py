@@ -1,0 +1,94 @@
+"""How tasks share a direct convolution: images, groups, output channels and each spatial dimension.
+
+The knobs of the rule say what caches hold: a task has at most `rows` x `columns` of output, and at least `chunks` tasks
+share the output channels. Within that, `schedules.cuts` cuts for the machine's cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+
+from schedules.config import Config
+from schedules.conv.estimates import product_cycles
+from schedules.conv.tiling import input_bytes
+from schedules.conv.workload import ConvWorkload
+from schedules.cuts import Cut, CutAxis, Work, cut
+from schedules.ir.numbers import ceil_div
+from schedules.machine import Machine, dtype_bits
+
+IMAGES, GROUPS, CHANNELS = "images", "groups", "channels"
+_COPY_CYCLES = 2  # of a vector of input, read and written
+_WIDEN_CYCLES = 4  # of a vector of weights, which becomes two
+
+
+def dimension(number: int) -> str:
+    """The name of the axis of a spatial dimension. Its steps are outputs; of the last one, register tiles."""
+    return f"d{number}"
+
+
+def group_steps(work: ConvWorkload, blocks: int) -> int:
+    """Register tiles of the output channels of a group: steps of the axis `CHANNELS`."""
+    return ceil_div(work.group_out_blocks, blocks)
+
+
+@lru_cache(maxsize=1024)
+def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool = False) -> Cut:
+    """The cut of a convolution of known sizes. `copies`: each task copies its input to a scratch buffer; `widens`: its
+    weights too.
+
+    The order of the axes is that of the parallel loop: where channels come last, tasks that follow one another share
+    their input, else their weights.
+    """
+    axes = _axes(work, config)
+    works = _works(work, config, machine, copies, widens)
+    dims = [dimension(dim) for dim in range(work.rank)]
+    orders = [[IMAGES, GROUPS, CHANNELS, *dims], [IMAGES, GROUPS, *dims, CHANNELS]]
+    found = [cut([axes[name] for name in order], works, machine) for order in orders]
+    return min(found, key=lambda each: each.cycles)
+
+
+def _axes(work: ConvWorkload, config: Config) -> dict[str, CutAxis]:
+    pixels, blocks, chunks = (config.integer(name) for name in ("pixels", "blocks", "chunks"))
+    steps = group_steps(work, blocks)
+    axes = [CutAxis(IMAGES, max(work.batch, 1), most=1)]
+    if work.groups == 1:
+        axes += [CutAxis(GROUPS, 1), CutAxis(CHANNELS, steps, most=ceil_div(steps, chunks))]
+    else:
+        axes += [CutAxis(GROUPS, work.groups, most=ceil_div(work.groups, chunks)), CutAxis(CHANNELS, steps)]
+    axes += [CutAxis(dimension(dim), size, most=1) for dim, size in enumerate(work.out_spatial[:-2])]
+    if work.rank > 1:
+        axes.append(CutAxis(dimension(work.rank - 2), work.out_spatial[-2], most=config.integer("rows")))
+    tiles = ceil_div(work.out_spatial[-1], pixels)
+    axes.append(CutAxis(dimension(work.rank - 1), tiles, most=ceil_div(config.integer("columns"), pixels)))
+    return {axis.name: axis for axis in axes}
+
+
+def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool) -> Sequence[Work]:
+    """Products, the input with its halo, and the weights."""
+    halos = [
+        max(0.0, ((window - 1) * dilation + 1) / stride - 1)
+        for window, dilation, stride in zip(work.kernel, work.dilations, work.strides, strict=True)
+    ]
+    halos[-1] /= config.integer("pixels")
+    spatial = {dimension(dim): halo for dim, halo in enumerate(halos)}
+    every = {IMAGES: 0.0, GROUPS: 0.0, CHANNELS: 0.0, **dict.fromkeys(spatial, 0.0)}
+    images, groups = max(work.batch, 1), work.groups
+    read = images * groups * input_bytes(work, work.group_channels, *_extent(work))
+    read *= prod(work.out_spatial[:-2])
+    vector = machine.vector_bits / 8
+    copied = _COPY_CYCLES * read / vector if copies else 0.0
+    stored = work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
+    weights = work.out_blocks * work.block * stored
+    widened = _WIDEN_CYCLES * weights / vector if widens else 0.0
+    return (
+        Work(every, cycles=images * product_cycles(work, config, machine)),
+        Work({IMAGES: 0.0, GROUPS: 0.0, **spatial}, cycles=copied, bytes=float(read)),
+        Work({GROUPS: 0.0, CHANNELS: 0.0}, cycles=widened, bytes=float(weights)),
+    )
+
+
+def _extent(work: ConvWorkload) -> tuple[int, int]:
+    """Rows and columns of the output."""
+    return (work.out_spatial[-2] if work.rank > 1 else 1), work.out_spatial[-1]
