@@ -232,6 +232,7 @@ def _reuse(axes: Sequence[CutAxis], work: Work, parts: Mapping[str, NDArray[np.i
 # Numbers of parts, and of rounds of tasks for each thread, that are compared for an axis of unknown length.
 _PARTS, _ROUNDS = (1, 2, 3, 4), (1, 2, 3, 4, 6, 8)
 _PARTS_BITS, _OTHER_BITS = 24, 3
+_UNITS = 1024  # of the work of a step
 
 
 def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again: int = 1) -> Index:
@@ -257,6 +258,14 @@ class OtherParts:
 
     parts: int
     step: int
+
+
+def other_parts(steps: int, cores: int, divided: float, repeated: float) -> list[OtherParts]:
+    """Numbers of parts of an axis of known length to choose from when the kernel runs. Of the cycles for a step of the
+    first axis, its cuts divide some and repeat others."""
+    counts = sorted({ceil_div(steps, ceil_div(steps, parts)) for parts in (1, cores // 4 or 1, cores)})
+    unit = (divided + repeated) / _UNITS
+    return [OtherParts(parts, max(1, round((divided / parts + repeated) / unit))) for parts in counts]
 
 
 def parts_of_two_at_run_time(

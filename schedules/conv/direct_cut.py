@@ -19,7 +19,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine, dtype_bits
 
 IMAGES, GROUPS, CHANNELS = "images", "groups", "channels"
-_COPY_CYCLES = 2  # of a vector of input, read and written
+COPY_CYCLES = 2  # of a vector of input, read and written
 _WIDEN_CYCLES = 4  # of a vector of weights, which becomes two
 
 
@@ -78,7 +78,7 @@ def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, w
     read = images * groups * input_bytes(work, work.group_channels, *_extent(work))
     read *= prod(work.out_spatial[:-2])
     vector = machine.vector_bits / 8
-    copied = _COPY_CYCLES * read / vector if copies else 0.0
+    copied = COPY_CYCLES * read / vector if copies else 0.0
     stored = work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
     weights = work.out_blocks * work.block * stored
     widened = _WIDEN_CYCLES * weights / vector if widens else 0.0

@@ -30,17 +30,16 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.config import Config
-from schedules.conv.direct_cut import CHANNELS, GROUPS, IMAGES, dimension, direct_cut, group_steps
+from schedules.conv.direct_cut import CHANNELS, COPY_CYCLES, GROUPS, IMAGES, dimension, direct_cut, group_steps
 from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
 from schedules.conv.flat_pixels import flat_sizes
 from schedules.conv.padded_line import padded_line
 from schedules.conv.tiling import Place, divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
-from schedules.cuts import parts_at_run_time
-from schedules.ir.expression import index
+from schedules.cuts import other_parts, parts_of_two_at_run_time
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index
 
 
-_ENOUGH = 4  # tasks of a core, where sizes are not known
+_ENOUGH = 4  # tasks of a core that share groups, where sizes are not known
 
 
 class DirectNest:
@@ -130,15 +129,18 @@ class DirectNest:
         others = self._named("others", prod([self._images, groups, *dims.values()]), self.bindings)
         extent = self._named("steps", parts_of(self.sizes.out[shared], step), self.bindings)
         steps = group_steps(work, self.blocks)
-        most_parts = min(steps, _ENOUGH * cores) if cores > 1 else 1
-        channels: Index = 1
-        if most_parts > 1:
-            few = others * extent < _ENOUGH * cores
-            channels = self._named(
-                "chunks", few if isinstance(few, bool) else tirx.Select(few, index(most_parts), index(1)), self.bindings
-            )
+        products = work.group_out_blocks * work.group_channels * prod(work.kernel) / machine.fma_ports
+        copied = COPY_CYCLES * work.in_blocks * prod(work.strides) if self.copies else 0
+        parts, channels = parts_of_two_at_run_time(
+            extent,
+            max(1, self.room[shared] // step),
+            others,
+            cores,
+            other_parts(steps, cores, products, copied),
+            named=lambda name, value: self._named(name, value, self.bindings),
+        )
+        channels = self._named("chunks", channels, self.bindings)
         self.steps_each = parts_of(steps, channels)
-        parts = parts_at_run_time(extent, max(1, self.room[shared] // step), others * channels, cores)
         dims[shared] = self._named("parts", parts, self.bindings)
         self.cut[shared] = self._named("part", most(parts_of(extent, dims[shared]), 1) * step, self.bindings)
         ordered = {dimension(dim): dims[dim] for dim in range(work.rank)}

@@ -139,11 +139,6 @@ def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixe
     return rows, columns
 
 
-def row_parts(size: Expr, rows: int, least_parts: int) -> Expr:
-    """Into how many parts of at most `rows` the `size` rows of an image are cut: `least_parts` if there are as many."""
-    return most(most(parts_of(size, rows), least(size, least_parts)), 1)
-
-
 def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
     """The first output along the last dimension all of whose window lies inside, and the end of those."""
     (most_before, after), stride = work.pad[-1], work.strides[-1]

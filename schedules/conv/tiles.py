@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, ClassVar
 from schedules.codegen.nest import allocate, grid, lanes_of, load, repeat, sequence, splat, store, vectorized, when
 from schedules.codegen.tile_sums import Taps, block_sums
 from schedules.config import Config, ConfigSpace
+from schedules.conv.direct_cut import CHANNELS, GROUPS, IMAGES, dimension, group_steps
 from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.dynamic_sizes import least
 from schedules.conv.tiling import Place, divisors
 from schedules.conv.workload import ConvWorkload, DotWorkload, TilesWorkload
+from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
 from schedules.instructions.products.product import Product
 from schedules.instructions.products.table import tile_product
@@ -50,8 +52,8 @@ def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int
 
 
 class ConvTiles(CpuRule[TilesWorkload]):
-    """Serves the kernels of `conv_dot` of a `TilesWorkload`. Knobs: `rows` of the output and `chunks` of its channels
-    make up a task."""
+    """Serves the kernels of `conv_dot` of a `TilesWorkload`. Knobs: a task has at most `rows` of the output, and at
+    least `chunks` tasks share its channels."""
 
     name: ClassVar[str] = CONV_TILES
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
@@ -67,11 +69,8 @@ class ConvTiles(CpuRule[TilesWorkload]):
         return ConfigSpace({"rows": tuple(range(1, _height(workload) + 1)), "chunks": _chunk_choices(workload)})
 
     def default(self, workload: TilesWorkload, machine: Machine) -> Config:
-        height = _height(workload)
-        rows = sorted({ceil_div(height, count) for count in range(1, height + 1)}, reverse=True)
-        choices = [(each, chunks) for each in rows for chunks in _chunk_choices(workload)]
-        best = min(choices, key=lambda choice: _cycles(workload, choice[0], choice[1], machine))
-        return Config.of(rows=best[0], chunks=best[1])
+        found = _cut(workload, _height(workload), 1, machine)
+        return Config.of(rows=found.sizes[dimension(0)] if workload.rank > 1 else 1, chunks=1)
 
     def apply(self, kernel: Kernel, workload: TilesWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_TILES))
@@ -105,19 +104,39 @@ def _run_lines(work: ConvWorkload, rows: int) -> int:
     return max(1, min(rows, _RUN_ROWS // _line(work))) if _joins(work) else 1
 
 
-def _cycles(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> float:
-    """Until all tasks are done, on all cores."""
-    reach = work.reach([rows, work.out_spatial[-1]][-work.rank :])
-    copied = ceil_div(work.channels, work.in_block) * ROW_BYTES * prod(int(each) for each in reach)
-    panels = ceil_div(work.out_blocks * work.block, work.panel * chunks)
-    lines, width = _run_lines(work, rows), work.out_spatial[-1]
-    row_tiles = ceil_div(rows, lines) * ceil_div((lines - 1) * _line(work) + width, ROWS)
-    taps = ceil_div(work.channels, work.in_block) * prod(work.kernel)
-    vectors = rows * width * panels * work.panel / machine.lanes("float32")
-    sums = row_tiles * panels * (work.panel // COLUMNS) * taps * _TILE
-    task = sums + copied * _BYTE * (2 if copied > machine.l2_bytes // 2 else 1) + vectors * _VECTOR + _TASK
-    tasks = max(work.batch, 1) * ceil_div(_height(work), rows) * chunks
-    return ceil_div(tasks, machine.cores) * task
+def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
+    """The cut into tasks of at most `rows`, and at least `chunks` parts of the filters. Lines are not cut."""
+    images, height, width = max(work.batch, 1), _height(work), work.out_spatial[-1]
+    panels = group_steps(work, work.panel // work.block)
+    reach = [int(each) for each in work.reach(work.out_spatial)]
+    halo = (reach[0] / work.strides[0] - height) if work.rank > 1 else 0.0
+    planes = ceil_div(work.channels, work.in_block)
+    read, line = planes * ROW_BYTES * prod(reach), planes * ROW_BYTES * reach[-1] * work.strides[0]
+    sizes = range(1, rows + 1)
+    copies = [each + halo for each in sizes]  # twice as dear where half of the second cache does not hold them
+    copies = [each * (2 if each * line > machine.l2_bytes // 2 else 1) * height / (height + halo) for each in copies]
+    taps = planes * prod(work.kernel)
+    axes = [CutAxis(IMAGES, images, most=1), CutAxis(GROUPS, 1)]
+    axes.append(CutAxis(CHANNELS, panels, most=ceil_div(panels, chunks)))
+    if work.rank > 1:
+        axes.append(CutAxis(dimension(0), height, most=rows))
+    every = {IMAGES: 0.0, CHANNELS: 0.0, dimension(0): 0.0}
+    tiles = images * height * panels * (work.panel // COLUMNS)
+    vectors = images * height * width * panels * work.panel / machine.lanes("float32")
+    works = [
+        Work({**every, dimension(0): [_row_tiles(work, each) for each in sizes]}, cycles=tiles * taps * _TILE),
+        Work(every, cycles=vectors * _VECTOR),
+        Work({IMAGES: 0.0, dimension(0): copies}, cycles=images * read * _BYTE),
+        Work({CHANNELS: 0.0}, bytes=float(panels * work.panel * taps * ROW_BYTES)),
+        Work({}, cycles=_TASK),
+    ]
+    return cut([*axes, CutAxis(dimension(work.rank - 1), 1)], works, machine)
+
+
+def _row_tiles(work: TilesWorkload, rows: int) -> int:
+    """Tiles of rows for so many lines of output."""
+    lines = _run_lines(work, rows)
+    return ceil_div(rows, lines) * ceil_div((lines - 1) * _line(work) + work.out_spatial[-1], ROWS)
 
 
 class TilesNest(DotNest):
@@ -132,9 +151,16 @@ class TilesNest(DotNest):
         super().__init__(fused, work, Config.of(rows=config.integer("rows"), chunks=config.integer("chunks"), **knobs))
         self.product = product
 
-    def _group(self, place: Place, first: Expr | int, count: int) -> Stmt:
-        copied = self._fill_scratch(place)
-        return sequence(copied, self._all_blocks(first, count, lambda nest, block: nest._rows(place, block)))
+        self.copies = True
+
+    def _cut_known(self, machine: Machine) -> bool:
+        found = _cut(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
+        if self.work.rank > 1:
+            self.room[-2] = found.sizes[dimension(0)]
+        self.cut = list(self.room)
+        self.axes = {**found.parts, IMAGES: self._images}
+        self.steps_each = found.sizes[CHANNELS]
+        return found.parallel
 
     def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
         """With lines behind each plane for the pixels that the last tile reads beyond it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import name_opaque
@@ -13,8 +12,7 @@ from schedules.conv.dynamic_sizes import parts_of
 from schedules.conv.winograd_tiling import CHANNELS, TILES, Register, transform_cycles, winograd_cut
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import WinogradWorkload
-from schedules.cuts import OtherParts, parts_of_two_at_run_time
-from schedules.ir.numbers import ceil_div
+from schedules.cuts import other_parts, parts_of_two_at_run_time
 from schedules.ir.tir import Stmt
 from schedules.machine import Machine
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
 _STEP = 4  # tiles that hide the latency of a multiply-add
-_UNIT = 64  # cycles
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ def _cut_open(
     edge = edge_of(work.tile, work.strides[0])
     spread = work.in_blocks * transform_cycles(edge, edge)
     products = work.out_blocks * (edge * edge * work.channels / machine.fma_ports + transform_cycles(edge, work.tile))
-    counts = sorted({ceil_div(steps, ceil_div(steps, parts)) for parts in (1, machine.cores // 4 or 1, machine.cores)})
-    choices = [OtherParts(parts, ceil((spread + products / parts) / _UNIT)) for parts in counts]
+    choices = other_parts(steps, machine.cores, products, spread)
     most = config.integer("tiles")
     step = min(most, _STEP)
     extent = named("tile_steps", parts_of(total, step))
