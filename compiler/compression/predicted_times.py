@@ -21,16 +21,21 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 import targets
-from compiler.passes.context import PipelineContext
+from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of
 from compiler.support.compile_lock import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
-from schedules.conv.workload import DotWorkload
-from schedules.instructions.products.table import dot_products
+from schedules.conv.dot import CONV_TILES
+from schedules.conv.workload import DotWorkload, TilesWorkload
+from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.product import Product
+from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
+from schedules.matmul.rounded_bf16 import MatmulRoundedBf16
+from schedules.matmul.words import KINDS
 from schedules.selection.registry import rules
 
 if TYPE_CHECKING:
@@ -54,6 +59,11 @@ _DEPTHWISE = 0.84
 _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
 _ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
 _INTEGER_RULES = ("conv-dot", "matmul-int8")
+_MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {MatmulRoundedBf16.name: DOT_BF16}
+# Of the rate of tiles in products, whose operands come from the second cache: convolutions read a plane of input from
+# the first (1,860 to 2,560 G operations/s beside 1,120).
+_TILES_OF_CONVOLUTIONS = 1.8
+_TILES = 1.1  # cycles over those of the rate
 _PAIR_PRODUCTS = 1.5  # without products of bytes: two `vpmaddwd`, and what widens and adds
 # Cycles to scale, round and store a vector of results as bytes.
 _ROUNDING = 2.1
@@ -68,11 +78,15 @@ class KernelTime:
     Attributes:
         kind: of work, one of `attribution.KINDS`.
         spread: how much longer the median of several measurements was than the shortest, as a share; 0 of a prediction.
+        tiles: of a prediction, the instruction whose sums stay in tiles, where the kernel has one.
+        operations: of a prediction, arithmetic operations; 0 where they are not known.
     """
 
     kind: str
     seconds: float
     spread: float = 0.0
+    tiles: str = ""
+    operations: float = 0.0
 
 
 class KernelClock(Protocol):
@@ -88,10 +102,10 @@ def is_calibrated(target: targets.Target) -> bool:
 
 
 class PredictedClock:
-    """The times of one core of a target's machine."""
+    """The times of one core of a target's machine, of models compiled in a precision."""
 
-    def __init__(self, target: targets.Target) -> None:
-        self._target = target
+    def __init__(self, target: targets.Target, precision: str = "float32") -> None:
+        self._target, self._options = target, PassOptions(precision)
 
     @one_at_a_time
     def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
@@ -100,7 +114,8 @@ class PredictedClock:
 
     def _times(self, mod: IRModule) -> Iterator[KernelTime]:
         machine: Machine = self._target.machine
-        lowered = run_pipeline(mod, PipelineContext(target=self._target, machine=machine), until="fuse").mod
+        context = PipelineContext(target=self._target, machine=machine, options=self._options)
+        lowered = run_pipeline(mod, context, until="fuse").mod
         counts = count_kernels(lowered)
         functions = {
             str(variable.name_hint): function
@@ -110,8 +125,15 @@ class PredictedClock:
         known: dict[str, KernelTime] = {}
         for name in _calls(lowered):
             if name not in known:
-                cycles = kernel_cycles(functions[name], counts.get(name), machine)
-                known[name] = KernelTime(kind_of(name), cycles / _HERTZ)
+                count = counts.get(name)
+                cycles = kernel_cycles(functions[name], count, machine)
+                tiles = _tiles_of(*_rule_of(functions[name], machine), machine)
+                known[name] = KernelTime(
+                    kind_of(name),
+                    cycles / _HERTZ,
+                    tiles="" if tiles is None else tiles.name,
+                    operations=_operations(count) or 0.0,
+                )
             yield known[name]
 
 
@@ -136,8 +158,7 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
     tensors = [parameter.ty for parameter in function.params if isinstance(parameter.ty, tirx.BufferType)]
     sizes = [(_elements(tensor), str(tensor.dtype)) for tensor in tensors]
     rule, workload = _rule_of(function, machine)
-    counted = re.fullmatch(r"\d+", count.formula) if count is not None else None
-    operations = float(counted[0]) if counted else float(sum(elements for elements, _ in sizes))
+    operations = _operations(count) or float(sum(elements for elements, _ in sizes))
     arithmetic = _padded(operations, workload) / (2 * machine.lanes("float32") * machine.fma_ports)
     arithmetic *= _arithmetic_factor(rule, workload, machine)
     results, result_type = sizes[-1]
@@ -145,6 +166,11 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
         arithmetic += results / machine.lanes("float32") * _ROUNDING
     moved = _movement([elements * dtype_bits(dtype) / 8 for elements, dtype in sizes], machine)
     return max(arithmetic, moved) + _OVERLAP * min(arithmetic, moved)
+
+
+def _operations(count: OperationCount | None) -> float | None:
+    counted = re.fullmatch(r"\d+", count.formula) if count is not None else None
+    return float(counted[0]) if counted else None
 
 
 def _elements(tensor: Type) -> int:
@@ -178,9 +204,19 @@ def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
         if getattr(workload, "source_dtype", "float32") == "float32":
             return _DEPTHWISE
         return _DEPTHWISE_INTEGERS if products else _DEPTHWISE_PAIRS
+    tiles = _tiles_of(rule, workload, machine)
+    if tiles is not None:
+        rate = tiles.rate_on(machine) * (_TILES_OF_CONVOLUTIONS if rule == CONV_TILES else 1.0)
+        return _TILES / rate
     if rule in _INTEGER_RULES and getattr(workload, "operand", "uint8") != "uint16":
         factor /= products[0].rate_on(machine) if products else _PAIR_PRODUCTS
     return factor
+
+
+def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
+    """The instruction of a kernel whose sums stay in tiles."""
+    operation = workload.operation if isinstance(workload, TilesWorkload) else _MATMUL_OPERATIONS.get(rule)
+    return None if operation is None else tile_product(machine, operation)
 
 
 def _movement(sizes: Sequence[float], machine: Machine) -> float:
