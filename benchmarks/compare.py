@@ -31,6 +31,9 @@ from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
 from compiler.artifact import read_artifact
 from compiler.reports.formatting import plural
+from schedules.instructions.products.table import products
+from schedules.machine import Machine
+from targets import cpuinfo
 
 _COMPILE = """
 import sys, time
@@ -214,8 +217,22 @@ def _difference(ours: Result, peer: Result) -> float:
     return worst
 
 
+def _processor(machine: Machine, peak: float) -> str:
+    """The processor's name, and what its instructions multiply and add, as measured or as described."""
+    rates = {
+        product.name: product.rate_on(machine)
+        for operand, other in (("bfloat16", "bfloat16"), ("uint8", "int8"))
+        for product in products(machine, operand, other)
+    }
+    wide = ", ".join(f"{name} {rate * peak:.0f}" for name, rate in rates.items()) or "no products of narrow operands"
+    vectors = ("avx", "amx", "neon", "dot", "i8")
+    features = " ".join(sorted(each for each in machine.features if each.startswith(vectors)))
+    return f"{cpuinfo.model_name()}: float32 {peak:.0f} GFLOP/s measured; by described rates {wide}\n{features}"
+
+
 def _print(rows: list[Row], options: Any, peak: float, versions: set[str], console: Console) -> None:
     peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
+    console.print(_processor(targets.get(options.target).machine, peak / 1e9))
     machine = f"{plural(options.threads, 'thread')}, target {options.target}, peak {peak / 1e9:.0f} GFLOP/s"
     title = f"{machine}; {time.strftime('%F')}"
     table = Table(title=title, caption=", ".join(sorted(versions)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
 from compiler.support.gathered import gathered_by_kernel
 from compiler.support.operation_count import OperationCount, UncountableError, count_kernels, size_formula
-from schedules.machine import dtype_bits
+from schedules.gpu.machine import GpuMachine
+from schedules.instructions.products.table import products
+from schedules.machine import Machine, dtype_bits
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,39 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
         for (name, nodes), (times, operations, nbytes, seconds) in costs.items()
     ]
     return sorted(made, key=lambda cost: -cost.seconds)
+
+
+_WORTH_SAYING = 1.3
+_PRECISIONS = (
+    # What it is called, how one asks for it, types of the operands, and their bytes beside those of float32.
+    ("bfloat16", "--precision bf16", ("bfloat16", "bfloat16"), 0.5),
+    ("int8", "tensorwright quantize", ("uint8", "int8"), 0.25),
+)
+
+
+def faster_precisions(costs: Sequence[KernelCost], machine: Machine, roofline: Roofline) -> str | None:
+    """Which precisions a float32 model is estimated to be much faster in, as a line of text; None where none is.
+
+    Products and convolutions bound by their arithmetic run at the rate of the machine's instruction, and move fewer
+    bytes; the other kernels take as long as before.
+    """
+    if isinstance(machine, GpuMachine):
+        return None
+    total = sum(cost.seconds for cost in costs)
+    found = []
+    for name, how, operands, share in _PRECISIONS:
+        rates = [each.rate_on(machine) for each in products(machine, *operands)]
+        if not rates or max(rates) <= 1:
+            continue
+        saved = 0.0
+        for cost in costs:
+            narrow = roofline.seconds(int((cost.operations or 0) / max(rates)), int(cost.nbytes * share))
+            is_product = cost.kind in ("convolution", "matmul") and cost.operations is not None
+            if is_product and cost.seconds > roofline.seconds(0, cost.nbytes):
+                saved += cost.seconds - narrow
+        if total > 0 and total / (total - saved) >= _WORTH_SAYING:
+            found.append(f"{name} is estimated {total / (total - saved):.1f} times as fast here: {how}")
+    return "; ".join(found) or None
 
 
 _Tensors = tuple[tuple[tuple[int, ...], str], ...]

@@ -103,7 +103,7 @@ def _estimate(
     """Fill in the kernels, or the reason why there are none: a model need not compile to be inspected."""
     from compiler.driver.compile import find_target
     from compiler.frontends.source import import_model
-    from compiler.inspection.cost_estimate import estimate_costs
+    from compiler.inspection.cost_estimate import estimate_costs, faster_precisions
     from compiler.inspection.roofline import Roofline
     from compiler.profiling.workload import symbolic_sizes
 
@@ -126,10 +126,11 @@ def _estimate(
     roofline = Roofline.of(chosen.machine, measured=chosen.name == "host")
     inspection.facts["estimated for"] = f"{chosen.description or chosen.name}: {roofline.source}"
     inspection.details["estimated_for"] = {"target": chosen.name, **asdict(roofline)}
-    inspection.kernels = [
-        KernelEstimate(**asdict(cost), rule=None, formula=None)
-        for cost in estimate_costs(model, chosen, roofline, inspection.sizes)
-    ]
+    costs = estimate_costs(model, chosen, roofline, inspection.sizes)
+    inspection.kernels = [KernelEstimate(**asdict(cost), rule=None, formula=None) for cost in costs]
+    faster = faster_precisions(costs, chosen.machine, roofline)
+    if faster is not None:
+        inspection.facts["precision"] = faster
 
 
 @dataclass(frozen=True)

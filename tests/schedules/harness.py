@@ -34,6 +34,13 @@ def runnable() -> list[str]:
     return [name for name in MACHINES if target_of(name).fits_this_machine()]
 
 
+def presets_with(*features: str) -> list[str]:
+    """The presets whose code runs here and may use these extensions."""
+    names = ("znver4", "cooperlake", "alderlake")
+    having = [name for name in names if target_of(name).machine.has(*features)]
+    return [name for name in having if target_of(name).fits_this_machine()]
+
+
 def lowered(build: Build, inputs: Sequence[tuple[Sequence[Any], str]], target: str) -> Any:
     """The module of `build(builder, *inputs)`, lowered and fused like in the pipeline."""
     builder = relax.BlockBuilder()

@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-import targets
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.pack import pack_words
 from schedules.matmul.words import matmul_words
-from tests.schedules.harness import Array, assembly, executable, normal, runnable, scheduled, target_of
+from tests.schedules.harness import Array, assembly, executable, normal, presets_with, runnable, scheduled, target_of
 
-ZEN4 = "znver4"
-TARGETS = [*runnable(), *([ZEN4] if targets.get(ZEN4, cores=2).fits_this_machine() else [])]
+DOTS = presets_with("avx512bf16")[:1]
+TARGETS = [*runnable(), *DOTS]
 EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 40, 70])
 
 
@@ -78,10 +77,10 @@ def test_symbolic_rows(target: str) -> None:
     np.testing.assert_allclose(run(mod, target, data), expected, rtol=1e-5, atol=3e-5)
 
 
-@pytest.mark.skipif(ZEN4 not in TARGETS, reason="this machine has no bfloat16 dot product")
-def test_the_inner_loop_holds_the_instruction() -> None:
-    mod, _ = scheduled(build(normal((64, 64)), 32), [((32, 64), "float32")], ZEN4)
-    lines = [line for line in assembly(mod, ZEN4).splitlines() if "vdpbf16ps" in line]
+@pytest.mark.parametrize("target", DOTS)
+def test_the_inner_loop_holds_the_instruction(target: str) -> None:
+    mod, _ = scheduled(build(normal((64, 64)), 32), [((32, 64), "float32")], target)
+    lines = [line for line in assembly(mod, target).splitlines() if "vdpbf16ps" in line]
     assert len(lines) >= 12
     assert all("%zmm" in line for line in lines)
 

@@ -11,18 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-import targets
 from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.pack import pack_words
 from schedules.matmul.words import matmul_words
-from tests.schedules.harness import Array, assembly, executable, runnable, scheduled
+from tests.schedules.harness import Array, assembly, executable, presets_with, runnable, scheduled
 from tests.schedules.matmul.test_bf16 import width_of
 
-ZEN4 = "znver4"
-ALDERLAKE = "alderlake"
-TARGETS = [*runnable(), *(name for name in (ZEN4, ALDERLAKE) if targets.get(name, cores=2).fits_this_machine())]
-DOTS = [(name, register) for name, register in ((ZEN4, "%zmm"), (ALDERLAKE, "%ymm")) if name in TARGETS]
+WIDE, NARROW = presets_with("avx512vnni")[:1], presets_with("avxvnni")[:1]
+TARGETS = [*runnable(), *WIDE, *NARROW]
+DOTS = [*((name, "%zmm") for name in WIDE), *((name, "%ymm") for name in NARROW)]
 EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 64, 70, 132])
 
 
@@ -83,7 +81,7 @@ def test_symbolic_rows(target: str) -> None:
 
 @pytest.mark.parametrize(("target", "register"), DOTS)
 def test_the_inner_loop_holds_the_instruction(target: str, register: str) -> None:
-    width = 2 * targets.get(target).machine.lanes("int32")
+    width = width_of(target)
     mod, _ = scheduled(build(integers((64, 64), "int8", 0), width), [((32, 64), "uint8")], target)
     lines = [line for line in assembly(mod, target).splitlines() if "vpdpbusd" in line]
     assert len(lines) >= 8
