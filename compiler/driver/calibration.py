@@ -12,7 +12,7 @@ from compiler.errors import InputError, InvalidModelError, OptionError, StorageE
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm.decoder import OPERAND, TOKENS
 from compiler.runtime import Module
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import library_errors, read_tokenizer
 
 Array = np.ndarray
 _TOKENS = 4096  # that are read at most
@@ -35,8 +35,8 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
     stored = model.assets.get(TOKENIZER_ASSET)
     if stored is None:
         raise InvalidModelError("calibration needs the model's tokenizer, and it has none", "leave out the calibration")
-    tokenizers = optional_module("tokenizers", "generate", "reads tokenizers of language models")
-    found = tokenizers.Tokenizer.from_str(bytes(stored).decode()).encode(content[: 16 * _TOKENS]).ids[:_TOKENS]
+    with library_errors(InputError, f"{text} cannot be tokenized"):
+        found = read_tokenizer(bytes(stored)).encode(content[: 16 * _TOKENS]).ids[:_TOKENS]
     description = decode(bytes(model.assets[DESCRIPTION_ASSET]), LanguageModelDescription)
     window = min(_CONTEXT, description.context)
     windows = len(found) // window

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import ArtifactError, InputError
 from compiler.generation.chat_templates import ChatTemplate, Messages
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import expressions_of, library_errors, read_tokenizer
+
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -23,11 +26,7 @@ class Tokenizer:
             ArtifactError: it is damaged.
             MissingDependencyError: the package tokenizers is not installed.
         """
-        tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the package raises plain Exception
-            raise ArtifactError(f"the tokenizer of the module cannot be read: {error}") from error
+        self._tokenizer = read_tokenizer(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._description = description
@@ -35,7 +34,7 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of a text; `special` puts those before it that the model expects.
 
-        Raises InputError where the text is not valid Unicode.
+        Raises InputError where the text is not valid Unicode, or the tokenizer fails on it.
         """
         try:
             text.encode()
@@ -49,7 +48,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of tokens; special ones are left out."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
+        with library_errors(ArtifactError, "the decoder of the module's tokenizer fails"):
+            text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
         return text
 
     def token_bytes(self, count: int) -> list[bytes]:
@@ -102,11 +102,12 @@ class Tokenizer:
 def tokens_of(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     """Tokens of a text, by a tokenizer of the package. Raises InputError where it fails on the text."""
     try:
-        tokens: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-    except (KeyboardInterrupt, SystemExit):
+        with library_errors(InputError, "the tokenizer cannot read the text"):
+            tokens: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+    except InputError as error:
+        fields = ", ".join(expressions_of(json.loads(tokenizer.to_str()))[:8])
+        error.hint = f"the tokenizer's regular expressions are in {fields}" if fields else None
         raise
-    except BaseException as error:  # its panics, as where an expression goes on for too long, are no Exception
-        raise InputError(f"the tokenizer cannot read the text: {error}") from error
     return tokens
 
 
@@ -124,9 +125,8 @@ def _from_byte_level(token: str) -> bytes:
 
 
 def _from_fallback(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return _from_text(token)
+    byte = _BYTE.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else _from_text(token)
 
 
 def _from_text(token: str) -> bytes:

@@ -278,7 +278,10 @@ class Session:
             shape = shape_of(description, {**sizes, **grown_sizes(self._manifest, saved.length if saved else 0)})
             initial = self._module.artifact.initial_states.get(name)
             element = ELEMENT_TYPES[description.carrier or description.dtype]
-            array = zeros_aligned(shape, element) if initial is None else np.array(initial)
+            try:
+                array = zeros_aligned(shape, element) if initial is None else np.array(initial)
+            except MemoryError as error:
+                raise OptionError(f"no memory for the state {name!r} of shape {shape}", "use smaller sizes") from error
             if saved is not None:
                 self._used(name, array, saved.length)[...] = saved.arrays[name]
             arrays[name] = array

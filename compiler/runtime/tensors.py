@@ -6,6 +6,7 @@ Nothing checks this at run time, so all inputs are checked or copied here.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import RuntimeTensor
 
 ALIGNMENT = 64
+_MOST_BYTES = 1 << 62  # numpy counts in 64 bits
 Array = np.ndarray
 
 
@@ -27,12 +29,14 @@ def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
 
 
 def zeros_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
-    """As `empty_aligned`, of zeros; a large one takes memory only where it is written to."""
+    """As `empty_aligned`, of zeros; a large one takes memory only where it is written to. Raises MemoryError."""
+    if _bytes(shape, element) > _MOST_BYTES:
+        raise MemoryError
     return _aligned(np.zeros(_bytes(shape, element) + ALIGNMENT, np.uint8), shape, element)
 
 
 def _bytes(shape: tuple[int, ...], element: ElementType) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * element.numpy.itemsize
+    return math.prod(shape) * element.numpy.itemsize
 
 
 def _aligned(raw: Array, shape: tuple[int, ...], element: ElementType) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,40 @@ class GgufFile:
             )
 
 
+@cache
+def _reader() -> Any:
+    """gguf's reader, which makes a list an array: the package keeps an array, and reads the file, for each element."""
+    gguf = optional_module("gguf", "generate", "reads GGUF files")
+    kinds = gguf.GGUFValueType
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]  # of a package without types
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Array], list[int], list[Any]]:
+            if raw_type != kinds.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
+            kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+            parts, at, inner = [kind, count], orig_offs + 12, kinds(int(kind[0]))
+            if inner == kinds.STRING:
+                order = "big" if count.dtype.byteorder == ">" else "little"
+                content = np.asarray(self.data)
+                lengths = memoryview(content)
+                for _ in range(int(count[0])):
+                    size = int.from_bytes(lengths[at : at + 8], order)
+                    parts.append(content[at + 8 : at + 8 + size])
+                    at += 8 + size
+            else:
+                parts.append(self._get(at, self.gguf_scalar_to_np[inner], int(count[0])))
+                at += int(parts[-1].nbytes)
+            return at - orig_offs, parts, list(range(2, len(parts))), [kinds.ARRAY, inner]
+
+    return Reader
+
+
 def _opened(path: Path) -> Any:
     """The `GGUFReader` of a file whose header is valid."""
     gguf = optional_module("gguf", "generate", "reads GGUF files")
     check_gguf_header(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
     try:
-        return gguf.GGUFReader(path)
+        return _reader()(path)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError, MemoryError) as error:

@@ -16,6 +16,7 @@ from compiler.frontends.llm.weights import Array, Matrix
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_LONGEST_NAME = 255  # bytes, of common file systems
 _MAX_HEADER = 32 << 20  # some 300,000 tensors
 _TYPES: dict[str, tuple[str, Any]] = {
     "F32": ("F32", np.float32),
@@ -112,8 +113,8 @@ def _files(folder: Path) -> dict[Path, list[str] | None]:
             raise InvalidModelError(f"{index} has no table 'weight_map'")
         files: dict[Path, list[str] | None] = {}
         for name, file in table.items():
-            if Path(file).name != file or file in ("", ".."):
-                raise InvalidModelError(f"{index} names the file {file!r}, which is not in its folder")
+            if not _is_file_name(file):
+                raise InvalidModelError(f"{index} names the file {file[:80]!r}, which is not in its folder")
             names = files.setdefault(folder / file, [])
             assert names is not None
             names.append(name)
@@ -131,6 +132,15 @@ def _files(folder: Path) -> dict[Path, list[str] | None]:
             "save the model with save_pretrained(folder), which writes safetensors",
         )
     return {single: None}
+
+
+def _is_file_name(name: str) -> bool:
+    return (
+        Path(name).name == name
+        and name not in ("", "..")
+        and name.isprintable()
+        and len(name.encode()) <= _LONGEST_NAME
+    )
 
 
 def _header(path: Path) -> dict[str, _Entry]:

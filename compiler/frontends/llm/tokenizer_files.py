@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import InvalidModelError, StorageError
+from compiler.errors import ArtifactError, InvalidModelError, StorageError
 from compiler.frontends.llm.safetensors_folder import read_json
+from compiler.support.tokenizer_file import check_tokenizer
 
 _MOST_TOKENS = 1 << 31
 
@@ -160,8 +161,11 @@ def _read(path: Path) -> bytes:
 def _largest_token(content: bytes, origin: str) -> int:
     try:
         parsed = json.loads(content)
+        check_tokenizer(parsed, f"{origin}: tokenizer.json")
         vocabulary = parsed["model"]["vocab"]
         own = max(vocabulary.values(), default=0) if isinstance(vocabulary, dict) else len(vocabulary) - 1
         return max(own, *(each["id"] for each in parsed.get("added_tokens") or [{"id": 0}]))
+    except ArtifactError as error:
+        raise InvalidModelError(error.message, error.hint) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModelError(f"{origin}: tokenizer.json is damaged: {error}") from error

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compiler.errors import ArtifactError
 from compiler.generation.native.character_sets import WHITE_SPACE, refused
 from compiler.generation.native.models import write_model
 from compiler.generation.native.normalizers import write_normalizers
 from compiler.generation.native.parts import flattened, write_decoders, write_pre_tokenizers
 from compiler.generation.native.writer import Writer
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import read_tokenizer
 
 
 def write_tokenizer(content: bytes, writer: Writer) -> None:
@@ -23,11 +22,7 @@ def write_tokenizer(content: bytes, writer: Writer) -> None:
         ArtifactError: it is damaged.
         MissingDependencyError: the package tokenizers is not installed.
     """
-    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:  # the package raises plain Exception
-        raise ArtifactError(f"the tokenizer of the module cannot be read: {error}") from error
+    tokenizer = read_tokenizer(content)
     described: dict[str, Any] = json.loads(tokenizer.to_str())  # with all defaults filled in
     writer.numbers([edge for pair in WHITE_SPACE for edge in pair])
     write_normalizers(flattened(described["normalizer"], "normalizers"), writer)

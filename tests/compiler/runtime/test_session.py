@@ -180,6 +180,11 @@ def test_what_a_session_refuses(module: Module) -> None:
         module.session()
     with pytest.raises(OptionError, match="capacity must be a number of rows, not 0"):
         module.session(capacity=0)
+    for capacity in (2**49, 2**62, 2**70):
+        with pytest.raises(OptionError, match=f"no memory holds {capacity} rows"):
+            module.session(capacity=capacity)
+    with pytest.raises(OptionError, match=r"no memory for the state '\w+' of shape"):
+        module.session(capacity=2**48).run([rows(1)])
     with pytest.raises(OptionError, match="no state has the dimension 'tokens'"):
         module.session(capacity=4, sizes={"tokens": 1})
     session = module.session(capacity=4)

@@ -152,6 +152,33 @@ def test_absurd_counts_and_offsets_of_a_gguf_file_are_one_error(
         import_language_model(tmp_path / "model.gguf")
 
 
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_lists_of_a_gguf_file_are_what_its_package_reads(order: str, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    lists = {"f": [0.5, -1.5], "i": [1, -(2**31)], "b": [True, False], "s": ["", "ä", "x" * 300]}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", endianess=getattr(gguf.GGUFEndian, order.upper()))
+    for name, values in lists.items():
+        writer.add_key_value(name, values, gguf.GGUFValueType.ARRAY, sub_type=_SUB_TYPES[name](gguf.GGUFValueType))
+    writer.add_tensor("t", np.arange(32, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file, expected = GgufFile(tmp_path / "m.gguf"), gguf.GGUFReader(tmp_path / "m.gguf")
+    for name, values in lists.items():
+        assert file.value(name) == values
+        assert file.value(name) == expected.fields[name].contents()
+    assert file.names == {"t"}
+
+
+_SUB_TYPES: dict[str, Any] = {
+    "f": lambda kinds: kinds.FLOAT32,
+    "i": lambda kinds: kinds.INT32,
+    "b": lambda kinds: kinds.BOOL,
+    "s": lambda kinds: kinds.STRING,
+}
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -171,7 +198,9 @@ def test_a_damaged_safetensors_header_is_one_error(header: str, tmp_path: Path) 
         import_language_model(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", "."])
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "..", ".", "", "a\0b", "a" * 5000, "\ud800", "é" * 200]
+)
 def test_an_index_cannot_name_files_outside_of_its_folder(name: str, tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))

@@ -1,0 +1,162 @@
+"""Reads tokenizer.json files of strangers: on some, the tokenizers library panics or aborts the process."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import ArtifactError, InputError
+from compiler.support.optional import optional_module
+
+_MOST_GROWTH = 1024  # times that normalizers may lengthen a text
+_HINT = "download the tokenizer again"
+_VALUE = 1 << 31  # of a unit of a double-array trie: it is a value, at the end of a key
+_HAS_VALUE = 1 << 8
+
+
+def read_tokenizer(content: bytes, origin: str = "the tokenizer of the module") -> Any:
+    """A `tokenizers.Tokenizer`.
+
+    Raises:
+        ArtifactError: the file is damaged; names the field where one is at fault.
+        MissingDependencyError: the package tokenizers is not installed.
+    """
+    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
+    try:
+        text = content.decode()
+        check_tokenizer(json.loads(text), origin)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{origin} cannot be read: {error}", _HINT) from error
+    with library_errors(ArtifactError, f"{origin} cannot be read"):
+        return tokenizers.Tokenizer.from_str(text)
+
+
+@contextmanager
+def library_errors(kind: type[ArtifactError | InputError], what: str) -> Iterator[None]:
+    """Translates what the tokenizers library raises: plain Exception, and panics, which are no Exception at all."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise kind(f"{what}: {error}") from error
+        raise
+
+
+def expressions_of(described: object, path: str = "") -> list[str]:
+    """The fields of a tokenizer that hold regular expressions."""
+    if isinstance(described, list):
+        return [each for place, item in enumerate(described) for each in expressions_of(item, f"{path}[{place}]")]
+    if not isinstance(described, dict):
+        return []
+    found = [f"{path}.Regex"] if isinstance(described.get("Regex"), str) else []
+    return found + [
+        each
+        for name, item in described.items()
+        if name not in ("vocab", "merges", "added_tokens")
+        for each in expressions_of(item, f"{path}.{name}" if path else name)
+    ]
+
+
+def check_tokenizer(described: object, origin: str) -> None:
+    """Check what the library does not before it computes with it. Raises ArtifactError, which names the field."""
+    if not isinstance(described, dict):
+        raise ArtifactError(f"{origin} is not an object of JSON", _HINT)
+    growth = 1
+    for path, part in _parts(described.get("normalizer"), "normalizer", "normalizers"):
+        kind = part.get("type")
+        if kind == "Precompiled":
+            _check_character_map(part.get("precompiled_charsmap"), f"{origin}: {path}.precompiled_charsmap")
+        added = part.get("content") if kind == "Replace" else part.get("prepend") if kind == "Prepend" else ""
+        growth *= max(1, len(added)) if isinstance(added, str) else 1
+        if growth > _MOST_GROWTH:
+            raise ArtifactError(f"{origin}: {path} lengthens texts more than {_MOST_GROWTH} times", _HINT)
+    for path, part in _parts(described.get("post_processor"), "post_processor", "processors"):
+        _check_template(part, f"{origin}: {path}")
+    for path, part in _parts(described.get("decoder"), "decoder", "decoders"):
+        for name in ("start", "stop"):
+            if part.get("type") == "Strip" and _is_beyond(part.get(name)):
+                raise ArtifactError(f"{origin}: {path}.{name} is not a number of characters: {part[name]}", _HINT)
+    _check_model(described.get("model"), f"{origin}: model")
+
+
+def _is_beyond(number: object) -> bool:
+    return not isinstance(number, int) or not 0 <= number <= _MOST_GROWTH
+
+
+def _parts(described: object, path: str, inner: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A part and those that it is a sequence of, with their paths."""
+    if not isinstance(described, dict):
+        return
+    yield path, described
+    items = described.get(inner)
+    for place, item in enumerate(items if isinstance(items, list) else ()):
+        yield from _parts(item, f"{path}.{inner}[{place}]", inner)
+
+
+def _check_template(part: Mapping[str, Any], where: str) -> None:
+    known = part.get("special_tokens")
+    if part.get("type") != "TemplateProcessing" or not isinstance(known, dict):
+        return
+    for side in ("single", "pair"):
+        items = part.get(side)
+        for item in items if isinstance(items, list) else ():
+            token = item.get("SpecialToken") if isinstance(item, dict) else None
+            if isinstance(token, dict) and token.get("id") not in known:
+                raise ArtifactError(f"{where}.{side}: special_tokens lacks {token.get('id')!r}", _HINT)
+
+
+def _check_model(model: object, where: str) -> None:
+    if not isinstance(model, dict):
+        return
+    vocabulary, unknown = model.get("vocab"), model.get("unk_token")
+    if model.get("type") in ("WordPiece", "WordLevel") and isinstance(vocabulary, dict) and unknown not in vocabulary:
+        raise ArtifactError(f"{where}.unk_token: {unknown!r} is not in vocab", _HINT)
+
+
+def _check_character_map(encoded: object, where: str) -> None:
+    """Check a map of characters as SentencePiece writes it: the bytes of a double-array trie, the trie, and the texts
+    that its values point at, each ended by a zero byte."""
+    broken = ArtifactError(f"{where} is not a map of characters", _HINT)
+    if not isinstance(encoded, str):
+        raise broken
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise broken from error
+    size = int.from_bytes(content[:4], "little")
+    if len(content) < 8 or size % 4 or not 4 <= size <= len(content) - 4:
+        raise broken
+    units = np.frombuffer(content, "<u4", size // 4, 4).astype(np.int64)
+    texts = content[4 + size :]
+    if not _trie_is_sound(units, np.frombuffer(texts, np.uint8)):
+        raise broken
+    try:
+        texts.decode()
+    except UnicodeDecodeError as error:
+        raise broken from error
+
+
+def _trie_is_sound(units: np.ndarray[Any, np.dtype[np.int64]], texts: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
+    """True if no key, whatever its bytes, leads out of a trie of Darts-clone, and values are where characters begin."""
+    seen = np.zeros(len(units), bool)
+    nodes = np.zeros(1, np.int64)
+    while nodes.size:
+        seen[nodes] = True
+        reached = units[nodes]
+        bases = nodes ^ ((reached >> 10) << ((reached & (1 << 9)) >> 6))
+        if ((bases | 0xFF) >= len(units)).any():
+            return False
+        values = units[bases[(reached & _HAS_VALUE) != 0]] & (_VALUE - 1)
+        if (values >= len(texts)).any() or ((texts[values] & 0xC0) == 0x80).any():
+            return False
+        children = (bases[:, None] ^ np.arange(1, 256)).ravel()
+        labels = np.tile(np.arange(1, 256), len(bases))
+        children = np.unique(children[(units[children] & (_VALUE | 0xFF)) == labels])
+        nodes = children[~seen[children]]
+    return True
