@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,21 +119,21 @@ class GgufFile:
 @cache
 def _reader() -> Any:
     """gguf's reader, which makes a list an array: the package keeps an array, and reads the file, for each element."""
-    gguf = optional_module("gguf", "generate", "reads GGUF files")
-    kinds = gguf.GGUFValueType
+    gguf: Any = optional_module("gguf", "generate", "reads GGUF files")
+    kinds, base = gguf.GGUFValueType, gguf.GGUFReader
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]  # of a package without types
+    class Reader(base):  # type: ignore[misc]  # of a package without types
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Array], list[int], list[Any]]:
             if raw_type != kinds.ARRAY:
-                return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
+                fields: tuple[int, list[Array], list[int], list[Any]] = super()._get_field_parts(orig_offs, raw_type)
+                return fields
             kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
             parts, at, inner = [kind, count], orig_offs + 12, kinds(int(kind[0]))
             if inner == kinds.STRING:
-                order = "big" if count.dtype.byteorder == ">" else "little"
-                content = np.asarray(self.data)
-                lengths = memoryview(content)
+                size_of = struct.Struct(">Q" if count.dtype.byteorder == ">" else "<Q").unpack_from
+                content: Any = np.asarray(self.data)
                 for _ in range(int(count[0])):
-                    size = int.from_bytes(lengths[at : at + 8], order)
+                    (size,) = size_of(content, at)
                     parts.append(content[at + 8 : at + 8 + size])
                     at += 8 + size
             else:
