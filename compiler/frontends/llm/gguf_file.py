@@ -122,7 +122,7 @@ def _reader() -> Any:
     gguf: Any = optional_module("gguf", "generate", "reads GGUF files")
     kinds, base = gguf.GGUFValueType, gguf.GGUFReader
 
-    class Reader(base):  # type: ignore[misc]  # of a package without types
+    class Reader(base):  # type: ignore[misc, valid-type]  # of a package without types
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Array], list[int], list[Any]]:
             if raw_type != kinds.ARRAY:
                 fields: tuple[int, list[Array], list[int], list[Any]] = super()._get_field_parts(orig_offs, raw_type)
