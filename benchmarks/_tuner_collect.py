@@ -21,8 +21,7 @@ from compiler.tuning.cost_models.roofline import RandomModel
 from compiler.tuning.measuring.choice import choose_measurer
 from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.pool import MeasurementPool
-from compiler.tuning.search.evolutionary import RandomSearch
-from compiler.tuning.search.sampling import neighbour
+from compiler.tuning.search.evolutionary import RandomSearch, neighbour
 from compiler.tuning.session import Session
 from compiler.tuning.settings import TuningOptions
 from compiler.tuning.state import TaskState

@@ -24,9 +24,8 @@ from compiler.records.records import RecordWriter
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
 from compiler.support.progress_bar import automatic, shows_progress
-from compiler.tuning.conclusion import COMPARISON_SECONDS, conclude
 from compiler.tuning.cost_models import CostModel, cost_models
-from compiler.tuning.in_model import ModelComparison
+from compiler.tuning.in_model import COMPARISON_SECONDS, ModelComparison, conclude
 from compiler.tuning.measuring.choice import choose_measurer
 from compiler.tuning.measuring.device_names import LOCAL
 from compiler.tuning.measuring.devices import check_device

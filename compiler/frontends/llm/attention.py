@@ -1,4 +1,4 @@
-"""Rotary positions, the cache of keys and values, and attention over it, as Relax."""
+"""Positions (rotary or ALiBi), the cache of keys and values, and attention over it, as Relax."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ from schedules.attention.cache.rounding import round_rows
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Index
+
+
+def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
+    """The slope of each head: what its scores gain per position; the last of a power of two of heads has 2 ** -most."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-most * (head + 1) / power) for head in range(power)]
+    slopes += [2.0 ** (-most / 2 * (2 * head + 1) / power) for head in range(heads - power)]
+    return tuple(slopes)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import numpy as np
 
 from compiler.errors import OptionError
 from compiler.frontends.gguf_blocks import read_gguf_blocks
-from compiler.frontends.llm.gptq import rounded_by_gptq
-from compiler.frontends.llm.group_rounding import GROUP, best_scales
+from compiler.frontends.llm.group_rounding import GROUP, best_scales, rounded_by_gptq
 from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.support.optional import optional_module

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import MOST_EXPERTS, DecoderConfig, ExpertsConfig
-from compiler.frontends.llm.family import Family
-from compiler.frontends.llm.gpt_families import GPT_FAMILIES
+from compiler.frontends.llm.gpt_families import GPT_FAMILIES, Family
 from compiler.frontends.llm.names import GRANITE_EXPERTS, MIXTRAL_EXPERTS, QWEN_EXPERTS, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import Settings

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from compiler.errors import InvalidModelError
-from compiler.frontends.llm.alibi import alibi_slopes
+from compiler.frontends.llm.attention import alibi_slopes
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.gguf_architecture import GgufArchitecture, without_rope
 from compiler.frontends.llm.gguf_file import GgufFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.errors import OptionError
-from compiler.frontends.llm.alibi import alibi_slopes
+from compiler.frontends.llm.attention import alibi_slopes
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.gguf_architecture import GgufArchitecture, all_but_every, with_windows, without_rope
 from compiler.frontends.llm.gguf_file import GgufFile

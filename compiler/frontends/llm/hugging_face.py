@@ -10,7 +10,7 @@ from typing import Any
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LayerConfig
 from compiler.frontends.llm.families import FAMILIES
-from compiler.frontends.llm.family import Family
+from compiler.frontends.llm.gpt_families import Family
 from compiler.frontends.llm.names import Names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope

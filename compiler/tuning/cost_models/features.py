@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.tuning.cost_models import Subject
-from compiler.tuning.cost_models.analytic import Estimate, estimate
+from compiler.tuning.cost_models.roofline import Estimate, estimate
 from schedules.config import Config
 
 FEATURES_VERSION = 1

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.tuning.cost_models import Sample, Subject, cost_models
-from compiler.tuning.cost_models.analytic import estimate
 from schedules.config import Config
+from schedules.estimate import Estimate
+from schedules.machine import Machine
+from schedules.selection.registry import rules
 
 
 @cost_models.register("roofline")
@@ -38,3 +40,20 @@ class RandomModel:
 
     def predict(self, subject: Subject, configs: Sequence[Config]) -> NDArray[np.float64]:
         return self._generator.random(len(configs))
+
+
+# The estimated cost of a config, from its rule; configs without an estimate are ranked by measuring.
+
+
+def estimate(rule: str, workload: object, config: Config, machine: Machine) -> Estimate | None:
+    """The estimate for a config; None where the rule has none, or the config lacks the rule's knobs."""
+    found = next((each for each in rules() if each.name == rule), None)
+    if found is None:
+        return None
+    try:
+        return found.estimate(workload, config, machine)
+    except KeyError:
+        return None
+
+
+__all__ = ["Estimate", "estimate"]

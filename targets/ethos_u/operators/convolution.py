@@ -2,8 +2,7 @@
 
 Limits of U55 and U65 as `vela --supported-ops-report` (5.2.0) lists them for TOSA's CONV2D; a U85 has the strides of
 the same report for TensorFlow Lite's. Groups are convolutions of parts of the channels; strides wider than the
-hardware's are those of 1 over patches.
-"""
+hardware's are those of 1 over patches."""
 
 from __future__ import annotations
 
@@ -30,6 +29,7 @@ from targets.ethos_u.view import View, Weight
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call
+
 
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536
@@ -198,3 +198,44 @@ def _numbers(bias: Array | None, filters: int, behind: int) -> Array:
     if bias.size != 1 and bias.shape != places:
         raise Unsupported(f"what is added to it has the shape {list(bias.shape)}, and is not a bias")
     return np.broadcast_to(bias.reshape(-1), filters).astype(np.float64)
+
+
+# Transposed convolutions; strides as `vela --supported-ops-report` (5.2.0) lists them for TOSA's TRANSPOSE_CONV2D.
+
+_STRIDES = ((1, 1), (2, 2))
+
+
+@operator("relax.nn.conv2d_transpose", bias=True)
+def transposed_convolution(view: View, call: Call, result: Result) -> Step:
+    """conv2d_transpose(dequantize(x), dequantize(w)) + bias, w (channels, filters, height, width)."""
+    if str(call.attrs.data_layout) != "NCHW" or str(call.attrs.kernel_layout) != "IOHW":
+        raise Unsupported(f"its layouts are {call.attrs.data_layout} and {call.attrs.kernel_layout}")
+    if int(call.attrs.groups) != 1 or any(int(step) != 1 for step in call.attrs.dilation):
+        raise Unsupported("it has groups or a dilated kernel")
+    data, weight = view.quantized(call.args[0]), view.weight(call.args[1], 1)
+    _, filters, height, width = weight.values.shape
+    strides = tuple(int(step) for step in call.attrs.strides)
+    if strides not in _STRIDES:
+        raise Unsupported(f"its strides are {list(strides)}, and the accelerator takes 1 or 2 for both axes")
+    check_kernel((height, width))
+    check_weight(weight)
+    weight, bias = fitted(weight, data, result, 2)
+    top, left, bottom, right = (int(each) for each in call.attrs.padding)
+    extra = [int(each) for each in call.attrs.output_padding]
+    # What TOSA adds at the edges of the result.
+    edges = [-top, extra[0] - bottom, -left, extra[1] - right]
+    if min(edges[:2]) <= -height or min(edges[2:]) <= -width:
+        raise Unsupported("its padding is as wide as its kernel")
+    ordered = np.ascontiguousarray(weight.values.transpose(1, 2, 3, 0))
+    scales = [float(each) for each in data.scale * weight.scale / result.output.scale]
+    sizes = result.output.shape
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        sums = emitter.graph.transposed_convolution(
+            emitter.last(inputs[0]), ordered, bias, data.zero, edges, strides, (sizes[0], *sizes[2:], filters)
+        )
+        return emitter.made(emitter.finished(sums, scales, result))
+
+    macs = int(np.prod(data.shape)) * filters * height * width
+    sized = "x".join(map(str, weight.values.shape))
+    return Step("transposed convolution", sized, (data,), result.output, macs, emit)

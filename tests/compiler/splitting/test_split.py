@@ -20,8 +20,8 @@ from compiler.errors import AccuracyError, InputError, NothingGainedError, Optio
 from compiler.frontends.source import ImportOptions
 from compiler.serving.configuration import model_options
 from compiler.serving.split_client import SplitClient
+from compiler.splitting.costs import bits_per_second, seconds
 from compiler.splitting.cuts import Cut, find_cuts, halves
-from compiler.splitting.quantities import bits_per_second, seconds
 from compiler.splitting.report import Choice, Error
 from compiler.splitting.split import Measured, Network, _Splitter, best_of
 from compiler.splitting.wire import Wire, calibrated, wire_dtype

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from compiler.frontends.llm import LanguageModelOptions
-from compiler.frontends.llm.gptq import rounded_by_gptq
-from compiler.frontends.llm.group_rounding import best_scales
+from compiler.frontends.llm.group_rounding import best_scales, rounded_by_gptq
 
 Array = np.ndarray[Any, Any]
 
