@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -46,15 +47,25 @@ def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     Concurrent processes wait for the first one and use its result. Leftovers of processes killed meanwhile are removed.
 
     Raises:
-        StorageError: the cache cannot be written.
+        StorageError: the cache cannot be written, or others can write to it: what is in it is run.
     """
     folder = cache_folder() / kind / key
-    if folder.is_dir():
-        return folder
-    with _locked(folder):
-        if not folder.is_dir():  # otherwise another process made it while this one waited
-            _make(folder, make)
+    if not folder.is_dir():
+        with _locked(folder):
+            if not folder.is_dir():  # otherwise another process made it while this one waited
+                _make(folder, make)
+    for each in (folder, folder.parent, cache_folder()):
+        _check_owner(each)
     return folder
+
+
+def _check_owner(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & stat.S_IWOTH:
+        raise StorageError(
+            f"{folder} belongs to another user, or all users can write to it: programs in it are not run",
+            f"set {FOLDER_VARIABLE} to a folder of your own, or remove this one",
+        )
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:

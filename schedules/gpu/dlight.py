@@ -41,6 +41,8 @@ class DlightRule(GpuRule[GpuWorkload]):
         try:
             with target:
                 made = self.schedule().apply(function, target, False)
+        except MemoryError:
+            raise
         except Exception as error:  # dlight raises assertions and schedule errors on what it does not know
             raise NotScheduledError(f"{self.name}: {type(error).__name__}") from error
         if not isinstance(made, s_tir.Schedule):
@@ -59,6 +61,8 @@ def _can_join(mod: IRModule) -> bool:
     """Whether TVM can lower a schedule's reductions across threads: it knows few combiners."""
     try:
         s_tir.transform.LowerCrossThreadReduction()(mod)
+    except MemoryError:
+        raise
     except Exception:  # TVM raises whatever class its C++ side names
         return False
     return True

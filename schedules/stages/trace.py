@@ -54,6 +54,8 @@ def traced_schedule(kernel: Kernel, trace: str) -> s_tir.Schedule:
     schedule = new_schedule(kernel.function)
     try:
         s_tir.Trace.apply_json_to_schedule(json.loads(trace), schedule)
+    except MemoryError:
+        raise
     except Exception as error:  # TVM raises whatever its primitives raise
         raise NotScheduledError(f"the recorded trace does not fit the kernel: {error}") from error
     return schedule

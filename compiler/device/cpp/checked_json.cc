@@ -9,8 +9,9 @@ namespace json = tvm::ffi::json;
 constexpr int kDeepest = 200;  // as in Python
 constexpr size_t kShownPlace = 200;
 
-// TVM's parser is recursive: without a limit on nesting, a file could overflow the stack.
-bool IsTooDeep(const char* text, size_t size) {
+// What TVM's parser takes and JSON, as Python reads it, does not. The parser is recursive: without a limit on nesting, a
+// file could overflow the stack. Null where the text holds no such thing.
+const char* Unreadable(const char* text, size_t size) {
   int depth = 0;
   bool quoted = false;
   for (size_t i = 0; i < size; ++i) {
@@ -24,12 +25,14 @@ bool IsTooDeep(const char* text, size_t size) {
     } else if (letter == '"') {
       quoted = true;
     } else if (letter == '[' || letter == '{') {
-      if (++depth > kDeepest) return true;
+      if (++depth > kDeepest) return "it is nested more than 200 levels deep";
     } else if (letter == ']' || letter == '}') {
       --depth;
+    } else if (letter == 'N' || letter == 'I') {
+      return "it holds NaN or Infinity";
     }
   }
-  return false;
+  return nullptr;
 }
 
 // Bytes of the UTF-8 character that begins here; 0 if it is invalid.
@@ -49,7 +52,7 @@ size_t CharacterAt(const std::string& text, size_t at) {
 
 JsonValue JsonValue::Parse(const char* text, size_t size, const std::string& document) {
   JsonValue result({}, document, "");
-  if (IsTooDeep(text, size)) result.Fail("it is nested more than " + std::to_string(kDeepest) + " levels deep");
+  if (const char* problem = Unreadable(text, size)) result.Fail(problem);
   tvm::ffi::String problem;
   result.value_ = json::Parse(tvm::ffi::String(text, size), &problem);
   if (!problem.empty()) result.Fail("it is not JSON (" + std::string(problem) + ")");

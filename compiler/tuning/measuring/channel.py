@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, Pipe
@@ -47,6 +49,7 @@ class Worker:
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
+        self._folder: str | None = None
         self.starts = 0
         self._spent = 0.0
         self._watch = _Watch(0.0)
@@ -72,7 +75,9 @@ class Worker:
     @uninterrupted
     def _start(self) -> None:
         ours, theirs = Pipe()
-        environment = {**os.environ, **self._environment, _CHANNEL: str(theirs.fileno())}
+        self._folder = tempfile.mkdtemp(prefix="tensorwright-")
+        channel = {_CHANNEL: str(theirs.fileno()), "TMPDIR": self._folder}  # a killed process removes no files
+        environment = {**os.environ, **self._environment, **channel}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             pass_fds=[theirs.fileno()],
@@ -144,6 +149,9 @@ class Worker:
             except ProcessLookupError:
                 process.kill()
             process.wait()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def close(self) -> None:
         """Let the process end by itself (its pipe closes), then see to it."""

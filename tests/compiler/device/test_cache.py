@@ -70,3 +70,22 @@ def test_a_cache_that_can_not_be_written_is_an_error(cache: Path) -> None:
     cache.write_text("a file")
     with pytest.raises(StorageError, match="cannot be written"):
         cached("kind", "key", lambda _: None)
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(cache: Path) -> None:
+    folder = cached("kind", "key", lambda folder: (folder / "program").touch())
+    for each in (folder, folder.parent, cache):
+        mode = each.stat().st_mode
+        each.chmod(0o777)
+        with pytest.raises(StorageError, match="all users can write"):
+            cached("kind", "key", _slowly)
+        each.chmod(mode)
+    assert cached("kind", "key", _slowly) == folder
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_not_used(cache: Path) -> None:
+    folder = cached("kind", "key", lambda folder: (folder / "program").touch())
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(StorageError, match="belongs to another user"):
+        cached("kind", "key", _slowly)

@@ -95,6 +95,8 @@ def test_wrong_calls_of_the_c_api_are_errors(driver: Driver, tmp_path: Path) -> 
         ({"signatures": b"more", "flags": 0}, "what follows its content is not what its head announces"),
         ({"signatures": b"more"}, "what follows its content is not a signature block"),
         ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": ' + b"[" * 10**5)}, "levels deep"),
+        ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": NaN, ')}, "NaN or Infinity"),
+        ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": [-Infinity], ')}, "NaN or Infinity"),
     ],
 )
 def test_files_of_another_form_are_refused(
