@@ -1,4 +1,5 @@
-"""A recurrent layer step by step, all samples together; threads share the directions of a bidirectional one.
+"""A recurrent layer step by step, all samples together; threads share the directions of a bidirectional one, or the
+hidden units of each step.
 
 The state before a step and the one after it lie in two buffers that change places. Samples are taken in teams, which
 share each load of a weight.
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt
 
 TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
-SERIAL, DIRECTIONS = "serial", "directions"
+SERIAL, DIRECTIONS, UNITS = "serial", "directions", "units"
 
 
 def lockstep(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], split: str) -> Stmt:
-    """The body of the kernel. `split` says what threads share: nothing, or the directions."""
+    """The body of the kernel. `split` says what threads share: nothing, the directions, or the units of a step."""
     with IRBuilder() as builder:
         with T.seq_scope():
             _Lockstep(recurrence, Operands(recurrence.operands, ins), outs, split).emit()
@@ -81,11 +82,12 @@ class _Lockstep:
         directions = own.directions if direction is None else 1
         if own.quantized:
             self.quantized = QuantizedState(own, self.operands, self.state.buffers["h"], directions)
+        blocks = T.parallel if self.split == UNITS else T.serial
         with T.serial(0, self.steps) as step:
             if self.quantized is not None:
                 self.quantized.emit(step % 2, direction)
             for number in range(len(own.stages[0])):
-                with T.serial(0, directions * own.blocks) as place:
+                with blocks(0, directions * own.blocks) as place:
                     d = place // own.blocks if direction is None else direction
                     block = place % own.blocks if directions > 1 else place
                     self._block(Place(number, step, d, block))

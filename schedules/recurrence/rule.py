@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config
+from schedules.cuts import CutAxis, Work, estimated_cycles
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
-from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, lockstep
+from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, TEAM, UNITS, lockstep
 from schedules.recurrence.samples import by_samples
 from schedules.rule import CpuRule, Priority, Workload
 
@@ -27,6 +29,7 @@ _TYPICAL_STEPS = 16  # of a sequence whose length is not known
 _WORTH_THREADS = 2**20
 _INTEGER_SPEED = 4
 _WEIGHT_BYTES = 4  # of float32
+_WORTH_STARTING = 0.7  # of the time of a step without: starting threads for each step is not as even
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,18 @@ class Recurrent(CpuRule[RecurrentWorkload]):
 
 
 def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
-    """What threads share: independent samples, or the directions; SERIAL: nothing, one thread runs all samples step by
-    step and reads each weight once per step. Sizes are 0 where dynamic."""
+    """What threads share: independent samples, the directions, or the hidden units of each step; SERIAL: nothing, one
+    thread runs all samples step by step and reads each weight once per step. Sizes are 0 where dynamic."""
+    whole = _without_units(recurrence, steps, samples, machine)
+    if machine.cores == 1:
+        return whole
+    length = steps or _TYPICAL_STEPS
+    shared = length * _step_in_units(recurrence, samples, machine)
+    return UNITS if shared < _WORTH_STARTING * length * _step(recurrence, samples, machine, whole) else whole
+
+
+def _without_units(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
+    """The best way whose threads are started once."""
     products = recurrence.cell.gates * recurrence.hidden**2
     step = products // (_INTEGER_SPEED if recurrence.quantized else 1)
     stays_in_cache = _WEIGHT_BYTES * products <= machine.l2_bytes // 2
@@ -78,3 +91,37 @@ def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machin
     if machine.cores == 1 or step * (steps or _TYPICAL_STEPS) * recurrence.directions < _WORTH_THREADS:
         return alone
     return DIRECTIONS if recurrence.directions >= machine.cores else alone
+
+
+def _work(recurrence: Recurrence, samples: int, axis: str) -> Work:
+    """The products of one step, of all directions."""
+    weights = recurrence.cell.gates * recurrence.hidden**2 * recurrence.directions
+    bytes_ = weights * (1 if recurrence.quantized else _WEIGHT_BYTES)
+    vectors = weights / recurrence.lanes / (_INTEGER_SPEED if recurrence.quantized else 1)
+    return Work({axis: 0.0}, cycles=vectors * max(2.0, samples / 2), bytes=float(bytes_))
+
+
+def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> float:
+    """Cycles of a step whose units threads share: they are started for each of its stages."""
+    axes = [CutAxis("units", recurrence.blocks * recurrence.directions, most=1)]
+    sizes, stages = {"units": 1}, len(recurrence.stages[0])
+    work = _work(recurrence, samples or 1, "units")
+    own = replace(work, cycles=work.cycles / stages, bytes=work.bytes / stages)
+    return stages * estimated_cycles(axes, [own], sizes, machine, machine.cores)
+
+
+def _step(recurrence: Recurrence, samples: int, machine: Machine, way: str) -> float:
+    """Cycles of a step of another way, without what it takes to start the threads once."""
+    work = _work(recurrence, samples or 1, "all")
+    alone = estimated_cycles([CutAxis("all", 1)], [work], {"all": 1}, machine, threads=1)
+    tasks = _tasks(recurrence, samples or 1, way)
+    return alone * ceil_div(tasks, machine.cores) / tasks
+
+
+def _tasks(recurrence: Recurrence, samples: int, way: str) -> int:
+    """What threads share over all steps."""
+    if way == SERIAL or (way == SAMPLES and not recurrence.parallel):
+        return 1
+    if way == DIRECTIONS:
+        return recurrence.directions
+    return recurrence.directions * (samples if recurrence.has_lengths else ceil_div(samples, TEAM))

@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import compiler
+import targets
 from schedules.machine import Machine
 from schedules.recurrence.activations import ActivationChoice
 from schedules.recurrence.description import CellKind, Recurrence, parse
-from schedules.recurrence.lockstep import DIRECTIONS, SERIAL
+from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS
 from schedules.recurrence.rule import SAMPLES, way_to_run
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -73,11 +74,12 @@ _CASES: dict[str, tuple[str, int, int, bool, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("cores", [2, 8])
 @pytest.mark.parametrize("case", _CASES)
-def test_layers_whose_work_threads_share(case: str) -> None:
+def test_layers_whose_work_threads_share(case: str, cores: int) -> None:
     operator, hidden, directions, lengths, attributes = _CASES[case]
     model = _model(operator, hidden, directions, lengths=lengths, **attributes)
-    module = compiler.compile(model, threads=2, records=False)
+    module = compiler.compile(model, targets.get("host", cores=cores), threads=2, records=False)
     assert module.manifest.kernels
     assert "recurrent" in {kernel.rule for kernel in module.manifest.kernels}
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -104,7 +106,14 @@ def _recurrence(hidden: int, directions: int = 1, *, quantized: bool = False) ->
 
 @pytest.mark.parametrize(
     ("hidden", "directions", "cores", "way"),
-    [(512, 1, 1, SERIAL), (32, 1, 2, SAMPLES), (512, 1, 2, SAMPLES), (512, 2, 2, DIRECTIONS), (512, 2, 4, SAMPLES)],
+    [
+        (512, 1, 1, SERIAL),
+        (32, 1, 2, SAMPLES),
+        (512, 1, 2, UNITS),
+        (512, 2, 2, DIRECTIONS),
+        (512, 2, 8, UNITS),
+        (64, 1, 32, SAMPLES),
+    ],
 )
 def test_how_a_layer_is_run(hidden: int, directions: int, cores: int, way: str) -> None:
     machine = Machine(cores=cores)
