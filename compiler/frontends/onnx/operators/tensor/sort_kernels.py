@@ -1,21 +1,31 @@
-"""Kernels that sort: a stable merge sort of positions, in n log n comparisons for any size."""
+"""Kernels that sort: a stable merge sort of positions, in n log n comparisons for any size.
+
+Blocks are sorted one by one, then merged in pairs; threads share the blocks, and the parts of each merge: where a part
+begins in either run is found by halving (Odeh, Green, Mwassi, Shmueli and Birk, "Merge Path", 2012).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import tvm
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes
+from schedules.codegen.nest import CHUNKED
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _LEVELS = 40  # 2**40 elements are more than a tensor can have
+_BLOCK_LEVELS = 12
+_BLOCK = 1 << _BLOCK_LEVELS  # items of a task: some 300 microseconds of sorting, 20 of merging
+_WORTH_THREADS = 1 << 11  # items, some 100 microseconds of sorting
 
 
 def int64(value: int) -> Expr:
@@ -55,12 +65,15 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
     rows, count = data.shape[0], data.shape[1]
     size = int64(1) if width is None else width
     dtype = str(data.dtype)
+    in_blocks = not (isinstance(count, tirx.IntImm) and int(count) <= _BLOCK)
+    block = int64(_BLOCK) if in_blocks else count
+    blocks = tirx.floordiv(count + int64(_BLOCK - 1), block) if in_blocks else int64(1)
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source = T.buffer_proxy(ins[0])
-        order, spare, state = (T.buffer_proxy(out) for out in outs)
+        order, spare, states = (T.buffer_proxy(out) for out in outs)
 
-        def item_before(row: Expr, a: Expr, b: Expr) -> Expr:
+        def item_before(state: StateOfTask, row: Expr, a: Expr, b: Expr) -> Expr:
             if width is None:
                 x, y = source[row * count + a], source[row * count + b]
                 return comes_before(x, y, dtype, descending=descending)
@@ -73,16 +86,82 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
                     state[_IS_RIGHT] = tirx.Select(first, int64(1), tirx.Select(second, int64(-1), int64(0)))
             return state[_IS_RIGHT] == int64(1)
 
+        def run_of(task: Expr) -> tuple[Run, Expr, Callable[[Expr, Expr], Expr]]:
+            """A row, the first item of a block of it, and the order of items."""
+            state = StateOfTask(states, task * int64(_LINE))
+            row, first = task, int64(0)
+            if in_blocks:
+                row = _named(tirx.floordiv(task, blocks))
+                first = _named((task - row * blocks) * block)
+            run = Run(order, spare, state, row * count, count)
+            return run, first, lambda a, b: item_before(state, row, a, b)
+
         with IRBuilder() as builder:
-            with T.serial(0, rows) as row, T.seq_scope():
-                with T.serial(0, count) as i:
-                    order[row * count + i] = i
-                sort_positions(Run(order, spare, state, row * count, count), lambda a, b: item_before(row, a, b))
+            with T.seq_scope():
+                with shared_tasks(rows * blocks, rows * count) as task:
+                    run, first, before = run_of(task)
+                    length = tirx.min(block, count - first) if in_blocks else count
+                    with T.serial(0, length) as i:
+                        order[run.start + first + i] = first + i
+                    sort_positions(Run(order, spare, run.state, run.start + first, length), before)
+                if in_blocks:
+                    with T.serial(0, _LEVELS - _BLOCK_LEVELS) as level:
+                        half = int64(_BLOCK) << level
+                        with T.If(half < count), T.Then(), T.seq_scope():
+                            with shared_tasks(rows * blocks, rows * count) as task:
+                                run, first, before = run_of(task)
+                                _merge_part(run, half, first, before)
+                            with shared_tasks(rows * blocks, rows * count) as task:
+                                run, first, _ = run_of(task)
+                                with T.serial(0, tirx.min(int64(_BLOCK), count - first)) as i:
+                                    order[run.start + first + i] = spare[run.start + first + i]
             return builder.get()
 
-    shape = [rows, count]
-    outputs = te.extern([shape, shape, [int64(STATE)]], [data], generate, dtype=["int64"] * 3, name="sorted_positions")
+    shapes = [[rows, count], [rows, count], [rows * blocks, int64(_LINE)]]
+    outputs = te.extern(shapes, [data], generate, dtype=["int64"] * 3, name="sorted_positions")
     return outputs[0]
+
+
+def _named(value: Expr) -> Expr:
+    """A name that TVM does not replace by its value, as `nest.name_opaque`: else it simplifies quotients of
+    quotients for most of a minute."""
+    held = T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local"))
+    held[0] = value
+    return T.bind(held[0])
+
+
+@contextmanager
+def shared_tasks(tasks: Expr, items: Expr, least: int = _WORTH_THREADS) -> Iterator[Expr]:
+    """A loop over tasks that threads share if there are items enough, `least`, to pay for starting them."""
+    analyzer = tvm.sym.Analyzer()
+    tasks, items = analyzer.simplify(tasks), analyzer.simplify(items)
+    if isinstance(tasks, tirx.IntImm) and isinstance(items, tirx.IntImm):
+        loop = T.parallel if int(tasks) > 1 and int(items) >= least else T.serial
+        with loop(0, tasks) as task, T.seq_scope():
+            yield task
+        return
+    is_shared = items >= int64(least)
+    chunks, each = tirx.Select(is_shared, tasks, int64(1)), tirx.Select(is_shared, int64(1), tasks)
+    with (
+        T.parallel(0, chunks, annotations={CHUNKED: tirx.IntImm("int32", 1)}) as chunk,
+        T.serial(0, each) as place,
+        T.seq_scope(),
+    ):
+        yield chunk + place
+
+
+@dataclass(frozen=True)
+class StateOfTask:
+    """The integers of one task, from `first` on."""
+
+    every: Buffer
+    first: Expr
+
+    def __getitem__(self, place: int) -> Expr:
+        return self.every[self.first + int64(place)]
+
+    def __setitem__(self, place: int, value: Expr) -> None:
+        self.every[self.first + int64(place)] = value
 
 
 @dataclass(frozen=True)
@@ -91,7 +170,7 @@ class Run:
 
     order: Buffer
     spare: Buffer
-    state: Buffer
+    state: Buffer | StateOfTask
     start: Expr
     count: Expr
 
@@ -106,52 +185,100 @@ def sort_positions(run: Run, before: Callable[[Expr, Expr], Expr]) -> None:
                 run.order[run.start + i] = run.spare[run.start + i]
 
 
-# Places in `state`: the next of the left and of the right run, whether the right one goes first, the last of each.
-_LEFT, _RIGHT, _IS_RIGHT, _LEFT_END, _RIGHT_END = range(5)
-STATE = 5  # integers of `Run.state`
+# Places in `state`: the next of the left and of the right run, whether the right one goes first, the last of each; the
+# bounds of a search.
+_LEFT, _RIGHT, _IS_RIGHT, _LEFT_END, _RIGHT_END, _LOW, _HIGH = range(7)
+STATE = 7  # integers of `Run.state`
+_LINE = 8  # of a cache line
 
 
 def _merge_pairs(run: Run, half: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
-    """Merge sorted runs of `half` items in pairs, from `order` to `spare`: from both ends, which the processor does at
-    the same time."""
-    count, state = run.count, run.state
-    pairs = tirx.floordiv(count + half * int64(2) - int64(1), half * int64(2))
+    """Merge sorted runs of `half` items in pairs, from `order` to `spare`."""
+    pairs = tirx.floordiv(run.count + half * int64(2) - int64(1), half * int64(2))
     with T.serial(0, pairs) as pair, T.seq_scope():
         start = pair * half * int64(2)
-        middle = tirx.min(start + half, count)
-        end = tirx.min(middle + half, count)
-        state[_LEFT] = start
-        state[_RIGHT] = middle
-        state[_LEFT_END] = middle - int64(1)
-        state[_RIGHT_END] = end - int64(1)
-        with T.serial(0, tirx.floordiv(end - start, int64(2))) as k, T.seq_scope():
-            _take_first(run, start + k, middle, end, before)
-            _take_last(run, end - int64(1) - k, start, middle, before)
-        with T.If(tirx.floormod(end - start, int64(2)) == int64(1)), T.Then(), T.seq_scope():
-            _take_first(run, start + tirx.floordiv(end - start, int64(2)), middle, end, before)
+        middle = tirx.min(start + half, run.count)
+        end = tirx.min(middle + half, run.count)
+        _merge(run, _Ends(start, middle, middle, end), start, before)
 
 
-def _take_first(run: Run, to: Expr, middle: Expr, end: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+def _merge_part(run: Run, half: Expr, first: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+    """A block of the result of merging runs of `half` items in pairs: that from `first` on."""
+    start = _named(tirx.floordiv(first, half * int64(2)) * half * int64(2))
+    middle = _named(tirx.min(start + half, run.count))
+    end = _named(tirx.min(middle + half, run.count))
+    cuts = []
+    for done in (first - start, tirx.min(first + int64(_BLOCK), end) - start):
+        _find_cut(run, _Ends(start, middle, middle, end), done, before)
+        left = _named(run.state[_LOW])
+        cuts.append((start + left, middle + done - left))
+    (left_first, right_first), (left_end, right_end) = cuts
+    _merge(run, _Ends(left_first, left_end, right_first, right_end), first, before)
+
+
+def _find_cut(run: Run, ends: _Ends, done: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+    """Sets `state[_LOW]` to how many of the first `done` items of a merge come from the left run."""
+    state, order, base = run.state, run.order, run.start
+    lefts, rights = ends.left_end - ends.left, ends.right_end - ends.right
+    state[_LOW] = tirx.max(done - rights, int64(0))
+    state[_HIGH] = tirx.min(done, lefts)
+    # A loop with a condition makes TVM crash here.
+    with T.serial(0, _LEVELS), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
+        middle = _named((state[_LOW] + state[_HIGH]) >> 1)
+        right, left = order[base + ends.right + done - middle - int64(1)], order[base + ends.left + middle]
+        with T.If(before(right, left)):
+            with T.Then(), T.seq_scope():
+                state[_HIGH] = middle
+            with T.Else(), T.seq_scope():
+                state[_LOW] = middle + int64(1)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Two sorted runs: places in a `Run`, each end behind the last item."""
+
+    left: Expr
+    left_end: Expr
+    right: Expr
+    right_end: Expr
+
+
+def _merge(run: Run, ends: _Ends, to: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+    """Merge two runs from `order` to `spare`: from both ends, which the processor does at the same time."""
+    state = run.state
+    state[_LEFT] = ends.left
+    state[_RIGHT] = ends.right
+    state[_LEFT_END] = ends.left_end - int64(1)
+    state[_RIGHT_END] = ends.right_end - int64(1)
+    count = ends.left_end - ends.left + ends.right_end - ends.right
+    with T.serial(0, tirx.floordiv(count, int64(2))) as k, T.seq_scope():
+        _take_first(run, to + k, ends, before)
+        _take_last(run, to + count - int64(1) - k, ends, before)
+    with T.If(tirx.floormod(count, int64(2)) == int64(1)), T.Then(), T.seq_scope():
+        _take_first(run, to + tirx.floordiv(count, int64(2)), ends, before)
+
+
+def _take_first(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], Expr]) -> None:
     """The first of what is left goes to `to`. Selected, not branched on: which run has it cannot be predicted. Where a
     run is used up, an item that may be read stands for its next."""
     order, state, base = run.order, run.state, run.start
-    left = order[base + tirx.min(state[_LEFT], middle - int64(1))]
-    right = order[base + tirx.min(state[_RIGHT], end - int64(1))]
+    left = order[base + tirx.max(tirx.min(state[_LEFT], ends.left_end - int64(1)), int64(0))]
+    right = order[base + tirx.min(state[_RIGHT], ends.right_end - int64(1))]
     # The right one goes first only when it is strictly before the left one.
     is_before = before(right, left)
-    is_right = tirx.any(state[_LEFT] >= middle, tirx.all(state[_RIGHT] < end, is_before))
+    is_right = tirx.any(state[_LEFT] >= ends.left_end, tirx.all(state[_RIGHT] < ends.right_end, is_before))
     state[_IS_RIGHT] = tirx.Select(is_right, int64(1), int64(0))
     run.spare[base + to] = tirx.Select(state[_IS_RIGHT] == int64(1), right, left)
     state[_RIGHT] = state[_RIGHT] + state[_IS_RIGHT]
     state[_LEFT] = state[_LEFT] + int64(1) - state[_IS_RIGHT]
 
 
-def _take_last(run: Run, to: Expr, start: Expr, middle: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+def _take_last(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], Expr]) -> None:
     """The last of what is left goes to `to`: of equal ones the right one."""
     order, state, base = run.order, run.state, run.start
-    left, right = order[base + tirx.max(state[_LEFT_END], start)], order[base + state[_RIGHT_END]]
+    left, right = order[base + tirx.max(state[_LEFT_END], ends.left)], order[base + state[_RIGHT_END]]
     is_before = before(right, left)
-    is_left = tirx.any(state[_RIGHT_END] < middle, tirx.all(state[_LEFT_END] >= start, is_before))
+    is_left = tirx.any(state[_RIGHT_END] < ends.right, tirx.all(state[_LEFT_END] >= ends.left, is_before))
     state[_IS_RIGHT] = tirx.Select(is_left, int64(0), int64(1))
     run.spare[base + to] = tirx.Select(state[_IS_RIGHT] == int64(1), right, left)
     state[_RIGHT_END] = state[_RIGHT_END] - state[_IS_RIGHT]

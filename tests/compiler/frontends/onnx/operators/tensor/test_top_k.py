@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import compiler
+import targets
 from compiler.runtime.module import Module
 
 
@@ -44,3 +45,55 @@ def test_top_k(top_k: tuple[Module, bool], k: int, order: str) -> None:
     outputs = module.run({"x": x, "k": np.array([k])})
     np.testing.assert_array_equal(outputs["positions"], positions)
     np.testing.assert_array_equal(outputs["values"], np.take_along_axis(x, positions, axis=1))
+
+
+def _fixed(shape: tuple[int, ...], k: int, *, largest: bool) -> Module:
+    node = helper.make_node("TopK", ["x", "k"], ["values", "positions"], largest=int(largest))
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    outputs = [
+        helper.make_tensor_value_info("values", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("positions", TensorProto.INT64, None),
+    ]
+    count = helper.make_tensor("k", TensorProto.INT64, [1], [k])
+    graph = helper.make_graph([node], "top_k", inputs, outputs, [count])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return compiler.compile(model, targets.get("host", cores=8), threads=2, records=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "k"),
+    [((2, 300_007), 40), ((1, 300_007), 500), ((1, 20_011), 20_011), ((3, 4097), 3000), ((40, 5000), 7)],
+    ids=["parts", "many of parts", "a long row in order", "rows in order", "rows"],
+)
+@pytest.mark.parametrize("largest", [True, False], ids=["largest", "smallest"])
+def test_tasks_that_threads_share(shape: tuple[int, ...], k: int, largest: bool) -> None:
+    x = np.random.default_rng(k).standard_normal(shape).astype("float32").round(2)  # ties in all parts
+    x[:, ::997] = np.nan
+    given = x[:, ::-1] if largest else x
+    positions = np.argsort(given, axis=1, kind="stable")
+    positions = (shape[1] - 1 - positions[:, ::-1] if largest else positions)[:, :k]
+    outputs = _fixed(shape, k, largest=largest).run({"x": x})
+    np.testing.assert_array_equal(outputs["positions"], positions)
+    np.testing.assert_array_equal(outputs["values"], np.take_along_axis(x, positions, axis=1))
+
+
+def test_rows_of_unknown_length_are_shared(top_k: tuple[Module, bool]) -> None:
+    module, largest = top_k
+    x = np.random.default_rng(0).standard_normal((9, 3001)).astype("float32")
+    positions = np.argsort(-x if largest else x, axis=1, kind="stable")[:, :900]
+    np.testing.assert_array_equal(module.run({"x": x, "k": np.array([900])})["positions"], positions)
+
+
+@pytest.mark.parametrize("width", [(), (3,)], ids=["elements", "rows"])
+def test_items_of_an_unknown_number_are_merged_in_parts(width: tuple[int, ...]) -> None:
+    node = helper.make_node("Unique", ["x"], ["distinct", "first"], axis=0)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.INT64, ["n", *width])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in ("distinct", "first")]
+    graph = helper.make_graph([node], "unique", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = compiler.compile(model, targets.get("host", cores=8), threads=2, records=False)
+    for count in (1, 4096, 4097, 30_011):
+        x = np.random.default_rng(count).integers(0, 30 if width else 3000, (count, *width))
+        wanted = np.unique(x, axis=0, return_index=True)
+        for ours, theirs in zip(module.run({"x": x}).values(), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
