@@ -43,6 +43,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the first case; case i has the seed S + i")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="after which a case counts as hanging")
+    parser.add_argument("--target", help="graphs and torch: what to compile for; host unless given")
     parser.add_argument("--only", help='hostile: the subjects whose name holds this text or, after a "!", does not')
     parser.add_argument("--here", action="store_true", help="run in this process, to debug one case")
     return parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> int:
     console = Console()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tensorwright-fuzz-") as folder:
-        context = suite.prepare(Path(folder))
+        context = suite.prepare(Path(folder), **({"target": options.target} if options.target else {}))
         seeds = range(options.seed, options.seed + options.cases)
         if options.here:
             outcomes = [suite.case(context, seed) for seed in seeds]

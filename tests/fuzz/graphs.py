@@ -9,11 +9,12 @@ from tests.fuzz.outcome import Outcome
 from tests.fuzz.random_graphs import difference, random_model, reference
 
 
-def prepare(folder: Path) -> None:
-    """Nothing: each case makes its own graph."""
+def prepare(folder: Path, target: str = "host") -> str:
+    """The target: each case makes its own graph."""
+    return target
 
 
-def case(_: None, seed: int) -> Outcome:
+def case(target: str, seed: int) -> Outcome:
     """Compile the graph of a seed and compare each output. A refusal is a gap, not a failure."""
     import compiler
 
@@ -21,7 +22,7 @@ def case(_: None, seed: int) -> Outcome:
     label = f"{min(len(model.graph.node), 15):2d} nodes"
     expected = reference(model, inputs)
     try:
-        outputs = compiler.compile(model, threads=1).run(inputs)
+        outputs = compiler.compile(model, target, threads=1).run(inputs)
     except UserError as error:
         return Outcome("refused", label, f"{type(error).__name__}: {error}")
     except Exception as error:

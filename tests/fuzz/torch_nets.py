@@ -83,11 +83,12 @@ def _grow(net: Net, values: list[list[Tensor]], random: Random) -> None:
             return
 
 
-def prepare(folder: Path) -> None:
-    """Nothing: each case makes its own net."""
+def prepare(folder: Path, target: str = "host") -> str:
+    """The target: each case makes its own net."""
+    return target
 
 
-def case(_: None, seed: int) -> Outcome:
+def case(target: str, seed: int) -> Outcome:
     """Compile the net of a seed and compare each output at two sizes. A refusal is a gap, not a failure."""
     import compiler
 
@@ -96,7 +97,7 @@ def case(_: None, seed: int) -> Outcome:
     label = f"{len(net.steps)} steps, {'dynamic' if dynamic else 'fixed'}"
     sizes = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC) or None
     try:
-        module = compiler.compile(net, example_inputs=(inputs[0],), dynamic_shapes=(sizes,), threads=1)
+        module = compiler.compile(net, target, example_inputs=(inputs[0],), dynamic_shapes=(sizes,), threads=1)
         runs = [list(module.run([each]).values()) for each in inputs]
     except UserError as error:
         return Outcome("refused", label, f"{type(error).__name__}: {error}")

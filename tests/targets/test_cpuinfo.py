@@ -15,6 +15,23 @@ def test_linux_names_become_llvm_names() -> None:
     assert cpuinfo.parse_features(text) == expected
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tiles_count_where_the_system_permits_them(monkeypatch: pytest.MonkeyPatch, *, allowed: bool) -> None:
+    monkeypatch.setattr(cpuinfo, "reported_features", lambda: frozenset({"avx2", "amx-tile", "amx-bf16"}))
+    monkeypatch.setattr(cpuinfo, "allows_tiles", lambda: allowed)
+    cpuinfo.features.cache_clear()
+    try:
+        assert cpuinfo.features() == ({"avx2", "amx-tile", "amx-bf16"} if allowed else {"avx2"})
+    finally:
+        cpuinfo.features.cache_clear()
+
+
+def test_asking_for_tiles_answers_here() -> None:
+    """Where the processor has none, Linux refuses them."""
+    if "amx-tile" not in cpuinfo.reported_features():
+        assert not cpuinfo.allows_tiles()
+
+
 def test_only_what_every_processor_has_counts() -> None:
     assert cpuinfo.parse_features("flags : avx2 fma\nflags : fma\n") == {"fma"}
     assert cpuinfo.parse_features("Features : asimd asimddp\n") == {"neon", "dotprod"}

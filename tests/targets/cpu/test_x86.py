@@ -59,6 +59,28 @@ def test_the_host_may_not_use_a_feature_that_the_system_hides(monkeypatch: pytes
     assert host.machine.memory_rate == targets.get("znver4").machine.memory_rate
 
 
+def test_the_nearest_preset_where_a_virtual_machine_reports_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM takes some Granite Rapids for Rocket Lake, whose features are fewer."""
+    features = frozenset(targets.get("sapphire-rapids").required_features)
+    monkeypatch.setattr(x86, "_llvm_host", lambda: ("rocketlake", features))
+    host = x86.host()
+    assert isinstance(host, x86.X86Target)
+    assert "+amx-tile" in host.attributes
+    assert dict(host.machine.rates) == {"vdpbf16ps": 0.5}
+    assert host.machine.memory_rate == targets.get("sapphire-rapids").machine.memory_rate
+
+
+def test_a_refusal_of_tiles_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = frozenset(targets.get("cooperlake").required_features)
+    monkeypatch.setattr(x86, "_llvm_host", lambda: ("sapphirerapids", features))
+    monkeypatch.setattr(cpuinfo, "reported_features", lambda: features | {"amx-tile"})
+    host = x86.host()
+    assert isinstance(host, x86.X86Target)
+    assert "the system does not permit AMX" in host.description
+    assert "-amx-tile" in host.attributes
+    assert not host.machine.has("amx-tile")
+
+
 @pytest.mark.parametrize(("wrong", "near"), [("x86-64-v9", "x86-64-v4"), ("zenver4", "znver4"), ("hots", "host")])
 def test_an_unknown_name_gets_suggestions(wrong: str, near: str) -> None:
     with pytest.raises(targets.UnknownTarget) as caught:
