@@ -146,7 +146,7 @@ class ConvDot(DirectRule[DotWorkload]):
     def apply(self, kernel: Kernel, workload: DotWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_DOT))
         if isinstance(workload, QuadsWorkload):
-            nest: type[DotNest] = QuadsNest if machine.architecture == "aarch64" else DotNest
+            nest: type[DotNest] = QuadsNest if machine.lane_products else DotNest
         else:
             nest = PairsNest if _in_pairs(workload, machine) else DotNest
         return fused.function(nest(fused, workload, config).build(machine), machine)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, MATRIX_S8S8, MATRIX_U8S8
 from schedules.instructions.products.product import Product, features
+from schedules.instructions.products.quarters import REGISTER_LANES
 
-LANES = 4
 _CASTS = "  %x = bitcast <4 x i32> %a to <16 x i8>\n  %y = bitcast <4 x i32> %b to <16 x i8>"
 
 
@@ -44,7 +44,7 @@ PRODUCTS = (
         DOT_BF16,
         (_NEON,),
         2.0,
-        (LANES,),
+        (REGISTER_LANES,),
         lambda _: (
             f"""  %x = bitcast <4 x i32> %a to <8 x bfloat>
   %y = bitcast <4 x i32> %b to <8 x bfloat>
@@ -58,7 +58,7 @@ PRODUCTS = (
             operation,
             (_MATRIX,),
             8.0,
-            (LANES,),
+            (REGISTER_LANES,),
             lambda _, name=name: _direct(name),  # type: ignore[misc]
             lambda _, name=name: _declared(name),  # type: ignore[misc]
             rows=2,
@@ -66,17 +66,25 @@ PRODUCTS = (
         )
         for name, operation in (("usmmla", MATRIX_U8S8), ("smmla", MATRIX_S8S8))
     ),
-    Product("usdot", DOT_U8S8, (_MATRIX,), 4.0, (LANES,), lambda _: _direct("usdot"), lambda _: _declared("usdot")),
+    Product(
+        "usdot", DOT_U8S8, (_MATRIX,), 4.0, (REGISTER_LANES,), lambda _: _direct("usdot"), lambda _: _declared("usdot")
+    ),
     # LLVM takes a lane of the second factor as it lies in a register: that is %a, the same for all columns.
     Product(
-        "sdot", DOT_S8S8, (_DOT,), 4.0, (LANES,), lambda _: _direct("sdot", "%y", "%x"), lambda _: _declared("sdot")
+        "sdot",
+        DOT_S8S8,
+        (_DOT,),
+        4.0,
+        (REGISTER_LANES,),
+        lambda _: _direct("sdot", "%y", "%x"),
+        lambda _: _declared("sdot"),
     ),
     Product(
         "sdot of shifted bytes",
         DOT_U8S8,
         (_DOT,),
         4.0,
-        (LANES,),
+        (REGISTER_LANES,),
         lambda _: _unsigned_by_signed(),
         lambda _: _declared("sdot"),
         direct=False,

@@ -12,7 +12,7 @@ from schedules.instructions.llvm_functions import symbol, vector
 from schedules.instructions.products import amx, arm, x86
 from schedules.instructions.products.operation import OPERATIONS, SCALARS, Operation
 from schedules.instructions.products.product import Product
-from schedules.instructions.products.quarters import in_quarters
+from schedules.instructions.products.quarters import REGISTER_LANES, in_quarters
 from schedules.machine import Machine
 
 PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)
@@ -122,8 +122,8 @@ def _host(count: int, product: Product | None, widths: list[int]) -> int | None:
     """The lanes of the instruction by which another number of lanes is computed."""
     if product is None or count in widths:
         return None
-    if widths == [arm.LANES] and count > arm.LANES and count % arm.LANES == 0:
-        return arm.LANES
+    if widths == [REGISTER_LANES] and count > REGISTER_LANES and count % REGISTER_LANES == 0:
+        return REGISTER_LANES
     return next((each for each in widths if each > count), None) if product.pads else None
 
 
