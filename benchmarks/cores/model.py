@@ -56,6 +56,15 @@ class Call:
     def is_serial(self) -> bool:
         return self.parts == 1
 
+    @property
+    def reason(self) -> str:
+        """Why one core computes it."""
+        if self.parts > 1:
+            return ""
+        if self.longest <= SERIAL_SECONDS:
+            return "little work"
+        return f"its parallel loop has {self.tasks or 'one'} task" if self.starting else "no parallel loop"
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -93,3 +93,9 @@ def test_parts_of_a_module_one_after_the_other(tmp_path: Path) -> None:
 def test_nets_that_are_not_there(name: str) -> None:
     with pytest.raises(ValueError, match=r"nothing-like-it|smollm2:decode or smollm2:prompt"):
         net_of(name)
+
+
+def test_why_one_core_computes_a_call() -> None:
+    calls = [call(0, (500 * US, 500 * US, 1), tasks=(1,)), call(500 * US), call(50 * US), call(0, (9 * US, 18 * US, 2))]
+    reasons = [each.reason for each in predict(calls, calls, Machine(cores=2)).calls]
+    assert reasons == ["its parallel loop has 1 task", "no parallel loop", "little work", ""]
