@@ -15,9 +15,10 @@ from compiler.inspection.roofline import Roofline
 from compiler.profiling.attribution import RUNTIME
 from schedules.machine import Machine
 
-# A region wakes its threads one after the other, and each counts itself out at the end: both move a cache line between
-# cores, some 0.1 microseconds in a socket (https://chipsandcheese.com measures 50 to 150 ns).
-_START_SECONDS = 0.6e-6
+# An empty region takes 2.65 microseconds with two threads (Zen 4, idle). Threads are handed their parts one after the
+# other, and each counts itself out at the end: both move a cache line between cores, some 0.1 microseconds in a socket
+# (50 to 150 ns, https://chipsandcheese.com).
+_START_SECONDS = 2.5e-6
 _THREAD_SECONDS = 0.15e-6
 SERIAL_SECONDS = 100e-6
 """Work on one core that a kernel may have without being cut."""
