@@ -45,7 +45,7 @@ class Graph:
 
     def weight(self, *shape: int) -> str:
         """The name of a new constant of random numbers."""
-        return self.constant(self._random.standard_normal(shape).astype(np.float32) / np.sqrt(shape[-1]))
+        return self.constant(self._random.standard_normal(shape).astype(np.float32) / np.float32(shape[-1] ** 0.5))
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """The name of the first output of a new node."""

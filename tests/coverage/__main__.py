@@ -6,7 +6,13 @@ import argparse
 import importlib
 import sys
 
-TABLES = {"onnx": "onnx_table", "models": "models_table", "files": "files_table", "language": "language_table"}
+TABLES = {
+    "onnx": "onnx_table",
+    "models": "models_table",
+    "files": "files_table",
+    "language": "language_table",
+    "packages": "packages_table",
+}
 
 
 def main() -> int:

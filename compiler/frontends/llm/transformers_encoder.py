@@ -151,7 +151,7 @@ def _cross_decoder(model: Any, own: Any) -> Any:
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
 
-    count, hidden_size = len(own.layers), int(model.config.d_model)
+    count, hidden_size = len(own.layers), _width(model)
     cache_name = _cache_argument(model)
 
     class Decoder(torch.nn.Module):
@@ -193,13 +193,18 @@ def _read_once(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
+def _width(model: Any) -> int:
+    """Of what the encoder returns for each token."""
+    return int(getattr(model.config, "d_model", None) or model.get_input_embeddings().embedding_dim)
+
+
 def _own_layers(model: Any, cache_name: str, count: int, context: int) -> Any:
     """The cache of the decoder's own tokens, sized by a first run."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    hidden = torch.zeros((1, 1, int(model.config.d_model)), dtype=model.dtype)
+    hidden = torch.zeros((1, 1, _width(model)), dtype=model.dtype)
     start = torch.zeros((1, 1), dtype=torch.int64)
     named = {cache_name: cache}
     model.get_decoder()(input_ids=start, encoder_hidden_states=hidden, use_cache=True, **named)

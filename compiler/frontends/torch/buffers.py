@@ -71,8 +71,8 @@ def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
         if node.op != "call_function" or schema is None or not schema.is_mutable or node.target is detach:
             continue
         source = node.args[0]
-        while source.op == "call_function" and source.args:
-            source = source.args[0]
+        while source.op == "call_function" and source.args and isinstance(source.args[0], torch.fx.Node):
+            source = source.args[0]  # what it is a view of, if it is one
         if source.name in constants:
             raise UnsupportedModelError(
                 [Refusal("mutation", source.name, "the model writes to an integer in a buffer while running")],

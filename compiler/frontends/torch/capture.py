@@ -60,7 +60,7 @@ def exported_program(
     except (TypeError, AssertionError) as error:
         raise InputError(f"the example inputs do not fit the model: {error}") from error
     except Exception as error:  # torch.export raises many classes, none of them public
-        raise capture_error(error) from error
+        raise capture_error(error, [*arguments, *named.values()]) from error
 
 
 def _captured(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import linecache
 import re
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from compiler.errors import InvalidModelError
 
 _FIXED_SIZE = (
     "a loop of Python over that dimension, or a branch on its size, fixes it, and so do parts of a fixed size (split): "
-    "leave the dimension out of dynamic_shapes, or write the loop with torch._higher_order_ops.scan, which is compiled "
-    "for any length"
+    "leave the dimension out of dynamic_shapes and compile once for each size, or write the loop with "
+    "torch._higher_order_ops.scan, which is compiled for any length"
 )
 _DATA_DEPENDENT = (
     "compute both branches and choose with torch.where, use torch.cond, or compile the parts around it; models that "
@@ -27,28 +29,54 @@ _OTHER = "make torch.export.export(model, example_inputs) work first"
 _LONGEST = 300
 
 
-def capture_error(error: Exception) -> InvalidModelError:
-    """The error of a model that `torch.export` stopped at; torch's own report is its cause."""
+def capture_error(error: Exception, example: Sequence[Any] = ()) -> InvalidModelError:
+    """The error of a model that `torch.export` stopped at with these inputs; torch's own report is its cause."""
     text = str(error)
     where = line_of_the_model(error.__traceback__)
     if "data-dependent" in text:
         hint = f"{_INDEX}; else {_DATA_DEPENDENT}" if "specialized integer" in text else _DATA_DEPENDENT
         what = f"a value of a tensor decides what is computed ({_first_line(text)})"
     elif "specialized it to be a constant" in text:
-        what, hint = text.strip(), _FIXED_SIZE
+        what, hint = _summary(text), f"{_FIXED_SIZE}: {_one_size(example)}"
     elif "the generated guard" in text:
-        what, hint = _range_of_a_dimension(text)
+        what, hint = _range_of_a_dimension(text, example)
     else:
         what, hint = f"{type(error).__name__}: {_first_line(text)}", _OTHER
     return InvalidModelError(f"torch.export cannot capture the model: {what}{where}", hint)
 
 
-def _range_of_a_dimension(text: str) -> tuple[str, str]:
-    """What the model requires of a dynamic dimension, and the range that torch suggests for it."""
+def _range_of_a_dimension(text: str, example: Sequence[Any]) -> tuple[str, str]:
+    """What the model requires of a dynamic dimension, and lines to paste that define the dimension so."""
     reasons = [line.strip().removeprefix("- ") for line in text.splitlines() if "the generated guard" in line]
-    suggested = re.findall(r"^\s+(\w+ = .*)$", text.partition("Suggested fixes:")[2], re.MULTILINE)
-    hint = f"give dynamic_shapes the range that torch suggests: {'; '.join(suggested)}" if suggested else _FIXED_SIZE
-    return "; ".join(reasons), hint
+    suggested = re.findall(r"^\s+(\w+) = (.*)$", text.partition("Suggested fixes:")[2], re.MULTILINE)
+    if not suggested:
+        return "; ".join(reasons), f"{_FIXED_SIZE}: {_one_size(example)}"
+    return "; ".join(reasons), f"define the dimensions of dynamic_shapes so: {'; '.join(_defined(suggested))}"
+
+
+def _defined(suggested: Sequence[tuple[str, str]]) -> list[str]:
+    """Torch's suggestions as Python: "h = 2*_h" needs a definition of `_h`, and a number is no dimension."""
+    names = {name for name, _ in suggested}
+    lines = []
+    for name, value in suggested:
+        for root in sorted(set(re.findall(r"\b_\w+", re.sub(r"'[^']*'", "", value))) - names):
+            lines.append(f"{root} = Dim({root!r}, min=1)")
+            names.add(root)
+        lines.append(f"{name} = None (it is {value} alone)" if value.isdecimal() else f"{name} = {value}")
+    return lines
+
+
+def _summary(text: str) -> str:
+    """The lines of a report that say what was fixed, without what torch says of its other options."""
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if "specialized it to be" in line]
+    return "; ".join(line.partition(" If you're using")[0] for line in lines) or text.strip()
+
+
+def _one_size(example: Sequence[Any]) -> str:
+    """The call that compiles for the sizes of the example alone."""
+    shapes = [tuple(each.shape) for each in example if hasattr(each, "shape")]
+    tensors = "".join(f"torch.randn{shape}, " for shape in shapes).rstrip()
+    return f"tensorwright.compile(model, example_inputs=({tensors or '...'}))"
 
 
 def _first_line(text: str) -> str:

@@ -143,3 +143,22 @@ def test_a_tensor_given_twice_is_two_inputs() -> None:
     module = compiler.compile(Difference().eval(), example_inputs=(example, example))
     x, y = (np.random.default_rng(seed).standard_normal((2, 3)).astype(np.float32) for seed in (0, 1))
     np.testing.assert_array_equal(module.run({"x": x, "y": y})["output_0"], x - y)
+
+
+class Joined(torch.nn.Module):
+    """A size from a buffer, and a concatenation that is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("width", torch.tensor(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([x, x[:, : int(self.width)]], 1)
+        joined += 1
+        return joined if joined.shape[1] > int(self.width) else x
+
+
+def test_sizes_from_buffers_beside_writes_to_other_tensors() -> None:
+    x = torch.randn(3, 5)
+    module = compiler.compile(Joined().eval(), example_inputs=(x,), threads=1)
+    np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], Joined()(x).numpy(), rtol=1e-6)

@@ -80,3 +80,39 @@ def test_the_range_that_a_dimension_needs_is_named() -> None:
     with pytest.raises(InvalidModelError, match="9 <= L") as caught:
         tensorwright.compile(LongEnough().eval(), example_inputs=(torch.ones(2, 9),), dynamic_shapes=sizes)
     assert "length = Dim('length', min=9, max=100)" in str(caught.value.hint)
+
+
+class Halves(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], x.shape[1] // 2, 2).sum(1) + x.view(-1, 2).sum()
+
+
+class Loop(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = x[:, 0]
+        for column in x.unbind(1):
+            total = total + column.tanh()
+        return total
+
+
+def test_a_multiple_that_a_dimension_needs_to_be_is_named_as_a_line_to_paste() -> None:
+    sizes = {"x": {1: torch.export.Dim("length", min=2, max=100)}}
+    with pytest.raises(InvalidModelError) as caught:
+        tensorwright.compile(Halves().eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes=sizes)
+    hint = str(caught.value.hint)
+    lines = hint.partition("so: ")[2].split("; ")
+    defined: dict[str, object] = {"Dim": torch.export.Dim}
+    for line in lines:
+        exec(line, defined)
+    module = tensorwright.compile(
+        Halves().eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes={"x": {1: defined["length"]}}
+    )
+    x = torch.randn(3, 12)
+    np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], Halves()(x).numpy(), atol=1e-5)
+
+
+def test_a_size_that_the_code_fixes_comes_with_the_call_for_one_size() -> None:
+    sizes = {"x": {1: torch.export.Dim("length", min=2, max=100)}}
+    with pytest.raises(InvalidModelError) as caught:
+        tensorwright.compile(Loop().eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes=sizes)
+    assert "tensorwright.compile(model, example_inputs=(torch.randn(3, 8),))" in str(caught.value.hint)
