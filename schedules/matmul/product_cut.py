@@ -17,7 +17,7 @@ from schedules.matmul.tiling import tile_cost
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
-_CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
+CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
 _LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
 _MOST_JOINED = 1 << 16  # results of a product whose depth is cut
 _WORTH_JOINING = 0.85  # of the time without
@@ -98,7 +98,7 @@ def _works(product: Product, results: int, machine: Machine) -> list[Work]:
 
 
 def row_chunks_at_run_time(
-    tiles: Index, others: Sequence[Index], cores: int, *, most: int = _CHUNK_TILES, again: int = 1
+    tiles: Index, others: Sequence[Index], cores: int, *, most: int = CHUNK_TILES, again: int = 1
 ) -> tuple[Index, Index]:
     """(chunks, row tiles of a chunk) where the number of row tiles is known only when the kernel runs.
 

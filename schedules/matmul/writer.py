@@ -35,6 +35,7 @@ from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.product_cut import (
+    CHUNK_TILES,
     Product,
     ProductCut,
     cut_product,
@@ -365,10 +366,11 @@ class MatmulWriter:
         return sequence(parts)
 
     def _blocked_tiles(
-        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Index, per_chunk: int
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Index, per_chunk: Index
     ) -> list[Stmt]:
         """The row tiles of a task in blocks of depth; the sums wait in memory between blocks."""
-        waiting = tirx.decl_buffer([per_chunk * self.tile_rows, width], self.dtype, "waiting", layout=None)
+        most = per_chunk if isinstance(per_chunk, int) else CHUNK_TILES
+        waiting = tirx.decl_buffer([most * self.tile_rows, width], self.dtype, "waiting", layout=None)
 
         def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
             def tile(i: Expr) -> Stmt:

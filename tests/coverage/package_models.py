@@ -44,9 +44,9 @@ def timm_models() -> Iterator[PackageModel]:
 
 def _timm(name: str) -> Callable[[], tuple[Any, tuple[Any, ...]]]:
     def build() -> tuple[Any, tuple[Any, ...]]:
-        import timm
         import torch
 
+        timm = importlib.import_module("timm")
         net = timm.create_model(name, pretrained=False, num_classes=10)
         channels, height, width = net.pretrained_cfg.get("input_size", (3, 224, 224))
         size = (96, 96) if not net.pretrained_cfg.get("fixed_input_size") and "vit" not in name else (height, width)
@@ -162,9 +162,9 @@ def segmentation_models() -> Iterator[PackageModel]:
 
 def _segmentation(name: str) -> Callable[[], tuple[Any, tuple[Any, ...]]]:
     def build() -> tuple[Any, tuple[Any, ...]]:
-        import segmentation_models_pytorch as package
         import torch
 
+        package = importlib.import_module("segmentation_models_pytorch")
         encoder = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}.get(name, "resnet18")
         net = package.create_model(name, encoder_name=encoder, encoder_weights=None)
         return net, (torch.randn(1, 3, 64, 64),)

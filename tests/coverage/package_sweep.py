@@ -50,8 +50,8 @@ def check_network(model: PackageModel) -> SweepRow:
     except Exception as error:  # whatever a package raises for a config that it does not take
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
     net = net.eval()
-    fixed, error, detail = _compared(net, inputs, None)
-    row = SweepRow(model.name, fixed, error=error, detail=detail)
+    fixed, worst, detail = _compared(net, inputs, None)
+    row = SweepRow(model.name, fixed, error=worst, detail=detail)
     if fixed == RIGHT:
         row = _with_dynamic(row, net, inputs, model)
     return replace(row, seconds=time.process_time() - start)

@@ -150,7 +150,7 @@ class Joined(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("width", torch.tensor(2), persistent=False)
+        self.width = nn.Buffer(torch.tensor(2), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         joined = torch.cat([x, x[:, : int(self.width)]], 1)

@@ -86,7 +86,7 @@ FUNCTIONS: dict[str, Function] = {
     "rrelu": lambda x: functional.rrelu(x),
     "fmax, fmin": lambda x: (torch.fmax(x.log(), x.flip(1)), torch.fmin(x, x.flip(1).log())),
     "inverse of erf": lambda x: (torch.erfinv(x.tanh()), torch.special.erfinv(x.round().clamp(-2, 2))),
-    "quantiles": lambda x: x - torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.95)),
+    "quantile": lambda x: x - 2**0.5 * torch.erfinv(2 * torch.tensor(0.95) - 1),
     "gamma": lambda x: (torch.lgamma(5 * x), torch.digamma(3 * x), torch.mvlgamma(x.abs() + 3, 3)),
     "inverses": lambda x: (
         torch.linalg.inv(squares(x)),
