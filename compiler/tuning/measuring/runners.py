@@ -64,7 +64,9 @@ class LocalRunner:
 
     def __init__(self, threads: int) -> None:
         from compiler.runtime.threads import run_with
+        from targets import cpuinfo
 
+        cpuinfo.features()  # kernels may use what a process has to ask the system for
         self._threads = threads
         self._run_with = run_with
 
