@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +25,17 @@ _STEP = math.log(6.4) / 27
 _MOST_SAMPLES = 1 << 28
 
 
-def read_audio(audio: Audio, rate: int, most_seconds: float = math.inf) -> Array:
+def read_audio(audio: Audio, rate: int) -> Array:
     """Samples, float32 (samples,) at `rate` a second; channels are averaged.
 
-    Raises InputError where it is not a WAV file of integers, holds nothing or numbers that are not finite, or is longer
-    than `most_seconds`.
+    Raises InputError where it is not a WAV file of integers, or holds nothing or numbers that are not finite.
     """
     if isinstance(audio, np.ndarray):
         samples = np.asarray(audio, np.float32)
         if samples.ndim != 1:
             raise InputError(f"audio must be samples of one channel, and has the shape {samples.shape}")
     else:
-        samples, own = _wave_file(audio, most_seconds)
+        samples, own = _wave_file(audio)
         samples = _resampled(samples, own, rate)
     if not samples.size or not np.isfinite(samples).all():
         raise InputError("the audio is empty, or holds numbers that are not finite")
@@ -79,24 +81,34 @@ def _hertz(mels: Array) -> Array:
     return np.where(mels < 15, 200 * mels / 3, _LINEAR * np.exp(_STEP * (np.maximum(mels, 15) - 15)))
 
 
-def _wave_file(audio: str | Path | bytes, most_seconds: float) -> tuple[Array, int]:
-    """Samples and their rate."""
+def wave_seconds(audio: bytes) -> float:
+    """How long a WAV file is, by its header. Raises InputError where that cannot be read."""
+    with _opened(audio) as file:
+        return float(file.getnframes() / file.getframerate())
+
+
+@contextmanager
+def _opened(audio: str | Path | bytes) -> Iterator[Any]:
+    """A WAV file, as the standard library reads it."""
     import wave  # models without audio do not wait for it
 
     try:
         with wave.open(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
-            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            channels, rate = file.getnchannels(), file.getframerate()
             if file.getnframes() * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
                 raise InputError(f"audio of {file.getnframes()} samples at {rate} a second is not supported")
-            if file.getnframes() > most_seconds * rate:
-                raise InputError(
-                    f"the audio takes {file.getnframes() / rate:.0f} s, and at most {most_seconds} are read"
-                )
-            content = file.readframes(file.getnframes())
+            yield file
     except (wave.Error, EOFError, OSError, ValueError) as error:
         raise InputError(
             f"the audio is not a WAV file of integers: {error}", "convert it: ffmpeg -i IN OUT.wav"
         ) from error
+
+
+def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
+    """Samples and their rate."""
+    with _opened(audio) as file:
+        channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+        content = file.readframes(file.getnframes())
     content = content[: len(content) // (width * channels) * width * channels]
     if width == 1:
         values = (np.frombuffer(content, np.uint8).astype(np.float32) - 128) / 128

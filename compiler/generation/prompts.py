@@ -88,16 +88,20 @@ class PromptReader:
 
     def _encoded(self, text: str, *, special: bool) -> list[int]:
         tokenizer = self.required_tokenizer()
-        if self.context is not None and len(text) > self.context * self._longest_token:
+        self.check_length(text)
+        return tokenizer.encode(text, special=special)
+
+    def check_length(self, text: str) -> None:
+        """Raise InputError where a text has more characters than its tokens can have."""
+        if self.context is not None and len(text) > self.context * self.longest_token:
             raise InputError(
-                f"the prompt has {len(text)} characters, and {self.context * self._longest_token} at most can fit the "
+                f"the prompt has {len(text)} characters, and {self.context * self.longest_token} at most can fit the "
                 f"context of {self.context} tokens",
                 "give a shorter prompt",
             )
-        return tokenizer.encode(text, special=special)
 
     @cached_property
-    def _longest_token(self) -> int:
+    def longest_token(self) -> int:
         """Bytes of text that one token stands for at most."""
         return self.required_tokenizer().longest_token()
 

@@ -3,7 +3,8 @@
 A suite is a module of this package, named in `SUITES`, with `prepare(folder) -> context`, called once, and
 `case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in one error of
 this project. `MEMORY_BYTES`, if a suite has it, limits the address space of a worker. The suite "hostile" is a catalog
-instead (`tests.fuzz.hostile`), and takes --only and --workers.
+instead (`tests.fuzz.hostile`), and takes --only and --workers. "serve" attacks a server (`tests.fuzz.serving`); it
+takes --only, and --cases and --seed of random requests.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rich.progress import track
 
 from tests.fuzz.hostile import command as hostile
 from tests.fuzz.outcome import Outcome, error_table, outcome_table
+from tests.fuzz.serving import command as serving
 from tests.fuzz.worker_pool import MEMORY_BYTES, run_cases
 
 SUITES = {
@@ -38,7 +40,7 @@ _SHOWN_FAILURES = 20
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
-    parser.add_argument("suite", choices=[*SUITES, "hostile"])
+    parser.add_argument("suite", choices=[*SUITES, "hostile", "serve"])
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the first case; case i has the seed S + i")
     parser.add_argument("--workers", type=int, default=2)
@@ -54,6 +56,8 @@ def main() -> int:
     options = _options()
     if options.suite == "hostile":
         return hostile.run(options.only, options.workers, Console(width=200))
+    if options.suite == "serve":
+        return serving.run(options.cases, options.seed, options.only, Console(width=200))
     suite = importlib.import_module(SUITES[options.suite])
     console = Console()
     start = time.monotonic()

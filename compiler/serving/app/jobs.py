@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from compiler.artifact.fields import decode
 from compiler.artifact.language_model import AudioPreparation, LanguageModelDescription
-from compiler.generation.audio import read_audio
+from compiler.generation.audio import read_audio, wave_seconds
 from compiler.generation.grammar import Grammar, Grammars, Kind
 from compiler.generation.media import Media
 from compiler.generation.prompts import PromptReader
@@ -68,7 +69,8 @@ def _texts(tokenizer: Any, texts: list[str]) -> list[Array]:
 def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> list[Any]:
     """The spectrogram of each part, and the seconds of all."""
     how = decode(preparation, AudioPreparation)
-    samples = read_audio(audio, how.rate, most_seconds)
+    Limits(audio_seconds=most_seconds).check("audio_seconds", math.ceil(wave_seconds(audio)))
+    samples = read_audio(audio, how.rate)
     return [spectrograms(samples, how), len(samples) / how.rate]
 
 

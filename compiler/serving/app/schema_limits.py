@@ -9,7 +9,7 @@ from typing import Any
 from compiler.serving.limits import Limits
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-_ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d*)(?P<comma>,?)(?P<most>\d*)\}|.", re.DOTALL)
+_ATOM = re.compile(r"[^\\\[\](){}]+|\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d*)(?P<comma>,?)(?P<most>\d*)\}|.", re.DOTALL)
 _DIGITS = 10  # of a number of repetitions that are read: the limit is below what is left out
 
 
@@ -25,9 +25,7 @@ def check_schema(schema: Mapping[str, Any], limits: Limits) -> None:
             texts = [value.get("pattern"), *(value["patternProperties"] if _has_patterns(value) else ())]
             for text in texts:
                 if isinstance(text, str):
-                    nesting, repetitions = pattern_size(text)
-                    limits.check("grammar_nesting", depth + nesting)
-                    _checked(repeated * repetitions, limits)
+                    _checked(repeated * _pattern_repetitions(text, depth, limits), limits)
         children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
         waiting += [(each, depth + 1, repeated) for each in children if isinstance(each, Mapping | list)]
 
@@ -42,18 +40,20 @@ def _checked(repeated: float, limits: Limits) -> int:
     return whole
 
 
-def pattern_size(pattern: str) -> tuple[int, int]:
-    """How deep the groups of a regular expression are nested, and how often it repeats an element at most.
+def _pattern_repetitions(pattern: str, depth: int, limits: Limits) -> int:
+    """How often a regular expression repeats an element at most.
 
-    An element without an upper bound counts by its lower one, since it takes a loop.
+    An element without an upper bound counts by its lower one, since it takes a loop. Raises LimitError where groups are
+    nested too deeply; `depth`: of the schema around them.
     """
     groups = [1]  # repetitions within each open group
-    deepest, last = 0, 1
+    last = 1
     for match in _ATOM.finditer(pattern):
         text = match.group()
         if text == "(":
             groups.append(1)
-            deepest, last = max(deepest, len(groups) - 1), 1
+            limits.check("grammar_nesting", depth + len(groups) - 1)
+            last = 1
         elif text == ")" and len(groups) > 1:
             last = groups.pop()
         elif match["least"] or match["most"]:
@@ -61,4 +61,4 @@ def pattern_size(pattern: str) -> tuple[int, int]:
         else:
             last = 1
         groups[-1] = max(groups[-1], last)
-    return deepest, max(groups)
+    return max(groups)

@@ -18,6 +18,7 @@ from compiler.serving.batching.module_service import ModuleService, check_output
 from compiler.serving.batching.options import BatchOptions
 from compiler.serving.batching.planner import Batch, Planner
 from compiler.serving.batching.request_queue import Result, Waiting
+from compiler.serving.gathering import gathered
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.tracing import kernel_events
 
@@ -176,10 +177,14 @@ class Batcher:
         """A request of more rows than a batch holds."""
         layout, cap = self.service.layout, self._plan.cap
         assert layout is not None
-        bounds = [(start, min(start + cap, rows)) for start in range(0, rows, cap)]
-        parts = await asyncio.gather(
-            *(self._enqueue(request, layout.part_of(request.inputs, *each), each[1] - each[0], key) for each in bounds)
-        )
+
+        def part(number: int) -> asyncio.Future[Result]:
+            start = number * cap
+            end = min(start + cap, rows)
+            return self._enqueue(request, layout.part_of(request.inputs, start, end), end - start, key)
+
+        waiting = max(2, self.options.max_queue // (2 * cap))  # so that others find room in the queue meanwhile
+        parts = await gathered(-(-rows // cap), waiting, part)
         computed = sum(timing.computed for _, timing in parts)
         first, ended = parts[0][1], max(timing.ended for _, timing in parts)
         return layout.joined_outputs([outputs for outputs, _ in parts]), Timing(

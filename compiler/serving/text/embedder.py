@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import ArtifactError, InputError, OptionError, StorageError
 from compiler.generation.tokenizer import tokens_of
+from compiler.serving.gathering import gathered
 from compiler.serving.request import Array, Request, Response
 from compiler.serving.sandbox.client import INLINE_TEXT, Sandbox, State
 from compiler.serving.service import Service
@@ -23,6 +23,7 @@ _IDS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")
 _POSITIONS = ("position_ids",)
 _MOST_TOKENS = 512
+_AT_ONCE = 64  # texts of a request that wait for the model: others find room beside them
 _LEAST_NORM = 1e-12
 _PADDED_TOLERANCE = 1e-3  # of a vector's largest number: masked tokens change the order of sums
 
@@ -95,8 +96,9 @@ class ServiceEmbedder:
         if not self._padding_is_proven:
             await self._prove_padding(texts, request)
         lengths = [self._padded(len(each)) for each in texts]
-        pairs = zip(texts, lengths, strict=True)
-        responses = await asyncio.gather(*(self._infer(text, length, request) for text, length in pairs))
+        responses = await gathered(
+            len(texts), _AT_ONCE, lambda place: self._infer(texts[place], lengths[place], request)
+        )
         vectors = np.stack(
             [self._pooled(each.outputs[self._output], len(text)) for each, text in zip(responses, texts, strict=True)]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.artifact import TensorDescription
@@ -16,7 +16,7 @@ from compiler.generation.language_model import LanguageModel
 from compiler.generation.loop import check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
-from compiler.generation.prompts import Prompt
+from compiler.generation.prompts import Prompt, PromptReader
 from compiler.generation.scheduler import Scheduler
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
@@ -55,6 +55,7 @@ class TextService:
         self.model = LanguageModel(module)
         self.name, self.version, self._limits = name, version, limits
         self._scheduler: Scheduler | None = None
+        self._reader = self.model.prompts
         self._prompts: State | None = None
         self._grammars: GrammarProcesses | None = None
 
@@ -85,16 +86,18 @@ class TextService:
             self._scheduler = await asyncio.to_thread(
                 lambda: Scheduler(self.model, limits.max_sequences, queue=limits.max_queue, context=limits.context)
             )
-            self._describe(self._scheduler.context)
+            self._reader = replace(self.model.prompts, context=self._scheduler.context)
+            if self._reader.tokenizer is not None:
+                await asyncio.to_thread(self._describe, self._reader)
 
-    def _describe(self, context: int) -> None:
+    def _describe(self, reader: PromptReader) -> None:
         """Say what sandboxes have to know of the model."""
-        assets, description = self.model.module.artifact.assets, self.model.description
-        if TOKENIZER_ASSET in assets:
-            contents = (assets[DESCRIPTION_ASSET].tobytes(), assets[TOKENIZER_ASSET].tobytes())
-            self._prompts = State("prompt reader", *contents, self.model.prompts.encoder_input, context)
-            grammars = State("grammars", *contents)
-            self._grammars = GrammarProcesses(grammars, description.vocabulary, description.stop_tokens)
+        assets, description = self.model.module.artifact.assets, reader.description
+        contents = (assets[DESCRIPTION_ASSET].tobytes(), assets[TOKENIZER_ASSET].tobytes())
+        self._prompts = State("prompt reader", *contents, reader.encoder_input, reader.context)
+        grammars = State("grammars", *contents)
+        self._grammars = GrammarProcesses(grammars, description.vocabulary, description.stop_tokens)
+        _ = reader.longest_token  # found now, since it takes long for a large vocabulary
 
     async def infer(self, request: Request) -> Response:
         """Raises InputError: a language model takes no tensors."""
@@ -112,9 +115,11 @@ class TextService:
         """
         scheduler = self._running()
         scheduler.check_room(sequences)
-        reader = self.model.prompts
+        reader = self._reader
         for each in prompts:
-            if isinstance(each, list) and each and isinstance(each[0], int):
+            if isinstance(each, str) and self._prompts is not None:
+                reader.check_length(each)
+            elif isinstance(each, list) and each and isinstance(each[0], int):
                 check_fits(each, scheduler.context)
         if not images and sum(map(_cost, prompts)) <= INLINE_TEXT:
             return [ReadPrompt(reader.tokens_of(each)) for each in prompts]

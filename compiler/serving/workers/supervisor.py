@@ -24,6 +24,7 @@ from compiler.serving.workers.options import WorkerOptions
 
 _log = logging.getLogger(__name__)
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_MEMORY = "/dev/shm"  # a file system in memory
 _KILL_AFTER = 5.0  # seconds beyond those that requests have to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that died while starting is started again
 _BACKLOG = 2048
@@ -92,7 +93,9 @@ class Supervisor:
         Raises the error that keeps a worker from starting the first time.
         """
         if self._options.workers > 1:
-            self._folder = tempfile.mkdtemp(prefix="tensorwright-metrics-")
+            # Workers map what they count: on a full disk, writing to it would end them.
+            memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+            self._folder = tempfile.mkdtemp(prefix="tensorwright-metrics-", dir=memory)
             self._distributor = Distributor(self._socket, _BACKLOG)
         keepers: list[asyncio.Task[None]] = []
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from compiler.serving.app.schema_limits import check_schema, pattern_size
+from compiler.serving.app.schema_limits import _pattern_repetitions, check_schema
 from compiler.serving.limits import LimitError, Limits
 
 LIMITS = Limits(grammar_nesting=20, grammar_repetitions=1000)
@@ -20,22 +20,23 @@ def _nested(levels: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "size"),
+    ("pattern", "repetitions"),
     [
-        ("", (0, 1)),
-        ("a{3}b{2,5}c{4,}", (0, 5)),
-        ("(a{10}){20}", (1, 200)),
-        ("((a{10}|b{3}){2}c){5}", (2, 100)),
-        ("(" * 50 + "a" + ")" * 50, (50, 1)),
-        (r"\(\({9}[(({8}]", (0, 9)),
-        (")))", (0, 1)),
-        ("a{99999999999999999999}", (0, 9999999999)),
-        ("(((", (3, 1)),
-        ("a{,}{x}", (0, 1)),
+        ("", 1),
+        ("a{3}b{2,5}c{4,}", 5),
+        ("abc{7}", 7),
+        ("(a{10}){20}", 200),
+        ("((a{10}|b{3}){2}c){5}", 100),
+        ("(" * 19 + "a" + ")" * 19, 1),
+        (r"\(\({9}[(({8}]", 9),
+        (")))", 1),
+        ("a{99999999999999999999}", 9999999999),
+        ("(((", 1),
+        ("a{,}{x}", 1),
     ],
 )
-def test_nesting_and_repetitions_of_patterns(pattern: str, size: tuple[int, int]) -> None:
-    assert pattern_size(pattern) == size
+def test_repetitions_of_patterns(pattern: str, repetitions: int) -> None:
+    assert _pattern_repetitions(pattern, 1, LIMITS) == repetitions
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""A real server under hostile requests: `python -m tests.fuzz serve`."""
