@@ -52,13 +52,16 @@ def symbol_of(product: Product, row_tiles: int, width: int) -> str:
 def definitions(called: Set[str], machine: Machine) -> str:
     """LLVM IR of those functions of a kernel's external calls that are of tiles: the instructions or, where generated
     code may not use them, plain code."""
+    declared: dict[str, None] = {}  # each once, or LLVM refuses the text
     texts = []
     for product in PRODUCTS:
         sizes = [(tiles, width) for tiles in (1, 2) for width in WIDTHS if symbol_of(product, tiles, width) in called]
         native = any(machine.executes(*needed) for needed in product.needs)
-        texts += [_declarations(product) if native else _plain_dot(product)] if sizes else []
+        if sizes and native:
+            declared.update(dict.fromkeys(_declarations(product).splitlines()))
+        texts += [_plain_dot(product)] if sizes and not native else []
         texts += [_native_text(product, *size) if native else _plain_text(product, *size) for size in sizes]
-    return "\n".join([*texts, _METADATA]) if texts else ""
+    return "\n".join([*declared, *texts, _METADATA]) if texts else ""
 
 
 def _declarations(product: Product) -> str:
