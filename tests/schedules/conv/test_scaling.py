@@ -1,0 +1,103 @@
+"""The modelled speedup of convolutions of usual nets, of one image on many cores."""
+
+from __future__ import annotations
+
+import pytest
+
+from schedules.conv.depthwise import Depthwise
+from schedules.conv.direct import ConvDirect
+from schedules.conv.direct_cut import direct_cut
+from schedules.conv.window import window_cut
+from schedules.conv.winograd import Winograd
+from schedules.conv.winograd_tiling import Register, winograd_cut
+from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
+from schedules.cuts import Cut
+from schedules.machine import Machine
+
+BOUND = 400_000.0
+"""Cycles of some 100 microseconds on one core: no convolution with more may stay on one."""
+SMALL = 4 * BOUND  # with less, starting 32 threads takes a quarter of the time
+# (channels, filters, side of the input, kernel, stride, groups)
+NETS = {
+    "resnet50": [
+        (3, 64, 224, 7, 2, 1), (64, 64, 56, 3, 1, 1), (256, 512, 56, 1, 2, 1), (512, 128, 28, 1, 1, 1),
+        (256, 256, 14, 3, 1, 1), (1024, 256, 14, 1, 1, 1), (512, 512, 14, 3, 2, 1), (512, 512, 7, 3, 1, 1),
+        (2048, 512, 7, 1, 1, 1), (512, 2048, 7, 1, 1, 1),
+    ],
+    "vgg19": [(3, 64, 224, 3, 1, 1), (128, 128, 112, 3, 1, 1), (512, 512, 28, 3, 1, 1), (512, 512, 14, 3, 1, 1)],
+    "densenet121": [(64, 128, 56, 1, 1, 1), (128, 32, 28, 3, 1, 1), (992, 128, 7, 1, 1, 1), (1024, 512, 14, 1, 1, 1)],
+    "convnext_tiny": [(3, 96, 224, 4, 4, 1), (192, 384, 28, 2, 2, 1), (384, 768, 14, 2, 2, 1)],
+    "mobilenet_v2": [(3, 32, 224, 3, 2, 1), (24, 144, 56, 1, 1, 1), (576, 96, 14, 1, 1, 1), (320, 1280, 7, 1, 1, 1)],
+    "alexnet of two groups": [(96, 256, 27, 5, 1, 2), (384, 256, 13, 3, 1, 2)],
+    "resnext50": [(512, 512, 28, 3, 1, 32), (1024, 1024, 7, 3, 1, 32)],
+    "yolo": [(3, 16, 640, 3, 2, 1), (64, 64, 80, 3, 1, 1), (256, 256, 20, 1, 1, 1), (128, 128, 20, 3, 1, 1)],
+}  # fmt: skip
+DEPTHWISE = [(32, 112, 3, 1), (144, 56, 3, 2), (960, 7, 3, 1), (96, 56, 7, 1), (768, 7, 7, 1)]
+
+
+def machine(cores: int) -> Machine:
+    return Machine(
+        architecture="x86_64",
+        vector_bits=512,
+        vector_registers=32,
+        l2_bytes=1 << 20,
+        l3_bytes=32 << 20,
+        fma_ports=1,
+        memory_rate=100.0,
+        cores=cores,
+    )
+
+
+def workload(channels: int, filters: int, side: int, kernel: int, stride: int, groups: int) -> ConvWorkload:
+    pad = ((kernel // 2,) * 2,) * 2 if kernel != stride else ((0, 0),) * 2
+    block = 16 if channels > 3 else 1
+    return ConvWorkload(
+        1, channels, 16, (side, side), (kernel,) * 2, (stride,) * 2, (1, 1), pad, "float32", filters, groups, block
+    )  # fmt: skip
+
+
+def speedup(found: Cut) -> float:
+    """Over the same tasks on one core; starting the threads counts."""
+    return found.serial_cycles / found.cycles
+
+
+@pytest.mark.parametrize(("cores", "share"), [(8, 0.85), (16, 0.75), (32, 0.6)])
+@pytest.mark.parametrize("net", NETS)
+def test_direct_convolutions_scale(net: str, cores: int, share: float) -> None:
+    alone, together = 0.0, 0.0
+    for work in [workload(*each) for each in NETS[net]]:
+        config = ConvDirect().default(work, machine(cores))
+        found = direct_cut(work, config, machine(cores), copies=work.reaches_outside)
+        assert found.parallel or found.serial_cycles < BOUND, work
+        if found.serial_cycles > SMALL:
+            assert speedup(found) > 0.6 * share * cores, (work, found)
+            alone, together = alone + found.serial_cycles, together + found.cycles
+    assert alone >= share * cores * together
+
+
+@pytest.mark.parametrize(("cores", "share"), [(8, 0.85), (16, 0.7), (32, 0.55)])
+def test_winograd_convolutions_scale(cores: int, share: float) -> None:
+    """Against one core by itself: what is transformed again for each cut of the channels counts."""
+    for channels, side in ((64, 56), (128, 28), (256, 14), (512, 7)):
+        work = workload(channels, channels, side, 3, 1, 1)
+        whole = WinogradWorkload(**vars(work), tile=2)
+
+        def time(cores: int, work: ConvWorkload = work, whole: WinogradWorkload = whole) -> float:
+            config = Winograd().default(whole, machine(cores))
+            register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
+            return winograd_cut(work, 2, register, machine(cores)).cycles
+
+        assert time(1) / time(cores) > share * cores, (channels, side)
+
+
+@pytest.mark.parametrize("cores", [8, 16, 32])
+def test_depthwise_convolutions_do_not_stay_on_one_core(cores: int) -> None:
+    for channels, side, kernel, stride in DEPTHWISE:
+        pad = ((kernel // 2,) * 2,) * 2
+        work = WindowWorkload(1, channels, 16, (side, side), (kernel,) * 2, (stride,) * 2, (1, 1), pad, "float32")
+        config = Depthwise().default(work, machine(cores))
+        found = window_cut(
+            work, work.out_spatial[0], config.integer("pixels"), config.integer("splits"), machine(cores)
+        )
+        assert found.parallel or found.serial_cycles < BOUND, work
+        assert speedup(found) > 0.6 * cores or found.serial_cycles < SMALL, (work, found)
