@@ -1,6 +1,6 @@
 """The first k items of each row in sorted order, without sorting the row.
 
-Threads share the rows; of a few long rows they share parts, whose first items are then selected from.
+Threads share the rows, and not a row: finding the first candidates of each part would take longer than the rest.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ _BLOCK = _LANES * _VECTORS
 _WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
 _WORTH_THREADS = 1 << 15  # items, some 15 microseconds
 _ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as so many items each
-_LEAST_PART = 1 << 17  # items: five times what the first candidates of a part take
-_MOST_PARTS = 8
 _FEW = 64  # so many candidates are kept in order, each new one moved to its place
 
 # Places in `state` behind those of the sort.
@@ -57,42 +55,21 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     if isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm) and 2 * int(k) >= int(count):
         order = sorted_positions(data, descending=descending)
         return te.compute((rows, k), lambda row, i: order[row, i], name="positions")
-    parts = _parts(rows, count, k)
     width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source = T.buffer_proxy(ins[0])
-        first, of_parts = (T.buffer_proxy(out) for out in outs)
+        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
             with T.seq_scope():
                 wanted = tirx.Select(k > int64(0), rows, int64(0))
                 items_of_row = count + tirx.min(k, int64(_FEW)) * int64(_ITEMS_OF_CANDIDATE)
-                with shared_tasks(wanted * int64(parts), rows * items_of_row, _WORTH_THREADS) as task:
-                    row, part = tirx.floordiv(task, int64(parts)), tirx.floormod(task, int64(parts))
-                    begin, end = (tirx.floordiv(count * (part + side), int64(parts)) for side in (0, 1))
-                    items = _Items(source, row * count + begin, end - begin, str(data.dtype), descending)
-                    into = of_parts if parts > 1 else first
-                    _select(items, k, lambda i, place: into.__setitem__(task * width + i, begin + place))
-                if parts > 1:
-                    with T.serial(0, wanted) as row, T.seq_scope():
-                        found = row * width * parts
-                        items = _Items(
-                            source, row * count, int64(parts) * k, str(data.dtype), descending, of_parts, found
-                        )
-                        _select(items, k, lambda i, place: first.__setitem__(row * width + i, of_parts[found + place]))
+                with shared_tasks(wanted, rows * items_of_row, _WORTH_THREADS) as row:
+                    items = _Items(source, row * count, count, str(data.dtype), descending)
+                    _select(items, k, lambda i, place: first.__setitem__(row * width + i, place))
             return builder.get()
 
-    shapes = [[rows, width], [rows * parts if parts > 1 else int64(1), width]]
-    first = te.extern(shapes, [data], generate, dtype=["int64"] * 2, name="first_positions")[0]
+    first = te.extern([[rows, width]], [data], generate, dtype="int64", name="first_positions")
     return te.compute((rows, k), lambda row, i: first[row, i], name="positions")
-
-
-def _parts(rows: Expr, count: Expr, k: Expr) -> int:
-    """Into how many parts a row is cut: 1 where rows are many or of unknown size."""
-    if not all(isinstance(each, tirx.IntImm) for each in (rows, count, k)):
-        return 1
-    least = max(_LEAST_PART, 64 * int(k))
-    return max(1, min(_MOST_PARTS // max(int(rows), 1), int(count) // least))
 
 
 def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
@@ -113,19 +90,16 @@ def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
 
 @dataclass(frozen=True)
 class _Items:
-    """`count` items of a row, from `base`; or those at the places that `chosen` holds from `first` on."""
+    """`count` items of a row, from `base`."""
 
     source: Buffer
     base: Expr
     count: Expr
     dtype: str
     descending: bool
-    chosen: Buffer | None = None
-    first: Expr | None = None
 
     def at(self, position: Expr) -> Expr:
-        place = position if self.chosen is None else self.chosen[self.first + position]
-        return self.source[self.base + place]
+        return self.source[self.base + position]
 
     def before(self, a: Expr, b: Expr) -> Expr:
         """Whether the item at position `a` sorts strictly before that at `b`."""

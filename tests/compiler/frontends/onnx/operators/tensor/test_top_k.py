@@ -62,8 +62,8 @@ def _fixed(shape: tuple[int, ...], k: int, *, largest: bool) -> Module:
 
 @pytest.mark.parametrize(
     ("shape", "k"),
-    [((2, 300_007), 40), ((1, 300_007), 500), ((1, 20_011), 20_011), ((3, 4097), 3000), ((40, 5000), 7)],
-    ids=["parts", "many of parts", "a long row in order", "rows in order", "rows"],
+    [((2, 30_007), 40), ((1, 20_011), 20_011), ((3, 4097), 3000), ((40, 5000), 7)],
+    ids=["few rows", "a long row in order", "rows in order", "rows"],
 )
 @pytest.mark.parametrize("largest", [True, False], ids=["largest", "smallest"])
 def test_tasks_that_threads_share(shape: tuple[int, ...], k: int, largest: bool) -> None:
