@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -205,6 +206,14 @@ def test_an_index_cannot_name_files_outside_of_its_folder(name: str, tmp_path: P
     write_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     with pytest.raises(InvalidModelError, match="not in its folder"):
+        import_language_model(tmp_path)
+
+
+def test_a_pipe_in_place_of_weights_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(StorageError, match="not a regular file"):
         import_language_model(tmp_path)
 
 
