@@ -31,7 +31,7 @@ MEMORY_BYTES = -1
 
 _SHOWN = 70
 _MODULES_OF = 6  # all but one of so many cases are modules
-_ABOUT_THE_MAKING = re.compile(r"not valid: (kernels|calls|passes|memory_plan|fixed_inputs|versions|target)\b")
+_ABOUT_THE_MAKING = re.compile(r"at `\$\.(kernels|calls|passes|memory_plan|fixed_inputs|versions|target)\b")
 # Inputs with relations, indices and lengths: every second case of inputs is one for it.
 _REQUIRED: Case = {
     "shapes": {"a": ["n", 4], "b": ["m", 4]},
