@@ -119,6 +119,7 @@ class Forker:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._idle: list[Process] = []
+        self._states = 0  # that were built: a process has those of before it was forked
         self._defining = asyncio.Lock()
         self._numbers = itertools.count()
         self._names: weakref.WeakKeyDictionary[State, str] = weakref.WeakKeyDictionary()
@@ -144,7 +145,7 @@ class Forker:
         """A process that waits for a job."""
         self.start()
         living = (each for each in iter(self._popped, None) if not each.ended)
-        process = next(living, None) or Process(self._connect(WORK))
+        process = next(living, None) or Process(self._connect(WORK), self._states)
         process.uses += 1
         return process
 
@@ -152,8 +153,9 @@ class Forker:
         return self._idle.pop() if self._idle else None
 
     def give_back(self, process: Process) -> None:
-        """It may run other jobs, unless it has grown or ran many."""
-        if process.uses < _USES and not process.large and len(self._idle) < self._limits.sandboxes:
+        """It may run other jobs, unless it has grown, ran many, or lacks states."""
+        reusable = process.uses < _USES and not process.large and process.states == self._states
+        if reusable and len(self._idle) < self._limits.sandboxes:
             self._idle.append(process)
         else:
             process.sock.close()
@@ -185,10 +187,12 @@ class Forker:
 
     async def _built(self, name: str, builder: str | None, arguments: tuple[object, ...]) -> None:
         process = Process(self._connect(DEFINE))
-        self._drop_idle()  # they were forked before
+        self._states += 1
+        self._drop_idle()
         try:
             _result(await process.ask(pack([name, builder, *arguments])), self._limits)
         except EOFError:
+            self.close()  # it has ended, or is about to
             raise ServiceUnavailableError("the tokenizer cannot be read in a sandbox", "see the server's log") from None
         finally:
             process.sock.close()
@@ -210,12 +214,13 @@ class Process:
     """A sandbox, by its socket.
 
     Attributes:
+        states: that were built before it was forked.
         uses: jobs that it was given.
         large: it has read or written a large message.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.uses, self.large = sock, 0, False
+    def __init__(self, sock: socket.socket, states: int = 0) -> None:
+        self.sock, self.states, self.uses, self.large = sock, states, 0, False
 
     @property
     def ended(self) -> bool:

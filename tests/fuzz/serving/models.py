@@ -13,7 +13,6 @@ import compiler
 from compiler.frontends.llm.gguf_tokenizer import LLAMA3
 from tests.compiler.frontends.llm.encoder_models import save_encoder_model
 from tests.compiler.generation.models import write_folder
-from tests.compiler.serving.app.test_openai import embedder
 
 NAMES = ("chat", "chat3", "embed", "detect", "dense", "speech", "vision")
 
@@ -28,7 +27,7 @@ def build(folder: Path) -> Path:
     makers: dict[str, Callable[[Path], object]] = {
         "chat": lambda file: _language(file, pattern=None),
         "chat3": lambda file: _language(file, pattern=LLAMA3),
-        "embed": lambda file: embedder().export(file),
+        "embed": _embedder,
         "detect": _detector,
         "dense": _dense,
         "speech": lambda file: _encoder("whisper", file),
@@ -73,6 +72,18 @@ def _dense(file: Path) -> None:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 4])
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     graph = helper.make_graph(nodes, "dense", [x], [y], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    compiler.compile(model, threads=1).export(file)
+
+
+def _embedder(file: Path) -> None:
+    """A vector for each token, of a table of 260; a token outside of it is refused when the module runs."""
+    table = numpy_helper.from_array(np.random.default_rng(0).standard_normal((260, 4)).astype(np.float32), "table")
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
+    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "length", 4])
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["hidden"])], "e", [ids], [hidden], [table]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     compiler.compile(model, threads=1).export(file)
 

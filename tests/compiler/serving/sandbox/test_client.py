@@ -61,6 +61,20 @@ def test_states_are_built_once_and_forgotten() -> None:
     assert _run(work) == [11, 12, 11, 22, 2, 1, []]
 
 
+def test_a_process_that_was_busy_while_a_state_was_built_is_not_used_for_it() -> None:
+    async def work(sandbox: Sandbox) -> list[Any]:
+        state = State("number", 1)
+        first = sandbox._forker("").take()
+        busy = asyncio.ensure_future(first.ask(pack(["process", None])))
+        found = [await sandbox.run("add", state, 1)]
+        await busy
+        sandbox._forker("")._drop_idle()
+        sandbox._forker("").give_back(first)
+        return [*found, await sandbox.run("add", state, 2)]
+
+    assert _run(work) == [2, 3]
+
+
 def test_a_process_runs_several_jobs() -> None:
     async def work(sandbox: Sandbox) -> set[int]:
         return {await sandbox.run("process", None) for _ in range(3)}
