@@ -145,12 +145,12 @@ class TensorwrightBackend(Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether models can be run on that device: "CPU", or "CPU:0"."""
+        """True if models can be run on that device: "CPU", or "CPU:0"."""
         return device.split(":")[0] == "CPU"
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: object) -> bool:
-        """Whether every operator of the model is supported on that device."""
+        """True if every operator of the model is supported on that device."""
         from compiler.frontends.onnx.coverage import coverage_report
 
         return cls.supports_device(device) and coverage_report(model).complete

@@ -69,7 +69,7 @@ class ExecutionMode(IntEnum):
 
 @dataclass
 class SessionOptions:
-    """What a session is made with.
+    """Options of a session.
 
     Attributes:
         intra_op_num_threads: threads of a run; 0: all cores.
@@ -152,7 +152,7 @@ class NodeArg:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What an ONNX file says of itself."""
+    """Metadata of an ONNX file."""
 
     producer_name: str = ""
     graph_name: str = ""
@@ -388,7 +388,7 @@ class InferenceSession:
         return []
 
     def get_modelmeta(self) -> ModelMetadata:
-        """What the file says of itself; reads it again."""
+        """Metadata of the file, which is read again."""
         model = _parsed(self._source)
         return ModelMetadata(
             producer_name=model.producer_name,

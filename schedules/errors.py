@@ -1,5 +1,4 @@
-"""What the schedules raise. The driver translates these for the user; third parties may catch them as they
-are."""
+"""Errors of the schedules. The driver translates these for the user; third parties may catch them as they are."""
 
 from __future__ import annotations
 

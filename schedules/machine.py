@@ -67,12 +67,12 @@ class Machine(BaseModel):
         return None if features is None else sorted(features)
 
     def has(self, *features: str) -> bool:
-        """Whether the processor has all these instruction extensions."""
+        """True if the processor has all these instruction extensions."""
         return self.features.issuperset(features)
 
     def executes(self, *features: str) -> bool:
-        """Whether generated code may use all these instruction extensions: those of a simulated processor are
-        scheduled for and computed by other code."""
+        """True if generated code may use all these instruction extensions: those of a simulated processor are scheduled
+        for and computed by other code."""
         return (self.features if self.executed_features is None else self.executed_features).issuperset(features)
 
     def lanes(self, dtype: str) -> int:
@@ -81,7 +81,7 @@ class Machine(BaseModel):
 
     @property
     def lane_products(self) -> bool:
-        """Whether a multiply-add of float32 vectors takes one operand from a lane of a vector.
+        """True if a multiply-add of float32 vectors takes one operand from a lane of a vector.
 
         There a scalar is best loaded as part of a vector: an instruction that copies it to all lanes takes the place of
         a multiply-add.
@@ -90,10 +90,10 @@ class Machine(BaseModel):
 
     @property
     def bf16_dot_product(self) -> bool:
-        """Whether one instruction multiplies and adds pairs of bfloat16 into float32."""
+        """True if one instruction multiplies and adds pairs of bfloat16 into float32."""
         return self.has("avx512bf16") or self.has("bf16")
 
     @property
     def float16_product(self) -> bool:
-        """Whether one instruction multiplies matrices of float16 and sums them in float32."""
+        """True if one instruction multiplies matrices of float16 and sums them in float32."""
         return False

@@ -135,7 +135,7 @@ class ScheduleRule(ABC, Generic[WorkloadT]):
         """The PrimFunc that takes the kernel's place, with the same parameters, attributes and meaning."""
 
     def same_kernel(self, config: Mapping[str, object], other: Mapping[str, object]) -> bool:
-        """Whether two configs differ at most in `cut_knobs`."""
+        """True if two configs differ at most in `cut_knobs`."""
         every = (set(config) | set(other)) - self.cut_knobs
         return all(config.get(name) == other.get(name) for name in every)
 

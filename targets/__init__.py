@@ -1,4 +1,4 @@
-"""What the hardware is and how to build for it: one module or package per family.
+"""Descriptions of hardware and how to build for it: one module or package per family.
 
 Importing this package loads nothing of TVM; `Target.tvm_target()` does. Each name is loaded when first used: a device
 that only runs modules reads `targets.cpuinfo` alone.

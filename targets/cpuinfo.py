@@ -123,7 +123,7 @@ def _of_tiles(feature: str) -> bool:
 
 
 def supports(feature: str) -> bool:
-    """Whether this processor has a feature, by LLVM's or Linux's name, spelled with "_", "-", "." or none of them."""
+    """True if this processor has a feature, by LLVM's or Linux's name, spelled with "_", "-", "." or none of them."""
     return normalized(feature) in _known_names()
 
 

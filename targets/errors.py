@@ -1,4 +1,4 @@
-"""What the targets raise; the driver translates these for the user."""
+"""Errors of the targets; the driver translates these for the user."""
 
 from __future__ import annotations
 

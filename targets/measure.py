@@ -23,7 +23,7 @@ Unit = Literal["s", "cycles"]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number of a tuning record is.
+    """Meaning of a number of a tuning record.
 
     Attributes:
         kind: "timed": by a clock, where the kernel ran; "cycles": counted by the device's own compiler or simulator;
@@ -40,7 +40,7 @@ class Measure:
 
     @property
     def deterministic(self) -> bool:
-        """Whether the same kernel always gets the same number, on a busy machine as well."""
+        """True if the same kernel always gets the same number, on a busy machine as well."""
         return self.kind != "timed"
 
     @property
@@ -106,11 +106,11 @@ class Measurer(ABC):
         """The version of the tool that the numbers depend on. Raises ToolchainMissing, naming the package."""
 
     def measure(self) -> Measure:
-        """What its numbers are. Raises ToolchainMissing, as `version` does."""
+        """Measure of the numbers. Raises ToolchainMissing, as `version` does."""
         return Measure(self.kind, self.name, self.unit, self.version())
 
     def fits(self, measure: Measure) -> bool:
-        """Whether numbers of a record are of this measure, by any version of its tool."""
+        """True if numbers of a record are of this measure, by any version of its tool."""
         return (measure.kind, measure.name, measure.unit) == (self.kind, self.name, self.unit)
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Measurer(ABC):
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one run of a whole network costs.
+    """Cost of one run of a whole network.
 
     Attributes:
         cost: in the unit of the measure.
@@ -164,7 +164,7 @@ class Network(Protocol):
         """
 
     def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
-        """Whether the network with these settings gives the bytes that it has to give, as far as can be checked."""
+        """True if the network with these settings gives the bytes that it has to give, as far as can be checked."""
 
 
 class NetworkMeasurer(Measurer):

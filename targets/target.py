@@ -1,6 +1,5 @@
-"""What a target is. A third party derives from `Target` and names the object, or a function that makes it,
-by an entry
-point of the group `tensorwright.targets`; the entry point's name is the target's name."""
+"""Targets. A third party derives from `Target` and names the object, or a function that makes it, by an entry point of
+the group `tensorwright.targets`; the entry point's name is the target's name."""
 
 from __future__ import annotations
 
@@ -79,18 +78,18 @@ class Target(ABC):
 
     @property
     def is_cross(self) -> bool:
-        """Whether code for this target cannot run here, whatever the features: another architecture."""
+        """True if code for this target cannot run here, whatever the features: another architecture."""
         return self.architecture != cpuinfo.architecture()
 
     def missing_features(self) -> tuple[str, ...]:
-        """What this machine lacks to run the code; empty when it fits. Another architecture is named as
+        """Features that this machine lacks to run the code; empty when it fits. Another architecture is named as
         one."""
         if self.is_cross:
             return (f"architecture {self.architecture}",)
         return tuple(sorted(set(self.required_features) - cpuinfo.features()))
 
     def fits_this_machine(self) -> bool:
-        """Whether code built for this target runs on this machine."""
+        """True if code built for this target runs on this machine."""
         return not self.missing_features()
 
     def linker(self) -> Linker:
@@ -170,11 +169,12 @@ class Target(ABC):
         return None
 
     def measurer(self) -> Measurer | None:
-        """What computes the cost of kernels where no device is at hand to time them; None where nothing can."""
+        """Measurer that computes the cost of kernels where no device is at hand to time them; None where nothing
+        can."""
         return None
 
     def simulator(self) -> Any | None:
-        """What runs the kernels of a device on this machine's processor: `load(library)` gives TVM's module.
+        """Simulator that runs the kernels of a device on this machine's processor: `load(library)` gives TVM's module.
         None where modules run as they are, or under `emulator()`. Raises ToolchainMissing."""
         return None
 
@@ -189,7 +189,7 @@ class Target(ABC):
 
     @property
     def builds_in_parts(self) -> bool:
-        """Whether kernels may be built apart from each other, as objects that are linked to the executable."""
+        """True if kernels may be built apart from each other, as objects that are linked to the executable."""
         return False
 
     def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
@@ -209,7 +209,7 @@ class Target(ABC):
             executable.export_library(str(path), fcompile=link, workspace_dir=folder, addons=addons)
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest records: name, architecture, features and the machine; JSON-serializable."""
+        """Facts that a manifest records: name, architecture, features and the machine; JSON-serializable."""
         return {
             "name": self.name,
             "architecture": self.architecture,

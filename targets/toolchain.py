@@ -75,7 +75,7 @@ def limited(command: Sequence[str], seconds: int) -> list[str]:
 
 
 def ran_over(code: int) -> bool:
-    """Whether a `limited` command was ended by its limit; by the exit code of `subprocess`."""
+    """True if a `limited` command was ended by its limit; by the exit code of `subprocess`."""
     return code in (-signal.SIGXCPU, -signal.SIGKILL)
 
 

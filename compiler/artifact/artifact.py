@@ -27,7 +27,7 @@ _MAX_INLINE_VALUES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a module holds beside its code.
+    """Contents of a module beside its code.
 
     Attributes:
         parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).

@@ -84,7 +84,7 @@ def read_artifact(source: Source, trusted_keys: Sequence[Key] | None = None) -> 
 
 
 def read_opened(opened: OpenedModule, trusted_keys: Sequence[Key] | None = None) -> Artifact:
-    """As `read_artifact`, of a module that is open; one with `trusted_keys` was opened as private."""
+    """Like `read_artifact`, of a module that is open; one with `trusted_keys` was opened as private."""
     try:
         return _read(opened, trusted_keys)
     except BaseException:

@@ -25,7 +25,7 @@ Key = bytes | str | Path
 
 
 class KeyKind(str, Enum):
-    """What a key is for."""
+    """Purpose of a key."""
 
     SIGNING = "signing"
     CONNECTION = "connection"
@@ -189,7 +189,7 @@ def kind_of(path: str | Path) -> KeyKind:
 
 
 def is_encrypted(pem: bytes) -> bool:
-    """Whether a PEM text holds an encrypted private key."""
+    """True if a PEM text holds an encrypted private key."""
     return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in pem
 
 
@@ -200,13 +200,13 @@ _SMALL_ORDER = frozenset({0, 1, _FIELD - 1, _ORDER_EIGHT, _FIELD - _ORDER_EIGHT}
 
 
 def _is_usable_point(raw: bytes) -> bool:
-    """Whether an Ed25519 public key is in canonical form and not of small order."""
+    """True if an Ed25519 public key is in canonical form and not of small order."""
     y = int.from_bytes(raw, "little") & (1 << 255) - 1
     return y < _FIELD and y not in _SMALL_ORDER
 
 
 def _gives_secrets(raw: bytes) -> bool:
-    """Whether an X25519 public key is of an order that is not small: those give the same secret with every key."""
+    """True if an X25519 public key is of an order that is not small: those give the same secret with every key."""
     try:
         KeyKind.CONNECTION.private_class.generate().exchange(KeyKind.CONNECTION.public_class.from_public_bytes(raw))
     except ValueError:

@@ -120,7 +120,7 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
 
 
 class CallList(Record, frozen=True, kw_only=True):
-    """Which nodes of the model each call of a kernel computes.
+    """Nodes of the model that each kernel call computes.
 
     Attributes:
         nodes, callees: names, which `functions` refers to by their places.

@@ -50,7 +50,7 @@ class VariantEntry(_Model):
 
 
 class VariantIndex(_Model):
-    """What `variants.json` holds.
+    """Contents of `variants.json`.
 
     Attributes:
         reference: the name of the variant that the others are compared with.

@@ -14,7 +14,7 @@ from compiler.inspection.contents import is_module_file
 
 @dataclass
 class Prepared:
-    """What a measurement needs.
+    """Inputs of a measurement.
 
     Attributes:
         source: the path of a module file, or a `Module`.

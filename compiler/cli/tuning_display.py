@@ -54,7 +54,7 @@ class TuningDisplay:
             self._console.print(_line(progress), markup=False, soft_wrap=True)
 
     def _tell_what_is_known(self, progress: Progress) -> None:
-        """What an earlier run left, from which this one continues."""
+        """Print what an earlier run left, from which this one continues."""
         if not progress.resumed:
             return
         known = sum(bool(state.results) for state in progress.states)

@@ -112,7 +112,7 @@ def _calling(name: str, call: SharedCall) -> str:
 
 
 def _is_first(line: str, declared: set[str]) -> bool:
-    """Whether the line is not a declaration, or is one that was not seen before."""
+    """True if the line is not a declaration, or is one that was not seen before."""
     if not line.startswith("declare "):
         return True
     seen = line in declared

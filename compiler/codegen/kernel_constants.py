@@ -131,7 +131,7 @@ class OpenedKernel:
         return statement
 
     def _lies_on_heap(self, buffer: Expr) -> bool:
-        """Whether room for a buffer is asked for when the kernel runs, as TVM does for what is large."""
+        """True if room for a buffer is asked for when the kernel runs, as TVM does for what is large."""
         size = product([constant_int(self._closed(each)) for each in buffer.ty.shape])
         return str(buffer.ty.storage_scope) == "global" and isinstance(size, int) and size > _LARGE
 
@@ -142,7 +142,7 @@ class OpenedKernel:
 
 
 def may_open(kernel: PrimFunc) -> bool:
-    """Whether a kernel has dynamic sizes (code of known sizes is made for just those) and holds no blocks."""
+    """True if a kernel has dynamic sizes (code of known sizes is made for just those) and holds no blocks."""
     buffers = [each for each in kernel.params if tirx.is_buffer_var(each)]
     if all(isinstance(size, tirx.IntImm) for buffer in buffers for size in buffer.ty.shape):
         return False
@@ -161,7 +161,7 @@ def _variables_of(call: Call) -> list[Expr]:
 
 
 def _bound_in_loops(body: Stmt) -> set[Expr]:
-    """What changes within a task: variables of loops that are not tasks, and what is bound in such loops."""
+    """Values that change within a task: variables of loops that are not tasks, and what is bound in such loops."""
     found: list[Expr] = []
 
     def inside(loop: Stmt) -> WalkResult:
@@ -178,7 +178,7 @@ def _bound_in_loops(body: Stmt) -> set[Expr]:
 
 
 def _is_task(loop: Stmt) -> bool:
-    """Whether a loop is parallel and what it does takes long: a loop of its own, and not just an element or vector."""
+    """True if a loop is parallel and what it does takes long: a loop of its own, and not just an element or vector."""
     kinds: list[Type] = []
     structural_walk(loop.body, (tirx.For, lambda each: kinds.append(each.kind)))
     return loop.kind == tirx.ForKind.PARALLEL and tirx.ForKind.SERIAL in kinds

@@ -115,7 +115,7 @@ def _is_needless(check: Stmt, symbolic: bool) -> bool:
 
 
 def _has_symbolic_sizes(body: Stmt) -> bool:
-    """Whether some argument's size is a variable: it is then compared with others or read as a value."""
+    """True if some argument's size is a variable: it is then compared with others or read as a value."""
     found = False
 
     def visit(check: Stmt) -> None:

@@ -61,8 +61,8 @@ class _Work:
 
 
 def worth_parts(kernels: Sequence[object]) -> bool:
-    """Whether to distribute the kernels to processes. Processes that may have no children (of a `multiprocessing.Pool`)
-    do not."""
+    """True to distribute the kernels to processes. Processes that may have no children (of a `multiprocessing.Pool`) do
+    not."""
     return processes() > 1 and len(kernels) >= _LEAST and not multiprocessing.current_process().daemon
 
 

@@ -48,7 +48,7 @@ def is_plain(function: PrimFunc) -> bool:
 
 
 def holds_no_blocks(function: PrimFunc) -> bool:
-    """Whether a PrimFunc has no block but a root block that holds nothing but its body."""
+    """True if a PrimFunc has no block but a root block that holds nothing but its body."""
     blocks: list[Stmt] = []
     structural_walk(function.body, (s_tir.SBlock, blocks.append))
     return len(blocks) <= 1 and all(map(_is_bare, blocks))

@@ -173,7 +173,7 @@ METHODS = ("response", "feature", "relation", "self")
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
-    """What `distill` is asked for; it describes the fields."""
+    """Options of `distill`, which documents the fields."""
 
     teacher: Any
     batches: Iterable[Any]

@@ -1,4 +1,4 @@
-"""What the techniques return."""
+"""Result of the compression techniques."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels should take on a described machine, without running anything: compression decides by these times, so
+"""Predicted times of kernels on a described machine, without running anything: compression decides by these times, so
 that the same call gives the same model however busy the machine is.
 
 A module is lowered as far as its kernels, whose schedule rules and operations are then known. A kernel's cycles are
@@ -97,7 +97,7 @@ class KernelClock(Protocol):
 
 
 def is_calibrated(target: targets.Target) -> bool:
-    """Whether times are predicted for a target: for x86-64 alone, where layers were measured."""
+    """True if times are predicted for a target: for x86-64 alone, where layers were measured."""
     return isinstance(target.machine, Machine) and target.machine.architecture == "x86_64"
 
 

@@ -17,7 +17,7 @@ _LONGEST = 1 << 16  # characters
 
 
 def read_recipe(path: Path) -> Any:
-    """What the file holds, as Python's own types.
+    """Contents of the file, as Python's own types.
 
     Raises:
         StorageError: it cannot be read.

@@ -24,7 +24,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RecipeReport:
-    """What a recipe did.
+    """Report of a recipe.
 
     Attributes:
         rows: the model as it came, and after each step.

@@ -52,7 +52,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What a technique did.
+    """Report of a technique.
 
     Attributes:
         technique: its name with the most telling settings.

@@ -39,7 +39,7 @@ DEFAULT = ("float32", "bf16", "int8")
 
 @dataclass(frozen=True)
 class VariantsReport:
-    """What was written, and what was not.
+    """Report of the variants that were written, and of those that were not.
 
     Attributes:
         left_out: variants that are not in the folder, with the reason.

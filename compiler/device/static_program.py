@@ -71,7 +71,7 @@ tensorwright_text_end:
 
 @dataclass(frozen=True)
 class StaticProgram:
-    """What was written: the file, its size in bytes, that of the module in it, and of ONNX Runtime's library."""
+    """A written executable: the file, its size in bytes, that of the module in it, and of ONNX Runtime's library."""
 
     path: Path
     bytes: int

@@ -317,7 +317,8 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def environment() -> str:
-    """What every compilation of this process depends on: processor, versions, this package's files, settings."""
+    """Environment that every compilation of this process depends on: processor, versions, this package's files,
+    settings."""
     ours = ("TENSORWRIGHT_", "TVM_")
     settings = sorted(each for each in os.environ.items() if each[0].startswith(ours) and each[0] not in _OWN)
     return repr((_installation(), _processor(), usable_cores(), settings))

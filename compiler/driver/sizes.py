@@ -42,7 +42,7 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
 
 
 def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
-    """What one entry of `sizes=` asks for."""
+    """Variants that one entry of `sizes=` asks for."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise OptionError(f"sizes[{name!r}] is {given!r}", "give a list, as in [1, 8]")
     by_input = {spec.name: spec.shape for spec in model.inputs}

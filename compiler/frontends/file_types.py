@@ -120,7 +120,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a path is a GGUF file, a folder of the transformers library with a model that generates text, or one of
+    """True if a path is a GGUF file, a folder of the transformers library with a model that generates text, or one of
     ONNX Runtime GenAI."""
     try:
         if not path.is_dir():

@@ -166,7 +166,7 @@ def _read_q3_k(blocks: Array) -> Parts:
 
 
 def _planes_of_two_small(packed: Array) -> Array:
-    """As `_planes_of_two`, of all bytes together."""
+    """Like `_planes_of_two`, of all bytes together."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, :, None]
     values: Array = ((packed[:, None] >> shifts) & 3).reshape(len(packed), -1)
     return values

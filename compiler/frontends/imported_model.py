@@ -1,4 +1,4 @@
-"""What every frontend returns."""
+"""Result of every frontend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which outputs of a model a module returns."""
+"""Selection of the outputs that a module returns."""
 
 from __future__ import annotations
 

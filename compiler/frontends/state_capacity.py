@@ -275,7 +275,7 @@ class _Growing(Generic[Model]):
 
 
 def _forgets(binding: Binding) -> bool:
-    """Whether a check is none: it gives a tensor a type without its shape."""
+    """True if a check is none: it gives a tensor a type without its shape."""
     is_cast = isinstance(binding, relax.MatchCast) and isinstance(binding.ty, relax.TensorType)
     return is_cast and not isinstance(binding.ty.shape, relax.ShapeExpr)
 

@@ -1,4 +1,4 @@
-"""What models append to states that grow: where in the graph, how many rows, and where they go."""
+"""Appends to growing states: where in the graph, how many rows, and where they go."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Appends:
         return value.fields[index]
 
     def value(self, expr: Expr) -> Expr:
-        """What an expression is bound to, behind names and checks of its shape."""
+        """Value that an expression is bound to, behind names and checks of its shape."""
         while expr in self.values:
             expr = self.values[expr]
         return expr
@@ -119,7 +119,8 @@ class Appends:
         return append
 
     def append(self, call: Expr) -> Append | None:
-        """What makes a growing state longer: a concatenation whose first part it is, or rows at computed places."""
+        """Operation that makes a growing state longer: a concatenation whose first part it is, or rows at computed
+        places."""
         placed = placed_append(call, self._model.mod)
         if placed is not None:
             source = self.value(placed.state)
@@ -138,10 +139,10 @@ class Appends:
         return None
 
     def is_next(self, var: Var, at: int) -> bool:
-        """Whether a variable is the next value of a state."""
+        """True if a variable is the next value of a state."""
         return self.value(self.result(self._results.index(self.at[at].output))).same_as(self.value(var))
 
     def is_longer_state(self, var: Var) -> bool:
-        """Whether a variable is the new value of a state whose rows are at computed places."""
+        """True if a variable is the new value of a state whose rows are at computed places."""
         append = self.append(self.value(var))
         return append is not None and append.starts is not None

@@ -20,7 +20,7 @@ FIRST_ROW = "first_row"
 
 
 class EncoderInputs:
-    """What the decoder reads beside the tokens of a sequence: what an encoder found."""
+    """Inputs of the decoder beside the tokens of a sequence: an encoder's results."""
 
     def __init__(self, found: dict[str, Array], prompt: Sequence[int] = (), image_token: int | None = None) -> None:
         """`prompt`: whose tokens of images take the rows of `found`, one after another."""
@@ -47,11 +47,11 @@ class Encoder:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """What it reads."""
+        """Inputs of the encoder."""
         return self.module.inputs
 
     def run(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs:
-        """What the decoder takes beside the tokens.
+        """Inputs of the decoder beside the tokens.
 
         Args:
             inputs: by the names of `inputs`; None for a prompt without images.

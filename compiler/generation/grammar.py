@@ -160,7 +160,7 @@ class Matcher:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing may come any more but the end."""
+        """True if nothing may come any more but the end."""
         return self._known()[1]
 
     def accept(self, token: int) -> None:

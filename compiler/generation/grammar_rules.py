@@ -45,7 +45,7 @@ class _Body:
         self._finite, self._at = finite, 0
 
     def is_finite(self) -> bool:
-        """Whether it matches a text that ends, by what is known of other rules."""
+        """True if it matches a text that ends, by what is known of other rules."""
         return self._choice()
 
     def _choice(self) -> bool:

@@ -49,7 +49,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
 
     @property
     def done(self) -> bool:
-        """Whether it has ended; pieces may still wait to be read."""
+        """True if it has ended; pieces may still wait to be read."""
         return self._result is not None or self._error is not None
 
     @property
@@ -74,7 +74,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
         return self._outcome()
 
     async def finished(self) -> Generation:
-        """As `result`, for asyncio."""
+        """Like `result`, for asyncio."""
         while not self.done:
             await self._change(lambda: self.done)
         return self._outcome()

@@ -63,7 +63,7 @@ def _read(image: Image) -> Any:
 
 
 def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, int]:
-    """What the encoder reads of an image, and rows and columns of its tiles; 0 where it is not cut."""
+    """Tiles of an image for the encoder, and the numbers of rows and columns of tiles; 0 where it is not cut."""
     size, filter_ = (preparation.width, preparation.height), preparation.resample
     if preparation.shortest is not None:
         return [_cropped(image, preparation.shortest, size, filter_)], 0, 0
@@ -125,7 +125,7 @@ def _normalized(image: Any, preparation: ImagePreparation) -> Array:
 
 
 def _text(preparation: ImagePreparation, rows: int, columns: int) -> str:
-    """What stands for an image of so many tiles."""
+    """Placeholder text of an image of this many tiles."""
     own, frame = preparation.text * preparation.rows, preparation.frame
     if not frame:
         return own

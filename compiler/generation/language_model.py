@@ -120,7 +120,7 @@ class LanguageModel:
         media: Media | None = None,
         **settings: Any,
     ) -> Iterator[Piece]:
-        """As `generate`, token by token: each `Piece` has a token and the text that it completes.
+        """Like `generate`, token by token: each `Piece` has a token and the text that it completes.
 
         Leaving the loop ends the generation.
         """
@@ -158,7 +158,7 @@ class LanguageModel:
         return self.prompts.prepared(prompt, media)
 
     def encoded(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs | None:
-        """What the decoder reads beside tokens; None of models without an encoder.
+        """Inputs of the decoder beside tokens; None of models without an encoder.
 
         Raises InputError where inputs are missing, or do not fit the encoder or the prompt.
         """
@@ -169,7 +169,7 @@ class LanguageModel:
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
 
     def steps(self, slots: int, context: int) -> Steps:
-        """What reads tokens of so many sequences, of at most `context` tokens each."""
+        """Steps that read tokens of this many sequences, of at most `context` tokens each."""
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
         if self.description.sequences:
             return BatchedSteps(self.module, slots, capacity)
@@ -211,11 +211,11 @@ class LanguageModel:
         return Grammars(self.tokenizer, self.description.vocabulary, self.description.stop_tokens)
 
     def draft_steps(self, slots: int, context: int) -> Steps | None:
-        """As `steps`, of the draft model; None where there is none."""
+        """Like `steps`, of the draft model; None where there is none."""
         return None if self.draft is None else self.draft.steps(slots, min(context, self.draft.description.context))
 
     def speculation(self, options: GenerationOptions, drafts: Steps | None, slot: int) -> Speculation:
-        """What guesses the tokens of a sequence; `drafts` reads them with the draft model."""
+        """Speculation that guesses the tokens of a sequence; `drafts` reads them with the draft model."""
         if drafts is None or self.draft is None:
             return Speculation(PromptLookup(), options.speculative)
         room = self.draft.description.context if drafts.room is None else drafts.room

@@ -78,7 +78,7 @@ class Run(Iterator[Piece]):
 
     @property
     def result(self) -> Generation:
-        """What was generated, once the iteration has ended."""
+        """Generated text, once the iteration has ended."""
         assert self._result is not None
         return self._result
 
@@ -107,7 +107,7 @@ class Run(Iterator[Piece]):
         return [] if piece is None else [piece]
 
     def _decoded_pieces(self) -> list[Piece]:
-        """What a run of the last token, and of guesses behind it, gives."""
+        """Pieces from a run of the last token and of the guesses behind it."""
         output, speculation = self._output, self._speculation
         guesses: list[int] = []
         if speculation is not None:

@@ -1,4 +1,4 @@
-"""What the encoder of a model reads: images, speech, or arrays as they are."""
+"""Media inputs of a model's encoder: images, speech, or arrays as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.generation.images import Image, prepared_images
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """What a prompt is about.
+    """Media that a prompt refers to.
 
     Attributes:
         images: in the order of their places in the prompt.

@@ -1,4 +1,4 @@
-"""What a generation returns."""
+"""Result of a generation."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class RunningSequence:
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether a part of its prompt is still to be read."""
+        """True if a part of its prompt is still to be read."""
         return self.read < len(self.prompt)
 
     @property
@@ -220,7 +220,7 @@ class Batch:
         return parts
 
     def _is_being_read(self, prompt: Sequence[int], others: list[Sequence[int]]) -> bool:
-        """Whether a prompt of this step begins as this one does, so that waiting saves computing that twice."""
+        """True if a prompt of this step begins as this one does, so that waiting saves computing that twice."""
         if not self._steps.rewinds or not self._slots.may_share(prompt) or not others:
             return False
         return max(common_length(other, prompt) for other in others) > self._slots.common(prompt)

@@ -1,4 +1,4 @@
-"""Which slot a sequence gets, and what of its prompt some slot holds already."""
+"""Assignment of sequences to slots, and the part of a prompt that a slot holds already."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Slots:
         self.release(slot)
 
     def may_share(self, prompt: Sequence[int]) -> bool:
-        """Whether other sequences can begin with what a slot holds of a prompt."""
+        """True if other sequences can begin with what a slot holds of a prompt."""
         return self._stable is None or len(prompt) <= self._stable
 
     def _best(self, prompt: Sequence[int]) -> tuple[int, int]:

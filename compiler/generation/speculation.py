@@ -22,7 +22,7 @@ class Drafter(Protocol):
 
 
 class PromptLookup:
-    """What followed when the last tokens came before: for texts that repeat themselves or the prompt."""
+    """Guesses from what followed when the last tokens came before: for texts that repeat themselves or the prompt."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], int] = {}  # of runs of tokens: where the last one ends

@@ -69,7 +69,7 @@ class Steps(Protocol):
         """A slot becomes what another one was after its first `rows` tokens."""
 
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
-        """What a slot reads beside its tokens from now on."""
+        """Attach inputs that a slot reads beside its tokens from now on."""
 
 
 class ChunkInputs(Protocol):

@@ -23,7 +23,7 @@ class TextStream:
         return self._next(final=False)
 
     def end(self) -> str:
-        """What is left: bytes that do not form a character become replacement characters."""
+        """Text of the rest: bytes that do not form a character become replacement characters."""
         return self._next(final=True)
 
     def _next(self, *, final: bool) -> str:
@@ -50,7 +50,7 @@ class StopTexts:
         self.found = False
 
     def add(self, piece: str) -> str:
-        """What can be given out now; sets `found` where a stop text is complete."""
+        """Text that can be given out now; sets `found` where a stop text is complete."""
         if self.found:
             return ""
         text = self._held + piece
@@ -63,7 +63,7 @@ class StopTexts:
         return text[: len(text) - held]
 
     def end(self) -> str:
-        """What was held back and did not become a stop text."""
+        """Text that was held back and did not become a stop text."""
         text, self._held = self._held, ""
         return text
 

@@ -1,1 +1,1 @@
-"""What a model or a module holds, without running it."""
+"""Contents of a model or a module, found without running it."""

@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes:
         reference: with what the model was compared.
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether all outputs are within the tolerance."""
+        """True if all outputs are within the tolerance."""
         return not any(each.differs for each in self.outputs)
 
     @property

@@ -66,7 +66,7 @@ class KernelEstimate:
 
 @dataclass
 class Inspection:
-    """What `inspect_model` and `inspect_module` find; sizes in bytes, times in seconds.
+    """Result of `inspect_model` and `inspect_module`; sizes in bytes, times in seconds.
 
     Attributes:
         kind: "model" or "module".
@@ -98,7 +98,7 @@ class Inspection:
 
 
 def is_module_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a compiled module: by its name, or by how its content begins."""
+    """True if a path is that of a compiled module: by its name, or by how its content begins."""
     if Path(path).suffix == MODULE_SUFFIX:
         return True
     from compiler.artifact.container import MAGIC
@@ -173,7 +173,7 @@ def target_text(target: Any) -> str:
 
 
 def accelerator_text(target: Any) -> str:
-    """What a manifest's target reports of its accelerator, as text; "" where it has none."""
+    """Report of a manifest's target on its accelerator, as text; "" where it has none."""
     report = target.details.get("partition")
     lines = report.get("summary") if isinstance(report, dict) else None
     return "\n".join(map(str, lines)) if isinstance(lines, list) else ""

@@ -1,4 +1,4 @@
-"""What a model will cost on a target, without building it: operations, bytes and the least time of each kernel."""
+"""Estimated cost of a model on a target, without building it: operations, bytes and the least time of each kernel."""
 
 from __future__ import annotations
 

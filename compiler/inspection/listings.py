@@ -95,7 +95,7 @@ def _conformance(name: str) -> str | None:
 
 
 def _toolchain(target: targets.Target) -> tuple[str | None, str | None]:
-    """What builds for a target, or how to install it."""
+    """Toolchain of a target, or how to install it."""
     try:
         return target.toolchain(), None
     except targets.ToolchainMissing as error:

@@ -41,7 +41,7 @@ def _empty(path: str | os.PathLike[str]) -> Inspection:
 
 
 def _onnx_contents(path: Path) -> Inspection:
-    """What an ONNX file declares, and the coverage of its operators."""
+    """Declarations of an ONNX file, and the coverage of its operators."""
     from compiler.frontends.onnx import coverage_report
     from compiler.frontends.onnx.loading.loader import load_model
 

@@ -42,7 +42,7 @@ class PassOptions:
 
 @dataclass
 class CompilationReport:
-    """What passes report beside the module.
+    """Report of passes beside the module.
 
     Attributes:
         schedules: of `apply-schedules`: the rule and config of each kernel; None before it ran.

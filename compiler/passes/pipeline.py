@@ -48,7 +48,7 @@ class PassTiming:
 
 @dataclass
 class PipelineResult:
-    """What `run_pipeline` returns.
+    """Result of `run_pipeline`.
 
     Attributes:
         mod: the module, ready for `relax.build(..., relax_pipeline=None)` when every phase ran.
@@ -146,7 +146,7 @@ def _observers(
 
 
 class _Unchecked:
-    """What passes of a phase made: checked at the phase's end, for a check takes as long as many a pass."""
+    """Results of a phase's passes that are checked at its end, since a check takes as long as many a pass."""
 
     def __init__(self) -> None:
         self._made: list[tuple[IRModule, str]] = []

@@ -111,7 +111,7 @@ def get_pass(name: str) -> GraphPass:
 
 
 def is_own(candidate: GraphPass) -> bool:
-    """Whether `candidate` is one of the passes of `compiler.passes`, whose tests check the types they leave."""
+    """True if `candidate` is one of the passes of `compiler.passes`, whose tests check the types they leave."""
     return candidate.rewrite.__module__.startswith("compiler.passes.") and _PASSES.get(candidate.name) is candidate
 
 

@@ -33,7 +33,7 @@ from compiler.support.notebook import facts_html
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `bench` measured; times in seconds, sizes in bytes.
+    """Result of `bench`; times in seconds, sizes in bytes.
 
     Attributes:
         inputs: data type and shape of each input, as text.

@@ -1,4 +1,4 @@
-"""Which nodes of the model the calls of a run compute, by the list of calls in the manifest.
+"""Nodes of the model that the calls of a run compute, by the list of calls in the manifest.
 
 Calls of one kernel are told apart by their order: those of each function of the module follow its list.
 """
@@ -112,7 +112,7 @@ class _Matching:
             self._at += 1
 
     def _names(self, steps: Sequence[Step]) -> frozenset[str]:
-        """What steps call, those of branches included."""
+        """Names that steps call, those of branches included."""
         found: set[str] = set()
         for step in steps:
             found |= (

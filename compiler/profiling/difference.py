@@ -14,7 +14,7 @@ from compiler.profiling.measured import FORMAT_VERSION, Profile
 
 @dataclass(frozen=True)
 class LayerTime:
-    """What one layer takes in a run: the nodes of the model that it computes, the main one first, and seconds."""
+    """Time of one layer in a run: the nodes of the model that it computes, the main one first, and seconds."""
 
     name: str
     nodes: tuple[str, ...]
@@ -22,7 +22,7 @@ class LayerTime:
 
     @property
     def key(self) -> str:
-        """What layers of two profiles are matched by."""
+        """Key by which layers of two profiles are matched."""
         return self.nodes[0] if self.nodes else self.name
 
 

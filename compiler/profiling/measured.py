@@ -1,4 +1,4 @@
-"""What a profile holds: times of kernels and of single calls, on top of the latency they are parts of."""
+"""Contents of a profile: times of kernels and of single calls, on top of the latency they are parts of."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _uses_reference(module: Module, named: Mapping[str, object], sizes: Mapping[
 
 
 def made_up_note(module: Module, named: Mapping[str, object], sizes: Mapping[str, int] | None) -> str | None:
-    """What `complete_inputs` fills in, as text; None when every input is given."""
+    """Note on the inputs that `complete_inputs` fills in; None when every input is given."""
     missing = [spec.name for spec in module.inputs if _is_missing(named, spec.name)]
     if not missing:
         return None

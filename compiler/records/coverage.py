@@ -1,4 +1,4 @@
-"""What the records of each target cover: by which measure, how many kernels, which models."""
+"""Coverage of each target's records: by which measure, how many kernels, which models."""
 
 from __future__ import annotations
 

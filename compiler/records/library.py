@@ -1,4 +1,4 @@
-"""Which records a compilation uses: those shipped with the package, the user's own, and those named by the caller."""
+"""Records that a compilation uses: those shipped with the package, the user's own, and those named by the caller."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TunedConfigs:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What was chosen for the model as a whole, where the target has such settings and the model was tuned."""
+        """Settings chosen for the model as a whole, where the target has such settings and the model was tuned."""
         return dict(self.tuned_itself.settings) if self.tuned_itself is not None else {}
 
     def __bool__(self) -> bool:

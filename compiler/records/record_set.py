@@ -97,8 +97,8 @@ def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 def essential(records: Iterable[Record]) -> list[Record]:
-    """What a compilation needs: of each target and task all times taken in models, the best alone and the default that
-    it is compared with."""
+    """Records that a compilation needs: of each target and task all times taken in models, the best alone and the
+    default that it is compared with."""
     kept: list[Record] = []
     for group in by_task(deduplicated(records)).values():
         kept += [record for record in group if record.in_model and record.status == "ok"]
@@ -210,7 +210,7 @@ def as_of_today(record: Record, is_default: IsDefault) -> Record:
 
 
 def wins(challenger: Record, default: Record, least: float = MIN_GAIN) -> bool:
-    """Whether a config is faster than the default by more than chance, and by a share of `least`."""
+    """True if a config is faster than the default by more than chance, and by a share of `least`."""
     margin = max(least, challenger.spread, default.spread)
     return _cost(challenger) * (1 + margin) < _cost(default)
 

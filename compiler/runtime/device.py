@@ -55,7 +55,8 @@ class Device:
         return tensors
 
     def call(self, main: PackedFunc, tensors: Iterable[RuntimeTensor]) -> Sequence[RuntimeTensor]:
-        """What a virtual machine's function gives for tensors that lie where kernels read them, when it is computed."""
+        """Results of a virtual machine's function for tensors that lie where kernels read them, once they are
+        computed."""
         return main(*tensors)
 
     def to_host(self, results: Sequence[RuntimeTensor]) -> Sequence[RuntimeTensor]:

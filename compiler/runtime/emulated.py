@@ -80,7 +80,7 @@ class EmulatedExecutor:
         return held
 
     def _emulated(self) -> Emulator:
-        """What runs the module here, made when first asked for."""
+        """Emulator that runs the module here, made when first asked for."""
         if self._emulate is None:
             check_machine(self._artifact.manifest)
             raise IncompatibleArtifactError(

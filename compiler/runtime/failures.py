@@ -35,7 +35,7 @@ def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
 
 
 def _check_text(what: str, text: str) -> str:
-    """What a check is for; and the sizes, unless it gives a reason of its own (`node: reason`)."""
+    """Description of a check; and the sizes, unless it gives a reason of its own (`node: reason`)."""
     numbers = _NUMBERS.search(text)
     if ": " in what or numbers is None:
         return what

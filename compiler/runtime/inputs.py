@@ -79,7 +79,7 @@ class _BoundStates:
         self.names = {spec.name for _, spec in self.others}
 
     def holds(self, states: HeldStates) -> bool:
-        """Whether these are the states that were bound."""
+        """True if these are the states that were bound."""
         return self.states == list(states.values())
 
 
@@ -130,8 +130,8 @@ class InputBinder:
         return memory.tensors
 
     def bind_beside(self, inputs: dict[str, Any], states: HeldStates, memory: InputMemory) -> list[RuntimeTensor]:
-        """As `bind`, of a session's states and its other inputs. States that were bound before are not looked at again:
-        a language model has more of them than all else together."""
+        """Like `bind`, of a session's states and its other inputs. States that were bound before are not looked at
+        again: a language model has more of them than all else together."""
         bound = states.bound
         if bound is None or inputs.keys() != bound.names or not bound.holds(states):
             inputs.update(states)

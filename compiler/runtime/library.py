@@ -203,7 +203,7 @@ def bound_main(machine: RuntimeModule, parameters: Sequence[RuntimeTensor]) -> P
 
 
 def can_prepare(machine: RuntimeModule, *, keeping: bool = False) -> bool:
-    """Whether the module has `main` in two parts, for runs of equal sizes; those that keep results if asked for."""
+    """True if the module has `main` in two parts, for runs of equal sizes; those that keep results if asked for."""
     prepare, run = _prepared_entries(keeping)
     return bool(machine.implements_function(prepare) and machine.implements_function(run))
 

@@ -186,7 +186,7 @@ class Module:
         return compare(actual, artifact.reference_outputs, artifact.manifest.reference_tolerance)
 
     def run_example(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Any]:
-        """What an example gives, states included: where those are not inputs, the first run of a session.
+        """Outputs for an example, states included: where those are not inputs, the first run of a session.
 
         Args:
             inputs, sizes: as `with_reference` takes them.

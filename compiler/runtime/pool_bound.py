@@ -27,7 +27,7 @@ class _Allocated(ctypes.Structure):
 
 
 def _allocated_bytes() -> Callable[[], int] | None:
-    """What tells the bytes that this process has allocated; None for C libraries that do not."""
+    """Function that counts the bytes that this process has allocated; None for C libraries that do not count them."""
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo is None:
         return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Indices(Protocol):
-    """What is known of an input that holds indices; `IndexRequirement`s are so."""
+    """Known range of an input that holds indices; `IndexRequirement`s are so."""
 
     @property
     def input(self) -> str: ...

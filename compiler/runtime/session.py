@@ -64,7 +64,7 @@ class Session:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """What `run` takes: the module's inputs but for states and the position."""
+        """Inputs of `run`: the module's inputs but for states and the position."""
         return self._described
 
     @property

@@ -31,7 +31,8 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class SavedStates:
-    """What a file holds: of which module, how many rows are in use, sizes by name, states by the names of inputs."""
+    """Contents of a session file: of which module, how many rows are in use, sizes by name, states by the names of
+    inputs."""
 
     module: str
     length: int

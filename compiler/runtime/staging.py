@@ -105,7 +105,7 @@ class InputMemory:
             self.tensors, self.ranges, self.states = [], [], NO_MEMORY
 
     def copied_again(self, inputs: Any) -> bool:
-        """Whether the inputs were arrays of the last run's names, shapes and element types, and were copied.
+        """True if the inputs were arrays of the last run's names, shapes and element types, and were copied.
 
         The tensors are then those of the last run. When False, some may have been overwritten.
         """

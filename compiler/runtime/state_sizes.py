@@ -92,7 +92,7 @@ def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str,
 
 
 def are_known(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
-    """Whether all sizes of the states are known."""
+    """True if all sizes of the states are known."""
     return state_symbols(manifest) <= set(sizes)
 
 

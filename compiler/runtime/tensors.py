@@ -29,7 +29,7 @@ def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
 
 
 def zeros_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
-    """As `empty_aligned`, of zeros; a large one takes memory only where it is written to. Raises MemoryError."""
+    """Like `empty_aligned`, of zeros; a large one takes memory only where it is written to. Raises MemoryError."""
     if _bytes(shape, element) > _MOST_BYTES:
         raise MemoryError
     return _aligned(np.zeros(_bytes(shape, element) + ALIGNMENT, np.uint8), shape, element)
@@ -52,7 +52,7 @@ def aligned_copy(array: Array, element: ElementType) -> Array:
 
 
 def is_usable(array: Array) -> bool:
-    """Whether generated code may read the array where it is."""
+    """True if generated code may read the array where it is."""
     return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
 
 

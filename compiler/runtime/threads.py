@@ -227,7 +227,7 @@ def _set_max_concurrency() -> Any:
 
 
 def in_force(threads: int) -> bool:
-    """Whether kernels launched by the calling thread may run now, on so many threads; the fast path of `run_with`."""
+    """True if kernels launched by the calling thread may run now, on so many threads; the fast path of `run_with`."""
     return _state.current == threads
 
 

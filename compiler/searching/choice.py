@@ -24,7 +24,7 @@ class Choice(nn.ModuleList):
         self.selected = len(forms) - 1
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the selected form makes of them."""
+        """Apply the selected form."""
         return self[self.selected](*inputs, **named)
 
 

@@ -1,4 +1,4 @@
-"""What a candidate costs: time from the table of layers, sizes from the planner, cycles from the accelerator's
+"""Cost of a candidate: time from the table of layers, sizes from the planner, cycles from the accelerator's
 compiler."""
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class CountedCycles:
 
 
 def accelerator_of(target: targets.Target) -> Accelerator | None:
-    """What counts the target's cycles; None for processors."""
+    """Cycle counter of a target's accelerator; None for processors."""
     return CountedCycles(target) if target.quantized_everywhere else None
 
 

@@ -17,7 +17,7 @@ _GROUP = 64  # neighbours that share a scale in int4
 
 @dataclass(frozen=True)
 class SubNet:
-    """What a config makes of a torch net.
+    """Sub-net of a torch net for a config.
 
     Attributes:
         masks: by the name of a parameter, 1 where it stays.
@@ -114,7 +114,7 @@ def _rounded_activation(values: torch.Tensor) -> torch.Tensor:
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Whether sub-nets need statistics of their own."""
+    """True if sub-nets need statistics of their own."""
     return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in net.modules())
 
 

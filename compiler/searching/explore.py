@@ -39,17 +39,17 @@ _MOST_STEPS = 48  # from one candidate
 
 
 class Net(Protocol):
-    """What is searched."""
+    """Net that is searched."""
 
     @property
     def knobs(self) -> list[Knob]:
-        """What there is to decide."""
+        """Decisions of the search."""
 
     def model(self, config: Config) -> ImportedModel:
         """A candidate as a graph, for its costs."""
 
     def score(self, config: Config) -> float:
-        """What `evaluate` says of it."""
+        """Score by `evaluate`."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Explorer:
         return found
 
     def looked_up(self, configs: Sequence[Config]) -> list[Candidate]:
-        """As `evaluate`, of configs that are no trials of the search."""
+        """Like `evaluate`, of configs that are no trials of the search."""
         costs = self.costs_of(configs)
         return [
             self._known.get(key_of(config)) or self._scored(config, each)

@@ -1,4 +1,4 @@
-"""Which candidates are trained to the end: the best ones of a race of short trainings."""
+"""Candidates that are trained to the end: the best ones of a race of short trainings."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Finalists:
         return found
 
     def _is_within(self, candidate: Candidate) -> bool:
-        """Whether it fits, asked once: times vary."""
+        """True if it fits, asked once: times vary."""
         key = key_of(candidate.config)
         if key not in self._known:
             self._known[key] = self._fits(candidate)

@@ -162,7 +162,7 @@ def reduced(model: ImportedModel, found: Dependencies, removed: Array, config: C
 
 
 def _squares(found: Dependencies) -> dict[GenericConst, Array]:
-    """What the weights of products matter, element by element."""
+    """Importance of the weights of matmuls, element by element."""
     return {
         each.constant: array_of(each.constant).astype(np.float64) ** 2
         for each in found.producers
@@ -288,7 +288,7 @@ class GraphNet:
         return self.graph.realized(config)
 
     def score(self, config: Config) -> float:
-        """What `evaluate` says of the candidate. Raises OptionError where it fails."""
+        """Score of the candidate by `evaluate`. Raises OptionError where it fails."""
         evaluate = self.job.evaluate
         assert evaluate is not None
         model = self.floats(config) if self.precisions.scheme.integer_only else self.model(config)

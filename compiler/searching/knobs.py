@@ -1,4 +1,4 @@
-"""What a search decides: named knobs with a few options each."""
+"""Decisions of a search: named knobs with a few options each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Knob:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether a smaller option makes a smaller net."""
+        """True if a smaller option makes a smaller net."""
         return self.kind not in ("precision", "choice")
 
 
@@ -90,7 +90,7 @@ def _rises(knobs: Sequence[Knob], before: Config, after: Config) -> bool:
 
 
 def is_form(name: str) -> bool:
-    """Whether the knob of this name decides which layers there are: of residual layers and of `choice` blocks."""
+    """True if the knob of this name decides which layers there are: of residual layers and of `choice` blocks."""
     return name.startswith(("layer ", "choice "))
 
 

@@ -1,4 +1,4 @@
-"""What each kernel takes on the target, measured or computed once; a candidate's time is the sum over its kernels."""
+"""Time of each kernel on the target, measured or computed once; a candidate's time is the sum over its kernels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class KernelTimes(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, in words; the numbers of two measures do not mix."""
+        """Name of the measure; the numbers of two measures do not mix."""
 
     def some(self, candidates: Sequence[LoweredModel], wanted: AbstractSet[str]) -> Measured:
         """Measure some of the kernels in `wanted`, one at least: what is found is stored before others are measured.
@@ -159,7 +159,7 @@ class LayerTable:
 
     @property
     def measure(self) -> str:
-        """What its numbers are."""
+        """Measure of the numbers."""
         return self._measure.name
 
     def errors(self) -> list[float]:

@@ -44,7 +44,8 @@ class Original:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a part of a search took: seconds, and processor time of this process and of its workers that have ended."""
+    """Time that a part of a search took: seconds, and processor time of this process and of its workers that have
+    ended."""
 
     seconds: float
     cpu_seconds: float
@@ -78,7 +79,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What a search found.
+    """Report of a search.
 
     Attributes:
         cost: the name of the budget's first limit.

@@ -1,4 +1,4 @@
-"""Which torch module gives what a residual sum adds: made to give zeros, it leaves the layer out."""
+"""Torch module whose result a residual sum adds: made to give zeros, it leaves the layer out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `search` returns."""
+"""Result of `search`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _SPACE_EXAMPLE = "space={'channels': [0.25, 0.5, 0.75], 'layers': True, 'precisi
 
 
 class Space(BaseModel):
-    """What may be changed; a YAML file with the key `space` holds the same.
+    """Search space; a YAML file with the key `space` holds the same.
 
     Attributes:
         channels: shares of the channels that a group may keep; 1 is always among the options.
@@ -101,7 +101,7 @@ def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
 
 
 def _space_of_file(path: Path) -> Any:
-    """What a file has under `space`, or all of it. Raises OptionError or StorageError."""
+    """Search space of a file: what is under `space`, or all of it. Raises OptionError or StorageError."""
     content = read_recipe(path)
     if not isinstance(content, Mapping):
         raise OptionError(f"{path} holds {'nothing' if content is None else type(content).__name__}", _FILE_EXAMPLE)
@@ -129,7 +129,7 @@ def check_budget(budget: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What `search` is asked for but for the model; it describes the fields."""
+    """Options of `search` but for the model; it documents the fields."""
 
     budget: Mapping[str, float]
     space: Space
@@ -171,5 +171,5 @@ class SearchOptions:
 
     @property
     def trains(self) -> bool:
-        """Whether weights are trained."""
+        """True if weights are trained."""
         return self.train is not None or self.batches is not None

@@ -57,11 +57,11 @@ class Skeleton:
     size: tuple[int, int] | None
 
     def removed_in_tagged(self, config: Config) -> Array:
-        """Which units of `tagged.found` go."""
+        """Units of `tagged.found` that are removed."""
         return carried_over(self.graph.removed(config), self.graph.found, self.tagged.found)
 
     def masks(self, config: Config) -> dict[str, Array]:
-        """What stays of each parameter, by its name: of channels, heads and filters."""
+        """Mask of each parameter, by its name: of channels, heads and filters."""
         kept = unit_masks(self.tagged.found, self.removed_in_tagged(config), self.tagged.places)
         masks = self.tagged.parameter_masks(kept)
         for name, size in config.items():
@@ -150,7 +150,7 @@ class TorchNet:
 
     @property
     def _needs_graphs(self) -> bool:
-        """Whether torch needs graphs to know what a config leaves of the net."""
+        """True if torch needs graphs to know what a config leaves of the net."""
         return any(knob.kind in _OF_GRAPHS for knob in self.knobs)
 
     def shapes(self, random: Random) -> Iterator[dict[str, Option]]:
@@ -181,7 +181,7 @@ class TorchNet:
         return self._subs[key]
 
     def _is_selected(self, module: str, config: Config) -> bool:
-        """Whether a module is not in a form that the config's choices leave out."""
+        """True if a module is not in a form that the config's choices leave out."""
         blocks = choices_of(self.net)
         return all(
             not module.startswith(f"{name}.")
@@ -211,7 +211,7 @@ class TorchNet:
         }
 
     def score(self, config: Config) -> float:
-        """What `evaluate` says of the sub-net with the shared weights. Raises OptionError where it fails."""
+        """Score of the sub-net with the shared weights by `evaluate`. Raises OptionError where it fails."""
         sub = self.sub_net(config)
         select(self.net, config)
         evaluate = self.job.evaluate

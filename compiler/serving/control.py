@@ -12,7 +12,7 @@ class Control(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether the server is shutting down: it answers what it has accepted, and is not ready for more."""
+        """True if the server is shutting down: it answers what it has accepted, and is not ready for more."""
 
     async def load(self, name: str) -> None:
         """Have the newest version of a model answer, in all processes or in none. Raises as `Repository.load`."""

@@ -29,7 +29,7 @@ def _limit(default: int, what: str, status: int = 400) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may take. `docs/guides/serve.md` says why each default is what it is.
+    """Limits on one request. `docs/guides/serve.md` gives the reason for each default.
 
     Attributes:
         max_request_bytes: of a body, after decompression.

@@ -20,7 +20,7 @@ _PREFIX = "tensorwright"
 
 
 class Metrics:
-    """What is counted in one process; `text` sums the processes of a server up. An `Observer` of policies.
+    """Counters of one process; `text` sums the processes of a server up. An `Observer` of policies.
 
     Args:
         price: of a core for an hour, in any currency; costs are counted in it.

@@ -114,12 +114,12 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether all models answer, or can be loaded on demand."""
+        """True if all models answer, or can be loaded on demand."""
         return self._on_demand or len(self._loaded) == len(self._options)
 
     @property
     def reads_text(self) -> bool:
-        """Whether one of the models that answer is a language model."""
+        """True if one of the models that answer is a language model."""
         return any(isinstance(each.service, TextService) for each in self._loaded.values())
 
     @property
@@ -128,7 +128,7 @@ class Repository:
         return tuple(self._options)
 
     def has(self, name: str) -> bool:
-        """Whether there is a model of that name, loaded or not."""
+        """True if there is a model of that name, loaded or not."""
         return name in self._options
 
     def options(self, name: str) -> ModelOptions:

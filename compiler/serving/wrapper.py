@@ -52,7 +52,7 @@ class Wrapper:
 
 
 def identity_of(service: Service) -> str:
-    """What tells the answers of a service from those of another model, version or set of weights.
+    """Identity that tells the answers of a service from those of another model, version or set of weights.
 
     A service may have an attribute `identity`, a digest of what computes its answers; without one, its name and version
     have to do.

@@ -1,4 +1,4 @@
-"""What both sides of a cut take: estimated for each target, and measured on this machine where it can be."""
+"""Costs of both sides of a cut: estimated for each target, and measured on this machine where it can be."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SideCosts:
     whole: float
 
     def after(self, cut: Cut) -> float:
-        """What is left behind a cut."""
+        """Cost of the part behind a cut."""
         return self.whole - self.before[cut.position]
 
 

@@ -1,4 +1,4 @@
-"""What `split` weighed and chose."""
+"""Report of `split`: the cuts that were weighed, and the choice."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Error:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was weighed and chosen.
+    """Cuts that were weighed, and the choice.
 
     Attributes:
         crossing: tensors on the wire: name, shape, element type.

@@ -29,7 +29,7 @@ class Wire:
     zero_point: int = 0
 
     def through(self, array: Array) -> Array:
-        """What arrives when an array is sent: the same arithmetic as both halves use."""
+        """Array as it arrives when it is sent: the same arithmetic as both halves use."""
         if array.dtype != np.float32 or self.kind == "float32":
             return array
         if self.kind == "float16":

@@ -48,7 +48,7 @@ def cosine(left: Array, right: Array) -> float:
 
 
 def score(evaluate: Evaluate, run: Run) -> float:
-    """What `evaluate` says. Raises OptionError when that fails, or is not a finite number."""
+    """Score by `evaluate`. Raises OptionError when that fails, or is not a finite number."""
     if not callable(evaluate):
         raise OptionError(f"evaluate= is {type_text(evaluate)}", _MEASURE)
     try:

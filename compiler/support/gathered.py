@@ -1,4 +1,4 @@
-"""Which tensors a kernel gathers from (embedding tables)."""
+"""Tensors that a kernel gathers from (embedding tables)."""
 
 from __future__ import annotations
 

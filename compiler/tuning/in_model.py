@@ -47,7 +47,7 @@ _ERRORS = 2.0  # standard errors that are chance
 
 
 class Choices:
-    """What a session found to be fastest, as `PipelineContext.configs` and `.choose` take it.
+    """Fastest configs that a session found, as `PipelineContext.configs` and `.choose` take them.
 
     Attributes:
         configs: by record key, of the kernels that are not to run on their default.
@@ -130,12 +130,12 @@ class Compared:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the choices are significantly faster."""
+        """True if the choices are significantly faster."""
         return self.gain > 1 + self.spread
 
     @property
     def is_slower(self) -> bool:
-        """Whether they are significantly slower."""
+        """True if they are significantly slower."""
         return self.gain * (1 + self.spread) < 1
 
     def _logarithms(self) -> list[float]:

@@ -94,7 +94,7 @@ def tune_network(
 def network_cost(
     model: ImportedModel, target: targets.Target, settings: Mapping[str, Setting] | None = None
 ) -> NetworkCost:
-    """What one run of a quantized model costs on a target's accelerator, in the unit of the target's measurer.
+    """Cost of one run of a quantized model on a target's accelerator, in the unit of the target's measurer.
 
     Args:
         model: quantized, by `quantize` or `uncalibrated` for this target.
@@ -180,7 +180,7 @@ class TrialLog:
 
     @property
     def is_over(self) -> bool:
-        """Whether the trials or the time are used up."""
+        """True if the trials or the time are used up."""
         over = self.options.time_budget is not None and time.monotonic() - self.began > self.options.time_budget
         return over or (self.options.trials is not None and self.trials >= self.options.trials)
 

@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What the search took, without the defaults before it and the comparison after it.
+    """Cost of the search, without the defaults before it and the comparison after it.
 
     Attributes:
         processor: seconds of processors for proposing ("search"), building and measuring.

@@ -1,4 +1,4 @@
-"""What `tune` returns."""
+"""Result of `tune`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TaskResult:
 
     @property
     def layer(self) -> str:
-        """What the task is called in tables: the main node and how many more there are, else the kernel."""
+        """Name of the task in tables: the main node and how many more there are, else the kernel."""
         label = layer_label(self.nodes, self.kernel)
         return f"{label} by {self.rule}" if self.instead_of and self.nodes else label
 
@@ -58,7 +58,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class NetworkResult:
-    """What was chosen for a network as a whole: settings that are not at their defaults, and the costs of a run."""
+    """Choice for a network as a whole: settings that are not at their defaults, and the costs of a run."""
 
     settings: Mapping[str, Setting]
     before: NetworkCost
@@ -67,7 +67,7 @@ class NetworkResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
-    """What `tune` returns.
+    """Result of `tune`.
 
     Attributes:
         before, after: of one run of the model spent in kernels, untuned and tuned, in the unit of the measure.

@@ -79,7 +79,7 @@ class Session:
 
     @property
     def measure(self) -> Measure:
-        """What the numbers of this session are."""
+        """Measure of this session's numbers."""
         return self._pool.measure
 
     @property
@@ -124,7 +124,8 @@ class Session:
         self._report("searched", None)
 
     def _find_lower_bounds(self) -> None:
-        """What no config can beat; without it, of a device that does not tell, the search stops by other signs."""
+        """Find the lower bounds of the tasks; without them, of a device that does not tell, the search stops by other
+        signs."""
         self._report("measure the machine", None)
         machine = self._target.machine
         peaks, error = measure_peaks(self._pool, machine)
@@ -386,7 +387,7 @@ def _join_alternatives(states: Sequence[TaskState]) -> None:
 
 
 def _has_a_leader(state: TaskState) -> bool:
-    """Whether something was measured that the default, or the untuned alternative, has to be compared with."""
+    """True if something was measured that the default, or the untuned alternative, has to be compared with."""
     if state.best is None or (state.task.instead_of and state.best_seconds > _NEAR * state.fastest_seconds):
         return False
     return state.contested or state.best[0] != state.task.default

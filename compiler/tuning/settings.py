@@ -21,7 +21,7 @@ _TIMINGS = ("auto", "parallel", "serial")
 
 @dataclass(frozen=True, kw_only=True)
 class TuningOptions:
-    """What `tune` is asked for; it describes the fields."""
+    """Options of `tune`, which documents the fields."""
 
     trials: int | None = None
     time_budget: float | None = None
@@ -51,7 +51,7 @@ class TuningOptions:
 
     @property
     def names_devices(self) -> bool:
-        """Whether other devices than this machine are named."""
+        """True if other devices than this machine are named."""
         return any(device != LOCAL for device in self.devices)
 
     def check(self) -> None:

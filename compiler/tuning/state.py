@@ -70,13 +70,13 @@ class TaskState:
 
     @property
     def contested(self) -> bool:
-        """Whether an alternative to what the untuned module does is the fastest."""
+        """True if an alternative to what the untuned module does is the fastest."""
         first = next((alternative for alternative in self.alternatives if not alternative.task.instead_of), self)
         return self.fastest_seconds < first.best_seconds
 
     @property
     def is_changed(self) -> bool:
-        """Whether the kernel, one of the untuned module, is to run otherwise than there."""
+        """True if the kernel, one of the untuned module, is to run otherwise than there."""
         if self.task.instead_of or self.best is None:
             return False
         return self.fastest_alternative is not self or self.best[0] != self.task.default

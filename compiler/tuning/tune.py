@@ -183,7 +183,7 @@ def _pool(
 
 
 def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bool) -> float:
-    """What to keep of the time for comparing leaders, and modules: two of those are compiled, one of them twice."""
+    """Seconds to reserve for comparing leaders, and modules: two of those are compiled, one of them twice."""
     if left is None:
         return 0.0
     modules = 3 * compile_seconds + 2 * COMPARISON_SECONDS if in_model else 0.0
@@ -201,12 +201,12 @@ def _cost_model(options: TuningOptions, target: targets.Target) -> CostModel:
 
 
 def _serial(options: TuningOptions) -> bool:
-    """Whether kernels are timed on one core, by processor time."""
+    """True if kernels are timed on one core, by processor time."""
     return options.timing == "serial" or (options.timing == "auto" and LOCAL in options.devices and _others_busy())
 
 
 def _others_busy() -> bool:
-    """Whether other programs use this machine's processors now."""
+    """True if other programs use this machine's processors now."""
     import psutil
 
     return psutil.cpu_percent(interval=0.7) / 100 > _OTHERS if (os.cpu_count() or 1) > 1 else False

@@ -64,7 +64,7 @@ class BatchedMatrix:
         return self.load(*lead, row, first + column)
 
     def runs_along(self, axis: int) -> bool:
-        """Whether neighbours along an axis (-1: columns, -2: rows) are neighbours in memory."""
+        """True if neighbours along an axis (-1: columns, -2: rows) are neighbours in memory."""
         return bool(self.indices[-1].same_as(self.variables[axis]))
 
 

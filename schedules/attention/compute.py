@@ -62,7 +62,7 @@ def _original(at: Sequence[Index], order: Sequence[int]) -> tuple[Index, ...]:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What attention between quantized tensors does to its numbers.
+    """Rounding of attention between quantized tensors.
 
     `weight` takes a weight, between 0 and 1, to what multiplies the values. Where `zeros` are given, operands and
     weights are 8-bit integers: these are the zero points of query, key, weights and value, sums are int32, `score` gets
@@ -132,7 +132,7 @@ def attention(
 def _softmax(
     scores: Tensor, score: Score, attrs: Mapping[str, str], rounding: Rounding | None
 ) -> tuple[Tensor, Tensor]:
-    """What multiplies the values, and the sums of the exponentials; divided by them only where weights are rounded."""
+    """Weights of the values, and the sums of the exponentials; divided by them only where weights are rounded."""
     grid = list(scores.shape)
     rows, keys = grid[:-1], grid[-1]
     k, total = _axis(keys, "k"), _axis(keys, "t")

@@ -1,4 +1,4 @@
-"""What configs of the rule of attention should cost."""
+"""Estimated costs of configs of the attention rule."""
 
 from __future__ import annotations
 

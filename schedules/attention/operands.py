@@ -64,12 +64,12 @@ class AttentionParts:
 
     @property
     def is_static(self) -> bool:
-        """Whether all sizes but those of the batch are known."""
+        """True if all sizes but those of the batch are known."""
         return all(isinstance(size, int) for size in (*self.query.shape[-2:], *self.value.shape[-2:]))
 
     @property
     def narrow(self) -> bool:
-        """Whether products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
+        """True if products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
         return self.rounds and self.is_static and self.query.shape[-2] >= _LEAST_QUERIES
 
     @property
@@ -91,7 +91,7 @@ class AttentionParts:
         return substitute(value, variables)
 
     def weight(self, power: Expr, inverse: Expr) -> Expr:
-        """What multiplies the values, of a power and 1 / (the sum of its row's powers)."""
+        """Weight of the values, of a power and 1 / (the sum of its row's powers)."""
         assert self.weights is not None
         assert self.weights.store is not None
         rank = len(self.weights.store.indices)
@@ -103,7 +103,7 @@ class AttentionParts:
         return map_loads(value, lambda load: power if len(load.indices) == rank else None)
 
     def finished(self, product: Expr, total: Expr) -> Expr:
-        """What is stored, of a sum of the second product and the sum of its row's powers."""
+        """Value to store, of a sum of the second product and the sum of its row's powers."""
         assert self.result.store is not None
         if self.weights is not None:
             return map_loads(self.result.store.value, lambda load: product)
@@ -130,7 +130,7 @@ def _factors(stage: Stage) -> tuple[tuple[BatchedMatrix, int], tuple[BatchedMatr
 
 
 def _zero_of(expr: Expr) -> int:
-    """What is subtracted from an operand."""
+    """Zero point that is subtracted from an operand."""
     if isinstance(expr, tirx.Sub):
         return int(constant_int(expr.b))
     return -int(constant_int(expr.b)) if isinstance(expr, tirx.Add) else 0

@@ -50,7 +50,7 @@ class Quads:
 
     @property
     def shift(self) -> int:
-        """What is added to the bytes, to be signed ones."""
+        """Offset that makes the bytes signed."""
         return DOT_S8S8.shift(dtype_of(self.source.buffer))
 
     def _threads(self) -> bool | Expr:
@@ -111,8 +111,8 @@ class Quads:
         return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
 
     def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Buffer | None]:
-        """What sums of (row - row_zero) * (column - zero) start from, (..., columns), and the statements that make it;
-        the terms of rows are `ByteRows.terms`. None where it is 0."""
+        """Start values of sums of (row - row_zero) * (column - zero), (..., columns), and the statements that make
+        them; the terms of rows are `ByteRows.terms`. None where they are 0."""
         if not row_zero:
             return [], None
         leads, (depth, columns) = self.source.leads, self.source.shape[-2:]

@@ -82,7 +82,7 @@ class AttentionWriter:
         self.prepared, self.key, self.value = self._prepare()
 
     def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
-        """What is made once for all blocks: statements, and the right operands of the products."""
+        """Preparation shared by all blocks: statements, and the right operands of the products."""
         parts = self.parts
         if parts.narrow:
             whole = (STEPS, _PANEL * self.lanes) if self.tiles is not None else (1, 1)
@@ -105,7 +105,7 @@ class AttentionWriter:
         return made, Factor(turned)
 
     def _pays_in_panels(self, matrix: BatchedMatrix) -> bool:
-        """Whether many blocks of queries read a matrix that fills much of the level-2 cache (Whisper's encoder, 1500 x
+        """True if many blocks of queries read a matrix that fills much of the level-2 cache (Whisper's encoder, 1500 x
         64: 3.4 % of the time of attention; at 197 x 64 a copy costs 3 %)."""
         rows, columns = matrix.shape[-2:]
         if not all(isinstance(size, int) for size in (rows, columns, self.queries)):

@@ -44,7 +44,7 @@ def _window_positions(
 
 
 def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Index]) -> list[Index]:
-    """What lies before the input, for such spatial sizes of the output."""
+    """Padding before the input, for these spatial sizes of the output."""
     return padding_before(work, spatial_sizes(work, data), output_sizes(work, sizes))
 
 
@@ -118,7 +118,7 @@ def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Se
 
 
 def lowest(dtype: str) -> float:
-    """What no element is below: -inf for floats."""
+    """Lower bound of all elements: -inf for floats."""
     return -math.inf if "float" in dtype else float(tirx.min_value(dtype).value)
 
 

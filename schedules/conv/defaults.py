@@ -23,7 +23,7 @@ OPEN_ROWS, OPEN_COLUMNS = 64, 1024  # the most that a task computes of sizes tha
 
 
 def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
-    """What a register tile of `pixels` x `blocks` goes with."""
+    """Default config for a register tile of `pixels` x `blocks`."""
     if work.is_open:
         return open_default(work, machine, pixels, blocks)
     rows, columns = spatial_block(work, machine, pixels)

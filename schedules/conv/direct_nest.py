@@ -89,7 +89,7 @@ class DirectNest:
 
     @staticmethod
     def has_lanes(work: ConvWorkload) -> bool:
-        """Whether the input has a dimension of channels innermost."""
+        """True if the input has a dimension of channels innermost."""
         return work.in_block > 1
 
     def build(self, machine: Machine) -> Stmt:
@@ -375,7 +375,7 @@ class DirectNest:
     def _weights_ahead(
         self, place: Place, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int
     ) -> Stmt | None:
-        """What the tile at `start` asks for where it is in its sum: its share of the weights of output blocks to come.
+        """Prefetch by the tile at `start` in its sum: its share of the weights of output blocks to come.
 
         `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
         of these places one alone asks.

@@ -1,4 +1,4 @@
-"""What configs of the rules of convolutions should cost."""
+"""Estimated costs of configs of the convolution rules."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
 
 
 def _fits(pairs: int, blocks: int, machine: Machine) -> bool:
-    """Whether the sums, the weights of a step and a pair of pixels fit the registers."""
+    """True if the sums, the weights of a step and a pair of pixels fit the registers."""
     sums = 2 * pairs * blocks
     return sums <= accumulators(machine) and sums + 2 * blocks + 2 <= machine.vector_registers
 

@@ -63,7 +63,7 @@ class SparseConvWorkload(ConvWorkload):
         return tuple(1 << (size - 1).bit_length() for size in (*self.kernel, self.in_block))
 
     def names(self) -> NDArray[np.int32]:
-        """What the index says of each row of the weight: (channel blocks, *kernel, lanes of the input), flat."""
+        """Index of each row of the weight: (channel blocks, *kernel, lanes of the input), flat."""
         result: NDArray[np.int32] = np.arange(self.in_blocks, dtype=np.int32)
         for size, radix in zip((*self.kernel, self.in_block), self.radices, strict=True):
             result = (result[..., None] * radix + np.arange(size)).astype(np.int32)

@@ -16,7 +16,7 @@ _WINOGRAD = 0.7
 
 
 def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machine) -> bool:
-    """Whether a convolution that keeps this share of its blocks is faster than the dense one, which takes tiles of
+    """True if a convolution that keeps this share of its blocks is faster than the dense one, which takes tiles of
     `tile` by Winograd's method, or none."""
     pixels, _ = tile_for(work, machine)
     name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES

@@ -95,7 +95,7 @@ def _line(work: ConvWorkload) -> int:
 
 
 def _joins(work: ConvWorkload) -> bool:
-    """Whether lines of the output are as far apart as those of the input."""
+    """True if lines of the output are as far apart as those of the input."""
     return work.strides == (1,) * work.rank
 
 

@@ -27,7 +27,7 @@ def accumulators(machine: Machine) -> int:
 
 
 def multiplies_by_lane(work: ConvWorkload, machine: Machine) -> bool:
-    """Whether vectors of a block of outputs are multiplied by lanes of a block of inputs."""
+    """True if vectors of a block of outputs are multiplied by lanes of a block of inputs."""
     floats = work.dtype == work.source_dtype == "float32"
     return machine.lane_products and floats and work.block == work.in_block == machine.lanes("float32")
 

@@ -119,7 +119,7 @@ class WindowNest(ABC):
 
     @abstractmethod
     def start_value(self) -> float:
-        """What an empty window gives."""
+        """Result of an empty window."""
 
     def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Expr], list[Stmt]]:
         """One value for each tap of a row of the window, and the statements that bind them."""
@@ -211,7 +211,7 @@ class WindowNest(ABC):
         return sequence(repeat("edge", width - end + first, edge), inner)
 
     def _is_inner(self, start: int, size: int, wanted: int) -> bool:
-        """Whether a tile of the wanted size has all its taps inside."""
+        """True if a tile of the wanted size has all its taps inside."""
         work = self.work
         first = start * work.strides[-1] - work.pad[-1][0]
         last = first + (size - 1) * work.strides[-1] + (work.kernel[-1] - 1) * work.dilations[-1]
@@ -256,7 +256,7 @@ class WindowNest(ABC):
         return conditions
 
     def _may_reach_after(self, dim: int, first: int) -> bool:
-        """Whether a tap that the first window has at `first` may fall behind an input whose size is not known."""
+        """True if a tap that the first window has at `first` may fall behind an input whose size is not known."""
         work = self.work
         last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
         return first + work.pad[dim][1] > last_tap

@@ -83,7 +83,7 @@ def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -
 
 
 def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine: Machine) -> bool:
-    """Whether the rule computes this convolution of bytes, and is estimated to be faster than the direct one."""
+    """True if the rule computes this convolution of bytes, and is estimated to be faster than the direct one."""
     if not widens_bytes(machine) or work.is_open or not has_window(work):
         return False
     if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
@@ -103,7 +103,7 @@ def _in_pairs(work: ConvWorkload) -> ConvWorkload:
 
 
 def _fields(work: ConvWorkload) -> dict[str, Any]:
-    """What every convolution states, without what its own class adds."""
+    """Fields that every convolution states, without those of its own class."""
     return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
 
 

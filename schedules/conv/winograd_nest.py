@@ -286,8 +286,8 @@ class WinogradNest:
         return total + value * load(self.weight, block, frequency, row, self.all_lanes)
 
     def _weights_ahead(self, block: Index, frequency: Expr, start: Index, channel: Index) -> list[Stmt | None]:
-        """What the tile at `start` asks for before it reads a channel's weights: those of that channel for a frequency
-        to come, or its share of them when several tiles use the same."""
+        """Prefetch by the tile at `start` before it reads a channel's weights: those of that channel for a frequency to
+        come, or its share of them when several tiles use the same."""
         tiles = ceil_div(self.tiles, self.pixels)
         if self.work.is_open:  # there may be one alone
             then = frequency + ahead(self.pixels * self.blocks * self.work.channels)

@@ -227,12 +227,12 @@ def winograd_tile(
 
 
 def serves(work: ConvWorkload) -> bool:
-    """Whether Winograd's method computes this convolution."""
+    """True if Winograd's method computes this convolution."""
     return has_window(work) and work.dtype == "float32"
 
 
 def has_window(work: ConvWorkload) -> bool:
-    """Whether Winograd's method has the window of this convolution, its layout, and images that are not too small."""
+    """True if Winograd's method has the window of this convolution, its layout, and images that are not too small."""
     return (
         work.rank == 2
         and work.kernel == (KERNEL, KERNEL)

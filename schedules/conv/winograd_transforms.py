@@ -133,7 +133,7 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 
 
 def _dyadic_scale(row: list[Fraction]) -> Fraction:
-    """What to divide a row by for entries that are exact in binary and near 1."""
+    """Divisor of a row for entries that are exact in binary and near 1."""
     unit = Fraction(gcd(*(entry.numerator for entry in row)), lcm(*(entry.denominator for entry in row)))
     return unit * Fraction(2) ** round(log2(max(abs(entry) for entry in row) / unit))
 

@@ -1,4 +1,4 @@
-"""What a blocked convolution, depthwise convolution or pooling is: the numbers that decide how it is computed.
+"""Workload of a blocked convolution, depthwise convolution or pooling: the numbers that decide how it is computed.
 
 Blocked layout: a tensor of `channels` channels and any number of spatial dimensions is stored as
 (batch, ceil(channels / block), *spatial, block). The lanes beyond `channels` of the last block hold values without
@@ -61,7 +61,7 @@ class WindowWorkload(Workload):
 
     @property
     def is_open(self) -> bool:
-        """Whether some spatial dimension is symbolic."""
+        """True if some spatial dimension is symbolic."""
         return 0 in self.spatial
 
     @property
@@ -86,7 +86,7 @@ class WindowWorkload(Workload):
 
     @property
     def reaches_outside(self) -> bool:
-        """Whether some window reads beyond the input."""
+        """True if some window reads beyond the input."""
         return any(
             before > 0 or (after > 0 if size == 0 else (out - 1) * stride + (window - 1) * dilation - before >= size)
             for size, window, stride, dilation, (before, after), out in zip(
@@ -210,7 +210,7 @@ class DotWorkload(ConvWorkload):
 
     @property
     def words(self) -> bool:
-        """Whether the input is stored as words of a group of channels."""
+        """True if the input is stored as words of a group of channels."""
         return self.in_block == self.group
 
     @property
@@ -220,7 +220,7 @@ class DotWorkload(ConvWorkload):
 
     @property
     def shift(self) -> int:
-        """What is added to every element of the input before it is multiplied."""
+        """Offset added to every element of the input before it is multiplied."""
         return 128 if self.operand == "int8" else 0
 
     @property

@@ -13,7 +13,7 @@ THREAD = tirx.ForKind.THREAD_BINDING
 
 
 def is_bound(function: PrimFunc) -> bool:
-    """Whether no statement of a PrimFunc but loops and blocks lies outside of all thread-bound loops."""
+    """True if no statement of a PrimFunc but loops and blocks lies outside of all thread-bound loops."""
     return _is_bound(function.body)
 
 

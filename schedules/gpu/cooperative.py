@@ -27,7 +27,7 @@ _HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
 
 @dataclass
 class _Accesses:
-    """What a loop's body does: (buffer, indices) of loads and stores, its own buffers, and its vector loops."""
+    """Accesses of a loop's body: (buffer, indices) of loads and stores, its own buffers, and its vector loops."""
 
     loads: list[tuple[Buffer, Sequence[Expr]]] = field(default_factory=list)
     stores: list[tuple[Buffer, Sequence[Expr]]] = field(default_factory=list)
@@ -73,14 +73,14 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
 
 
 def without_pragmas(statement: Stmt) -> Stmt:
-    """What stands inside of marks for the processor's code generator."""
+    """Statement inside of marks for the processor's code generator."""
     while isinstance(statement, tirx.AttrStmt):
         statement = statement.body
     return statement
 
 
 def has_independent_iterations(loop: Stmt) -> bool:
-    """Whether the iterations of a serial loop from 0, of as many as is known before the kernel runs, are shown to be
+    """True if the iterations of a serial loop from 0, of as many as is known before the kernel runs, are shown to be
     independent of each other."""
     if not _is_zero(loop.min) or buffers_loaded(loop.extent) or not _is_plain(loop.body):
         return False
@@ -89,7 +89,7 @@ def has_independent_iterations(loop: Stmt) -> bool:
 
 
 def _are_stored(buffers: list[Buffer], body: Stmt) -> bool:
-    """Whether any of the buffers is written: a thread may be late to read what steers it."""
+    """True if any of the buffers is written: a thread may be late to read what steers it."""
     stored: list[Buffer] = []
     structural_walk(body, (tirx.BufferStore, lambda each: stored.append(each.buffer)))
     return any(_is_among(each, stored) for each in buffers)
@@ -185,7 +185,7 @@ class _Team:
 
 
 def _is_plain(body: Stmt) -> bool:
-    """Whether all that a body does is seen in its loads and stores, and no vector loop holds another."""
+    """True if all that a body does is seen in its loads and stores, and no vector loop holds another."""
     others: list[Node] = []
     for kind in (tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
         structural_walk(body, (kind, others.append))
@@ -236,7 +236,7 @@ def _common_extent(lanes: list[Stmt]) -> int | None:
 
 
 def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
-    """Whether each buffer that is written is touched only where one of its indices, or its row-major place, is the
+    """True if each buffer that is written is touched only where one of its indices, or its row-major place, is the
     point of the iteration."""
     analyzer = tvm.sym.Analyzer()
     for buffer, indices in found.stores:
@@ -251,7 +251,7 @@ def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bo
 
 
 def _is_place(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
-    """Whether indices are those of a row-major place."""
+    """True if indices are those of a row-major place."""
     flat = indices[0]
     for index, size in zip(indices[1:], buffer.shape[1:], strict=True):
         flat = flat * size + index

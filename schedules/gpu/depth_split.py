@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Launches:
-    """What computes a product: launches in their order, and the buffers that they hand to each other."""
+    """Launches that compute a product, in order, and the buffers that they hand to each other."""
 
     statements: tuple[Stmt, ...]
     workspaces: tuple[Buffer, ...] = ()
 
 
 def splits_depth(steps: int, splits: int) -> bool:
-    """Whether each of so many parts of the depth has some of its steps."""
+    """True if each of so many parts of the depth has some of its steps."""
     return splits == 1 or ceil_div(steps, ceil_div(steps, splits)) == splits
 
 

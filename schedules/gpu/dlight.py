@@ -58,7 +58,7 @@ class DlightRule(GpuRule[GpuWorkload]):
 
 
 def _can_join(mod: IRModule) -> bool:
-    """Whether TVM can lower a schedule's reductions across threads: it knows few combiners."""
+    """True if TVM can lower a schedule's reductions across threads: it knows few combiners."""
     try:
         s_tir.transform.LowerCrossThreadReduction()(mod)
     except MemoryError:
@@ -69,7 +69,7 @@ def _can_join(mod: IRModule) -> bool:
 
 
 def _shared_bytes(function: PrimFunc) -> int:
-    """What the blocks of a function take of shared memory at most: buffers of known size, none in another's place."""
+    """Shared memory of the blocks of a function at most: buffers of known size, none in another's place."""
     buffers: list[Buffer] = []
     structural_walk(function.body, (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)))
     shared = [each for each in buffers if str(each.ty.storage_scope) == "shared"]

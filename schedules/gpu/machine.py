@@ -32,12 +32,12 @@ class GpuMachine(Machine):
 
     @property
     def bf16_dot_product(self) -> bool:
-        """Whether tensor cores multiply bfloat16."""
+        """True if tensor cores multiply bfloat16."""
         return self.compute_capability >= LEAST_CAPABILITY["bfloat16"]
 
     @property
     def float16_product(self) -> bool:
-        """Whether tensor cores multiply float16."""
+        """True if tensor cores multiply float16."""
         return self.compute_capability >= LEAST_CAPABILITY["float16"]
 
     def engine_options(self) -> dict[str, object]:

@@ -42,7 +42,7 @@ class PlainTile:
         return self.lines[0] * self.lines[1]
 
     def shared_bytes(self, bits: int) -> int:
-        """What a block takes of shared memory, for operands of so many bits."""
+        """Shared memory of a block in bytes, for operands of this many bits."""
         return (self.rows + self.columns + 2 * _PADDING) * self.depth * bits // 8
 
 

@@ -69,7 +69,7 @@ class ProductForm:
 
 
 def is_product(stage: Stage) -> bool:
-    """Whether a stage sums products; cheap."""
+    """True if a stage sums products; cheap."""
     reduction = reduction_of(stage)
     return reduction is not None and reduction.combiner.name == "add" and isinstance(reduction.value, tirx.Mul)
 

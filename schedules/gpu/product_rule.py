@@ -1,4 +1,4 @@
-"""What the rules for products share: what they match, and, for those in tiles, which there are and the default."""
+"""Common parts of the matmul rules: matching, and, for those in tiles, the tiles and their default."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class ProductRule(GpuRule[ProductWorkloadT]):
 
     @abstractmethod
     def workload(self, form: ProductForm) -> ProductWorkloadT:
-        """What a config depends on."""
+        """Workload that a config depends on."""
 
     @abstractmethod
     def serves(self, form: ProductForm, workload: ProductWorkloadT, machine: GpuMachine) -> bool:
-        """Whether a product of these sizes is served; both operands have one element type."""
+        """True if a product of these sizes is served; both operands have one element type."""
 
     @abstractmethod
     def launches(self, form: ProductForm, config: Config) -> Launches:
-        """What computes a form's product."""
+        """Launches that compute a form's product."""
 
     def match(self, kernel: Kernel, machine: Machine) -> ProductWorkloadT | None:
         if not isinstance(machine, GpuMachine) or not any(is_product(each) for each in kernel.simple_stages):
@@ -114,7 +114,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
 
     @abstractmethod
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
-        """Whether operands of an element type are served."""
+        """True if operands of an element type are served."""
 
     @abstractmethod
     def tile(self, config: Config) -> Tiled:

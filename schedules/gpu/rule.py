@@ -1,4 +1,4 @@
-"""What the rules for graphics processors share."""
+"""Common parts of the rules for graphics processors."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Tile:
         return _WARP * self.warps[0] * self.warps[1]
 
     def shared_bytes(self, bits: int) -> int:
-        """What a block takes of shared memory, for operands of so many bits."""
+        """Shared memory of a block in bytes, for operands of this many bits."""
         own = (self.rows + self.columns) * _PITCH[bits] + 2 * _skew(bits)
         slabs = own * (self.depth // SIDE) * bits // 8
         across = SIDE * self.squares[1] + _STAGE_PADDING
@@ -123,7 +123,7 @@ class _TensorWriter(TileWriter):
         return [tirx.Evaluate(each) for each in calls]
 
     def _own_rows(self) -> Expr:
-        """Which of the warps, downwards, this one is."""
+        """Index of this warp among the rows of warps."""
         return tirx.floordiv(self.warp, expression(self.tile.warps[1]))
 
     def _own_columns(self) -> Expr:

@@ -61,7 +61,7 @@ class GpuThreadReduction(GpuRule[GpuWorkload]):
 
 
 def _is_shared_product(kernel: Kernel) -> bool:
-    """Whether the kernel is a product of two matrices, whose elements a block shares."""
+    """True if the kernel is a product of two matrices, whose elements a block shares."""
     if not any(is_product(stage) for stage in kernel.simple_stages):
         return False
     try:
@@ -72,7 +72,7 @@ def _is_shared_product(kernel: Kernel) -> bool:
 
 
 def _is_window(stage: Stage) -> bool:
-    """Whether the reduction has several loops, as windows have: a single one is over a row of memory."""
+    """True if the reduction has several loops, as windows have: a single one is over a row of memory."""
     return len([axis for axis in stage.reduction if axis.extent != 1]) > 1
 
 

@@ -121,7 +121,7 @@ class TileWriter(ABC):
         return buffer
 
     def _locate(self, place: Expr) -> None:
-        """Which sample the block computes, and which steps of the depth, `steps` from `first` on."""
+        """Locate the sample that the block computes, and its steps of the depth, `steps` from `first` on."""
         depth = parts_of(self.form.depth.extent, self.depth)
         self.first, self.steps = expression(0), depth
         if self.split is None:
@@ -141,7 +141,7 @@ class TileWriter(ABC):
         return self.split.keep(value, self.part, self.sample, row, column)
 
     def is_inside(self, row: Expr, column: Expr) -> Expr | bool:
-        """Whether an element of the block's tile is one of the result's."""
+        """True where an element of the block's tile is one of the result's."""
         return both(
             within(row, self.form.a.rows.extent, self.size[0]),
             within(column, self.form.b.rows.extent, self.size[1]),
@@ -269,7 +269,7 @@ def parts_of(extent: Index, size: int) -> Index:
 
 
 def within(at: Expr, extent: Index, tile: int) -> Expr | bool:
-    """Whether an index lies within an extent that tiles cover; True where that is known."""
+    """True where an index lies within an extent that tiles cover; True where that is known."""
     return True if isinstance(extent, int) and extent % tile == 0 else at < expression(extent)
 
 

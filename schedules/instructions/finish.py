@@ -1,4 +1,4 @@
-"""What every scheduled kernel goes through last, whichever rule made it."""
+"""Final passes over every scheduled kernel, whichever rule made it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _called(root: Stmt) -> set[str]:
 
 
 def _holds_tile(root: Stmt) -> bool:
-    """Whether tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
+    """True if tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
     held = 0
 
     def visit(allocation: Stmt) -> None:

@@ -31,7 +31,7 @@ def prefetch_statement(element: Expr) -> Stmt:
 
 
 def is_prefetch(call: Call) -> bool:
-    """Whether a call is one that `prefetch_statement` makes."""
+    """True if a call is one that `prefetch_statement` makes."""
     if str(getattr(call.op, "name", "")) != "tirx.call_extern":
         return False
     return str(getattr(call.args[0], "value", "")) == SYMBOL

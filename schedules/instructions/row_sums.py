@@ -24,7 +24,7 @@ def row_sums(rows: Sequence[Expr]) -> Expr:
 
 
 def has_row_sums(lanes: int) -> bool:
-    """Whether there is a tree for so many lanes."""
+    """True if there is a tree for so many lanes."""
     return lanes & (lanes - 1) == 0
 
 

@@ -125,7 +125,7 @@ class Writer:
         return self._emit(f"sitofp {self.int} {a} to {self.float}")
 
     def test_bit(self, a: str) -> str:
-        """Whether the lowest bit is set."""
+        """True where the lowest bit is set."""
         return self._emit(f"trunc {self.int} {a} to {self.bool}")
 
     def sign_bit(self, a: str) -> str:

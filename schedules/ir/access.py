@@ -104,7 +104,7 @@ def accesses_of(root: Node) -> list[Access]:
 
 
 def used_outside_indices(root: Stmt, var: Var) -> bool:
-    """Whether a variable occurs in a value or a condition, not only in the indices of loads and stores."""
+    """True if a variable occurs in a value or a condition, not only in the indices of loads and stores."""
     without_loads = map_loads(root, lambda load: tirx.Var("loaded", load.ty))
     stored = [store for store in accesses_of(without_loads) if store.is_store]
     in_stores = sum(_count(point, var) for store in stored for point in store.indices)

@@ -48,7 +48,7 @@ def _hidden(expr: Expr) -> Expr:
 
 
 def _runs_backwards(expr: Expr) -> bool:
-    """Whether a variable is subtracted, or multiplied by a negative number, outside of inner divisions."""
+    """True if a variable is subtracted, or multiplied by a negative number, outside of inner divisions."""
     if isinstance(expr, tirx.Sub):
         return _has_variable(expr.b) or _runs_backwards(expr.a)
     if isinstance(expr, tirx.Add):
@@ -61,7 +61,7 @@ def _runs_backwards(expr: Expr) -> bool:
 
 
 def _offsets_division(expr: Expr) -> bool:
-    """Whether the expression is a sum of a division and a constant, and maybe more."""
+    """True if the expression is a sum of a division and a constant, and maybe more."""
     return isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) and _has_division(expr)
 
 

@@ -69,7 +69,7 @@ def buffers_loaded(root: Node) -> list[Expr]:
 
 
 def uses(root: Expr, var: Var) -> bool:
-    """Whether a variable occurs below `root`."""
+    """True if a variable occurs below `root`."""
     found = False
 
     def visit(node: Expr) -> None:

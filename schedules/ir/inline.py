@@ -59,7 +59,7 @@ def operations(root: Node) -> tuple[int, int]:
 
 
 def has_branch(root: Node) -> bool:
-    """Whether there is an `if_then_else` below `root`: what it guards must not be evaluated elsewhere."""
+    """True if there is an `if_then_else` below `root`: what it guards must not be evaluated elsewhere."""
     found = False
 
     def visit(node: Expr) -> None:
@@ -122,7 +122,7 @@ def _is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage
 
 
 def is_elementwise(stage: Stage) -> bool:
-    """Whether a stage stores one value at each point of its own loop variables, so that `inline_value` serves it."""
+    """True if a stage stores one value at each point of its own loop variables, so that `inline_value` serves it."""
     return stage.store is not None and not stage.reduction and stage.init is None and _index_axes(stage) is not None
 
 
@@ -151,7 +151,7 @@ def _reads(stage: Stage | Opaque, buffer: Buffer) -> bool:
 
 
 def _mentions(stage: Stage | Opaque, buffer: Buffer) -> bool:
-    """Whether an opaque statement or an init may touch the buffer in another way."""
+    """True if an opaque statement or an init may touch the buffer in another way."""
     roots = [stage.statement] if isinstance(stage, Opaque) else [stage.init] if stage.init is not None else []
     found = False
 
@@ -165,7 +165,7 @@ def _mentions(stage: Stage | Opaque, buffer: Buffer) -> bool:
 
 
 def _pays(stage: Stage, reader: Stage | Opaque) -> bool:
-    """What a summing loop reads again and again must not hold branches; a body of several statements is left alone."""
+    """True if inlining pays: a summing loop must not repeat branches; a body of several statements is left alone."""
     if not isinstance(reader, Stage) or reader.store is None:
         return False
     if sum(operations(reader.body)) > _MAX_NODES:
@@ -224,7 +224,7 @@ def _expanded_operations(value: Expr) -> int:
 
 
 def _is_shared(value: Expr, group: Sequence[Expr]) -> bool:
-    """Whether equal loads are bound to a variable: there are several, and one is evaluated whatever branches decide."""
+    """True if equal loads are bound to a variable: there are several, and one is evaluated whatever branches decide."""
     if len(group) < 2 or _bound_inside(value, group[0]):
         return False
     return not has_branch(value) or any(
@@ -291,7 +291,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
 
 
 def _bound_inside(value: Expr, load: Expr) -> bool:
-    """Whether the indices of a load use a variable that a Let inside `value` binds."""
+    """True if the indices of a load use a variable that a Let inside `value` binds."""
     bound: list[Var] = []
     structural_walk(value, (tirx.Let, lambda let: _append(bound, let.var)))
     used = buffers_free_variables(load)

@@ -97,7 +97,7 @@ def kept_differences(root: Stmt) -> Stmt:
 
 
 def _is_leaf(value: Expr, other: Expr) -> bool:
-    """Whether an operand of a difference cannot cancel with the other one."""
+    """True if an operand of a difference cannot cancel with the other one."""
     if isinstance(value, tirx.FloatImm | tirx.Broadcast):
         return isinstance(value, tirx.FloatImm) or isinstance(value.value, tirx.FloatImm)
     simple = isinstance(value, tirx.Var | tirx.Mul | tirx.Div | tvm.ir.Call | tvm.ir.TensorLoad)

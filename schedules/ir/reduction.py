@@ -50,17 +50,17 @@ class Reduction:
         return str(self.store.buffer.dtype)
 
     def identity(self) -> Expr:
-        """What an accumulator starts from when the start value joins at the end."""
+        """Initial value of an accumulator when the start value joins at the end."""
         if self.combiner.identity is None:
             return self.start
         return tirx.const(self.combiner.identity, self.dtype)
 
     def update(self, own: Expr, operand: Expr) -> Expr:
-        """What a stage of this reduction stores: its own element joined with an operand."""
+        """Value that a stage of this reduction stores: its own element joined with an operand."""
         return (self.combiner.stored or self.combiner.combine)(own, operand)
 
     def joins_start(self) -> bool:
-        """Whether the start value has yet to be combined in, after accumulating from `identity`."""
+        """True if the start value has yet to be combined in, after accumulating from `identity`."""
         return self.combiner.identity is not None and not _is_number(self.start, self.combiner.identity)
 
 
@@ -92,7 +92,7 @@ def reduction_of(stage: Stage) -> Reduction | None:
 
 
 def _combination(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
-    """What joins the stage's own element with an operand, and that operand."""
+    """Combiner of the stage's own element with an operand, and that operand."""
     combiner = COMBINERS.get(type(value))
     if combiner is None:
         return None

@@ -142,7 +142,7 @@ class Kernel:
 
     @property
     def is_static(self) -> bool:
-        """Whether all loop extents and buffer shapes are known."""
+        """True if all loop extents and buffer shapes are known."""
         shapes = [dim for buffer in (*self.inputs, *self.outputs, *self.intermediates) for dim in shape_of(buffer)]
         loops = [axis.extent for stage in self.simple_stages for axis in stage.axes]
         return all(isinstance(extent, int) for extent in (*shapes, *loops))
@@ -173,7 +173,7 @@ def dtype_of(buffer: Buffer) -> str:
 
 
 def is_compact(buffer: Buffer) -> bool:
-    """Whether the buffer is row-major without padding or offset."""
+    """True if the buffer is row-major without padding or offset."""
     offset = constant_int(buffer.ty.elem_offset)
     return len(buffer.ty.strides) == 0 and offset == 0 and buffer.ty.layout is None
 

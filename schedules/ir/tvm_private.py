@@ -1,4 +1,4 @@
-"""What we use of TVM that it does not offer as its API. Each function has a test that fails when TVM changes it."""
+"""Private parts of TVM that this project uses. Each function has a test that fails when TVM changes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What configs of the rule of matrix products should cost."""
+"""Estimated costs of configs of the matmul rule."""
 
 from __future__ import annotations
 

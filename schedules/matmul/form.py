@@ -91,7 +91,7 @@ class MatmulForm:
 
     @property
     def has_rows_of_floats(self) -> bool:
-        """Whether both operands are float32 as they are loaded, and the elements of a row of A follow each other."""
+        """True if both operands are float32 as they are loaded, and the elements of a row of A follow each other."""
         values = self.a_value, self.b_value
         if not all(isinstance(each, tvm.ir.TensorLoad) and str(each.ty) == "float32" for each in values):
             return False
@@ -119,7 +119,7 @@ class MatmulForm:
         return [substitute(point, mapping) for point in self.reduction.store.indices]
 
     def start_at(self, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> Expr:
-        """What the sum starts from."""
+        """Initial value of the sum."""
         mapping = {**batch, **self.rows.values(row)}
         if self.column is not None:
             mapping[self.column.var] = column

@@ -190,7 +190,7 @@ class GroupedWriter(WriterOfParts[Parts]):
     def _start(
         self, sums: RegisterTile, a: Callable[..., Expr], of_group: Callable[..., Expr], depth: int
     ) -> list[Stmt]:
-        """What a group's sums start from: minus the zero point times the sum of the data."""
+        """Initial value of a group's sums: minus the zero point times the sum of the data."""
         zero, zeros = tirx.const(0.0, "float32"), self.parts.zeros
         if zeros is None:
             return sums.stores(lambda i, place, lane: zero)

@@ -71,7 +71,7 @@ class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
 
     @abstractmethod
     def writer(self, parts: PartsType, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
-        """What writes the loops."""
+        """Writer of the loops."""
 
     def apply(self, kernel: Kernel, workload: WorkloadT, config: Config, machine: Machine) -> PrimFunc:
         parts = self.parts(kernel)

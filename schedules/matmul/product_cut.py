@@ -26,7 +26,7 @@ _JOIN_CYCLES = 2.0  # to write and read a vector of sums of a part
 
 @dataclass(frozen=True)
 class Product:
-    """What decides how a product is cut.
+    """Inputs of the decision how a product is cut.
 
     Attributes:
         batch: how many products there are.

@@ -41,7 +41,7 @@ def in_panels(weight: np.ndarray, width: int) -> np.ndarray:
 
 
 def share_kept(panels: np.ndarray) -> float:
-    """Which share of the blocks of (panels, depth, width) is not zero."""
+    """Share of the blocks of (panels, depth, width) that is not zero."""
     return float(np.any(panels, axis=-1).mean())
 
 

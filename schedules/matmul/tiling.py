@@ -33,12 +33,12 @@ class MatmulWorkload(Workload):
 
 
 def fits(rows: int, vectors: int, machine: Machine) -> bool:
-    """Whether the sums, a row of B and an element of A fit the registers (one more spills inside the loop)."""
+    """True if the sums, a row of B and an element of A fit the registers (one more spills inside the loop)."""
     return rows * vectors + vectors + 1 <= machine.vector_registers
 
 
 def _spills_lanes(rows: int, vectors: int, machine: Machine) -> bool:
-    """Whether the sums, a row of B and a vector of each row of A do not fit the registers."""
+    """True if the sums, a row of B and a vector of each row of A do not fit the registers."""
     return rows > 1 and rows * vectors + vectors + rows >= machine.vector_registers
 
 

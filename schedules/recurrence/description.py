@@ -1,4 +1,4 @@
-"""What a kernel of a recurrent layer computes, as plain data: the kernel carries it as JSON in an attribute."""
+"""Description of a kernel of a recurrent layer, as plain data: the kernel carries it as JSON in an attribute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HINTS = {1: "rnn", 3: "gru", 4: "lstm"}
 
 @dataclass(frozen=True)
 class CellKind:
-    """Which cell: "RNN", "GRU" or "LSTM", and its variant."""
+    """Cell: "RNN", "GRU" or "LSTM", and its variant."""
 
     operator: str
     linear_before_reset: bool = False
@@ -39,7 +39,7 @@ class CellKind:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """What one kernel computes.
+    """Computation of one kernel.
 
     Attributes:
         activations: of each direction, in the order of the operator.
@@ -83,7 +83,7 @@ class Recurrence:
 
     @property
     def has_lengths(self) -> bool:
-        """Whether each sample has a length of its own."""
+        """True if each sample has a length of its own."""
         return "lengths" in self.operands
 
     @property
@@ -102,7 +102,7 @@ class Recurrence:
 
 
 def parse(text: str) -> Recurrence:
-    """What `Recurrence.text` wrote."""
+    """Parse the text of `Recurrence.text`."""
     fields: dict[str, Any] = json.loads(text)
     activations = tuple(tuple(ActivationChoice(**each) for each in own) for own in fields.pop("activations"))
     return Recurrence(

@@ -34,7 +34,7 @@ _WORTH_STARTING = 0.7  # of the time of a step without: starting threads for eac
 
 @dataclass(frozen=True)
 class RecurrentWorkload(Workload):
-    """What the kernel computes, as JSON, and its sizes (0 where dynamic)."""
+    """Computation of the kernel, as JSON, and its sizes (0 where dynamic)."""
 
     description: str
     steps: int

@@ -1,1 +1,1 @@
-"""Which rule serves a kernel, and the choice among algorithms."""
+"""Selection of the rule for a kernel, and of algorithms."""

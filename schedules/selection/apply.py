@@ -207,7 +207,7 @@ def matching_rule(kernel: Kernel, machine: Machine, rules: Sequence[AnyRule]) ->
 
 
 def _declines(rule: AnyRule, workload: Workload, kernel: Kernel, machine: Machine) -> bool:
-    """Whether a rule leaves a kernel that it matches to the next one."""
+    """True if a rule leaves a kernel that it matches to the next one."""
     if not rule.may_decline:
         return False
     try:

@@ -87,7 +87,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
 
 
 def _without(expr: Expr, var: Var) -> Index:
-    """What an expression is where a variable is 0: an int when it is constant."""
+    """Value of an expression where a variable is 0: an int when it is constant."""
     return constant_int(tvm.sym.Analyzer().simplify(substitute(expr, {var: index(0, str(var.ty))})))
 
 

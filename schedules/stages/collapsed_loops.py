@@ -40,11 +40,11 @@ class LoopNest:
 
     @property
     def stores(self) -> tuple[int, ...]:
-        """Which accesses are stores."""
+        """Indices of the accesses that are stores."""
         return tuple(i for i, access in enumerate(self.accesses) if access.is_store)
 
     def is_contiguous(self, loop: Loop) -> bool:
-        """Whether every access stands still or moves by one element, at least one of them by one."""
+        """True if every access stands still or moves by one element, at least one of them by one."""
         return set(loop.strides) <= {0, 1} and 1 in loop.strides
 
     def lanes(self, machine: Machine, axis: Loop | None = None) -> int:
@@ -59,7 +59,7 @@ class LoopNest:
         return max(1, machine.vector_bits // max(widest, _widest_float(self.stage.body)))
 
     def _is_index(self, access: Access) -> bool:
-        """Whether it is read for an index of another access."""
+        """True if it is read for an index of another access."""
         loads = [load for each in self.accesses for point in each.indices for load in buffers_loaded(point)]
         return not access.is_store and any(
             load.source.same_as(access.buffer) and structural_equal(list(load.indices), list(access.indices))

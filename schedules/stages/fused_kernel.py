@@ -68,11 +68,11 @@ class FusedKernel:
 
     @property
     def is_joined(self) -> bool:
-        """Whether all that follows the anchor is done by `finish`."""
+        """True if all that follows the anchor is done by `finish`."""
         return not self.rest
 
     def _ends_at(self, done: int) -> bool:
-        """Whether what the first stages behind the anchor compute is needed only by each other, but for the last's."""
+        """True if what the first stages behind the anchor compute is needed only by each other, but for the last's."""
         inner = [self.result, *(buffer for stage in self._after[: done - 1] for buffer in stage.writes)]
         read = [load.source for stage in self._after[done:] for load in stage.loads]
         return all(self.kernel.is_intermediate(each) for each in inner) and not any(
@@ -90,7 +90,7 @@ class FusedKernel:
         return tirx.BufferStore(target, substitute(result, mapping), points)
 
     def ignores_rows(self, first: int, rank: int) -> bool:
-        """Whether `finish` uses the indices of `rank` dimensions from `first` on for elements at the same place of
+        """True if `finish` uses the indices of `rank` dimensions from `first` on for elements at the same place of
         tensors of the same sizes alone, so that the last of them may count them all."""
         if self._fused is None:
             return True
@@ -133,7 +133,7 @@ class FusedKernel:
         return function.with_attr(KEPT_LOOPS, tirx.IntImm("bool", 1)) if keep_loops else function
 
     def _needs(self, buffer: Buffer) -> bool:
-        """Whether an intermediate is still written to memory."""
+        """True if an intermediate is still written to memory."""
         written = [each for stage in self._before for each in stage.writes]
         if self._fused is None:
             written += [self.result, *(each for stage in self._after for each in stage.writes)]

@@ -86,7 +86,7 @@ def _place(stage: Stage) -> tuple[int, int] | None:
 
 
 def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
-    """Whether a stage stores the next element of that dimension, at the same places as those before."""
+    """True if a stage stores the next element of that dimension, at the same places as those before."""
     first, other = waiting[0].body, piece.store
     if other is None or _place(piece) != (len(waiting), shape_of(first.buffer)[-1]):
         return False

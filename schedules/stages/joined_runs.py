@@ -36,7 +36,7 @@ class _Run:
         return tuple(axis for axis in self.stage.axes if axis is not self.axis)
 
     def meets(self, other: _Run) -> bool:
-        """Whether another run goes on where this one ends, for the same values of all other axes."""
+        """True if another run goes on where this one ends, for the same values of all other axes."""
         if self.end != other.start or len(self.others) != len(other.others):
             return False
         if any(mine is not its for mine, its in zip(self.others, other.others, strict=True)):
@@ -72,12 +72,12 @@ def _alone(runs: Sequence[_Run]) -> list[Stage]:
 
 
 def is_run(stage: Stage, machine: Machine) -> bool:
-    """Whether a stage fills a part of a block, so that it may be joined with what fills the rest."""
+    """True if a stage fills a part of a block, so that it may be joined with what fills the rest."""
     return _run_of(stage, machine) is not None
 
 
 def is_part_of_block(stage: Stage, machine: Machine) -> bool:
-    """Whether a stage moves elements to some places of a block, or to all from here and there."""
+    """True if a stage moves elements to some places of a block, or to all from here and there."""
     size = block_size(stage, machine)
     if size is None or not isinstance(stage.body.value, tvm.ir.TensorLoad):
         return False

@@ -51,7 +51,7 @@ def picked(parts: Sequence[Part], size: int) -> Expr:
 def parts_of(
     value: Expr, var: Var | None, lanes: Sequence[int], size: int, known: Mapping[Var, int]
 ) -> list[Part] | None:
-    """What moves a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
+    """Moves of a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
 
     `known` are the values of other variables. None where the value is not a constant or load, where its place in the
     last dimension depends on others, or where too many vectors would have to be read.

@@ -46,7 +46,7 @@ def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
 
 
 def _is_mixed(axis: Axis, lane: Axis, load: Expr) -> bool:
-    """Whether an index depends on both."""
+    """True if an index depends on both."""
     return any(uses(point, axis.var) and uses(point, lane.var) for point in load.indices)
 
 

@@ -38,7 +38,7 @@ _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single element
 
 
 class Form(IntEnum):
-    """What code runs as; of several pieces of code, the largest."""
+    """Form of the code; of several pieces of code, the largest."""
 
     COPY = 0
     """Values are moved, in vectors, and none is computed."""
@@ -72,7 +72,7 @@ class NestPlan:
 
     @property
     def is_in_vectors(self) -> bool:
-        """Whether there is no loop over single elements, nor over vectors that are as short."""
+        """True if there is no loop over single elements, nor over vectors that are as short."""
         loops = (*self.nest.spatial, *self.nest.reduction)
         if self.axis is None:
             joined = self.nest.stage.store is not None and _width(self.nest.stage) > 1
@@ -81,7 +81,7 @@ class NestPlan:
 
     @property
     def is_interleaved(self) -> bool:
-        """Whether the stores of several values are interleaved, see `interleaving`."""
+        """True if the stores of several values are interleaved, see `interleaving`."""
         return self.axis is not None and self.nest.stage.store is None
 
     @property
@@ -112,7 +112,7 @@ class StagePlan:
 
 
 def _takes_longer(piece: NestPlan, single: Sequence[NestPlan], pieces: Sequence[NestPlan]) -> bool:
-    """Whether the parts that run in single elements (`piece` is one) take more steps than vectors of the whole
+    """True if the parts that run in single elements (`piece` is one) take more steps than vectors of the whole
     would."""
     alone, every = _points(single), _points(pieces)
     return alone is None or every is None or alone * piece.lanes > every
@@ -137,7 +137,7 @@ def _width(stage: Stage) -> int:
 
 
 def _is_moved(value: Expr) -> bool:
-    """Whether a value is a loaded one or a constant, chosen by place alone."""
+    """True if a value is a loaded one or a constant, chosen by place alone."""
     if isinstance(value, tvm.ir.TensorLoad | tirx.IntImm | tirx.FloatImm | tirx.Shuffle):
         return True  # runs are joined of moved values alone
     if isinstance(value, tirx.Select):

@@ -178,7 +178,7 @@ class _Writer:
         vector: Callable[[int, Callable[[Expr], Stmt]], Stmt],
         dtype: str,
     ) -> list[Stmt]:
-        """What does not fill a group: whole vectors, then a shorter one (or single elements when symbolic)."""
+        """Rest that does not fill a group: whole vectors, then a shorter one (or single elements when symbolic)."""
         if not isinstance(left, int):
             vectors = tirx.FloorDiv(left, index(lanes, dtype))
             parts = [

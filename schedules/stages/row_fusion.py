@@ -110,7 +110,7 @@ def _unite_through(buffer: Buffer, stages: Sequence[Stage], classes: _Classes) -
 
 
 def _axis_at(stage: Stage, point: Expr) -> int | None:
-    """Which axis an index is, when it is nothing but that."""
+    """Axis that an index is, when it is nothing but that."""
     for position, axis in enumerate(stage.axes):
         if axis.var.same_as(point):
             return position

@@ -102,7 +102,7 @@ def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> Ker
 
 
 def _is_touched(buffer: Buffer, stages: list[Stage | Opaque]) -> bool:
-    """Whether a buffer is still used; an opaque statement may use any."""
+    """True if a buffer is still used; an opaque statement may use any."""
     return any(isinstance(stage, Opaque) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
 
 

@@ -51,9 +51,8 @@ class Runnable(Protocol):
         """The outputs by name."""
 
     def session(self) -> Any:
-        """What keeps the module's states: its `run` takes and returns the tensors that are not states, `states` are
-        these by name.
-        """
+        """Session that keeps the module's states: its `run` takes and returns the tensors that are not states, `states`
+        are these by name."""
 
     def export(self, path: str | Path, /) -> None:
         """Write it as a file."""
@@ -169,7 +168,7 @@ def _reference(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str,
 
 
 def differences(expected: Mapping[str, Array], actual: Mapping[str, Array], tolerance: float) -> str | None:
-    """Which outputs differ by more than `tolerance` of their largest value; None when none does."""
+    """Names of outputs that differ by more than `tolerance` of their largest value; None when none does."""
     wrong = []
     for name, wanted in expected.items():
         got = np.asarray(actual[name])
@@ -277,7 +276,7 @@ def _round_trip(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _refusal(target: Target, toolbox: Toolbox) -> str | None:
-    """What cannot be compiled is refused with a reason that names it."""
+    """Check that what cannot be compiled is refused with a reason that names it."""
     try:
         toolbox.compile(unknown_operator(), target)
     except Exception as error:

@@ -19,7 +19,7 @@ from targets.toolchain import Compiler, Linker, find_compiler, find_linker
 
 @dataclass(frozen=True)
 class CpuFamily:
-    """What all processors of an architecture have in common.
+    """Common properties of all processors of an architecture.
 
     Attributes:
         triple: LLVM's name of the platform.

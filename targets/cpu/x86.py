@@ -98,7 +98,7 @@ def _vector_unit(features: frozenset[str]) -> dict[str, Any]:
 
 
 def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
-    """What a preset knows and the system does not report: the memory bandwidth, and where its vectors are as wide as
+    """Facts of a preset that the system does not report: the memory bandwidth, and where its vectors are as wide as
     here, its multiply-add units and the rates of its instructions.
 
     It is the preset of the same model or, where the processor has features that LLVM's model lacks (virtual machines
@@ -157,7 +157,7 @@ def host(cores: int | None = None) -> Target:
 
 
 def is_codegen_feature(feature: str) -> bool:
-    """Whether the code generator may emit instructions of this feature in a kernel."""
+    """True if the code generator may emit instructions of this feature in a kernel."""
     return feature in _CODEGEN_FEATURES or feature.startswith(_CODEGEN_PREFIXES)
 
 

@@ -79,7 +79,7 @@ def replaced_source(
 
 
 def has_source(library: bytes | memoryview) -> bool:
-    """Whether a library holds CUDA source: it has kernels."""
+    """True if a library holds CUDA source: it has kernels."""
     return _MAGIC in bytes(library)
 
 

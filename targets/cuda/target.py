@@ -144,7 +144,7 @@ class CudaTarget(Target):
         return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function)]
 
     def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
-        """As `Target.export_library`; the kernels are compiled on the way. Raises also LinkError of nvcc."""
+        """Like `Target.export_library`; the kernels are compiled on the way. Raises also LinkError of nvcc."""
         linker = self.linker()
         nvcc = None if self.simulated else self.compilers()
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:

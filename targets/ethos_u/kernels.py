@@ -41,7 +41,7 @@ class Kernel:
         return np.asarray(result.numpy())
 
     def is_pointwise(self) -> bool:
-        """Whether it is one function of each element by itself, as far as random numbers show."""
+        """True if it is one function of each element by itself, as far as random numbers show."""
         if self.shape != self.result_shape:
             return False
         rng = np.random.default_rng(0)

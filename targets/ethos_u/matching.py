@@ -61,7 +61,7 @@ def operator_of(view: View, quantize: Expr) -> str:
 
 
 def _reads_integers(view: View, expr: Expr) -> bool:
-    """Whether the operator that is quantized reads a dequantized tensor."""
+    """True if the operator that is quantized reads a dequantized tensor."""
     waiting, seen = [expr], set()
     while waiting:
         value = view.definition(waiting.pop())
@@ -79,7 +79,7 @@ def _reads_integers(view: View, expr: Expr) -> bool:
 
 
 def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Expr, int, int]:
-    """What limits are put on, and those limits as integers of the result."""
+    """Expression that limits are put on, and those limits as integers of the result."""
     low, high = -math.inf, math.inf
     while view.used_once(expr) and (found := clip_limits(view, view.definition(expr))) is not None:
         expr, least, most = found

@@ -116,7 +116,7 @@ class EthosUNetwork:
         return NetworkCost(figures["cycles"] + beside, figures["peak_bytes"]["sram"], parts)
 
     def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
-        """Whether each segment's commands give what its graph says, in the simulator; a U85 has none."""
+        """True if each segment's commands give what its graph says, in the simulator; a U85 has none."""
         if self.accelerator.is_u85:
             return True
         plan, compiled = self._planned(settings)

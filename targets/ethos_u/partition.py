@@ -33,7 +33,7 @@ _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.nn.
 
 @dataclass
 class Found:
-    """What of a function the accelerator can run.
+    """Parts of a function that the accelerator can run.
 
     Attributes:
         steps: by the variable that each computes.

@@ -51,7 +51,7 @@ class _Wanted:
 
 
 def _wanted(view: View, call: Call) -> _Wanted:
-    """What a call asks for. Raises Unsupported."""
+    """Arguments that a call asks for. Raises Unsupported."""
     name = registered_name(call)
     if name in ("relax.argmax", "relax.argmin") and call.attrs.axis is not None:
         data = view.quantized(call.args[0])

@@ -23,7 +23,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Program:
-    """What an Ethos-U runs.
+    """Program of an Ethos-U.
 
     Attributes:
         accelerator: that it was compiled for.
@@ -88,6 +88,6 @@ def _places(entries: Sequence[dict[str, int]]) -> tuple[Place, ...]:
 
 
 def is_program(array: object) -> bool:
-    """Whether an array of a module holds a program."""
+    """True if an array of a module holds a program."""
     values = np.asarray(array)
     return values.dtype == np.uint8 and values.ndim == 1 and values[: len(_MAGIC)].tobytes() == _MAGIC

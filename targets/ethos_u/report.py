@@ -1,4 +1,4 @@
-"""Which part of a model runs on the accelerator and what it costs, as plain data for the manifest."""
+"""Report of the part of a model that runs on the accelerator and its cost, as plain data for the manifest."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def partition_report(
 
 
 def _tensors(view: View, part: Segment) -> dict[str, list[dict[str, Any]]] | None:
-    """What goes in and out of a segment, or None where that is not just the model's inputs and outputs, rounded."""
+    """Inputs and outputs of a segment, or None where that is not just the model's inputs and outputs, rounded."""
     inputs, outputs = [], []
     results = getattr(view.definition(view.results), "fields", [view.results])
     for port in part.inputs:

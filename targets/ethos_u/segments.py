@@ -83,7 +83,7 @@ def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
 
 
 def _needed(view: View, steps: Mapping[Var, Step], results: Expr) -> dict[Var, list[Expr]]:
-    """What each binding that the results need reads, in order; what lies inside of a step is none."""
+    """Operands of each binding that the results need, in order; what lies inside of a step is none."""
     needed = set(variables(results))
     reads: dict[Var, list[Var]] = {}
     for variable, value in reversed(view.bindings):

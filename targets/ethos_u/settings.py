@@ -1,4 +1,4 @@
-"""What `tune` chooses for a network as a whole: how steps are written, and Vela's options."""
+"""Choices of `tune` for a network as a whole: how steps are written, and Vela's options."""
 
 from __future__ import annotations
 

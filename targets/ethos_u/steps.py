@@ -1,4 +1,4 @@
-"""What the partitioner finds: quantized tensors, and steps that compute one from others on the accelerator."""
+"""Results of the partitioner: quantized tensors, and steps that compute one from others on the accelerator."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Quantized:
     unsigned: bool
 
     def same_numbers(self, other: Quantized) -> bool:
-        """Whether equal integers mean equal values."""
+        """True if equal integers mean equal values."""
         return self.scale == other.scale and self.zero == other.zero
 
 
@@ -103,7 +103,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What an operator has to produce: integers of `output`, limited to [low, high], of `core + bias`."""
+    """Required result of an operator: integers of `output`, limited to [low, high], of `core + bias`."""
 
     output: Quantized
     low: int
@@ -147,14 +147,14 @@ class Emitter:
         return [self.last(each) if last else each.tensor for each in values], last
 
     def looked_up(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
-        """As `rescaled`, through a table. Vela 5.2 loses a RESCALE between what it writes piece by piece (CONCAT, PAD,
-        TILE) and a CONCAT."""
+        """Like `rescaled`, through a table. Vela 5.2 loses a RESCALE between what it writes piece by piece (CONCAT,
+        PAD, TILE) and a CONCAT."""
         if data.same_numbers(result.output):
             return self.graph.clamp(x, result.low, result.high)
         return self.table(x, data, result)
 
     def table(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
-        """As `rescaled`, through a table in any case."""
+        """Like `rescaled`, through a table in any case."""
         values = (np.arange(-128, 128) - data.zero) * data.scale
         entries = self.graph.constant(result.integers(values))
         return self.graph.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")

@@ -235,7 +235,7 @@ class TosaGraph:
         return self.emit(operator, operands, shape, "int8", "AvgPool2dAttribute", *values, self._ts.DType.INT32)
 
     def nan_mode(self) -> Any:
-        """What extremes are asked besides, and integers do not have."""
+        """NaN mode of extremes, which integers do not have."""
         return self._ts.NanPropagationMode.PROPAGATE
 
     def reduce(self, operator: str, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ REASON = "with what is before it, Vela's commands compute something else than it
 
 
 def agrees(part: Segment, program: Program) -> bool:
-    """Whether a program gives, for random inputs, each bit that the reference model gives."""
+    """True if a program gives, for random inputs, each bit that the reference model gives."""
     rng = np.random.default_rng(0)
     operands = [rng.integers(-128, 128, port.shape).astype(np.int8) for port in part.inputs]
     wanted = run_graph(part.tosa, operands)

@@ -52,7 +52,7 @@ class View:
             self._uses[variable] = self._uses.get(variable, 0) + 1
 
     def definition(self, expr: Expr) -> Expr:
-        """What a variable stands for, or the expression itself."""
+        """Definition of a variable, or the expression itself."""
         while isinstance(expr, relax.Var) and expr in self._definitions:
             expr = self._definitions[expr]
         return expr
@@ -63,7 +63,7 @@ class View:
         return value if operator_name(value) in names else None
 
     def used_once(self, expr: Expr) -> bool:
-        """Whether nothing else reads it."""
+        """True if nothing else reads it."""
         return self._uses.get(expr, 0) <= 1
 
     def constant(self, expr: Expr) -> Array | None:

@@ -178,7 +178,7 @@ def _triton(
 
 
 def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
-    """What the executable of a language model needs to generate text; None for other modules."""
+    """Data that the executable of a language model needs to generate text; None for other modules."""
     from compiler.errors import OptionError
     from compiler.generation.native.program import has_text, text_program
 

@@ -102,7 +102,7 @@ def _factorized(job: Job, options: FactorizationOptions) -> CompressedModel:
 
 @dataclass
 class _Search:
-    """Which layers are faster in factors.
+    """Search for the layers that are faster when factorized.
 
     Attributes:
         factors: of those, by name; `details` says of every layer what was found.
@@ -220,7 +220,7 @@ def _changes(search: _Search, names: Collection[str]) -> list[LayerChange]:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationOptions:
-    """What `factorize` is asked for; it describes the fields."""
+    """Options of `factorize`, which documents the fields."""
 
     energy: float = 0.9
     speedup: float | None = None

@@ -35,7 +35,7 @@ class Producer:
 
 @dataclass
 class Trace:
-    """What the rules write to.
+    """Output of the rules.
 
     Attributes:
         nodes: which positions go together.
@@ -72,7 +72,7 @@ def rule_for(name: str) -> Rule | None:
 
 
 def is_axes(value: Value) -> bool:
-    """Whether a value is that of a tensor."""
+    """True if a value is that of a tensor."""
     return isinstance(value, list) and not any(isinstance(each, list) for each in value)
 
 

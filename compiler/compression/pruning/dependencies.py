@@ -1,4 +1,5 @@
-"""Which positions of which tensors must be removed together, so that what is left is still the same network.
+"""Dependencies between positions of tensors that must be removed together, so that what is left is still the same
+network.
 
 Every axis of every constant and variable gets a node for each position; the rules of `axes/` join those that an
 operator ties to each other. What no rule speaks of must stay, and so must inputs and outputs.
@@ -39,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What can be removed from a module.
+    """Removable parts of a module.
 
     Attributes:
         values: the axes of each variable of `main`.

@@ -192,7 +192,7 @@ def factor(hessian: Array) -> Array:
 
 
 def saliency(matrix: Array, upper: Array) -> Array:
-    """What removing each weight of a (results, operands) matrix costs."""
+    """Cost of removing each weight of a (results, operands) matrix."""
     result: Array = (matrix / np.diag(upper)) ** 2
     return result
 

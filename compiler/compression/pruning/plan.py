@@ -1,4 +1,4 @@
-"""What to prune, decided in the same way for graphs and for modules in training."""
+"""Selection of what to prune, made in the same way for graphs and for modules in training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Plan:
     def masks(
         self, weights: Sequence[Weight], saliency: Mapping[GenericConst, Array], amount: float
     ) -> dict[GenericConst, Array]:
-        """What stays of each weight, in the weight's own shape."""
+        """Mask of each weight, in the weight's own shape."""
         assert self.kind is not None
         if not weights:
             raise NothingGainedError(
@@ -171,7 +171,7 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) -> list[Mask]:
-    """What stays of weights given as matrices (results, operands), the least salient going first.
+    """Masks of weights given as matrices (results, operands); the least salient weights are removed first.
 
     Args:
         saliency: of each weight's elements, non-negative.

@@ -15,7 +15,7 @@ Loss = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class PruningOptions:
-    """What `prune` is asked for; it describes the fields."""
+    """Options of `prune`, which documents the fields."""
 
     amount: float | None = 0.5
     pattern: str = "channels"
@@ -28,11 +28,11 @@ class PruningOptions:
 
     @property
     def trains(self) -> bool:
-        """Whether a module is trained meanwhile."""
+        """True if a module is trained meanwhile."""
         return any(each is not None for each in (self.finetune, self.loss, self.rewind))
 
     def plan(self) -> Plan:
-        """What of it graphs and modules in training have in common."""
+        """Plan shared by graphs and modules in training."""
         kind = None if self.pattern in STRUCTURES else parse_pattern(self.pattern)
         return Plan(self.pattern, kind, self.criterion, self.scope, self.steps)
 
@@ -70,7 +70,7 @@ def _check_amount(amount: float | None, trains: bool, measured: bool) -> None:
 
 
 def _check_layers(criterion: str, trains: bool, has_samples: bool) -> None:
-    """What holds of the pattern "layers" alone."""
+    """Check options of the pattern "layers"."""
     if criterion not in ("magnitude", "influence"):
         raise OptionError(f"criterion={criterion!r} does not rank layers", "use 'magnitude' or 'influence'")
     if criterion == "influence" and not has_samples:
@@ -80,7 +80,7 @@ def _check_layers(criterion: str, trains: bool, has_samples: bool) -> None:
 
 
 def _check_criterion(criterion: str, trains: bool, has_loss: bool, has_samples: bool) -> None:
-    """What holds of the other patterns."""
+    """Check options of the other patterns."""
     if criterion == "influence":
         raise OptionError("criterion='influence' is for pattern='layers'", f"use one of {', '.join(CRITERIA[:3])}")
     if criterion == "gradient" and not has_loss:

@@ -49,7 +49,7 @@ def shrink(found: Dependencies, removed: Removed) -> IRModule:
 
 
 def cut(found: Dependencies, removed: Removed, constant: GenericConst) -> Any:
-    """What is left of a constant."""
+    """Return a constant without the removed positions."""
     array = array_of(constant)
     for index, axis in enumerate(found.constants.get(constant, ())):
         keep = kept(found, removed, axis)

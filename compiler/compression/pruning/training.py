@@ -69,7 +69,7 @@ class Trained:
         return {name: each.detach().cpu().numpy() for name, each in self.parameters()}
 
     def parameter_masks(self, kept: Mapping[GenericConst, Array]) -> dict[str, Array]:
-        """What stays of each parameter, by its name; those of which all stays are left out."""
+        """Mask of each parameter, by name; parameters that keep all elements are left out."""
         total = np.ones(sum(each.numel() for _, each in self.parameters()) + 1, np.bool_)
         for constant, stays in kept.items():
             np.logical_and.at(
@@ -88,7 +88,7 @@ class Trained:
         self.mask_parameters(self.parameter_masks(kept))
 
     def mask_parameters(self, masks: Mapping[str, Array]) -> None:
-        """As `mask`, by the names of parameters."""
+        """Like `mask`, by the names of parameters."""
         for name, mask in masks.items():
             self.masks[name] = mask & self.masks.get(name, np.True_)
         self._hold()
@@ -196,7 +196,8 @@ def translated(removed: Array, source: Dependencies, mod: IRModule) -> tuple[Dep
 
 
 def carried_over(removed: Array, source: Dependencies, found: Dependencies) -> Array:
-    """Which units of `found` go where those of `source` do: dependencies of one graph with other numbers in it."""
+    """Units of `found` that correspond to those of `source`: dependencies of the same graph with other numbers in
+    it."""
     result = np.zeros(int(found.units.max(initial=0)) + 1, np.bool_)
     if len(found.producers) != len(source.producers):
         raise InternalError("the module's graph changed while it was trained")

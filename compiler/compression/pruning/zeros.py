@@ -13,7 +13,7 @@ from schedules.matmul.sparse_cost import share_that_pays
 
 
 def note_on_zeros(after: Measure, target: targets.Target) -> str:
-    """Which kernels skip zeros, and from what share of them on they would."""
+    """Note on which kernels skip zeros, and from what share of zeros on they would."""
     if not pack_sparse_weights.serves(target.pipeline):
         return "this target's kernels read and multiply zeros like other weights: no faster"
     machine = target.machine

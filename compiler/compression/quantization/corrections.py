@@ -22,7 +22,7 @@ from compiler.passes.rewriting.matching import array_of, as_constant
 
 
 def bias_correction(layer: Layer, weight: QuantizedWeight, means: Array) -> Array:
-    """What to add to each filter's result: minus the mean effect of the change of its weights.
+    """Correction of each filter's result: minus the mean effect of the change of its weights.
 
     Args:
         means: of each channel of the layer's activations. Borders, where padding takes part, are left out of account.
@@ -98,7 +98,7 @@ def _partner(graph: LayerGraph, second: Layer) -> tuple[Layer, Layer] | None:
 
 
 def _adds_to_channels(call: Call, layer: Layer) -> bool:
-    """Whether the constant added is one number per filter."""
+    """True if the constant added is one number per filter."""
     shape = (1, layer.weight.shape[0], *[1] * (int(call.ty.ndim) - 2))
     constant = call.args[1]
     return isinstance(constant, GenericConst) and array_of(constant).shape in (shape, shape[1:])

@@ -201,7 +201,7 @@ Found = TypeVar("Found", bound=_Candidate, covariant=True)
 
 
 class _Search(Protocol[Found]):
-    """What the search for the limit asks of a session."""
+    """Interface of a session to the search for the accuracy limit."""
 
     @property
     def samples(self) -> Sequence[Sample]: ...
@@ -273,7 +273,7 @@ def _layerwise_report(
     evaluations: int,
     options: SchemeOptions,
 ) -> QuantizationReport:
-    """What was done by a scheme of layers; the fields of the static one say nothing."""
+    """Report of a layerwise scheme; fields of the static scheme stay empty."""
     before, after = scores
     return QuantizationReport(
         target="",

@@ -59,7 +59,7 @@ class GramMatrices:
 
 
 def _is_known(layer: Layer) -> bool:
-    """Whether it is a matrix product or a convolution that is not transposed."""
+    """True if it is a matrix product or a convolution that is not transposed."""
     return layer.product.is_matrix or (layer.product.filters == 0 and not layer.is_look_up)
 
 
@@ -72,7 +72,7 @@ def _key(layer: Layer) -> tuple[Any, ...]:
 
 
 def _rows(layer: Layer, data: Array) -> Array:
-    """What the filters multiply: float32 (groups, rows, depth)."""
+    """Operands that the filters multiply: float32 (groups, rows, depth)."""
     if layer.product.is_matrix:
         return data.reshape(1, -1, data.shape[-1]).astype(np.float32)
     attrs, kernel = layer.call.attrs, layer.weight.shape[2:]

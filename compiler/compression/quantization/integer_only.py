@@ -75,7 +75,7 @@ def _in_float(graph: LayerGraph, layers: Collection[object]) -> set[Var]:
 
 
 def _inner(mod: IRModule, graph: LayerGraph) -> set[Var]:
-    """What only a bias, a limit, or a function of the same tensor reads."""
+    """Variables that only a bias, a limit, or a function of the same tensor reads."""
     readers: dict[Var, list[Var | None]] = {}
     for variable, value in main_bindings(mod):
         for each in operands(value):
@@ -118,7 +118,7 @@ def _inside_chains(graph: LayerGraph, readers: Mapping[Var, list[Var | None]], i
 
 
 def _is_pointwise(variable: Var, call: Call) -> bool:
-    """Whether it computes each element from the element there and from single numbers."""
+    """True if it computes each element from the element there and from single numbers."""
     if not is_transparent(call) or operator_name(call) in MOVES:
         return False
     read = [each for _, each in activations_of(call)]

@@ -1,4 +1,4 @@
-"""Which layers of a model the caller lets be quantized, and in what order they go back to float."""
+"""Layers of a model that the caller lets be quantized, and the order in which they go back to float."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compiler.passes.rewriting.graph import Var
 
 
 class LayerChoice:
-    """What sessions share.
+    """Layer choice that sessions share.
 
     Attributes:
         sensitivity: decibels by the layer's name, once `rank` has measured them.

@@ -1,4 +1,4 @@
-"""What each layer's kernel takes in float and in integers."""
+"""Time of each layer's kernel in float and in integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `quantize` returns."""
+"""Result of `quantize`."""
 
 from __future__ import annotations
 

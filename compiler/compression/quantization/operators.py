@@ -57,7 +57,7 @@ def product_operator(*names: str) -> Callable[[Describe], Describe]:
 
 
 def product_of(call: Call, operators: Collection[str] = ()) -> Product | str | None:
-    """What the call is: a product, a product that stays in float and why, or neither.
+    """Classify a call: a product, a product that stays in float and why, or neither.
 
     Args:
         operators: what the target's accelerator computes in integers, by name.
@@ -119,7 +119,7 @@ def _matmul(call: Call) -> Product | str | None:
 
 
 def is_look_up(call: Call) -> bool:
-    """Whether the call takes rows of a large constant matrix of float32."""
+    """True if the call takes rows of a large constant matrix of float32."""
     if operator_name(call) != "relax.take" or not isinstance(call.args[0], GenericConst):
         return False
     table, index = call.args[:2]
@@ -139,7 +139,7 @@ MOVERS = MAXIMA | _AVERAGES | _JOINS
 
 
 def is_transparent(call: Call) -> bool:
-    """Whether the call is elementwise or a move of elements."""
+    """True if the call is elementwise or a move of elements."""
     name = operator_name(call)
     if name == "relax.call_tir":
         return "clip" in call.args[0].name_hint  # a limit that keeps NaN, as ONNX has it

@@ -1,4 +1,4 @@
-"""Which layers compute in integers and which in float, as a file, so that another run can repeat the decision."""
+"""A file of the layers that compute in integers and in float, so that another run can repeat the decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are left in float because the model is faster so: a minimum cut between floats and integers.
+"""Layers that stay in float because the model is faster so: a minimum cut between floats and integers.
 
 A layer costs the time of its kernel in float or in integers. Where a layer reads integers of what a float one made, the
 tensor is converted: a float layer between two in integers must gain more than that. What lies between layers moves."""
@@ -117,7 +117,7 @@ class CutGraph:
                 self._left[end][start] += amount
 
     def _reached(self, least: float) -> dict[Node, Node]:
-        """What can be reached from the source, each with the node before it."""
+        """Nodes that can be reached from the source, each with the node before it."""
         found: dict[Node, Node] = {self.SOURCE: self.SOURCE}
         waiting: deque[Node] = deque([self.SOURCE])
         while waiting and self.SINK not in found:

@@ -1,4 +1,4 @@
-"""What quantizing did, layer by layer."""
+"""Report of a quantization, layer by layer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Size:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What `quantize` did.
+    """Report of `quantize`.
 
     Attributes:
         scheme: one of `schemes.registry.scheme_names()`; `method`, `activations` and `per_channel` say something of

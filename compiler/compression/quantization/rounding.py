@@ -60,7 +60,7 @@ def rounded_to_nearest(weight: Array, group: int, bits: int, dtype: str) -> tupl
 
 
 def rounded_by_gptq(weight: Array, gram: Array, group: int, bits: int, dtype: str) -> tuple[Array, Array]:
-    """As `rounded_to_nearest`, with the errors of products on the calibration's data made small.
+    """Like `rounded_to_nearest`, with the errors of products on the calibration's data made small.
 
     Args:
         gram: the Gram matrix (sum of x x') of the data, (depth, depth).

@@ -1,4 +1,4 @@
-"""Which integer types represent which tensors; the target's description decides what the caller does not specify."""
+"""Integer types of tensors; the target's description decides what the caller does not specify."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Scheme:
 
 
 def scheme_for(target: targets.Target, activations: str | None = None, per_channel: bool | None = None) -> Scheme:
-    """What suits the target: x86 multiplies unsigned by signed bytes, ARM signed by signed ones; an accelerator of
-    integers wants every tensor as one.
+    """Scheme that suits the target: x86 multiplies unsigned by signed bytes, ARM signed by signed ones; an accelerator
+    of integers wants every tensor as one.
 
     Raises:
         OptionError: `activations` is neither.

@@ -31,7 +31,7 @@ STATIC = "static-int8"
 
 @dataclass(frozen=True)
 class SchemeOptions:
-    """What the caller chose.
+    """Options of a scheme.
 
     Attributes:
         group: how many neighbours along the depth of a product share a scale.
@@ -51,7 +51,7 @@ class RoundedLayer(Protocol):
         """The weights as float32, in the layer's layout."""
 
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
-        """What takes the place of the layer's product."""
+        """Replacement of the layer's product."""
 
 
 class Scheme(Protocol):
@@ -68,7 +68,7 @@ class Scheme(Protocol):
         """
 
     def needs_gram(self, layer: Layer) -> bool:
-        """Whether `rounded` has a use for them."""
+        """True if `rounded` has a use for them."""
 
 
 Make = Callable[[SchemeOptions], Scheme]

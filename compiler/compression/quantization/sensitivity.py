@@ -1,4 +1,4 @@
-"""Which layers cost most: each is quantized alone, and the noise at the model's outputs is measured.
+"""Sensitivity of layers: each is quantized alone, and the noise at the model's outputs is measured.
 
 One module serves all measurements. It computes each layer as op(x', w) + e op(x', w_q - w) with x' = x + e (x_q - x),
 which is exact for a product since it is linear in its weights, and takes the switches e as an input.

@@ -21,7 +21,7 @@ _SCALES = ("float16", "float32")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationOptions:
-    """What `quantize` is asked for; it describes the fields."""
+    """Options of `quantize`, which documents the fields."""
 
     scheme: str = STATIC
     method: str = "mse"

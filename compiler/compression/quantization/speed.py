@@ -28,7 +28,7 @@ _MARGINS = (1.25, 1.6, 2.5, float("inf"))
 def speed_limit(
     session: Session, decide: str, target: targets.Target, build: Build, report: Callable[[str], None]
 ) -> SpeedLimit | None:
-    """What keeps a session from being slower than the float model; None where nothing is known of times.
+    """Limit that keeps a session from being slower than the float model; None where no times are known.
 
     That is a target that this machine cannot run, when times are measured, and one for which none are predicted.
 
@@ -63,7 +63,7 @@ class SpeedLimit:
         self._leave(1.0)
 
     def tightened(self, found: Candidate, sample: Mapping[str, Array]) -> bool:
-        """Whether the candidate was measured to be slower than the float model, and layers were given up for that."""
+        """True if the candidate was measured to be slower than the float model, and layers were given up for that."""
         if not self._measured:
             return False
         modules = (self._session.float_module, found.module)

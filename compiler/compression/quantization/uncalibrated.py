@@ -46,7 +46,7 @@ def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
 
 
 def is_positive(value: Expr | None) -> bool:
-    """Whether an operator gives no number below 0."""
+    """True if an operator gives no number below 0."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, Op):
         return False
     name = str(value.op.name)

@@ -128,7 +128,7 @@ class _Caches:
             builder.emit_normalized(relax.VarBinding(binding.var, value))
 
     def _is_write(self, value: Expr) -> bool:
-        """Whether it is a call that writes rows to a cache."""
+        """True if it is a call that writes rows to a cache."""
         if operator_name(value) != "relax.call_tir" or not isinstance(value.args[0], GlobalVar):
             return False
         return UPDATES in (self._model.mod[value.args[0]].attrs or {}) and value.args[1].fields[0] in self._stored

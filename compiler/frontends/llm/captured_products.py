@@ -165,7 +165,7 @@ class _Rewriter(PyExprMutator):
 
 
 def _is_for_experts(data: Expr, count: int) -> bool:
-    """Whether its shape is (rows, depth), (1, rows, depth) or (experts, rows, depth)."""
+    """True if its shape is (rows, depth), (1, rows, depth) or (experts, rows, depth)."""
     shape = shape_of(data)
     return shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, count)))
 
@@ -181,10 +181,10 @@ def _routers(function: Function) -> set[Var]:
 
 
 def _chooses(value: Expr) -> bool:
-    """Whether it is a call of the kernel that finds the largest of some numbers."""
+    """True if it is a call of the kernel that finds the largest of some numbers."""
     return _calls(value, _CHOICE)
 
 
 def _calls(value: Expr, kernel: str) -> bool:
-    """Whether it is a call of a kernel whose name begins so."""
+    """True if it is a call of a kernel whose name begins so."""
     return operator_name(value) == "relax.call_tir" and str(value.args[0].name_hint).startswith(kernel)

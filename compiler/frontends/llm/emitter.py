@@ -29,7 +29,7 @@ class Emitter:
         self.length = tirx.Var("n", "int64")
 
     def has_norm(self, index: int, role: str) -> bool:
-        """Whether a layer has this norm."""
+        """True if a layer has this norm."""
         return self.parameters.has_norm(index, role)
 
     def normed(self, index: int, role: str, x: Expr) -> Expr:

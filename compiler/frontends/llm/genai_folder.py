@@ -44,7 +44,7 @@ class GenaiModel:
 
 
 def is_genai_folder(path: Path) -> bool:
-    """Whether a folder is a model of ONNX Runtime GenAI."""
+    """True if a folder is a model of ONNX Runtime GenAI."""
     return (path / CONFIG).is_file()
 
 

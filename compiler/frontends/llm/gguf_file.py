@@ -225,7 +225,7 @@ class GgufFile:
             raise InvalidModelError(f"{self.path}: its metadata {key!r} cannot be read: {error}") from error
 
     def required(self, key: str) -> Any:
-        """As `value`. Raises InvalidModelError where there is no such key."""
+        """Like `value`. Raises InvalidModelError where there is no such key."""
         found = self.value(key)
         if found is None:
             raise InvalidModelError(f"{self.path} lacks the metadata {key!r}", "convert the model again")

@@ -230,7 +230,7 @@ def _description(architecture: str, context: int, vocabulary: int, files: Tokeni
 
 
 def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dict[str, bytes]:
-    """What a module stores beside its weights to generate text."""
+    """Data that a module stores beside its weights to generate text."""
     try:
         assets = {DESCRIPTION_ASSET: encode(checked(description))}
     except FieldError as error:

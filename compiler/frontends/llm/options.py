@@ -64,7 +64,7 @@ class LanguageModelOptions:
         return "float32" if self.precision == "float32" or not (self.precision or narrow) else "float16"
 
     def rounds_attention(self, cache: str, *, stored: str) -> bool:
-        """Whether attention may round its operands as products with such weights do: to bfloat16 in prompts, and
+        """True if attention may round its operands as products with such weights do: to bfloat16 in prompts, and
         queries to 8 bits over an int8 cache. `stored`: the kind of the checkpoint's weights, as `Matrix.kind`."""
         exact = ("F32", "F16") if self.precision is None else ("float32", "float16")
         narrow = (stored if self.precision is None else self.precision) not in exact

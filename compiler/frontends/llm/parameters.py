@@ -82,7 +82,7 @@ class Parameters:
         return self._norm(self._names.of(layer, role), size)
 
     def has_norm(self, layer: int, role: str) -> bool:
-        """Whether a layer has this norm."""
+        """True if a layer has this norm."""
         name = self._names.of(layer, role)
         if self._storage.bare_norms:
             return role in ("attention_norm", "mlp_norm")

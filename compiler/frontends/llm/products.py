@@ -49,7 +49,7 @@ class Products:
         return results
 
     def heads(self, x: Expr, parts: Sequence[Linear], size: int) -> list[Expr]:
-        """As `products`, each (1, n, heads, size): slices of whole heads are a part of the kernel that reads them."""
+        """Like `products`, each (1, n, heads, size): slices of whole heads are a part of the kernel that reads them."""
         results: list[Expr] = []
         for run in stacked(parts):
             whole = self.product(x, joined(run))
@@ -94,7 +94,7 @@ class Products:
         return results
 
     def exact(self, x: Expr, linear: Linear) -> Expr:
-        """As `product`, of numbers that are kept as they are stored."""
+        """Like `product`, of numbers that are kept as they are stored."""
         weight = packed(linear.weight, None)
         result = block_product(self._builder, x, weight, "float32")
         return result if linear.bias is None else self._builder.emit(R.add(result, as_constant(linear.bias)))

@@ -43,7 +43,7 @@ class _Entry:
         return cls(path, str(described["dtype"]), tuple(int(size) for size in described["shape"]), start, end)
 
     def fits(self, least: int, most: int) -> bool:
-        """Whether it lies in these bytes of the file, and is as long as its shape says."""
+        """True if it lies in these bytes of the file, and is as long as its shape says."""
         inside = least <= self.start <= self.end <= most and all(0 <= size <= most for size in self.shape)
         if self.dtype not in _TYPES:
             return inside

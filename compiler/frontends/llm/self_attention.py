@@ -25,7 +25,7 @@ class SelfAttention:
         self._model, self._index, self._angles, self._bias, self.cache = model, index, angles, bias, cache
 
     def heads(self, x: Expr) -> Expr:
-        """What all heads find, for normalized x (1, n, hidden): (1, n, heads * head size)."""
+        """Attention results of all heads, for normalized x (1, n, hidden): (1, n, heads * head size)."""
         model, config, parameters = self._model, self._model.config, self._model.parameters
         builder = model.builder
         parts, products = parameters.queries_keys_values(self._index), model.products
@@ -38,7 +38,7 @@ class SelfAttention:
         return attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias)
 
     def _norms_all_heads(self, norm: str, count: int) -> bool:
-        """Whether a norm is over all heads together."""
+        """True if a norm is over all heads together."""
         model, size = self._model, self._model.config.head_size
         if not model.has_norm(self._index, norm):
             return False

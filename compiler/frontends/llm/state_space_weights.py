@@ -52,7 +52,7 @@ class StateSpaceWeights:
 
     @property
     def has_head(self) -> bool:
-        """Whether there is a weight of the head's own."""
+        """True if there is a weight of the head's own."""
         return self._checkpoint.has(f"{self._names['head']}.weight")
 
     def ignore_head(self) -> None:

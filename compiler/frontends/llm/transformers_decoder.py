@@ -60,7 +60,7 @@ class CapturedDecoder:
 
 
 def is_available() -> bool:
-    """Whether torch and transformers are installed."""
+    """True if torch and transformers are installed."""
     try:
         packages()
     except MissingDependencyError:

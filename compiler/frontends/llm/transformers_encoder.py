@@ -56,7 +56,7 @@ class CapturedPair:
 
 
 def has_encoder(folder: Path) -> bool:
-    """Whether config.json names a model of two parts. Raises StorageError or InvalidModelError where it is damaged."""
+    """True if config.json names a model of two parts. Raises StorageError or InvalidModelError where it is damaged."""
     names = read_json(folder / "config.json").get("architectures")
     return isinstance(names, list) and any(str(name).endswith(_CLASSES) for name in names)
 

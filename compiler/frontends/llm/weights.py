@@ -147,11 +147,11 @@ class Checkpoint:
         self._left = set(reader.names)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a tensor."""
+        """True if there is such a tensor."""
         return name in self._reader.names
 
     def shape_is(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether there is such a tensor of this shape."""
+        """True if there is such a tensor of this shape."""
         return self.has(name) and self._reader.shape(name) == shape
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -184,7 +184,7 @@ class Checkpoint:
         self._left.difference_update(names)
 
     def ignore_suffixes(self, suffixes: tuple[str, ...]) -> None:
-        """As `ignore`, of all tensors whose names end so."""
+        """Like `ignore`, of all tensors whose names end so."""
         self._left = {name for name in self._left if not name.endswith(suffixes)}
 
     def check_complete(self) -> None:

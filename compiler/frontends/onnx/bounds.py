@@ -104,7 +104,7 @@ def require_values(context: NodeContext, position: int, least: Dim | None, size:
 
 
 def require_constants(context: NodeContext, known: np.ndarray, least: Dim | None, size: Dim) -> None:
-    """As `require_values`, of a known array that is not empty."""
+    """Like `require_values`, of a known array that is not empty."""
     low, high = int(known.min()), int(known.max())
     numbers = is_number(size) and (least is None or is_number(least))
     if numbers and not (-size if least is None else least) <= low <= high < size:

@@ -39,7 +39,7 @@ def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
 
 
 def common_size(context: NodeContext, a: Dim, b: Dim) -> tuple[Dim, bool]:
-    """As `broadcast_dim`; what is not sure is checked: a size that fits nothing would be read outside its tensor."""
+    """Like `broadcast_dim`; what is not sure is checked: a size that fits nothing would be read outside its tensor."""
     size, sure = broadcast_dim(context.arithmetic, a, b)
     if not sure:
         context.importer.builder.require(a, "broadcast", b)

@@ -72,7 +72,7 @@ class Builder:
         return self._regions[-1]
 
     def is_visible(self, region: int) -> bool:
-        """Whether what was bound in a region can be used here."""
+        """True if what was bound in a region can be used here."""
         return region in self._regions
 
     def unique_name(self, name: str) -> str:
@@ -98,7 +98,7 @@ class Builder:
         return frozenset().union(*found) if all(found) else None
 
     def size_is_visible(self, size: Dim) -> bool:
-        """Whether a size is computed from nothing but sizes that can be used here."""
+        """True if a size is computed from nothing but sizes that can be used here."""
         if is_number(size):
             return True
         used = tirx.analysis.undefined_vars(size)
@@ -311,5 +311,5 @@ def _is_short(size: Dim) -> bool:
 
 
 def has_shape(tensor: relax.Expr) -> bool:
-    """Whether the expression's type says its shape."""
+    """True if the expression's type says its shape."""
     return isinstance(tensor.ty, relax.TensorType) and isinstance(tensor.ty.shape, relax.ShapeExpr)

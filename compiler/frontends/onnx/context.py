@@ -91,7 +91,7 @@ class NodeContext:
     # Inputs
 
     def has_input(self, index: int) -> bool:
-        """Whether the optional input is given."""
+        """True if the optional input is given."""
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def value(self, index: int) -> Value:
@@ -272,7 +272,7 @@ class NodeContext:
         return axes
 
     def output_used(self, index: int) -> bool:
-        """Whether output `index` has a name, and something reads it."""
+        """True if output `index` has a name, and something reads it."""
         name = self.node.output[index] if index < len(self.node.output) else ""
         return bool(name) and (self.scope.read is None or name in self.scope.read)
 

@@ -1,4 +1,4 @@
-"""Which parts of a model can be compiled, determined without compiling it."""
+"""Coverage of a model: which of its parts can be compiled, determined without compiling it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CoverageReport:
 
     @property
     def complete(self) -> bool:
-        """Whether no operator is refused. Single nodes can still be, for their attributes or types."""
+        """True if no operator is refused. Single nodes can still be, for their attributes or types."""
         return not self.of("refused")
 
     def of(self, support: Support) -> list[OperatorCoverage]:

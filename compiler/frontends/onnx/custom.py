@@ -100,7 +100,7 @@ def load_installed() -> tuple[str, ...]:
 
 
 def unknown_operator_hint(operator: str, domain: str) -> str:
-    """What to do about an operator that has no converter."""
+    """Hint on an operator that has no converter."""
     return (
         f"a converter of your own can be registered: @tensorwright.register_onnx_operator({operator!r}, "
         f"domain={domain!r}), see {GUIDE}"

@@ -22,7 +22,7 @@ _TYPE_WORDS = {"float32": "float", "float64": "double", "float4_e2m1fn": "float4
 
 
 def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """What is wrong with the element types of a node's inputs by the operator's schema, or None."""
+    """Description of element types that the operator's schema does not allow, or None."""
     domain = normalized_domain(node.domain)
     schema = schema_of(node.op_type, opsets.get(domain, 1), domain)
     if schema is None or not schema.inputs:
@@ -71,7 +71,7 @@ def why_invalid(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: di
 
 
 def _inference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """What onnx's own type and shape inference finds wrong."""
+    """Error of onnx's own type and shape inference, or None."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:]

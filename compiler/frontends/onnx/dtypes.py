@@ -78,17 +78,17 @@ def to_carrier(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def from_carrier(array: np.ndarray, name: str) -> np.ndarray:
-    """What TVM holds as an array of type `name`."""
+    """Convert an array that TVM holds as type `name`."""
     return array.view(numpy_dtype(name)) if is_float8_or_float4(name) else array.astype(numpy_dtype(name), copy=False)
 
 
 def is_float8_or_float4(name: str) -> bool:
-    """Whether it is a float of a byte or less."""
+    """True if it is a float of a byte or less."""
     return name.startswith(("float8", "float4"))
 
 
 def is_carried(name: str) -> bool:
-    """Whether tensors of that type can exist at run time."""
+    """True if tensors of that type can exist at run time."""
     return name not in _UNCARRIED
 
 

@@ -271,7 +271,7 @@ def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
 
 
 def _keeps_elements(context: NodeContext) -> bool:
-    """Whether the first output has the elements of the first input, all of them, as the same numbers."""
+    """True if the first output has the elements of the first input, all of them, as the same numbers."""
     if not context.inputs or context.node.domain not in ("", "ai.onnx"):
         return False
     if context.node.op_type == "Cast":

@@ -56,7 +56,7 @@ def floored_remainder(a: Expr, b: Expr) -> Expr:
 
 
 def opposite_signs(a: Expr, b: Expr) -> Expr:
-    """Whether one is positive and the other negative."""
+    """True where one is positive and the other negative."""
     zero = const(0, a)
     return tirx.any(tirx.all(a < zero, b > zero), tirx.all(a > zero, b < zero))
 
@@ -85,7 +85,7 @@ def integer_power(base: Expr, exponent: Expr) -> Expr:
 
 
 def is_nan(a: Expr) -> Expr:
-    """Whether a float is NaN; TVM knows it for types of 16 bits up, but not for bfloat16 and float8."""
+    """True where a float is NaN; TVM knows it for types of 16 bits up, but not for bfloat16 and float8."""
     return tirx.isnan(a if dtype_of(a) in ("float16", "float32", "float64") else a.astype("float32"))
 
 

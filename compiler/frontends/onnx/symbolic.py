@@ -52,7 +52,7 @@ class Arithmetic:
         return self.spellings.equal(expression(a), expression(b))
 
     def proved(self, condition: Scalar) -> bool:
-        """Whether a condition always holds."""
+        """True if a condition always holds."""
         return bool(condition) if is_number(condition) else bool(self.analyzer.can_prove(condition))
 
     def _binary(
@@ -134,7 +134,7 @@ class Arithmetic:
         return cast(self.floor_divide(*fraction), dtype_of(a))
 
     def ceil(self, a: Scalar) -> Scalar:
-        """As `floor`, upwards."""
+        """Like `floor`, upwards."""
         if is_number(a):
             return float(math.ceil(a))
         fraction = self.fraction(a)
@@ -208,7 +208,7 @@ class Arithmetic:
         return a >= 0 if is_number(a) else bool(self.analyzer.can_prove(tirx.GE(a, _constant(0, a))))
 
     def float_not_negative(self, a: Scalar) -> bool:
-        """Whether the form of a float scalar shows that it is not negative; the analyzer knows integers alone."""
+        """True if the form of a float scalar shows that it is not negative; the analyzer knows integers alone."""
         if is_number(a):
             return bool(a >= 0)
         if isinstance(a, tirx.FloatImm):
@@ -241,7 +241,7 @@ def _is_power_of_two(value: int) -> bool:
 
 
 def is_simple(size: Dim) -> bool:
-    """Whether a size is a number, a symbol, or made of those by adding, subtracting, multiplying and dividing."""
+    """True if a size is a number, a symbol, or made of those by adding, subtracting, multiplying and dividing."""
     if isinstance(size, (int, tirx.Var, tirx.IntImm)):
         return True
     return isinstance(size, (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv)) and is_simple(size.a) and is_simple(size.b)

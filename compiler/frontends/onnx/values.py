@@ -151,7 +151,7 @@ def sources_of(value: Value | None) -> frozenset[str]:
 
 
 def is_poisoned(value: object) -> bool:
-    """Whether a value comes from a refused node, directly or inside a sequence."""
+    """True if a value comes from a refused node, directly or inside a sequence."""
     if isinstance(value, SequenceValue):
         return any(is_poisoned(item) for item in value.values)
     if isinstance(value, OptionalValue):

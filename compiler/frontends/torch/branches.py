@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def branch_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[SizeRelation, str]]:
-    """What the sizes of inputs have to be so that the branches are the ones that were followed, and where they are.
+    """Relations between input sizes under which the followed branches are taken, and where they are.
 
     Conditions that PyTorch's own operators ask for (of strides, mostly) hold for the results of other sizes as well.
     """
@@ -29,7 +29,7 @@ def branch_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[Si
 
 
 def _is_private(filename: str) -> bool:
-    """Whether it is a file of PyTorch that computes shapes and strides."""
+    """True if it is a file of PyTorch that computes shapes and strides."""
     import torch
 
     home = Path(torch.__file__).parent

@@ -14,7 +14,7 @@ _LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 def is_cache(value: object) -> bool:
-    """Whether it is one of transformers' caches, or one of their layers."""
+    """True if it is one of transformers' caches, or one of their layers."""
     return any(each.__module__ == CACHE_MODULE for each in type(value).__mro__)
 
 
@@ -47,7 +47,7 @@ def _check(cache: object) -> None:
 
 
 class _Structure:
-    """What is left of a cache without its tensors; equal for caches of the same layers."""
+    """Structure of a cache without its tensors; equal for caches of the same layers."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = copy.copy(cache)

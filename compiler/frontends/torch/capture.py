@@ -28,7 +28,7 @@ def exported_program(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> torch.export.ExportedProgram:
-    """What `torch.export` makes of a module; a program is one already. Raises as `import_torch`."""
+    """Export a module by `torch.export`; a program is returned as it is. Raises as `import_torch`."""
     import torch
     from torch.export import ExportedProgram
 

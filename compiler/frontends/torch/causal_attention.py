@@ -16,7 +16,7 @@ _CAUSAL_ARGUMENT = 5
 
 
 def needs_operator(program: torch.export.ExportedProgram) -> bool:
-    """Whether some attention of a program is causal or has heads that share keys."""
+    """True if some attention of a program is causal or has heads that share keys."""
     return any(str(node.target) == OPERATOR and _is_special(node) for node in program.graph.nodes)
 
 

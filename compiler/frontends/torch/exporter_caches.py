@@ -1,4 +1,4 @@
-"""What torch's exporter finds out anew at each call is found out once.
+"""Caches of what torch's exporter computes anew at each call.
 
 `torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
 `run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the time

@@ -15,7 +15,7 @@ Place = tuple[int, int]  # of a size: which argument, which of its dimensions
 
 @dataclass(frozen=True)
 class GraphArguments:
-    """What the arguments of a captured graph are, by their positions.
+    """Arguments of a captured graph, by their positions.
 
     `sizes`: integers that are a dimension of a tensor, and where they are read. `dynamic`: symbolic dimensions of
     tensors. All but `constants`, `sizes` and `numbers` are `tensors`, which the compiled module takes.
@@ -67,7 +67,7 @@ class GraphArguments:
         return [None if axis in open_axes else int(size) for axis, size in enumerate(shape)]
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...] | None:
-        """As `torch.export` takes them, for the tensors in order; None where all sizes are known."""
+        """Like `torch.export` takes them, for the tensors in order; None where all sizes are known."""
         if not any(self.dynamic.values()):
             return None
         return tuple(dict.fromkeys(self.dynamic[index], torch.export.Dim.AUTO) for index in self.tensors)

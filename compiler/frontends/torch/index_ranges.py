@@ -27,7 +27,7 @@ _Ranges = Callable[[Any], Iterator[IndexRange]]
 
 
 def index_ranges(node: Any) -> Iterator[IndexRange]:
-    """What a node needs of the tensors whose elements it takes for indices: of those that they are copies of."""
+    """Requirements of a node on tensors that it uses as indices: of those that they are copies of."""
     for each in _OPERATORS.get(str(node.target), _nothing)(node):
         source = _source(each.values)
         if source is not None:

@@ -31,5 +31,5 @@ def without_projections(program: torch.export.ExportedProgram) -> torch.export.E
 def _projects(
     parameters: Sequence[Any], biases: bool, layers: int, dropout: float, training: bool, bidirectional: bool, *_: bool
 ) -> bool:
-    """Whether each direction of each layer has a matrix more than those of its input, state and biases."""
+    """True if each direction of each layer has a matrix more than those of its input, state and biases."""
     return len(parameters) > layers * (1 + bidirectional) * (2 + 2 * biases)

@@ -26,7 +26,7 @@ def _choose(data: object, low: int, high: int, smallest: float, dtype: int) -> t
 
 
 def _choose_symmetric(data: object, low: int, high: int, smallest: float, dtype: int) -> tuple[Any, Any]:
-    """As `_choose`, with the zero point in the middle of the type."""
+    """Like `_choose`, with the zero point in the middle of the type."""
     op = _opset()
     most = op.ReduceMax(op.Abs(data), keepdims=0)
     scale = op.Max(op.Div(most, float(high - low) / 2), smallest)

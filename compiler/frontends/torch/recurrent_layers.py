@@ -28,7 +28,7 @@ class _Layer:
 
     @property
     def has_cell(self) -> bool:
-        """Whether its state is a list of h and c."""
+        """True if its state is a list of h and c."""
         return self.operator == "LSTM"
 
 

@@ -114,5 +114,5 @@ def _operator(node: torch.fx.Node) -> str:
 
 
 def _is_known(relation: SizeRelation) -> bool:
-    """Whether both sizes are numbers, which `torch.export` has checked."""
+    """True if both sizes are numbers, which `torch.export` has checked."""
     return isinstance(relation.left, int) and isinstance(relation.right, int)

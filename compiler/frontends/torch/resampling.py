@@ -108,12 +108,12 @@ def _counted(op: Opset, data: Value, factors: Sequence[float]) -> Value:
 
 
 def _is_exact(factor: float) -> bool:
-    """Whether sizes are the same in float32 and in float64, as those of factors such as 1.5 are."""
+    """True if sizes are the same in float32 and in float64, as those of factors such as 1.5 are."""
     return float(np.float32(factor)) == factor
 
 
 def _is_whole(factor: float) -> bool:
-    """Whether a place times the reciprocal in float32 is rounded down as the place over the factor is."""
+    """True if a place times the reciprocal in float32 is rounded down as the place over the factor is."""
     return _is_exact(factor) and float(np.float32(1 / factor)) >= 1 / factor
 
 

@@ -1,4 +1,4 @@
-"""What a PyTorch model returns, as named tensors: tuples, dictionaries, dataclasses and caches, however nested."""
+"""Results of a PyTorch model as named tensors: tuples, dictionaries, dataclasses and caches, however nested."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _Relations = Callable[[Any], Iterator[SizeRelation]]
 
 
 def size_relations(node: Any) -> Iterator[SizeRelation]:
-    """What a node needs of the sizes of its tensors."""
+    """Requirements of a node on the sizes of its tensors."""
     yield from _OPERATORS.get(str(node.target), _nothing)(node)
 
 

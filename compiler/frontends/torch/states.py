@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProgramState:
-    """What a program writes to: its name, the graph's input for it, and its value before the first run."""
+    """A state that a program writes: its name, the graph's input for it, and its value before the first run."""
 
     name: str
     placeholder: str

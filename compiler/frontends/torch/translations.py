@@ -30,7 +30,7 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
 
 
 def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
-    """Whether a sum is of booleans; the exporter's own conversion, which stays for complex numbers, takes none."""
+    """True if a sum is of booleans; the exporter's own conversion, which stays for complex numbers, takes none."""
     import torch
 
     sums = ("aten.add.Tensor", "aten.add_.Tensor")

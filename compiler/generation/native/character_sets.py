@@ -1,4 +1,4 @@
-"""Which characters a class of a regular expression matches, as the tokenizers library has it.
+"""Character classes of regular expressions, as the tokenizers library defines them.
 
 The library is asked, because its version of Unicode need not be that of Python.
 """
@@ -61,21 +61,21 @@ def characters_matching(pattern: str) -> Ranges:
 
 @cache
 def punctuation() -> Ranges:
-    """What the pre-tokenizer Punctuation takes for punctuation."""
+    """Characters that the pre-tokenizer Punctuation takes for punctuation."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     return _cut_off(tokenizers.pre_tokenizers.Punctuation("isolated"), "PSC")
 
 
 @cache
 def digits() -> Ranges:
-    """What the pre-tokenizer Digits takes for digits."""
+    """Characters that the pre-tokenizer Digits takes for digits."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     return _cut_off(tokenizers.pre_tokenizers.Digits(individual_digits=True), "NC")
 
 
 @cache
 def word_characters() -> Ranges:
-    """What the pre-tokenizer Whitespace takes for parts of words."""
+    """Characters that the pre-tokenizer Whitespace takes for parts of words."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     cutter = tokenizers.pre_tokenizers.Whitespace()
     found = np.zeros(LAST + 1, bool)
@@ -86,7 +86,7 @@ def word_characters() -> Ranges:
 
 
 def made_of(normalize: Callable[[str], str], mark: str) -> dict[int, str]:
-    """What a normalizer that treats each character by itself makes of those that it changes, by code point.
+    """Replacements by a normalizer that treats each character by itself, by code point, for characters that it changes.
 
     Args:
         mark: a character that it keeps, and that it makes of no other.
@@ -137,5 +137,5 @@ def _ranges(wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranges:
 
 @cache
 def stripped_by_python() -> Ranges:
-    """What `str.strip`, which chat templates use, takes for white space."""
+    """Characters that `str.strip`, which chat templates use, takes for white space."""
     return _ranges(np.array([chr(code).isspace() for code in range(LAST + 1)]))

@@ -21,8 +21,8 @@ _MOST_RULES = 1 << 20
 
 
 def charsmap_rules(encoded: str) -> dict[str, str]:
-    """What is replaced, and by what, as far as the tokenizers library does so: texts of less than six bytes, none of
-    which another one begins with.
+    """Replacements as far as the tokenizers library makes them: texts of less than six bytes, none of which another one
+    begins with.
 
     Args:
         encoded: base64 of: bytes of the trie (uint32), the trie (uint32 each), texts that end in a zero byte.

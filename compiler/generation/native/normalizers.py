@@ -107,7 +107,7 @@ class _Steps:
 
 @cache
 def _made(name: str, mark: str, **options: bool) -> dict[int, str]:
-    """What a normalizer of the tokenizers library makes of single characters: `made_of`."""
+    """Replacements of single characters by a normalizer of the tokenizers library: `made_of`."""
     normalizers: Any = optional_module("tokenizers", "generate", "turns text into tokens").normalizers
     return made_of(getattr(normalizers, name)(**options).normalize_str, mark)
 

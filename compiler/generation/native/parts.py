@@ -23,7 +23,7 @@ _SPECIAL = frozenset(r"\.+*?()|[]{}^$#&-~")
 
 
 class Step(IntEnum):
-    """What is done to texts; the same in `text/steps.h`."""
+    """Steps applied to texts; the same in `text/steps.h`."""
 
     PREPEND = 1
     REPLACE = 2
@@ -38,7 +38,7 @@ class Step(IntEnum):
 
 
 class Undo(IntEnum):
-    """What is done to tokens to give their text; the same in `text/decoder.h`."""
+    """Steps applied to tokens to give their text; the same in `text/decoder.h`."""
 
     BYTE_LEVEL = 1
     REPLACE = 2
@@ -51,7 +51,7 @@ class Undo(IntEnum):
 
 
 class Behavior(IntEnum):
-    """What happens to the matches of a split; the same in `text/steps.h`."""
+    """Treatment of the matches of a split; the same in `text/steps.h`."""
 
     REMOVED = 0
     ISOLATED = 1

@@ -236,7 +236,7 @@ def _folded_from_one() -> frozenset[str]:
 
 
 def matches_empty(node: Node) -> bool:
-    """Whether a pattern can match without taking a character."""
+    """True if a pattern can match without taking a character."""
     match node:
         case Characters():
             return False

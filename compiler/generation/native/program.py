@@ -1,4 +1,5 @@
-"""What a static executable holds beside a module to generate text: `text/language.cc` of the C++ runtime reads it."""
+"""Text program: what a static executable holds beside a module to generate text; `text/language.cc` of the C++ runtime
+reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _PROBES = ("x", "  two words \n", "{{ a }} <b> & \"q\" 'r' \\", "\n\nfirst\nseco
 
 
 def has_text(artifact: Artifact) -> bool:
-    """Whether a module is a language model with a tokenizer, and so takes and gives text."""
+    """True if a module is a language model with a tokenizer, and so takes and gives text."""
     return DESCRIPTION_ASSET in artifact.assets and TOKENIZER_ASSET in artifact.assets
 
 

@@ -36,7 +36,7 @@ class Writer:
         self._parts += contents
 
     def append(self, other: Writer) -> None:
-        """What another writer holds."""
+        """Append the contents of another writer."""
         self._parts += other._parts
 
     def content(self) -> bytes:

@@ -82,7 +82,7 @@ def inserted_dimensions(graph: Graph, call: Call) -> Expr | None:
 
 
 def _inserted(before: Sequence[Index] | None, after: Sequence[Index] | None) -> list[int] | None:
-    """Which axes of `after`, each of 1, are not in `before`; None where the two differ otherwise."""
+    """Axes of `after`, each of extent 1, that are not in `before`; None where the two differ otherwise."""
     if before is None or after is None or len(after) <= len(before):
         return None
     left = list(before)
@@ -108,7 +108,7 @@ def _without(shape: Sequence[Index] | None, axes: Sequence[int], rank: int) -> l
 
 
 def _is_of_single_elements(graph: Graph, call: Expr) -> bool:
-    """Whether each element of the result depends on one element of the first operand, wherever it lies."""
+    """True if each element of the result depends on one element of the first operand, wherever it lies."""
     name = operator_name(call)
     if name in _FUNCTIONS:
         return True

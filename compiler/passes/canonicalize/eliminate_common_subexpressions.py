@@ -86,7 +86,7 @@ class ExpressionSharing(Graph):
         return StructuralKey(operand)
 
     def _rewrite_sequence(self, sequence: Expr) -> Expr:
-        """What is computed in a branch is known in that branch only."""
+        """Rewrite a sequence; values that are computed in a branch are known in that branch only."""
         outside = dict(self._seen)
         result = super()._rewrite_sequence(sequence)
         self._seen = outside

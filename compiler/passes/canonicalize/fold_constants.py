@@ -117,7 +117,7 @@ class ConstantFolder(Graph):
         return self._fold_call(name, value)
 
     def _stays_narrow(self, call: Call, variable: Var) -> bool:
-        """Whether a later phase may read the weights in 8 bits: any of them, or matrices that are multiplied or read by
+        """True if a later phase may read the weights in 8 bits: any of them, or matrices that are multiplied or read by
         rows."""
         if self._keep_narrow is not None:
             return self._keep_narrow
@@ -179,7 +179,7 @@ class ConstantFolder(Graph):
 
 
 def _quantizes_activations(mod: IRModule) -> bool:
-    """Whether numbers that are not constant become integers of 8 or 16 bits anywhere."""
+    """True if numbers that are not constant become integers of 8 or 16 bits anywhere."""
     return any(
         operator_name(binding.value) in ("relax.quantize", "relax.astype")
         and dtype_of(binding.var) in (*_NARROW, "int16", "uint16")
@@ -191,7 +191,7 @@ def _quantizes_activations(mod: IRModule) -> bool:
 
 
 def _widens_weights(name: str, call: Call) -> bool:
-    """Whether the call widens an 8-bit tensor large enough to be weights."""
+    """True if the call widens an 8-bit tensor large enough to be weights."""
     if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in _NARROW:
         return False
     size = result_bytes(call.args[0].ty)

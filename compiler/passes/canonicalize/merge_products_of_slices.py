@@ -73,7 +73,7 @@ class _Group:
     splits: dict[Hashable, Var] = field(default_factory=dict)
 
     def pays_off(self) -> bool:
-        """Whether there are several slices, together at least half of the tensor."""
+        """True if there are several slices, together at least half of the tensor."""
         pieces = list(self.pieces.values())
         size = (shape_of(pieces[0].source) or ())[pieces[0].axis]
         share = sum(piece.share for piece in pieces)
@@ -161,6 +161,6 @@ def _cut_axis(call: Call) -> int | None:
 
 
 def _has_few_rows(data: Expr) -> bool:
-    """Whether a slice has few rows, counting dynamic sizes as 1."""
+    """True if a slice has few rows, counting dynamic sizes as 1."""
     shape = shape_of(data)
     return shape is not None and math.prod(size for size in shape[:-1] if isinstance(size, int)) <= FEW_ROWS

@@ -60,7 +60,7 @@ def _known(functions: dict[GlobalVar, Function], private: dict[str, Function]) -
 
 
 def _has_known_shape(parameter: Expr) -> bool:
-    """Whether removing the parameter removes no definition of a symbolic size."""
+    """True if removing the parameter removes no definition of a symbolic size."""
     ty = parameter.ty
     shape = ty.shape if isinstance(ty, relax.TensorType) else None
     return isinstance(shape, relax.ShapeExpr) and all(isinstance(size, IntImm) for size in shape.values)
@@ -74,7 +74,7 @@ def _arguments(body: Expr, values: _Values) -> Iterator[tuple[tuple[str, int], E
 
 
 def _meet(first: Any, second: Any) -> Any:
-    """What two calls agree on."""
+    """Meet of two calls in the lattice of constants."""
     if second is _UNKNOWN:
         return first
     if first is _UNKNOWN:

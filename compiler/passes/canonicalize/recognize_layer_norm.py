@@ -58,7 +58,7 @@ def spelled_layer_norm(graph: Graph, call: Call) -> Expr | None:
 
 
 def _is_variance(graph: Graph, found: Normalized, mean: Mean) -> bool:
-    """Whether what is under the root is the variance of the operand of `mean`, and nothing else reads its parts."""
+    """True if what is under the root is the variance of the operand of `mean`, and nothing else reads its parts."""
     variance = graph.call(found.variance, "relax.variance")
     if variance is not None:
         axes = tuple(sorted(int(axis) % len(shape_of(mean.operand) or [0]) for axis in variance.attrs.axis or []))

@@ -40,7 +40,7 @@ def simplify_algebra(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def keeps_type(call: Call, operand: Expr) -> bool:
-    """Whether `operand` can stand for `call`: the same shape, provably, and data type."""
+    """True if `operand` can stand for `call`: the same shape, provably, and data type."""
     return dtype_of(call) == dtype_of(operand) != "" and same_shape(shape_of(call), shape_of(operand))
 
 
@@ -55,7 +55,7 @@ def split_constant(graph: Graph, call: Call) -> tuple[Expr, Array] | None:
 
 
 def all_equal(array: Array, number: float) -> bool:
-    """Whether every element is `number`."""
+    """True if every element is `number`."""
     return array.size > 0 and bool((array == number).all())
 
 
@@ -184,7 +184,7 @@ def join_scales(graph: Graph, call: Call) -> Expr | None:
 
 
 def _may_round_anew(call: Expr) -> bool:
-    """Whether one rounding more or less is too small for a caller to notice."""
+    """True if one rounding more or less is too small for a caller to notice."""
     return dtype_of(call) in ("float32", "float64")
 
 
@@ -257,7 +257,7 @@ def join_casts(graph: Graph, call: Call) -> Expr | None:
 
 
 def _is_lossless(source: str, target: str) -> bool:
-    """Whether every value of `source` is one of `target`, so that a cast between them changes nothing."""
+    """True if every value of `source` is one of `target`, so that a cast between them changes nothing."""
     known = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
     known |= {"float16", "float32", "float64"}
     if source == "bfloat16":

@@ -66,7 +66,7 @@ def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _is_half_convolution(value: Expr) -> bool:
-    """Whether the operands are float16; sums may be float32."""
+    """True if the operands are float16; sums may be float32."""
     return operator_name(value) in _CONVOLUTIONS and dtype_of(value.args[0]) == "float16"
 
 
@@ -159,7 +159,7 @@ class _Widener(PyExprMutator):
         return self._wide[operand]
 
     def _source(self, operand: Expr) -> Expr:
-        """What a variable is bound to where that is another variable."""
+        """Value that a variable is bound to where that is another variable."""
         while isinstance(operand, relax.Var) and operand not in self._wide:
             value = self.lookup_binding(operand)
             if not isinstance(value, relax.Var):

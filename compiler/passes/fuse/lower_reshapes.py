@@ -55,7 +55,7 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
 
 
 def _reshaped(function: tirx.PrimFunc) -> int | None:
-    """Which parameter a kernel is a reshape of.
+    """Index of the parameter that a kernel is a reshape of, or None.
 
     None unless it says so, or has one store, of an element at a place that no choice was made of and that TVM can
     analyze, and gives as many elements as it takes.
@@ -76,7 +76,7 @@ def _reshaped(function: tirx.PrimFunc) -> int | None:
 
 
 def _is_analyzed(function: tirx.PrimFunc) -> bool:
-    """Whether TVM takes a kernel for a reshape; where its proofs of divisibility fail, the kernel stays a copy."""
+    """True if TVM takes a kernel for a reshape; where its proofs of divisibility fail, the kernel stays a copy."""
     try:
         return bool(relax.analysis.has_reshape_pattern(function))
     except tvm.error.InternalError:
@@ -84,7 +84,7 @@ def _is_analyzed(function: tirx.PrimFunc) -> bool:
 
 
 def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
-    """Whether two shapes hold as many elements, whatever the symbolic sizes are."""
+    """True if two shapes hold as many elements, whatever the symbolic sizes are."""
     ours, theirs = _factors(left), _factors(right)
     for key, (factor, count) in list(ours.items()):
         shared = min(count, theirs.get(key, (factor, 0))[1])

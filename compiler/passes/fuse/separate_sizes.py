@@ -87,7 +87,7 @@ class _Cutter(PyExprMutator):
         return [*parts, relax.DataflowBlock(rest)] if rest else parts
 
     def _new_sizes(self, binding: Binding) -> bool:
-        """Whether it defines sizes that nothing before it does; they count as defined from then on."""
+        """True if it defines sizes that nothing before it does; they count as defined from then on."""
         if not isinstance(binding, relax.MatchCast):
             return False
         sizes = set(relax.analysis.definable_tir_vars_in_type(binding.ty)) - self._known
@@ -116,7 +116,7 @@ def _reads(binding: Binding) -> set[Var]:
 
 
 def _checks_sizes(binding: Binding) -> bool:
-    """Whether it checks computed sizes, which no kernel reads: those that rely on the check must not move before it."""
+    """True if it checks computed sizes, which no kernel reads: those that rely on the check must not move before it."""
     return isinstance(binding, relax.MatchCast) and isinstance(binding.value.ty, relax.ShapeType)
 
 

@@ -73,7 +73,7 @@ def convolution(graph: Graph, call: Call) -> Expr | None:
 
 
 def is_plain_convolution(call: Call) -> bool:
-    """Whether a convolution of float32 has its channels before its spatial dimensions."""
+    """True if a convolution of float32 has its channels before its spatial dimensions."""
     spatial = "DHW"[-len(call.attrs.strides) :]
     layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
     plain = (f"NC{spatial}", f"OI{spatial}")
@@ -129,7 +129,7 @@ def matmul_of_measured(graph: Graph, call: Call) -> Expr | None:
 
 
 def is_plain_matmul(call: Call) -> bool:
-    """Whether a product of float32 has a matrix on the right and no vector on the left."""
+    """True if a product of float32 has a matrix on the right and no vector on the left."""
     return dtype_of(call) == "float32" and rank_of(call.args[1]) == 2 and (rank_of(call.args[0]) or 0) >= 2
 
 

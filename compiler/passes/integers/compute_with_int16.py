@@ -79,7 +79,7 @@ def _operands(graph: Graph, call: Call, filters: int) -> tuple[Quantized, Intege
 
 
 def sums_fit(weight: Array, filters: int, *, symmetric: bool = True) -> bool:
-    """Whether int32 holds the sums of any 16-bit data with integer weights with one filter per entry of an axis.
+    """True if int32 holds the sums of any 16-bit data with integer weights with one filter per entry of an axis.
 
     Args:
         symmetric: the data is int16 with zero point 0: then |256 h| + |l| is at most 2**15 + 2**8, else twice that.

@@ -35,7 +35,7 @@ class Quantized:
         return self.scale.size == 1 and self.zero.size == 1
 
     def equals(self, other: Quantized) -> bool:
-        """Whether the parameters are the same numbers for the same type."""
+        """True if the parameters are the same numbers for the same type."""
         return (
             self.is_scalar
             and other.is_scalar
@@ -51,7 +51,7 @@ class Quantized:
 
 
 def dequantized_operand(graph: Graph, expr: Expr, dtypes: Sequence[str] = BYTES) -> Quantized | None:
-    """What a float operand is the dequantization of, where that is of one of the `dtypes`."""
+    """Tensor that a float operand is the dequantization of, where that is of one of the `dtypes`."""
     call = graph.call(expr, "relax.dequantize")
     if call is None or dtype_of(call) != "float32":
         return None

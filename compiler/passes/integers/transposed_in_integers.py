@@ -74,7 +74,7 @@ def _alike(scale: Array, zero: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What an interleaving reads, and its calls from the first to the last."""
+    """Operands of an interleaving, and its calls from the first to the last."""
 
     source: Expr
     calls: tuple[Call, ...]
@@ -113,7 +113,7 @@ def _interleaving(graph: Graph, expr: Expr) -> _Found | None:
 
 
 def _is_sum(graph: Graph, expr: Expr) -> bool:
-    """Whether it is a convolution of quantized tensors, perhaps with a bias and limits."""
+    """True if it is a convolution of quantized tensors, perhaps with a bias and limits."""
     while True:
         call = graph.call(expr, "relax.add", "relax.nn.relu", "relax.nn.relu6", "relax.clip")
         if call is None:

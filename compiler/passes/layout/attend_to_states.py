@@ -218,7 +218,7 @@ _ORDER: tuple[Axis, ...] = ("batch", "heads", "rows", "size")
 
 
 def _scale_and_masks(steps: Sequence[Step]) -> tuple[float | None, list[Expr]]:
-    """What scores are multiplied by, and the masks that are added behind it; None for other steps."""
+    """Factor of scores, and the masks that are added behind it; None for other steps."""
     scale = 1.0
     masks: list[Expr] = []
     for step in steps:
@@ -232,7 +232,7 @@ def _scale_and_masks(steps: Sequence[Step]) -> tuple[float | None, list[Expr]]:
 
 
 def _belong(keys: StateRead, values: StateRead) -> bool:
-    """Whether the same rows of two states are read, which are of one type."""
+    """True if the same rows of two states are read, which are of one type."""
     if (keys.rows is None) != (values.rows is None) or dtype_of(keys.state) != dtype_of(values.state):
         return False
     if keys.rows is not None and not same_size(keys.rows, values.rows):

@@ -47,12 +47,12 @@ class AttentionMatch:
 
     @property
     def tensors(self) -> list[Expr]:
-        """What is added to the scores, in order."""
+        """Tensors that are added to the scores, in order."""
         return [step.tensor for step in self.steps if isinstance(step, Add)]
 
     @property
     def is_quantized(self) -> bool:
-        """Whether all operands and the weights are bytes, of known sizes."""
+        """True if all operands and the weights are bytes, of known sizes."""
         operands = self.query, self.key, self.value
         weights = self.weights is not None and self.weights.dtype in _BYTES
         return weights and all(each.quantization is not None for each in operands)
@@ -121,7 +121,7 @@ class AttentionMatcher:
         return Ending(ending.product, replace(ending.match, result=quantization))
 
     def definition(self, expr: Expr) -> Expr:
-        """What a variable stands for."""
+        """Definition of a variable."""
         return self.definitions.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def _sole(self, expr: Expr, *names: str) -> Expr | None:
@@ -175,7 +175,7 @@ class AttentionMatcher:
         return (softmax, False, quantization) if same else (None, False, None)
 
     def _step(self, expr: Expr, scores: list[Index]) -> tuple[list[Step], Expr] | None:
-        """What the call that makes `expr` does to the scores, and the scores it does it to."""
+        """Steps that the call that makes `expr` applies to the scores, and the scores."""
         adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
         if adjusting is not None:
             return self._adjusting(adjusting, scores)
@@ -232,7 +232,7 @@ class AttentionMatcher:
 
 
 def _quantization(call: Call) -> Quantization | None:
-    """What a quantization or dequantization of float32 does, where it has one scale and zero point, both known."""
+    """Quantization or dequantization of float32 by a call, where it has one known scale and zero point."""
     scale, zero = (array_of(each) if isinstance(each, GenericConst) else None for each in call.args[1:3])
     rounds = operator_name(call) == "relax.quantize"
     dtype = _dtype(call) if rounds else _dtype(call.args[0])
@@ -256,7 +256,7 @@ def _number(expr: Expr) -> float | None:
 
 
 def _broadcasts(operand: Expr, scores: list[Index]) -> bool:
-    """Whether a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
+    """True if a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
     shape = shape_of(operand)
     if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":
         return False

@@ -102,7 +102,7 @@ def joined(steps: Sequence[Step]) -> list[Step]:
 
 
 def applied(steps: Sequence[Step], number: Expr, tensors: Sequence[Expr]) -> Expr:
-    """What the steps make of a float32; `tensors` are the elements that steps add, in order."""
+    """Apply the steps to a float32; `tensors` are the elements that steps add, in order."""
     elements = iter(tensors)
     for step in steps:
         if isinstance(step, Scale):

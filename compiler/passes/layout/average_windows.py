@@ -36,7 +36,7 @@ class AverageWindow:
 
     @classmethod
     def of(cls, function: PrimFunc) -> AverageWindow | None:
-        """What a kernel averages over; None where it does not say so."""
+        """Window that a kernel averages over; None where it does not say so."""
         if function.attrs is None or AVERAGE_WINDOW not in function.attrs:
             return None
         entries: dict[str, Any] = json.loads(str(function.attrs[AVERAGE_WINDOW]))

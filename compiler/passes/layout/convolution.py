@@ -82,7 +82,7 @@ class Conv:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it pads nothing, and axes lie in ONNX's order."""
+        """True if it pads nothing, and axes lie in ONNX's order."""
         orders = (self.order, self.out_order, self.filter_order)
         return not any(map(any, self.pad)) and all(list(order) == sorted(order) for order in orders)
 

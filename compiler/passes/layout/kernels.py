@@ -58,7 +58,7 @@ def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 
 def _computes_with_sizes(stage: Stage, function: PrimFunc) -> bool:
-    """Whether a size is part of the value that the kernel stores."""
+    """True if a size is part of the value that the kernel stores."""
     assert stage.store is not None
     value = map_loads(stage.store.value, lambda load: tirx.Var("loaded", load.ty))
     return any(uses(value, size) for size in _sizes(function))
@@ -105,7 +105,7 @@ def _is_axis(stage: Stage, place: Expr) -> bool:
 
 
 def _at_own_place(load: Expr, places: list[Expr]) -> bool:
-    """Whether a load's indices are the output's, aligned at the end, or 0 where its size is 1."""
+    """True if a load's indices are the output's, aligned at the end, or 0 where its size is 1."""
     sizes = buffer_shape(load.source)
     if len(sizes) > len(places):
         return False

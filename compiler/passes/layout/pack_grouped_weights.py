@@ -86,6 +86,6 @@ class _Packer(PyExprMutator):
 
 
 def _pays_off(weight: GroupedWeight) -> bool:
-    """Whether groups are whole words; of 8 bits with one scale per column, `keep-weights-narrow` takes care."""
+    """True if groups are whole words; of 8 bits with one scale per column, `keep-weights-narrow` takes care."""
     plain = weight.bits == 8 and len(weight.scales) == 1 and weight.zeros is None
     return weight.group % PER_WORD == 0 and not plain

@@ -123,7 +123,7 @@ class _Packer(PyExprMutator):
         return panel_width(columns, self.machine)
 
     def _few_rows(self, data: Expr) -> bool:
-        """Whether reading the weights takes longer than multiplying with them, and the machine widens float16."""
+        """True if reading the weights takes longer than multiplying with them, and the machine widens float16."""
         shape = shape_of(data) or [None]
         known = all(isinstance(size, int) for size in shape)
         widens = self.machine.has("f16c") or self.machine.architecture == "aarch64"

@@ -93,7 +93,7 @@ def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
 
 
 def _averages(call: Call, builder: LayoutBuilder) -> bool:
-    """Whether a call is of a kernel that averages over windows."""
+    """True if a call is of a kernel that averages over windows."""
     return operator_name(call) == "relax.call_tir" and AverageWindow.of(builder.function(call.args[0])) is not None
 
 

@@ -1,4 +1,4 @@
-"""Which values lie in blocks, decided for a whole dataflow block: the cut of least conversions.
+"""Choice of the values that use blocked layouts, for a whole dataflow block: the cut of fewest conversions.
 
 Convolutions return blocked values and read them, most other operators know plain ones alone, and elementwise operators
 compute on either. A label for each value, blocked or plain, costs what its conversions copy: a blocked value that some

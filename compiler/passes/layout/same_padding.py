@@ -46,7 +46,7 @@ class SamePadding:
 
 
 def same_padding(builder: LayoutBuilder, padded: Expr) -> SamePadding | None:
-    """What the kernel that pads an operand of the old function does; None where there is no such kernel."""
+    """Padding by the kernel that pads an operand of the old function; None where there is no such kernel."""
     call = builder.definitions.get(padded) if isinstance(padded, relax.Var) else None
     if call is None or operator_name(call) != "relax.call_tir":
         return None

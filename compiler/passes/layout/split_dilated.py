@@ -70,7 +70,7 @@ def _reach(windows: list[Window]) -> int:
 
 
 def _tap(graph: Graph, call: Call, weight: Array, windows: list[Window], taps: tuple[Tap, ...]) -> Expr:
-    """What one tap adds to the result, zeros where it meets padding."""
+    """Contribution of one tap to the result, zeros where it meets padding."""
     axes = [2 + axis for axis in range(len(windows))]
     starts = [tap.start for tap in taps]
     stops = [tap.start + (tap.outputs - 1) * window.stride + 1 for tap, window in zip(taps, windows, strict=True)]

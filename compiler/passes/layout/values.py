@@ -314,7 +314,7 @@ def _argument_key(argument: Expr | list[Index]) -> Hashable:
 
 
 def _rising(order: Order, shape: Sequence[Index]) -> bool:
-    """Whether the axes of more than one element lie in their logical order."""
+    """True if the axes of more than one element lie in their logical order."""
     kept = [axis for axis in order if not _same(shape[axis], 1)]
     return kept == sorted(kept)
 
@@ -324,7 +324,7 @@ def _same(left: Index, right: Index) -> bool:
 
 
 def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) -> bool:
-    """Whether a tensor can be laid out in blocks: of one of `dtypes`, its channels known, none of its sizes zero."""
+    """True if a tensor can be laid out in blocks: of one of `dtypes`, its channels known, none of its sizes zero."""
     shape = shape_of(expr)
     if shape is None or dtype_of(expr) not in dtypes or len(shape) != len(order):
         return False

@@ -93,7 +93,7 @@ def _checks_of(function: relax.Function, parameters: Sequence[Expr]) -> set[Bind
 
 
 def _is_check_of(binding: Binding, parameters: Set[Expr]) -> bool:
-    """Whether a binding checks one of the parameters and does nothing else."""
+    """True if a binding checks one of the parameters and does nothing else."""
     call = binding.value
     name = called(call)
     if name not in (MATCH_SHAPE, CHECK_TYPE) or call.args[0] not in parameters:

@@ -68,7 +68,7 @@ def _read(bindings: Iterable[Binding], result: Expr) -> set[Expr]:
 
 
 def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:
-    """Whether a value is a check that cannot fail."""
+    """True if a value is a check that cannot fail."""
     if called(value) != MATCH_SHAPE:
         return False
     allocation = values.get(_source(value.args[0], values))
@@ -94,7 +94,7 @@ def _source(variable: Var, values: dict[Var, Expr]) -> Expr:
 
 
 def _dimensions(shape: Expr, values: dict[Var, Expr]) -> list[Dimension]:
-    """What each dimension of a shape is; none for one that is not known."""
+    """Kind of each dimension of a shape; none for one that is not known."""
     if isinstance(shape, relax.ShapeExpr):
         return [(IS_NUMBER, number(size)) for size in shape.values]
     value = values.get(shape)

@@ -73,7 +73,7 @@ def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 class _Split:
-    """Which bindings of `main` depend on the sizes of its inputs alone; without sizes, on nothing at all.
+    """Bindings of `main` that depend on the sizes of its inputs alone; without sizes, on nothing at all.
 
     With `keeps`, the memory of results is prepared as well.
     """
@@ -94,7 +94,7 @@ class _Split:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether an allocation can be prepared (with `keeps` that of each result), and nothing that is left writes to
+        """True if an allocation can be prepared (with `keeps` that of each result), and nothing that is left writes to
         a shape heap that is."""
         prepared = (binding.value for binding in self._prepared.values())
         if self._keeps and not all(self._is_kept(each) for each in self._results()):
@@ -121,7 +121,7 @@ class _Split:
         return found
 
     def _is_kept(self, variable: Var) -> bool:
-        """Whether a variable is a prepared tensor, or a view of one."""
+        """True if a variable is a prepared tensor, or a view of one."""
         if variable in self._prepared:
             return operator_name(self._prepared[variable].value) == "relax.vm.alloc_tensor"
         value = next((each.value for each in self._bindings if each.var.same_as(variable)), None)
@@ -143,7 +143,7 @@ class _Split:
         return [variable for variable in self._prepared if variable in read]
 
     def _is_done(self, binding: Binding) -> bool:
-        """Whether a binding is prepared, or frees what is, or what is a result."""
+        """True if a binding is prepared, or frees what is, or what is a result."""
         if binding.var in self._prepared:
             return True
         if operator_name(binding.value) != _FREE:
@@ -175,7 +175,7 @@ class _Split:
         return found
 
     def _may_keep(self, call: Call) -> bool:
-        """Whether a call may hold on to an argument beyond the life of its result."""
+        """True if a call may hold on to an argument beyond the life of its result."""
         name = called(call)
         if name is not None:
             return name != ALLOCATE_HEAP and name not in _KEEP_NOTHING

@@ -37,12 +37,12 @@ def called(call: Expr) -> str | None:
 
 
 def matched(call: Call) -> list[Dimension]:
-    """What a match does with each dimension."""
+    """Action of a match on each dimension."""
     return _pairs(call.args[_FIRST_CODE_OF_MATCH:-1])
 
 
 def made(call: Call) -> list[Dimension]:
-    """What each dimension of a shape is."""
+    """Kind of each dimension of a shape."""
     return _pairs(call.args[_FIRST_CODE_OF_SHAPE:])
 
 

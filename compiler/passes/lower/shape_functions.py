@@ -11,7 +11,7 @@ _HOST = "tirx.is_host_func"
 
 
 def is_shape_function(function: tirx.PrimFunc) -> bool:
-    """Whether a function computes on the shape heap."""
+    """True if a function computes on the shape heap."""
     return bool(function.attrs and _HOST in function.attrs)
 
 

@@ -66,7 +66,7 @@ def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
 
 
 def _shape_key(value: Expr) -> Hashable:
-    """What a call that makes a shape makes it of; None for other values."""
+    """Key of a call that makes a shape; None for other values."""
     if called(value) != MAKE_SHAPE:
         return None
     return tuple(each if isinstance(each, relax.Var) else StructuralKey(each) for each in value.args)

@@ -1,4 +1,4 @@
-"""Which tensors share a storage: intervals of time, sizes, and a greedy assignment.
+"""Assignment of tensors to storages: live intervals, sizes, and a greedy assignment.
 
 The assignment is "greedy by size for shared objects" of Pisarchyk and Lee, arXiv:2001.03288: from the largest tensor
 to the smallest, each takes the smallest storage that is free while it lives, or a new one.
@@ -30,7 +30,7 @@ class Storage:
     _spans: list[tuple[int, int, int]] = field(default_factory=list)  # (start, end, tensor), sorted, disjoint
 
     def admits(self, lifetime: Lifetime, before: int | None) -> bool:
-        """Whether nothing lives here meanwhile; tensor `before` may end in the very moment this one starts."""
+        """True if nothing lives here meanwhile; tensor `before` may end in the very moment this one starts."""
         position = bisect_left(self._spans, (lifetime.start, -1, -1))
         if position < len(self._spans) and self._spans[position][0] <= lifetime.end:
             return False

@@ -27,7 +27,7 @@ class InPlaceKernels:
         self._replaced: set[str] = set()
 
     def updates(self, call: Call) -> bool:
-        """Whether a call is one of a kernel that updates an operand."""
+        """True if a call is one of a kernel that updates an operand."""
         return isinstance(call.op, GlobalVar) and UPDATES in (self._mod[call.op].attrs or {})
 
     def call(self, call: Call) -> Call:

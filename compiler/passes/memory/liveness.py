@@ -1,4 +1,4 @@
-"""Which tensors a lowered function allocates, and from when to when each is needed.
+"""Liveness of the tensors that a lowered function allocates.
 
 Time is the position of a binding in the order of the text, branches one after the other. A view, a tuple or a result
 that may be an operand counts as that operand: what stands for the same memory lives as long as the last of it.
@@ -215,7 +215,7 @@ class Liveness:
                 return
 
     def _read_only_elementwise(self, kernel: _Kernel, source: Allocation) -> bool:
-        """Whether no other operand of the kernel is a view of `source` that it reads elsewhere."""
+        """True if no other operand of the kernel is a view of `source` that it reads elsewhere."""
         group = self._group(source.variable)
         views = [
             index
@@ -248,7 +248,7 @@ def _formula(shape: Expr, dtype: Expr) -> Expr | None:
 
 
 def _is_void(call: Call) -> bool:
-    """Whether a call returns nothing, so that no result of it can stand for an operand."""
+    """True if a call returns nothing, so that no result of it can stand for an operand."""
     return isinstance(call.ty, relax.TupleType) and len(call.ty.fields) == 0
 
 

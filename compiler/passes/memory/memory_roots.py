@@ -65,7 +65,7 @@ class Roots:
         return expr
 
     def value(self, expr: Expr) -> Expr:
-        """What a variable is bound to, through its other names; None for a parameter."""
+        """Value that a variable is bound to, through its other names; None for a parameter."""
         variable = self.exact(expr)
         return self._values.get(variable) if isinstance(variable, relax.Var) else variable
 

@@ -173,7 +173,7 @@ class _Update:
         return _Write(time, value, kernel, -1 if operand is None else int(operand))
 
     def _is_read_before(self, old: Expr, write: _Write) -> bool:
-        """Whether nothing reads an old value when, or after, the next one is written over it."""
+        """True if nothing reads an old value when, or after, the next one is written over it."""
         if self._is_result(old):
             return False
         late = [time for time in self._roots.reads(old) if time >= write.time]

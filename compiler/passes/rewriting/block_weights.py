@@ -135,7 +135,7 @@ class BlockWeight:
         return BlockWeight(first.layout, sum(each.columns for each in weights), first.depth, arrays)
 
     def joins(self, other: BlockWeight) -> bool:
-        """Whether the two can be joined."""
+        """True if the two can be joined."""
         full = self.columns % PANEL == 0 and other.columns % PANEL == 0
         types = [each.dtype for each in self.arrays] == [each.dtype for each in other.arrays]
         return full and types and self.layout == other.layout and self.depth == other.depth
@@ -197,7 +197,7 @@ def _rounded(builder: relax.BlockBuilder, data: Expr) -> Expr:
 
 
 def gates(gate: BlockWeight, up: BlockWeight, activation: str) -> bool:
-    """Whether `gated_product` takes these."""
+    """True if `gated_product` takes these."""
     return (
         activation in GATES
         and gate.layout.numbers == up.layout.numbers == "bfloat16"

@@ -71,7 +71,7 @@ def _digest(array: Array) -> tuple[object, ...]:
 
 
 def same_bits(left: Array, right: Array) -> bool:
-    """Whether two arrays hold the same bits, NaN and the sign of zero included."""
+    """True if two arrays hold the same bits, NaN and the sign of zero included."""
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     left_bytes, right_bytes = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (left, right))

@@ -48,7 +48,7 @@ class Linear:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether it is a transposed convolution, whose weight has all input channels and a group's output channels."""
+        """True if it is a transposed convolution, whose weight has all input channels and a group's output channels."""
         return str(self.call.op.name).endswith("_transpose")
 
     @property
@@ -81,7 +81,7 @@ class Linear:
         return self._times(self._pairs(factor, self.out_axis, self.in_axis))
 
     def shift(self, offset: Array) -> Array | None:
-        """What each output channel gains (float64) when `offset[c]` is added to input channel c everywhere.
+        """Offset of each output channel (float64) when `offset[c]` is added to input channel c everywhere.
 
         None where it is not the same at every position: with padding, in a transposed convolution, in a batch.
         """

@@ -25,7 +25,7 @@ class Ordered:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is transposed."""
+        """True if nothing is transposed."""
         return self.order == tuple(range(len(self.order)))
 
 
@@ -65,7 +65,7 @@ def order_of_result(axes: Sequence[int], shape: Sequence[Index], between: Sequen
 
 
 def differ_by_ones(left: Sequence[Index], right: Sequence[Index]) -> bool:
-    """Whether two shapes are equal but for dimensions of 1."""
+    """True if two shapes are equal but for dimensions of 1."""
     return same_shape(_long(left), _long(right))
 
 

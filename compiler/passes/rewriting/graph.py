@@ -133,7 +133,7 @@ class Graph:
     # What rules ask.
 
     def definition(self, expr: Expr) -> Expr:
-        """What `expr` stands for: follows variables to their values, where those may be used here."""
+        """Definition of `expr`: follows variables to their values, where those may be used here."""
         while isinstance(expr, relax.Var):
             found = self._definitions.get(expr)
             if found is None or not self._visible(*found):
@@ -151,16 +151,16 @@ class Graph:
         return self._uses.get(expr, 0) if isinstance(expr, relax.Var) else 1
 
     def only_use(self, *exprs: Expr) -> bool:
-        """Whether each of `exprs` has one consumer."""
+        """True if each of `exprs` has one consumer."""
         return all(self.uses(expr) <= 1 for expr in exprs)
 
     def only_read_by(self, expr: Expr, *operators: str) -> bool:
-        """Whether all consumers of `expr`, outputs included, are calls of `operators`, as the function came."""
+        """True if all consumers of `expr`, outputs included, are calls of `operators`, as the function came."""
         return isinstance(expr, relax.Var) and set(self._readers.get(expr, ("unknown",))) <= set(operators)
 
     @property
     def is_local(self) -> bool:
-        """Whether nothing outside its dataflow block reads what the call at hand is bound to."""
+        """True if nothing outside its dataflow block reads what the call at hand is bound to."""
         return self._local
 
     def emit(self, expr: Expr) -> Var:

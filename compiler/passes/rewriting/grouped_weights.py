@@ -109,7 +109,7 @@ def grouped_weight(expr: Expr, define: Define) -> GroupedWeight | None:
 
 
 def _is_head(call: Expr) -> bool:
-    """Whether a slice takes the first elements of each row."""
+    """True if a slice takes the first elements of each row."""
     axes, begin, strides = (
         [int(getattr(each, "value", each)) for each in part.fields] if isinstance(part, relax.Tuple) else None
         for part in (call.args[1], call.args[2], call.args[4] if len(call.args) > 4 else relax.Tuple([]))

@@ -1,4 +1,4 @@
-"""What rules ask about expressions: constants, shapes, data types."""
+"""Queries of rules on expressions: constants, shapes, data types."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def scalar_of(graph: Graph, expr: Expr) -> float | int | bool | None:
 
 
 def is_scalar_constant(graph: Graph, expr: Expr, number: float) -> bool:
-    """Whether `expr` is a constant of one element near `number` (to the precision of its data type)."""
+    """True if `expr` is a constant of one element near `number` (to the precision of its data type)."""
     value = graph.definition(expr)
     if not isinstance(value, GenericConst):
         return False
@@ -98,24 +98,24 @@ def dtype_of(expr: Expr) -> str:
 
 
 def is_one(size: Index) -> bool:
-    """Whether a dimension is known to be 1."""
+    """True if a dimension is known to be 1."""
     return isinstance(size, int) and size == 1
 
 
 def same_size(left: Index, right: Index) -> bool:
-    """Whether two dimensions are provably equal."""
+    """True if two dimensions are provably equal."""
     if isinstance(left, int) and isinstance(right, int):
         return left == right
     return bool(Analyzer().can_prove_equal(left, right))
 
 
 def same_shape(left: Sequence[Index] | None, right: Sequence[Index] | None) -> bool:
-    """Whether two shapes are provably equal; False when either is unknown."""
+    """True if two shapes are provably equal; False when either is unknown."""
     if left is None or right is None or len(left) != len(right):
         return False
     return all(same_size(a, b) for a, b in zip(left, right, strict=True))
 
 
 def is_float(expr: Expr) -> bool:
-    """Whether `expr` is a tensor of floating-point numbers."""
+    """True if `expr` is a tensor of floating-point numbers."""
     return "float" in dtype_of(expr)

@@ -1,4 +1,4 @@
-"""Which nodes of the model a binding computes, followed through the passes.
+"""Nodes of the model that each binding computes, followed through the passes.
 
 Names of variables lead back to nodes (`compiler.support.model_nodes`). A variable that a pass removes hands its nodes
 on to what took its place: the nearest variables that read it and are still there (a batch norm takes in the convolution
@@ -164,7 +164,7 @@ def _first(candidates: Iterator[Nodes]) -> Nodes:
 
 
 class _Members:
-    """Which bindings of a function FuseOps put into which group.
+    """Groups that FuseOps formed of a function's bindings.
 
     A binding of a group is that of the function which calls the same kernel on the same values.
     """

@@ -141,7 +141,7 @@ def _under_root(graph: Graph, numerator: Expr, root: Call, scale: Expr | None, i
 
 
 def read_exactly(graph: Graph, counts: list[tuple[Expr, int]]) -> bool:
-    """Whether none of the variables is read more often than the match reads it."""
+    """True if none of the variables is read more often than the match reads it."""
     return all(graph.uses(expr) <= count for expr, count in counts)
 
 
@@ -181,5 +181,5 @@ def normalized_axes(call: Call) -> tuple[int, ...]:
 
 
 def same_type(left: Expr, right: Expr) -> bool:
-    """Whether two tensors have provably the same shape and data type."""
+    """True if two tensors have provably the same shape and data type."""
     return dtype_of(left) == dtype_of(right) and same_shape(shape_of(left), shape_of(right))

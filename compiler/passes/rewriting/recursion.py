@@ -9,7 +9,7 @@ from compiler.passes.rewriting.substitution import called_functions
 
 
 def loops(mod: tvm.IRModule) -> bool:
-    """Whether a Relax function of the module calls itself, directly or through others."""
+    """True if a Relax function of the module calls itself, directly or through others."""
     calls = {
         variable.name_hint: {callee.name_hint for callee in called_functions(function.body)}
         for variable, function in mod.functions_items()

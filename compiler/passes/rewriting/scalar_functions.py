@@ -76,7 +76,7 @@ class _Cone:
         return True
 
     def has_telltale(self) -> bool:
-        """Whether the calls are more than sums and products."""
+        """True if the calls are more than sums and products."""
         return any(operator_name(call) in _TELLTALE for call in self.calls.values())
 
     def evaluate(self, argument: Var) -> tuple[Array, set[Var]] | None:
@@ -108,7 +108,8 @@ class _Cone:
 
 
 def recognize(graph: Graph, root: Call, functions: Mapping[str, Function]) -> Spelling | None:
-    """Which of `functions` the call `root` computes and of what; None too when a part of it has another consumer."""
+    """Recognize which of `functions` the call `root` computes, and of what; None too when a part of it has another
+    consumer."""
     tolerance = _TOLERANCE.get(dtype_of(root))
     if tolerance is None:
         return None

@@ -123,7 +123,7 @@ class CausalAttention:
 
 
 def attention_call(call: Expr, functions: Mapping[Any, Any]) -> CausalAttention | None:
-    """What a call computes where it is causal attention; `functions` are those of its module."""
+    """Causal attention that a call computes, or None; `functions` are those of its module."""
     text = kernel_attribute(call, functions, ATTRIBUTE)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""What attention reads of a state: its rows, behind the transposes, reshapes, repetitions and scales in between."""
+"""Reads of a state by attention: its rows, behind the transposes, reshapes, repetitions and scales in between."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS = 2  # the axis of the rows of a state (batch, heads, rows, size)
 
 @dataclass(frozen=True)
 class StateRead:
-    """What an expression holds of a state (batch, heads, rows, size).
+    """Part of a state (batch, heads, rows, size) that an expression holds.
 
     Attributes:
         state: the state after its rows were written.
@@ -45,7 +45,7 @@ class StateRead:
     path: tuple[Var, ...] = ()
 
     def is_ordered(self, *order: Axis) -> bool:
-        """Whether its axes are those of the state in this order, heads perhaps repeated one by one."""
+        """True if its axes are those of the state in this order, heads perhaps repeated one by one."""
         wanted = [[axis, "repeated"] if axis == "heads" else [axis] for axis in order]
         return len(self.axes) == len(wanted) and all(
             [axis for axis in names if axis in found] == list(found)
@@ -55,7 +55,7 @@ class StateRead:
 
 @dataclass
 class _Path:
-    """What stands between a state and what is read of it, the last first."""
+    """Operations between a state and what is read of it, the last first."""
 
     shapes: list[Call] = field(default_factory=list)
     factor: float = 1.0
@@ -69,7 +69,7 @@ class StateReader:
         self._mod, self._definitions = mod, definitions
 
     def read(self, expr: Expr) -> StateRead | None:
-        """What an expression holds of a state that this run wrote rows to; None where it holds something else."""
+        """Part that an expression holds of a state that this run wrote rows to; None where it holds something else."""
         path = _Path()
         variables = []
         while not self._is_state(expr):
@@ -91,7 +91,7 @@ class StateReader:
         return None if axes is None else StateRead(expr, rows, path.factor, path.scales, axes, tuple(variables))
 
     def _is_state(self, expr: Expr) -> bool:
-        """Whether it is the result of a kernel that writes rows."""
+        """True if it is the result of a kernel that writes rows."""
         call = self._definitions.get(expr)
         if call is None or operator_name(call) != "relax.call_tir" or not isinstance(call.args[0], GlobalVar):
             return False
@@ -138,7 +138,7 @@ class StateReader:
 
 
 def _is_first_rows(call: Call) -> bool:
-    """Whether a slice of a state takes its first rows."""
+    """True if a slice of a state takes its first rows."""
     given = [_elements(each) for each in call.args[1:]]
     if len(given) < _SLICE or any(each is None for each in given):
         return False
@@ -168,7 +168,7 @@ Atoms = list[tuple[Axis, "Index"]]
 
 
 def _axes(shapes: list[Call], sizes: list[Index]) -> tuple[tuple[Axis, ...], ...] | None:
-    """Which axes of a state of these sizes make up the axes of what the calls make of it, one after the other."""
+    """Map each axis of the calls' result to the state axes it came from."""
     groups: list[Atoms] = [[] if is_one(size) else [(axis, size)] for axis, size in zip(_AXES, sizes, strict=True)]
     for call in shapes:
         name, shape = operator_name(call), shape_of(call)

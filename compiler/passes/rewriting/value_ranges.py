@@ -15,7 +15,7 @@ _INHERITED |= {"sqrt", "rsqrt", "nn.relu", "take"}
 
 
 def is_non_negative(graph: Graph, expr: Expr, depth: int = 6) -> bool:
-    """Whether every element that is not NaN is provably at least +0 (-0 is not: 1/sqrt(-0) is -inf)."""
+    """True if every element that is not NaN is provably at least +0 (-0 is not: 1/sqrt(-0) is -inf)."""
     constant = constant_array(graph, expr)
     if constant is not None:
         return constant.size <= 4096 and not bool((np.signbit(constant) | np.isnan(constant)).any())

@@ -84,7 +84,7 @@ def _in_use(mod: IRModule, expansions: Expansions) -> list[Expr]:
 
 
 def _is_smaller(constant: Expr, expansions: Expansions) -> bool:
-    """Whether the constant has a smaller form; notes what 16 bits hold."""
+    """True if the constant has a smaller form; notes what 16 bits hold."""
     known = expansions.known.get(constant)
     if known is not None:
         expansions.known[constant] = with_half_storage(known)

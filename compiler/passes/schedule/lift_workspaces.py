@@ -89,7 +89,7 @@ def _with_workspaces(function: PrimFunc, wanted: Sequence[Buffer]) -> PrimFunc |
 
 
 def _holds(larger: Buffer, buffer: Buffer) -> bool:
-    """Whether a buffer can stand in for another: it is equal, or both are flat and it is not smaller."""
+    """True if a buffer can stand in for another: it is equal, or both are flat and it is not smaller."""
     sizes, least = shape_of(larger), shape_of(buffer)
     if dtype_of(larger) != dtype_of(buffer):
         return False
@@ -166,7 +166,7 @@ class _Calls(PyExprMutator):
 
 
 def _sizes(function: PrimFunc, types: list[Type], numbers: list[int]) -> dict[Var, int]:
-    """What the caller has for each symbolic size of a function, from its arguments' types."""
+    """Value of each symbolic size of a function at the caller, from its arguments' types."""
     sizes: dict[Var, int] = {}
     parameters = list(function.params)
     for parameter, given in zip(parameters, types, strict=False):

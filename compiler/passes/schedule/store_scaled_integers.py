@@ -52,7 +52,7 @@ def packed_integers(array: Array) -> Packed | None:
 
 
 def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
-    """Whether a few numbers of a filter are integers on some scale of it: of other weights none are."""
+    """True if a few numbers of a filter are integers on some scale of it: of other weights none are."""
     place = [array.shape[axis] // 2 if axis in axes else slice(None) for axis in range(array.ndim)]
     values = np.ravel(array[tuple(place)])
     largest, some = np.abs(values).max(), values[np.flatnonzero(values)[:_PROBED]]

@@ -23,7 +23,7 @@ from compiler.serving.tracing import Tracer
 
 @dataclass(frozen=True, kw_only=True)
 class AppOptions:
-    """What an application answers, and to whom.
+    """Models that an application serves, and who may use them.
 
     Attributes:
         keys: of its clients; none: everyone who reaches it is answered.

@@ -91,7 +91,7 @@ class Call:
         return 0.0 if deadline is None or self.lag is None else self.lag.margin(deadline - self.arrival, self.arrival)
 
     def level(self, latency_ms: float | None, parameters: Mapping[str, Any]) -> ServiceLevel:
-        """What the client wants of the answer: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""
+        """Service level that the client asks for: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""
         if not parameters and latency_ms is None:
             return ANY_LEVEL
         cost = parameters.get("max_cost")
@@ -123,7 +123,7 @@ class StreamReply:
 
 
 class Handler(Protocol):
-    """What answers requests, whichever server reads them: `admit`, then the body, then `answer`, and `finished`."""
+    """Handler of requests, whichever server reads them: `admit`, then the body, then `answer`, and `finished`."""
 
     limits: Limits
 

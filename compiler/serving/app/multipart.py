@@ -54,7 +54,7 @@ class _Reader:
         self.ended = False
 
     def callbacks(self) -> dict[str, Any]:
-        """What the parser calls."""
+        """Callbacks of the parser."""
         names = ("part_begin", "part_data", "header_field", "header_value", "header_end", "headers_finished", "end")
         return {f"on_{name}": getattr(self, f"_{name}") for name in names}
 

@@ -216,7 +216,7 @@ def _reply(
 
 
 def _config(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """What Triton's clients read of a model's configuration; -1 as the first dimension counts rows."""
+    """Model configuration for Triton's clients; -1 as the first dimension counts rows."""
     listed = [each for kind in ("inputs", "outputs") for each in tensors[kind]]
     batched = all(each["shape"] and each["shape"][0] == -1 for each in listed)
 

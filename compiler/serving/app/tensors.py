@@ -166,7 +166,7 @@ def write_outputs(
 
 
 def wanted_outputs(listed: object, limits: Limits) -> tuple[tuple[str, ...] | None, dict[str, bool]]:
-    """Which outputs a request wants, and which of them as bytes. Raises InputError."""
+    """Outputs that a request asks for, and those of them that it wants as bytes. Raises InputError."""
     if listed is None:
         return None, {}
     if not isinstance(listed, Sequence) or isinstance(listed, str):

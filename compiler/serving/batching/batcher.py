@@ -123,7 +123,7 @@ class Batcher:
         return self._plan.expected_latency(key, rows, now)
 
     def _at_once(self, rows: int, key: Hashable) -> bool:
-        """Whether a request is so small that it is answered before it would be queued."""
+        """True if a request is so small that it is answered before it would be queued."""
         plan = self._plan
         return (
             plan.has_room

@@ -106,7 +106,7 @@ class Costs:
         return None if line is None else line.at(rows)
 
     def fast_seconds(self, shape: Hashable, rows: int) -> float:
-        """What the fastest runs take, those that waited for no other thread; infinite for a shape that never ran."""
+        """Time of the fastest runs, those that waited for no other thread; infinite for a shape that never ran."""
         known = self._fast
         seconds = known.get((shape, rows))
         if seconds is None:
@@ -117,7 +117,7 @@ class Costs:
         return seconds
 
     def careful(self, shape: Hashable, rows: int) -> float:
-        """What a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""
+        """Time that a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""
         line = self._lines.get(shape)
         return 0.0 if line is None else line.at(rows) * max(_MARGIN, 1 + _DEVIATIONS * line.deviation)
 

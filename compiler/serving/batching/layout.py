@@ -135,7 +135,7 @@ def _holds(module: Module, layout: BatchLayout, seed: int) -> bool:
 
 
 def _dynamic_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Arrays], list[Arrays]]:
-    """What 1 and 2 rows give together, and what they give apart."""
+    """Results of 1 and 2 rows together, and of each alone."""
     counts = (1, 2)
     parts = [_made_up(module, seed * len(counts) + index, {layout.name: rows}) for index, rows in enumerate(counts)]
     shared = {name: array for name, array in parts[0].items() if name not in layout.inputs}
@@ -148,7 +148,7 @@ def _dynamic_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[
 
 
 def _fixed_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Arrays], list[Arrays]]:
-    """What rows give beside others; and what they give at other places, and beside copies of one of them."""
+    """Results of rows beside others; and at other places, and beside copies of one of them."""
     assert layout.rows is not None
     inputs = _made_up(module, seed, {})
     kept = max(1, layout.rows // 2)

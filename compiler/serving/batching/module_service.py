@@ -84,7 +84,7 @@ class ModuleService:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether other modules run in the same threads: a run gives its thread back after each batch."""
+        """True if other modules run in the same threads: a run gives its thread back after each batch."""
         return self._threads.is_shared
 
     def share(self, threads: Runners) -> None:

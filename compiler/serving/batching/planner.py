@@ -19,7 +19,7 @@ _PATIENCE = 3  # batches that a runner has to make of a long queue
 
 @dataclass(eq=False)
 class Batch:
-    """What a runner does next.
+    """Next task of a runner.
 
     Attributes:
         requests: that run together; empty: nothing can run now.
@@ -157,7 +157,7 @@ class Planner:
         return None
 
     def _must_wait(self, batch: Batch, head: Waiting, now: float) -> bool:
-        """Whether the batch at the head of the queue waits for more rows."""
+        """True if the batch at the head of the queue waits for more rows."""
         options = self.options
         until = head.arrived + options.max_wait_ms / 1000
         if self.closing or now >= until or self._queue.rows_of(head.key) >= min(options.min_batch_size, self.cap):

@@ -156,7 +156,7 @@ def _retrieve(task: asyncio.Future[Response]) -> None:
 
 
 def _answer(response: Response) -> Answer:
-    """What to keep: copies, as the receiver owns the response's arrays."""
+    """Answer to keep: copies, as the receiver owns the response's arrays."""
     outputs = {name: np.array(array) for name, array in response.outputs.items()}
     return Answer(outputs, response.served_by, dict(response.notes))
 

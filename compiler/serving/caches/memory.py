@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a cache keeps of a response; its arrays are the cache's own.
+    """Cached part of a response; its arrays are the cache's own.
 
     Attributes:
         accuracy: of the variant that computed it, as a share of the reference variant's.

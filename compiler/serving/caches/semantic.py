@@ -34,7 +34,7 @@ TextOf = Callable[[Request], str | None]
 
 @dataclass(frozen=True)
 class Hit(Generic[Value]):
-    """What a semantic index found: the value, the text that it was stored for, and the cosine of the two."""
+    """Hit of a semantic index: the value, the text that it was stored for, and the cosine of the two."""
 
     value: Value
     text: str

@@ -33,7 +33,7 @@ class LabelledPair:
 
 @dataclass(frozen=True)
 class SemanticCalibration:
-    """What a semantic cache is started with.
+    """Calibration that a semantic cache is started with.
 
     Attributes:
         embedder: identity of the embedder that it holds for.
@@ -137,7 +137,7 @@ def _compared(
 
 
 def _cross_validated(cosines: Any, passes: Any, labels: Any, max_false_hits: float) -> Any:
-    """Which pairs hit at the threshold that the other folds choose."""
+    """Pairs that hit at the threshold that the other folds choose."""
     hits = np.zeros(len(labels), bool)
     for fold in range(_FOLDS):
         left_out = np.arange(len(labels)) % _FOLDS == fold
@@ -204,7 +204,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
 
 
 def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
-    """What `save` wrote. Raises StorageError, or OptionError for a file that is none."""
+    """Read a file of `save`. Raises StorageError, or OptionError for a file that is none."""
     try:
         given: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         groups = tuple(tuple(group) for group in given["synonyms"])

@@ -35,7 +35,7 @@ _PUNCTUATION = frozenset(".,;:!?\"'()[]\u2026\u201c\u201d\u2018\u2019`")
 
 @dataclass(frozen=True)
 class Wording:
-    """What the gate reads in a text.
+    """Features of a text that the gate reads.
 
     Attributes:
         words: content words, particles, negations, numbers and symbols, in order.
@@ -77,7 +77,7 @@ def wording_of(text: str, synonyms: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def agree(one: Wording, other: Wording, extra: int = 0) -> bool:
-    """Whether two texts may share an answer.
+    """True if two texts may share an answer.
 
     Their words must be equal and in the same order, but for up to `extra` words that only one of the two has; those may
     not be negations, particles, numbers or symbols. Question words must be equal where both have some, and persons

@@ -29,7 +29,7 @@ MINIMUM_ROWS = 50
 
 @dataclass(frozen=True)
 class CascadeCalibration:
-    """What a cascade is started with.
+    """Calibration that a cascade is started with.
 
     Attributes:
         score, output: how certain the small model is (`scores.SCORES`), of which output.
@@ -189,7 +189,7 @@ class BothModels:
         return self.large_outputs[key]
 
     def _taken(self, module: Module, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """What a module takes of the inputs of both: all where nothing is fed."""
+        """Inputs that a module takes of the inputs of both: all where nothing is fed."""
         names = {each.name for each in module.inputs}
         return {name: array for name, array in inputs.items() if name in names} if self._feeds else inputs
 
@@ -244,7 +244,7 @@ def _threshold(
 
 
 def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
-    """What `save` wrote. Raises StorageError, or OptionError for a file that is none."""
+    """Read a file of `save`. Raises StorageError, or OptionError for a file that is none."""
     try:
         made = CascadeCalibration(**json.loads(Path(path).read_text(encoding="utf-8")))
         numbers = (made.threshold, made.accuracy, made.small_accuracy)

@@ -94,7 +94,7 @@ class Drift(Wrapper):
 
     @property
     def exceeded(self) -> bool:
-        """Whether the mean is beyond the limit."""
+        """True if the mean is beyond the limit."""
         return len(self._values) >= self._options.least and self.value > self._options.limit
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""What a replica of Ray Serve runs: the application, and loading models when they are first asked for."""
+"""Replica of Ray Serve: the application, and loading models when they are first asked for."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether a process that waits for a job has ended."""
+        """True if a process that waits for a job has ended."""
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))

@@ -43,7 +43,7 @@ def _cost(prompt: Prompt) -> int:
 
 
 def is_language_model(module: Module) -> bool:
-    """Whether a module was compiled from a language model."""
+    """True if a module was compiled from a language model."""
     return DESCRIPTION_ASSET in module.artifact.assets
 
 

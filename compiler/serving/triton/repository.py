@@ -99,7 +99,7 @@ class TritonOptions:
 
 @dataclass(frozen=True)
 class TritonRepository:
-    """What was written.
+    """Written repository.
 
     Attributes:
         folder: with `models/` and `backends/`.

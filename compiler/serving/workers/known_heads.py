@@ -15,7 +15,7 @@ _OTHER_FRAMING = (b"transfer-encoding", b"expect", b"upgrade")
 
 
 class Head(NamedTuple):
-    """What a head says, of a request after which the connection stays open; `length`: of its body in bytes."""
+    """Facts of the head of a request after which the connection stays open; `length`: of its body in bytes."""
 
     method: str
     path: str

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What a worker serves, and how.
+    """Options of a worker.
 
     Attributes:
         models: each a mapping, as `configuration.model_options` reads it.

@@ -26,7 +26,7 @@ from targets.measure import TIMED, Measure
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scheduled: a rule by name, its workload, the machine, and the rule's default config."""
+    """Subject of a schedule: a rule by name, its workload, the machine, and the rule's default config."""
 
     task: str
     rule: str

@@ -1,4 +1,4 @@
-"""What a tuning session needs of a pool, whether candidates are timed or their cost is computed."""
+"""Interface of a pool to a tuning session, whether candidates are timed or their cost is computed."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Worker:
 
     @property
     def processor_seconds(self) -> float:
-        """What its processes have used, those that are gone and what they started included."""
+        """Processor time of the worker's processes, those that are gone and what they started included."""
         return self._spent + _processor_seconds(self.pid)
 
     @property
@@ -213,7 +213,7 @@ def first_done(limits: Mapping[Worker, float]) -> list[Worker]:
 
 
 class _Watch:
-    """What a worker has used of the processor since it was asked."""
+    """Processor time that a worker has used since it was asked."""
 
     def __init__(self, used: float) -> None:
         self._first = self._last = used

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def choose_measurer(target: targets.Target, options: TuningOptions) -> Measurer | None:
-    """What computes the cost of kernels; None where they are timed on the devices.
+    """Measurer that computes the cost of kernels; None where they are timed on the devices.
 
     Raises:
         OptionError: kernels of the target cannot be timed on one of the devices, nor their cost be computed, or the

@@ -79,7 +79,7 @@ class EstimatingPool:
         return list(candidates)
 
     def processor_seconds(self) -> dict[str, float]:
-        """What the workers have used so far."""
+        """Processor time of the workers so far."""
         return {"build": sum(worker.processor_seconds for worker in self.workers), "measure": 0.0}
 
     def kill(self) -> None:

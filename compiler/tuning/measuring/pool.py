@@ -227,7 +227,7 @@ class MeasurementPool:
         return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples), built=built)
 
     def processor_seconds(self) -> dict[str, float]:
-        """What the workers have used so far to "build" and to "measure"."""
+        """Processor time of the workers so far to "build" and to "measure"."""
         return {
             "build": sum(worker.processor_seconds for worker in self.builders),
             "measure": sum(worker.processor_seconds for worker in self.measurers),
@@ -273,7 +273,7 @@ class MeasurementPool:
             self._names[id(worker)] = answer.device
 
     def _is_lost(self, worker: Worker, outcome: Outcome) -> bool:
-        """Whether the device is gone, rather than a candidate at fault."""
+        """True if the device is gone, rather than a candidate at fault."""
         device = self._names[id(worker)]
         if outcome.status in ("ok", "wrong-numbers"):
             self._failures[id(worker)] = 0
@@ -293,7 +293,7 @@ class MeasurementPool:
             )
 
     def _is_unproven(self, worker: Worker) -> bool:
-        """Whether it is for another device, which ran no kernel yet."""
+        """True if it is for another device, which ran no kernel yet."""
         return self._devices[id(worker)] != LOCAL and id(worker) not in self._proven
 
     def _refuse(self, worker: Worker, key: str, reason: str) -> None:

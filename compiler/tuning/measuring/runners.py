@@ -150,7 +150,7 @@ class RpcRunner:
 
 
 def is_reachable(device: str) -> bool:
-    """Whether something listens at the address of a server or tracker."""
+    """True if something listens at the address of a server or tracker."""
     _, host, port = parse_device(device)
     try:
         socket.create_connection((host, port), _REACH_SECONDS).close()

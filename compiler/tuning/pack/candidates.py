@@ -1,4 +1,4 @@
-"""Which configs of a kernel go into a pack, and their code, without duplicates."""
+"""Configs of a kernel that go into a pack, and their code, without duplicates."""
 
 from __future__ import annotations
 

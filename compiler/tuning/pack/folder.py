@@ -42,7 +42,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Pack:
-    """What was written.
+    """Written repository.
 
     Attributes:
         tasks, candidates, configs: in the folder; configs of equal code are one candidate.

@@ -45,7 +45,7 @@ class TakenTask:
 
 @dataclass(frozen=True)
 class Taken:
-    """What `take` did.
+    """Result of `take`.
 
     Attributes:
         added: records that were new; `known` were there already.
@@ -168,7 +168,7 @@ def _record(
 
 
 def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTask], list[ChosenKernel]]:
-    """What all records say of a model's kernels."""
+    """Choices for a model's kernels by all records."""
     tasks, choices = [], []
     for task in header.tasks:
         own = [each for each in records if each.task == task.key and each.method == _METHOD]
@@ -185,7 +185,7 @@ def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTa
 
 
 def _kept(header: PackHeader, models: Sequence[ModelLine]) -> list[ChosenKernel]:
-    """What earlier packs of the model chose for kernels that this one does not hold."""
+    """Choices of earlier packs of the model for kernels that this one does not hold."""
     line = decisive(each for each in models if (each.target, each.model) == (header.target, header.model))
     own = {task.key for task in header.tasks}
     return [choice for choice in (line.choices if line is not None else ()) if choice.task not in own]

@@ -1,4 +1,4 @@
-"""Which configs to try next. How to add a strategy of your own:
+"""Search strategies: which configs to try next. How to add a strategy of your own:
 
     @searches.register("mine")
     class Mine:
@@ -41,6 +41,6 @@ searches: Registry[Search] = Registry("search", __name__, "tensorwright.searches
 
 
 def serves(search: Search, task: Task) -> bool:
-    """Whether a search has something to propose for a task: by its own word, or because there is a choice of knobs."""
+    """True if a search has something to propose for a task: by its own word, or because there is a choice of knobs."""
     own = getattr(search, "serves", None)
     return bool(own(task)) if own is not None else task.space.size > 1

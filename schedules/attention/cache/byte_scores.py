@@ -41,7 +41,7 @@ class RoundedQueries:
 
     @staticmethod
     def serve(operands: CacheOperands, machine: Machine) -> bool:
-        """Whether keys are bytes that the machine multiplies, and queries may be rounded."""
+        """True if keys are bytes that the machine multiplies, and queries may be rounded."""
         size, step = operands.size, _QUAD * machine.lanes("float32")
         whole = size % step == 0 and size <= _MOST_SIZE
         return (

@@ -35,7 +35,7 @@ _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
-    """What queries see of a cache, and how scores are computed.
+    """Visibility of a cache to queries, and how scores are computed.
 
     Attributes:
         position: the row of the first query, int32 or int64, of shape (), (1,) or (batch,). None: the queries are the

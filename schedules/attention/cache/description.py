@@ -1,4 +1,4 @@
-"""What a kernel of attention over a cache computes, as plain data: the kernel carries it as JSON in an attribute."""
+"""Description of a kernel of attention over a cache, as plain data: the kernel carries it as JSON in an attribute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOWEST = tirx.min_value("float32")  # of a score: smaller ones, -inf included, w
 
 @dataclass(frozen=True)
 class CachedAttention:
-    """What one kernel computes.
+    """Computation of one kernel.
 
     Attributes:
         operands: roles of the kernel's inputs, in their order; its output is the last parameter.
@@ -58,7 +58,7 @@ class CachedAttention:
 
 
 def parse(text: str) -> CachedAttention:
-    """What `CachedAttention.text` wrote."""
+    """Parse the text of `CachedAttention.text`."""
     fields: dict[str, Any] = json.loads(text)
     return CachedAttention(operands=tuple(fields.pop("operands")), **fields)
 
@@ -103,11 +103,11 @@ class CacheOperands:
         return value * self.scale(role, *at[:-1]) if self.has_scales(role) else value
 
     def unscaled(self, role: str, *at: Expr) -> Expr:
-        """As `row`, without the scale of the row."""
+        """Like `row`, without the scale of the row."""
         return number(self._load(role, *at), "float32")
 
     def has_scales(self, role: str) -> bool:
-        """Whether each row of keys or values has a scale."""
+        """True if each row of keys or values has a scale."""
         return SCALES[role] in self
 
     def scale(self, role: str, *at: Expr) -> Expr:
@@ -115,7 +115,7 @@ class CacheOperands:
         return self._load(SCALES[role], *at)
 
     def is_exact(self, role: str) -> bool:
-        """Whether keys or values are float32."""
+        """True if keys or values are float32."""
         return dtype_of(self.buffers[role]) == "float32"
 
     def rows_of(self, sample: Expr) -> Expr:

@@ -69,11 +69,11 @@ class PackedRows:
         return int(self.keys.ty.shape[3])
 
     def key(self, sample: Expr, head: Expr, panel: Expr, step: Expr, column: Expr) -> Expr:
-        """What multiplies a step of the query, of key `panel * self.panel + column`."""
+        """Factor of a step of the query, of key `panel * self.panel + column`."""
         return load(self.keys, sample, head, panel, step, column)
 
     def value(self, sample: Expr, slot: Expr, head: Expr, step: Expr, column: Expr) -> Expr:
-        """What multiplies a step of the weights."""
+        """Factor of a step of the weights."""
         if self.values is None:
             return self.operands.row(VALUE, slot, head, step, column)
         return load(self.values, sample, head, step, column)

@@ -15,7 +15,7 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 
 
 class PartialResults:
-    """What each of `splits` parts of the rows of a query found: sums, the largest score, and the sum of powers."""
+    """Partial results of `splits` parts of the rows of a query: sums, the largest score, and the sum of powers."""
 
     def __init__(self, operands: CacheOperands, machine: Machine, splits: int, most: int) -> None:
         self.operands, self.splits, self.lanes = operands, splits, machine.lanes("float32")

@@ -50,7 +50,7 @@ def start_of(operands: CacheOperands, sample: Expr, bound: list[Stmt]) -> Start:
 
 @dataclass(frozen=True)
 class ReadAhead:
-    """What a core reads after a block of rows: rows [first, last] of a head of keys."""
+    """Prefetch of a core after a block of rows: rows [first, last] of a head of keys."""
 
     operands: CacheOperands
     slot: Expr

@@ -27,7 +27,7 @@ _FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for 
 
 @dataclass(frozen=True)
 class CacheWorkload(Workload):
-    """What the kernel computes, as JSON, and its sizes (0 where dynamic)."""
+    """Computation of the kernel, as JSON, and its sizes (0 where dynamic)."""
 
     description: str
     queries: int

@@ -1,4 +1,4 @@
-"""What instructions on narrow operands compute, as operators of TVM: total + sum over a group of a * b, lane by lane.
+"""Instructions on narrow operands as operators of TVM: total + sum over a group of a * b, lane by lane.
 
 A group travels as a 32-bit word a lane, its first element in the lowest bits. Each operation has a plain form in LLVM
 IR, which runs on any processor and is what tests compare instructions with.
@@ -55,11 +55,11 @@ class Operation:
         return first + second + third + fourth
 
     def takes(self, a: str, b: str) -> bool:
-        """Whether it multiplies such operands, bytes of the other signedness shifted."""
+        """True if it multiplies such operands, bytes of the other signedness shifted."""
         return self.b == b and (self.a == a or (self.a in BYTES and a in BYTES))
 
     def shift(self, dtype: str) -> int:
-        """What is added to elements of a type of 8 bits, to be those of the left operand."""
+        """Offset that turns elements of a type of 8 bits into those of the left operand."""
         return {("uint8", "int8"): -128, ("int8", "uint8"): 128}.get((dtype, self.a), 0)
 
     def function(self, lanes: int, body: str) -> str:

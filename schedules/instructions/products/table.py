@@ -50,23 +50,23 @@ def operation_of(machine: Machine, a: str, b: str) -> Operation:
 
 
 def bfloat16_pays(machine: Machine, *, in_tiles: bool = True) -> bool:
-    """Whether products of bfloat16 are faster than those of float32; `in_tiles`: where sums may stay in tiles."""
+    """True if products of bfloat16 are faster than those of float32; `in_tiles`: where sums may stay in tiles."""
     found = (products if in_tiles else dot_products)(machine, "bfloat16", "bfloat16")
     return machine.bf16_dot_product and (not found or any(each.rate_on(machine) > 1 for each in found))
 
 
 def multiplies_bytes(machine: Machine) -> bool:
-    """Whether products of bytes are faster than those of float32, not only smaller."""
+    """True if products of bytes are faster than those of float32, not only smaller."""
     return bool(products(machine, "uint8", "int8"))
 
 
 def widens_bytes(machine: Machine) -> bool:
-    """Whether bytes are best widened to 16 bits once: the machine sums products of those, and none of bytes."""
+    """True if bytes are best widened to 16 bits once: the machine sums products of those, and none of bytes."""
     return not multiplies_bytes(machine) and bool(products(machine, "int16", "int16"))
 
 
 def sums_signed(machine: Machine) -> bool:
-    """Whether vectors sum products of signed bytes as they are."""
+    """True if vectors sum products of signed bytes as they are."""
     return any(each.operation.a == "int8" for each in dot_products(machine, "int8", "int8"))
 
 

@@ -76,7 +76,7 @@ class BlockFormat:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """What the arrays of a weight are, in their order."""
+        """Names of a weight's arrays, in order."""
         names = ["numbers"] if self.numbers else [f"plane{at}" for at in range(len(self.planes))]
         if not self.numbers:
             names += ["scale"] + ["scale_integers"] * bool(self.super_groups)

@@ -51,7 +51,7 @@ class Parts:
 
     @property
     def rounded(self) -> bool:
-        """Whether the data are what `block_round` makes."""
+        """True if the data are what `block_round` makes."""
         return str(self.data.source.dtype) == "int32"
 
 
@@ -208,7 +208,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
     @property
     def _flips(self) -> bool:
-        """Whether the integers are multiplied as signed bytes, 128 less than they are."""
+        """True if the integers are multiplied as signed bytes, 128 less than they are."""
         return self.signed and self.layout.bits == 8
 
     def _dot(self, total: Expr, weights: Expr, data: Expr) -> Expr:
@@ -255,7 +255,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _float_unit(
         self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], group: Expr, size: int
     ) -> list[Stmt]:
-        """As `_integer_unit`, of `size` places."""
+        """Like `_integer_unit`, of `size` places."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
         zero, first = tirx.const(0.0, "float32"), (quad[0] + quad[1]) * QUAD
         code = [*sums.allocations, *sums.stores(lambda i, at, lane: zero)]

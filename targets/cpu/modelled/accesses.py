@@ -180,7 +180,7 @@ class _Reader:
         return Affine() if least >= 0 and most < divisor else inner.scaled(1 / divisor)
 
     def _modulo(self, inner: Affine, divisor: float) -> Affine:
-        """What stays of each variable: nothing of one that moves by whole divisors; one that moves further than a
+        """Remainder of each variable: nothing of one that moves by whole divisors; one that moves further than a
         divisor is spread over it."""
         terms = []
         for variable, factor in inner.terms:

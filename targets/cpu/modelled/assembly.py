@@ -24,7 +24,7 @@ class MachineBlock:
 
     @property
     def repeats_itself(self) -> bool:
-        """Whether it ends with a jump to itself: the body of an innermost loop."""
+        """True if it ends with a jump to itself: the body of an innermost loop."""
         return bool(self.label) and any(self.label in each.split()[1:][-1:] for each in self.instructions[-2:])
 
 

@@ -18,7 +18,7 @@ Footprint = dict[int, float]
 
 @dataclass
 class _Level:
-    """What one execution of a loop touches, and one iteration of it, in bytes by buffer."""
+    """Bytes that one execution of a loop touches, and one iteration of it, by buffer."""
 
     nest: Nest
     inside: list[Access | _Level]

@@ -168,7 +168,7 @@ class Integers:
         return self.value(entering[0]) + step * self.iterations[header]
 
     def _step(self, name: str, following: str) -> float | None:
-        """What is added to an induction variable, on whichever way through the loop."""
+        """Step of an induction variable, on whichever way through the loop."""
         text = _without_flags(self._function.values.get(following, ""))
         if text.startswith("phi ") and self._function.home[following] not in self._latches:
             steps = {self._step(name, each) for each, _ in _PHI.findall(text)}

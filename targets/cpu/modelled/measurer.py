@@ -21,7 +21,7 @@ _LAUNCH_SECONDS = 3e-6  # of a parallel loop, until all cores have begun and end
 
 @dataclass(frozen=True)
 class Processor:
-    """What the model knows of a processor beside the machine's description.
+    """Facts of a processor that the model needs beside the machine's description.
 
     Attributes:
         scheduled_as: whose scheduling model LLVM has for it: its own, or that of the core it derives from.

@@ -50,7 +50,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Core:
-    """What code is generated for, and what counts its cycles.
+    """Core that code is generated for, and whose cycles are counted.
 
     Attributes:
         triple, mcpu: LLVM's names of the platform and the processor.
@@ -123,7 +123,7 @@ _LESS = {"{1to16}": "{1to8}", "{1to8}": "{1to4}"}
 
 
 def _modelled(instructions: tuple[str, ...], core: Core) -> list[str]:
-    """What llvm-mca is to run. It takes a prefetch for a barrier, which no load passes: those are left out."""
+    """Code that llvm-mca is to run. It takes a prefetch for a barrier, which no load passes: those are left out."""
     kept = [each for each in instructions if not each.startswith(_PREFETCHES)]
     return _halved(kept) if core.halved else kept
 

@@ -38,7 +38,7 @@ class Device:
 
 @dataclass(frozen=True)
 class LaunchEstimate:
-    """What is known of a launch; `limit` names what it waits for most."""
+    """Estimate of a launch; `limit` names what it waits for most."""
 
     kernel: str
     seconds: float

@@ -50,7 +50,7 @@ class Launch:
 
 @dataclass
 class Demand:
-    """What a block asks of a multiprocessor.
+    """Demand of a block on a multiprocessor.
 
     Attributes:
         work: cycles that each of `RESOURCES` is busy, all partitions of the multiprocessor being used.

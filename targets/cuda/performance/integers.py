@@ -132,7 +132,7 @@ _COMPARISONS: dict[str, Operation] = {
 
 
 def integer_operation(opcode: tuple[str, ...]) -> tuple[Operation, tuple[str, ...]] | None:
-    """What an instruction computes, and the types that its operands are taken as (the last one for all further ones).
+    """Operation of an instruction, and the types that its operands are taken as (the last one for all further ones).
 
     None for one whose result is not needed to find addresses: floating point, and what moves data.
     """

@@ -80,7 +80,7 @@ class CudaMeasurer(Measurer):
 
 
 def device_of(machine: GpuMachine) -> Device:
-    """What the model has to know of a processor."""
+    """Facts of a processor that the model needs."""
     return Device(
         machine.compute_capability,
         machine.multiprocessors,
@@ -152,7 +152,7 @@ def _nbytes(buffer: Buffer) -> int:
 
 
 def _parts(launches: list[LaunchEstimate], from_memory: float) -> dict[str, float]:
-    """What the slowest launch is made of, for people."""
+    """Parts of the slowest launch, for people."""
     slowest = max(launches, key=lambda each: each.seconds)
     demand = slowest.demand
     return {

@@ -1,4 +1,4 @@
-"""What NVIDIA's assembler does to PTX that changes how shared memory is accessed: it joins accesses to neighbours."""
+"""Merging of shared memory accesses by NVIDIA's assembler: it joins accesses to neighbours in PTX."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class _Reader:
         return self._made(instruction, Kind.COMPUTE, {unit: cost}, latency, operands[:1], operands[1:], **rest)
 
     def _unit(self, opcode: tuple[str, ...]) -> tuple[str, float, float]:
-        """What computes, cycles of a warp, and its latency."""
+        """Unit that computes, cycles of a warp, and its latency."""
         name, kinds, model = opcode[0], opcode[1:], self.model
         kind = next((each for each in reversed(kinds) if each[-1:].isdigit()), "")
         if name in ("mov", "cvta", "nop", "pragma") or opcode[1:2] == ("pred",):

@@ -1,4 +1,4 @@
-"""What a multiprocessor of each compute capability does in a cycle, and how long results take.
+"""Throughput of a multiprocessor of each compute capability per cycle, and latencies.
 
 Sources: NVIDIA's CUDA C++ Programming Guide (arithmetic instructions and technical specifications by compute
 capability) and architecture papers, and for latencies and the share of tensor cores' peak that `mma` reaches published

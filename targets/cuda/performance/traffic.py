@@ -1,4 +1,4 @@
-"""What an access of a block's threads asks of the memory: 32-byte sectors, and passes over shared memory's banks."""
+"""Memory traffic of an access of a block's threads: 32-byte sectors, and passes over shared memory's banks."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class FirstLevel:
-    """What a block finds in the L1 cache: sectors that it touched, until they are more than fit in."""
+    """Hits of a block in the L1 cache: sectors that it touched, until they are more than fit in."""
 
     def __init__(self, nbytes: int) -> None:
         self._most = max(nbytes // SECTOR, 1)

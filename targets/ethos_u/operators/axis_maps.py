@@ -92,7 +92,7 @@ def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) ->
 
 
 def _sources(matrix: Array) -> list[int] | None:
-    """Which element each place of the result is, if that is all, in few pieces."""
+    """Source element of each place of the result, if the call only moves elements, in few pieces."""
     if not np.all((matrix == 0) | (matrix == 1)) or not np.all(matrix.sum(1) == 1):
         return None
     sources = [int(each) for each in matrix.argmax(1)]

@@ -1,4 +1,4 @@
-"""What moves elements: reshape, transpose, slice, pad, concatenation.
+"""Operators that move elements: reshape, transpose, slice, pad, concatenation.
 
 Elements are brought to the scale of the result before they move.
 """

@@ -69,7 +69,7 @@ def group_normalization(view: View, call: Call, result: Result) -> Step:
 
 
 def _epsilon_of(kernel: Kernel, data: Quantized) -> float:
-    """What the kernel adds to the variance, off a result for two small numbers that it shrinks.
+    """Epsilon that the kernel adds to the variance, off a result for two small numbers that it shrinks.
 
     Raises:
         Unsupported: it does not normalize the channels one by one.

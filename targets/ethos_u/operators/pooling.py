@@ -82,7 +82,7 @@ _STRIP = 8  # channels that are summed side by side
 
 
 def has_strips(shape: Sequence[int]) -> bool:
-    """Whether `place_sums` takes images (1, C, H, W) of that shape."""
+    """True if `place_sums` takes images (1, C, H, W) of that shape."""
     height, width = (1, *shape[2:])[-2:]
     return shape[0] == 1 and shape[1] % _STRIP == 0 and height <= TALLEST_KERNEL and width <= TALLEST_KERNEL
 

@@ -57,6 +57,6 @@ def matcher(name: str) -> Match | None:
 
 
 def takes_bias(name: str) -> bool:
-    """Whether a constant added to the operator's result is part of it."""
+    """True if a constant added to the operator's result is part of it."""
     _load()
     return name in _biased

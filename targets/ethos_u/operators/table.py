@@ -112,7 +112,7 @@ def table(view: View, expr: Expr, result: Result) -> Step | None:
 
 
 def _is_elementwise(view: View, expr: Expr, leaves: dict[Var, Expr], names: list[str]) -> bool:
-    """Whether `expr` takes each element by itself; notes the tensors that it reads."""
+    """True if `expr` takes each element by itself; notes the tensors that it reads."""
     value = view.definition(expr)
     if isinstance(value, GenericConst):
         return bool(value.value.numpy().size == 1)

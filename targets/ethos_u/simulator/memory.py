@@ -23,7 +23,7 @@ _OPTIMIZER_CONFIG, _COMMAND_STREAM, _NOP = 1, 2, 5
 
 @dataclass
 class Registers:
-    """What has been set so far: `short` holds 16 bits by code, `wide` up to 48."""
+    """Register values set so far: `short` holds 16 bits by code, `wide` up to 48."""
 
     short: dict[int, int] = field(default_factory=dict)
     wide: dict[int, int] = field(default_factory=dict)
@@ -105,7 +105,7 @@ _BRICK = 16
 
 @dataclass(frozen=True)
 class FeatureMapCodes:
-    """Which registers describe a feature map."""
+    """Registers that describe a feature map."""
 
     base: int
     stride_x: int

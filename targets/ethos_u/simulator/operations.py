@@ -70,7 +70,7 @@ class Window:
         return (self.width - 1) * self.stride_x + (self.kernel_width - 1) * self.dilation_x + 1
 
     def part(self, data: Array, y: int, x: int) -> Array:
-        """What the place (y, x) of the kernel meets at each place of the result."""
+        """Input elements that the kernel element (y, x) meets at each place of the result."""
         y, x = y * self.dilation_y, x * self.dilation_x
         rows = slice(y, y + (self.height - 1) * self.stride_y + 1, self.stride_y)
         columns = slice(x, x + (self.width - 1) * self.stride_x + 1, self.stride_x)

@@ -28,7 +28,7 @@ def decoded(stream: bytes) -> Array:
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides the order.
+    """Parameters that decide the order.
 
     Attributes:
         shape: (filters, height, width, channels); one channel for a depthwise convolution.

@@ -32,7 +32,7 @@ Evaluated = list[Value]
 
 
 def can_evaluate(operator: str) -> bool:
-    """Whether nodes of that operator are computed while importing, whatever their inputs."""
+    """True if nodes of that operator are computed while importing, whatever their inputs."""
     return operator in ("Shape", "Size")
 
 

@@ -54,7 +54,7 @@ def fold_node(
 
 
 def all_known_with_strings(inputs: Sequence[Value | None]) -> bool:
-    """Whether every input is a constant, and one holds strings, which nothing but the reference can compute with."""
+    """True if every input is a constant, and one holds strings, which nothing but the reference can compute with."""
     tensors = [value for value in inputs if value is not None]
     return all(isinstance(value, Constant) for value in tensors) and any(
         isinstance(value, Constant) and value.dtype == "string" for value in tensors
@@ -77,7 +77,7 @@ def _stored(result: np.ndarray) -> np.ndarray:
 def reference_outputs(
     node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int, opsets: dict[str, int]
 ) -> list[Any]:
-    """What onnx's reference implementation computes; raises whatever it raises."""
+    """Outputs of onnx's reference implementation; raises whatever it raises."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:], copy.output[:]

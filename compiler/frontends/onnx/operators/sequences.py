@@ -151,7 +151,7 @@ def optional(context: NodeContext) -> Value:
 
 @converter("OptionalGetElement", since=15)
 def optional_element(context: NodeContext) -> Value:
-    """What is in an optional; a value that is not an optional is its own content."""
+    """Content of an optional; a value that is not an optional is its own content."""
     value = context.value(0)
     if isinstance(value, OptionalValue):
         if value.value is None:

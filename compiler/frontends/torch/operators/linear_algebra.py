@@ -18,7 +18,7 @@ _TERMS = 18
 
 @decomposition_of("aten.linalg_inv.default", "aten.inverse.default")
 def _inverse(matrices: Tensor) -> Tensor:
-    """What is singular gives NaN or infinities, where torch raises."""
+    """Inverse of a matrix; a singular one gives NaN or infinities, where torch raises."""
     shape = list(matrices.shape)
     return torch.onnx.ops.symbolic("com.microsoft::Inverse", [matrices], dtype=matrices.dtype, shape=shape, version=1)
 

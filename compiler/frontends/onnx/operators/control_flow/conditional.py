@@ -93,7 +93,7 @@ def _assumed_branch(
 
 
 def _squeezes(graph: onnx.GraphProto, other: onnx.GraphProto) -> bool:
-    """Whether a branch drops an axis that the other keeps, as `squeeze(axis)` of a dynamic size is exported."""
+    """True if a branch drops an axis that the other keeps, as `squeeze(axis)` of a dynamic size is exported."""
     nodes = [node.op_type for node in graph.node if node.op_type != "Constant"]
     return nodes == ["Squeeze"] and [node.op_type for node in other.node] == ["Identity"]
 

@@ -31,7 +31,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value
 
 @dataclass(frozen=True)
 class Step:
-    """What one iteration gives: whether to go on, the next state, an element of each stack."""
+    """Result of one iteration: whether to go on, the next state, an element of each stack."""
 
     go: Value
     state: list[Value]

@@ -170,7 +170,7 @@ def _bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _
 
 
 def _is_beyond(data: Expr, y: Expr, x: Expr) -> Expr:
-    """Whether a place lies more than one element outside."""
+    """True where a place lies more than one element outside."""
     conditions = []
     for value, size in ((y, data.shape[1]), (x, data.shape[2])):
         dtype = str(value.ty.dtype)

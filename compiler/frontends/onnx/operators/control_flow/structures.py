@@ -26,7 +26,7 @@ Tensor = Constant | Symbolic | Runtime
 
 @dataclass(frozen=True)
 class Structure:
-    """What kind of value it is; the parts of a sequence, or of an optional that is not empty."""
+    """Kind of a value; the parts of a sequence, or of an optional that is not empty."""
 
     kind: str
     dtype: str | None = None
@@ -77,7 +77,7 @@ def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Value:
 
 
 def same_structure(left: Structure, right: Structure) -> bool:
-    """Whether two values hold the same kinds of things; a sequence's declared element type does not count."""
+    """True if two values hold the same kinds of things; a sequence's declared element type does not count."""
     if left.kind != right.kind or len(left.parts) != len(right.parts):
         return False
     if left.kind == "tensor":

@@ -235,7 +235,7 @@ def swish(context: NodeContext) -> relax.Expr:
 
 @converter("IsNaN")
 def is_nan(context: NodeContext) -> relax.Expr:
-    """Whether each element is NaN."""
+    """True where each element is NaN."""
     return widened_predicate(context, R.isnan)
 
 
@@ -249,7 +249,7 @@ def widened_predicate(context: NodeContext, function: Callable[[relax.Expr], rel
 
 @converter("IsInf")
 def is_infinite(context: NodeContext) -> relax.Expr:
-    """Whether each element is infinite, of the signs that are asked for."""
+    """True where each element is infinite, of the signs that are asked for."""
     positive, negative = context.attribute("detect_positive", 1), context.attribute("detect_negative", 1)
     data = context.input(0)
     if is_narrow_float(context.dtype(0)):

@@ -65,7 +65,8 @@ class Heads:
         return wide if dtype == "float32" else self.op("Cast", wide, to=self.op.number(dtype))
 
     def padding(self, index: int, query: TensorValue, key: TensorValue) -> list[TensorValue]:
-        """What the mask in input `index` adds to the scores: raw (batch, total) or (batch, length, total), or ends."""
+        """Terms that the mask in input `index` adds to the scores: raw (batch, total) or (batch, length, total), or
+        ends."""
         if not self.context.has_input(index):
             return []
         op, mask, rank = self.op, self.context.value(index), self.context.rank(index)

@@ -119,7 +119,7 @@ class _Grouped:
         return context.emit(R.reshape(expr, [*map(expression, shape[:2]), count, shape[2] // count]))
 
     def _is_shared(self) -> bool:
-        """Whether past and present are declared as one buffer: inputs and outputs of the model of equal sizes."""
+        """True if past and present are declared as one buffer: inputs and outputs of the model of equal sizes."""
         graph, node = self.context.importer.model.proto.graph, self.context.node
         if self.context.scope.depth or not self.context.has_input(_PAST_KEY):
             return False

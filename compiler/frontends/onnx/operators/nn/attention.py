@@ -70,7 +70,7 @@ def attention(context: NodeContext) -> list[relax.Expr | None]:
 
 
 def _reads_in_place(context: NodeContext, heads: _Heads, masking: Visible) -> bool:
-    """Whether one kernel does it all; products of plain heads, which only a mask is added to, become one later."""
+    """True if one kernel does it all; products of plain heads, which only a mask is added to, become one later."""
     if context.output_used(3) or not masking.is_served(heads.dtype) or not keeps_precision(context, heads.dtype):
         return False
     if not (isinstance(tensor_shape(heads.query)[3], int) and isinstance(tensor_shape(heads.value)[3], int)):

@@ -23,8 +23,8 @@ _KERNEL_RANK = 4
 
 @dataclass(frozen=True)
 class Visible:
-    """What each query may look at. `offset` is the number of keys before the queries, the same for all samples; None
-    where `lengths` (batch,) say how many keys each sample has, the queries' own last."""
+    """Keys that each query may attend to. `offset` is the number of keys before the queries, the same for all samples;
+    None where `lengths` (batch,) say how many keys each sample has, the queries' own last."""
 
     causal: bool
     left: int
@@ -36,11 +36,11 @@ class Visible:
 
     @property
     def is_positional(self) -> bool:
-        """Whether it depends on a query's place."""
+        """True if it depends on a query's place."""
         return self.causal or self.left >= 0 or self.right >= 0
 
     def is_served(self, dtype: str) -> bool:
-        """Whether the kernel has what this asks for."""
+        """True if the kernel has what this asks for."""
         narrow_enough = dtype in ("float32", "float16", "bfloat16")
         return narrow_enough and (self.causal or not self.is_positional)
 
@@ -106,6 +106,6 @@ def _less(context: NodeContext, lengths: relax.Expr, new: Dim, most: Dim) -> rel
 
 
 def keeps_precision(context: NodeContext, dtype: str) -> bool:
-    """Whether softmax in float32 is what the node asks for."""
+    """True if softmax in float32 is what the node asks for."""
     precision = context.attribute("softmax_precision", 0)
     return not precision or dtypes.dtype_name(precision) in ("float32", dtype)

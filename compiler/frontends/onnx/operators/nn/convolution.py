@@ -151,7 +151,8 @@ def _crops(
     strides: Sequence[int],
     dilations: Sequence[int],
 ) -> list[tuple[Dim, Dim]]:
-    """What to cut off the full result, (size - 1) * stride + extent, at both ends of each axis; negative adds zeros."""
+    """Amounts to crop from the full result, (size - 1) * stride + extent, at both ends of each axis; negative adds
+    zeros."""
     rank = len(kernel)
     arithmetic = context.arithmetic
     pads = integers_attribute(context, "pads", 2 * rank, 0, 0)

@@ -65,7 +65,7 @@ def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Expr]], Ex
 
 
 def inside(position: Expr, size: Expr) -> Expr:
-    """Whether a float coordinate is that of an element."""
+    """True where a float coordinate is that of an element."""
     return tirx.all(position >= _const(0, position), position < size.astype(str(position.ty.dtype)))
 
 

@@ -71,7 +71,7 @@ class _Windows:
         ]
 
     def inside(self, positions: Sequence[Expr]) -> Expr:
-        """Whether a position lies in the data."""
+        """True where a position lies in the data."""
         sizes = self.data.shape[2:]
         return _conjunction([c for p, size in zip(positions, sizes, strict=True) for c in (p >= 0, p < size)])
 
@@ -299,7 +299,7 @@ def _largest(context: NodeContext, window: Window) -> relax.Expr:
 
 
 def _rounds_up(context: NodeContext, window: Window) -> bool:
-    """Whether the ceiling mode that Relax has, which never leaves out a window, gives the same output size: no window
+    """True if the ceiling mode that Relax has, which never leaves out a window, gives the same output size: no window
     starts in the padding after the input, whatever its size."""
     if not context.attribute("ceil_mode", 0) or not window.has_static_padding():
         return False

@@ -73,7 +73,7 @@ def resize(context: NodeContext) -> relax.Expr:
 
 
 def _is_given(context: NodeContext, index: int) -> bool:
-    """Whether an input is given and not empty."""
+    """True if an input is given and not empty."""
     return context.has_input(index) and context.shape(index) != (0,)
 
 

@@ -35,7 +35,7 @@ def _constant(array: np.ndarray, dtype: str) -> relax.Constant:
 
 
 def _extrapolated(sampling: Sampling, axis: AxisResize, coordinate: np.ndarray) -> np.ndarray | None:
-    """Which outputs are extrapolated, or None when none is."""
+    """Mask of extrapolated outputs, or None when none is."""
     if sampling.coordinates != "tf_crop_and_resize":
         return None
     outside = np.asarray(is_outside(NumpyOperations, axis, coordinate))
@@ -183,7 +183,7 @@ def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResi
 
 
 def _masks(axes: list[AxisResize], sampling: Sampling) -> dict[int, relax.Expr]:
-    """Which outputs are extrapolated, by axis; axes where none is are left out."""
+    """Masks of extrapolated outputs, by axis; axes where none is are left out."""
     masks = {}
     for axis in axes:
         outside = _extrapolated(sampling, axis, _coordinates(axis, sampling))

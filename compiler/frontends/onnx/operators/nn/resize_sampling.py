@@ -138,7 +138,7 @@ def _not_zero(ops: Operations, value: Expr) -> Expr:
 
 
 def is_outside(ops: Operations, axis: AxisResize, coordinate: Expr) -> Expr:
-    """Whether a coordinate lies outside the input (where tf_crop_and_resize extrapolates)."""
+    """True where a coordinate lies outside the input (where tf_crop_and_resize extrapolates)."""
     low, high = coordinate < ops.real(0.0), coordinate > ops.real(axis.before) - ops.real(1.0)
     return low | high if ops is NumpyOperations else tirx.any(low, high)
 

@@ -45,7 +45,7 @@ class Window:
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     def has_static_padding(self) -> bool:
-        """Whether the padding is known when compiling, so that an operator's attribute can hold it."""
+        """True if the padding is known when compiling, so that an operator's attribute can hold it."""
         return all(isinstance(p, int) for p in (*self.before, *self.after))
 
     def overhang(self, arithmetic: Arithmetic, sizes: Sequence[Dim]) -> tuple[Dim, ...]:
@@ -147,7 +147,7 @@ def _explicit(
 
 
 def starts_in_data(after: int, stride: int, extent: int) -> bool:
-    """Whether no window starts in the padding after the data in ceiling mode, whatever the size of the data."""
+    """True if no window starts in the padding after the data in ceiling mode, whatever the size of the data."""
     return after + stride <= extent
 
 

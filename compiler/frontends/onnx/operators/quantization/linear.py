@@ -166,7 +166,7 @@ def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: Se
 
 
 def _spread(context: NodeContext, values: relax.Expr, axis: int, block: int, shape: Sequence[Dim]) -> relax.Expr:
-    """As `_repeated`, to a dynamic size, whose last block may be a part of one."""
+    """Like `_repeated`, to a dynamic size, whose last block may be a part of one."""
     for place, (size, wanted) in enumerate(zip(tensor_shape(values), shape, strict=True)):
         require(context, context.arithmetic.ceil_divide(wanted, block) if place == axis else wanted, "equal", size)
 

@@ -251,7 +251,7 @@ def _kernel(recurrence: Recurrence) -> Callable[..., Tensor]:
 
 
 def layer_results(context: NodeContext, result: relax.Expr, batch_first: bool) -> list[relax.Expr]:
-    """What a kernel returned, in the node's layout and type: Y (steps, directions, samples, hidden), last states."""
+    """Results of a kernel in the node's layout and type: Y (steps, directions, samples, hidden), last states."""
     dtype = context.dtype(0)
     outputs = [context.emit(relax.TupleGetItem(result, index)) for index in range(len(result.ty.fields))]
     axes = [(2, 0, 1, 3), *[(1, 0, 2)] * (len(outputs) - 1)]

@@ -117,5 +117,5 @@ def _exponents(context: NodeContext, data: relax.Expr, saturate: bool, rounding:
 
 
 def is_narrow_float(dtype: str) -> bool:
-    """Whether a float type has less than 32 bits."""
+    """True if a float type has less than 32 bits."""
     return dtypes.is_float(dtype) and dtypes.bits(dtype) < 32

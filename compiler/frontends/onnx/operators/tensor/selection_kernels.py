@@ -102,7 +102,7 @@ class _Items:
         return self.source[self.base + position]
 
     def before(self, a: Expr, b: Expr) -> Expr:
-        """Whether the item at position `a` sorts strictly before that at `b`."""
+        """True where the item at position `a` sorts strictly before that at `b`."""
         return comes_before(self.at(a), self.at(b), self.dtype, descending=self.descending)
 
     def may_be_before(self, a: Expr, threshold: Expr) -> Expr:

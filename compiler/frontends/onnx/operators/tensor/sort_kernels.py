@@ -42,7 +42,7 @@ def product(sizes: Sequence[Expr]) -> Expr:
 
 
 def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
-    """Whether `a` sorts strictly before `b`; NaN counts as the largest."""
+    """True where `a` sorts strictly before `b`; NaN counts as the largest."""
     if dtype in ("float16", "bfloat16"):
         a, b = a.astype("float32"), b.astype("float32")
     before = a > b if descending else a < b

@@ -23,7 +23,7 @@ def in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> Non
 
 
 def for_each(count: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
-    """As `in_vectors`, for loops that no other surrounds: threads may share them."""
+    """Like `in_vectors`, for loops that no other surrounds: threads may share them."""
     _emit(count, dtype, body, IN_CHUNKS)
 
 

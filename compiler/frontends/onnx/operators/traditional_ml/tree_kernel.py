@@ -213,7 +213,7 @@ class _Code:
             going[0] = going[0] | distance
 
     def _node(self, node: Expr) -> tuple[Expr, Expr, Expr]:
-        """What is in place of the threshold, as a float and as a number; and the link."""
+        """Contents of a node: the threshold's place as a float and as a number; and the link."""
         words = self.buffers["words"]
         if self.table.value_type == "float64":
             first = T.bind(words[node * int64(2)])
@@ -224,7 +224,7 @@ class _Code:
         return T.reinterpret("float32", both.astype("int32")), number, T.bind((both >> int64(32)).astype("int32"))
 
     def _in_set(self, value: Expr, number: Expr, asks: Expr, otherwise: Expr) -> Expr:
-        """Whether the value is in the set of that number, for a branch that asks for it."""
+        """True where the value is in the set of that number, for a branch that asks for it."""
         starts, members = self.buffers["set_starts"], self.buffers["members"]
         found = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
         found[0] = tirx.Select(otherwise, tirx.const(1, "int32"), tirx.const(0, "int32"))

@@ -48,7 +48,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class TreeTable:
-    """What the kernel walks.
+    """Tables that the kernel walks.
 
     Attributes:
         words: int64. A node is a threshold's bits and a link: from the highest bit, the distance to the first of its
@@ -152,7 +152,7 @@ def tree_table(ensemble: Ensemble, input_type: str) -> TreeTable:
 
 
 def _values_in_single(ensemble: Ensemble, input_type: str) -> bool:
-    """Whether comparing in float32 decides as comparing in the wider type of input and thresholds does."""
+    """True if comparing in float32 decides as comparing in the wider type of input and thresholds does."""
     if input_type == "float64":
         return False
     if ensemble.thresholds.dtype != np.float64:
