@@ -29,7 +29,8 @@ PRODUCTS = {r"(sdot|udot|usdot|sudot)\b": 16, r"(smmla|usmmla)\b": 32}
 def build(target: Any, kind: str, *, matrix: bool, channels: int, stride: int, kernel: int) -> tuple[Any, Any]:
     """The module, and (the result, what it should be) on random numbers."""
     pad = PAD if kernel > 1 else ((0, 0), (0, 0))
-    signed = dot_products(target.machine, kind, "int8")[0].operation.a == "int8"
+    products = dot_products(target.machine, kind, "int8")  # none on AVX2, where plain code sums as unsigned
+    signed = bool(products) and products[0].operation.a == "int8"
     work = QuadsWorkload(
         1, channels, 4, SIZE, (kernel, kernel), (stride, stride), (1, 1), pad, "int32", FILTERS, 1,
         8 if matrix else 4, operand=kind, fill=FILL, signed=signed, matrix=matrix,
