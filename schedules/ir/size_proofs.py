@@ -97,7 +97,7 @@ class SizeSpellings:
             self.of(each)
 
     def of(self, size: Expr) -> Expr:
-        """The first formula that was given and is proved equal to this one."""
+        """The number that this formula is proved to be, or else the first one given that is proved equal to it."""
         key = StructuralKey(size)
         known = self._spellings.get(key)
         if known is None:
@@ -112,6 +112,10 @@ class SizeSpellings:
         values = self._values(size)
         if values is None:
             return size
+        if len(set(values[1:])) == 1 and not isinstance(size, tirx.IntImm):
+            number = tirx.IntImm(str(values[0]), values[1])
+            if self._proved(number, size):
+                return number
         alike = self._alike.setdefault(values, [])
         for each in alike:
             if self._proved(each, size):

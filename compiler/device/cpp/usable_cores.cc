@@ -12,11 +12,14 @@
 #include <set>
 #include <sstream>
 
+#include "whole_number.h"
+
 namespace tensorwright {
 namespace {
 
 // Of an efficiency core of x86, relative to a performance core.
 constexpr double kEfficiencySpeed = 0.5;
+constexpr uint64_t kMostProcessors = 1 << 16;
 
 // The first line of a file; "" where it cannot be read.
 std::string LineOf(const std::string& path) {
@@ -52,7 +55,9 @@ std::set<int> NumbersIn(const std::string& list) {
     size_t dash = part.find('-');
     std::string first = part.substr(0, dash), last = dash == std::string::npos ? first : part.substr(dash + 1);
     if (!IsNumber(first) || !IsNumber(last)) return {};
-    for (int i = std::atoi(first.c_str()); i <= std::atoi(last.c_str()); ++i) numbers.insert(i);
+    for (uint64_t i = WholeNumber(first, kMostProcessors); i <= WholeNumber(last, kMostProcessors); ++i) {
+      numbers.insert(static_cast<int>(i));
+    }
   }
   return numbers;
 }

@@ -49,7 +49,9 @@ class Arithmetic:
     def equal_is_proved(self, a: Scalar, b: Scalar) -> bool:
         if is_number(a) and is_number(b):
             return bool(a == b)
-        return self.spellings.equal(expression(a), expression(b))
+        left, right = expression(a), expression(b)
+        # Spellings are of sizes; TVM proves some equalities of floats as well.
+        return self.spellings.equal(left, right) or bool(self.analyzer.can_prove_equal(left, right))
 
     def proved(self, condition: Scalar) -> bool:
         """True if a condition always holds."""

@@ -24,7 +24,7 @@ def test_shapes() -> None:
     assert parse_shapes(["a=batch,64", "b=3", "c="]) == {"a": ("batch", 64), "b": (3,), "c": ()}
     assert parse_shapes(["a=1x3x224x224", "b=batchx64"]) == {"a": (1, 3, 224, 224), "b": ("batch", 64)}
     assert parse_shapes(["a=max_length", "b=1,max_length"]) == {"a": ("max_length",), "b": (1, "max_length")}
-    with pytest.raises(OptionError, match=r"'ma' is not a size"):
+    with pytest.raises(OptionError, match=r"'' is not a size"):
         parse_shapes(["a=1x3xmax"])
 
 

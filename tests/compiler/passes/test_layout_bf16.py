@@ -13,7 +13,9 @@ from compiler.passes.layout.plan_layout import plan_layout
 from tests.compiler.passes.building import run_scheduled
 from tests.compiler.passes.layout.test_plan_layout import GRAPHS, MACHINE, conv, kernels, module, residual
 
-NARROW = PipelineContext(machine=MACHINE, options=PassOptions("bf16"))
+NARROW = PipelineContext(
+    machine=MACHINE.model_copy(update={"features": frozenset({"avx512bf16", "avx512vl"})}), options=PassOptions("bf16")
+)
 # bfloat16 rounds to 8 bits: 2^-9 at most, relative. Weights, inputs and results of each of at most four layers are
 # rounded, and all roundings agreeing in sign would add up to 12 * 2^-9; over a whole tensor they do not.
 RELATIVE_ERROR = 2.0**-6

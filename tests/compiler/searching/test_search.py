@@ -52,7 +52,7 @@ def test_a_torch_net_is_searched_and_a_killed_search_goes_on(tmp_path: Path) -> 
         "storage": tmp_path / "search.db",
         "threads": 1,
     }
-    whole = sizes_of(ImportOptions(example_inputs=IMAGE).load(tiny()), targets.get("host"))["mb"]
+    whole = sizes_of(ImportOptions(example_inputs=IMAGE).load(tiny()), targets.get("host", cores=1))["mb"]
     budget = {"mb": 0.75 * whole}
 
     def killed(net: torch.nn.Module) -> None:
