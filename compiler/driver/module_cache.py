@@ -99,7 +99,7 @@ def key_of_call(
         if options.calibration is not None:
             settings["calibration"] = _digest(Path(options.calibration))
         parts = [model, target, _plain(settings), _plain(dict(imports)), _records(options.records), environment()]
-    except (OSError, TypeError):
+    except (OSError, TypeError, ValueError):
         return None  # the compilation reports what is wrong with a file or an argument
     return key_of(map(str, parts))
 
@@ -163,7 +163,8 @@ def clear() -> int:
 
 def _folders() -> list[Path]:
     root = cache_folder() / _KIND
-    return [each for each in root.iterdir() if each.is_dir()] if root.is_dir() else []
+    # Those that are being written have a hyphen in their names.
+    return [each for each in root.iterdir() if each.is_dir() and "-" not in each.name] if root.is_dir() else []
 
 
 def _entry(folder: Path) -> Entry:
@@ -247,12 +248,17 @@ def _digest_of_model(source: object, limit: int) -> str | None:
 
 def _external(path: Path) -> list[Path]:
     """Files with the weights of an ONNX model; they lie beside it."""
-    if path.suffix != ".onnx" or b"location" not in path.read_bytes():  # the key of an external tensor's file
+    # "location" is the key of an external tensor's file.
+    if path.suffix != ".onnx" or not path.is_file() or b"location" not in path.read_bytes():
         return []
     import onnx
+    from google.protobuf.message import DecodeError
     from onnx import external_data_helper as external
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        return []  # the compilation reports it
     graphs, names = [model.graph], set()
     while graphs:
         graph = graphs.pop()
@@ -268,6 +274,8 @@ def _external(path: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
+    if not path.is_file():  # a device or a pipe, which may never end
+        raise OSError(f"{path} is not a file")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

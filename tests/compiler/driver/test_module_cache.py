@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import compiler
 from compiler.cli import main
 from compiler.driver import build, module_cache
-from compiler.errors import InternalError, OptionError
+from compiler.errors import InternalError, InvalidModelError, OptionError
 from tests.compiler.cli.running import isolated_consoles
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -166,6 +166,21 @@ def test_modules_used_longest_ago_go_first(model: Path, builds: list[object], mo
     assert len(builds) == 3
     monkeypatch.setenv("TENSORWRIGHT_CACHE_MB", "much")
     with pytest.raises(OptionError, match="TENSORWRIGHT_CACHE_MB=much"):
+        compiler.compile(model)
+
+
+def test_a_damaged_model_is_the_error_of_compiling(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"\x08\x07\xff location")
+    with pytest.raises(InvalidModelError, match=r"net\.onnx is not an ONNX model"):
+        compiler.compile(path)
+
+
+def test_weights_in_a_device_are_not_read(model: Path) -> None:
+    proto = onnx.load(model, load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = "/dev/zero"
+    model.write_bytes(proto.SerializeToString())
+    with pytest.raises(InvalidModelError):
         compiler.compile(model)
 
 
