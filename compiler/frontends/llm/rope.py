@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,18 @@ def make_rope(settings: RopeSettings) -> Rope:
         raise OptionError(f"rope scaling {str(kind)[:80]!r} is not supported", f"supported: {known}")
     try:
         with np.errstate(divide="raise", invalid="raise", over="raise"):
-            return _KINDS[kind](settings)
+            return _divided(_KINDS[kind](settings), settings.scaling.get("divisors"))
     except (ArithmeticError, ValueError, TypeError) as error:  # ValueError: of math.log; TypeError: of lists
         raise InvalidModelError(f"the parameters of the rope scaling {kind!r} are invalid: {error}") from error
+
+
+def _divided(rope: Rope, divisors: Sequence[float] | None) -> Rope:
+    """Frequencies that are divided by numbers of their own, as GGUF files store the scaling of Llama 3."""
+    if divisors is None:
+        return rope
+    if len(divisors) != len(rope.frequencies):
+        raise InvalidModelError(f"{len(divisors)} divisors of {len(rope.frequencies)} frequencies of the rope")
+    return replace(rope, frequencies=tuple(f / d for f, d in zip(rope.frequencies, divisors, strict=True)))
 
 
 def _inverse(settings: RopeSettings, base: float | None = None) -> Frequencies:

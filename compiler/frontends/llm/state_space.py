@@ -15,7 +15,6 @@ from tvm.relax import op as R
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import MOST_LAYERS
 from compiler.frontends.llm.decoder import TOKENS, last_row
-from compiler.frontends.llm.gguf_config import Numbers
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.products import Products
@@ -30,6 +29,37 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
 STATE_SPACE = ("mamba", "mamba2")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numeric metadata of an architecture; values out of range raise InvalidModelError."""
+
+    file: GgufFile
+    architecture: str
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number, or the only value of a list."""
+        name = f"{self.architecture}.{key}"
+        value = self.file.value(name, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidModelError(f"{self.file.path}: its metadata '{name}' is {str(value)[:80]}, not a number")
+        return value
+
+    def limit(self, key: str) -> float | None:
+        """A number; None if missing or 0."""
+        return self.number(key, 0.0) or None
+
+    def count(self, key: str, default: float | None = None, *, most: int = 1 << 31) -> int:
+        """An integer from 1 to `most`."""
+        value = self.number(key, default)
+        if value < 1 or value != int(value) or value > most:
+            raise InvalidModelError(
+                f"{self.file.path}: its metadata '{self.architecture}.{key}' is {value}, not a size"
+            )
+        return int(value)
 
 
 @dataclass(frozen=True)

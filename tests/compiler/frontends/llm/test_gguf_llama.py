@@ -1,7 +1,8 @@
-"""GGUF files of Llama's further kin become the configurations that llama.cpp computes with."""
+"""GGUF files of Llama and its kin become the configurations that llama.cpp computes with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,30 @@ import numpy as np
 import pytest
 
 from compiler.errors import OptionError
+from compiler.frontends.llm.families import ARCHITECTURES
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
-from compiler.frontends.llm.gguf_llama import LLAMA_ARCHITECTURES
+from tests.compiler.frontends.llm.gpt_gguf import NAMES
 
 _GPT = {"norm": "layer", "gated": False}
+_GEMMA = {"activation": "gelu_tanh", "embedding_scale": 8**0.5}
+_MIXTURE = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 6}
 # architecture -> metadata, and what differs from Llama
-KINDS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
     **{name: ({}, {}) for name in ("internlm2", "xverse", "ernie4_5", "chatglm", "exaone", "pangu-embedded", "glm4")},
-    "seed_oss": ({}, {}),
+    **{name: ({}, {}) for name in ("llama", "mistral3", "qwen2", "qwen3", "phi3", "olmo2", "seed_oss")},
+    **{name: (_MIXTURE, {}) for name in ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "phimoe")},
+    "granite": (
+        {"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.125},
+        {"logit_scale": 0.25, "residual_scale": 0.5, "embedding_scale": 3.0, "score_scale": 0.125},
+    ),
+    "smollm3": ({}, {"ropes": [1, 1, 1, 0]}),
+    "gemma": ({}, _GEMMA),
+    "gemma2": ({"attention.sliding_window": 8}, {**_GEMMA, "windows": [8, None, 8, None]}),
+    "gemma3": (
+        {"attention.sliding_window": 8, "attention.sliding_window_pattern": 2},
+        {**_GEMMA, "windows": [8, None, 8, None]},
+    ),
     "arcee": ({}, {"gated": False, "activation": "relu2"}),
     "baichuan": ({}, {"slopes": (0.0625, 0.00390625)}),  # as all but the one of 32 layers
     "command-r": ({"logit_scale": 0.25}, {"norm": "layer", "parallel": True, "logit_scale": 0.25}),
@@ -41,7 +57,7 @@ KINDS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
 }
 
 
-def _written(path: Path, architecture: str, metadata: dict[str, float]) -> Path:
+def _written(path: Path, architecture: str, metadata: Mapping[str, float]) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(16)
     writer.add_embedding_length(8)
@@ -76,7 +92,7 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
 
 
 def test_every_architecture_is_tested() -> None:
-    assert set(LLAMA_ARCHITECTURES) <= set(KINDS)
+    assert set(ARCHITECTURES) == set(KINDS) | set(NAMES)
 
 
 def test_files_without_the_factors_of_minicpm_are_refused(tmp_path: Path) -> None:

@@ -1,88 +1,28 @@
-"""Model types of config.json, and the families of decoders like GPT-2: layer norms, MLPs without gates, fused products
-of queries, keys and values, learned positions or ALiBi, attention and MLP side by side.
+"""Families of decoders like GPT-2: layer norms, MLPs without gates, fused products of queries, keys and values, learned
+positions or ALiBi, attention and MLP side by side.
+
+Where a model of transformers has the exact GELU, llama.cpp computes the tanh form, and so do GGUF files here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.attention import alibi_slopes
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
+from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.families.family import Family, Gguf, within, without
+from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import Names, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.rope import RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
-
-@dataclass(frozen=True)
-class Family:
-    """Properties of a model type that its config.json may lack.
-
-    Attributes:
-        names: of its tensors, or a function that gives them.
-        changes: adapts the configuration.
-        defaults: values of config.json that it may leave out.
-        aliases: standard keys of config.json -> its own.
-        storage: how its weights are stored, or a function that says so.
-        scales_full_only: `rope_scaling` is for layers that see everything, and not for those with a window.
-        rotary: whether positions are rotations.
-        experts: the mixture of a layer, None for an MLP.
-        expansion: times the hidden size, the width of an MLP that config.json does not give.
-        unused: ends of the names of tensors that hold nothing a model needs: masks, frequencies.
-    """
-
-    names: Names | Callable[[Settings], Names] = field(default_factory=hugging_face_names)
-    changes: Callable[[DecoderConfig, Settings], DecoderConfig] = lambda config, settings: config
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    storage: Storage | Callable[[Settings], Storage] = field(default_factory=Storage)
-    scales_full_only: bool = False
-    rotary: bool = True
-    experts: Callable[[Settings, int], ExpertsConfig | None] = lambda settings, layer: None
-    expansion: int | None = None
-    unused: tuple[str, ...] = (".rotary_emb.inv_freq",)
-
-
-Changes = Callable[[DecoderConfig, Settings], DecoderConfig]
 _UNUSED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 
-def _with(*steps: Changes, **fixed: Any) -> Changes:
-    """Changes that set some fields, then make others."""
-
-    def change(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-        config = replace(config, norm="layer", **fixed)
-        for step in steps:
-            config = step(config, settings)
-        return config
-
-    return change
-
-
-def _refused(key: str, what: str, unless: Any = False) -> Changes:
-    """A check that a setting does not ask for what is not supported."""
-
-    def check(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-        settings.refuse(key, what, unless=unless)
-        return config
-
-    return check
-
-
-def _learned(offset: int = 0) -> Changes:
-    """Learned positions, the rows of a table."""
-
-    def change(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-        return replace(config, position_rows=config.context + offset, position_offset=offset)
-
-    return change
-
-
 def _gpt2(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    settings.refuse("scale_attn_by_inverse_layer_idx", "a scale of attention by layer")
     scaled = settings.get("scale_attn_weights") is not False
     return config if scaled else replace(config, score_scale=1.0)
 
@@ -92,8 +32,11 @@ def _one_key_head(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, key_heads=1 if settings.flag("multi_query") else config.heads)
 
 
+def _bigcode(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    return _one_key_head(_gpt2(config, settings), settings)
+
+
 def _falcon(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    settings.refuse("alibi", "ALiBi of Falcon")
     if settings.flag("new_decoder_architecture"):
         shared = settings.size("num_kv_heads", config.heads)
         if config.heads % shared:
@@ -105,7 +48,11 @@ def _falcon(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _mpt(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    attention = Settings(settings.table("attn_config"), settings.path, {"alibi_bias_max": 8})
+    attention = Settings(
+        settings.table("attn_config"),
+        settings.path,
+        {"alibi_bias_max": settings.positive("alibi_bias_max", 8.0), "clip_qkv": settings.get("clip_qkv")},
+    )
     attention.refuse("qk_ln", "normalization of queries and keys")
     attention.refuse("attn_type", "this kind of attention", unless="multihead_attention")
     attention.refuse("alibi", "a model without ALiBi", unless=True)
@@ -118,23 +65,31 @@ def _mpt(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     )
 
 
-def _bloom(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    settings.refuse("apply_residual_connection_post_layernorm", "a residual connection behind the norm")
-    return replace(config, slopes=alibi_slopes(config.heads))
+def _opt(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    settings.refuse("word_embed_proj_dim", "a projection of the embeddings", unless=config.hidden)
+    return config
 
 
-def _gptj(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    rope = make_rope(RopeSettings(settings.size("rotary_dim", config.head_size), 10000.0, config.context, {}))
-    return replace(config, layers=tuple(replace(layer, rope=rope) for layer in config.layers))
+def _jais(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    return replace(config, score_scale=1 / config.head_size)
 
 
-def _parallel(key: str) -> Changes:
-    """Run attention and MLP in parallel where a setting says so."""
-    return lambda config, settings: replace(config, parallel=settings.flag(key))
+def _learned_rows(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rows of the table of positions. Raises InvalidModelError where there is none."""
+    if "position_embd.weight" not in file.names:
+        raise InvalidModelError(f"{file.path}: it has no table of positions, 'position_embd.weight'")
+    rows = file.shape("position_embd.weight")[0]
+    context = values.get("max_position_embeddings")
+    return {"position_rows": rows, "max_position_embeddings": rows if context is None else min(context, rows)}
 
 
-def _cohere(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    return replace(config, logit_scale=settings.number("logit_scale", 0.0625))
+def _bigcode_rows(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**_learned_rows(file, values), "multi_query": values.get("num_key_value_heads") == 1}
+
+
+def _one_norm(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The largest models have one norm for attention and MLP, which read the same values then."""
+    return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in file.names}
 
 
 _GPT2 = {"qkv": "attn.c_attn", "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
@@ -153,10 +108,6 @@ def _gpt2_names(positions: bool = True) -> Names:
 def _bloom_names(roles: dict[str, str], embedding_norm: str | None = None) -> Names:
     names = Names("transformer.word_embeddings", "transformer.ln_f", "lm_head", "transformer.h.{index}.", roles)
     return replace(names, embedding_norm=embedding_norm)
-
-
-def _within(prefix: str, roles: dict[str, str]) -> dict[str, str]:
-    return {role: prefix + name for role, name in roles.items()}
 
 
 _GPT2_KEYS = {
@@ -183,7 +134,7 @@ _OPT_NAMES = Names(
     "lm_head",
     "model.decoder.layers.{index}.",
     {
-        **_within("self_attn.", {**_SEPARATE, "o": "out_proj"}),
+        **within("self_attn.", {**_SEPARATE, "o": "out_proj"}),
         "attention_norm": "self_attn_layer_norm",
         "mlp_norm": "final_layer_norm",
         "up": "fc1",
@@ -191,7 +142,7 @@ _OPT_NAMES = Names(
     },
     "model.decoder.embed_positions",
 )
-_GPTJ_ROLES = {**_within("attn.", {**_SEPARATE, "o": "out_proj"}), "attention_norm": "ln_1"}
+_GPTJ_ROLES = {**within("attn.", {**_SEPARATE, "o": "out_proj"}), "attention_norm": "ln_1"}
 _GPTJ_NAMES = Names(
     "transformer.wte",
     "transformer.ln_f",
@@ -225,11 +176,6 @@ _MPT_NAMES = Names(
 )
 
 
-def _without(names: Names, role: str) -> Names:
-    """Names of models whose blocks have one norm."""
-    return replace(names, roles={key: name for key, name in names.roles.items() if key != role})
-
-
 def _falcon_names(settings: Settings) -> Names:
     """Falcon's blocks have two norms by one of two pairs of names, or one."""
     new = settings.flag("new_decoder_architecture")
@@ -237,7 +183,7 @@ def _falcon_names(settings: Settings) -> Names:
     if new and norms == 2:
         return _bloom_names({**_BLOOM, "attention_norm": "ln_attn", "mlp_norm": "ln_mlp"})
     names = _bloom_names({**_BLOOM, **_PRE})
-    return _without(names, "mlp_norm") if new or settings.flag("parallel_attn") else names
+    return without(names, "mlp_norm") if new or settings.flag("parallel_attn") else names
 
 
 def _falcon_storage(settings: Settings) -> Storage:
@@ -245,68 +191,80 @@ def _falcon_storage(settings: Settings) -> Storage:
     return Storage(grouped=settings.flag("new_decoder_architecture") or not settings.flag("multi_query"))
 
 
-GPT_FAMILIES: dict[str, Family] = {
+_TANH = {"hidden_act": "gelu_new"}  # of llama.cpp
+_EPSILON = {"rms_norm_eps": 1e-5}
+_TIED = {**_EPSILON, "tie_word_embeddings": True}
+_INVERSE = {"scale_attn_by_inverse_layer_idx": ("a scale of attention by layer", False)}
+_NO_QK_NORM = {"qk_layernorm": ("normalization of queries and keys", False)}
+
+GPT: dict[str, Family] = {
     "gpt2": Family(
         names=_gpt2_names(),
-        changes=_with(_gpt2, _learned(), gated=False),
-        defaults={"hidden_act": "gelu_new", "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+        norm="layer",
+        gated=False,
+        positions="learned",
+        changes=_gpt2,
+        refused=_INVERSE,
+        defaults={**_TANH, **_TIED},
         aliases=_GPT2_KEYS,
         storage=Storage(transposed=True),
-        rotary=False,
         expansion=4,
         unused=_UNUSED,
+        gguf=(Gguf(name="gpt2", read=_learned_rows),),
     ),
     "gpt_bigcode": Family(
         names=_gpt2_names(),
-        changes=_with(_gpt2, _one_key_head, _learned(), gated=False),
-        defaults={
-            "hidden_act": "gelu_pytorch_tanh",
-            "tie_word_embeddings": True,
-            "rms_norm_eps": 1e-5,
-            "multi_query": True,
-        },
+        norm="layer",
+        gated=False,
+        positions="learned",
+        changes=_bigcode,
+        refused=_INVERSE,
+        defaults={"hidden_act": "gelu_pytorch_tanh", **_TIED, "multi_query": True},
         aliases=_GPT2_KEYS,
         storage=lambda settings: Storage(grouped=not settings.flag("multi_query")),
-        rotary=False,
         expansion=4,
         unused=_UNUSED,
+        gguf=(Gguf(name="starcoder", read=_bigcode_rows),),
     ),
     "gptj": Family(
         names=_GPTJ_NAMES,
-        changes=_with(_gptj, gated=False, parallel=True),
-        defaults={"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "rotary_dim": 64},
+        norm="layer",
+        gated=False,
+        parallel=True,
+        defaults={**_TANH, **_EPSILON, "rotary_dim": 64},
         aliases=_GPT2_KEYS,
         storage=Storage(interleaved=True),
-        rotary=False,
         expansion=4,
         unused=_UNUSED,
     ),
     "gpt_neox": Family(
         names=_NEOX_NAMES,
-        changes=_with(_parallel("use_parallel_residual"), gated=False),
-        defaults={
-            "hidden_act": "gelu",
-            "use_parallel_residual": True,
-            "rms_norm_eps": 1e-5,
-            "partial_rotary_factor": 0.25,
-        },
+        norm="layer",
+        gated=False,
+        parallel="use_parallel_residual",
+        defaults={"hidden_act": "gelu", "use_parallel_residual": True, **_EPSILON, "partial_rotary_factor": 0.25},
         aliases={**_NORM_EPS, "partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"},
         storage=Storage(grouped=True),
         unused=_UNUSED,
+        gguf=(Gguf(name="gptneox", values=_TANH),),
     ),
     "starcoder2": Family(
         names=hugging_face_names(roles={"up": "mlp.c_fc", "down": "mlp.c_proj"}),
-        changes=_with(gated=False),
-        defaults={"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+        norm="layer",
+        gated=False,
+        defaults={"hidden_act": "gelu_pytorch_tanh", **_TIED},
         aliases={"rms_norm_eps": "norm_epsilon"},
+        gguf=(Gguf(name="starcoder2"), Gguf(name="codeshell")),
     ),
     "falcon": Family(
         names=_falcon_names,
-        changes=_with(_falcon, gated=False),
+        norm="layer",
+        gated=False,
+        changes=_falcon,
+        refused={"alibi": ("ALiBi of Falcon", False)},
         defaults={
             "hidden_act": "gelu",
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": True,
+            **_TIED,
             "multi_query": True,
             "parallel_attn": True,
             "max_position_embeddings": 2048,
@@ -321,61 +279,73 @@ GPT_FAMILIES: dict[str, Family] = {
         storage=_falcon_storage,
         expansion=4,
         unused=_UNUSED,
+        gguf=(
+            Gguf(
+                name="falcon",
+                values={**_TANH, "new_decoder_architecture": True},
+                keys={"attention.head_count_kv": "num_kv_heads"},
+                # The larger models have two norms, and the second is that of attention.
+                second={"attention_norm": "attn_norm_2", "mlp_norm": "attn_norm"},
+            ),
+        ),
     ),
     "mpt": Family(
         names=_MPT_NAMES,
-        changes=_with(_mpt, gated=False),
-        defaults={"hidden_act": "gelu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+        norm="layer",
+        gated=False,
+        positions="none",
+        changes=_mpt,
+        defaults={"hidden_act": "gelu", **_TIED},
         aliases=_MPT_KEYS,
-        rotary=False,
         expansion=4,
+        gguf=(Gguf(name="mpt", values={**_TANH, "attn_config": {"alibi": True}}),),
     ),
     "bloom": Family(
         names=_bloom_names({**_BLOOM, **_PRE}, "transformer.word_embeddings_layernorm"),
-        changes=_with(_bloom, gated=False),
-        defaults={
-            "hidden_act": "gelu_pytorch_tanh",
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 2048,
-        },
+        norm="layer",
+        gated=False,
+        positions="alibi",
+        refused={"apply_residual_connection_post_layernorm": ("a residual connection behind the norm", False)},
+        defaults={"hidden_act": "gelu_pytorch_tanh", **_TIED, "max_position_embeddings": 2048},
         aliases={**_BLOOM_KEYS, "max_position_embeddings": "seq_length"},
         storage=Storage(grouped=True),
-        rotary=False,
         expansion=4,
+        gguf=(Gguf(name="bloom"),),
     ),
     "opt": Family(
         names=_OPT_NAMES,
-        changes=_with(
-            _refused("do_layer_norm_before", "norms behind the blocks", unless=True),
-            lambda config, settings: _refused("word_embed_proj_dim", "a projection of the embeddings", config.hidden)(
-                config, settings
-            ),
-            _learned(offset=2),
-            gated=False,
-        ),
-        defaults={"hidden_act": "relu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+        norm="layer",
+        gated=False,
+        positions="learned",
+        position_offset=2,
+        changes=_opt,
+        refused={"do_layer_norm_before": ("norms behind the blocks", True)},
+        defaults={"hidden_act": "relu", **_TIED},
         aliases={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
-        rotary=False,
     ),
     "phi": Family(
-        names=_without(_PHI_NAMES, "mlp_norm"),
-        changes=_with(_refused("qk_layernorm", "normalization of queries and keys"), gated=False, parallel=True),
-        defaults={"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+        names=without(_PHI_NAMES, "mlp_norm"),
+        norm="layer",
+        gated=False,
+        parallel=True,
+        refused=_NO_QK_NORM,
+        defaults={**_TANH, **_EPSILON, "partial_rotary_factor": 0.5},
         aliases=_NORM_EPS,
+        gguf=(Gguf(name="phi2"),),
     ),
     "stablelm": Family(
-        changes=_with(
-            _refused("qk_layernorm", "normalization of queries and keys"), _parallel("use_parallel_residual")
-        ),
-        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.25},
+        norm="layer",
+        parallel="use_parallel_residual",
+        refused=_NO_QK_NORM,
+        defaults={**_EPSILON, "partial_rotary_factor": 0.25},
         aliases=_NORM_EPS,
-    ),
-    "cohere": Family(
-        names=_without(hugging_face_names(), "mlp_norm"),
-        changes=_with(_refused("use_qk_norm", "normalization of queries and keys"), _cohere, parallel=True),
-        defaults={"rms_norm_eps": 1e-5, "tie_word_embeddings": True},
-        aliases=_NORM_EPS,
-        storage=Storage(interleaved=True),
+        gguf=(Gguf(name="stablelm", read=_one_norm),),
     ),
 }
+
+# Families of GGUF files alone.
+GPT_FILES: tuple[Family, ...] = (
+    Family(norm="layer", positions="alibi", changes=_jais, gguf=(Gguf(name="jais"),)),
+    Family(norm="layer", gated=False, defaults={"hidden_act": "relu2"}, gguf=(Gguf(name="nemotron"),)),
+    Family(norm="layer", gguf=(Gguf(name="orion"),)),
+)

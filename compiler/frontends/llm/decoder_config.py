@@ -1,0 +1,174 @@
+"""A decoder's configuration from the settings of a config.json, or of GGUF metadata under the same names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.attention import alibi_slopes
+from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LayerConfig
+from compiler.frontends.llm.families import Family
+from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
+from compiler.frontends.llm.settings import Settings
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_MOST_ALIBI = 1024
+
+
+def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
+    """The configuration of a model of a family; `kind` is its name in the file.
+
+    Raises:
+        InvalidModelError: a setting is missing or out of range, or they do not fit together.
+        OptionError: a setting asks for what is not supported.
+    """
+    for key, (what, unless) in family.refused.items():
+        settings.refuse(key, what, unless=unless)
+    hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads", most=MOST_HEADS)
+    head_size = settings.size("head_dim", hidden // heads, most=MOST_HEAD_SIZE)
+    key_heads = settings.size("num_key_value_heads", heads)
+    if heads % key_heads:
+        raise InvalidModelError(f"{settings.path}: {heads} attention heads are not a multiple of {key_heads} key heads")
+    layers, context = _layers(settings, head_size, family), settings.size("max_position_embeddings")
+    learned = family.positions == "learned"
+    config = DecoderConfig(
+        architecture=kind,
+        hidden=hidden,
+        intermediate=_intermediate(settings, hidden, family, layers),
+        vocabulary=settings.size("vocab_size"),
+        heads=heads,
+        key_heads=key_heads,
+        head_size=head_size,
+        context=context,
+        layers=layers,
+        score_scale=_score_scale(settings, head_size),
+        norm=family.norm,
+        epsilon=settings.number("rms_norm_eps", 1e-6),
+        activation=_activation(settings),
+        score_cap=settings.optional("attn_logit_softcapping"),
+        logit_cap=settings.optional("final_logit_softcapping"),
+        embedding_scale=math.sqrt(hidden) if family.scales_embedding else settings.number("embedding_multiplier", 1.0),
+        residual_scale=settings.number("residual_multiplier", 1.0),
+        logit_scale=1 / settings.positive("logits_scaling", 1.0),
+        clip=settings.optional("clip_qkv"),
+        gated=family.gated,
+        parallel=settings.flag(family.parallel) if isinstance(family.parallel, str) else family.parallel,
+        position_rows=settings.size("position_rows", context + family.position_offset) if learned else 0,
+        position_offset=family.position_offset,
+        slopes=_slopes(settings, heads) if _positions(settings, family) == "alibi" else None,
+    )
+    return family.changes(config, settings)
+
+
+def _positions(settings: Settings, family: Family) -> str:
+    return "alibi" if family.positions == "rotary" and settings.get("alibi") is True else family.positions
+
+
+def _slopes(settings: Settings, heads: int) -> tuple[float, ...]:
+    most = settings.positive("alibi_bias_max", 8.0)
+    if most >= _MOST_ALIBI:
+        raise InvalidModelError(f"{settings.path}: the largest slope of ALiBi is {most}")
+    return alibi_slopes(heads, most)
+
+
+def _score_scale(settings: Settings, head_size: int) -> float:
+    if settings.get("query_pre_attn_scalar") is not None:
+        return settings.positive("query_pre_attn_scalar") ** -0.5
+    return settings.number("attention_multiplier", 1 / math.sqrt(head_size))
+
+
+def _activation(settings: Settings) -> Activation:
+    activation = settings.get("hidden_activation") or settings.get("hidden_act") or "silu"
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise OptionError(f"{settings.path}: the activation {str(activation)[:80]!r} is not supported")
+    return _ACTIVATIONS[activation]
+
+
+def _intermediate(settings: Settings, hidden: int, family: Family, layers: tuple[LayerConfig, ...]) -> int:
+    """The width of an MLP; models of experts alone may not state it."""
+    experts = layers[0].experts
+    default = None if experts is None else experts.intermediate
+    return settings.size("intermediate_size", default if family.expansion is None else family.expansion * hidden)
+
+
+def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerConfig, ...]:
+    """The window, the rotary embedding and the mixture of each layer."""
+    count = settings.size("num_hidden_layers")
+    if count > MOST_LAYERS:
+        raise InvalidModelError(f"{settings.path}: {count} layers, and at most {MOST_LAYERS} are supported")
+    kinds = settings.each_layer("layer_types", count)
+    window = settings.size("sliding_window") if settings.get("sliding_window") else None
+    rotates = _rotating_layers(settings, count, family, has_window=window is not None)
+    ropes: dict[str, Rope] = {}
+    layers = []
+    for index in range(count):
+        kind = _attention_kind(settings, index, kinds, window)
+        if rotates(index, kind) and kind not in ropes:
+            ropes[kind] = _rope(settings, head_size, kind, scaled=kind == _FULL or not family.scales_full_only)
+        if kind == _SLIDING and window is None:
+            raise InvalidModelError(f"{settings.path}: layer {index} has a window, and 'sliding_window' is missing")
+        rope = ropes[kind] if rotates(index, kind) else None
+        layers.append(LayerConfig(rope, window if kind == _SLIDING else None, family.experts(settings, index)))
+    return tuple(layers)
+
+
+def _rotating_layers(settings: Settings, count: int, family: Family, *, has_window: bool) -> Any:
+    """A function of a layer's index and kind that says if it has a rotary embedding."""
+    if _positions(settings, family) != "rotary":
+        return lambda index, kind: False
+    if family.rope_in_windows_only and has_window:
+        return lambda index, kind: kind == _SLIDING
+    listed = settings.each_layer("no_rope_layers", count)  # 1 for layers with an embedding
+    if listed:
+        return lambda index, kind: bool(listed[index])
+    if settings.get("no_rope_layer_interval") is not None:
+        every = settings.size("no_rope_layer_interval")
+        return lambda index, kind: (index + 1) % every != 0
+    return lambda index, kind: True
+
+
+def _attention_kind(settings: Settings, index: int, kinds: list[Any] | None, window: int | None) -> str:
+    """Full or sliding, by the list of layers, by a pattern, or by the first layer that slides."""
+    if kinds is not None:
+        if kinds[index] not in (_FULL, _SLIDING):
+            raise OptionError(f"{settings.path}: layers of type {kinds[index]!r} are not supported")
+        return str(kinds[index])
+    if window is None or settings.get("use_sliding_window") is False:
+        return _FULL
+    if settings.get("sliding_window_pattern") is not None:
+        return _SLIDING if (index + 1) % settings.size("sliding_window_pattern") else _FULL
+    first = settings.optional("max_window_layers")
+    return _SLIDING if first is None or index >= first else _FULL
+
+
+def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rope:
+    """The rotary embedding of a kind of layer, from `rope_parameters` (one, or one per kind), or the older keys."""
+    parameters = settings.table("rope_parameters")
+    if any(isinstance(each, dict) for each in parameters.values()):
+        scaling = dict(parameters.get(kind) or {})
+    else:
+        scaling = (parameters or settings.table("rope_scaling")) if scaled else {}
+        if not scaled and settings.get("rope_local_base_freq") is not None:
+            scaling = {"rope_theta": settings.number("rope_local_base_freq")}
+    base = scaling.get("rope_theta")
+    base = settings.number("rope_theta", 10000.0) if base is None else base
+    part = scaling.get("partial_rotary_factor")
+    part = settings.number("partial_rotary_factor", 1.0) if part is None else part
+    if not isinstance(base, int | float) or not isinstance(part, int | float) or not 0 < part <= 1:
+        raise InvalidModelError(f"{settings.path}: the rotary embedding's base is {base!r}, its part {part!r}")
+    original = settings.get("original_max_position_embeddings")
+    if original is not None:
+        scaling.setdefault("original_max_position_embeddings", original)
+    size = settings.size("rotary_dim", int(head_size * part))
+    return make_rope(RopeSettings(size, float(base), settings.size("max_position_embeddings"), scaling))

@@ -1,0 +1,14 @@
+"""The families of decoders that are built without PyTorch, by the type in config.json and by GGUF architecture."""
+
+from __future__ import annotations
+
+from compiler.frontends.llm.families.family import Family, Gguf
+from compiler.frontends.llm.families.gpt import GPT, GPT_FILES
+from compiler.frontends.llm.families.llama import LLAMA, LLAMA_FILES
+
+FAMILIES: dict[str, Family] = {**LLAMA, **GPT}
+ARCHITECTURES: dict[str, tuple[Family, Gguf]] = {
+    gguf.name: (family, gguf) for family in (*FAMILIES.values(), *LLAMA_FILES, *GPT_FILES) for gguf in family.gguf
+}
+
+__all__ = ["ARCHITECTURES", "FAMILIES", "Family", "Gguf"]

@@ -1,0 +1,137 @@
+"""Description of a family of decoders: one entry serves folders of transformers and GGUF files.
+
+Settings are named as transformers names them; `compiler.frontends.llm.gguf_settings` translates the metadata of GGUF
+files to the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.config import MOST_EXPERTS, DecoderConfig, ExpertsConfig, NormKind
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.names import Names, hugging_face_names
+from compiler.frontends.llm.parameters import Storage
+from compiler.frontends.llm.settings import Settings
+
+Changes = Callable[[DecoderConfig, Settings], DecoderConfig]
+Positions = Literal["rotary", "learned", "alibi", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gguf:
+    """A GGUF architecture that holds a family.
+
+    Attributes:
+        name: of the architecture.
+        norms: as of `gguf_names`.
+        interleaved: rows of queries and keys are ordered for rotary embeddings of adjacent pairs.
+        values: settings that files lack, or that llama.cpp computes with instead.
+        keys: metadata of the architecture -> setting, beside the common ones.
+        read: settings that depend on several metadata or on tensors.
+        roles: role -> other name; those in `second` where the first layer has tensors of all its names.
+        second: see `roles`.
+    """
+
+    name: str
+    norms: str = "pre"
+    interleaved: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    read: Callable[[GgufFile, Mapping[str, Any]], Mapping[str, Any]] = lambda file, values: {}
+    roles: Mapping[str, str] = field(default_factory=dict)
+    second: Mapping[str, str] = field(default_factory=dict)
+
+
+def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    """The mixture of a layer; None for an MLP, as in models without experts and in some layers of Qwen's."""
+    key = "num_experts" if settings.get("num_experts") is not None else "num_local_experts"
+    dense = settings.get("mlp_only_layers") or []
+    every = settings.size("decoder_sparse_step", 1)
+    if settings.get(key) is None or not isinstance(dense, list) or layer in dense or (layer + 1) % every:
+        return None
+    count = settings.size(key, most=MOST_EXPERTS)
+    chosen = settings.size("num_experts_per_tok")
+    if chosen > count:
+        raise InvalidModelError(f"{settings.path}: {chosen} experts per token, and {count} in all")
+    shared = settings.get("shared_expert_intermediate_size")
+    return ExpertsConfig(
+        count=count,
+        chosen=chosen,
+        intermediate=settings.size("moe_intermediate_size", settings.get("intermediate_size")),
+        normalized=settings.flag("norm_topk_prob"),
+        shared=settings.size("shared_expert_intermediate_size") if shared else 0,
+        shared_gate=bool(shared) and settings.flag("shared_gate"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Properties of a model type that its settings may lack.
+
+    Attributes:
+        names: of the tensors in folders, or a function that gives them.
+        norm, gated: as of `DecoderConfig`.
+        parallel: whether attention and MLP read the same x, or the setting that says so.
+        positions: rotations, the rows of a table ("learned", from row `position_offset` on), ALiBi, or none.
+        rope_in_windows_only: layers that see everything have no rotary embedding, where others have a window.
+        scales_full_only: RoPE scaling is for layers that see everything, and not for those with a window.
+        scales_embedding: embeddings are multiplied by the square root of their width.
+        experts: the mixture of a layer, None for an MLP.
+        expansion: times the hidden size, the width of an MLP that the settings do not give.
+        defaults: settings that a config.json may leave out.
+        aliases: standard setting -> the family's own name.
+        refused: setting -> what it asks for that is not supported, and the value that does not.
+        changes: adapts the configuration where no field does.
+        storage: how weights are stored in folders, or a function that says so.
+        unused: ends of the names of tensors that hold nothing a model needs: masks, frequencies.
+        gguf: the GGUF architectures that hold the family.
+    """
+
+    names: Names | Callable[[Settings], Names] = field(default_factory=hugging_face_names)
+    norm: NormKind = "rms"
+    gated: bool = True
+    parallel: bool | str = False
+    positions: Positions = "rotary"
+    position_offset: int = 0
+    rope_in_windows_only: bool = False
+    scales_full_only: bool = False
+    scales_embedding: bool = False
+    experts: Callable[[Settings, int], ExpertsConfig | None] = mixture
+    expansion: int | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, tuple[str, object]] = field(default_factory=dict)
+    changes: Changes = lambda config, settings: config
+    storage: Storage | Callable[[Settings], Storage] = field(default_factory=Storage)
+    unused: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    gguf: tuple[Gguf, ...] = ()
+
+
+def without(names: Names, role: str) -> Names:
+    """Names of models whose blocks lack a role."""
+    return replace(names, roles={key: name for key, name in names.roles.items() if key != role})
+
+
+def within(prefix: str, roles: Mapping[str, str]) -> dict[str, str]:
+    """Roles whose names begin with a prefix."""
+    return {role: prefix + name for role, name in roles.items()}
+
+
+def needed(*keys: str) -> Callable[[GgufFile, Mapping[str, Any]], Mapping[str, Any]]:
+    """A check that older files may fail: they lack these settings. Raises OptionError."""
+
+    def check(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        architecture = file.value("general.architecture")
+        missing = [key for key in keys if file.value(f"{architecture}.{key}") is None]
+        if missing:
+            raise OptionError(
+                f"{file.path}: files of {architecture} without the metadata {', '.join(missing)} are not supported",
+                "convert the model again with a newer llama.cpp",
+            )
+        return {}
+
+    return check

@@ -1,0 +1,226 @@
+"""Families of decoders like Llama, mixtures of experts included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from compiler.errors import OptionError
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
+from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.names import GRANITE_EXPERTS, MIXTRAL_EXPERTS, QWEN_EXPERTS, hugging_face_names
+from compiler.frontends.llm.parameters import Storage
+from compiler.frontends.llm.settings import Settings
+
+_BAICHUAN_LAYERS = 32  # of the model whose positions are rotations; the larger one has ALiBi
+_GEMMA_27B_LAYERS = (46, 62)
+
+
+def _gemma_scale(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scale of the 27B models is that of the width shared among their heads."""
+    is_large = values.get("num_hidden_layers") in _GEMMA_27B_LAYERS
+    scale = values["hidden_size"] / values["num_attention_heads"] if is_large else None
+    return {"query_pre_attn_scalar": scale}
+
+
+def _cohere(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Its scale of the logits is a factor, where that of Granite is a divisor."""
+    return replace(config, logit_scale=settings.number("logit_scale", 0.0625))
+
+
+def _sparse_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    found = mixture(settings, layer)
+    if found is None or found.chosen != 2:
+        raise OptionError(f"{settings.path}: mixtures of Phi with other than 2 experts per token are not supported")
+    return replace(found, normalized=False, jitter=settings.number("router_jitter_noise", 0.01))
+
+
+def _phimoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Cosine and sine have a factor of their own."""
+    scaling = settings.table("rope_parameters") or settings.table("rope_scaling")
+    factors = [scaling.get(each, 1.0) for each in ("short_mscale", "long_mscale")]
+    if factors[0] != factors[1] or not isinstance(factors[0], int | float):
+        raise OptionError(f"{settings.path}: factors of RoPE that depend on the length, {factors}, are not supported")
+    factor = float(factors[0])
+    layers = tuple(
+        layer if layer.rope is None else replace(layer, rope=replace(layer.rope, factor=factor))
+        for layer in config.layers
+    )
+    return replace(config, layers=layers)
+
+
+def _qwen(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """The width in the file is that of both products of the MLP together."""
+    return replace(config, intermediate=config.intermediate // 2)
+
+
+def _alibi(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Baichuan's larger models."""
+    return {"alibi": values.get("num_hidden_layers") != _BAICHUAN_LAYERS}
+
+
+_NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
+_QWEN = {"use_sliding_window": False, "max_window_layers": 28}
+_GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256}
+_GEMMA_STORAGE = Storage(norm_offset=1.0)
+_BIDIRECTIONAL = {"use_bidirectional_attention": ("bidirectional attention", False)}
+_GRANITE = {"attention_multiplier": 1.0}
+_GRANITE_GGUF = {"attention_multiplier": None}  # files that lack it have the usual scale
+_EXPERTS_PER_TOKEN = {"num_experts_per_tok": 2, **_NORMALIZED}
+_NORM_EPS = {"rms_norm_eps": "layer_norm_eps"}
+_COHERE_GGUF: dict[str, Any] = {
+    "interleaved": True,
+    "values": {"logit_scale": 1.0},
+    "keys": {"logit_scale": "logit_scale"},
+}
+
+LLAMA: dict[str, Family] = {
+    "llama": Family(
+        gguf=(
+            *(
+                Gguf(name=name, interleaved=True)
+                for name in ("llama", "mistral3", "internlm2", "xverse", "ernie4_5", "chatglm")
+            ),
+            Gguf(name="exaone"),
+            Gguf(name="pangu-embedded"),
+        )
+    ),
+    "mistral": Family(),
+    "ministral": Family(),
+    "mixtral": Family(
+        names=hugging_face_names(roles=MIXTRAL_EXPERTS),
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, **_EXPERTS_PER_TOKEN},
+    ),
+    "phimoe": Family(
+        names=hugging_face_names(roles=MIXTRAL_EXPERTS),
+        norm="layer",
+        experts=_sparse_mixture,
+        changes=_phimoe,
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2},
+    ),
+    "qwen2": Family(defaults=_QWEN, gguf=(Gguf(name="qwen2"),)),
+    "qwen3": Family(defaults={**_QWEN, "head_dim": 128}, gguf=(Gguf(name="qwen3"),)),
+    "qwen2_moe": Family(
+        names=hugging_face_names(roles=QWEN_EXPERTS),
+        defaults={**_QWEN, "num_experts_per_tok": 4, "shared_gate": True},
+        gguf=(Gguf(name="qwen2moe", values=_NOT_NORMALIZED),),
+    ),
+    "qwen3_moe": Family(
+        names=hugging_face_names(roles=QWEN_EXPERTS),
+        defaults={**_QWEN, "num_experts_per_tok": 8},
+        gguf=(Gguf(name="qwen3moe"),),
+    ),
+    "olmoe": Family(
+        names=hugging_face_names(roles=QWEN_EXPERTS),
+        defaults={"rms_norm_eps": 1e-5, "num_experts_per_tok": 8},
+        gguf=(Gguf(name="olmoe", values=_NOT_NORMALIZED),),
+    ),
+    "smollm3": Family(
+        defaults={
+            "use_sliding_window": False,
+            "rope_theta": 2e6,
+            "tie_word_embeddings": True,
+            "no_rope_layer_interval": 4,
+        },
+        gguf=(Gguf(name="smollm3", interleaved=True),),
+    ),
+    "phi3": Family(defaults={"rms_norm_eps": 1e-5}, gguf=(Gguf(name="phi3"),)),
+    "granite": Family(defaults=_GRANITE, gguf=(Gguf(name="granite", interleaved=True, values=_GRANITE_GGUF),)),
+    **dict.fromkeys(
+        ("granitemoe", "granitemoeshared"),
+        Family(
+            names=hugging_face_names(roles=GRANITE_EXPERTS),
+            defaults={**_GRANITE, **_EXPERTS_PER_TOKEN},
+            aliases={"shared_expert_intermediate_size": "shared_intermediate_size"},
+            gguf=(Gguf(name="granitemoe", interleaved=True, values=_GRANITE_GGUF),),
+        ),
+    ),
+    "gemma": Family(
+        scales_embedding=True,
+        refused=_BIDIRECTIONAL,
+        defaults=_GEMMA,
+        storage=_GEMMA_STORAGE,
+        gguf=(Gguf(name="gemma"),),
+    ),
+    "gemma2": Family(
+        names=hugging_face_names("sandwich"),
+        scales_embedding=True,
+        refused=_BIDIRECTIONAL,
+        defaults={**_GEMMA, "sliding_window": 4096, "sliding_window_pattern": 2, "query_pre_attn_scalar": 256},
+        storage=_GEMMA_STORAGE,
+        gguf=(Gguf(name="gemma2", norms="sandwich", read=_gemma_scale),),
+    ),
+    "gemma3_text": Family(
+        names=hugging_face_names("sandwich"),
+        scales_embedding=True,
+        scales_full_only=True,
+        refused=_BIDIRECTIONAL,
+        defaults={
+            **_GEMMA,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 6,
+            "query_pre_attn_scalar": 256,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 10000.0,
+        },
+        storage=_GEMMA_STORAGE,
+        gguf=(Gguf(name="gemma3", norms="sandwich", read=_gemma_scale),),
+    ),
+    "olmo": Family(
+        norm="layer",
+        storage=Storage(bare_norms=True),
+        defaults={"rms_norm_eps": 1e-5},
+        gguf=(Gguf(name="olmo", interleaved=True),),
+    ),
+    "olmo2": Family(
+        names=hugging_face_names("post"),
+        defaults={"rms_norm_eps": 1e-5},
+        gguf=(Gguf(name="olmo2", norms="post"),),
+    ),
+    "olmo3": Family(
+        names=hugging_face_names("post"),
+        scales_full_only=True,
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+    ),
+    "cohere": Family(
+        names=without(hugging_face_names(), "mlp_norm"),
+        norm="layer",
+        parallel=True,
+        changes=_cohere,
+        refused={"use_qk_norm": ("normalization of queries and keys", False)},
+        defaults={"rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+        aliases=_NORM_EPS,
+        storage=Storage(interleaved=True),
+        gguf=(Gguf(name="command-r", **_COHERE_GGUF),),
+    ),
+}
+
+# Families of GGUF files alone.
+LLAMA_FILES: tuple[Family, ...] = (
+    # As llama.cpp computes Phi's mixtures: no window, RMS norms (with a bias), and the softmax over the chosen experts.
+    Family(defaults={"use_sliding_window": False}, gguf=(Gguf(name="phimoe"),)),
+    Family(gated=False, defaults={"hidden_act": "relu2"}, gguf=(Gguf(name="arcee", interleaved=True),)),
+    Family(gguf=(Gguf(name="baichuan", interleaved=True, read=_alibi),)),
+    Family(positions="alibi", gguf=(Gguf(name="refact"),)),
+    Family(changes=_qwen, gguf=(Gguf(name="qwen"),)),
+    Family(
+        norm="layer",
+        parallel=True,
+        changes=_cohere,
+        rope_in_windows_only=True,
+        defaults={"sliding_window_pattern": 4},
+        gguf=(Gguf(name="cohere2", **_COHERE_GGUF),),
+    ),
+    Family(
+        rope_in_windows_only=True,
+        defaults={"sliding_window_pattern": 4},
+        gguf=(Gguf(name="exaone4", norms="post"),),
+    ),
+    Family(gguf=(Gguf(name="glm4", norms="sandwich", interleaved=True),)),
+    Family(
+        gguf=(Gguf(name="minicpm", interleaved=True, read=needed("embedding_scale", "residual_scale", "logit_scale")),)
+    ),
+    Family(gguf=(Gguf(name="seed_oss", second={"mlp_norm": "post_attention_norm"}),)),
+)

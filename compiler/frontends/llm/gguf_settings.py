@@ -1,0 +1,111 @@
+"""GGUF metadata under the names of the settings of transformers' config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compiler.errors import OptionError
+from compiler.frontends.llm.families import Family, Gguf
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.settings import Settings
+
+_FACTORS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+ROPE_TENSORS = (_FACTORS, _LONG, _SHORT)
+_ROPE = "rope.scaling."
+
+# Metadata below the name of the architecture -> setting; of two that are present the later one counts.
+_KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_epsilon": "rms_norm_eps",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.scale": "attention_multiplier",
+    "attention.sliding_window": "sliding_window",
+    "attention.sliding_window_pattern": "sliding_window_pattern",
+    "attention.clamp_kqv": "clip_qkv",
+    "attention.max_alibi_bias": "alibi_bias_max",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "rope.dimension_count": "rotary_dim",
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "use_parallel_residual": "use_parallel_residual",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_weights_norm": "norm_topk_prob",
+}
+# What llama.cpp computes with where a file does not say it, instead of a family's own defaults.
+_DEFAULTS: Mapping[str, Any] = {
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 1.0,
+    "head_dim": None,
+    "query_pre_attn_scalar": None,
+    "sliding_window": None,
+    "rotary_dim": None,
+    "tie_word_embeddings": False,
+    "norm_topk_prob": True,
+}
+
+
+def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
+    """The settings of a file of an architecture of a family.
+
+    Raises:
+        InvalidModelError: the file lacks its embedding, or metadata that cannot be read.
+        OptionError: keys and values have different widths.
+    """
+    values = {setting: value for key, setting in _KEYS.items() if (value := _value(file, found, key)) is not None}
+    values |= {setting: value for key, setting in found.keys.items() if (value := _value(file, found, key)) is not None}
+    for key, setting in found.keys.items():
+        if setting != _KEYS.get(key):
+            values.pop(_KEYS.get(key, ""), None)
+    values["rope_scaling"] = _scaling(file, found)
+    if "token_embd.weight" in file.names:
+        values["vocab_size"] = file.shape("token_embd.weight")[0]
+    width = _value(file, found, "attention.value_length")
+    if width not in (None, values.get("head_dim", width)):
+        raise OptionError(f"{file.path}: keys and values of different widths are not supported")
+    values |= found.read(file, values)
+    return Settings(values, file.path, {**family.defaults, **_DEFAULTS, **found.values})
+
+
+def _value(file: GgufFile, found: Gguf, key: str) -> Any:
+    """A value of the metadata, or the only one of a list; None where it is missing or 0, which stands for that."""
+    value = file.value(f"{found.name}.{key}")
+    if isinstance(value, list) and len(set(value)) == 1:
+        value = value[0]
+    return None if not isinstance(value, bool) and value == 0 else value
+
+
+def _scaling(file: GgufFile, found: Gguf) -> dict[str, Any]:
+    """The metadata of RoPE scaling in the form of transformers' `rope_parameters`."""
+    kind = file.value(f"{found.name}.{_ROPE}type", "none")
+    scaling = {
+        "rope_type": "default" if kind == "none" else kind,
+        "factor": file.value(f"{found.name}.{_ROPE}factor"),
+        "original_max_position_embeddings": file.value(f"{found.name}.{_ROPE}original_context_length"),
+        "attention_factor": None,
+        "beta_fast": file.value(f"{found.name}.{_ROPE}yarn_beta_fast"),
+        "beta_slow": file.value(f"{found.name}.{_ROPE}yarn_beta_slow"),
+    }
+    if kind == "longrope" or _SHORT in file.names:
+        scaling["rope_type"] = "longrope"
+        for key, tensor in (("short_factor", _SHORT), ("long_factor", _LONG)):
+            if tensor in file.names:
+                scaling[key] = file.vector(tensor).tolist()
+        scaling["attention_factor"] = file.value(f"{found.name}.{_ROPE}attn_factor")
+    if _FACTORS in file.names:
+        scaling["divisors"] = file.vector(_FACTORS).tolist()
+    return scaling
