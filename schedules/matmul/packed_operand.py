@@ -19,7 +19,7 @@ from schedules.rule import CpuRule, Priority, WorkloadT
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc
+    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 
 def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr) -> MatmulForm:
@@ -39,6 +39,16 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr) -> MatmulFor
     return MatmulForm(
         stage, reduction, (), Group(rows), column, depth, data, values, data, values, width, 0, 1, 1, None
     )
+
+
+def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter | None, most: int) -> Stmt:
+    """The product of at most `most` rows by one writer, of more by another; by the first alone where that is all."""
+    rows = form.rows.extent
+    if many is None or (isinstance(rows, int) and rows <= most):
+        return few.statement()
+    if isinstance(rows, int):
+        return many.statement()
+    return tirx.IfThenElse(rows <= most, few.statement(), many.statement())
 
 
 class HasForm(Protocol):

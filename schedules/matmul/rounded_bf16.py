@@ -24,7 +24,7 @@ from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, panel_form
+from schedules.matmul.packed_operand import PanelRule, by_rows, panel_form
 from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
 from schedules.matmul.tiling import MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter
@@ -102,15 +102,10 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("the stages of the product are missing")
-        fused, rows = self.fused(kernel, parts), parts.form.rows.extent
-        in_vectors = self.writer(parts, fused, machine, config.integer("rows")).statement()
-        tiles = self._tiles(workload, machine)
-        if tiles is None or (isinstance(rows, int) and rows <= _FEW_ROWS):
-            return fused.function(in_vectors, machine)
-        in_tiles = self.writer(parts, fused, machine, block_rows(workload.rows), tiles).statement()
-        if isinstance(rows, int):
-            return fused.function(in_tiles, machine)
-        return fused.function(tirx.IfThenElse(rows <= _FEW_ROWS, in_vectors, in_tiles), machine)
+        fused, tiles = self.fused(kernel, parts), self._tiles(workload, machine)
+        few = self.writer(parts, fused, machine, config.integer("rows"))
+        many = None if tiles is None else self.writer(parts, fused, machine, block_rows(workload.rows), tiles)
+        return fused.function(by_rows(parts.form, few, many, _FEW_ROWS), machine)
 
     def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:
         """The kernel around the stages of the product."""

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.config import Config, ConfigSpace
+from schedules.errors import NotScheduledError
 from schedules.ir.expression import uses
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.machine import Machine
 from schedules.matmul.blocks.expressions import BLOCK_MATMUL
 from schedules.matmul.blocks.layout import PANEL, BlockFormat
+from schedules.matmul.blocks.tiles import FEW_ROWS, BlockTilesWriter, block_tiles
 from schedules.matmul.blocks.writer import BlockWriter, Parts
-from schedules.matmul.packed_operand import MatmulOfParts, panel_form
+from schedules.matmul.packed_operand import MatmulOfParts, by_rows, panel_form
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.instructions.products.product import Product
+    from schedules.ir.tvm_types import Expr, PrimFunc
 
 # Rows of a tile whose weights are unpacked: more make the code longer, not faster.
 _UNPACKED_ROWS = 4
@@ -62,6 +65,19 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
 
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return BlockWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
+
+    def tiles_writer(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> MatmulWriter:
+        """Writer of the loops of more than `FEW_ROWS` rows, by an instruction whose sums stay in tiles."""
+        return BlockTilesWriter(parts, fused, machine, product)
+
+    def apply(self, kernel: Kernel, workload: BlockWorkload, config: Config, machine: Machine) -> PrimFunc:
+        parts = self.parts(kernel)
+        if parts is None:
+            raise NotScheduledError("the stage of the product is missing")
+        fused, product = FusedKernel(kernel, [parts.form.stage]), block_tiles(parts, machine)
+        few = self.writer(parts, fused, machine, config.integer("rows"))
+        many = None if product is None else self.tiles_writer(parts, fused, machine, product)
+        return fused.function(by_rows(parts.form, few, many, FEW_ROWS), machine)
 
 
 def vectors_of(machine: Machine) -> int:

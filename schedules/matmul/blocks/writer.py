@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
 _WORDS_AHEAD = 32
 _FEW_ROWS = 4
-_MOST_ROWS = 64  # of a task
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tile stands: its first row, its panel, and its first column in that."""
 
     batch: Batch
@@ -70,6 +69,8 @@ class BlockWriter(WriterOfParts[Parts]):
 
     cuts_depth: ClassVar[bool] = False
     rows_first: ClassVar[bool] = True
+    most_rows: ClassVar[int] = 64
+    """Of a task."""
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
         super().__init__(parts, fused, machine, rows=rows)
@@ -88,7 +89,7 @@ class BlockWriter(WriterOfParts[Parts]):
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)
         fitting = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
-        most = max(1, min(_MOST_ROWS // self.tile_rows, fitting))
+        most = max(1, min(self.most_rows // self.tile_rows, fitting))
         chunks = row_chunks_at_run_time(tiles, [panels], self.machine.cores, most=most)
         return self._named_cut(chunks)
 
@@ -104,7 +105,7 @@ class BlockWriter(WriterOfParts[Parts]):
     ) -> Stmt:
         """`rows x width` results: the steps follow each other, their sums scaled and added in registers."""
         totals = RegisterTile(rows, width, self.lanes, "float32")
-        place = _Place(batch, row, self._panel(batch, row, column), tirx.FloorMod(column, index(PANEL)))
+        place = Place(batch, row, self._panel(batch, row, column), tirx.FloorMod(column, index(PANEL)))
         zero = tirx.const(0.0, "float32")
         parts = [*totals.allocations, *totals.stores(lambda i, at, lane: zero)]
         if self.layout.numbers:
@@ -126,14 +127,14 @@ class BlockWriter(WriterOfParts[Parts]):
         """The panel that the rows of a tile multiply."""
         return tirx.FloorDiv(column, index(PANEL))
 
-    def _data(self, place: _Place, row: int, *last: Expr | int) -> Expr:
+    def _data(self, place: Place, row: int, *last: Expr | int) -> Expr:
         """An element of the data in a row of the tile."""
         data = self.parts.data
         mapping = {**place.batch, **self.form.rows.values(place.row + row)}
         lead = [substitute(each, mapping) for each in self.form.a.indices[: -len(last)]]
         return tirx.BufferLoad(data.source, [*lead, *(index(each) if isinstance(each, int) else each for each in last)])
 
-    def _bits(self, place: _Place, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
+    def _bits(self, place: Place, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
         """The integers of a quad as four bytes, or one of them; `first` is the number of a quad that begins words."""
         value, start = None, 0
         for at, bits in enumerate(self.layout.planes):
@@ -151,7 +152,7 @@ class BlockWriter(WriterOfParts[Parts]):
         assert value is not None
         return value
 
-    def _of_group(self, name: str, place: _Place, lane: Expr, group: Expr) -> Expr:
+    def _of_group(self, name: str, place: Place, lane: Expr, group: Expr) -> Expr:
         """A scale or minimum as float32."""
         arrays, at = self.parts.arrays, place.lane + lane
         if not self.layout.super_groups:
@@ -160,7 +161,7 @@ class BlockWriter(WriterOfParts[Parts]):
         high = number(tirx.BufferLoad(arrays[name], [place.panel, above, at]), "float32")
         return high * tirx.Cast("float32", tirx.BufferLoad(arrays[f"{name}_integers"], [place.panel, group, at]))
 
-    def _ahead(self, totals: RegisterTile, place: _Place, step: Expr) -> list[Stmt]:
+    def _ahead(self, totals: RegisterTile, place: Place, step: Expr) -> list[Stmt]:
         """Words that a tile of few rows is going to read."""
         if totals.rows > _FEW_ROWS:
             return []
@@ -185,14 +186,14 @@ class BlockWriter(WriterOfParts[Parts]):
             found.append((at * unit // QUAD, number_, of_group, min(unit, depth - at * unit)))
         return found
 
-    def _integer_step(self, totals: RegisterTile, place: _Place, step: Expr, depth: int) -> Stmt:
+    def _integer_step(self, totals: RegisterTile, place: Place, step: Expr, depth: int) -> Stmt:
         code = self._ahead(totals, place, step)
         for quad, unit, group, _ in self._units(step, depth):
             code += self._integer_unit(totals, place, (step * (STEP // QUAD), quad), unit, group)
         return sequence(code)
 
     def _integer_unit(
-        self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], unit: Expr, group: Expr
+        self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], unit: Expr, group: Expr
     ) -> list[Stmt]:
         """The products of a unit, whose bits begin at a quad, scaled and added to the totals."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "int32")
@@ -217,7 +218,7 @@ class BlockWriter(WriterOfParts[Parts]):
         flipped = weights ^ tirx.const(0x80808080 - (1 << 32), "int32") if self._flips else weights
         return DOT_S8S8(total, data, flipped)
 
-    def _integer_start(self, sums: RegisterTile, place: _Place, unit: Expr) -> list[Stmt]:
+    def _integer_start(self, sums: RegisterTile, place: Place, unit: Expr) -> list[Stmt]:
         """The sums of a unit start from what the zero point, where it is one for all, takes away."""
         zero = self.layout.zero - (128 if self._flips else 0)
 
@@ -227,7 +228,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return sums.stores(start)
 
     def _integer_end(
-        self, totals: RegisterTile, sums: RegisterTile, place: _Place, unit: Expr, group: Expr
+        self, totals: RegisterTile, sums: RegisterTile, place: Place, unit: Expr, group: Expr
     ) -> list[Stmt]:
         """The sums of a unit, scaled and added to the totals."""
         layout = self.layout
@@ -246,14 +247,14 @@ class BlockWriter(WriterOfParts[Parts]):
 
         return totals.stores(scaled)
 
-    def _float_step(self, totals: RegisterTile, place: _Place, step: Expr, depth: int) -> Stmt:
+    def _float_step(self, totals: RegisterTile, place: Place, step: Expr, depth: int) -> Stmt:
         code = self._ahead(totals, place, step)
         for quad, _, group, size in self._units(step, depth):
             code += self._float_unit(totals, place, (step * (STEP // QUAD), quad), group, size)
         return sequence(code)
 
     def _float_unit(
-        self, totals: RegisterTile, place: _Place, quad: tuple[Expr, int], group: Expr, size: int
+        self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], group: Expr, size: int
     ) -> list[Stmt]:
         """Like `_integer_unit`, of `size` places."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
@@ -275,7 +276,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return [*code, *self._float_end(totals, sums, place, group, (first, size))]
 
     def _float_run(
-        self, sums: RegisterTile, place: _Place, quad: tuple[Expr, int], first: Expr, count: int
+        self, sums: RegisterTile, place: Place, quad: tuple[Expr, int], first: Expr, count: int
     ) -> list[Stmt]:
         """`count` products from place `first` of the depth on, whose bits begin at a quad."""
         code = []
@@ -289,7 +290,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return code
 
     def _float_end(
-        self, totals: RegisterTile, sums: RegisterTile, place: _Place, group: Expr, run: tuple[Expr, int]
+        self, totals: RegisterTile, sums: RegisterTile, place: Place, group: Expr, run: tuple[Expr, int]
     ) -> list[Stmt]:
         """The sums of a unit, with zero points taken away, scaled and added to the totals."""
         layout, (first, size) = self.layout, run
@@ -319,7 +320,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
         return [*code, *totals.stores(scaled)]
 
-    def _plain_words(self, totals: RegisterTile, place: _Place) -> list[Stmt]:
+    def _plain_words(self, totals: RegisterTile, place: Place) -> list[Stmt]:
         """Products with plain numbers, word after word."""
         layout, words = self.layout, self.parts.arrays["numbers"]
         places, depth = 32 // layout.bits, int(self.form.depth.extent)

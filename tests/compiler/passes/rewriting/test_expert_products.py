@@ -31,7 +31,7 @@ def _weights(kind: str) -> tuple[BlockWeight, np.ndarray[Any, Any]]:
     return weight, values.reshape(_EXPERTS, _PADDED, _DEPTH)[:, :_COLUMNS]
 
 
-def _module(weight: BlockWeight, activations: str) -> compiler.Module:
+def _module(weight: BlockWeight, activations: str, target: str = "host") -> compiler.Module:
     builder = relax.BlockBuilder()
     n = tirx.Var("n", "int64")
     data = relax.Var("data", relax.TensorType([n, _DEPTH], "float32"))
@@ -45,17 +45,24 @@ def _module(weight: BlockWeight, activations: str) -> compiler.Module:
         builder.emit_func_output(output)
     inputs = [TensorSpec("data", ("n", _DEPTH), "float32"), TensorSpec("scores", ("n", _EXPERTS), "float32")]
     outputs = [TensorSpec("result", ("n", _COLUMNS), "float32")]
-    return compiler.compile(ImportedModel(mod=builder.get(), inputs=inputs, outputs=outputs), threads=2)
+    return compiler.compile(ImportedModel(mod=builder.get(), inputs=inputs, outputs=outputs), target=target, threads=2)
 
 
 @pytest.mark.parametrize(
-    ("kind", "activations", "tolerance"),
-    [("float32", "float32", 1e-6), ("int8", "float32", 1e-6), ("int8", "int8", 0.02)],
+    ("kind", "activations", "tolerance", "target"),
+    [
+        ("float32", "float32", 1e-6, "host"),
+        ("int8", "float32", 1e-6, "host"),
+        ("int8", "int8", 0.02, "host"),
+        ("int8", "int8", 0.02, "sapphire-rapids-simulated"),
+    ],
 )
-def test_each_row_gets_the_weighted_sum_of_its_experts(kind: str, activations: str, tolerance: float) -> None:
+def test_each_row_gets_the_weighted_sum_of_its_experts(
+    kind: str, activations: str, tolerance: float, target: str
+) -> None:
     weight, values = _weights(kind)
-    module = _module(weight, activations)
-    for count in (1, 3, 33):
+    module = _module(weight, activations, target)
+    for count in (1, 3, 33, 150):  # of 150 rows, runs of one expert reach over blocks of tiles
         random = np.random.default_rng(count)
         data = random.standard_normal((count, _DEPTH)).astype(np.float32)
         scores = random.standard_normal((count, _EXPERTS)).astype(np.float32)
