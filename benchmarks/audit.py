@@ -28,10 +28,10 @@ from benchmarks._quantized import quantized
 from benchmarks.catalog import CATALOG
 from benchmarks.compare import measured_peak
 from compiler.errors import TensorwrightError
-from compiler.inspection.roofline import Roofline
 from compiler.profiling.measured import KernelTime
 from compiler.profiling.profile import profile
 from compiler.reports.formatting import plural
+from compiler.support.roofline import Roofline
 
 _PLAIN = ("fallback", "as-is")
 _CALL_SECONDS = 1e-6

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.inspection.roofline import Roofline
 from compiler.profiling.attribution import RUNTIME
+from compiler.support.roofline import Roofline
 from schedules.machine import Machine
 
 # An empty region takes 2.65 microseconds with two threads (Zen 4, idle). Threads are handed their parts one after the

@@ -79,6 +79,11 @@ class TargetDescription(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _check_depth(self.details)
 
+    @property
+    def faster_precisions(self) -> str:
+        """Precisions that are estimated to be much faster than float32, as text; "" where there are none."""
+        return str(self.details.get("faster_precisions", ""))
+
 
 class ToolVersions(Record, frozen=True, kw_only=True):
     """Versions of what built the module. `tvm` must equal the runtime's: TVM promises no stable interface."""

@@ -60,9 +60,6 @@ _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
 _ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
 _INTEGER_RULES = ("conv-dot", "matmul-int8")
 _MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {MatmulRoundedBf16.name: DOT_BF16}
-# Of the rate of tiles in products, whose operands come from the second cache: convolutions read a plane of input from
-# the first (1,860 to 2,560 G operations/s beside 1,120).
-_TILES_OF_CONVOLUTIONS = 1.8
 _TILES = 1.1  # cycles over those of the rate
 _PAIR_PRODUCTS = 1.5  # without products of bytes: two `vpmaddwd`, and what widens and adds
 # Cycles to scale, round and store a vector of results as bytes.
@@ -206,8 +203,7 @@ def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
         return _DEPTHWISE_INTEGERS if products else _DEPTHWISE_PAIRS
     tiles = _tiles_of(rule, workload, machine)
     if tiles is not None:
-        rate = tiles.rate_on(machine) * (_TILES_OF_CONVOLUTIONS if rule == CONV_TILES else 1.0)
-        return _TILES / rate
+        return _TILES / (tiles.convolution_rate_on if rule == CONV_TILES else tiles.rate_on)(machine)
     if rule in _INTEGER_RULES and getattr(workload, "operand", "uint8") != "uint16":
         factor /= products[0].rate_on(machine) if products else _PAIR_PRODUCTS
     return factor

@@ -29,9 +29,17 @@ from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
 from compiler.passes.rewriting.size_variants import ANY_SIZE
+from compiler.profiling.attribution import kind_of
+from compiler.profiling.faster_precisions import KernelWork, faster_precisions, float32_work
 from compiler.records.library import TunedConfigs
+from compiler.support.call_list import call_counts
+from compiler.support.elements import elements_read
+from compiler.support.formula import evaluate
 from compiler.support.parallel_tasks import parallel_tasks
+from compiler.support.roofline import Roofline
 from schedules.ir.stages import kernels_of
+from schedules.ir.tvm_types import Var
+from schedules.machine import dtype_bits
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
@@ -107,10 +115,37 @@ def manifest_entries(
 
 
 def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
-    """The target's own report, and what its accelerator computes."""
+    """The target's own report, what its accelerator computes, and precisions that would be much faster."""
     details = target.describe()
-    partition = pipeline.report.partition
-    return details if partition is None else {**details, "partition": partition}
+    partition, faster = pipeline.report.partition, _faster_precisions(target, pipeline)
+    details |= {} if partition is None else {"partition": partition}
+    return details if faster is None else {**details, "faster_precisions": faster}
+
+
+def _faster_precisions(target: targets.Target, pipeline: PipelineResult) -> str | None:
+    """A line on precisions; sizes that are not known count as 1."""
+    if target.pipeline != "processor":
+        return None
+    report = pipeline.report
+    works, calls = [], call_counts(report.calls)
+    for name, function in ((str(variable.name_hint), each) for variable, each in kernels_of(pipeline.mod)):
+        count = report.operations.get(name)
+        if name in calls and count is not None:
+            shapes = dict(enumerate(map(_known_shape, function.params)))
+            sizes = [elements_read(shapes, report.gathered.get(name, frozenset()), at) for at in shapes]
+            types = [str(each.ty.dtype) for each in function.params]
+            tensors = [(dtype, size * dtype_bits(dtype) // 8) for dtype, size in zip(types, sizes, strict=True)]
+            operations = evaluate(count.formula, dict.fromkeys(count.symbols, 1))
+            nbytes = sum(size for _, size in tensors)
+            works.append(
+                KernelWork(calls[name], float32_work(kind_of(name), tensors), operations, nbytes, count.direct)
+            )
+    return faster_precisions(works, target.machine, Roofline.of(target.machine, measured=False))
+
+
+def _known_shape(parameter: Var) -> tuple[int, ...]:
+    """The shape of a tensor, sizes that are not known as 1; of a number ()."""
+    return tuple(int(getattr(size, "value", 1)) for size in getattr(parameter.ty, "shape", ()))
 
 
 def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfigs | None) -> list[KernelProvenance]:

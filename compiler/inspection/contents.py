@@ -135,6 +135,8 @@ def inspect_module(path: str | os.PathLike[str]) -> Inspection:
         facts["memory plan"] = plan_text(plan)
     if accelerator := accelerator_text(manifest.target):
         facts["accelerator"] = accelerator
+    if manifest.target.faster_precisions:
+        facts["precision"] = manifest.target.faster_precisions
     if manifest.fixed_inputs:
         facts["fixed inputs"] = "; ".join(_fixed_text(fixed) for fixed in manifest.fixed_inputs)
     if manifest.states:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +13,18 @@ from tvm import relax
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.frontends.imported_model import ImportedModel
-from compiler.inspection.roofline import Roofline
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from compiler.passes.rewriting.node_tracker import NodeTracker
 from compiler.profiling.attribution import kind_of, names_of, operators_of
+from compiler.profiling.faster_precisions import KernelWork, float32_work
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
 from compiler.support.gathered import gathered_by_kernel
 from compiler.support.operation_count import OperationCount, UncountableError, count_kernels, size_formula
-from schedules.gpu.machine import GpuMachine
-from schedules.instructions.products.table import products
-from schedules.machine import Machine, dtype_bits
+from compiler.support.roofline import Roofline
+from schedules.machine import dtype_bits
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class KernelCost:
         nbytes: bytes of its tensors: what must at least be read and written.
         seconds: the least time it takes on the target's machine.
         share: of the sum over all kernels.
+        work: of all calls, for estimates in other precisions.
     """
 
     name: str
@@ -48,6 +49,7 @@ class KernelCost:
     seconds: float
     share: float
     nodes: tuple[str, ...]
+    work: KernelWork
 
 
 def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes: Mapping[str, int]) -> list[KernelCost]:
@@ -65,9 +67,11 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
     counts, gathered = count_kernels(lowered), gathered_by_kernel(lowered)
     calls = _kernel_calls(lowered, context.tracker, sizes)
     costs: dict[tuple[str, tuple[str, ...]], list[Any]] = {}
+    floats: dict[str, str] = {}
     for (name, nodes, shapes), times in calls.items():
         operations = _operations(counts.get(name), shapes)
         nbytes = _bytes_moved(shapes, gathered.get(name, frozenset()))
+        floats[name] = float32_work(kind_of(name), [(dtype, _size_of(shape, dtype)) for shape, dtype in shapes])
         entry = costs.setdefault((name, nodes), [0, 0, 0, 0.0])
         entry[0] += times
         entry[1] = None if operations is None or entry[1] is None else entry[1] + times * operations
@@ -75,43 +79,21 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
         entry[3] += times * roofline.seconds(operations or 0, nbytes)
     total = sum(entry[3] for entry in costs.values()) or 1.0
     made = [
-        KernelCost(name, operators_of(name), kind_of(name), times, operations, nbytes, seconds, seconds / total, nodes)
+        KernelCost(
+            name,
+            operators_of(name),
+            kind_of(name),
+            times,
+            operations,
+            nbytes,
+            seconds,
+            seconds / total,
+            nodes,
+            KernelWork(1, floats[name], operations or 0, nbytes, times * counts[name].direct if name in counts else 0),
+        )
         for (name, nodes), (times, operations, nbytes, seconds) in costs.items()
     ]
     return sorted(made, key=lambda cost: -cost.seconds)
-
-
-_WORTH_SAYING = 1.3
-_PRECISIONS = (
-    # What it is called, how one asks for it, types of the operands, and their bytes beside those of float32.
-    ("bfloat16", "--precision bf16", ("bfloat16", "bfloat16"), 0.5),
-    ("int8", "tensorwright quantize", ("uint8", "int8"), 0.25),
-)
-
-
-def faster_precisions(costs: Sequence[KernelCost], machine: Machine, roofline: Roofline) -> str | None:
-    """Which precisions a float32 model is estimated to be much faster in, as a line of text; None where none is.
-
-    Products and convolutions bound by their arithmetic run at the rate of the machine's instruction, and move fewer
-    bytes; the other kernels take as long as before.
-    """
-    if isinstance(machine, GpuMachine):
-        return None
-    total = sum(cost.seconds for cost in costs)
-    found = []
-    for name, how, operands, share in _PRECISIONS:
-        rates = [each.rate_on(machine) for each in products(machine, *operands)]
-        if not rates or max(rates) <= 1:
-            continue
-        saved = 0.0
-        for cost in costs:
-            narrow = roofline.seconds(int((cost.operations or 0) / max(rates)), int(cost.nbytes * share))
-            is_product = cost.kind in ("convolution", "matmul") and cost.operations is not None
-            if is_product and cost.seconds > roofline.seconds(0, cost.nbytes):
-                saved += cost.seconds - narrow
-        if total > 0 and total / (total - saved) >= _WORTH_SAYING:
-            found.append(f"{name} is estimated {total / (total - saved):.1f} times as fast here: {how}")
-    return "; ".join(found) or None
 
 
 _Tensors = tuple[tuple[tuple[int, ...], str], ...]
@@ -167,3 +149,7 @@ def _bytes_moved(tensors: _Tensors, gathered: frozenset[int]) -> int:
         elements_read(shapes, gathered, position) * dtype_bits(dtype) // 8
         for position, (_, dtype) in enumerate(tensors)
     )
+
+
+def _size_of(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * dtype_bits(dtype) // 8

@@ -103,9 +103,10 @@ def _estimate(
     """Fill in the kernels, or the reason why there are none: a model need not compile to be inspected."""
     from compiler.driver.compile import find_target
     from compiler.frontends.source import import_model
-    from compiler.inspection.cost_estimate import estimate_costs, faster_precisions
-    from compiler.inspection.roofline import Roofline
+    from compiler.inspection.cost_estimate import estimate_costs
+    from compiler.profiling.faster_precisions import faster_precisions
     from compiler.profiling.workload import symbolic_sizes
+    from compiler.support.roofline import Roofline
 
     chosen = find_target(target)
     try:
@@ -127,8 +128,12 @@ def _estimate(
     inspection.facts["estimated for"] = f"{chosen.description or chosen.name}: {roofline.source}"
     inspection.details["estimated_for"] = {"target": chosen.name, **asdict(roofline)}
     costs = estimate_costs(model, chosen, roofline, inspection.sizes)
-    inspection.kernels = [KernelEstimate(**asdict(cost), rule=None, formula=None) for cost in costs]
-    faster = faster_precisions(costs, chosen.machine, roofline)
+    names = KernelEstimate.__dataclass_fields__
+    inspection.kernels = [
+        KernelEstimate(**{name: each for name, each in vars(cost).items() if name in names}, rule=None, formula=None)
+        for cost in costs
+    ]
+    faster = faster_precisions([cost.work for cost in costs], chosen.machine, roofline)
     if faster is not None:
         inspection.facts["precision"] = faster
 

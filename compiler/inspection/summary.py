@@ -33,6 +33,7 @@ class Summary:
     Attributes:
         kernels_by_rule: number of kernels by schedule rule, most first; "fallback" and "as-is" run as plain loops.
         seconds: by step of the compilation.
+        precision: precisions that are estimated to be much faster on the target; "" where there are none.
         states: names of the inputs that are states.
         shown_inputs, shown_outputs: `inputs` and `outputs` but for states.
     """
@@ -51,6 +52,7 @@ class Summary:
     memory: dict[str, int] | None
     coverage: Coverage | None
     seconds: dict[str, float]
+    precision: str
     states: list[str]
     shown_inputs: list[str]
     shown_outputs: list[str]
@@ -106,6 +108,7 @@ def summarize(module: Module, path: Path, coverage: Coverage | None, seconds: Ma
         memory=msgspec.structs.asdict(plan) if plan is not None else None,
         coverage=coverage,
         seconds=dict(seconds),
+        precision=manifest.target.faster_precisions,
         states=[state.input for state in manifest.states],
         shown_inputs=[
             str(spec) for spec in manifest.inputs if spec.name not in {each.input for each in manifest.states}

@@ -46,6 +46,7 @@ class BenchResult:
         outputs included.
         planned_memory: activations as the module's memory plan has them; None where there is none.
         batch: rows of a run, the size of the symbolic first dimension of its inputs; None where that is not known.
+        faster_precisions: those that are estimated to be much faster than float32 on the module's target, as text.
     """
 
     model: str
@@ -63,6 +64,7 @@ class BenchResult:
     peak_memory: int
     planned_memory: int | None
     batch: int | None = None
+    faster_precisions: str = ""
 
     @property
     def items_per_second(self) -> float:
@@ -165,6 +167,7 @@ def bench(
         parameter_bytes=sum(parameter.nbytes for parameter in manifest.parameters),
         planned_memory=plan.peak_bytes if plan is not None else None,
         batch=rows,
+        faster_precisions=manifest.target.faster_precisions,
         **measured,
     )
 

@@ -11,8 +11,8 @@ import targets
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.inspection.cost_estimate import estimate_costs
-from compiler.inspection.roofline import Roofline
 from compiler.splitting.cuts import Cut
+from compiler.support.roofline import Roofline
 
 
 @dataclass(frozen=True)

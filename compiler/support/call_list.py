@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,4 +43,17 @@ def calls_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[Model
                 waiting += [step.when_true, step.when_false]
             elif step.callee == callee:
                 found += step.nodes
+    return found
+
+
+def call_counts(functions: Mapping[str, Sequence[Step]]) -> Counter[str]:
+    """How often each kernel or function is called, in both branches of a condition."""
+    found: Counter[str] = Counter()
+    waiting = list(functions.values())
+    while waiting:
+        for step in waiting.pop():
+            if isinstance(step, Branches):
+                waiting += [step.when_true, step.when_false]
+            else:
+                found[step.callee] += 1
     return found

@@ -17,7 +17,10 @@ from tvm.ir.prim import expr as prim
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.support.formula import names_in
-from schedules.annotations import TRANSFORM
+from schedules.annotations import KIND, TRANSFORM
+from schedules.conv.compute import WINOGRAD
+from schedules.conv.workload import WinogradWorkload
+from schedules.ir.stages import walk
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt
@@ -39,10 +42,12 @@ class OperationCount:
     Attributes:
         formula: a number, or a formula of the names in `symbols`.
         symbols: where a call's arguments say each size: (argument, axis); axis -1 is the argument itself.
+        direct: of a convolution by Winograd's method: the operations of the direct one, a symbolic batch as 1; else 0.
     """
 
     formula: str
     symbols: dict[str, tuple[int, int]] = field(default_factory=dict)
+    direct: int = 0
 
 
 def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
@@ -58,7 +63,22 @@ def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
     used = names_in(formula)
     if not used <= set(symbols):
         return None
-    return OperationCount(formula, {name: place for name, place in symbols.items() if name in used})
+    places = {name: place for name, place in symbols.items() if name in used}
+    return OperationCount(formula, places, _direct(function))
+
+
+def _direct(function: tirx.PrimFunc) -> int:
+    """Operations of the convolution that a kernel computes by Winograd's method."""
+    found = 0
+
+    def visit(block: Stmt) -> None:
+        nonlocal found
+        if block.annotations.get(KIND) == WINOGRAD:
+            work = WinogradWorkload.from_annotation(block.annotations)
+            found = work.flops * max(work.batch, 1)
+
+    walk(function.body, s_tir.SBlock, visit)
+    return found
 
 
 def count_kernels(mod: tvm.IRModule) -> dict[str, OperationCount]:

@@ -218,5 +218,6 @@ def _print(result: Any) -> None:
             ("memory peak", f"{format_bytes(result.peak_memory)} over the bare runtime{plan}"),
             ("after load", format_bytes(result.load_memory)),
             ("file", f"{format_bytes(result.file_bytes)}, parameters {format_bytes(result.parameter_bytes)}"),
+            *([("precision", result.faster_precisions)] if result.faster_precisions else []),
         ]
     )

@@ -219,6 +219,8 @@ def _print_summary(summary: Any) -> None:
         facts.append(("accelerator", summary.accelerator))
     if summary.memory_plan:
         facts.append(("memory plan", summary.memory_plan))
+    if summary.precision:
+        facts.append(("precision", summary.precision))
     steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())
     facts.append(("time", f"{format_seconds(sum(summary.seconds.values()))} ({steps})"))
     print_facts(facts)

@@ -1,0 +1,71 @@
+"""Precisions in which a float32 model is estimated to be much faster on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.support.roofline import Roofline
+from schedules.gpu.machine import GpuMachine
+from schedules.instructions.products.table import products
+from schedules.machine import Machine
+
+_WORTH_SAYING = 1.3
+_PRECISIONS = (
+    # What it is called, how one asks for it, types of the operands, and their bytes beside those of float32.
+    ("bfloat16", "--precision bf16", ("bfloat16", "bfloat16"), 0.5),
+    ("int8", "tensorwright quantize", ("uint8", "int8"), 0.25),
+)
+
+
+@dataclass(frozen=True)
+class KernelWork:
+    """The calls of a kernel.
+
+    Attributes:
+        float32: "convolution" or "matmul" of float32 operands; "" for other work.
+        operations, nbytes: of a call.
+        direct: of a convolution by Winograd's method, operations without it.
+    """
+
+    calls: int
+    float32: str
+    operations: int
+    nbytes: int
+    direct: int = 0
+
+
+def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: Roofline) -> str | None:
+    """The precisions and how much faster each is estimated to be, as a line of text; None where none is.
+
+    Products and convolutions bound by their arithmetic run at the rate of the machine's instruction, and move fewer
+    bytes; the other kernels take as long as before.
+    """
+    if isinstance(machine, GpuMachine):
+        return None
+    total = sum(each.calls * roofline.seconds(each.operations, each.nbytes) for each in works)
+    found = []
+    for name, how, operands, share in _PRECISIONS:
+        instructions = products(machine, *operands)
+        if not instructions:
+            continue
+        rates = {
+            "matmul": max(each.rate_on(machine) for each in instructions),
+            "convolution": max(each.convolution_rate_on(machine) for each in instructions),
+        }
+        saved = 0.0
+        for each in works:
+            seconds = roofline.seconds(each.operations, each.nbytes)
+            if each.float32 and seconds > roofline.seconds(0, each.nbytes):
+                operations = max(each.operations, each.direct) / rates[each.float32]
+                narrow = roofline.seconds(int(operations), int(each.nbytes * share))
+                saved += each.calls * max(seconds - narrow, 0.0)
+        if total > 0 and total / (total - saved) >= _WORTH_SAYING:
+            found.append(f"{name} is estimated {total / (total - saved):.1f} times as fast here: {how}")
+    return "; ".join(found) or None
+
+
+def float32_work(kind: str, tensors: Sequence[tuple[str, int]]) -> str:
+    """`KernelWork.float32` of a kernel of a kind of work, whose tensors have these types and bytes."""
+    largest = sorted(tensors, key=lambda each: -each[1])[:2]
+    return kind if kind in ("convolution", "matmul") and all(dtype == "float32" for dtype, _ in largest) else ""
