@@ -1,8 +1,8 @@
 """Weights that stay in the blocks in which they are quantized, and how frontends multiply with them and look them up.
 
 A `BlockWeight` is packed while a model is imported, one tensor at a time, in the layout that every kernel reads (see
-`schedules.matmul.blocks.layout`); nothing repacks it later. The kernels compute with exactly the numbers of the blocks, but for many rows on
-processors with AMX, where they are rounded to bfloat16.
+`schedules.matmul.blocks.layout`); nothing repacks it later. The kernels compute
+with exactly the numbers of the blocks, but for many rows on processors with AMX, where they are rounded to bfloat16.
 """
 
 from __future__ import annotations
