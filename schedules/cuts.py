@@ -48,10 +48,15 @@ SHARED_CACHE_RATE = 16.0
 """Bytes per cycle of a core from the cache behind its own: 26 (Zen 4), 25 (Zen 5) where it does nothing else."""
 EXPOSED = 0.3  # of the shorter of arithmetic and movement: they overlap for the most part
 TASK_CYCLES = 150.0  # to start a task of a loop
-# To start threads that spin and to wait for them: 3 microseconds with two (Zen 4); each is handed its part by itself.
-START_CYCLES, START_CYCLES_OF_THREAD = 12000.0, 200.0
+# To start threads that spin and to wait for them: 2.65 microseconds with two (Zen 4, 4.5 GHz). Each is handed its part
+# and counts itself out by itself, and moves a cache line between cores for both: some 0.13 microseconds in a socket
+# (50 to 150 ns a line, https://chipsandcheese.com).
+START_CYCLES, START_CYCLES_OF_THREAD = 11000.0, 600.0
 WORTH = 0.85  # of the time on one core: threads that gain less are left to others
 FREE = 1.005  # what a cut may cost on the machine's cores to suit other numbers of threads better
+# Of a nest: its work, in times of what pays for threads, where it is not known or less; what a point of fused loops
+# takes for its indices; and what it takes at least.
+WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 8.0, 40.0, 160.0
 HELD = 0.6  # of a second cache: what a thread reads once for consecutive tasks
 MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -124,13 +129,78 @@ def cut(axes: Sequence[CutAxis], works: Sequence[Work], machine: Machine, free: 
     `axes` are in the order of the parallel loop, outermost first. `free` is what it may cost there to suit other
     numbers of threads. Raises ValueError for an axis of no steps.
     """
-    sizes = _candidates(axes, machine)
-    times = _cycles(axes, works, sizes, machine, machine.cores)
-    alone = _cycles(axes, works, sizes, machine, 1)
+    return _best(axes, works, _candidates(axes, machine), machine, free)
+
+
+@dataclass(frozen=True)
+class NestCut:
+    """A cut of a nest of loops in which only the innermost one may be divided.
+
+    Attributes:
+        fused: outer loops, fused into the loop over tasks.
+        run: steps of a part of the innermost loop; the last part may have fewer.
+    """
+
+    fused: int
+    run: int
+
+
+def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run: int = 1) -> NestCut:
+    """The cut of a nest: its leading loops alone make tasks, or all outer ones with parts of `run`, the innermost.
+
+    Of outer loops, lengths that are not known count as 1, and are always fused.
+
+    Args:
+        cycles: of the whole nest on one core, if known.
+        run: steps of the innermost loop.
+    """
+    axes = [*(CutAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
+    axes.append(CutAxis("run", run))
+    whole = [axis.extent for axis in axes]
+    most = max(MOST_TASKS * machine.cores, MOST_TASKS_OF_FEW) // math.prod(whole[:-1])
+    parts = {ceil_div(run, count) for count in range(1, min(run, most) + 1)}
+    unknown = max((i + 1 for i, each in enumerate(outer) if not isinstance(each, int)), default=0)
+    leading = [[1] * fused + whole[fused:] for fused in range(unknown, len(outer))]
+    sizes = np.array([*leading, *([1] * len(outer) + [part] for part in sorted(parts or {run}))], dtype=np.int64)
+    least = WORK_OF_A_NEST * least_parallel_cycles(max(machine.cores, 2)), LEAST_POINT_CYCLES * math.prod(whole[:-1])
+    works = [Work({axis.name: 0 for axis in axes}, max(cycles, *least))]
+    found = _best(axes, works, sizes, machine, FREE, POINT_CYCLES)
+    fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
+    return NestCut(max(unknown, *fused, 0), found.sizes["run"])
+
+
+def chunks_at_run_time(machine: Machine) -> int:
+    """Pieces of about equal length into which a nest of unknown size is cut where threads pay."""
+    longest = MOST_TASKS * machine.cores
+    return ceil_div(longest, cut_nest([], machine, run=longest).run)
+
+
+def shared_cycles(tasks: int, cycles: float, machine: Machine) -> float:
+    """Estimated time on all cores of so many equal tasks, in which one core has so much work."""
+    axis = CutAxis("tasks", tasks)
+    return estimated_cycles([axis], [Work({axis.name: 0}, cycles)], {axis.name: 1}, machine, machine.cores)
+
+
+def least_parallel_cycles(cores: int) -> float:
+    """The work on one core from which on threads pay for starting them."""
+    return start_cycles(cores) / (WORTH - 1 / cores) if cores > 1 else math.inf
+
+
+def _best(
+    axes: Sequence[CutAxis],
+    works: Sequence[Work],
+    sizes: NDArray[np.int64],
+    machine: Machine,
+    free: float,
+    task: float = TASK_CYCLES,
+) -> Cut:
+    """The best of the cuts whose steps of a part are the rows of `sizes`; `task`: cycles to start a task."""
+    times = _cycles(axes, works, sizes, machine, machine.cores, task)
+    alone = _cycles(axes, works, sizes, machine, 1, task)
     parallel = machine.cores > 1 and bool(times.min() < WORTH * alone.min())
     if parallel:
         near = np.flatnonzero(times <= free * times.min())
-        others = [np.log(_cycles(axes, works, sizes[near], machine, threads)) for threads in _THREADS]
+        others = [np.log(_cycles(axes, works, sizes[near], machine, threads, task)) for threads in _THREADS]
         best = int(near[np.sum(others, axis=0).argmin()])
     else:
         best = int(alone.argmin())
@@ -169,13 +239,18 @@ def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
 
 
 def _cycles(
-    axes: Sequence[CutAxis], works: Sequence[Work], sizes: NDArray[np.int64], machine: Machine, threads: int
+    axes: Sequence[CutAxis],
+    works: Sequence[Work],
+    sizes: NDArray[np.int64],
+    machine: Machine,
+    threads: int,
+    task: float = TASK_CYCLES,
 ) -> Vector:
     """Estimated time of each cut: that of the thread with the most tasks, and of starting and joining."""
     parts = {axis.name: -(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes)}
     tasks = np.prod(list(parts.values()), axis=0)
     own = -(-tasks // threads)  # of one thread, one after the other
-    cycles, moved = TASK_CYCLES * own, np.zeros(len(sizes))
+    cycles, moved = task * own, np.zeros(len(sizes))
     for work in works:
         share, covered = np.ones(len(sizes)), own.astype(np.float64)
         for i, axis in reversed(list(enumerate(axes))):

@@ -66,6 +66,20 @@ class BlockRows:
     narrow: tuple[NarrowRows, NarrowRows] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """Blocks `begin` to `end`, each of `rows` queries; the first one starts at query `query`."""
+
+    begin: Index
+    end: Index
+    query: Index
+    rows: int
+
+    def start_of(self, number: Expr) -> Expr:
+        """The first query of a block."""
+        return self.query + (number - self.begin) * self.rows
+
+
 class AttentionWriter:
     """Writes attention of float32, in products of float32 or of pairs of bfloat16."""
 
@@ -137,26 +151,30 @@ class AttentionWriter:
         for extent in (*self.lead, self.queries, self.keys):
             amount = amount * extent
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
-        parts = list(self.prepared)
-        for start, count, rows in self._blocks():
+        blocks = self._blocks()
 
-            def task(values: list[Expr], start: Index = start, rows: int = rows) -> Stmt:
-                return self._block(values[:-1], start + values[-1] * rows, rows)
+        def task(values: list[Expr]) -> Stmt:
+            *lead, number = values
+            *whole, last = blocks
+            code = self._block(lead, last.start_of(number), last.rows)
+            for each in whole:
+                code = tirx.IfThenElse(number < each.end, self._block(lead, each.start_of(number), each.rows), code)
+            return code
 
-            extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
-            parts.append(parallel_grid([*extents, Extent("block", count)], task, self.machine, parallel=threads))
-        return sequence(parts)
+        extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
+        extents.append(Extent("block", blocks[-1].end))
+        return sequence([*self.prepared, parallel_grid(extents, task, self.machine, parallel=threads)])
 
-    def _blocks(self) -> list[tuple[Expr, Index, int]]:
-        """(first query, how many blocks, queries of a block)."""
+    def _blocks(self) -> list[_Blocks]:
+        """Blocks of as many queries as fit the registers, and of what is left."""
         if isinstance(self.queries, int):
-            whole, rest = divmod(self.queries, self.rows)
-            found = [(index(0), whole, self.rows), (index(whole * self.rows), 1, rest)]
-            return [each for each in found if each[1] and each[2]]
-        whole = tirx.FloorDiv(self.queries, index(self.rows))
-        done = whole * self.rows
-        single = [(done, self.queries - done, 1)] if self.rows > 1 else []
-        return [(index(0), whole, self.rows), *single]
+            whole, left = divmod(self.queries, self.rows)
+            found = [_Blocks(0, whole, 0, self.rows), _Blocks(whole, whole + 1, whole * self.rows, left)]
+            return [each for each in found if each.end != each.begin and each.rows]
+        many = tirx.FloorDiv(self.queries, index(self.rows))
+        done = many * self.rows
+        single = [_Blocks(many, many + (self.queries - done), done, 1)] if self.rows > 1 else []
+        return [_Blocks(0, many, 0, self.rows), *single]
 
     def _block(self, lead: list[Expr], row: Expr, rows: int) -> Stmt:
         scores = tirx.decl_buffer([rows, self.keys], "float32", "scores", layout=None)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import index
 from schedules.ir.stages import Axis, Kernel
@@ -33,7 +34,7 @@ _INDEX = "int64"
 ROWS_AHEAD = 64
 # Marks a parallel loop whose body is to be a function: a single iteration is a call of it on the calling thread.
 CHUNKED = "tensorwright.chunked"
-# Iterations of a parallel loop for each core, so that threads which start late or run slowly are balanced.
+# Parts for each core of one query over a cache.
 CHUNKS_PER_CORE = 4
 
 
@@ -103,18 +104,26 @@ class Extent:
 
 
 def parallel_grid(
-    extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], machine: Machine, *, parallel: bool | Expr
+    extents: Sequence[Extent],
+    body: Callable[[list[Expr]], Stmt],
+    machine: Machine,
+    *,
+    parallel: bool | Expr,
+    cycles: float = 0.0,
 ) -> Stmt:
     """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share.
 
     A condition for `parallel` is decided when the kernel runs; the nest's code exists once all the same.
+
+    Args:
+        cycles: of the whole nest on one core, if known.
     """
     if not extents:
         return body([])
-    least = CHUNKS_PER_CORE * machine.cores
+    fused = 0 if parallel is False else cut_nest([each.extent for each in extents], machine, cycles).fused
     if not isinstance(parallel, bool):
-        return chunked_grid(extents, body, _leading(extents, least), tirx.Select(parallel, index(least), index(1)))
-    fused = _leading(extents, least) if parallel else 0
+        chunks = tirx.Select(parallel, index(chunks_at_run_time(machine)), index(1))
+        return chunked_grid(extents, body, max(fused, 1), chunks)
     variables = [tirx.Var(each.name, each.dtype) for each in extents[fused:]]
     if not fused:
         return _nested(extents, variables, body(list(variables)))
@@ -197,16 +206,6 @@ def _point(number: Expr, extents: Sequence[Extent]) -> list[Expr]:
 
 def _wide(value: Expr | int) -> Expr:
     return expression(value) if isinstance(value, int) or str(value.ty) == _INDEX else tirx.Cast(_INDEX, value)
-
-
-def _leading(extents: Sequence[Extent], least: int) -> int:
-    """How many leading loops to fuse."""
-    product = 1
-    for position, each in enumerate(extents):
-        product *= each.extent if isinstance(each.extent, int) else 1
-        if product >= least:
-            return position + 1
-    return len(extents)
 
 
 def _unfused(var: Var, head: Sequence[Extent]) -> list[Expr]:

@@ -1,10 +1,11 @@
-"""Whether several threads pay off."""
+"""The work of a kernel, and whether it pays for starting threads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from schedules.cuts import least_parallel_cycles
 from schedules.ir.expression import index
 from schedules.ir.inline import operations
 from schedules.ir.tir import Expr, Stmt
@@ -13,8 +14,7 @@ from schedules.machine import Machine
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
-# Some 7 microseconds of work on one core in vectors, more without. Sharing it among spinning threads was measured to
-# take 3 (Zen 4, two cores), and what another core wrote has to come over as well.
+# Steps that pay for two threads: some 7 microseconds of work on one core in vectors, more without.
 MIN_PARALLEL_WORK = 98304
 # Some 6 microseconds of reading weights from memory on one core, which is what a single row of data waits for.
 MIN_PARALLEL_BYTES = 262144
@@ -31,8 +31,18 @@ def work(extents: Sequence[Index], body: Stmt) -> Index:
     return total
 
 
+def step_cycles(amount: Index) -> float:
+    """Cycles of so many steps on one core; 0 for a symbolic amount."""
+    return amount * least_parallel_cycles(2) / MIN_PARALLEL_WORK if isinstance(amount, int | float) else 0.0
+
+
 def pays_off(amount: Index, machine: Machine, least: int = MIN_PARALLEL_WORK) -> bool | Expr:
-    """Whether to use several threads for an amount of work; a condition when the amount is symbolic."""
+    """True if threads pay for an amount of work; a condition when the amount is symbolic.
+
+    Args:
+        least: the amount from which on two threads pay; the more there are, the longer it takes to start them.
+    """
     if machine.cores <= 1:
         return False
+    least = round(least * least_parallel_cycles(machine.cores) / least_parallel_cycles(2))
     return amount >= least if isinstance(amount, int | float) else amount >= index(least, str(amount.ty))

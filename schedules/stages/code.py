@@ -39,7 +39,8 @@ def _nests(plan: StagePlan, machine: Machine, values: Mapping[Var, Expr]) -> Stm
 
 def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
     if plan.transpose is not None:
-        return transpose_code(plan.nest, plan.transpose, machine, plan.lanes, threads=plan.threads)
+        threads, cycles = plan.threads, plan.cycles
+        return transpose_code(plan.nest, plan.transpose, machine, plan.lanes, threads=threads, cycles=cycles)
     if plan.axis is None:
         return plain_code(plan, machine)
     if plan.is_interleaved:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from schedules.codegen.nest import CHUNKS_PER_CORE, Extent, parallel_grid, repeat, sequence
-from schedules.ir.expression import index, substitute
+from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence
+from schedules.cuts import chunks_at_run_time, cut_nest
+from schedules.ir.expression import index, substitute, uses
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import product
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -18,6 +20,8 @@ from schedules.stages.strided_loads import StridedLoads
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Var
 
+# Of an axis of unknown length: a few hundred cycles.
+_VECTORS_OF_A_RUN = 64
 Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
 
 
@@ -113,60 +117,70 @@ def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
         init = None if nest.stage.init is None else substitute(nest.stage.init, mapping)
         return inner if init is None else sequence([init, inner])
 
-    return parallel_grid(extents_of(nest.spatial), body, machine, parallel=plan.threads)
+    return parallel_grid(extents_of(nest.spatial), body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
 def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
     """Call `write(start, count, values of the other spatial loops)` over the whole of the spatial loops.
 
-    The axis is cut into chunks when the others do not give every thread its share.
+    The axis is cut into runs, multiples of `step`, when the others do not give every thread its share.
     """
     others = [loop for loop in plan.nest.spatial if loop is not axis]
     dtype = str(axis.var.ty)
     if not isinstance(axis.extent, int):
         return _over_symbolic(plan, axis, others, machine, write)
-    count = product(loop.extent for loop in others)
-    enough = CHUNKS_PER_CORE * machine.cores
-    chunk = axis.extent
-    if plan.threads is not False and count is not None and count < enough:
-        pieces = max(1, min(axis.extent // step, -(-enough // max(count, 1))))
-        chunk = min(axis.extent, max(step, axis.extent // pieces // step * step))
-    whole, left = divmod(axis.extent, chunk)
+    run = axis.extent
+    if plan.threads is not False and product(loop.extent for loop in others) is not None:
+        found = cut_nest([loop.extent for loop in others], machine, plan.cycles, ceil_div(axis.extent, step))
+        run = min(run, found.run * step)
+    whole, left = divmod(axis.extent, run)
 
     def body(values: list[Expr]) -> Stmt:
         mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
-        start = values[-1] * chunk if whole > 1 else index(0, dtype)
-        return write(start, chunk, mapping)
+        if run == axis.extent:
+            return write(index(0, dtype), run, mapping)
+        here = write(values[-1] * run, run, mapping)
+        if not left:
+            return here
+        return tirx.IfThenElse(values[-1] < whole, here, write(index(whole * run, dtype), left, mapping))
 
-    chunks = [Extent(f"{axis.var.name}_chunk", whole, dtype)] if whole > 1 else []
-    parts = [parallel_grid([*extents_of(others), *chunks], body, machine, parallel=plan.threads)]
-    if left:
-        parts.append(_serial(others, machine, lambda mapping: write(index(whole * chunk, dtype), left, mapping)))
-    return sequence(parts)
+    runs = [Extent(f"{axis.var.name}_run", whole + (left > 0), dtype)] if run < axis.extent else []
+    return parallel_grid([*extents_of(others), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
 def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
-    """Whole vectors, then single elements."""
+    """Whole vectors, then single elements, of the axis or of a run of it."""
     dtype = str(axis.var.ty)
     lanes = index(plan.lanes, dtype)
-    whole = tirx.FloorDiv(axis.extent, lanes)
 
-    def body(values: list[Expr]) -> Stmt:
-        mapping = {loop.var: value for loop, value in zip(others, values, strict=True)}
-        extent = substitute(axis.extent, mapping)
-        vectors = repeat("vector", whole, lambda i: write(i * lanes, plan.lanes, mapping), dtype=dtype)
-        left = extent - whole * lanes
-        single = repeat("rest", left, lambda i: write(whole * lanes + i, 1, mapping), dtype=dtype)
+    def stretch(start: Expr, length: Expr, mapping: Mapping[Any, Expr]) -> Stmt:
+        whole = tirx.FloorDiv(length, lanes)
+        vectors = repeat("vector", whole, lambda i: write(start + i * lanes, plan.lanes, mapping), dtype=dtype)
+        left = length - whole * lanes
+        single = repeat("rest", left, lambda i: write(start + whole * lanes + i, 1, mapping), dtype=dtype)
         return sequence([vectors, single])
 
-    return parallel_grid(extents_of(others), body, machine, parallel=plan.threads)
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
+        extent = substitute(axis.extent, mapping)
+        if not runs:
+            return stretch(index(0, dtype), extent, mapping)
+        start = values[-1] * run
+        return stretch(start, tirx.Min(run, extent - start), mapping)
+
+    run = index(_VECTORS_OF_A_RUN * plan.lanes, dtype)
+    runs = []
+    if _needs_runs(plan, axis, others, machine):
+        count = tirx.FloorDiv(axis.extent + (run - 1), run)
+        runs = [Extent(f"{axis.var.name}_run", count, dtype)]
+    return parallel_grid([*extents_of(others), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
-def _serial(others: Sequence[Loop], machine: Machine, body: Callable[[Mapping[Var, Expr]], Stmt]) -> Stmt:
-    def inner(values: list[Expr]) -> Stmt:
-        return body({loop.var: value for loop, value in zip(others, values, strict=True)})
-
-    return parallel_grid(extents_of(others), inner, machine, parallel=False)
+def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine) -> bool:
+    """True if the loops around an axis of unknown length are known to be too few tasks."""
+    tasks = product(loop.extent for loop in others)
+    ragged = any(uses(axis.extent, loop.var) for loop in others)
+    return plan.threads is not False and not ragged and tasks is not None and tasks < chunks_at_run_time(machine)
 
 
 def nested(inner_loops: Sequence[Loop], body: Stmt) -> Stmt:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from schedules.codegen.nest import CHUNKS_PER_CORE
-from schedules.codegen.parallel import pays_off, work
+from schedules.codegen.parallel import pays_off, step_cycles, work
+from schedules.cuts import shared_cycles, start_cycles
 from schedules.ir.expression import buffers_loaded, uses
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name
@@ -32,7 +32,7 @@ from schedules.stages.strided_loads import strided_axis
 from schedules.stages.transpose_code import Transpose, find_transpose
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
+    from schedules.ir.tvm_types import Call, Index
 
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements
 
@@ -69,6 +69,11 @@ class NestPlan:
     axis: Loop | None = None
     transpose: Transpose | None = None
     reduction: Reduction | None = None
+
+    @property
+    def cycles(self) -> float:
+        """Estimated time on one core; 0 where it depends on sizes that are not known."""
+        return step_cycles(_amount(self.nest.stage))
 
     @property
     def is_in_vectors(self) -> bool:
@@ -179,17 +184,17 @@ def _nests(stage: Stage, machine: Machine) -> list[Stage]:
 
 
 def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axis | None:
-    """A loop that is whole in each of several pieces and gives every thread its share; None when there is none, or
-    threads do not pay. One parallel loop then replaces one per part, each with threads to wait for."""
+    """A loop that is whole in each of several pieces and shares their work out as well as loops of their own would,
+    each with threads to start; None when there is none, or threads do not pay."""
     total = work([axis.extent for axis in stage.axes], stage.body)
     if len(pieces) < 2 or pays_off(total, machine) is not True:
         return None
     *outer, _ = stage.spatial  # vectors run along the last
-    for axis in outer:
-        enough = isinstance(axis.extent, int) and axis.extent >= CHUNKS_PER_CORE * machine.cores
-        if enough and all(axis in piece.axes for piece in pieces):
-            return axis
-    return None
+    whole = [axis for axis in outer if isinstance(axis.extent, int) and all(axis in piece.axes for piece in pieces)]
+    cycles = step_cycles(total)
+    times = [shared_cycles(axis.extent, cycles, machine) for axis in whole]
+    apart = cycles / machine.cores + len(pieces) * start_cycles(machine.cores)
+    return whole[times.index(min(times))] if times and min(times) <= apart else None
 
 
 def _piece_plan(stage: Stage, machine: Machine, threads: bool | Expr | None) -> NestPlan | None:
@@ -201,8 +206,12 @@ def _piece_plan(stage: Stage, machine: Machine, threads: bool | Expr | None) -> 
         return None if start is None else _piece_plan(start, machine, threads)
     nest = loop_nest_of(stage)
     if threads is None:
-        threads = pays_off(_width(stage) * work([axis.extent for axis in stage.axes], stage.body), machine)
+        threads = pays_off(_amount(stage), machine)
     return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, machine, threads)
+
+
+def _amount(stage: Stage) -> Index:
+    return _width(stage) * work([axis.extent for axis in stage.axes], stage.body)
 
 
 def _elementwise_plan(nest: LoopNest, machine: Machine, threads: bool | Expr) -> NestPlan:

@@ -56,7 +56,8 @@ class _Writer:
             place = self._values(values)
             return substitute(self._along(reduction, axis, place), place)
 
-        return parallel_grid(extents_of(self.nest.spatial), result, self.machine, parallel=plan.threads)
+        extents = extents_of(self.nest.spatial)
+        return parallel_grid(extents, result, self.machine, parallel=plan.threads, cycles=plan.cycles)
 
     def _values(self, values: Sequence[Expr]) -> dict[Var, Expr]:
         return {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}

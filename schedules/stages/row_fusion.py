@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from schedules.codegen.nest import Extent, parallel_grid, sequence
-from schedules.codegen.parallel import pays_off, work
+from schedules.codegen.parallel import pays_off, step_cycles, work
+from schedules.cuts import shared_cycles, start_cycles
 from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, map_loads, map_stores, substitute
 from schedules.ir.stages import Axis, Stage, dtype_of, product, shape_of
@@ -23,6 +24,7 @@ from schedules.stages.plan import Form, StagePlan, plan_stage
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index
 
+_APART = 1.5  # times the work of rows, where each stage reads and writes memory
 _Key = tuple[int, int]  # (stage, axis of the stage)
 _RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
 
@@ -173,8 +175,12 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
         amount = amount + work([axis.extent for axis in stage.axes], stage.body)
     threads = pays_off(amount, machine)
     rows = product(loop.extent for loop in shared)
-    if threads is not False and rows is not None and rows < machine.cores:
-        return None
+    if threads is not False and isinstance(amount, int) and rows is not None and rows < machine.cores:
+        # Each stage on all cores, with threads of its own and a way through memory.
+        cycles = step_cycles(amount)
+        apart = len(stages) * start_cycles(machine.cores) + _APART * cycles / machine.cores
+        if rows == 1 or shared_cycles(rows, cycles, machine) > apart:
+            return None
     buffers = []
     for buffer in intermediates:
         kept = _kept_dimensions(buffer, stages, shared)

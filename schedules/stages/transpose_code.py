@@ -6,19 +6,22 @@ log2(n) rounds of two-row shuffles, and the stage's body then reads them along t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from schedules.codegen.nest import Extent, parallel_grid, repeat
+from schedules.codegen.nest import Extent, expression, parallel_grid, repeat
+from schedules.cuts import cut_nest
 from schedules.ir.expression import index, map_loads, substitute
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, structural_equal, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Var
+    from schedules.ir.tvm_types import Buffer, Index, Var
 
 _LARGEST_BLOCK = 16
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast
@@ -53,39 +56,50 @@ def _serves(nest: LoopNest, source: Loop, target: Loop, moved: Sequence[int]) ->
     return all(source.strides[i] == 1 and isinstance(target.strides[i], int) for i in moved)
 
 
-def transpose_code(nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool | Expr) -> Stmt:
+def transpose_code(
+    nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool | Expr, cycles: float
+) -> Stmt:
     """The stage as blocks of at most 16 x 16; what is left at the edges in shorter vectors."""
     size = 1 << (min(lanes, _LARGEST_BLOCK).bit_length() - 1)
     writer = _BlockWriter(nest.stage, nest, found, size)
     others = [loop for loop in nest.spatial if loop is not found.source and loop is not found.target]
-    parts = []
-    for start, count, rows in _cut(found.source.extent, size):
 
-        def body(values: list[Expr], start: int = start, rows: int = rows) -> Stmt:
-            mapping = {loop.var: value for loop, value in zip(others, values, strict=False)}
-            at = index(start) if len(values) == len(others) else index(start) + values[-1] * size
-            pieces = [
-                repeat(
-                    "column",
-                    pieces_count,
-                    lambda j, first=first, columns=columns: writer.block(  # type: ignore[misc]
-                        mapping, at, index(first) + j * size, rows, columns
-                    ),
-                )
-                for first, pieces_count, columns in _cut(found.target.extent, size)
-            ]
-            return pieces[0] if len(pieces) == 1 else tirx.SeqStmt(pieces)
+    height, width = found.source.extent, found.target.extent
+    blocks = [ceil_div(height, size), ceil_div(width, size)]
+    longer = blocks.index(max(blocks))
+    run = blocks[longer]
+    if threads is not False:
+        run = cut_nest([loop.extent for loop in others], machine, cycles, run).run
 
-        extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in others]
-        extents += [Extent("row", count)] if count > 1 else []
-        parts.append(parallel_grid(extents, body, machine, parallel=threads))
-    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
+    def body(values: list[Expr]) -> Stmt:
+        *outer, part = values
+        mapping = {loop.var: value for loop, value in zip(others, outer, strict=True)}
+        first: list[Index] = [0, 0]
+        counts: list[Index] = list(blocks)
+        if run < blocks[longer]:
+            first[longer] = part * run
+            counts[longer] = tirx.Min(index(run), blocks[longer] - first[longer])
+
+        def block(i: Index, j: Index) -> Stmt:
+            row, column = expression(first[0] + i), expression(first[1] + j)
+            write = partial(writer.block, mapping, row * size, column * size)
+            return _at_edge(
+                row, height, size, lambda rows: _at_edge(column, width, size, lambda columns: write(rows, columns))
+            )
+
+        return repeat("row", counts[0], lambda i: repeat("column", counts[1], lambda j: block(i, j)))
+
+    extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in others]
+    extents.append(Extent("part", ceil_div(blocks[longer], run)))
+    return parallel_grid(extents, body, machine, parallel=threads, cycles=cycles)
 
 
-def _cut(extent: int, size: int) -> list[tuple[int, int, int]]:
-    """(start, how many, length) of the pieces of an extent."""
+def _at_edge(number: Expr, extent: int, size: int, code: Callable[[int], Stmt]) -> Stmt:
+    """The code for a piece of an axis, by how long that is: `size`, but for the last one."""
     whole, rest = divmod(extent, size)
-    return [each for each in ((0, whole, size), (whole * size, 1, rest)) if each[1] and each[2]]
+    if not whole or not rest:
+        return code(size if whole else rest)
+    return tirx.IfThenElse(number < whole, code(size), code(rest))
 
 
 class _BlockWriter:
