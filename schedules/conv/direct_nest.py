@@ -253,13 +253,15 @@ class DirectNest:
     ) -> Stmt:
         size = self.sizes.spatial[-1]
 
-        def copy(x: Index, source: Index) -> Stmt:
-            return self._copy([place.image, place.source + block, *rows, source], [block, *outer, x])
+        def copy(x: Index, source: Index, count: int) -> Stmt:
+            line, to_line = [place.image, place.source + block, *rows], [block, *outer]
+            return vectorized("lane", count, lambda lane: self._copy([*line, source + lane], [*to_line, x + lane]))
 
         def clear(x: Index) -> Stmt:
             return self._clear([block, *outer, x])
 
-        return padded_line(start, extent, size, self.work.pad[-1][0], copy, clear)
+        lanes = self.lanes if self.scratch_lanes == 1 else 1
+        return padded_line(start, extent, size, self.work.pad[-1][0], copy, clear, lanes)
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         """One position of the input into the scratch buffer."""

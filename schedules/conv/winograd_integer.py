@@ -18,12 +18,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_nest import WinogradNest
-from schedules.conv.winograd_tiling import (
-    direct_cycles,
-    has_window,
-    winograd_cycles,
-    winograd_plan,
-)
+from schedules.conv.winograd_tiling import has_window, relative_cycles, winograd_plan
 from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, DotWorkload, IntegerWinogradWorkload, WinogradWorkload
 from schedules.instructions.products.operation import DOT_WORDS
@@ -89,7 +84,7 @@ def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine:
     if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
         return False
     halved = _in_pairs(work)
-    return winograd_cycles(halved, TILE, machine) < _GAIN * direct_cycles(halved, machine)
+    return relative_cycles(halved, halved, TILE, machine) < _GAIN
 
 
 def winograd_workload(work: DotWorkload) -> IntegerWinogradWorkload:

@@ -1,8 +1,13 @@
-"""The loop nest of Winograd's convolution: transforms a task's tiles, multiplies each frequency, transforms back."""
+"""The loop nest of Winograd's convolution: transforms a task's tiles, multiplies each frequency, transforms back.
+
+Where tasks transform the input before the products, the transformed tiles of a place (of a part of an image) lie one
+after another in a buffer that all threads share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,9 +38,10 @@ from schedules.conv.tiling import divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
-from schedules.conv.winograd_tiling import Tiles
+from schedules.conv.winograd_tiling import INPUTS, PLACES, TILES, Tiles
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import WinogradWorkload
+from schedules.cuts import Cut
 from schedules.errors import NotScheduledError
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
@@ -45,6 +51,20 @@ from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Transformed tiles of a task: (frequencies, input blocks * tiles, elements); in a shared buffer behind a place."""
+
+    buffer: Expr
+    place: tuple[Index, ...] = ()
+
+    def load(self, *at: Index) -> Expr:
+        return load(self.buffer, *self.place, *at)
+
+    def store(self, value: Expr, *at: Index) -> Stmt:
+        return store(self.buffer, value, *self.place, *at)
 
 
 class WinogradNest:
@@ -78,15 +98,38 @@ class WinogradNest:
 
     def build(self, machine: Machine) -> Stmt:
         self.by_lane = multiplies_by_lane(self.work, machine)
-        batch = self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
+        work = self.work
+        batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
         counts = [parts_of(size, self.tile) for size in self.sizes.out]
         self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
         if isinstance(self.cut.tiles, int):
             self.tiles = self.cut.tiles
             self.pixels = min(self.pixels, self.tiles)
+        transforming: Stmt | None = None
+        if self.cut.transforms is not None:
+            shape = (self.cut.transforms.parts[PLACES], *self._scratch_shape(work.in_blocks, self.steps))
+            self.shared, allocation = allocate("shared", shape, work.dtype)
+            transforming = sequence(allocation, self._transforms(self.cut.transforms))
         loop = parallel if self.cut.parallel else repeat
         tasks = loop("task", batch * (self.cut.parts * self.cut.chunks), self._task)
-        return sequence(self.sizes.bindings, self.cut.bindings, tasks)
+        return sequence(self.sizes.bindings, self.cut.bindings, transforming, tasks)
+
+    def _transforms(self, cut: Cut) -> Stmt:
+        """The input of all tasks."""
+        sizes, parts, products = cut.sizes, cut.parts, self.cut
+
+        def task(number: Expr | int) -> Stmt:
+            group, rest = number % parts[TILES], number // parts[TILES]
+            block, place = rest % parts[INPUTS] * sizes[INPUTS], rest // parts[INPUTS]
+            start = group * sizes[TILES]
+            first = place % products.parts * products.tiles
+            live = least(sizes[TILES], products.tiles - start)
+            own = least(sizes[INPUTS], self.work.in_blocks - block)
+            tiles = Tiles(place // products.parts, first, live, start)
+            spread = Spread(self.shared, (place,))
+            return sequence(repeat("cb", own, lambda c: self._spread_tiles(spread, tiles, block + c)))
+
+        return (parallel if cut.parallel else repeat)("transform", cut.tasks, task)
 
     def _task(self, task: Expr | int) -> Stmt:
         cut, work = self.cut, self.work
@@ -104,8 +147,15 @@ class WinogradNest:
         left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
         live = self._position("live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
-        spread, allocate_spread = self._scratch("spread", work.in_blocks, self.steps)
-        product, allocate_product = self._scratch("product", self.blocks, self.lanes)
+        transforming: Stmt | None = None
+        if cut.transforms is None:
+            buffer, allocation = allocate("spread", self._scratch_shape(work.in_blocks, self.steps), work.dtype)
+            spread = Spread(buffer)
+            blocks = repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c))
+            transforming = sequence(allocation, blocks)
+        else:
+            spread = Spread(self.shared, (image * cut.parts + part,))
+        product, allocate_product = allocate("product", self._scratch_shape(self.blocks, self.lanes), work.dtype)
 
         def channels(step: Expr | int) -> Stmt:
             block = (begin + step) * self.blocks
@@ -114,25 +164,19 @@ class WinogradNest:
                 repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
             )
 
-        return sequence(
-            names,
-            allocate_spread,
-            allocate_product,
-            repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c)),
-            repeat("co", own, channels),
-        )
+        return sequence(names, allocate_product, transforming, repeat("co", own, channels))
 
     def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:
         """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
         return name_opaque(name, value, names) if self.work.is_open else value
 
-    def _scratch(self, name: str, blocks: int, elements: int) -> tuple[Expr, Stmt]:
-        """A buffer of (frequencies, blocks * tiles, elements).
+    def _scratch_shape(self, blocks: int, elements: int) -> tuple[int, int, int]:
+        """(frequencies, blocks * tiles, elements) of a buffer.
 
         An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
         """
         vectors = blocks * self.tiles
-        return allocate(name, (self.frequencies, vectors + 1 - vectors % 2, elements), self.work.dtype)
+        return self.frequencies, vectors + 1 - vectors % 2, elements
 
     def _each_tile(self, tiles: Tiles, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """`body(place in the task, row, column of the tile)` for each tile; the last task may hold fewer."""
@@ -140,6 +184,7 @@ class WinogradNest:
 
         def one(i: Index) -> Stmt:
             names: list[Stmt] = []
+            i = tiles.start + i
             tile = tiles.first + i
             row, column = (
                 self._position(*each, names) for each in (("row", tile // columns), ("column", tile % columns))
@@ -151,10 +196,10 @@ class WinogradNest:
 
     # Into the frequencies.
 
-    def _spread_tiles(self, spread: Expr, tiles: Tiles, block: Index) -> Stmt:
+    def _spread_tiles(self, spread: Spread, tiles: Tiles, block: Index) -> Stmt:
         return self._each_tile(tiles, lambda i, row, column: self._spread(spread, tiles.image, block, i, row, column))
 
-    def _spread(self, spread: Expr, image: Index, block: Index, place: Index, row: Index, column: Index) -> Stmt:
+    def _spread(self, spread: Spread, image: Index, block: Index, place: Index, row: Index, column: Index) -> Stmt:
         work, edge, dtype = self.work, self.edge, self.spread_dtype
         top, left = self.sizes.before
         height, width = self.sizes.spatial
@@ -185,7 +230,7 @@ class WinogradNest:
         def across(i: Index) -> Stmt:
             def give(j: int, value: Expr) -> Stmt:
                 at = (i * edge + j, block * self.tiles + place, lanes_of(0, self.steps))
-                return store(spread, self._kept(value), *at)
+                return spread.store(self._kept(value), *at)
 
             values = [load(half, i, j, self.all_lanes) for j in range(edge)]
             return sequence(self.transform.apply(self.matrices.input, values, give, dtype))
@@ -210,7 +255,7 @@ class WinogradNest:
 
     # The product of each frequency.
 
-    def _multiply(self, spread: Expr, product: Expr, block: Index, frequency: Expr, live: Index) -> Stmt:
+    def _multiply(self, spread: Spread, product: Expr, block: Index, frequency: Expr, live: Index) -> Stmt:
         work, lanes = self.work, self.lanes
         whole, rest = self._whole_and_rest()
 
@@ -222,7 +267,7 @@ class WinogradNest:
                 row = source * self.steps + lane
                 result: list[Stmt | None] = self._weights_ahead(block, frequency, start, row)
                 for pixel, part in points:
-                    value = broadcast(load(spread, frequency, source * self.tiles + start + pixel, lane), lanes)
+                    value = broadcast(spread.load(frequency, source * self.tiles + start + pixel, lane), lanes)
                     here = (pixel, part, self.all_lanes)
                     total = self._plus_product(load(sums, *here), value, block + part, frequency, row)
                     result.append(store(sums, total, *here))
@@ -234,7 +279,7 @@ class WinogradNest:
                 result: list[Stmt | None] = []
                 for begin in range(0, count, lanes):
                     at, row = lanes_of(first + begin, lanes), source * self.steps + first + begin
-                    inputs = [load(spread, frequency, source * self.tiles + start + i, at) for i in range(size)]
+                    inputs = [spread.load(frequency, source * self.tiles + start + i, at) for i in range(size)]
                     named, repeated = lanes_repeated(inputs, lanes)
                     result += named
                     for lane in range(lanes):

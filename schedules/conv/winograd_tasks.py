@@ -12,7 +12,7 @@ from schedules.conv.dynamic_sizes import parts_of
 from schedules.conv.winograd_tiling import CHANNELS, TILES, Register, transform_cycles, winograd_cut
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import WinogradWorkload
-from schedules.cuts import other_parts, parts_of_two_at_run_time
+from schedules.cuts import Cut, other_parts, parts_of_two_at_run_time
 from schedules.ir.tir import Stmt
 from schedules.machine import Machine
 
@@ -30,6 +30,7 @@ class TileCut:
     Attributes:
         weights_shared: the tasks of one chunk follow one another; else those of one part of the tiles.
         parallel: threads share the tasks.
+        transforms: the tasks that transform the input before those of the products, if not each of these its own.
     """
 
     columns: Index
@@ -41,6 +42,7 @@ class TileCut:
     weights_shared: bool
     parallel: bool
     bindings: tuple[Stmt, ...] = ()
+    transforms: Cut | None = None
 
 
 def cut_tiles(
@@ -51,10 +53,14 @@ def cut_tiles(
     if work.is_open:
         return _cut_open(work, rows, columns, config, batch, machine)
     register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-    found = winograd_cut(work, work.tile, register, machine)
+    whole = winograd_cut(work, work.tile, register, machine)
+    found = whole.products
     shared = list(found.parts).index(CHANNELS) < list(found.parts).index(TILES)
     tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
-    return TileCut(columns, rows * columns, *tiles, *channels, weights_shared=shared, parallel=found.parallel)
+    total, parallel = rows * columns, found.parallel
+    return TileCut(
+        columns, total, *tiles, *channels, weights_shared=shared, parallel=parallel, transforms=whole.transforms
+    )
 
 
 def _cut_open(

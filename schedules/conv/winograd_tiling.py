@@ -1,7 +1,12 @@
-"""How to cut a Winograd convolution into tasks and register tiles, and what it costs."""
+"""How to cut a Winograd convolution into tasks and register tiles, and what it costs.
+
+Each task transforms the input of its tiles, again for each cut of the output channels; or all of the input is
+transformed first, in tasks of its own, where that takes less than to repeat it and threads are started a second time.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,19 +33,23 @@ _EXPOSED = 0.15  # of the time that memory takes, when it takes less than the ar
 _IN_STEP = 2  # cores that read the same weights from memory at about the same time
 WINOGRAD_MAX_TASK_TILES = 64
 IMAGES, TILES, CHANNELS = "images", "tiles", "channels"
+PLACES, INPUTS = "places", "inputs"  # parts of the tiles of all images; blocks of input channels
 # Tasks that follow one another share the weights, or the input.
 _ORDERS = ((IMAGES, CHANNELS, TILES), (IMAGES, TILES, CHANNELS))
+_FEW_CORES = 2
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer."""
+    """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer. Those
+    before `start` are left to other tasks."""
 
     image: Index
     first: Index
     live: Index
+    start: Index = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPl
     plans = []
     for blocks in block_choices(work.out_blocks, machine):
         found = winograd_cut(work, tile, Register(blocks), machine, free=1.0)
-        tiles = found.sizes[TILES]
+        tiles = found.products.sizes[TILES]
         cycles = found.cycles - (start_cycles(machine.cores) if found.parallel else 0)
         _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
         plans.append(WinogradPlan(tiles, pixels, blocks, cycles / max(work.batch, 1)))
@@ -114,12 +123,37 @@ class Register:
     chunks: int = 1
 
 
-@lru_cache(maxsize=4096)
-def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = FREE) -> Cut:
-    """The cut of images, tiles and output channels (in register tiles) of known sizes.
+@dataclass(frozen=True)
+class WinogradCut:
+    """The cut of images, tiles and output channels (in register tiles), and that of the transforms of the input.
 
-    Each task transforms its own input, again for each cut of the channels.
+    Attributes:
+        products: the tasks that multiply and transform back.
+        transforms: the tasks that transform the input before them, of `PLACES`, `INPUTS` and tiles of a place. None
+            where each task of the products transforms its own.
     """
+
+    products: Cut
+    transforms: Cut | None = None
+
+    @property
+    def parallel(self) -> bool:
+        return self.products.parallel
+
+    @property
+    def cycles(self) -> float:
+        return self.products.cycles + (self.transforms.cycles if self.transforms else 0.0)
+
+    @property
+    def serial_cycles(self) -> float:
+        return self.products.serial_cycles + (self.transforms.serial_cycles if self.transforms else 0.0)
+
+
+@lru_cache(maxsize=4096)
+def winograd_cut(
+    work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = FREE
+) -> WinogradCut:
+    """The cut of a convolution of known sizes."""
     rows, columns = tile_counts(work, tile)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
     most = min(total, register.tiles)
@@ -128,13 +162,34 @@ def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Mac
         TILES: CutAxis(TILES, total, most=most),
         CHANNELS: CutAxis(CHANNELS, steps, most=ceil_div(steps, register.chunks)),
     }
-    works = _works(work, tile, register, most, images * total, machine)
-    found = [cut([axes[name] for name in order], works, machine, free) for order in _ORDERS]
-    return min(found, key=lambda each: each.cycles)
+
+    def found(apart: bool) -> Cut:
+        works = _works(work, tile, register, most, images * total, machine, apart)
+        cuts = [cut([axes[name] for name in order], works, machine, free) for order in _ORDERS]
+        return min(cuts, key=lambda each: each.cycles)
+
+    together = WinogradCut(found(apart=False))
+    if together.products.parts[CHANNELS] == 1 or work.batch == 0:
+        return together
+    products = found(apart=True)
+    places = CutAxis(PLACES, images * products.parts[TILES], most=1)
+    inputs = [places, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
+    spread = Work({each.name: 0.0 for each in inputs}, cycles=float(images * total * _spread_cycles(work, tile)))
+    apart = WinogradCut(products, cut(inputs, [spread], machine))
+    return min(together, apart, key=lambda each: each.cycles)
 
 
-def _works(work: ConvWorkload, tile: int, register: Register, most: int, total: int, machine: Machine) -> list[Work]:
-    """Products of `total` tiles, their transforms, and the transformed weights; a task has at most `most` tiles."""
+def _spread_cycles(work: ConvWorkload, tile: int) -> float:
+    """Cycles to transform the input of a tile."""
+    edge = edge_of(tile, work.strides[0])
+    return work.in_blocks * transform_cycles(edge, edge)
+
+
+def _works(
+    work: ConvWorkload, tile: int, register: Register, most: int, total: int, machine: Machine, apart: bool
+) -> list[Work]:
+    """Products of `total` tiles, their transforms, and the transformed weights; a task has at most `most` tiles. Where
+    the input is transformed `apart`, that comes from the cache that cores share."""
     edge, pixels = edge_of(tile, work.strides[0]), register.pixels
     frequencies, by_lane = edge * edge, multiplies_by_lane(work, machine)
     sizes = range(1, most + 1)
@@ -144,19 +199,19 @@ def _works(work: ConvWorkload, tile: int, register: Register, most: int, total: 
         else _cheapest_pixels(tiles, register.blocks, machine, by_lane)[0]
         for tiles in sizes
     ]
-    spread = work.in_blocks * transform_cycles(edge, edge)
     scratch = frequencies * (work.in_blocks + register.blocks) * work.block * 4
     # What of a task's scratch the second cache does not hold is written and read: again for each register tile of
     # channels where memory is next.
     reads = 1 if machine.l3_bytes else work.out_blocks // register.blocks
     far = [float(tiles if scratch * tiles > 0.75 * machine.l2_bytes else 0) for tiles in sizes]
     read = total * frequencies * work.channels * 4
+    spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work, tile))]
     weights = frequencies * work.channels * work.out_blocks * work.block * 4
     every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
     return [
         Work({**every, TILES: products}, cycles=float(total * frequencies * work.channels * work.out_blocks)),
         Work(every, cycles=total * work.out_blocks * transform_cycles(edge, tile)),
-        Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * spread),
+        *spread,
         Work({IMAGES: 0.0, TILES: far}, bytes=float(total * scratch)),
         Work({**every, TILES: far}, bytes=float(total * scratch * reads)),
         Work({IMAGES: 0.0, TILES: 0.0}, bytes=float(read)),
@@ -202,6 +257,17 @@ def _with_weights(arithmetic: float, weights: int, work: ConvWorkload, machine: 
     return max(arithmetic, stream) + _EXPOSED * min(arithmetic, stream)
 
 
+def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine: Machine) -> float:
+    """Winograd's cycles over those of the direct convolution: the geometric mean of all cores and of two.
+
+    With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
+    few of the cores, in a container or beside other modules, the arithmetic does, of which it has less.
+    """
+    few = machine if machine.cores <= _FEW_CORES else machine.model_copy(update={"cores": _FEW_CORES})
+    shares = [winograd_cycles(work, tile, each) / direct_cycles(direct, each) for each in (machine, few)]
+    return math.sqrt(math.prod(shares))
+
+
 def winograd_tile(
     work: ConvWorkload,
     machine: Machine,
@@ -220,7 +286,7 @@ def winograd_tile(
     for tile, error in bounds(work.strides[0]).items():
         if error > error_bound:
             continue
-        share = sum(winograd_cycles(each, tile, machine) / direct_cycles(rival, machine) for each, rival in cases)
+        share = sum(relative_cycles(each, rival, tile, machine) for each, rival in cases)
         if share < best_share:
             best, best_share = tile, share
     return best

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
 from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import winograd_tile
+from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_tile
 from schedules.conv.winograd_transforms import TILES, bounds, edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.machine import Machine
@@ -31,6 +31,7 @@ from tests.schedules.blocked import (
 from tvm import te  # isort: skip
 
 STEP = (1, 1)
+KNOBS = ("blocks", "pixels", "tiles", "chunks")  # of `Register`
 FORMS = [(tile, stride) for stride in (1, 2) for tile in bounds(stride)]
 
 
@@ -130,8 +131,10 @@ def check(description: Machine, case: dict[str, Any], form: tuple[int, int]) -> 
     values = rng.standard_normal((work.batch, work.channels, *work.spatial), dtype=np.float32)
     filters = rng.standard_normal((work.filters, work.channels, 3, 3), dtype=np.float32)
     expected = np.maximum(reference_conv(values, filters, work.strides, STEP, work.pad, 1), 0)
-    # The bound is on the mean; the largest of some thousand errors is a few tens of times that, at outputs of ~17.
-    np.testing.assert_allclose(_run(work, tile, values, filters, description), expected, rtol=1e-4, atol=3e-4)
+    # The bound is on the mean; the largest of some thousand errors is a few tens of times that, at outputs of ~17, which
+    # 33 channels have: outputs and errors grow with the root of their number.
+    atol = 3e-4 * max(1.0, (work.channels / 33) ** 0.5)
+    np.testing.assert_allclose(_run(work, tile, values, filters, description), expected, rtol=1e-4, atol=atol)
 
 
 def test_it_is_chosen_where_it_saves_time() -> None:
@@ -142,6 +145,19 @@ def test_it_is_chosen_where_it_saves_time() -> None:
     assert winograd_tile(_work(64, 128, (56, 56), stride=2), AVX512, 3e-6) == 4
     assert winograd_tile(_work(128, 256, (28, 28), stride=2), AVX512, 3e-6) == 2
     assert winograd_tile(_work(512, 512, (14, 14), stride=2), AVX512, 3e-6) is None  # weights outweigh what is saved
+
+
+@pytest.mark.parametrize("case", [(256, 256, 14, 1), (512, 512, 7, 1), (128, 256, 28, 2)])
+def test_the_input_is_transformed_once_where_many_tasks_share_it(case: tuple[int, int, int, int]) -> None:
+    channels, filters, side, stride = case
+    machine = AVX512.model_copy(update={"cores": 32, "memory_rate": 56.0})
+    work = _work(channels, filters, (side, side), stride=stride)
+    tile = winograd_tile(work, machine, 3e-6)
+    assert tile is not None, "on two threads of such a machine it takes 0.6 of the time of a direct convolution"
+    config = Winograd().default(WinogradWorkload(**vars(work), tile=tile), machine)
+    found = winograd_cut(work, tile, Register(*(config.integer(name) for name in KNOBS)), machine)
+    assert found.transforms is not None
+    check(machine, {"channels": channels, "filters": filters, "spatial": (side, side)}, (tile, stride))
 
 
 def test_its_larger_filters_must_come_from_memory_in_time() -> None:
