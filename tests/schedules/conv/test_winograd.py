@@ -131,8 +131,8 @@ def check(description: Machine, case: dict[str, Any], form: tuple[int, int]) -> 
     values = rng.standard_normal((work.batch, work.channels, *work.spatial), dtype=np.float32)
     filters = rng.standard_normal((work.filters, work.channels, 3, 3), dtype=np.float32)
     expected = np.maximum(reference_conv(values, filters, work.strides, STEP, work.pad, 1), 0)
-    # The bound is on the mean; the largest of some thousand errors is a few tens of times that, at outputs of ~17, which
-    # 33 channels have: outputs and errors grow with the root of their number.
+    # The bound is on the mean; the largest of some thousand errors is a few tens of times that, at outputs of ~17, as
+    # 33 channels have them: outputs and errors grow with the root of their number.
     atol = 3e-4 * max(1.0, (work.channels / 33) ** 0.5)
     np.testing.assert_allclose(_run(work, tile, values, filters, description), expected, rtol=1e-4, atol=atol)
 
