@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compiler.searching.result import SearchResult
     from compiler.searching.search import search
     from compiler.splitting.split import split
+    from compiler.support.processing import Processing
     from compiler.tuning.tune import tune
     from targets import Target
 
@@ -46,6 +47,7 @@ _HOME: dict[str, str | None] = {
     "Module": "compiler.runtime",
     "CompressedModel": "compiler.compression.model",
     "QuantizedModel": "compiler.compression.quantization",
+    "Processing": "compiler.support.processing",
     "Target": "targets",
     "SearchResult": "compiler.searching.result",
     "bench": "compiler.profiling.bench",
@@ -76,6 +78,7 @@ _HOME: dict[str, str | None] = {
 __all__ = [
     "CompressedModel",
     "Module",
+    "Processing",
     "QuantizedModel",
     "SearchResult",
     "Target",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")
 
 
-def command_of(options: type[Options], run: Callable[[Options], int | None]) -> Callable[..., int | None]:
+def command_of(
+    options: type[Options], run: Callable[..., int | None], more: Sequence[inspect.Parameter] = ()
+) -> Callable[..., int | None]:
     """A function for `app.command(...)` with a parameter for each field of `options`, annotated and with the default
-    of the field. It calls `run` with what was given."""
+    of the field. It calls `run` with what was given; with the values of `more` parameters, as a dictionary, behind
+    it where there are any."""
 
     def command(**given: object) -> int | None:
-        return run(options(**given))
+        others = {each.name: given.pop(each.name) for each in more}
+        return run(options(**given), *([others] if more else []))
 
     hints = get_type_hints(options, include_extras=True)
     parameters = [
@@ -30,6 +34,7 @@ def command_of(options: type[Options], run: Callable[[Options], int | None]) -> 
         )
         for field in dataclasses.fields(options)
     ]
+    parameters += more
     command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": int | None}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = run.__doc__

@@ -33,6 +33,7 @@ from compiler.errors import OptionError, TensorwrightError
 from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.processing import fixed_shape, with_description, with_processing
 from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
@@ -47,6 +48,7 @@ from compiler.support.call_list import nodes_of
 from compiler.support.import_arguments import ImportArguments
 from compiler.support.notebook import shortened
 from compiler.support.precision import precision_of
+from compiler.support.processing import Processing
 
 
 def build_module(
@@ -66,18 +68,41 @@ def build_module(
         importing = replace(importing, language=language)
     options.report("import")
     model = importing.load(source)
+    if options.processing is not None:
+        model = _processed(model, source, importing, options.processing)
+        options = replace(options, reference_inputs=options.reference_inputs or _picture(model))
     name = options.name or model_name(source)
     module = _compiled(model, name, chosen, replace(options, precision=precision))
     return Built(module, tuple(model.notes), local=chosen.fits_this_machine())
 
 
 def _check_language_options(options: CompileOptions, imports: ImportArguments, is_language: bool) -> None:
+    if options.processing is not None and is_language:
+        raise OptionError("processing= does not apply to language models, which read texts and images by themselves")
     if options.sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
     if is_language and imports.get("capacity") is not None:
         raise OptionError("`capacity` does not apply to language models", "a session of theirs takes it")
     if options.cache is not None and not is_language:
         raise OptionError("`cache` is an option of language models", "leave it out, or give a GGUF file or a folder")
+
+
+def _processed(model: ImportedModel, source: object, importing: ImportOptions, processing: Processing) -> ImportedModel:
+    """The model from an image to its results; imported again where its image is dynamic. Raises OptionError."""
+    if processing.task in ("embed", "speech"):
+        return with_description(model, processing)
+    fixed = fixed_shape(model, processing)
+    if fixed is not None:
+        name, shape = fixed
+        model = replace(importing, shapes={**(importing.shapes or {}), name: shape}).load(source)
+    return with_processing(model, processing)
+
+
+def _picture(model: ImportedModel) -> dict[str, np.ndarray] | None:
+    """The reference input of a model that takes one image: random pixels, of which there are few."""
+    if [each.name for each in model.inputs] != ["image"]:
+        return None
+    return {"image": np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)}
 
 
 def _calibrated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from typing_extensions import Unpack
@@ -23,6 +23,7 @@ from compiler.driver.compile_options import (
 from compiler.support.hub import download, hub_model
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.processing import Processing
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
 from compiler.support.rare_collections import collecting_rarely
 
@@ -45,6 +46,7 @@ def compile(
     target: str | targets.Target = "host",
     *,
     sizes: Sizes | None = None,
+    processing: Processing | Literal["auto"] | None = None,
     precision: str | None = None,
     sequences: bool = False,
     cache: str | None = None,
@@ -65,13 +67,16 @@ def compile(
             `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`; or a language model: a GGUF file,
             or a folder of the transformers library with config.json and safetensors (see `tensorwright.generation`).
             "hf:org/model" and "hf:org/model:file.gguf" are models of the Hugging Face Hub.
-            "hf:org/model" and "hf:org/model:file.gguf" are models of the Hugging Face Hub.
         target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
         shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
             equal sizes: `{"input_ids": ("batch", 64)}`.
         sizes: of dynamic dimensions, those that get code of their own beside the code for every size: by dimension
             (`{"batch": [1, 8]}`, each combination of several), or whole shapes by input
             (`{"x": [(1, 3, 224, 224), (8, 3, 224, 224)]}`). All share the weights.
+        processing: what is compiled into the module before and behind the net, so that it takes an image of any size
+            (uint8, height x width x 3) and returns boxes or classes, as `Module.predict` uses them: a
+            `tensorwright.Processing`, whose fields that are None are found in the model's metadata; "auto" finds all
+            there (of ultralytics' ONNX files, or preprocessor_config.json and config.json beside the model).
         constants: values of inputs that are fixed now; they are no longer inputs of the module.
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
@@ -118,9 +123,15 @@ def compile(
     named = hub_model(source)
     if named is not None:
         source = download(named)
+    stated = None
+    if processing is not None:
+        from compiler.driver.processing_metadata import stated_processing  # loads onnx
+
+        stated = stated_processing(source, processing)
     options = CompileOptions(
         name=None if named is None else named.name,
         sizes=sizes,
+        processing=stated,
         precision=precision,
         sequences=sequences,
         cache=cache,

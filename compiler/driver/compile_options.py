@@ -13,6 +13,7 @@ import numpy as np
 
 import targets
 from compiler.errors import OptionError, ToolchainError, UnknownTargetError, type_text
+from compiler.support.processing import Processing
 from compiler.support.progress_bar import silent
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class CompileOptions:
 
     name: str | None = None
     sizes: Sizes | None = None
+    processing: Processing | None = None
     precision: str | None = None
     sequences: bool = False
     cache: str | None = None

@@ -27,6 +27,7 @@ import numpy as np
 from compiler.device.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
 from compiler.errors import OptionError, StorageError, TensorwrightError
 from compiler.support.import_arguments import ImportArguments
+from compiler.support.processing import Processing
 from targets.processors import usable_cores
 
 if TYPE_CHECKING:
@@ -288,6 +289,8 @@ def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, Processing):
+        return repr(value)
     if isinstance(value, Mapping):
         return repr(sorted((repr(key), _plain(item)) for key, item in value.items()))
     if isinstance(value, list | tuple):

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.artifact.language_model import ImagePreparation
 from compiler.errors import InputError
-from compiler.support.optional import optional_module
+from compiler.support.image_files import Image, read_image
 
 Array = np.ndarray
-Image = str | Path | bytes | Array
-"""A file that Pillow reads (PNG, JPEG, WebP, ...), by its path or its bytes, or uint8 (height, width, 3)."""
-
-_MOST_PIXELS = 1 << 26
 _LONGEST = 4096
 
 
@@ -32,7 +26,7 @@ def prepared_images(images: Sequence[Image], preparation: ImagePreparation) -> t
     tiles: list[Array] = []
     texts = []
     for image in images:
-        parts, rows, columns = _tiles(_read(image), preparation)
+        parts, rows, columns = _tiles(read_image(image), preparation)
         tiles += [_normalized(part, preparation) for part in parts]
         texts.append(_text(preparation, rows, columns))
     return np.stack(tiles), texts
@@ -46,20 +40,6 @@ def with_images(text: str, texts: Sequence[str], preparation: ImagePreparation) 
             f"the prompt has {len(parts) - 1} places for images ({preparation.text}), and {len(texts)} images are given"
         )
     return "".join(part + own for part, own in zip(parts, [*texts, ""], strict=True))
-
-
-def _read(image: Image) -> Any:
-    """As an image of Pillow, in RGB."""
-    pillow = optional_module("PIL.Image", "generate", "reads images")
-    try:
-        if isinstance(image, np.ndarray):
-            return pillow.fromarray(image).convert("RGB")
-        found = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-        if found.width * found.height > _MOST_PIXELS:
-            raise InputError(f"an image has {found.width} x {found.height} pixels, and at most {_MOST_PIXELS} are read")
-        return found.convert("RGB")
-    except (OSError, ValueError, TypeError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise InputError(f"the image cannot be read: {error}", "give a PNG or JPEG file") from error
 
 
 def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, int]:

@@ -21,7 +21,6 @@ from compiler.errors import ArtifactError, OptionError
 from compiler.generation.chat_templates import Messages
 from compiler.generation.encoder import Encoder, EncoderInputs
 from compiler.generation.grammar import Grammar, Grammars, Matcher
-from compiler.generation.images import Image
 from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
@@ -33,6 +32,7 @@ from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
 from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
+from compiler.support.image_files import Image
 
 _ROWS = 64  # a cache's capacity is a multiple of it
 

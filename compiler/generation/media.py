@@ -8,8 +8,10 @@ from typing import Any
 
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
-from compiler.generation.audio import Audio, log_mel, read_audio
-from compiler.generation.images import Image, prepared_images
+from compiler.generation.audio import log_mel
+from compiler.generation.images import prepared_images
+from compiler.support.audio_files import Audio, read_audio
+from compiler.support.image_files import Image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,13 @@ import numpy as np
 
 from compiler.artifact.language_model import AudioPreparation
 from compiler.errors import InputError, OptionError
-from compiler.generation.audio import Array, Audio, log_mel, read_audio, windows
+from compiler.generation.audio import Array, log_mel, windows
 from compiler.generation.language_model import LanguageModel
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.result import Generation
 from compiler.generation.steps import Chunk
+from compiler.support.audio_files import Audio, read_audio
 
 TASKS = ("transcribe", "translate")
 _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compiler.artifact.digest import tree_digests
-from compiler.runtime.module import Module
+
+if TYPE_CHECKING:
+    from compiler.runtime.module import Module
 
 
 def module_identity(module: Module) -> str:

@@ -17,6 +17,7 @@ from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import check_out
+from compiler.runtime.prediction import Given, Prediction, predict
 from compiler.runtime.session import Session
 from compiler.runtime.threads import runners_of, threads_here
 from compiler.runtime.verification import compare
@@ -156,6 +157,23 @@ class Module:
             raise InputError(problem, "the module takes " + ("; ".join(map(str, self.inputs)) or "no inputs"))
         outputs = self.run({**given, **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def predict(self, given: Given) -> Prediction:
+        """Run a module that was compiled with `processing` on a picture, a text or a recording.
+
+        Args:
+            given: a PNG, JPEG, WebP, BMP or GIF file by its path or bytes, or uint8 (height, width, 3); of an embedder
+                a text; of a detector of speech a WAV file, or float32 (samples,) at its rate.
+
+        Returns:
+            `Detections`, `Classes`, a `Vector` or `Speech`, by the task: `for name, score, box in detections`.
+
+        Raises:
+            InputError: the file cannot be read, or is too large.
+            OptionError: the module was compiled without processing.
+            MissingDependencyError: Pillow, which reads images, or tokenizers is not installed.
+        """
+        return predict(self, given)
 
     def prepare(self, inputs: Mapping[str, object] | Sequence[object]) -> tuple[RuntimeModule, Callable[[], Any]]:
         """Bind inputs to a dedicated virtual machine, for benchmarks: a run then executes the model and nothing else.

@@ -87,12 +87,13 @@ def _semantic_cache(
 
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report
-    from compiler.serving.caches.embedder import TextEmbedder
+    from compiler.runtime import load
+    from compiler.runtime.prediction.embedder import TextEmbedder
     from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache, read_pairs
 
     check_report(output, (".json",))
     found = calibrate_semantic_cache(
-        TextEmbedder(embedder, tokenizer),
+        TextEmbedder(load(embedder), tokenizer),
         read_pairs(pairs),
         max_false_hits=max_false_hits,
         extra=extra_words,

@@ -10,6 +10,7 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.option_sets import command_of
+from compiler.cli.processing_options import parse_processing, processing_parameters
 
 HELP = """Compile a model into a module that runs without the compiler.
 
@@ -31,6 +32,10 @@ HELP = """Compile a model into a module that runs without the compiler.
   Return one output of several:
     tensorwright compile detector.onnx --outputs boxes
 
+  From a picture to boxes, as the metadata of ultralytics' files say; and with a threshold of your own:
+    tensorwright compile yolov8n.onnx --processing && tensorwright run yolov8n.twm street.jpg
+    tensorwright compile yolov8n.onnx --score 0.5
+
   See the module after each pass, with a pass of your own among them:
     tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
 
@@ -44,7 +49,7 @@ HELP = """Compile a model into a module that runs without the compiler.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compile", help=HELP)(command_of(_Options, _compile))
+    app.command("compile", help=HELP)(command_of(_Options, _compile, processing_parameters()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,7 @@ class _Options:
     as_json: options.Json = False
 
 
-def _compile(given: _Options) -> None:
+def _compile(given: _Options, processing: dict[str, Any]) -> None:
     import compiler
     from compiler.artifact import KeyKind
     from compiler.cli.arguments import parse_imports, parse_passes, parse_sizes
@@ -163,6 +168,7 @@ def _compile(given: _Options) -> None:
             given.model,
             given.target,
             sizes=parse_sizes(given.sizes or []) or None,
+            processing=parse_processing(processing),
             precision=given.precision,
             sequences=given.sequences,
             cache=given.cache,

@@ -11,13 +11,20 @@ from compiler.cli import options
 
 HELP = """Run a module once and show what comes out.
 
-Inputs that are not given are the module's stored example, or random.
+A module that was compiled with processing takes pictures, texts or recordings. Inputs that are not given are the
+module's stored example, or random.
 
 [bold]Typical[/]
 
+  tensorwright run detector.twm cat.jpg
   tensorwright run model.twm --input image=photo.npy --output out.npz
 
 [bold]Examples[/]
+
+  The picture with its boxes, as a file of your choice; a text; a recording:
+    tensorwright run detector.twm cat.jpg --output boxes.png
+    tensorwright run embedder.twm --text "The cat sleeps."
+    tensorwright run vad.twm speech.wav
 
   All inputs from one archive, and the module checked against its stored example first:
     tensorwright run model.twm --input inputs.npz --verify
@@ -37,10 +44,22 @@ def register(app: typer.Typer) -> None:
 
 def _run(
     module: options.ModulePath,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Pictures, or recordings (.wav): of a module with processing.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="A text to embed; repeat for more.")
+    ] = None,
     inputs: options.Inputs = None,
     shape: options.RunShapes = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Write the outputs there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the outputs (.npz), or the picture, there."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also run the stored example and compare.")] = False,
     threads: options.Threads = None,
@@ -51,10 +70,15 @@ def _run(
     from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
     from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module, check_writable
+    from compiler.cli.predictions import show_predictions
     from compiler.profiling.outputs import describe_arrays, save_arrays
     from compiler.profiling.workload import complete_inputs, made_up_note
 
     check_is_module(module)
+    if files or text:
+        loaded = compiler.load(module, threads=threads, trusted_keys=trusted or None, verify=verify)
+        show_predictions(loaded, [*(files or []), *(text or [])], output, as_json)
+        return
     if output is not None:
         check_writable(output)
     loaded = compiler.load(module, threads=threads, trusted_keys=trusted or None, verify=verify)

@@ -11,7 +11,6 @@ import numpy as np
 
 from compiler.artifact.fields import decode
 from compiler.artifact.language_model import AudioPreparation, LanguageModelDescription
-from compiler.generation.audio import read_audio, wave_seconds
 from compiler.generation.grammar import Grammar, Grammars, Kind
 from compiler.generation.media import Media
 from compiler.generation.prompts import PromptReader
@@ -22,6 +21,7 @@ from compiler.serving.limits import Limits
 from compiler.serving.sandbox.forker import serve
 from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
 from compiler.serving.sandbox.wire import receive, send
+from compiler.support.audio_files import read_audio, wave_seconds
 from compiler.support.optional import optional_module
 
 Array = np.ndarray

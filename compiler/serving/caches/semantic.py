@@ -15,8 +15,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from compiler.errors import OptionError
+from compiler.runtime import load
+from compiler.runtime.prediction.embedder import Embedder, TextEmbedder
 from compiler.serving.caches.digests import request_digest
-from compiler.serving.caches.embedder import Embedder, TextEmbedder
 from compiler.serving.caches.memory import Answer, Clock
 from compiler.serving.caches.semantic_calibration import SemanticCalibration, read_calibration
 from compiler.serving.caches.wording import Wording, agree, synonym_table, wording_of
@@ -226,7 +227,7 @@ def build(options: SemanticCacheOptions, inner: Service, parts: Parts) -> Servic
             f"name the one with the token ids (tokens=); its inputs are {', '.join(names)}",
         )
     calibration = read_calibration(options.calibration)
-    module = TextEmbedder(options.embedder, options.tokenizer)
+    module = TextEmbedder(load(options.embedder), options.tokenizer)
     index: SemanticIndex[Answer] = SemanticIndex(
         module, calibration, max_entries=options.max_entries, max_age=options.max_age
     )

@@ -15,8 +15,8 @@ import pytest
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.cli import main
 from compiler.errors import AccuracyError, OptionError
-from compiler.runtime import Module
-from compiler.serving.caches.embedder import TextEmbedder
+from compiler.runtime import Module, load
+from compiler.runtime.prediction.embedder import TextEmbedder
 from compiler.serving.caches.memory import Answer
 from compiler.serving.caches.semantic import SemanticCache, SemanticIndex
 from compiler.serving.caches.semantic_calibration import (
@@ -186,7 +186,7 @@ def test_the_command_calibrates_a_compiled_embedder(tmp_path: Path, capsys: pyte
     )
     Module(artifact).export(tmp_path / "embedder.twm")
 
-    embedder = TextEmbedder(tmp_path / "embedder.twm", tmp_path / "tokenizer.json")
+    embedder = TextEmbedder(load(tmp_path / "embedder.twm"), tmp_path / "tokenizer.json")
     vectors = embedder.embed(["hotels in oslo", "flights"])
     expected = table[[vocabulary[word] for word in ("hotels", "in", "oslo")]].mean(axis=0)
     assert np.allclose(vectors[0], expected / np.linalg.norm(expected), atol=1e-6)

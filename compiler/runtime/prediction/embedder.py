@@ -6,17 +6,18 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from compiler.artifact import read_artifact
 from compiler.errors import ArtifactError, OptionError, StorageError
-from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
-from compiler.serving.request import Array
 from compiler.support.optional import optional_module
 
+if TYPE_CHECKING:
+    from compiler.runtime.module import Module
+
+Array = np.ndarray
 _TOKENS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")
 _LIMIT = 512
@@ -37,20 +38,18 @@ class TextEmbedder:
     """An embedder as `compile` makes it: token ids (and a mask, and segments) to one vector per text, or to one per
     token, which are averaged. Safe to use from several threads."""
 
-    def __init__(
-        self, module: str | os.PathLike[str] | Module, tokenizer: str | os.PathLike[str] | None = None
-    ) -> None:
-        """Load it.
+    def __init__(self, module: Module, tokenizer: str | os.PathLike[str] | None = None) -> None:
+        """Make one.
 
         Args:
             tokenizer: a tokenizer.json of the tokenizers library; None: the one that the module carries.
 
         Raises:
-            StorageError, ArtifactError: a file cannot be read.
+            StorageError, ArtifactError: the tokenizer cannot be read.
             OptionError: the module has no tokenizer, or does not map tokens to vectors.
             MissingDependencyError: the package tokenizers is not installed.
         """
-        self._module = module if isinstance(module, Module) else Module(read_artifact(module))
+        self._module = module
         content = _tokenizer_bytes(self._module, tokenizer)
         tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
         try:

@@ -1,0 +1,24 @@
+"""The description of a module's processing beside the manifest: the asset `processing.json`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from compiler.artifact.fields import FieldError
+from compiler.errors import ArtifactError, OptionError
+from compiler.support.processing import Processing
+
+PROCESSING_ASSET = "processing.json"
+
+
+def encoded(processing: Processing) -> bytes:
+    """The asset."""
+    return msgspec.json.encode(processing)
+
+
+def decoded(content: bytes | memoryview) -> Processing:
+    """The processing that an asset describes. Raises ArtifactError."""
+    try:
+        return msgspec.json.decode(content, type=Processing, strict=True)
+    except (msgspec.MsgspecError, OptionError, FieldError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"the module's {PROCESSING_ASSET} cannot be read: {error}") from error

@@ -1,0 +1,231 @@
+"""`with_processing`: a model between an image and its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm import relax, tirx
+from tvm.ir import GlobalVar
+from tvm.relax import op as R
+
+from compiler.artifact.language_model import TOKENIZER_ASSET
+from compiler.artifact.processing import PROCESSING_ASSET, encoded
+from compiler.errors import OptionError, StorageError
+from compiler.frontends.imported_model import ImportedModel, SizeRequirement, TensorSpec
+from compiler.frontends.processing.resample import emit_frame, emit_placement
+from compiler.frontends.processing.results import recognized, results_of
+from compiler.frontends.rewritten_main import with_rewritten_main
+from compiler.passes.rewriting.substitution import replace_leaves
+from compiler.support.processing import Processing, completed
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BlockBuilder, Expr, Function
+
+_LONGEST_EDGE = 1 << 16
+_FLOATS = ("float32", "float16", "bfloat16")
+
+
+def image_input(model: ImportedModel) -> TensorSpec:
+    """The input that is an image: the only one of rank 4. Raises OptionError where there are others, or none."""
+    found = [each for each in model.inputs if len(each.shape) == 4]
+    if len(found) != 1:
+        listed = "; ".join(map(str, model.inputs))
+        raise OptionError(f"processing: one input of rank 4 is needed, and the model takes {listed}")
+    return found[0]
+
+
+def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tuple[int, ...]] | None:
+    """The image's input and a shape for it, where it is dynamic; None where it is not.
+
+    Raises OptionError where its height or width is dynamic, and no size is given.
+    """
+    spec = image_input(model)
+    if all(isinstance(each, int) for each in spec.shape):
+        return None
+    layout = _layout(spec, processing)
+    size = processing.size
+    shape = [1 if axis == "N" else given for axis, given in zip(layout, spec.shape, strict=True)]
+    for place, axis in enumerate(layout):
+        if axis in "HW" and isinstance(shape[place], str):
+            if size is None:
+                raise OptionError(
+                    f"processing: the net reads images of any size ({spec})",
+                    "give size=(height, width) of what it is to read",
+                )
+            shape[place] = size["HW".index(axis)]
+        elif isinstance(shape[place], str):
+            shape[place] = 1 if processing.colors == "gray" else 3
+    return spec.name, tuple(int(each) for each in shape)
+
+
+def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
+    """The model with what `Module.predict` has to know of texts or speech, and its tokenizer.
+
+    Raises OptionError, StorageError: there is no tokenizer.
+    """
+    processing, assets = completed(given), dict(model.assets)
+    if processing.task == "embed":
+        if processing.tokenizer is None:
+            raise OptionError("processing: embed needs a tokenizer", "give tokenizer=, a tokenizer.json")
+        try:
+            assets[TOKENIZER_ASSET] = Path(processing.tokenizer).read_bytes()
+        except OSError as error:
+            raise StorageError(f"the tokenizer {processing.tokenizer} cannot be read: {error.strerror}") from error
+        processing = replace(processing, tokenizer=TOKENIZER_ASSET)
+    return replace(model, assets={**assets, PROCESSING_ASSET: encoded(processing)})
+
+
+def with_processing(model: ImportedModel, given: Processing) -> ImportedModel:
+    """The model with an image as its input, and results as its outputs.
+
+    Args:
+        model: with an image input of fixed shape, batch 1.
+        given: options, completed with defaults here.
+
+    Raises OptionError where the options do not fit the model.
+    """
+    processing = completed(recognized(model, given))
+    spec = image_input(model)
+    layout = _layout(spec, processing)
+    sizes = {axis: int(size) for axis, size in zip(layout, spec.shape, strict=True)}
+    size = (sizes["H"], sizes["W"])
+    _check(spec, processing, sizes)
+    processing = replace(processing, size=size)
+    results, read = results_of(model, processing, size)
+    attached = _Attached(model, processing, spec, results, read, layout)
+    return attached.model()
+
+
+def _layout(spec: TensorSpec, processing: Processing) -> str:
+    """NCHW or NHWC, by the axis that has as many channels as are read."""
+    channels = 1 if processing.colors == "gray" else 3
+    if spec.shape[1] == channels or spec.shape[3] != channels:
+        return "NCHW"
+    return "NHWC"
+
+
+def _check(spec: TensorSpec, processing: Processing, sizes: dict[str, int]) -> None:
+    channels = 1 if processing.colors == "gray" else 3
+    if sizes["N"] != 1:
+        raise OptionError(f"processing: {spec} is a batch of {sizes['N']}", "fix it to 1 with shapes=")
+    if sizes["C"] != channels:
+        raise OptionError(
+            f"processing: {spec} has {sizes['C']} channels, and {processing.colors} images have {channels}",
+            "give colors=: rgb, bgr or gray",
+        )
+    if processing.size is not None and processing.size != (sizes["H"], sizes["W"]):
+        raise OptionError(f"processing: size={processing.size}, and the net reads {sizes['H']} x {sizes['W']} pixels")
+    if spec.dtype not in (*_FLOATS, "uint8"):
+        raise OptionError(f"processing: {spec} is no image of floats or bytes")
+    for name, values in (("mean", processing.mean), ("std", processing.std)):
+        if values is not None and len(values) not in (1, channels):
+            raise OptionError(f"processing: {name}= has {len(values)} values for {channels} channels")
+    if processing.names is not None and len(set(processing.names)) == 0:
+        raise OptionError("processing: names= is empty", "leave it out")
+
+
+class _Attached:
+    """The rewriting of one model."""
+
+    def __init__(
+        self,
+        model: ImportedModel,
+        processing: Processing,
+        spec: TensorSpec,
+        results: ImportedModel,
+        read: Sequence[str],
+        layout: str,
+    ) -> None:
+        self._model, self._processing, self._spec = model, processing, spec
+        self._results, self._read, self._layout = results, read, layout
+        taken = {str(size) for each in model.inputs for size in each.shape if isinstance(size, str)}
+        self._names = [name if name not in taken else f"image_{name}" for name in ("height", "width")]
+
+    def model(self) -> ImportedModel:
+        """The model with processing."""
+        model, names = self._model, self._names
+        image = TensorSpec("image", (*names, 3), "uint8")
+        inputs = [image if each is self._spec else each for each in model.inputs]
+        bounds = [
+            bound
+            for name in names
+            for bound in (
+                SizeRequirement(name, "at least", "1", {name: name}, "the image"),
+                SizeRequirement(str(_LONGEST_EDGE), "at least", name, {name: name}, "the image"),
+            )
+        ]
+        return replace(
+            model,
+            mod=with_rewritten_main(model.mod, self._function, "the module with processing"),
+            inputs=inputs,
+            outputs=self._results.outputs,
+            requirements=(*model.requirements, *bounds),
+            assets={**model.assets, PROCESSING_ASSET: encoded(self._processing)},
+            nodes={**model.nodes, **self._results.nodes},
+        )
+
+    def _function(self, builder: BlockBuilder) -> Function:
+        main = self._model.mod["main"]
+        size = self._processing.size
+        assert size is not None
+        shape = [*(tirx.Var(name, "int64") for name in self._names), tirx.const(3, "int64")]
+        image = relax.Var("image", relax.TensorType(shape, "uint8"))
+        at = self._model.inputs.index(self._spec)
+        params = [image if place == at else each for place, each in enumerate(main.params)]
+        builder.begin_scope(params)
+        builder._begin_binding_block()
+        frame = emit_frame(builder, image, self._processing, size, self._layout)
+        if self._spec.dtype != "float32":
+            frame = builder.emit(R.astype(frame, self._spec.dtype))
+        outputs = _inlined(builder, main, [frame if place == at else each for place, each in enumerate(params)])
+        by_name = dict(zip((each.name for each in self._model.outputs), outputs, strict=True))
+        given = [self._as_float(builder, by_name[name]) for name in self._read]
+        if self._processing.task == "detect":
+            given.append(emit_placement(builder, image, self._processing, size))
+        renamed = {
+            var: builder.add_func(function, var.name_hint)
+            for var, function in self._results.mod.functions_items()
+            if var.name_hint != "main"
+        }
+        results = _inlined(builder, self._results.mod["main"], given, lambda each: renamed.get(each, each))
+        block = builder._end_block()
+        builder.end_scope()
+        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        bindings = [*block.bindings, relax.VarBinding(whole, relax.Tuple(results))]
+        body = relax.SeqExpr([relax.BindingBlock(bindings)], whole)
+        return relax.Function(params, builder.normalize(body), is_pure=True).with_attr(dict(main.attrs or {}))
+
+    @staticmethod
+    def _as_float(builder: BlockBuilder, output: Expr) -> Expr:
+        return output if output.ty.dtype == "float32" else builder.emit(R.astype(output, "float32"))
+
+
+def _inlined(
+    builder: BlockBuilder,
+    function: Function,
+    arguments: Sequence[Expr],
+    renamed: Callable[[GlobalVar], GlobalVar] = lambda each: each,
+) -> list[Expr]:
+    """Emit the bindings of a function on these arguments; the fields of its result."""
+    values = dict(zip(function.params, arguments, strict=True))
+
+    def leaf(each: Expr) -> Expr:
+        return renamed(each) if isinstance(each, GlobalVar) else values.get(each, each)
+
+    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    for binding in bindings:
+        value, var = builder.normalize(replace_leaves(binding.value, leaf)), binding.var
+        if isinstance(var, relax.DataflowVar):  # which may not stand here
+            values[var] = var = relax.Var(var.name, var.ty)
+        if isinstance(binding, relax.MatchCast):
+            builder.emit_normalized(relax.MatchCast(var, value, binding.ty))
+        else:
+            builder.emit_normalized(relax.VarBinding(var, value))
+    result = function.body.body
+    if isinstance(result, relax.Tuple):
+        return [leaf(each) for each in result.fields]
+    whole = leaf(result)
+    return [builder.emit(relax.TupleGetItem(whole, index)) for index in range(len(whole.ty.fields))]

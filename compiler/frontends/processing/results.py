@@ -1,0 +1,249 @@
+"""Boxes and classes from what a net returns, as ONNX graphs in ONNX's textual syntax.
+
+Each form of a detector's results becomes `corners` (boxes, 4) in pixels of the frame, and `best`, `label` (boxes,) in
+falling order or not; then overlapping boxes are dropped, or, where the net did that, those of low scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnx.parser
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.imported_model import ImportedModel, TensorSpec
+from compiler.frontends.onnx import import_onnx
+from compiler.support.processing import Processing
+
+_HEADER = '<ir_version: 9, opset_import: ["" : 18]>'
+_FAR = 8192.0  # more than an edge of a frame, so that boxes of two classes, moved by so much each, do not overlap
+_CONSTANTS = """
+  zero = Constant <value_ints = [0]> ()
+  one = Constant <value_ints = [1]> ()
+  two = Constant <value_ints = [2]> ()
+  three = Constant <value_ints = [3]> ()
+  four = Constant <value_ints = [4]> ()
+  five = Constant <value_ints = [5]> ()
+  end = Constant <value_ints = [1073741824]> ()
+  half = Constant <value_float = 0.5> ()
+"""
+_CLASSIFY = """
+  flat = Flatten (raw)
+  {activation}
+  top_scores, top_classes = TopK (probabilities, count)
+  scores = Squeeze (top_scores, zero)
+  classes = Squeeze (top_classes, zero)
+"""
+_ACTIVATIONS = {
+    "softmax": "probabilities = Softmax <axis = -1> ({0})",
+    "sigmoid": "probabilities = Sigmoid ({0})",
+    "none": "probabilities = Identity ({0})",
+}
+_CORNERS = """
+  centers = Slice (entries, zero, two, one)
+  extents = Slice (entries, two, four, one)
+  halves = Mul (extents, half)
+  low = Sub (centers, halves)
+  high = Add (centers, halves)
+  corners = Concat <axis = 1> (low, high)
+"""
+_BEST = """
+  best = ReduceMax <keepdims = 0> (probabilities, one)
+  label = ArgMax <axis = 1, keepdims = 0> (probabilities)
+"""
+_YOLO = """
+  turned = Transpose <perm = [0, 2, 1]> (raw)
+  entries = Squeeze (turned, zero)
+  values = Slice (entries, four, end, one)
+  {activation}
+"""
+_OBJECTNESS = """
+  entries = Squeeze (raw, zero)
+  values = Slice (entries, five, end, one)
+  objectness = Slice (entries, four, five, one)
+  joint = Mul (values, objectness)
+  probabilities = Identity (joint)
+"""
+_END_TO_END = """
+  entries = Squeeze (raw, zero)
+  corners = Slice (entries, zero, four, one)
+  best_column = Slice (entries, four, five, one)
+  best = Squeeze (best_column, one)
+  label_column = Slice (entries, five, end, one)
+  label_values = Squeeze (label_column, one)
+  label = Cast <to = 7> (label_values)
+"""
+_RELATIVE = """
+  relative = Squeeze (boxes_raw, zero)
+  entries = Mul (relative, frame)
+  logits = Squeeze (raw, zero)
+"""
+_DETR = """
+  all = Softmax <axis = -1> (logits)
+  before_last = Constant <value_ints = [-1]> ()
+  probabilities = Slice (all, zero, before_last, one)
+"""
+_RT_DETR = """
+  number = Constant <value_ints = [{classes}]> ()
+  all = Sigmoid (logits)
+  row = Constant <value_ints = [-1]> ()
+  flat = Reshape (all, row)
+  best, place = TopK (flat, count)
+  label = Mod (place, number)
+  query = Div (place, number)
+  every = Identity (corners_of_queries)
+  corners = Gather <axis = 0> (every, query)
+"""
+_SUPPRESSED = """
+  label_value = Cast <to = 1> (label)
+  far = Constant <value_float = {far}> ()
+  move = Mul (label_value, far)
+  moves = Unsqueeze (move, one)
+  moved = Add (corners, moves)
+  moved_batch = Unsqueeze (moved, zero)
+  both = Constant <value_ints = [0, 1]> ()
+  score_batch = Unsqueeze (best, both)
+  overlap = Constant <value_float = {overlap}> ()
+  least = Constant <value_float = {score}> ()
+  selected = NonMaxSuppression (moved_batch, score_batch, count, overlap, least)
+  kept_column = Slice (selected, two, three, one)
+  kept = Squeeze (kept_column, one)
+"""
+_ABOVE = """
+  most_scores, order = TopK (best, count)
+  least = Constant <value_float = {score}> ()
+  enough = Greater (most_scores, least)
+  kept = Compress <axis = 0> (order, enough)
+"""
+_PLACED = """
+  scores = Gather <axis = 0> (best, kept)
+  classes = Gather <axis = 0> (label, kept)
+  chosen = Gather <axis = 0> (corners, kept)
+  start = Slice (placement, zero, one, zero)
+  factor = Slice (placement, one, two, zero)
+  most = Slice (placement, two, three, zero)
+  shifted = Sub (chosen, start)
+  scaled = Mul (shifted, factor)
+  floor = Constant <value_floats = [0.0]> ()
+  at_least = Max (scaled, floor)
+  boxes = Min (at_least, most)
+"""
+
+
+def results_of(model: ImportedModel, processing: Processing, size: tuple[int, int]) -> tuple[ImportedModel, list[str]]:
+    """The graph that makes results of a net's outputs, and the names of those that it reads, in order; of a detector
+    it reads a placement behind them.
+
+    Raises:
+        OptionError: the outputs have not the form that `processing.boxes` says, or no form is given or recognized.
+    """
+    if processing.task == "classify":
+        raw = model.outputs[0]
+        classes = _numbers(raw)[-1] if len(raw.shape) == 2 else max(_numbers(raw))
+        body = _CLASSIFY.format(activation=_ACTIVATIONS[processing.activation or "softmax"].format("flat"))
+        results = "float[k] scores, int64[k] classes"
+        return _graph(body, [("raw", raw)], results, min(processing.top or 5, classes)), [raw.name]
+    raw, boxes = _detector_outputs(model, processing)
+    read = [("raw", raw)] if boxes is None else [("raw", raw), ("boxes_raw", boxes)]
+    results = "float[n, 4] boxes, float[n] scores, int64[n] classes"
+    body = _detector_body(processing, raw)
+    count = min(processing.top or 300, _candidates(processing, raw))
+    graph = _graph(body, read, results, count, placed=True, size=size)
+    return graph, [each.name for _, each in read]
+
+
+def _detector_body(processing: Processing, raw: TensorSpec) -> str:
+    """Nodes of a detector's results, from the raw ones on."""
+    limits = {"score": processing.score, "overlap": processing.overlap, "far": _FAR}
+    activation = _ACTIVATIONS[processing.activation or "none"].format("values")
+    parts = {
+        "yolo": (_YOLO.format(activation=activation), _CORNERS, _BEST, _SUPPRESSED),
+        "yolo-objectness": (_OBJECTNESS, _CORNERS, _BEST, _SUPPRESSED),
+        "end-to-end": (_END_TO_END, _ABOVE),
+        "detr": (_RELATIVE, _CORNERS, _DETR, _BEST, _ABOVE),
+        "rt-detr": (
+            _RELATIVE,
+            _CORNERS.replace("corners =", "corners_of_queries ="),
+            _RT_DETR.format(classes=raw.shape[-1]),
+            _ABOVE,
+        ),
+    }[processing.boxes or "yolo"]
+    return "".join([*parts[:-1], parts[-1].format(**limits), _PLACED])
+
+
+def recognized(model: ImportedModel, processing: Processing) -> Processing:
+    """The options with the form of a detector's results, where they can be told by names and shapes.
+
+    Raises OptionError where they cannot.
+    """
+    if processing.task != "detect" or processing.boxes is not None:
+        return processing
+    names = {each.name for each in model.outputs}
+    if {"logits", "pred_boxes"} <= names:
+        return Processing(boxes="detr").over(processing)
+    shape = model.outputs[0].shape
+    if len(shape) == 3 and shape[0] == 1 and all(isinstance(each, int) for each in shape):
+        _, first, last = map(int, shape)
+        classes = len(processing.names) if processing.names else None
+        if last == 6 and classes != 1 and first <= 1000:
+            return Processing(boxes="end-to-end").over(processing)
+        if first == (4 + classes if classes else first) and 4 < first < last:
+            return Processing(boxes="yolo").over(processing)
+        if last == (5 + classes if classes else last) and 5 < last < first:
+            return Processing(boxes="yolo-objectness").over(processing)
+    raise OptionError(
+        f"processing: the form of the boxes cannot be told from the outputs {'; '.join(map(str, model.outputs))}",
+        "give boxes= of `tensorwright.Processing`, or process the outputs yourself",
+    )
+
+
+def _detector_outputs(model: ImportedModel, processing: Processing) -> tuple[TensorSpec, TensorSpec | None]:
+    by_name = {each.name: each for each in model.outputs}
+    if processing.boxes in ("detr", "rt-detr"):
+        if not {"logits", "pred_boxes"} <= by_name.keys():
+            raise OptionError(
+                f"processing: boxes={processing.boxes!r} needs outputs 'logits' and 'pred_boxes'",
+                f"the model has {', '.join(by_name)}",
+            )
+        return by_name["logits"], by_name["pred_boxes"]
+    raw = model.outputs[0]
+    numbers = _numbers(raw)
+    columns = {"yolo": (1, 5), "yolo-objectness": (2, 6), "end-to-end": (2, 6)}[processing.boxes or "yolo"]
+    if len(numbers) != 3 or numbers[0] != 1 or numbers[columns[0]] < columns[1]:
+        raise OptionError(f"processing: {raw} is not of the form boxes={processing.boxes!r}")
+    return raw, None
+
+
+def _candidates(processing: Processing, raw: TensorSpec) -> int:
+    _, first, last = _numbers(raw)
+    return {"yolo": last, "rt-detr": first * last}.get(processing.boxes or "yolo", first)
+
+
+def _numbers(spec: TensorSpec) -> list[int]:
+    """The shape of an output. Raises OptionError where a size is dynamic."""
+    if not all(isinstance(each, int) for each in spec.shape):
+        raise OptionError(f"processing: the size of output {spec} is dynamic", "fix the model's inputs with shapes=")
+    return [int(each) for each in spec.shape]
+
+
+def _graph(
+    body: str,
+    read: Sequence[tuple[str, TensorSpec]],
+    results: str,
+    count: int,
+    *,
+    placed: bool = False,
+    size: tuple[int, int] = (1, 1),
+) -> ImportedModel:
+    """A graph of these nodes, imported."""
+    given = [f"float[{', '.join(map(str, spec.shape))}] {name}" for name, spec in read]
+    given += ["float[3, 4] placement"] if placed else []
+    height, width = map(float, size)
+    frame = f"  frame = Constant <value_floats = [{width}, {height}, {width}, {height}]> ()\n"
+    count_line = f"  count = Constant <value_ints = [{count}]> ()\n"
+    text = f"{_HEADER}\nresults ({', '.join(given)}) => ({results}) {{{_CONSTANTS}{frame}{count_line}{body}}}"
+    try:
+        return import_onnx(onnx.parser.parse_model(text))
+    except onnx.parser.ParseError as error:
+        raise InvalidModelError(f"the graph of results cannot be read: {error}") from error

@@ -1,0 +1,93 @@
+"""Recordings: WAV files of integers, as samples at any rate."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import InputError
+
+Array = np.ndarray
+Audio = str | Path | bytes | Array
+"""A WAV file, by its path or its bytes, or samples at the model's rate: float32 (samples,) from -1 to 1."""
+
+_MOST_SAMPLES = 1 << 28
+
+
+def read_audio(audio: Audio, rate: int) -> Array:
+    """Samples, float32 (samples,) at `rate` a second; channels are averaged.
+
+    Raises InputError where it is not a WAV file of integers, or holds nothing or numbers that are not finite.
+    """
+    if isinstance(audio, np.ndarray):
+        samples = np.asarray(audio, np.float32)
+        if samples.ndim != 1:
+            raise InputError(f"audio must be samples of one channel, and has the shape {samples.shape}")
+    else:
+        samples, own = _wave_file(audio)
+        samples = _resampled(samples, own, rate)
+    if not samples.size or not np.isfinite(samples).all():
+        raise InputError("the audio is empty, or holds numbers that are not finite")
+    return samples
+
+
+def wave_seconds(audio: bytes) -> float:
+    """How long a WAV file is, by its header. Raises InputError where that cannot be read."""
+    with _opened(audio) as file:
+        return float(file.getnframes() / file.getframerate())
+
+
+@contextmanager
+def _opened(audio: str | Path | bytes) -> Iterator[Any]:
+    """A WAV file, as the standard library reads it."""
+    import wave  # models without audio do not wait for it
+
+    try:
+        with wave.open(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
+            channels, rate = file.getnchannels(), file.getframerate()
+            if file.getnframes() * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
+                raise InputError(f"audio of {file.getnframes()} samples at {rate} a second is not supported")
+            yield file
+    except (wave.Error, EOFError, OSError, ValueError) as error:
+        raise InputError(
+            f"the audio is not a WAV file of integers: {error}", "convert it: ffmpeg -i IN OUT.wav"
+        ) from error
+
+
+def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
+    """Samples and their rate."""
+    with _opened(audio) as file:
+        channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+        content = file.readframes(file.getnframes())
+    content = content[: len(content) // (width * channels) * width * channels]
+    if width == 1:
+        values = (np.frombuffer(content, np.uint8).astype(np.float32) - 128) / 128
+    elif width == 3:
+        parts = np.frombuffer(content, np.uint8).reshape(-1, 3).astype(np.int32)
+        values = ((parts[:, 0] << 8 | parts[:, 1] << 16 | parts[:, 2] << 24) / 2**31).astype(np.float32)
+    else:
+        values = (np.frombuffer(content, f"<i{width}") / 2.0 ** (8 * width - 1)).astype(np.float32)
+    return values.reshape(-1, channels).mean(1, dtype=np.float32), rate
+
+
+def _resampled(samples: Array, old: int, new: int) -> Array:
+    """At another rate, without frequencies that this cannot hold; minutes at a time, which meet at their ends."""
+    if old == new:
+        return samples
+    part = 60 * old
+    parts = [_by_spectrum(samples[start : start + part], old, new) for start in range(0, len(samples), part)]
+    return np.concatenate(parts) if parts else samples
+
+
+def _by_spectrum(samples: Array, old: int, new: int) -> Array:
+    count = max(1, round(len(samples) * new / old))
+    spectrum = np.fft.rfft(samples.astype(np.float64))
+    wanted = np.zeros(count // 2 + 1, spectrum.dtype)
+    shared = min(len(wanted), len(spectrum))
+    wanted[:shared] = spectrum[:shared]
+    return (np.fft.irfft(wanted, count) * (count / len(samples))).astype(np.float32)

@@ -1,0 +1,146 @@
+"""`Processing`: how images become what a net reads, and what it returns becomes boxes or classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from compiler.errors import OptionError
+
+Task = Literal["detect", "classify", "embed", "speech"]
+Resize = Literal["stretch", "crop", "letterbox"]
+Filter = Literal["bilinear", "bicubic"]
+Colors = Literal["rgb", "bgr", "gray"]
+Boxes = Literal["yolo", "yolo-objectness", "end-to-end", "detr", "rt-detr"]
+Activation = Literal["softmax", "sigmoid", "none"]
+
+MOST_PIXELS = 1 << 26
+"""Pixels of an image at most."""
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processing:
+    """Processing that is part of a module, before and behind the net.
+
+    The input of a module that detects or classifies is an image of any size: uint8 (height, width, 3), in RGB. It
+    returns `scores` and `classes`, of detectors `boxes` too, in pixels of that image. Modules that embed texts or find
+    speech keep their inputs; `Module.predict` makes them of a text or a recording. A field that is None is found in the
+    model's metadata, or has the task's default.
+
+    Attributes:
+        task: "detect" (boxes), "classify", "embed" (a text becomes a vector) or "speech" (where in a recording it is).
+        size: height and width that the net reads; that of its input when None, which must be fixed then.
+        resize: "stretch" changes the aspect ratio. "crop" makes the shorter side as long as `shortest` and cuts out the
+            middle. "letterbox" makes the whole image fit and fills the rest with `fill`.
+        shortest: pixels of the shorter side before the crop; that of `size` when None.
+        filter: "bilinear" or "bicubic" (a = -0.5), as Pillow computes them: bit for bit as its versions to 12 do.
+        antialias: average over all pixels that a smaller image covers, as Pillow and torchvision do; False reads the
+            nearest two of each axis, as OpenCV does ("bilinear" alone).
+        fill: value from 0 to 255 of what lies outside of the image.
+        colors: order of the channels that the net reads; "gray" is one channel, weighted as Pillow weighs them.
+        scale: factor of the values 0 to 255.
+        mean, std: of each channel: the net reads (value * scale - mean) / std.
+        even_crop: an odd margin around a crop is halved to the even number, as torchvision does; False rounds down, as
+            the transformers library does.
+        activation: of classes' scores, unless the net computes it: "softmax", "sigmoid" or "none".
+        top: classes that a classifier returns, or boxes at most that a detector does.
+        boxes: what a detector returns. "yolo": (1, 4 + classes, boxes), centers and sizes in pixels of what it reads,
+            and scores (YOLOv8 and later). "yolo-objectness": (1, boxes, 5 + classes), a score of the box before those
+            of classes, which are multiplied (YOLOv5 to v7). "end-to-end": (1, boxes, 6), corners, score and class
+            (YOLOv10, YOLO26). "detr", "rt-detr": logits (1, boxes, classes), and centers and sizes from 0 to 1 in
+            (1, boxes, 4); the last class of "detr" is no object.
+        score: least score of a box.
+        overlap: boxes of one class whose intersection over union with a better one is above it are dropped.
+        names: of the classes, in their order.
+        tokenizer: a tokenizer.json of the tokenizers library, for "embed"; it becomes part of the module.
+        rate, window, context: samples a second that a net for "speech" reads, those of a run, and those of the run
+            before that stand before them.
+    """
+
+    task: Task | None = field(default=None, metadata=_help("What it does: detect, classify, embed or speech."))
+    size: tuple[int, int] | None = field(default=None, metadata=_help("HEIGHTxWIDTH that the net reads."))
+    resize: Resize | None = field(default=None, metadata=_help("How images fit: stretch, crop or letterbox."))
+    shortest: int | None = field(default=None, metadata=_help("Pixels of the shorter side before a crop."))
+    filter: Filter | None = field(default=None, metadata=_help("bilinear or bicubic."))
+    antialias: bool | None = field(default=None, metadata=_help("Average when shrinking, as Pillow does."))
+    fill: int | None = field(default=None, metadata=_help("Value from 0 to 255 around the image."))
+    colors: Colors | None = field(default=None, metadata=_help("Channels that the net reads: rgb, bgr or gray."))
+    scale: float | None = field(default=None, metadata=_help("Factor of the values 0 to 255."))
+    mean: tuple[float, ...] | None = field(default=None, metadata=_help("Mean of each channel, scaled: R,G,B."))
+    std: tuple[float, ...] | None = field(default=None, metadata=_help("Standard deviation of each channel: R,G,B."))
+    even_crop: bool | None = field(default=None, metadata=_help("Halve odd margins as torchvision does."))
+    activation: Activation | None = field(default=None, metadata=_help("Of scores: softmax, sigmoid or none."))
+    top: int | None = field(default=None, metadata=_help("Classes, or boxes at most, that are returned."))
+    boxes: Boxes | None = field(
+        default=None,
+        metadata=_help("yolo, yolo-objectness, end-to-end, detr or rt-detr."),
+    )
+    score: float | None = field(default=None, metadata=_help("Least score of a box."))
+    overlap: float | None = field(default=None, metadata=_help("Overlap that drops the worse of two boxes."))
+    names: tuple[str, ...] | None = field(default=None, metadata=_help("A file with the name of a class on each line."))
+    tokenizer: str | None = field(default=None, metadata=_help("A tokenizer.json, for embed."))
+    rate: int | None = field(default=None, metadata=_help("Samples a second, for speech."))
+    window: int | None = field(default=None, metadata=_help("Samples of a run, for speech."))
+    context: int | None = field(default=None, metadata=_help("Samples before those, of the run before."))
+
+    def __post_init__(self) -> None:
+        for name, kind in _CHOICES.items():
+            given = getattr(self, name)
+            if given is not None and given not in get_args(kind):
+                raise OptionError(f"processing: {name}={given!r}", f"use one of {', '.join(get_args(kind))}")
+        self._check_numbers()
+        if self.filter == "bicubic" and self.antialias is False:
+            raise OptionError("processing: bicubic filters always antialias", "leave antialias at None")
+
+    def _check_numbers(self) -> None:
+        sizes = [*(self.size or ()), *(each for each in (self.shortest, self.top) if each is not None)]
+        if any(not 1 <= each <= 1 << 16 for each in sizes) or (self.size is not None and len(self.size) != 2):
+            raise OptionError("processing: size is (height, width), and sizes lie between 1 and 65536")
+        if self.fill is not None and not 0 <= self.fill <= 255:
+            raise OptionError(f"processing: fill={self.fill} is not a value from 0 to 255")
+        for name in ("score", "overlap"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise OptionError(f"processing: {name}={value} does not lie between 0 and 1")
+        if self.std is not None and any(not each > 0 for each in self.std):
+            raise OptionError(f"processing: std={self.std} must be above 0")
+
+    def over(self, found: Processing | None) -> Processing:
+        """These options, and those of `found` where they are None."""
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        other = found or Processing()
+        return Processing(**{name: getattr(other, name) if value is None else value for name, value in own.items()})
+
+
+_CHOICES = {
+    "task": Task,
+    "resize": Resize,
+    "filter": Filter,
+    "colors": Colors,
+    "activation": Activation,
+    "boxes": Boxes,
+}
+
+_SHARED = Processing(filter="bilinear", antialias=True, fill=0, colors="rgb", scale=1 / 255, even_crop=True)
+_DEFAULTS = {
+    "embed": Processing(),
+    "speech": Processing(rate=16000, window=512, context=0, score=0.5),
+    "classify": Processing(resize="crop", activation="softmax", top=5),
+    # ultralytics' defaults of `predict`
+    "detect": Processing(resize="letterbox", antialias=False, fill=114, top=300, score=0.25, overlap=0.7),
+}
+
+
+def completed(processing: Processing) -> Processing:
+    """The options with the defaults of their task. Raises OptionError where there is no task."""
+    if processing.task is None:
+        raise OptionError(
+            "processing: the model's metadata name no task",
+            f"give task= ({' or '.join(get_args(Task))}), and what it needs: `tensorwright.Processing`",
+        )
+    return processing.over(_DEFAULTS[processing.task]).over(_SHARED)
