@@ -49,19 +49,27 @@ def chat(content: Any, model: str = "chat") -> Attack:
     return post("/v1/chat/completions", lambda: {"model": model, "max_tokens": 4, "messages": messages})
 
 
-def image(content: bytes, kind: str = "png", count: int = 1) -> Attack:
+def image(content: Callable[[], bytes], kind: str = "png", count: int = 1) -> Attack:
     """A chat with an image, once or several times."""
-    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    part = {"type": "image_url", "image_url": {"url": url}}
-    return chat([*[part] * count, {"type": "text", "text": "what?"}], "vision")
+
+    def body() -> Any:
+        url = f"data:image/{kind};base64,{base64.b64encode(content()).decode()}"
+        part = {"type": "image_url", "image_url": {"url": url}}
+        messages = [{"role": "user", "content": [*[part] * count, {"type": "text", "text": "what?"}]}]
+        return {"model": "vision", "max_tokens": 4, "messages": messages}
+
+    return post("/v1/chat/completions", body)
 
 
-def speech(content: bytes) -> Attack:
+def speech(content: Callable[[], bytes]) -> Attack:
     """A transcription of a file."""
-    parts = [("model", b"speech"), ("file", content), ("language", b"en")]
-    body = b"".join(b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name.encode(), value)
-                    for name, value in parts) + b"--B--\r\n"  # fmt: skip
-    return post("/v1/audio/transcriptions", lambda: body, Content_Type=FORM)
+
+    def body() -> bytes:
+        parts = [("model", b"speech"), ("file", content()), ("language", b"en")]
+        return b"".join(b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name.encode(), value)
+                        for name, value in parts) + b"--B--\r\n"  # fmt: skip
+
+    return post("/v1/audio/transcriptions", body, Content_Type=FORM)
 
 
 def png(width: int, height: int, rows: bytes | None = None) -> bytes:
@@ -166,22 +174,22 @@ ATTACKS: dict[str, Attack | list[Attack]] = {
     "1,000,000 outputs": _infer(lambda: {**_tensor(), "outputs": [{"name": "y"}] * 1_000_000}),
     "gzip bomb": _infer(lambda: _gzipped(b" " * (1 << 30)), Content_Encoding="gzip"),
     "gzip of 60 MB": _infer(lambda: _gzipped(b" " * (60 << 20)), Content_Encoding="gzip"),
-    "image bomb of 900 megapixels": image(png(30_000, 30_000, b"")),
-    "image of 60 megapixels": image(png(7_900, 7_900)),
-    "three images of 60 megapixels": image(png(7_900, 7_900), count=3),
-    "image that lies about its size": image(png(5_000, 5_000, b"\0" * 100)),
-    "image of one line": image(png(1 << 26, 1)),
-    "image of a huge size": image(png((1 << 31) - 1, (1 << 31) - 1, b"")),
-    "image that is none": image(b"\x89PNG\r\n\x1a\n" + b"\xff" * 1000),
-    "image of another format": image(b"GIF89a\xff\xff\xff\xff\xf7\x00\x00" + b"\x2c" * 5000, "gif"),
+    "image bomb of 900 megapixels": image(lambda: png(30_000, 30_000, b"")),
+    "image of 60 megapixels": image(lambda: png(7_900, 7_900)),
+    "three images of 60 megapixels": image(lambda: png(7_900, 7_900), count=3),
+    "image that lies about its size": image(lambda: png(5_000, 5_000, b"\0" * 100)),
+    "image of one line": image(lambda: png(1 << 26, 1)),
+    "image of a huge size": image(lambda: png((1 << 31) - 1, (1 << 31) - 1, b"")),
+    "image that is none": image(lambda: b"\x89PNG\r\n\x1a\n" + b"\xff" * 1000),
+    "image of another format": image(lambda: b"GIF89a\xff\xff\xff\xff\xf7\x00\x00" + b"\x2c" * 5000, "gif"),
     "1,000 images": chat([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}] * 1000, "vision"),
-    "speech of 3 hours": speech(wav(8000 * 3600 * 3, 8000, 1)),
-    "speech of 50 minutes": speech(wav(8000 * 3000, 8000, 1)),
-    "speech at 1,000 a second": speech(wav(60_000_000, 1000, 1)),
-    "speech that lies about its length": speech(wav(10)[:40] + b"\xff\xff\xff\x7f" + bytes(100)),
-    "speech of 65,535 channels": speech(wav(100)[:22] + b"\xff\xff" + wav(100)[24:]),
-    "speech at rate 0": speech(wav(100)[:24] + bytes(4) + wav(100)[28:]),
-    "speech of zero bits": speech(wav(100)[:34] + bytes(2) + wav(100)[36:]),
+    "speech of 3 hours": speech(lambda: wav(8000 * 3600 * 3, 8000, 1)),
+    "speech of 50 minutes": speech(lambda: wav(8000 * 3000, 8000, 1)),
+    "speech at 1,000 a second": speech(lambda: wav(60_000_000, 1000, 1)),
+    "speech that lies about its length": speech(lambda: wav(10)[:40] + b"\xff\xff\xff\x7f" + bytes(100)),
+    "speech of 65,535 channels": speech(lambda: wav(100)[:22] + b"\xff\xff" + wav(100)[24:]),
+    "speech at rate 0": speech(lambda: wav(100)[:24] + bytes(4) + wav(100)[28:]),
+    "speech of zero bits": speech(lambda: wav(100)[:34] + bytes(2) + wav(100)[36:]),
 }  # fmt: skip
 
 
