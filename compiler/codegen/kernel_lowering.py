@@ -15,23 +15,22 @@ Lets in indices come from divisions by sizes, in TVM's last steps (see `schedule
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import tirx
 
 from compiler.codegen.boolean_scratch import bytes_for_booleans
-from compiler.codegen.chunked_loops import with_chunk_functions
-from compiler.codegen.fixed_vectors import with_fixed_vectors
 from compiler.codegen.plain_kernels import with_plain_kernels
+from schedules.codegen.nest import CHUNKED
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import structural_map, structural_walk
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Node, Stmt
+    from schedules.ir.tvm_types import Node, PrimFunc, Stmt
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
@@ -129,3 +128,97 @@ def _has_symbolic_sizes(body: Stmt) -> bool:
 
 
 tirx.compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
+
+
+_SCOPE = "compute_scope"  # TVM's code generator makes a function of what stands in it
+
+
+def with_chunk_functions(mod: tvm.IRModule) -> tvm.IRModule:
+    """Lowered kernels whose loops with the mark `CHUNKED` hold functions of their own."""
+    changed = {
+        var: _with_functions(function)
+        for var, function in mod.functions_items()
+        if isinstance(function, tirx.PrimFunc) and function.attrs and "global_symbol" in function.attrs
+    }
+    return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
+
+
+def _with_functions(function: PrimFunc) -> PrimFunc:
+    symbol = str(function.attrs["global_symbol"])
+    count = 0
+
+    def visit(loop: Stmt) -> Stmt:
+        nonlocal count
+        if CHUNKED not in loop.annotations:
+            return loop
+        name = f"{symbol}_chunk{count}_"
+        count += 1
+        return _called_or_launched(loop, name)
+
+    return function.with_body(structural_map(function.body, (tirx.For, visit)))
+
+
+def _called_or_launched(loop: Stmt, name: str) -> Stmt:
+    """TVM gives the function the variables that its body reads, in their order, so the call can pass the same ones."""
+    scope = tirx.AttrStmt(tirx.IntImm("int32", 0), _SCOPE, tvm.ir.StringImm(name), loop.body)
+    launch = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.PARALLEL, _then_nothing(scope))
+    arguments = [
+        loop.min if each.same_as(loop.loop_var) else each for each in tirx.analysis.undefined_vars(loop.body, [])
+    ]
+    called = tirx.call_extern("int32", name, *arguments)
+    failed = tirx.Evaluate(tvm.tirx.call_intrin("int32", "tirx.tvm_throw_last_error"))
+    call = tirx.IfThenElse(tirx.NE(called, tirx.IntImm("int32", 0)), failed, None)
+    # The function is generated at the launch, which therefore comes first.
+    one = tirx.IntImm(str(loop.extent.ty), 1)
+    return tirx.IfThenElse(tirx.NE(loop.extent, one), _then_nothing(launch), call)
+
+
+def _then_nothing(statement: Stmt) -> Stmt:
+    """A statement, and one after it that sets a debug location of its own: else TVM gives what follows a function that
+    of its last statement, which LLVM refuses."""
+    return tirx.SeqStmt([statement, tirx.Evaluate(tirx.IntImm("int32", 0))])
+
+
+_SCALABLE = ("+v", "+zv")
+
+
+def with_fixed_vectors(lower: Callable[[tvm.IRModule], tvm.IRModule]) -> Callable[[tvm.IRModule], tvm.IRModule]:
+    """`lower`, which is not told of scalable vectors."""
+
+    def lowered(mod: tvm.IRModule) -> tvm.IRModule:
+        hidden = {feature for target in _targets(mod) for feature in _scalable(target)}
+        if not hidden:
+            return lower(mod)
+        fixed = _retargeted(mod, lambda names: [name for name in names if name not in hidden])
+        with next(_targets(fixed)):
+            result = lower(fixed)
+        return _retargeted(result, lambda names: [*names, *sorted(hidden)])
+
+    return lowered
+
+
+def _targets(mod: tvm.IRModule) -> Iterator[tvm.target.Target]:
+    functions = (function for _, function in mod.functions_items() if isinstance(function, tirx.PrimFunc))
+    return (function.attrs["target"] for function in functions if function.attrs and "target" in function.attrs)
+
+
+def _scalable(target: tvm.target.Target) -> list[str]:
+    return [str(name) for name in target.attrs.get("mattr", ()) if str(name).startswith(_SCALABLE)]
+
+
+def _retargeted(mod: tvm.IRModule, change: Callable[[list[str]], list[str]]) -> tvm.IRModule:
+    """`mod` with the features of its functions' processors changed."""
+
+    def changed(options: Mapping[str, Any]) -> dict[str, Any]:
+        result = {**options, "mattr": change([str(name) for name in options.get("mattr", ())])}
+        if "host" in options:
+            result["host"] = changed(options["host"])
+        return result
+
+    functions = {
+        var: function.with_attr("target", tvm.target.Target(changed(function.attrs["target"].export())))
+        if isinstance(function, tirx.PrimFunc) and function.attrs and "target" in function.attrs
+        else function
+        for var, function in mod.functions_items()
+    }
+    return tvm.IRModule(functions, attrs=mod.attrs)

@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +18,39 @@ from compiler.artifact import Artifact, TensorDescription, write_artifact
 from compiler.artifact.tensors import Blob, read_blob
 from compiler.device.programs import device_programs
 from compiler.errors import InternalError
+from compiler.runtime.device import Device
+from compiler.runtime.module import Module
 from targets import Target
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import RuntimeModule
+
+
+class SimulatedDevice(Device):
+    """The CPU in place of a device; `simulator.load` provides the kernels."""
+
+    def __init__(self, simulator: Any) -> None:
+        self._simulator = simulator
+
+    def load(self, library: bytes | memoryview) -> RuntimeModule:
+        return self._simulator.load(library)
+
+
+class SimulatedModule:
+    """A module on a simulated device: correct results, meaningless timings."""
+
+    def __init__(self, artifact: Artifact, simulator: Any) -> None:
+        """Compile the kernels for this CPU.
+
+        Raises:
+            targets.TargetError: the compiler is missing, or rejects the kernels.
+        """
+        self._module = Module(artifact, threads=1, device=SimulatedDevice(simulator))
+
+    def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
+        """The outputs by name."""
+        return self._module.run(inputs)
+
 
 Array = np.ndarray
 _LENGTH = struct.Struct("<Q")

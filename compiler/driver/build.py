@@ -14,8 +14,7 @@ from compiler.artifact import Artifact, Contents
 from compiler.artifact.format import artifact_bytes
 from compiler.artifact.language_model import ENCODER_ASSET
 from compiler.codegen.build import build_library
-from compiler.device.emulation import EmulatedModule
-from compiler.device.simulation import SimulatedModule
+from compiler.device.emulation import EmulatedModule, SimulatedModule
 from compiler.driver.calibration import calibration_tokens, operand_grams
 from compiler.driver.compile_options import (
     CompileOptions,

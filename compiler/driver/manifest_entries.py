@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.entries import MAIN_ENTRY
 from compiler.artifact.manifest import (
+    MAX_BRANCH_DEPTH,
     MAX_ELEMENTS,
+    CallList,
     IndexRequirement,
+    JsonValue,
     KernelProvenance,
     MemoryPlan,
     PassTiming,
@@ -24,15 +27,14 @@ from compiler.artifact.manifest import (
     TargetDescription,
     TensorDescription,
 )
-from compiler.driver.call_lists import call_list
 from compiler.errors import InvalidModelError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.pipeline import PipelineResult
 from compiler.passes.rewriting.size_variants import ANY_SIZE
-from compiler.profiling.attribution import kind_of
+from compiler.profiling.attribution import kind_of, names_of
 from compiler.profiling.faster_precisions import KernelWork, faster_precisions, float32_work
 from compiler.records.library import TunedConfigs
-from compiler.support.call_list import call_counts
+from compiler.support.call_list import Branches, Step, call_counts
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
 from compiler.support.parallel_tasks import parallel_tasks
@@ -188,3 +190,25 @@ def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
         live_bytes=plan["lower_bound"],
         dynamic_bytes=pipeline.report.dynamic_memory.get(name, "0"),
     )
+
+
+def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
+    """The manifest's entry; None where no call has a node."""
+    nodes: dict[str, int] = {}
+    callees: dict[str, int] = {}
+
+    def place(name: str, known: dict[str, int]) -> int:
+        return known.setdefault(name, len(known))
+
+    def listed(steps: Sequence[Step], depth: int) -> list[JsonValue]:
+        found: list[JsonValue] = []
+        for step in steps:
+            if isinstance(step, Branches):
+                if depth < MAX_BRANCH_DEPTH:
+                    found.append([listed(step.when_true, depth + 1), listed(step.when_false, depth + 1)])
+            else:
+                found.append([place(step.callee, callees), *(place(name, nodes) for name in names_of(step.nodes))])
+        return found
+
+    made = {name: listed(steps, 0) for name, steps in functions.items()}
+    return CallList(nodes=tuple(nodes), callees=tuple(callees), functions=made) if nodes else None

@@ -6,18 +6,22 @@ compared with the float model too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
+from tvm.ir import IRModule
+
 import targets
-from compiler.compression.measured_times import Build, MeasuredClock
-from compiler.compression.predicted_times import PredictedClock, is_calibrated
+from compiler.compression.predicted_times import KernelTime, PredictedClock, is_calibrated
 from compiler.compression.quantization.calibration import Array
 from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.precisions import MEASURED
 from compiler.compression.quantization.regions import faster_in_float
 from compiler.compression.quantization.session import Candidate, Session
+from compiler.profiling.profile import profile
 from compiler.profiling.timing import seconds_in_turns
+from compiler.runtime import Module
 
 # How much slower is within the noise of measuring: a share, and seconds.
 _NOISE, _LEAST = 1.03, 2e-6
@@ -96,3 +100,37 @@ class SpeedLimit:
             return "faster in float with what is around it: converting costs more than integers gain"
         how = "measured" if self._measured else "predicted for the target"
         return f"slower in integers: {time.integers * 1e6:.1f} us, in float {time.floats * 1e6:.1f} ({how})"
+
+
+_TURNS, _RUNS = 7, 5
+Build = Callable[[IRModule], Module]
+
+
+class MeasuredClock:
+    """Times modules alternately, so that what slows the machine down for a while slows all; the shortest counts.
+
+    Args:
+        build: compiles a module for the target, which this machine can run.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+
+    def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
+        """Of each module the calls of a run, in their order. Raises UserError and InternalError of compiling and
+        profiling."""
+        modules = [self._build(mod) for mod in mods]
+        turns = [[profile(module, runs=_RUNS).calls for module in modules] for _ in range(_TURNS)]
+        found = []
+        for calls in zip(*turns, strict=True):
+            seconds = np.array([[call.duration for call in turn] for turn in calls])
+            least, middle = seconds.min(axis=0), np.median(seconds, axis=0)
+            found.append(
+                [
+                    KernelTime(
+                        call.kind, float(least[index]), float((middle[index] - least[index]) / max(least[index], 1e-9))
+                    )
+                    for index, call in enumerate(calls[0])
+                ]
+            )
+        return found

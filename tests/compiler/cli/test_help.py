@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from compiler.cli.help_text import joined
+from compiler.cli.app import joined
 from tests.compiler.cli.running import Run
 
 COMMANDS = (

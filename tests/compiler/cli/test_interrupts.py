@@ -135,7 +135,7 @@ def test_ctrl_c_ends_machine_code_that_never_returns() -> None:
     # Stands for TVM: code that the interpreter's own reaction to the signal does not stop.
     code = """
 from time import sleep
-from compiler.cli.interrupts import Interrupts
+from compiler.cli.entry import Interrupts
 with Interrupts(patience=0.2):
     while True:
         try:

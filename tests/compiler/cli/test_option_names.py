@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.cli.option_names import with_option_names
+from compiler.cli.entry import with_option_names
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import tvm
 from tvm import te, tirx
 
 import targets
-from compiler.codegen.equal_kernels import alias_object, distinct_kernels
+from compiler.codegen.build import alias_object, distinct_kernels
 from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.codegen.parallel_build import build_objects
 from schedules.ir.named_sizes import name_sizes

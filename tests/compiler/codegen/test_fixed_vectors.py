@@ -16,7 +16,7 @@ import tvm
 from tvm import te
 
 import targets
-from compiler.codegen.fixed_vectors import with_fixed_vectors
+from compiler.codegen.kernel_lowering import with_fixed_vectors
 from tests.compiler.device.emulators import target_that_runs
 
 RISCV = "riscv64-linux"

@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 
 import targets
-from compiler.codegen.equal_kernels import alias_object
+from compiler.codegen.build import alias_object
 from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.codegen.parallel_build import build_objects
 from compiler.codegen.shared_kernels import SharedCall, share_kernels

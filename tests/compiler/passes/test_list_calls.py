@@ -7,7 +7,7 @@ import onnx
 from onnx import numpy_helper, parser
 
 import targets
-from compiler.driver.call_lists import call_list
+from compiler.driver.manifest_entries import call_list
 from compiler.frontends.onnx import import_onnx
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
