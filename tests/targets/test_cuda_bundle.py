@@ -32,6 +32,8 @@ from tests.targets.cuda_models import chain
 from tests.targets.cuda_stand_in.machine import Machine, make_machine, moved_away
 from tests.targets.test_cuda_options import expected_of, perceptron
 
+KEEPS_REFERENCES = True
+
 pytestmark = [
     needs_nvcc,
     pytest.mark.skipif(stand_in.cuda_headers() is None, reason="nvidia-cuda-runtime is not installed"),

@@ -82,7 +82,7 @@ def test_the_conformance_suite_holds_by_simulation(check: str) -> None:
 def test_numbers_of_odd_sizes(rows: int) -> None:
     model = chain(rows, 13)
     inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 13)).astype(np.float32)}
-    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    module = compiler.compile(model, "cuda-simulated", records=False)
     expected = expected_of(model, inputs)
     np.testing.assert_allclose(module.run(inputs)["y"], expected, rtol=2e-5, atol=2e-6)
 
@@ -160,7 +160,7 @@ def test_machine_code_of_narrow_nets_has_matrix_instructions_and_spills_nothing(
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_tensor_core_operations_simulate_right(dtype: str) -> None:
     model, inputs = model_and_inputs(dtype)
-    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    module = compiler.compile(model, "cuda-simulated", records=False)
     assert "mma_sync(" in source_of(bytes(module.artifact.library)).text
     got = module.run(inputs)["y"].astype(np.float64)
     (weight,) = (onnx.numpy_helper.to_array(each).astype(np.float64) for each in model.graph.initializer)
@@ -255,7 +255,7 @@ def test_hidden_units_of_recurrent_layers_are_spread_over_threads(
 ) -> None:
     model = recurrent(operator, steps, samples, hidden, direction)
     inputs = {"x": np.random.default_rng(0).standard_normal((steps, samples, 4)).astype(np.float32)}
-    module = compiler.compile(model, "cuda-simulated", records=False, reference_inputs=inputs)
+    module = compiler.compile(model, "cuda-simulated", records=False)
     source = source_of(bytes(module.artifact.library)).text
     threads = re.search(rf"__launch_bounds__\((\d+)\) {operator.lower()}_kernel", source)
     assert threads is not None
