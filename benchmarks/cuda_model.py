@@ -25,8 +25,8 @@ from typing import Any
 from compiler.artifact.storage import write_atomically
 from targets.cuda.nvcc import find_nvcc
 from targets.cuda.performance import ptx
-from targets.cuda.performance.estimate import Device, estimate_launch
 from targets.cuda.performance.execution import Launch
+from targets.cuda.performance.measurer import Device, estimate_launch
 
 _SIZE = 4096
 _APART = 1.05

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 import compiler
 from compiler.artifact.language_model import TOKENIZER_ASSET
-from compiler.driver.calibration import calibration_tokens, operand_grams
+from compiler.driver.build import calibration_tokens, operand_grams
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 
 _SCRIPT = Path(__file__).with_name("_perplexity_contestant.py")

@@ -24,7 +24,7 @@ from benchmarks._serving_models import build
 from benchmarks._wrk import Load, load
 from compiler.artifact import read_artifact
 from compiler.serving.triton import TritonOptions, write_triton_repository
-from compiler.serving.triton.configuration import configuration_text
+from compiler.serving.triton.repository import configuration_text
 from targets.processors import usable_processors
 from tests.compiler.serving.triton.server import Installation, installation, triton_server
 

@@ -10,12 +10,12 @@ import numpy as np
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
-from compiler.artifact import Artifact, Contents
+from compiler.artifact import Artifact, Contents, Manifest
+from compiler.artifact.fields import decode
 from compiler.artifact.format import artifact_bytes
-from compiler.artifact.language_model import ENCODER_ASSET
+from compiler.artifact.language_model import DESCRIPTION_ASSET, ENCODER_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule, SimulatedModule
-from compiler.driver.calibration import calibration_tokens, operand_grams
 from compiler.driver.compile_options import (
     CompileOptions,
     Progress,
@@ -24,14 +24,14 @@ from compiler.driver.compile_options import (
     model_name,
     translated_target_errors,
 )
-from compiler.driver.example import inputs_in_order, with_example
 from compiler.driver.manifest_entries import initial_states, manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.module_cache import Built
 from compiler.driver.sizes import specialized
-from compiler.errors import OptionError, TensorwrightError
+from compiler.errors import InputError, InvalidModelError, OptionError, StorageError, TensorwrightError
 from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.decoder import OPERAND, TOKENS
 from compiler.frontends.processing import fixed_shape, with_description, with_processing
 from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions, PipelineContext
@@ -42,12 +42,15 @@ from compiler.records.library import TunedConfigs, tuned_configs
 from compiler.runtime import Module
 from compiler.runtime.accelerator import load_runtime_of
 from compiler.runtime.emulated import EmulatedExecutor, Emulator
+from compiler.runtime.random_inputs import random_inputs
+from compiler.runtime.state_sizes import state_symbols, symbols_of
 from compiler.runtime.threads import check_threads
 from compiler.support.call_list import nodes_of
 from compiler.support.import_arguments import ImportArguments
 from compiler.support.notebook import shortened
 from compiler.support.precision import precision_of
 from compiler.support.processing import Processing
+from compiler.support.tokenizer_file import library_errors, read_tokenizer
 
 
 def build_module(
@@ -258,3 +261,111 @@ def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
             return EmulatedModule(whole, target) if simulator is None else SimulatedModule(whole, simulator)
 
     return Module(artifact, executor=EmulatedExecutor(artifact, emulate))
+
+
+Array = np.ndarray
+_TOKENS = 4096  # that are read at most
+_CONTEXT = 512
+_STEP = 128  # tokens of a run: their operands are all in memory
+
+
+def calibration_tokens(text: Path, model: ImportedModel) -> Array:
+    """The tokens of a text file, int64 (windows, tokens of a window).
+
+    Raises:
+        StorageError: the file cannot be read, or is not UTF-8.
+        InputError: it has too few tokens.
+        InvalidModelError: the model has no tokenizer.
+    """
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{text} cannot be read as a text in UTF-8: {error}") from error
+    stored = model.assets.get(TOKENIZER_ASSET)
+    if stored is None:
+        raise InvalidModelError("calibration needs the model's tokenizer, and it has none", "leave out the calibration")
+    with library_errors(InputError, f"{text} cannot be tokenized"):
+        found = read_tokenizer(bytes(stored)).encode(content[: 16 * _TOKENS]).ids[:_TOKENS]
+    description = decode(bytes(model.assets[DESCRIPTION_ASSET]), LanguageModelDescription)
+    window = min(_CONTEXT, description.context)
+    windows = len(found) // window
+    if not windows:
+        raise InputError(
+            f"{text} has {len(found)} tokens, and calibration needs {window} or more", "give a longer text"
+        )
+    tokens: Array = np.asarray(found[: windows * window], np.int64).reshape(windows, window)
+    return tokens
+
+
+def operand_grams(module: Module, tokens: Array) -> tuple[Array, ...]:
+    """Of each operand that a module returns the sum of x xᵀ over its rows x, float32 (depth, depth).
+
+    Raises OptionError where the module has no such operands, its products being of another kind.
+    """
+    names = [each.name for each in module.outputs if each.name.startswith(f"{OPERAND}_")]
+    if not names:
+        raise OptionError("the model has no products that calibration could serve", "leave out the calibration")
+    grams: dict[str, Array] = {}
+    for window in tokens:
+        session = module.session(capacity=len(window))
+        for start in range(0, len(window), _STEP):
+            found = session.run({TOKENS: window[None, start : start + _STEP]})
+            for name in names:
+                rows = found[name].reshape(-1, found[name].shape[-1])
+                product = rows.T @ rows
+                grams[name] = grams[name] + product if name in grams else product
+    return tuple(grams[name] for name in names)
+
+
+Arrays = Mapping[str, np.ndarray]
+_SYMBOLIC_SIZE = 2  # as of `random_inputs`
+_MOST_STATE_BYTES = 1 << 16  # bytes of a state's new value that are stored; a whole cache would dwarf the module
+
+
+def inputs_in_order(given: Arrays | None, model: ImportedModel) -> list[np.ndarray] | None:
+    """Values by name as the arguments of `main`; None unless all are there.
+
+    States and their position, which a session gives, are made up where they are not there: these rows are in bounds.
+    """
+    values = dict(given or {})
+    if model.states and model.position is not None:
+        rows = model.position.rows
+        count = rows if isinstance(rows, int) else _SYMBOLIC_SIZE
+        sizes = dict.fromkeys(_row_symbols(model), 2 * count)
+        made = random_inputs(model.inputs, indices=model.indices, sizes=sizes)
+        made[model.position.input] = np.zeros_like(made[model.position.input])
+        values = {**made, **values}
+    names = [spec.name for spec in model.inputs]
+    return [np.asarray(values[name]) for name in names] if set(names) <= set(values) else None
+
+
+def _row_symbols(model: ImportedModel) -> set[str]:
+    """Symbolic dimensions that are capacities."""
+    shapes = {spec.name: spec.shape for spec in model.inputs}
+    sizes = [shapes[state.input][state.axis] for state in model.states if state.axis is not None]
+    return {size for size in sizes if isinstance(size, str)}
+
+
+def with_example(module: Module, runner: Module, model: ImportedModel, given: Arrays | None) -> Module:
+    """The module with an example in it, which `runner`, the same model for this machine, runs.
+
+    Of a model with states it is the first run of a session: without the states, and with the new values of small ones.
+
+    Raises what running the example raises.
+    """
+    own = {each.input for each in model.states} | ({model.position.input} if model.position is not None else set())
+    specs = [each for each in model.inputs if each.name not in own]
+    inputs = dict(given) if given is not None else random_inputs(specs, indices=model.indices)
+    sizes = {} if len(inputs) == len(model.inputs) else _state_sizes(module.manifest)
+    outputs = runner.run_example(inputs, sizes)
+    updated = {each.output for each in model.states}
+    kept = {k: v for k, v in outputs.items() if k not in updated or v.nbytes <= _MOST_STATE_BYTES}
+    return module.with_reference(inputs, kept, sizes)
+
+
+def _state_sizes(manifest: Manifest) -> dict[str, int]:
+    """Sizes of the states' dimensions that no other input has: enough rows for one run."""
+    told = set().union(*(symbols_of(each) for each in manifest.session_inputs))
+    open_sizes = state_symbols(manifest) - told
+    rows = manifest.position.rows if manifest.position is not None else 0
+    return dict.fromkeys(sorted(open_sizes), max(_SYMBOLIC_SIZE, rows if isinstance(rows, int) else 0))

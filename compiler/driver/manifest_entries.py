@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,14 +34,19 @@ from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.profiling.attribution import kind_of, names_of
 from compiler.profiling.faster_precisions import KernelWork, faster_precisions, float32_work
 from compiler.records.library import TunedConfigs
+from compiler.support.balance import UNKNOWN
 from compiler.support.call_list import Branches, Step, call_counts
 from compiler.support.elements import elements_read
-from compiler.support.formula import evaluate
-from compiler.support.parallel_tasks import parallel_tasks
+from compiler.support.formula import evaluate, names_in, with_names
+from compiler.support.operation_count import UncountableError, size_formula, symbol_places
 from compiler.support.roofline import Roofline
-from schedules.ir.stages import kernels_of
+from schedules.ir.stages import kernels_of, walk
+from schedules.ir.tir import tirx
 from schedules.ir.tvm_types import Var
 from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
@@ -212,3 +217,37 @@ def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
 
     made = {name: listed(steps, 0) for name, steps in functions.items()}
     return CallList(nodes=tuple(nodes), callees=tuple(callees), functions=made) if nodes else None
+
+
+_LONGEST = 1000  # characters of a formula
+
+
+def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple[int, int]]]:
+    """The extents of a kernel's parallel loops in their order, equal ones once: numbers, formulas of sizes, or
+    `UNKNOWN`; and where a call's arguments give those sizes, as in `OperationCount`."""
+    places = symbol_places(function)
+    values: dict[str, Expr] = {}
+    loops: list[Stmt] = []
+    walk(function.body, tirx.Bind, lambda binding: values.update({str(binding.var.name): binding.value}))
+    walk(function.body, tirx.For, lambda loop: loops.append(loop) if loop.kind == tirx.ForKind.PARALLEL else None)
+
+    def formula(extent: Expr) -> str:
+        def text_of(name: str) -> str:
+            if name not in places and name not in values:
+                raise UncountableError(f"a size named {name!r}")
+            return name if name in places else f"({formula(values[name])})"
+
+        text = with_names(size_formula(extent), text_of)
+        if len(text) > _LONGEST:
+            raise UncountableError("a long formula")
+        return text
+
+    def known(extent: Expr) -> str:
+        try:
+            return formula(extent)
+        except UncountableError:
+            return UNKNOWN
+
+    tasks = tuple(dict.fromkeys(known(loop.extent) for loop in loops))
+    used = {name for each in tasks if each != UNKNOWN for name in names_in(each)}
+    return tasks, {name: places[name] for name in sorted(used)}

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from schedules.codegen.nest import build_function, loops_over, sequence
+from schedules.codegen.nest import allocate, build_function, expression, load, loops_over, repeat, sequence, store
 from schedules.config import Config
-from schedules.gpu.block_reduction import block_reduction
+from schedules.gpu.binding import thread_loop
 from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
 from schedules.gpu.hoisting import take_allocations, without_parallel_loops
 from schedules.gpu.launch import THREADS, WARP, launched
@@ -21,13 +21,16 @@ from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import substitute
 from schedules.ir.inline import inline_stages
-from schedules.ir.stages import Axis, Kernel, Stage
+from schedules.ir.numbers import ceil_div
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Axis, Kernel, Stage, product
 from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
+from schedules.matmul.form import Group
 from schedules.rule import GpuPriority
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Index, Node, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Buffer, Expr, Index, Node, PrimFunc, Stmt, Var
 
 
 class BindAnything(GpuRule[GpuWorkload]):
@@ -132,3 +135,72 @@ def _starts_at_zero(loop: Stmt) -> bool:
 
 def _extent(extent: Expr) -> Index:
     return int(extent.value) if isinstance(extent, tirx.IntImm) else extent
+
+
+LEAST_ELEMENTS = 256
+_THREADS = (256, 1024)
+_ELEMENTS_OF_MANY_THREADS = 8192
+_POINTS_OF_A_BLOCK = 256  # what a block computes where each thread has a result of its own
+
+
+def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
+    """The launch; None where the stage is not a reduction, or gives work to all threads without this."""
+    reduction = reduction_of(stage)
+    points, elements = (product(axis.extent for axis in axes) for axes in (stage.spatial, stage.reduction))
+    if reduction is None or points is None or elements is None or elements < LEAST_ELEMENTS:
+        return None
+    if points == 0 or points > machine.multiprocessors * _POINTS_OF_A_BLOCK:
+        return None
+    threads = min(_THREADS[elements > _ELEMENTS_OF_MANY_THREADS], machine.threads_per_block)
+    block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
+    place = {**_values(stage.spatial, block)}
+    body = _joined(_at(reduction, place), stage.reduction, elements, thread, threads)
+    return thread_loop("blockIdx.x", block, points, thread_loop("threadIdx.x", thread, threads, body))
+
+
+def _values(axes: tuple[Axis, ...], position: Expr) -> dict[Var, Expr]:
+    """The variables of nested loops at a position of their whole walk, in the types they have."""
+    ones = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in axes if axis.extent == 1}
+    found = Group(tuple(axis for axis in axes if axis.extent != 1)).values(position)
+    return {
+        **ones,
+        **{var: value if str(var.ty) == "int64" else tirx.Cast(str(var.ty), value) for var, value in found.items()},
+    }
+
+
+def _at(reduction: Reduction, place: dict[Var, Expr]) -> Reduction:
+    value, start, stored = (substitute(each, place) for each in (reduction.value, reduction.start, reduction.store))
+    return Reduction(reduction.combiner, value, start, stored)
+
+
+def _joined(reduction: Reduction, axes: tuple[Axis, ...], elements: int, thread: Expr, threads: int) -> Stmt:
+    combine = reduction.combiner.combine
+    own, own_allocation = allocate("own", [1], reduction.dtype, "local")
+    shared, shared_allocation = allocate("shared", [threads], reduction.dtype, "shared")
+
+    def turn(number: Expr) -> Stmt:
+        at = expression(number) * threads + thread
+        value = substitute(reduction.value, _values(axes, at))
+        taken = store(own, combine(load(own, 0), value), 0)
+        return taken if elements % threads == 0 else tirx.IfThenElse(at < expression(elements), taken, None)
+
+    wait = tirx.Evaluate(tirx.op.tvm_storage_sync("shared"))
+    pairs = []
+    step = threads // 2
+    while step:
+        both = combine(load(shared, thread), load(shared, thread + step))
+        pairs += [tirx.IfThenElse(thread < expression(step), store(shared, both, thread), None), wait]
+        step //= 2
+    total = load(shared, 0)
+    total = combine(reduction.start, total) if reduction.joins_start() else total
+    last = tirx.BufferStore(reduction.store.buffer, total, list(reduction.store.indices))
+    return sequence(
+        own_allocation,
+        shared_allocation,
+        store(own, reduction.identity(), 0),
+        repeat("turn", ceil_div(elements, threads), turn),
+        store(shared, load(own, 0), thread),
+        wait,
+        pairs,
+        tirx.IfThenElse(thread < expression(1), last, None),
+    )

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from targets.cuda import device as cuda_device
-from targets.cuda.graphs import simulate_graphs
 from targets.cuda.image import Source, has_source, source_of
 from targets.errors import TargetError
 from targets.toolchain import Compiler
@@ -169,3 +169,35 @@ def _loader(load: object) -> Iterator[None]:
             tvm_ffi.register_global_func(_LOADER, before, override=True)
         else:
             tvm_ffi.registry.remove_global_func(_LOADER)
+
+
+ALLOCATE = "vm.builtin.cuda_graph.get_cached_alloc"
+RUN = "vm.builtin.cuda_graph.run_or_capture"
+_INVOKE = "vm.builtin.invoke_closure"
+
+
+@cache
+def simulate_graphs() -> None:
+    """Make the functions known. Not for a process that will load TVM's CUDA runtime, which brings its own."""
+    import tvm_ffi
+
+    invoke = tvm_ffi.get_global_func(_INVOKE)
+    kept: dict[Any, Any] = {}
+
+    def allocate(machine: object, function: object, entry: int) -> Any:
+        key = (_address(machine), "memory", int(entry))
+        if key not in kept:
+            kept[key] = invoke(machine, function)
+        return kept[key]
+
+    def run(machine: Any, function: Any, arguments: Any, entry: int, *sizes: Any) -> Any:
+        key = (_address(machine), "graph", int(entry), tuple(tuple(each) for each in sizes))
+        recorded = kept.setdefault(key, arguments)
+        return invoke(machine, function, *recorded)
+
+    tvm_ffi.register_global_func(ALLOCATE, allocate)
+    tvm_ffi.register_global_func(RUN, run)
+
+
+def _address(machine: object) -> Any:
+    return getattr(machine, "value", machine)

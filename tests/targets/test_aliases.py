@@ -7,7 +7,7 @@ import pytest
 import targets
 from compiler.errors import OptionError
 from compiler.support.precision import precision_of
-from targets import aliases
+from targets import registry
 from targets.cuda import device as cuda_device
 from targets.errors import TargetError, UnknownTarget
 
@@ -39,7 +39,7 @@ def test_unknown_names_stay_unknown() -> None:
 @pytest.mark.parametrize(("capability", "name"), [(75, "t4"), (86, "rtx-3090"), (90, "h100"), (120, "h100")])
 def test_cuda_is_the_device_of_this_machine(capability: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_device, "compute_capabilities", lambda: (capability,))
-    assert aliases.resolved("cuda", targets.names()) == name
+    assert registry.resolved("cuda", targets.names()) == name
 
 
 def test_cuda_without_a_device_asks_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

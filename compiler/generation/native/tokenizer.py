@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from compiler.generation.native.character_sets import WHITE_SPACE, refused
-from compiler.generation.native.models import write_model
 from compiler.generation.native.normalizers import write_normalizers
 from compiler.generation.native.parts import flattened, write_decoders, write_pre_tokenizers
 from compiler.generation.native.writer import Writer
@@ -81,3 +83,107 @@ def _template(part: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     if side != 1:
         raise refused(f"a template that holds the text {side} times")
     return sides
+
+
+_NONE = 0xFFFFFFFF
+_MOST_TOKENS = 1 << 24
+_MOST_CHARACTERS = 1 << 30
+
+
+class Model(IntEnum):
+    """Kinds of models; the same in `text/model.cc`."""
+
+    PAIR_ENCODING = 1
+    UNIGRAM = 2
+    WORD_PIECE = 3
+    WORD_LEVEL = 4
+
+
+def write_model(model: Mapping[str, Any], writer: Writer) -> None:
+    """Append a model. Raises OptionError for a kind or an option that is not supported."""
+    write = _WRITERS.get(model["type"])
+    if write is None:
+        raise refused(f"a model of the kind {model['type']}")
+    write(model, writer)
+
+
+def _write_pair_encoding(model: Mapping[str, Any], writer: Writer) -> None:
+    if model.get("dropout"):
+        raise refused("the option dropout of BPE")
+    vocabulary: dict[str, int] = model["vocab"]
+    unknown = model.get("unk_token")
+    if unknown is not None and unknown not in vocabulary:
+        raise refused(f"the unknown token {unknown!r}, which is not in its vocabulary")
+    continuing = model.get("continuing_subword_prefix") or ""
+    writer.number(Model.PAIR_ENCODING)
+    _write_vocabulary(_texts(vocabulary), vocabulary, writer)
+    merges = {}  # the last of equal ones counts, as in the library
+    for rank, (left, right) in enumerate(model["merges"]):
+        merged = left + right.encode()[len(continuing.encode()) :].decode()
+        merges[vocabulary[left], vocabulary[right]] = rank, vocabulary[merged]
+    writer.numbers([value for pair, found in sorted(merges.items()) for value in (*pair, *found)])
+    writer.number(_NONE if unknown is None else vocabulary[unknown])
+    for option in ("fuse_unk", "ignore_merges"):
+        writer.number(int(bool(model.get(option))))
+    writer.text(continuing)
+    writer.text(model.get("end_of_word_suffix") or "")
+    _write_fallback(model, vocabulary, writer)
+
+
+def _write_unigram(model: Mapping[str, Any], writer: Writer) -> None:
+    texts = [text for text, _ in model["vocab"]]
+    vocabulary = {text: number for number, text in enumerate(texts)}  # the last of equal ones counts, as in the library
+    unknown = model.get("unk_id")
+    writer.number(Model.UNIGRAM)
+    _write_vocabulary(texts, vocabulary, writer)
+    writer.numbers(np.array([score for _, score in model["vocab"]], "<f8").view("<u4"))
+    writer.number(_NONE if unknown is None else unknown)
+    _write_fallback(model, vocabulary, writer)
+
+
+def _write_word_piece(model: Mapping[str, Any], writer: Writer) -> None:
+    writer.number(Model.WORD_PIECE)
+    _write_words(model, writer)
+    writer.text(model["continuing_subword_prefix"])
+    writer.number(min(model["max_input_chars_per_word"], _MOST_CHARACTERS))
+
+
+def _write_word_level(model: Mapping[str, Any], writer: Writer) -> None:
+    writer.number(Model.WORD_LEVEL)
+    _write_words(model, writer)
+
+
+def _write_words(model: Mapping[str, Any], writer: Writer) -> None:
+    vocabulary: dict[str, int] = model["vocab"]
+    _write_vocabulary(_texts(vocabulary), vocabulary, writer)
+    writer.number(vocabulary.get(model["unk_token"], _NONE))
+
+
+def _texts(vocabulary: Mapping[str, int]) -> list[str]:
+    """Texts by number; "" for numbers that are not in use."""
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > _MOST_TOKENS:
+        raise refused(f"{size} tokens")
+    texts = [""] * size
+    for text, number in vocabulary.items():
+        texts[number] = text
+    return texts
+
+
+def _write_vocabulary(texts: Sequence[str], vocabulary: Mapping[str, int], writer: Writer) -> None:
+    writer.texts(texts)
+    writer.numbers([vocabulary[text] for text in sorted(vocabulary, key=str.encode)])
+
+
+def _write_fallback(model: Mapping[str, Any], vocabulary: Mapping[str, int], writer: Writer) -> None:
+    """The tokens of single bytes; none where the model does not fall back to them."""
+    fallback = [vocabulary.get(f"<0x{byte:02X}>", _NONE) for byte in range(256)]
+    writer.numbers(fallback if model.get("byte_fallback") else [])
+
+
+_WRITERS: dict[str, Callable[[Mapping[str, Any], Writer], None]] = {
+    "BPE": _write_pair_encoding,
+    "Unigram": _write_unigram,
+    "WordPiece": _write_word_piece,
+    "WordLevel": _write_word_level,
+}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from compiler.serving.app.application import Application, Routes
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.completions import Completions
 from compiler.serving.app.embeddings import Embeddings
-from compiler.serving.app.observability import Observability
+from compiler.serving.app.http import Call, Reply, check_method
 from compiler.serving.app.open_inference import OpenInference
 from compiler.serving.app.openai_models import OpenAIModels
 from compiler.serving.app.transcriptions import Transcriptions
 from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
 from compiler.serving.limits import Limits
-from compiler.serving.metrics import Metrics
+from compiler.serving.metrics import CONTENT_TYPE, Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer
 
@@ -73,3 +74,33 @@ def create_app(
     return Application(
         repository, routes, metrics, keys=options.keys, limits=options.limits, local_only=options.local_only
     )
+
+
+_PAGE = Path(__file__).with_name("status.html")
+
+
+class Observability:
+    """Endpoints for operators: metrics and the status page."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def answer(self, call: Call) -> Reply | None:
+        """See `Routes`."""
+        if call.path == "/metrics":
+            check_method(call, "GET")
+            call.route = "metrics"
+            return Reply(self._metrics.text(), headers=((b"content-type", CONTENT_TYPE.encode()),))
+        if call.path in ("/", "/status"):
+            check_method(call, "GET")
+            call.route = "status"
+            headers = (
+                (b"content-type", b"text/html; charset=utf-8"),
+                (
+                    b"content-security-policy",
+                    b"default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+                ),
+                (b"x-content-type-options", b"nosniff"),
+            )
+            return Reply(_PAGE.read_bytes(), headers=headers)
+        return None

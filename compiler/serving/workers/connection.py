@@ -11,13 +11,13 @@ import http
 import logging
 import time
 from collections import deque
+from collections.abc import Coroutine, Generator
 from contextlib import aclosing, suppress
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Protocol
 
 from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply
-from compiler.serving.workers.eager import run_eagerly
 from compiler.serving.workers.heads import SINGLE, check_head, path_of
 from compiler.serving.workers.known_heads import Head, KnownHeads
 from compiler.support.optional import optional_module
@@ -384,3 +384,40 @@ def _fields(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
 @lru_cache(maxsize=256)
 def _head(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
     return _fields(status, headers, keeps) + b"content-length: "
+
+
+Started = Coroutine[Any, Any, None]
+
+
+def run_eagerly(coroutine: Started, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+    """Begin a coroutine. Returns the task of the rest; None where it ended. Raises what it raises before it waits."""
+    try:
+        awaited = coroutine.send(None)
+    except StopIteration:
+        return None
+    return loop.create_task(_Begun(coroutine, awaited))
+
+
+class _Begun(Started):
+    """A coroutine that has begun: the first step of its task is to wait for what it waits for."""
+
+    def __init__(self, coroutine: Started, awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._first: tuple[Any] | None = (awaited,)
+        self.__name__ = self.__qualname__ = getattr(coroutine, "__name__", "answer")  # for the names of tasks in logs
+
+    def send(self, value: Any) -> Any:
+        first, self._first = self._first, None
+        return self._coroutine.send(value) if first is None else first[0]
+
+    def throw(self, *error: Any) -> Any:
+        first, self._first = self._first, None
+        if first is not None and asyncio.isfuture(first[0]):
+            first[0].cancel()  # as a task does that is cancelled while it waits
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        raise TypeError("runs as a task alone")

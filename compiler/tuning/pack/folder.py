@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tvm
+
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.device.cuda_libraries import cuda_libraries
 from compiler.device.programs import TUNING_PROGRAM, device_programs, tuning_program
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
@@ -22,9 +26,8 @@ from compiler.records.folders import user_folder
 from compiler.records.identity import fingerprint, model_fingerprint, target_description
 from compiler.records.library import read_current
 from compiler.tuning.measuring.numbers import tolerance
-from compiler.tuning.pack.candidates import candidates, ranked_configs
+from compiler.tuning.pack.candidates import Candidate, candidates, ranked_configs
 from compiler.tuning.pack.header import PackedTask, PackHeader
-from compiler.tuning.pack.libraries import build_library, symbol_of
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.errors import ScheduleError
@@ -33,6 +36,7 @@ from targets import TargetError
 from targets.cuda.target import CudaTarget
 
 if TYPE_CHECKING:
+    import targets
     from schedules.ir.tvm_types import PrimFunc
 
 CANDIDATES = 12
@@ -250,3 +254,62 @@ def _arguments(task: Task, function: PrimFunc, workspaces: int) -> list[dict[str
         for buffer in buffers
     ]
     return [*own, *further]
+
+
+# isort: split
+
+
+def symbol_of(place: int) -> str:
+    """The function of the candidate at a place."""
+    return f"kernel_{place}"
+
+
+def build_library(
+    chosen: Sequence[Candidate], target: targets.Target, path: Path
+) -> tuple[list[Candidate], dict[Candidate, str]]:
+    """Write a library of candidates; a function each, named by its place.
+
+    Returns:
+        The candidates in it in their order, and why others are not.
+
+    Raises:
+        TargetError: the first one, which is the default, cannot be built.
+    """
+    try:
+        _link(chosen, target, path)
+        return list(chosen), {}
+    except Exception as error:  # TVM raises whatever its passes raise
+        if len(chosen) == 1:
+            raise _failed(error) from error
+    built: list[Candidate] = []
+    problems: dict[Candidate, str] = {}
+    for place, each in enumerate(chosen):
+        try:
+            _link([each], target, path)
+            built.append(each)
+        except Exception as error:
+            if place == 0:
+                raise _failed(error) from error
+            problems[each] = _words(error)
+    _link(built, target, path)
+    return built, problems
+
+
+def _link(chosen: Sequence[Candidate], target: targets.Target, path: Path) -> None:
+    functions: dict[str, Any] = {}
+    for place, each in enumerate(chosen):
+        function = each.function.with_attr("global_symbol", symbol_of(place)).with_attr("tirx.is_scheduled", True)
+        functions[symbol_of(place)] = function
+    engine_target = target.tvm_target()
+    with engine_target:
+        library = tvm.tirx.build(tvm.IRModule(functions), engine_target, PIPELINE)
+    target.export_library(library, path)
+
+
+def _words(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[-300:]
+
+
+def _failed(error: Exception) -> TargetError:
+    return error if isinstance(error, TargetError) else TargetError(f"the default cannot be built: {_words(error)}")

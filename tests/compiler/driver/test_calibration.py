@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compiler
-from compiler.driver.calibration import operand_grams
+from compiler.driver.build import operand_grams
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from tests.compiler.frontends.llm.families import save_model

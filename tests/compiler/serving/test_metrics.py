@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from compiler.serving.tallies import HistogramTally
+from compiler.serving.metrics import HistogramTally
 
 
 def test_tallies_give_the_numbers_that_the_library_counts() -> None:

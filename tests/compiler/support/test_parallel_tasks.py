@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
+from compiler.driver.manifest_entries import parallel_tasks
 from compiler.support.balance import task_counts
-from compiler.support.parallel_tasks import parallel_tasks
 
 
 @T.prim_func(private=True)

@@ -10,9 +10,8 @@ import pytest
 
 from compiler.errors import OptionError
 from compiler.tuning.cost_models import Sample, Subject, cost_models
-from compiler.tuning.cost_models.features import NAMES, Featurizer
 from compiler.tuning.cost_models.roofline import estimate
-from compiler.tuning.cost_models.xgboost import XgboostModel, relative_speeds
+from compiler.tuning.cost_models.xgboost import NAMES, Featurizer, XgboostModel, relative_speeds
 from compiler.tuning.search.evolutionary import random_config
 from schedules.config import Config
 from schedules.conv.direct import ConvDirect

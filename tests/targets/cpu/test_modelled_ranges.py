@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from targets.cpu.modelled.ranges import LINE, Ranges, bytes_of_lines
+from targets.cpu.modelled.caches import LINE, Ranges, bytes_of_lines
 
 
 def _listed(accesses: list[Ranges], nbytes: int) -> int:

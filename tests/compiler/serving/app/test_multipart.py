@@ -6,7 +6,7 @@ import pytest
 
 from compiler.errors import InputError
 from compiler.serving.app.http import Call
-from compiler.serving.app.multipart import form_fields, text_fields
+from compiler.serving.app.transcriptions import form_fields, text_fields
 from compiler.serving.limits import LimitError, Limits
 
 FORM = b"multipart/form-data; boundary=b"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from compiler.serving.app.schema_limits import _pattern_repetitions, check_schema
+from compiler.serving.app.completion_options import _pattern_repetitions, check_schema
 from compiler.serving.limits import LimitError, Limits
 
 LIMITS = Limits(grammar_nesting=20, grammar_repetitions=1000)

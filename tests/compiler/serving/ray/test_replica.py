@@ -18,7 +18,7 @@ from compiler.errors import MissingDependencyError, OptionError, ServiceUnavaila
 from compiler.serving.app.http import Call
 from compiler.serving.configuration import model_options
 from compiler.serving.ray import RayOptions, deployment, node_resources, required_resources
-from compiler.serving.ray.replica import MultiplexedModels
+from compiler.serving.ray.deployment import MultiplexedModels
 from compiler.serving.repository import Repository
 from tests.compiler.runtime.building import dense_artifact
 from tests.compiler.serving.server import dense_file

@@ -17,7 +17,7 @@ from compiler.artifact import Artifact, write_artifact
 from compiler.cli import main
 from compiler.errors import OptionError
 from compiler.serving.triton import TritonOptions, write_triton_repository
-from compiler.serving.triton.configuration import configuration_text
+from compiler.serving.triton.repository import configuration_text
 from tests.compiler.device.test_c_api import embedding
 from tests.compiler.runtime.building import build_artifact
 from tests.compiler.serving.triton.client import __file__ as client

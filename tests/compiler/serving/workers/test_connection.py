@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compiler.serving.limits import Limits
-from compiler.serving.workers.eager import run_eagerly
+from compiler.serving.workers.connection import run_eagerly
 from compiler.serving.workers.http_server import HttpOptions
 from tests.compiler.serving.workers.echo import Echo, connected, echoing, post, whole
 

@@ -6,8 +6,8 @@ import pytest
 
 from targets.cuda.nvcc import KernelResources
 from targets.cuda.performance import ptx
-from targets.cuda.performance.estimate import Device, LaunchEstimate, estimate_launch
 from targets.cuda.performance.execution import Launch
+from targets.cuda.performance.measurer import Device, LaunchEstimate, estimate_launch
 from targets.cuda.performance.throughput import multiprocessor, occupancy
 from targets.errors import TargetError
 
