@@ -11,7 +11,7 @@ TABLES = {
     "models": "models_table",
     "files": "files_table",
     "language": "language_table",
-    "packages": "packages_table",
+    "packages": "packages.table",
 }
 
 

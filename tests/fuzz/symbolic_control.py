@@ -95,12 +95,16 @@ def loop(build: SymbolicBuilder) -> bool:
     collected = [kept, following]
     if build.chance():
         (seen,) = build.node("Sin", [following.name], [build.like(state, exact=False)])
+        if turns == 0 or isinstance(turns, str):
+            # The sizes of the other axes of an empty stack are ours where the body does not declare them; ONNX Runtime
+            # says 0, which later operators (a reduction over the empty axis) would show: elements without other axes.
+            (seen,) = build.node("ReduceSum", [seen.name], [build.like(state, (), exact=False)], keepdims=0)
         collected.append(seen)
     build.bodies.pop()
     body = _graph(build, "body", inside, [iteration, going, inside.tensors[0]], collected)
     results: list[Tensor | None] = [build.like(state, exact=False)]
     if len(collected) > 2:
-        results.append(build.like(state, (turns, *state.shape), exact=False))
+        results.append(build.like(state, (turns, *collected[2].shape), exact=False))
     build.node("Loop", [count, "", state.name], results, body=body)
     return True
 

@@ -23,7 +23,7 @@ from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, Ref
 from compiler.frontends.onnx.custom import load_installed, unknown_operator_hint
 from compiler.frontends.onnx.diagnosis import moved_dtype, type_error, why_invalid
 from compiler.frontends.onnx.evaluation.evaluator import evaluate
-from compiler.frontends.onnx.evaluation.reference import all_known_with_strings, fold_strings
+from compiler.frontends.onnx.evaluation.reference import all_known_with_strings, fold_strings, folded_outputs
 from compiler.frontends.onnx.expansion import resolve_references, schema_function
 from compiler.frontends.onnx.loading.loader import LoadedModel, graph_initializers
 from compiler.frontends.onnx.node_names import model_node
@@ -166,6 +166,9 @@ class Importer:
         except PoisonedInputError:
             pass
         except RefusedError as error:
+            constants = folded_outputs(context)
+            if constants is not None:
+                return list(constants)
             self.refusals.append(error.refusal)
         except InputValueRequiredError as error:
             self.missing_values.append(error)

@@ -22,6 +22,7 @@ from compiler.frontends.file_types import check_is_model_file
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
+from compiler.frontends.torch.constant_folding import with_folded_constants
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.dimension_ranges import congruences
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
@@ -173,7 +174,7 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
-    torch = _torch()
+    """The program as ONNX; what is constant in it is evaluated where an operator has no conversion."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -181,6 +182,17 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
             "onnxscript, which converts PyTorch operators, is not installed",
             "pip install 'tensorwright[torch]'",
         ) from error
+    try:
+        return _converted(program)
+    except UnsupportedModelError:
+        folded = with_folded_constants(program)
+        if folded is None:
+            raise
+        return _converted(folded)
+
+
+def _converted(program: torch.export.ExportedProgram) -> Any:
+    torch = _torch()
     # Its optimizer folds normalizations of bfloat16 into weights of float32.
     optimize = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:

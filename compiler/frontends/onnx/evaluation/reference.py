@@ -11,7 +11,8 @@ import onnx.helper
 from onnx.reference import ReferenceEvaluator
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.values import Constant, Runtime, Value
+from compiler.frontends.onnx.structure import RANDOM_OPERATORS, subgraphs
+from compiler.frontends.onnx.values import Constant, Poisoned, Runtime, Value
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _MAXIMUM_ELEMENTS = 2**22
 # What only says how elements lie costs nothing, whatever their number.
 _REARRANGES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Its expressions are matched by backtracking, which may take for ever.
+_NEVER_FOLDED = RANDOM_OPERATORS | {"RegexFullMatch"}
 
 
 def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
@@ -59,6 +62,20 @@ def all_known_with_strings(inputs: Sequence[Value | None]) -> bool:
     return all(isinstance(value, Constant) for value in tensors) and any(
         isinstance(value, Constant) and value.dtype == "string" for value in tensors
     )
+
+
+def folded_outputs(context: NodeContext) -> list[Value] | None:
+    """The outputs of a node of constant inputs that has no conversion; None where it is not one, or has subgraphs."""
+    node = context.node
+    if node.op_type in _NEVER_FOLDED or subgraphs(node):
+        return None
+    known = [_known_array(each, context.importer.opsets, _MAXIMUM_ELEMENTS) for each in context.inputs]
+    if any(array is None and given is not None for array, given in zip(known, context.inputs, strict=True)):
+        return None
+    results = fold_node(node, known, context.opset, context.importer.opsets)
+    if results is None or not all(isinstance(each, (np.ndarray, np.generic, type(None))) for each in results):
+        return None
+    return [Poisoned() if each is None else Constant(_stored(np.asarray(each))) for each in results]
 
 
 def fold_strings(context: NodeContext) -> list[Value]:

@@ -113,3 +113,14 @@ def test_empty_tensors_pass_through_the_backend() -> None:
     model.graph.node[0].input.append("axes")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "axes"))
     assert onnx_backend.run_model(model, [np.zeros((2, 0, 4), np.float32)])[0].shape == (2, 0)
+
+
+def test_a_refused_node_of_constants_is_evaluated() -> None:
+    encoder = Node("OneHotEncoder", ["c"], ["a"], domain="ai.onnx.ml", cats_int64s=[1, 2], zeros=0)
+    model = make_model(
+        [encoder, Node("Add", ["x", "a"], ["y"])], [onnx.helper.make_tensor_value_info("x", FLOAT, [2, 2])], ["y"]
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1]), "c"))
+    found = onnx_backend.run_model(model, [np.zeros((2, 2), np.float32)])[0]
+    np.testing.assert_array_equal(found, [[0, 1], [1, 0]])

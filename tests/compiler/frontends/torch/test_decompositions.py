@@ -378,3 +378,24 @@ def test_places_of_nan_in_sorted_rows() -> None:
     values = torch.tensor([[torch.nan, 0.0, torch.inf]])
     for right in (False, True):
         check(lambda x: torch.searchsorted(x, values, right=right), torch.tensor([[-1.0, 0.0, 2.0]]))  # noqa: B023
+
+
+def test_what_is_constant_is_evaluated_where_an_operator_has_no_conversion() -> None:
+    matrix = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
+
+    class Folded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(matrix.clone())
+            self.register_buffer("rows", matrix @ matrix.mT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.special.bessel_j0(self.weight * 2) + torch.linalg.eigvalsh(self.rows)
+
+    model, x = Folded().eval(), normal(3, 2)
+    dynamic = ({0: torch.export.Dim("rows", max=64)},)
+    module = compiler.compile(model, example_inputs=(x,), dynamic_shapes=dynamic, threads=1)
+    for given in (x, normal(5, 2)):
+        np.testing.assert_allclose(module.run({"x": given.numpy()})["output_0"], model(given).detach(), rtol=1e-5)
+    with pytest.raises(UnsupportedModelError, match="bessel_j0"):
+        compiler.compile(Applied(torch.special.bessel_j0).eval(), example_inputs=(x,), threads=1)

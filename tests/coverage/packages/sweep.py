@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.coverage.models import relative_error
-from tests.coverage.package_models import PackageModel
+from tests.coverage.packages.model import PackageModel, takes_any_inputs
 
 RIGHT, WRONG, LOST = "right", "wrong", "lost sizes"
 EXPORT, REFUSED, INTERNAL, UNBUILT = "refused by torch.export", "refused", "internal error", "not built"
@@ -25,15 +25,18 @@ FAILURES = (WRONG, LOST, INTERNAL)
 TOLERANCE = 1e-3  # of the largest magnitude: nets of random weights, whose outputs are small differences
 _TIMES_AS_LARGE = 2
 
+Inputs = tuple[Any, ...]
+Axes = Sequence[tuple[int, int, int]]
+
 
 @dataclass(frozen=True)
 class SweepRow:
-    """How a network fares; `dynamic` holds the axes that are dynamic."""
+    """How a network fares; `dynamic` holds (input, axis) of the dimensions that are dynamic."""
 
     name: str
     fixed: str
     dynamic_result: str = ""
-    dynamic: tuple[int, ...] = ()
+    dynamic: tuple[tuple[int, int], ...] = ()
     error: float = 0.0
     seconds: float = 0.0
     detail: str = ""
@@ -47,10 +50,11 @@ def check_network(model: PackageModel) -> SweepRow:
     start = time.process_time()
     try:
         net, inputs = model.build()
-    except Exception as error:  # whatever a package raises for a config that it does not take
+        with torch.no_grad():
+            net.eval()(*inputs)
+    except Exception as error:  # whatever a package raises for a config or an input that it does not take
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
-    net = net.eval()
-    fixed, worst, detail = _compared(net, inputs, None)
+    fixed, worst, detail = _compared(net, inputs, (), model)
     row = SweepRow(model.name, fixed, error=worst, detail=detail)
     if fixed == RIGHT:
         row = _with_dynamic(row, net, inputs, model)
@@ -61,19 +65,19 @@ def _with_dynamic(row: SweepRow, net: Any, inputs: tuple[Any, ...], model: Packa
     result, detail, error = EXPORT, "", row.error
     for count in range(len(model.dynamic), 0, -1):
         axes = model.dynamic[:count]
-        result, found, detail = _compared(net, inputs, axes)
+        result, found, detail = _compared(net, inputs, axes, model)
         if result != EXPORT:
             return replace(
                 row,
                 dynamic_result=result,
-                dynamic=tuple(axis for axis, _ in axes),
+                dynamic=tuple(axis[:2] for axis in axes),
                 error=max(error, found),
                 detail=detail,
             )
     return replace(row, dynamic_result=result, detail=detail)
 
 
-def _compared(net: Any, inputs: tuple[Any, ...], axes: Sequence[tuple[int, int]] | None) -> tuple[str, float, str]:
+def _compared(net: Any, inputs: Inputs, axes: Axes, model: PackageModel) -> tuple[str, float, str]:
     """(result, error, detail) of one compilation, at the example's sizes and, with dynamic axes, at larger ones."""
     import torch
 
@@ -81,9 +85,9 @@ def _compared(net: Any, inputs: tuple[Any, ...], axes: Sequence[tuple[int, int]]
     from compiler.errors import InternalError, InvalidModelError, TensorwrightError
 
     options: dict[str, Any] = {}
-    if axes is not None:
-        sizes = {axis: _dimension(axis, step) for axis, step in axes}
-        options["dynamic_shapes"] = (sizes, *[None] * (len(inputs) - 1))
+    if axes:
+        shapes = _dimensions(inputs, axes, model)
+        options["dynamic_shapes"] = (shapes,) if takes_any_inputs(net) else shapes
     try:
         module = compiler.compile(net, example_inputs=inputs, threads=1, progress=None, **options)
     except InvalidModelError as error:
@@ -94,11 +98,11 @@ def _compared(net: Any, inputs: tuple[Any, ...], axes: Sequence[tuple[int, int]]
         return REFUSED, 0.0, str(error)[:300]
     except Exception as error:  # what is no error of the compiler's own is a defect
         return INTERNAL, 0.0, f"{type(error).__name__}: {str(error)[:300]}"
-    shape = module.inputs[0].shape
-    if axes is not None and any(isinstance(shape[axis], int) for axis, _ in axes):
-        return LOST, 0.0, f"compiled for {shape}"
+    lost = [(place, axis) for place, axis, _ in axes if isinstance(module.inputs[place].shape[axis], int)]
+    if lost:
+        return LOST, 0.0, f"(input, axis) {lost} are fixed"
     worst = 0.0
-    for given in [inputs] if axes is None else [inputs, _larger(inputs, axes)]:
+    for given in [inputs, _larger(inputs, axes, model)] if axes else [inputs]:
         with torch.no_grad():
             expected = net(*given)
         wanted = expected if isinstance(expected, tuple | list) else (expected,)
@@ -106,29 +110,46 @@ def _compared(net: Any, inputs: tuple[Any, ...], axes: Sequence[tuple[int, int]]
         try:
             found = list(module.run(dict(zip(names, (each.numpy() for each in given), strict=True))).values())
         except TensorwrightError as error:
-            return WRONG, worst, f"does not run at {tuple(given[0].shape)}: {str(error)[:200]}"
+            return WRONG, worst, f"does not run at {[tuple(each.shape) for each in given]}: {str(error)[:200]}"
         for ours, theirs in zip(found, wanted, strict=True):
             worst = max(worst, relative_error(np.asarray(ours), theirs.numpy()))
     return (RIGHT if worst <= TOLERANCE else WRONG), worst, ""
 
 
-def _dimension(axis: int, step: int) -> Any:
+def _dimensions(inputs: Inputs, axes: Axes, model: PackageModel) -> tuple[dict[int, Any] | None, ...]:
+    """`dynamic_shapes` of `torch.export`: a dimension for each axis, the same for those that are tied to it."""
     from torch.export import Dim
 
-    size = Dim(f"size{axis}", min=1, max=1 << 12)
-    return step * size if step > 1 else size
+    found: list[dict[int, Any]] = [{} for _ in inputs]
+    for number, (place, axis, step) in enumerate(axes):
+        size = Dim(f"size{number}", min=1, max=1 << 12)
+        found[place][axis] = step * size if step > 1 else size
+        for other, its_axis, tied_to in model.tied:
+            if tied_to == number:
+                found[other][its_axis] = found[place][axis]
+    return tuple(each or None for each in found)
 
 
-def _larger(inputs: tuple[Any, ...], axes: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
-    """Inputs whose first has more along the axes; those of other shapes that follow it are the caller's matter."""
+def _larger(inputs: Inputs, axes: Axes, model: PackageModel) -> Inputs:
+    """Inputs that have more along the axes; integers stay in the range of the example's."""
+    shapes = [list(each.shape) for each in inputs]
+    for number, (place, axis, step) in enumerate(axes):
+        shapes[place][axis] += _TIMES_AS_LARGE * step
+        for other, its_axis, tied_to in model.tied:
+            if tied_to == number:
+                shapes[other][its_axis] = shapes[place][axis]
+    return tuple(_random(shape, like) for shape, like in zip(shapes, inputs, strict=True))
+
+
+def _random(shape: list[int], like: Any) -> Any:
+    """A tensor of that shape with the example's type and range; the example itself where it has the shape."""
     import torch
 
-    shape = list(inputs[0].shape)
-    for axis, step in axes:
-        shape[axis] = shape[axis] + _TIMES_AS_LARGE * step
-    first = inputs[0]
-    larger = torch.randn(shape) if first.is_floating_point() else torch.randint(1, 100, shape)
-    return (larger, *inputs[1:])
+    if shape == list(like.shape):
+        return like
+    if like.is_floating_point():
+        return torch.randn(shape, dtype=like.dtype)
+    return torch.randint(int(like.min()), int(like.max()) + 1, shape, dtype=like.dtype)
 
 
 def summary(rows: Sequence[SweepRow]) -> str:

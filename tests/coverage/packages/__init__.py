@@ -1,0 +1,25 @@
+"""Small networks of Python packages, of random weights, and the sweep that compares them with PyTorch.
+
+Each network is a function that makes a module and example inputs, so that listing them builds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tests.coverage.packages.diffusion import diffusers_models
+from tests.coverage.packages.graph_networks import geometric_models
+from tests.coverage.packages.language import transformers_models
+from tests.coverage.packages.medical import monai_models
+from tests.coverage.packages.model import PackageModel
+from tests.coverage.packages.vision import segmentation_models, timm_models, torchvision_models
+
+PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
+    "diffusers": diffusers_models,
+    "monai": monai_models,
+    "segmentation_models_pytorch": segmentation_models,
+    "timm": timm_models,
+    "torch_geometric": geometric_models,
+    "torchvision": torchvision_models,
+    "transformers": transformers_models,
+}

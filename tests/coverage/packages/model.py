@@ -1,0 +1,63 @@
+"""The description of a network of a package, which is built where it is checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE = ((0, 0, 1), (0, 2, 32), (0, 3, 32))
+BATCH = ((0, 0, 1),)
+
+Build = Callable[[], tuple[Any, tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class PackageModel:
+    """A network and how it is called.
+
+    Attributes:
+        build: makes the module and its positional inputs.
+        dynamic: (input, axis, multiple): the axes that are tried together as dynamic dimensions, each a multiple of a
+            number; fewer are tried where `torch.export` refuses.
+        tied: (input, axis) of other axes that have the size of the dynamic axis of that place.
+    """
+
+    name: str
+    build: Build
+    dynamic: tuple[tuple[int, int, int], ...] = BATCH
+    tied: tuple[tuple[int, int, int], ...] = ()
+
+
+def first_tensor(value: Any) -> Any:
+    """The first tensor of nested tuples, lists, dictionaries and output classes."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    if hasattr(value, "values"):
+        value = list(value.values())
+    elif not isinstance(value, tuple | list):
+        value = [each for each in vars(value).values() if each is not None]
+    return next((found for each in value if (found := first_tensor(each)) is not None), None) if value else None
+
+
+def with_call(net: Any, call: Callable[..., Any]) -> Any:
+    """A module whose forward is `call(net, *inputs)`, reduced to its first tensor."""
+    import torch
+
+    class Called(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, *inputs: Any) -> Any:
+            return first_tensor(call(self.net, *inputs))
+
+    return Called()
+
+
+def takes_any_inputs(net: Any) -> bool:
+    """True for the modules of `with_call`: `torch.export` sees one argument, a tuple."""
+    return "inputs" in inspect.signature(net.forward).parameters

@@ -1,0 +1,100 @@
+"""Networks of timm, torchvision and segmentation_models_pytorch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from tests.coverage.packages.model import IMAGE, Build, PackageModel, with_call
+
+SMALL = ("test_", "atto", "femto", "pico", "nano", "tiny", "xxs", "_s0", "_b0", "small", "mini", "18", "050", "s16")
+# Options that make a network small or free of a fixed image size, the first that its code takes.
+_SMALLER: tuple[dict[str, Any], ...] = (
+    {"depth": 2, "dynamic_img_size": True},
+    {"depth": 2},
+    {"depths": (1, 1, 1, 1)},
+    {},
+)
+
+
+def _smallest(names: list[str]) -> str:
+    """The name that promises the smallest network."""
+    return min(names, key=lambda name: (next((i for i, s in enumerate(SMALL) if s in name), len(SMALL)), name))
+
+
+def timm_models() -> Iterator[PackageModel]:
+    """One network of each module of timm, at batch, height and width."""
+    timm = importlib.import_module("timm")
+    for module in sorted(timm.list_modules()):
+        names = timm.list_models(module=module)
+        if names:
+            yield PackageModel(f"{module}/{_smallest(names)}", _timm(_smallest(names)), IMAGE)
+
+
+def _timm(name: str) -> Build:
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+
+        net = _smaller(name)
+        channels, height, width = net.pretrained_cfg.get("input_size", (3, 224, 224))
+        size = (96, 96) if not net.pretrained_cfg.get("fixed_input_size") and "vit" not in name else (height, width)
+        return net, (torch.randn(2, channels, *size),)
+
+    return build
+
+
+def _smaller(name: str) -> Any:
+    """The network with the first options that it takes."""
+    timm = importlib.import_module("timm")
+    for options in _SMALLER[:-1]:
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=10, **options)
+        except Exception:  # whatever a network raises for options that it does not have
+            continue
+    return timm.create_model(name, pretrained=False, num_classes=10, **_SMALLER[-1])
+
+
+def torchvision_models() -> Iterator[PackageModel]:
+    """The smallest classifier, segmenter and video network of each family of torchvision."""
+    models = importlib.import_module("torchvision.models")
+    families: dict[str, list[str]] = {}
+    for name in models.list_models():
+        if "detection" not in models.get_model_builder(name).__module__ and "raft" not in name:
+            families.setdefault(models.get_model_builder(name).__module__, []).append(name)
+    for names in families.values():
+        name = min(names, key=lambda each: (len(each), each))
+        yield PackageModel(name, _torchvision(name), IMAGE)
+
+
+def _torchvision(name: str) -> Build:
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+        from torchvision import models
+
+        module = models.get_model_builder(name).__module__
+        kwargs = {"weights_backbone": None} if "segmentation" in module else {}
+        size = (1, 3, 8, 112, 112) if "video" in module else (2, 3, 224, 224)
+        net = models.get_model(name, weights=None, **kwargs)
+        return with_call(net, lambda net, x: net(x)) if "segmentation" in module else net, (torch.randn(size),)
+
+    return build
+
+
+def segmentation_models() -> Iterator[PackageModel]:
+    """Each decoder of segmentation_models_pytorch on a small encoder."""
+    package = importlib.import_module("segmentation_models_pytorch")
+    for name in sorted(package.MODEL_ARCHITECTURES_MAPPING):
+        yield PackageModel(name, _segmentation(name), IMAGE)
+
+
+def _segmentation(name: str) -> Build:
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+
+        package = importlib.import_module("segmentation_models_pytorch")
+        encoder = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}.get(name, "resnet18")
+        net = package.create_model(name, encoder_name=encoder, encoder_weights=None)
+        return net, (torch.randn(1, 3, 64, 64),)
+
+    return build
