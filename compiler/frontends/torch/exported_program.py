@@ -26,6 +26,7 @@ from compiler.frontends.torch.constant_folding import with_folded_constants
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.dimension_ranges import congruences
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
+from compiler.frontends.torch.exact_constants import exact_constants
 from compiler.frontends.torch.exporter_caches import exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
@@ -194,12 +195,15 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
 def _converted(program: torch.export.ExportedProgram) -> Any:
     torch = _torch()
     # Its optimizer folds normalizations of bfloat16 into weights of float32.
-    optimize = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
+    foldable = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with quiet(), exporter_caches():
-            table = translations(program)
+        with quiet(), exporter_caches(), exact_constants() as exact:
             return torch.onnx.export(
-                program, dynamo=True, verbose=False, optimize=optimize, custom_translation_table=table
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=exact and foldable,
+                custom_translation_table=translations(program),
             )
     except Exception as error:  # the exporter wraps whatever a conversion raises
         cause = error.__cause__ or error

@@ -43,18 +43,18 @@ def geometric_models() -> Iterator[PackageModel]:
     """Convolutions and models that take node features and edges, with dynamic numbers of nodes and of edges."""
     package = importlib.import_module("torch_geometric.nn")
     for name, kind in inspect.getmembers(package.conv, inspect.isclass):
-        if "edge_index" in inspect.signature(kind.forward).parameters and name != "MessagePassing":
+        if "edge_index" in inspect.signature(getattr(kind, "forward", kind)).parameters and name != "MessagePassing":
             tied = ((2, 0, 1),) if kind.__name__ in _EDGE_VALUES else ()
             yield PackageModel(name, _geometric(kind), ((0, 0, 1), (1, 1, 1)), tied)
     for name in _MODELS:
         yield PackageModel(f"models/{name}", _geometric(getattr(package.models, name)), ((0, 0, 1), (1, 1, 1)))
 
 
-def _geometric(kind: type) -> Build:
+def _geometric(kind: Any) -> Build:
     def build() -> tuple[Any, tuple[Any, ...]]:
         import torch
 
-        wanted = inspect.signature(kind).parameters  # type: ignore[arg-type]
+        wanted = inspect.signature(kind).parameters
         known = _ARGUMENTS | (_EDGE_ARGUMENTS if kind.__name__ in _EDGE_VALUES else {})
         made = {name: value for name, value in known.items() if name in wanted}
         if "nn" in wanted:

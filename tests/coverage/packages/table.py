@@ -7,7 +7,8 @@ import resource
 from functools import partial
 from pathlib import Path
 
-from tests.coverage.packages import PACKAGES, PackageModel
+from tests.coverage.packages import PACKAGES
+from tests.coverage.packages.model import PackageModel
 from tests.coverage.packages.sweep import FAILURES, INTERNAL, SweepRow, check_network, summary, write_rows
 from tests.fuzz.forked import call_forked
 

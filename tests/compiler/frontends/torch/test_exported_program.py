@@ -165,3 +165,18 @@ def test_the_caller_s_program_is_left_as_it_is() -> None:
     before = str(program.graph)
     compiler.compile(program, threads=1)
     assert str(program.graph) == before
+
+
+class NearIdentity(nn.Module):
+    """Constants that the exporter's optimizer takes for 0 and 1."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        total = x.abs().sum(1, keepdim=True)
+        return x / (total + 1e-8), x / (total + 1e-15), (x + 3e-9) * 1e9, (x * 1.000008 - x) * 1e5
+
+
+def test_constants_near_those_of_an_identity_are_kept() -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
+    module = compiler.compile(NearIdentity().eval(), example_inputs=(x,), threads=1)
+    for found, wanted in zip(module.run([x]).values(), NearIdentity()(x), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
