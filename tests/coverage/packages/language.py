@@ -117,7 +117,7 @@ def _input(config: Any, name: str) -> Any:
         size = size if isinstance(size, list | tuple) else (size, size)
         return torch.randn(2, getattr(vision, "num_channels", 3), *size)
     if name == "input_features":
-        bins: int = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", 80)
+        bins = int(getattr(config, "num_mel_bins", 0) or getattr(config, "feature_size", 80))
         positions = getattr(config, "max_source_positions", None)
         return torch.randn(2, bins, 2 * positions) if positions else torch.randn(2, 60, bins)
     if name == "input_values":
