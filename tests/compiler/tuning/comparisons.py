@@ -1,4 +1,5 @@
-"""Comparisons in the model in few processes: that chance is told from a gain, `test_alternatives` shows by numbers."""
+"""Comparisons in the model in few processes, and one a tuning: that chance is told from a gain, and that what takes the
+place of a choice is compared too, `test_alternatives` shows by numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from compiler.tuning import in_model
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_turns() -> Iterator[None]:
+def few_turns(request: pytest.FixtureRequest) -> Iterator[None]:
     """Two turns of each module, and short ones."""
     with pytest.MonkeyPatch.context() as patch:
+        if not request.module.__name__.endswith("test_alternatives"):
+            patch.setattr(in_model, "_MOST_COMPARISONS", 1)
         patch.setattr(in_model, "PAIRS", 2)
         patch.setattr(in_model, "LEAST_PAIRS", 2)
         patch.setattr(in_model, "TURN_SECONDS", 0.05)
