@@ -126,5 +126,5 @@ TRAINED: dict[str, Callable[[Case], Any]] = {
 
 
 def steps_for(case: Case) -> dict[str, Callable[[Case], Any]]:
-    """Those that apply to the case's net."""
+    """Steps that apply to the case's net."""
     return {**STEPS, **(TRAINED if case.name.startswith("digits-") else {})}

@@ -59,7 +59,7 @@ class Examined:
 
     @property
     def on_tensor_cores(self) -> int:
-        """How many launches have matrix instructions."""
+        """Number of launches with matrix instructions."""
         return sum(each.matrix_instructions > 0 for each in self.launches)
 
     @property

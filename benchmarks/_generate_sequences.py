@@ -37,7 +37,7 @@ class Rate:
 
     @property
     def times(self) -> float:
-        """How many times as fast it is."""
+        """Speedup."""
         return self.rate / self.without
 
 

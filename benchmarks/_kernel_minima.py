@@ -16,7 +16,7 @@ from compiler.profiling.workload import prepare
 
 
 def main(path: str, threads: str, seconds: str) -> None:
-    """Of all calls of each kernel, each call in its fastest run: what others took of the machine is left out."""
+    """Print the fastest run of each call of each kernel: what others took of the machine is left out."""
     workload = prepare(path, threads=int(threads))
 
     def watched() -> Recording:

@@ -36,7 +36,7 @@ class Task:
 
 
 def cache_folder() -> Path:
-    """Where exported models are kept."""
+    """Folder of exported models."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "tensorwright" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Gain:
-    """Of one choice in one net, in milliseconds of a run spent in kernels.
+    """Gain of one choice in one net, in milliseconds of a run spent in kernels.
 
     Attributes:
         default: as the rules choose.
@@ -77,7 +77,7 @@ class Gain:
 
 
 def add_options(parser: Any) -> None:
-    """Of the command line."""
+    """Add options of the command line."""
     parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each variant")
@@ -169,7 +169,7 @@ def _turn(variant: Variant, seconds: float) -> Times:
 
 
 def kernels_of(turns: Sequence[Times]) -> Times:
-    """Of the fastest turn of each kernel."""
+    """Times of the fastest turn of each kernel."""
     return {name: min(turn[name] for turn in turns) for name in turns[0]}
 
 

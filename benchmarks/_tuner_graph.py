@@ -93,7 +93,7 @@ class _Budget:
 
 
 def add_options(parser: Any) -> None:
-    """Of the command line."""
+    """Add options of the command line."""
     parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
     parser.add_argument("--seconds", type=float, default=60.0, help="to tune each net; 0: with the records there are")
     parser.add_argument(
@@ -252,7 +252,7 @@ def _milliseconds(result: Result) -> float:
 
 
 def _ratio(first: Result, second: Result) -> tuple[float, float]:
-    """How many times as fast the second is, turn by turn, and by what share that may be off."""
+    """Speedup of the second, turn by turn, and the share by which it may be off."""
     logarithms = [math.log(a / b) for a, b in zip(_best_of_turns(first), _best_of_turns(second), strict=True)]
     error = statistics.stdev(logarithms) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else 0.0
     return math.exp(statistics.fmean(logarithms)), math.expm1(2 * error)

@@ -1,4 +1,4 @@
-"""How well a target's measurer orders configs whose times are on record: the proof of a model of processors, made where
+"""Ranking of configs by a target's measurer against recorded times: the proof of a model of processors, made where
 kernels can be timed."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well cost models rank trials of tasks, and of a machine, that they were not trained on."""
+"""Ranking of trials by cost models that were not trained on their tasks or machine."""
 
 from __future__ import annotations
 

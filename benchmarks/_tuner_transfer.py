@@ -1,4 +1,4 @@
-"""How many trials a search needs with a cost model that knows nothing, and with one trained on other models' tasks.
+"""Trials that a search needs with an untrained cost model, and with one trained on other models' tasks.
 
 Nothing is measured: the search chooses among the configs on record, and is told their times.
 """
@@ -64,7 +64,7 @@ def measure_new_machines(paths: Sequence[str | Path], least: int, seeds: int, fo
 
 
 def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: Path) -> Row:
-    """Of one task; the trained model has learnt from other samples."""
+    """Row of one task; the trained model has learnt from other samples."""
     stored = folder / "trained.ubj"
     wanted = min(sample.seconds or np.inf for sample in group) / _NEAR
     trained = XgboostModel()

@@ -93,7 +93,7 @@ class Result:
     operations: int
 
     def line(self) -> str:
-        """As printed."""
+        """The printed line."""
         rate = self.bytes / self.seconds
         text = f"{self.format:5} {self.activations:8} rows {self.rows:4}: {self.seconds * 1e3:8.2f} ms,"
         text += f" {self.rows / self.seconds:7.1f} tokens/s, {self.operations / self.seconds / 1e9:6.0f} GOP/s"

@@ -124,7 +124,7 @@ def _options(model: CatalogModel, sample: Mapping[str, Array]) -> dict[str, Any]
 
 
 def _signal_to_noise(wanted: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """Of all float outputs together, in decibels."""
+    """Signal-to-noise ratio of all float outputs together, in decibels."""
     totals = np.zeros(2)
     for name, value in wanted.items():
         if value.dtype.kind == "f":

@@ -179,8 +179,7 @@ def original_net(name: str, data: Digits, options: argparse.Namespace) -> torch.
 
 
 def beside_storages(name: str, what: str, options: argparse.Namespace) -> Path | None:
-    """Where something of a net is kept that is the same for all targets: its shared weights, what longer training
-    gives."""
+    """Folder of a net's files that are the same for all targets: its shared weights, what longer training gives."""
     if options.storage is None:
         return None
     path: Path = options.storage / f"{name}-{options.channels}-{options.epochs}-{options.shared_epochs}.{what}"
@@ -214,7 +213,7 @@ def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:
 
 
 def original_cost(net: torch.nn.Module, example: torch.Tensor, target: str, cost: str) -> float:
-    """Of the net as it came: a budget of twice it takes any candidate, so one trial tells."""
+    """Cost of the original net: a budget of twice it takes any candidate, so one trial tells."""
     from compiler.compression.job import JobOptions, import_job
     from compiler.frontends.source import ImportOptions
     from compiler.searching.cost import CostModel, accelerator_of

@@ -77,7 +77,7 @@ class InvalidModelError(UserError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why one node of a model cannot be compiled."""
+    """Reason why one node of a model cannot be compiled."""
 
     operator: str
     node: str

@@ -1,4 +1,4 @@
-"""How to run a kernel fast on a described machine: one module per operator family.
+"""Schedule rules for described machines: one module per operator family.
 
 Importing this package loads nothing of TVM; its modules do. How to add a rule: `schedules.rule`.
 """

@@ -13,7 +13,7 @@ _TASK_CYCLES = 150.0  # cycles to start a task
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one call of the kernel.
+    """Estimate of one call of the kernel.
 
     Attributes:
         cycles: arithmetic of all tasks, by one core.
@@ -34,7 +34,7 @@ class Estimate:
     tail: float = 0.0
 
     def share(self, machine: Machine) -> float:
-        """How much of the work the busiest core has."""
+        """Share of the work of the busiest core."""
         tasks = max(self.tasks, 1)
         return ceil_div(tasks, machine.cores) / tasks
 

@@ -76,7 +76,7 @@ class Machine(BaseModel):
         return (self.features if self.executed_features is None else self.executed_features).issuperset(features)
 
     def lanes(self, dtype: str) -> int:
-        """How many elements of `dtype` a vector register holds, at least 1."""
+        """Number of elements of `dtype` in a vector register, at least 1."""
         return max(1, self.vector_bits // dtype_bits(dtype))
 
     @property

@@ -1,4 +1,4 @@
-"""How to add a schedule rule.
+"""The base classes of schedule rules, and how to add one.
 
 A rule knows how to run one family of kernels fast. Put a class derived from `CpuRule` of its workload's type in a
 module of its own in this package (any module here is searched), or, in another package, name the class by an entry

@@ -1,4 +1,4 @@
-"""How good a kernel is, and how that is known: timed on a device, or computed where there is none.
+"""Measures of kernels: timed on a device, or computed where there is none.
 
 A target without a device at hand has a `Measurer`: a model of its processor, or its compiler's own estimate. What one
 measure gives is never compared with what another does: each tuning record names its measure.
@@ -156,7 +156,7 @@ class Network(Protocol):
     def groups(self) -> Sequence[tuple[str, ...]]: ...
 
     def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
-        """Of a run with these settings, others being at their defaults.
+        """Cost of a run with these settings, others being at their defaults.
 
         Raises:
             TargetError: the target's compiler refuses them.

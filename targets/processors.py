@@ -37,7 +37,7 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def worthwhile(capacities: Iterable[float]) -> int:
-    """How many of the cores finish equal parts of some work the earliest, by their speeds; the fewest of them."""
+    """Number of cores that finish equal parts of some work the earliest, by their speeds; the fewest of them."""
     fastest = sorted(capacities, reverse=True)
     return 1 + max(range(len(fastest)), key=lambda last: (last + 1) * fastest[last])
 

@@ -121,7 +121,8 @@ class Target(ABC):
         return ()
 
     def how_it_runs(self) -> str:
-        """How a module runs on this machine, in a few words: "natively", "under qemu-aarch64", or what is missing."""
+        """The way a module runs on this machine, in a few words: "natively", "under qemu-aarch64", or what is
+        missing."""
         try:
             command = self.emulator()
         except ToolchainMissing as error:
@@ -164,8 +165,8 @@ class Target(ABC):
         return ()
 
     def accelerator_description(self) -> dict[str, Any] | None:
-        """Where what is tuned runs on an accelerator: plain data that its costs depend on, its name as "accelerator"
-        and "cores" among them. None for a processor."""
+        """Plain data that costs on an accelerator depend on, its name as "accelerator" and "cores" among them. None for
+        a processor."""
         return None
 
     def measurer(self) -> Measurer | None:

@@ -92,7 +92,7 @@ class Launcher:
         return int(self._library.noted())
 
     def notes(self) -> np.ndarray:
-        """Of each region since `forget`: the number of its parts, its time and theirs, in nanoseconds."""
+        """Times of each region since `forget`: the number of its parts, its time and theirs, in nanoseconds."""
         count = self.noted()
         return np.ctypeslib.as_array(self._library.first_note(), (count,)).copy() if count else np.empty(0, np.int64)
 

@@ -59,7 +59,7 @@ class Call:
 
     @property
     def reason(self) -> str:
-        """Why one core computes it."""
+        """Reason why one core computes it."""
         if self.parts > 1:
             return ""
         if self.longest <= SERIAL_SECONDS:

@@ -99,7 +99,7 @@ def _stack(
 
 
 def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """As `quantize_dynamic` of ONNX Runtime leaves it: DynamicQuantizeLSTM in place of LSTM."""
+    """Model as `quantize_dynamic` of ONNX Runtime leaves it: DynamicQuantizeLSTM in place of LSTM."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:

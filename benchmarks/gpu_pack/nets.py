@@ -95,7 +95,7 @@ def mobilenet_v2() -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Of `heads` heads over (batch, length, width), with an additive mask or none."""
+    """Attention of `heads` heads over (batch, length, width), with an additive mask or none."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -42,5 +42,5 @@ def reference(name: str, array: Array, samples: int = SAMPLES) -> tuple[dict[str
 
 
 def tolerance(*, relative: float = 0.0, absolute: float = 0.0, rms: float = 0.0) -> dict[str, float]:
-    """As the C++ side's `Tolerance`."""
+    """Tolerance of the C++ side (`Tolerance`)."""
     return {"relative": relative, "absolute": absolute, "rms": rms}

@@ -51,7 +51,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def rounded_error(module: nn.Module, batch: tuple[torch.Tensor, ...], dtype: torch.dtype, expected: Array) -> float:
-    """How far a net's first result is from `expected` (`relative_error`) when operands of its convolutions and linear
+    """Error of a net's first result against `expected` (`relative_error`) when operands of its convolutions and linear
     layers are rounded to a type."""
 
     def rounded(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -113,7 +113,7 @@ def seed_onnx(model: onnx.ModelProto, name: str, least: int) -> list[Weight]:
 
 
 def inputs_of(name: str, described: Mapping[str, tuple[tuple[int, ...], int | None]]) -> dict[str, Any]:
-    """How a pack writes the inputs of a net: each a seed."""
+    """Inputs of a net as a pack writes them: each a seed."""
     result: dict[str, Any] = {}
     for key, (shape, end) in described.items():
         seed = seed_of(name, "input", key)

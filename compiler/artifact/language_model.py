@@ -17,7 +17,7 @@ Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class AudioPreparation(Record, frozen=True, kw_only=True):
-    """How speech becomes a log-mel spectrogram, as Whisper reads it.
+    """Preparation of speech as a log-mel spectrogram, as Whisper reads it.
 
     Attributes:
         rate: samples a second.
@@ -34,7 +34,7 @@ class AudioPreparation(Record, frozen=True, kw_only=True):
 
 
 class ImagePreparation(Record, frozen=True, kw_only=True):
-    """How an image becomes what an encoder reads, and what stands for it in a prompt.
+    """Preparation of an image for an encoder, and the text that stands for it in a prompt.
 
     Attributes:
         text: stands for an image in a text, and then, repeated, for its rows.
@@ -64,7 +64,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
 
 
 class LanguageModelDescription(Record, frozen=True, kw_only=True):
-    """How to generate with a module.
+    """Description of a language model: everything that generation needs beside the module.
 
     Attributes:
         architecture: the kind of model, as "llama".

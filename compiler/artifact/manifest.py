@@ -95,7 +95,7 @@ class ToolVersions(Record, frozen=True, kw_only=True):
 
 
 class KernelProvenance(Record, frozen=True, kw_only=True):
-    """Where one kernel's schedule came from, and how much it computes.
+    """The origin of one kernel's schedule, and the amount of its computation.
 
     Attributes:
         source: the rule's analytic default, a tuning record, or "as-is": no rule served the kernel.
@@ -261,7 +261,7 @@ class PositionDescription(Record, frozen=True, kw_only=True):
 
 
 class ReferenceTolerance(Record, frozen=True, kw_only=True):
-    """How far outputs may be from the reference: |output - reference| <= absolute + relative * |reference|."""
+    """Tolerance of outputs against the reference: |output - reference| <= absolute + relative * |reference|."""
 
     relative: Annotated[float, Meta(ge=0)] = 1e-3
     absolute: Annotated[float, Meta(ge=0)] = 1e-4

@@ -181,7 +181,7 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """Of a command that was interrupted."""
+        """Exit code of a command that was interrupted."""
         return _EXIT_BASE + (self.received or signal.SIGINT)
 
     @property

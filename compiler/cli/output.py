@@ -1,4 +1,4 @@
-"""Where output goes: results on stdout, everything else on stderr; tables for people, JSON for machines."""
+"""Output of commands: results on stdout, everything else on stderr; tables for people, JSON for machines."""
 
 from __future__ import annotations
 

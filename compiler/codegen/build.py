@@ -59,7 +59,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
 
 
 def _check_room(folder: Path, kernels: int) -> None:
-    """Raises StorageError where a folder has no room for a library of so many kernels."""
+    """Raises StorageError where a folder has no room for a library of that number of kernels."""
     disk = os.statvfs(folder)
     free, needed = disk.f_bavail * disk.f_frsize, _ROOM + kernels * _ROOM_OF_A_KERNEL
     if free < needed:

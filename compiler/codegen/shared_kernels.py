@@ -29,7 +29,7 @@ _TYPE = "int64"
 
 @dataclass(frozen=True)
 class SharedCall:
-    """How a kernel's name calls the code that it shares: with some of its own arguments, in order, then constants."""
+    """A call of shared code in place of a kernel: some of the kernel's own arguments, in order, then constants."""
 
     kernel: str
     given: tuple[int, ...]

@@ -230,7 +230,7 @@ class Objective:
     adapters: dict[int, Any] = field(default_factory=dict)
 
     def parameters(self) -> list[Any]:
-        """Of the adapters."""
+        """Parameters of the adapters."""
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def loss(self, inputs: Any, labels: Any) -> Any:

@@ -89,7 +89,7 @@ class Job:
 
     @property
     def measured(self) -> tuple[object, ...]:
-        """By what a model is measured: equal where measures can be compared."""
+        """Settings that a measure depends on: measures are comparable where these are equal."""
         return (self.evaluate, self.target.name, self.threads)
 
     def drop(self, after: Measure) -> float | None:

@@ -90,7 +90,7 @@ class KernelClock(Protocol):
     """Predicts kernel times."""
 
     def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
-        """Of each module the calls of a run, in their order."""
+        """Calls of a run of each module, in their order."""
 
 
 def is_calibrated(target: targets.Target) -> bool:

@@ -311,7 +311,7 @@ class _Run:
         return job.finished(RecipeResult(**fields, name=job.name, report=report))
 
     def _accepted(self, name: str) -> dict[str, Any]:
-        """How a step imports the source; not every technique takes all of it."""
+        """Import arguments that a step accepts; not every technique takes all of them."""
         taken = inspect.signature(get_technique(name).run).parameters
         return {key: value for key, value in self.job.imports.given().items() if key in taken}
 

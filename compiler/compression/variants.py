@@ -185,7 +185,7 @@ class _Maker:
         )
 
     def costs_ms(self, modules: Mapping[str, Module]) -> dict[str, float]:
-        """Of a row, all measured alternately."""
+        """Costs of a row in milliseconds, all measured alternately."""
         model = self.job.model
         inputs = self.job.samples[0] if self.job.samples else random_inputs(model.inputs, indices=model.indices)
         rows = max((len(array) for array in inputs.values() if array.ndim), default=1)

@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def conformance_file(target: str) -> Path:
-    """Where the last result of a target's conformance suite is kept, for this version of the package."""
+    """Path of the last result of a target's conformance suite, for this version of the package."""
     version = importlib.metadata.version("tensorwright")
     return cache_folder() / "conformance" / version / f"{target.replace('/', '-')}.json"
 

@@ -173,7 +173,7 @@ def check_kernels_run_there(target: Target, server: ServerVersions, address: str
 
 
 def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] | None:
-    """Why a device cannot run code for the target's GPU, and what to do about it."""
+    """Reason why a device cannot run code for the target's GPU, and what to do about it."""
     if not isinstance(needed, dict):
         return None
     if needed.get("simulated"):

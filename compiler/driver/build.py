@@ -298,7 +298,7 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
 
 
 def operand_grams(module: Module, tokens: Array) -> tuple[Array, ...]:
-    """Of each operand that a module returns the sum of x xᵀ over its rows x, float32 (depth, depth).
+    """Sum of x xᵀ over the rows x of each operand that a module returns, float32 (depth, depth).
 
     Raises OptionError where the module has no such operands, its products being of another kind.
     """

@@ -19,7 +19,7 @@ from targets.conformance.suite import Outcome, run_suite
 
 
 class _Toolbox:
-    """How the suite compiles and loads modules, and tells a refusal from a defect."""
+    """Compiles and loads modules for the suite, and tells a refusal from a defect."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Module:
         return compile(model, target, threads=1, records=False, progress=None)

@@ -74,7 +74,7 @@ def _onnx_metadata(source: object) -> dict[str, str]:
 
 
 def _of_ultralytics(metadata: Mapping[str, str]) -> Processing:
-    """As ultralytics' `predict` processes images."""
+    """The image processing of ultralytics' `predict`."""
     task = metadata["task"]
     names = _literal(metadata["names"], "names")
     size = _literal(metadata["imgsz"], "imgsz") if "imgsz" in metadata else None
@@ -112,7 +112,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _of_transformers(preprocessor: Mapping[str, Any], config: Mapping[str, Any]) -> Processing:
-    """As the transformers library's image processors process images."""
+    """The image processing of the transformers library's image processors."""
     labels = config.get("id2label")
     names = None
     if isinstance(labels, dict) and sorted(labels, key=_number) == [str(each) for each in range(len(labels))]:

@@ -23,7 +23,7 @@ class SequenceState:
 
     @property
     def room(self) -> int:
-        """How many tokens it can read in all."""
+        """Number of tokens that it can read in all."""
         return self.context if self._steps.room is None else min(self.context, self._steps.room)
 
     def keep_common(self, tokens: Sequence[int]) -> int:
@@ -45,7 +45,7 @@ class SequenceState:
         return self._read(Chunk(0, tokens, position, position + len(tokens), is_prompt=False, logits=len(tokens)))
 
     def forget(self, count: int) -> None:
-        """Go back by so many tokens."""
+        """Rewind by `count` tokens."""
         del self.tokens[len(self.tokens) - count :]
 
     def _read(self, chunk: Chunk) -> Logits:
@@ -122,7 +122,7 @@ class Run(Iterator[Piece]):
 
 
 def right_guesses(guesses: Sequence[int], tokens: Sequence[int]) -> int:
-    """How many guesses from the first on are the tokens that were chosen."""
+    """Number of leading guesses that equal the chosen tokens."""
     pairs = enumerate(zip(guesses, tokens, strict=False))
     return next((i for i, (guess, token) in pairs if guess != token), min(len(guesses), len(tokens)))
 

@@ -14,7 +14,7 @@ from compiler.support.shown import shown
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How a text is generated.
+    """Options of text generation.
 
     Attributes:
         max_new_tokens: at most so many tokens.
@@ -29,7 +29,7 @@ class GenerationOptions:
         grammar: what the text has to match: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as a text.
         speculative: guess so many tokens at most, and check them in one run; 0 for none. The result stays the same.
             Guesses come from the model's draft model, or from what followed in the prompt and the text before.
-        logprobs: for each token also log probabilities: its own, and those of so many most likely ones; None for none.
+        logprobs: for each token also log probabilities: its own, and those of this many likely ones; None: none.
     """
 
     max_new_tokens: int = 256

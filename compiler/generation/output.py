@@ -130,7 +130,7 @@ class Output:
 
     @property
     def left(self) -> int:
-        """How many more tokens there may be."""
+        """Number of tokens that may still follow."""
         used = self._prompt_tokens + len(self.tokens)
         return max(0, min(self._options.max_new_tokens - len(self.tokens), self._room + 1 - used))
 

@@ -172,7 +172,7 @@ class Batch:
         return waiting
 
     def _unsettled(self, sequences: Sequence[RunningSequence], seconds: float) -> list[RunningSequence]:
-        """Those for whose grammars it would take longer; sequences that turn out to have ended are removed."""
+        """Sequences whose grammars would take longer; sequences that turn out to have ended are removed."""
         until = time.monotonic() + seconds
         waiting = []
         for sequence in tuple(sequences):

@@ -25,7 +25,7 @@ _CONTEXT = 4096  # tokens of a sequence, unless another number is given
 
 @dataclass(frozen=True)
 class Counts:
-    """How many sequences run, and how many wait for one of them to end."""
+    """Numbers of sequences that run and that wait for one of them to end."""
 
     running: int
     waiting: int
@@ -84,7 +84,7 @@ class Scheduler:
 
     @property
     def counts(self) -> Counts:
-        """How many sequences run and wait."""
+        """Numbers of running and waiting sequences."""
         with self._wake:
             return Counts(len(self._batch.running), len(self._waiting))
 

@@ -24,7 +24,7 @@ class Slots:
         self._used = [0] * steps.slots
 
     def common(self, prompt: Sequence[int]) -> int:
-        """How many tokens of a prompt need not be computed."""
+        """Number of tokens of a prompt that need not be computed."""
         return self._best(prompt)[1]
 
     def take(self, prompt: Sequence[int]) -> tuple[int, int]:
@@ -48,7 +48,7 @@ class Slots:
         self._held[slot].extend(tokens)
 
     def forget(self, slot: int, count: int) -> None:
-        """A slot goes back by so many tokens."""
+        """Rewind a slot by a number of tokens."""
         held = self._held[slot]
         del held[len(held) - count :]
 
@@ -83,7 +83,8 @@ class Slots:
 
 
 def common_length(held: Sequence[int], tokens: Sequence[int]) -> int:
-    """How many tokens of a prompt are those that are held, at most all but its last, whose logits are needed."""
+    """Length of the prefix that a prompt shares with the held tokens, at most all but its last, whose logits are
+    needed."""
     low, high = 0, min(len(held), len(tokens) - 1)
     if held[:high] == tokens[:high]:
         return high

@@ -80,7 +80,7 @@ class DraftModel:
 
 
 class Speculation:
-    """How many tokens are guessed for a sequence: more while guesses are right."""
+    """Number of tokens to guess for a sequence: more while guesses are right."""
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         """`most`: tokens that are guessed at once."""
@@ -92,7 +92,7 @@ class Speculation:
         return self._drafter.draft(tokens, min(self._width, room))
 
     def checked(self, guessed: int, right: int) -> None:
-        """Of so many guesses so many were right."""
+        """Record the number of guesses and of right ones."""
         if not guessed:
             return
         self._width = min(self._most, 2 * self._width) if right == guessed else max(1, right, self._width // 2)

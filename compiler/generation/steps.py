@@ -76,7 +76,7 @@ class ChunkInputs(Protocol):
     """Inputs of the module beside the tokens."""
 
     def of(self, chunk: Chunk) -> Mapping[str, np.ndarray]:
-        """Those of a chunk, by name."""
+        """Inputs of a chunk, by name."""
 
 
 class SessionSteps:

@@ -92,7 +92,7 @@ def joined(texts: list[str]) -> str:
 
 
 def speech_preparation(model: LanguageModel) -> AudioPreparation:
-    """How a model reads speech. Raises InputError where it does not."""
+    """Preparation of speech for a model. Raises InputError where it does not read speech."""
     preparation = model.description.audio
     if preparation is None or model.encoder is None or not model.description.start:
         raise InputError(f"the model ({model.description.architecture}) does not transcribe speech")
@@ -100,7 +100,7 @@ def speech_preparation(model: LanguageModel) -> AudioPreparation:
 
 
 def spectrograms(samples: Array, preparation: AudioPreparation) -> list[Array]:
-    """Those of the parts of speech that a model reads at once, one after another."""
+    """Spectrograms of the parts of speech that a model reads at once, one after another."""
     return [log_mel(part, preparation) for part in windows(samples, preparation)]
 
 

@@ -102,7 +102,7 @@ _Tensors = tuple[tuple[tuple[int, ...], str], ...]
 def _kernel_calls(
     mod: tvm.IRModule, tracker: NodeTracker, sizes: Mapping[str, int]
 ) -> Counter[tuple[str, tuple[str, ...], _Tensors]]:
-    """How often each kernel is called for which nodes of the model, with which shapes (arguments, then results)."""
+    """Number of calls of each kernel by nodes of the model and shapes (arguments, then results)."""
     calls: Counter[tuple[str, tuple[str, ...], _Tensors]] = Counter()
     for variable, function in rewritable_functions(mod):
         for binding in bindings_of(function.body):

@@ -67,7 +67,7 @@ class CompilationReport:
 
     @property
     def kernels(self) -> Sequence[KernelReport]:
-        """Of each kernel, its rule and config; none where nothing was scheduled."""
+        """Rule and config of each kernel; none where nothing was scheduled."""
         return () if self.schedules is None else self.schedules.kernels
 
 

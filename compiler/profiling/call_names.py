@@ -121,7 +121,7 @@ class _Matching:
         return frozenset(found)
 
     def _agreement(self, steps: Sequence[Step]) -> int:
-        """How many of the next calls are those of a branch, one by one, up to a branch within it."""
+        """Number of the next calls that are those of a branch, one by one, up to a branch within it."""
         plain = itertools.takewhile(lambda step: not isinstance(step[0], list), steps)
         return sum(1 for _ in itertools.takewhile(lambda each: self._is(each[1], each[0]), enumerate(plain)))
 

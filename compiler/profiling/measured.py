@@ -97,7 +97,7 @@ class KernelTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a model goes.
+    """Times of a model's kernels and of its runs.
 
     Attributes:
         model, target, machine: names, for reports.

@@ -1,4 +1,4 @@
-"""How long a run takes, for reports and for choices between two forms of a model."""
+"""Timing of runs, for reports and for choices between two forms of a model."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def run_seconds(
 
 
 def seconds_in_turns(runs: Sequence[Callable[[], object]], *, threads: int = 1, budget: float = 0.05) -> list[float]:
-    """Of each, measured one after the other three times: what slows the machine down for a while slows all."""
+    """Seconds of each run, measured one after the other three times: what slows the machine down for a while slows
+    all."""
     times = [[run_seconds(run, threads=threads, budget=budget) for run in runs] for _ in range(_TURNS)]
     return [float(np.median(each)) for each in zip(*times, strict=True)]

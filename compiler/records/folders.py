@@ -12,7 +12,7 @@ PRETRAINED = "cost_model-{architecture}.ubj"
 
 
 def user_folder() -> Path:
-    """Where `tune` writes and `compile` looks unless told otherwise."""
+    """The folder that `tune` writes and `compile` reads unless told otherwise."""
     chosen = os.environ.get(USER_FOLDER)
     if chosen:
         return Path(chosen)

@@ -78,7 +78,8 @@ def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
 
 
 def decisive(models: Iterable[ModelLine]) -> ModelLine | None:
-    """Of the lines of one model on one target the one to go by: timed before others, then the last; None of none."""
+    """The line to go by among those of one model on one target: timed before others, then the last; None if there is
+    none."""
     lines = newest_of_models(models)
     return max(lines, key=lambda line: (line.measure == TIMED, line.unix_time), default=None)
 
@@ -120,7 +121,7 @@ def _alone(records: Iterable[Record]) -> list[Record]:
 
 
 def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
-    """Of one task's records the one that is fastest alone; None when none succeeded.
+    """The fastest of one task's records; None when none succeeded.
 
     It is the default's unless another beats that by more than chance, and by a share of `least`. Times taken by
     different methods are not compared: those count that the last default was measured by, and a clock's before a
@@ -163,7 +164,8 @@ def taken_over(records: Iterable[Record], is_default: IsDefault, margin: float =
 
 
 def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDefault) -> tuple[int, Record | None]:
-    """Of tasks that compute the same, the place of the one to use in a model that was not measured, and its record.
+    """Position and record of the alternative to use in a model that was not measured, among tasks that compute the
+    same.
 
     The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none. What
     alternatives take alone does not count: they differ most in what they ask of the memory that a model shares.

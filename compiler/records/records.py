@@ -102,7 +102,7 @@ class Record(_Line):
 
     @property
     def cost(self) -> float | None:
-        """Of one run in the unit of the measure; None unless "ok"."""
+        """Cost of one run in the unit of the measure; None unless "ok"."""
         return self.cycles if self.measure.unit == "cycles" else self.seconds
 
     @property

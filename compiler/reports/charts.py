@@ -111,7 +111,7 @@ class LineChart(Chart):
 
 @dataclass(frozen=True)
 class Histogram(Chart):
-    """How often values occur; marks are vertical lines (percentiles)."""
+    """Histogram of values; marks are vertical lines (percentiles)."""
 
     kind: ClassVar[str] = "histogram"
     values: Sequence[float]

@@ -16,7 +16,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_cost(cost: float, unit: str) -> str:
-    """Of a run: seconds ("s"), or cycles."""
+    """Text of the cost of a run: seconds ("s"), or cycles."""
     return format_seconds(cost) if unit == "s" else f"{cost:,.0f} cycles"
 
 

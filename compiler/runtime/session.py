@@ -119,7 +119,7 @@ class Session:
         return results
 
     def _length_after(self, named: dict[str, Any]) -> int:
-        """How many rows are in use after a run. Raises InputError where there is no room for them."""
+        """Number of rows in use after a run. Raises InputError where there is no room for them."""
         length = self._length + rows_of_run(self._manifest, self._described, named)
         if self._grown:
             sizes = {**completed(self._manifest, self._sizes, named), **grown_sizes(self._manifest, self._length)}

@@ -129,11 +129,11 @@ class InputMemory:
 
 
 def range_of_array(array: Array) -> tuple[int, int]:
-    """Where an array lies: its first address, and the one after the last."""
+    """Address range of an array: its first address, and the one after the last."""
     return array.ctypes.data, array.ctypes.data + array.nbytes
 
 
 def range_of(tensor: RuntimeTensor, itemsize: int) -> tuple[int, int]:
-    """Where a tensor lies: its first address, and the one after the last."""
+    """Address range of a tensor: its first address, and the one after the last."""
     start = tensor.data_ptr()
     return start, start + tensor.numel() * itemsize

@@ -73,8 +73,8 @@ def has_open_capacity(manifest: Manifest) -> bool:
 
 
 def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inputs: Mapping[str, object]) -> int:
-    """How many rows a run on these inputs, `described` by the manifest, adds; 0 where they do not say, so that they are
-    not inputs of the module."""
+    """Number of rows that a run on these inputs, `described` by the manifest, adds; 0 where they do not say, so that
+    they are not inputs of the module."""
     if manifest.position is None:
         return 0
     rows = manifest.position.rows
@@ -125,7 +125,7 @@ def grown_sizes(manifest: Manifest, length: int) -> Sizes:
 
 
 def grown_length(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
-    """How long the states are after a run with these sizes of the inputs; None where that is not known before."""
+    """Length of the states after a run with these sizes of the inputs; None where it is not known before."""
     shapes = {each.name: each.shape for each in manifest.outputs}
     for state in manifest.states:
         if state.grows:

@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 
 class _ThreadState(threading.local):
-    """Of the calling thread.
+    """State of the calling thread.
 
     Attributes:
         current: the setting that kernels run with now; 0: none yet, or the thread may not compute now.
@@ -178,7 +178,7 @@ def threads_limit() -> int:
 
 
 def threads_here(asked: int | None, stored: int | None) -> int:
-    """How many threads a run uses on this machine.
+    """Number of threads that a run uses on this machine.
 
     Args:
         asked: what the caller wants, None to leave it to the module.
@@ -227,12 +227,12 @@ def _set_max_concurrency() -> Any:
 
 
 def in_force(threads: int) -> bool:
-    """True if kernels launched by the calling thread may run now, on so many threads; the fast path of `run_with`."""
+    """True if kernels launched by the calling thread may run now, on these threads; the fast path of `run_with`."""
     return _state.current == threads
 
 
 def run_with(threads: int, function: Callable[[], Result]) -> Result:
-    """Call a function whose kernels run on so many threads: on the calling thread where possible, else on a runner."""
+    """Call a function with kernels on these threads: from the calling thread where possible, else from a runner."""
     if _state.current == threads:
         return function()
     if _state.computes:

@@ -33,7 +33,7 @@ _DISTRIBUTION = "apache_tvm"
 
 @cache
 def _package_folders() -> tuple[Path, ...]:
-    """Where the package tvm lies, if it is installed."""
+    """Folders of the package tvm, if it is installed."""
     # find_spec of a top-level package does not import it.
     spec = importlib.util.find_spec("tvm")
     return tuple(map(Path, spec.submodule_search_locations or ())) if spec else ()

@@ -51,7 +51,7 @@ class CostModel:
             )
 
     def costs(self, models: Sequence[ImportedModel]) -> list[Costs]:
-        """Of several candidates: kernels that none of them has in common with those known are measured once."""
+        """Costs of several candidates: kernels that none of them has in common with those known are measured once."""
         found: list[Costs] = [{} for _ in models]
         if self.accelerator is not None:
             for costs, model in zip(found, models, strict=True):
@@ -91,7 +91,7 @@ def sizes_of(model: ImportedModel, target: targets.Target) -> Costs:
 
 
 def excess(costs: Mapping[str, float], budget: Mapping[str, float]) -> float:
-    """By what share the worst of the costs is beyond its limit; 0 and below where all are met."""
+    """Largest share by which a cost exceeds its limit; 0 or less where all are met."""
     return max(costs[name] / limit - 1 for name, limit in budget.items())
 
 
@@ -122,5 +122,5 @@ def accelerator_of(target: targets.Target) -> Accelerator | None:
 
 
 def channels_at_once(target: targets.Target) -> int:
-    """How many channels a target computes at once: sub-nets keep multiples of them."""
+    """Number of channels that a target computes at once: sub-nets keep multiples of them."""
     return _CHANNELS if target.quantized_everywhere else target.machine.lanes("float32")

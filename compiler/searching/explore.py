@@ -250,12 +250,12 @@ class Explorer:
             self.evaluate(fits[: self.options.trials - len(self._known)])
 
     def _complete(self) -> None:
-        """Where nothing within the budget is left to begin from: steps from what comes closest."""
+        """Take steps from the closest candidate where no candidate within the budget is left to begin from."""
         while len(self._known) < self.options.trials and (near := self._unknown_neighbours()):
             self.evaluate(near[: min(_BATCH, self.options.trials - len(self._known))])
 
     def _unknown_neighbours(self) -> list[dict[str, Option]]:
-        """Of the best candidates, best first: those within the budget first."""
+        """Neighbours of the best candidates, best first: those within the budget first."""
         ranked = sorted(self.candidates, key=lambda each: (max(each.excess, 0.0), -each.score))
         seen: dict[Key, dict[str, Option]] = {}
         for candidate in ranked[:4]:

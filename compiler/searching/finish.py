@@ -119,7 +119,7 @@ class Finisher:
         return self._trained(config, None, [])
 
     def score(self, model: ImportedModel, module: Module) -> float:
-        """Of a model: of its module where this machine runs it, else of one that is compiled for this machine."""
+        """Score of a model: of its module where this machine runs it, else of one that is compiled for this machine."""
         assert self.job.evaluate is not None
         if not self.costs.target.fits_this_machine() or self.costs.target.device:
             module = compile_model(model, "host", threads=self.job.threads, progress=None)

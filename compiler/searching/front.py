@@ -24,13 +24,13 @@ class Candidate:
 
 
 def feasible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those within the budget, the best first; of equal scores the cheapest."""
+    """Candidates within the budget, the best first; of equal scores the cheapest."""
     fits = [each for each in candidates if each.excess <= 0]
     return sorted(fits, key=lambda each: (-each.score, each.excess))
 
 
 def pareto(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:
-    """Those that no other beats in score and in the cost of that name, the cheapest first."""
+    """Pareto front of score and the cost of that name, the cheapest first."""
     front: list[Candidate] = []
     for each in sorted(candidates, key=lambda each: (each.costs[cost], -each.score)):
         if not front or each.score > front[-1].score:

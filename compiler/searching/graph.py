@@ -51,7 +51,7 @@ class SearchGraph:
 
     @classmethod
     def of(cls, model: ImportedModel, usable: Collection[int] | None = None) -> SearchGraph:
-        """Of an imported model.
+        """Search graph of an imported model.
 
         Args:
             usable: places, in the graph's order, of the producers whose weights may lose units, given or read; all when
@@ -84,7 +84,7 @@ class SearchGraph:
         return self._layers
 
     def knobs(self, space: Space, lanes: int) -> list[Knob]:
-        """Of the structure: channels, heads, layers and filters.
+        """Knobs of the structure: channels, heads, layers and filters.
 
         Args:
             lanes: how many channels the target computes at once: more than those are kept in multiples of them.

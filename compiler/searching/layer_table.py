@@ -140,7 +140,7 @@ class LayerTable:
             write_json(self._path, contents.model_dump())
 
     def seconds(self, lowered: LoweredModel) -> float:
-        """Of a run whose kernels are all known."""
+        """Seconds of a run whose kernels are all known."""
         return self._sum(lowered) + self._per_call * lowered.count
 
     @property
@@ -154,7 +154,7 @@ class LayerTable:
 
     @property
     def kernels(self) -> int:
-        """How many it holds."""
+        """Number of kernels in the table."""
         return len(self._contents.kernels)
 
     @property
@@ -163,7 +163,8 @@ class LayerTable:
         return self._measure.name
 
     def errors(self) -> list[float]:
-        """Of the modules that were measured whole after all of their kernels were known: |table - run| / run."""
+        """Relative errors |table - run| / run of the modules that were measured whole after all of their kernels were
+        known."""
         return [
             abs(each.kernels + self._per_call * each.calls - each.seconds) / each.seconds
             for each in self._contents.whole
@@ -211,7 +212,7 @@ class LoweredModel:
 
     @property
     def count(self) -> int:
-        """How many calls of kernels a run makes."""
+        """Number of kernel calls of a run."""
         return sum(self.calls.values())
 
 

@@ -40,7 +40,7 @@ class Precisions:
 
     @property
     def scheme(self) -> Scheme:
-        """How the target represents integers."""
+        """Representation of integers on the target."""
         return scheme_for(self.target)
 
     def knobs(self, model: ImportedModel, space: Space, keep: Sequence[str] = ()) -> list[Knob]:

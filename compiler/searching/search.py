@@ -213,7 +213,7 @@ class _Search:
         return None if storage is None else Path(f"{os.fspath(storage)}.{ending}")
 
     def _identity(self) -> str:
-        """Of what a storage is for."""
+        """Identity of the search that a storage belongs to."""
         options = self.options
         told = [
             tvm_ffi.structural_hash(self.job.model.mod),

@@ -166,7 +166,7 @@ class SearchOptions:
 
     @property
     def epochs_of_finalists(self) -> int:
-        """Of distilling a finalist."""
+        """Epochs of distilling a finalist."""
         return _TIMES_AS_LONG * self.epochs if self.finish_epochs is None else self.finish_epochs
 
     @property

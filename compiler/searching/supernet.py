@@ -120,7 +120,7 @@ def shared_weights(work: TorchNet, options: SearchOptions, report: Callable[[str
 
 
 def inputs_for_statistics(batches: Iterable[Any] | None, job: Job, most: int) -> list[list[Any]]:
-    """Inputs that batch norms of sub-nets see: of so many batches at most, else the calibration."""
+    """Inputs that batch norms of sub-nets see: of a bounded number of batches, else the calibration."""
     if batches is not None:
         return [inputs for inputs, _ in islice(pairs_of(batches), most)]
     names = [spec.name for spec in job.model.inputs]

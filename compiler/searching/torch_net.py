@@ -126,7 +126,7 @@ class TorchNet:
         return [*knobs, *inner.values()]
 
     def skeleton(self, config: Config) -> Skeleton:
-        """That of the config's choices and resolution; the latest ones are kept."""
+        """Skeleton of the config's choices and resolution; the latest ones are kept."""
         share = config.get("resolution", 1.0)
         key = (share, *(config.get(f"choice {name}", len(block) - 1) for name, block in choices_of(self.net).items()))
         found = self._skeletons.pop(key, None) or self._made(config, float(share))
@@ -172,7 +172,7 @@ class TorchNet:
         yield from cycle(found[:_SHAPES])
 
     def sub_net(self, config: Config) -> SubNet:
-        """How torch computes a config."""
+        """The sub-net that computes a config in torch."""
         key = key_of(config)
         if key not in self._subs:
             while len(self._subs) >= _REMEMBERED:

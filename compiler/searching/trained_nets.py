@@ -29,7 +29,7 @@ class TrainedNets:
     def path(
         self, net: torch.nn.Module, config: Config, options: SearchOptions, finetunes: bool, epochs: int
     ) -> Path | None:
-        """Where the weights of a candidate are kept; None where nothing is.
+        """File of a candidate's weights; None where they are not kept.
 
         Args:
             net: before it is trained.

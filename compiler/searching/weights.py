@@ -32,7 +32,7 @@ def read_weights(net: torch.nn.Module, path: Path) -> None:
 
 
 def digest_of(net: torch.nn.Module) -> str:
-    """Of all numbers of a net, by their names."""
+    """Digest of all numbers of a net, by their names."""
     digest = hashlib.sha256()
     for name, each in sorted(net.state_dict().items()):
         digest.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())

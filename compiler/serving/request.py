@@ -56,7 +56,7 @@ class Request(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Where a request's time went, in seconds.
+    """Seconds that each part of a request took.
 
     Attributes:
         queued: from arrival until its batch was taken.

@@ -61,7 +61,7 @@ def _form(tensors: Sequence[TensorDescription]) -> list[tuple[str, str, tuple[in
 
 
 def row_count(inputs: Mapping[str, Array]) -> int:
-    """How many rows a request has. Raises InputError where its inputs do not agree."""
+    """Number of rows of a request. Raises InputError where its inputs do not agree."""
     counts = {name: array.shape[0] if array.ndim else None for name, array in inputs.items()}
     if len(set(counts.values())) != 1 or None in counts.values():
         raise InputError(f"the inputs do not have one number of rows: {counts}", "give all of them the same batch")

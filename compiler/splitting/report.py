@@ -44,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Error:
-    """How far outputs are from the whole model's.
+    """Distance of outputs from the whole model's.
 
     Attributes:
         largest: the largest absolute difference.
@@ -58,7 +58,7 @@ class Error:
 
     @classmethod
     def of(cls, got: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[str, Array]]) -> Error:
-        """Of all outputs of all samples."""
+        """Error of all outputs of all samples."""
         largest, scale, cosine = 0.0, 0.0, 1.0
         for one, other in zip(got, expected, strict=True):
             for name, wanted in other.items():

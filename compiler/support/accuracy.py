@@ -41,7 +41,7 @@ def likeness(samples: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[
 
 
 def cosine(left: Array, right: Array) -> float:
-    """Of two tensors taken as vectors; of one that is zero 1 where both are equal, else 0."""
+    """Cosine of two tensors taken as vectors; where one is zero, 1 if both are equal, else 0."""
     a, b = left.ravel().astype(np.float64), right.ravel().astype(np.float64)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else float(np.array_equal(a, b))
@@ -74,7 +74,7 @@ def check_max_drop(max_drop: float) -> None:
 
 
 def relative_drop(before: float, after: float) -> float:
-    """How much was lost, as a share of what there was (as a difference where that was 0); below 0 is a gain."""
+    """Loss as a share of the original value (as a difference where that was 0); below 0 is a gain."""
     return (before - after) / abs(before) if before else before - after
 
 

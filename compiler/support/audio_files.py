@@ -37,7 +37,7 @@ def read_audio(audio: Audio, rate: int) -> Array:
 
 
 def wave_seconds(audio: bytes) -> float:
-    """How long a WAV file is, by its header. Raises InputError where that cannot be read."""
+    """Length of a WAV file in seconds, by its header. Raises InputError where that cannot be read."""
     with _opened(audio) as file:
         return float(file.getnframes() / file.getframerate())
 

@@ -1,4 +1,4 @@
-"""How evenly threads share the tasks of a kernel's parallel loops."""
+"""Balance of the tasks of a kernel's parallel loops over threads."""
 
 from __future__ import annotations
 

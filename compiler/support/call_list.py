@@ -47,7 +47,7 @@ def calls_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[Model
 
 
 def call_counts(functions: Mapping[str, Sequence[Step]]) -> Counter[str]:
-    """How often each kernel or function is called, in both branches of a condition."""
+    """Number of calls of each kernel or function, in both branches of a condition."""
     found: Counter[str] = Counter()
     waiting = list(functions.values())
     while waiting:

@@ -1,4 +1,4 @@
-"""How many elements of its tensors a kernel reads and writes."""
+"""Number of elements of its tensors that a kernel reads and writes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class HubModel:
 
     @property
     def name(self) -> str:
-        """Of the file without its suffix, or of the repository without its owner."""
+        """Name of the file without its suffix, or of the repository without its owner."""
         return Path(self.file).stem if self.file is not None else self.repository.partition("/")[2]
 
 

@@ -22,7 +22,7 @@ _MOST_PIXELS = 1 << 26
 
 
 def read_image(image: Image) -> Any:
-    """As an image of Pillow, in RGB, turned as its EXIF data say.
+    """Image of Pillow, in RGB, turned as its EXIF data say.
 
     Raises:
         StorageError: there is no such file.

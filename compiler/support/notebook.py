@@ -1,4 +1,4 @@
-"""How results look in notebooks: a table of facts, a table of rows; plain HTML in the notebook's own style."""
+"""Display of results in notebooks: a table of facts, a table of rows; plain HTML in the notebook's own style."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def count_kernels(mod: tvm.IRModule) -> dict[str, OperationCount]:
 
 
 def symbol_places(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
-    """Where a call's arguments say each size of a kernel, as in `OperationCount.symbols`."""
+    """Positions of a kernel's sizes in a call's arguments, as in `OperationCount.symbols`."""
     places: dict[str, tuple[int, int]] = {}
     for position, parameter in enumerate(function.params):
         if not isinstance(parameter.ty, tirx.BufferType):

@@ -56,7 +56,7 @@ class Roofline:
         )
 
     def seconds(self, operations: int, nbytes: int) -> float:
-        """The least time for so many float32 operations on so many bytes."""
+        """The least time for a number of float32 operations on a number of bytes."""
         bandwidth = self.cache_bandwidth if nbytes <= self.cache_bytes else self.memory_bandwidth
         return max(operations / self.peak, nbytes / bandwidth)
 

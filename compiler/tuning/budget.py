@@ -37,12 +37,12 @@ def seconds_in_model(state: TaskState) -> float:
 
 
 def seconds_of_model(states: Iterable[TaskState]) -> float:
-    """Of one run in kernels; what can be computed by several alternatives counts once."""
+    """Seconds of one run in kernels; of several alternatives that compute the same, one counts."""
     return sum(seconds_in_model(state) for state in states if not state.task.instead_of)
 
 
 def reason_to_stop(state: TaskState, total: float) -> str:
-    """Why a task gets no more trials; "" while it does."""
+    """Reason why a task gets no more trials; "" while it does."""
     if state.best is None:
         return "it could not be measured"
     if state.best_seconds <= _NEAR_BOUND * state.lower_bound:

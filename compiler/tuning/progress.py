@@ -66,7 +66,8 @@ class SearchCost:
 
 @dataclass
 class Limits:
-    """When to stop, whichever comes first; None is no limit. `reserve` seconds are kept for what follows the search."""
+    """Limits of a search, whichever is reached first; None is no limit. `reserve` seconds are kept for what follows the
+    search."""
 
     trials: int | None = None
     seconds: float | None = None

@@ -118,7 +118,7 @@ class TuneResult:
         return table_html(title, ("layer", "rule", "trials", "gain", "finished"), rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Plain data for JSON."""
         tasks = [{**asdict(task), "gain": task.gain} for task in self.tasks]
         return {**asdict(self), "tasks": tasks, "records": str(self.records)}
 

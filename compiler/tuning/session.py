@@ -40,7 +40,7 @@ _FINAL_EFFORT = Effort(0.02)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where records come from: the devices, and fingerprint and name of the model that the tasks are of."""
+    """Origin of records: the devices, and fingerprint and name of the model that the tasks belong to."""
 
     device: str = "local"
     model_key: str = ""
@@ -84,7 +84,7 @@ class Session:
 
     @property
     def method(self) -> Literal["serial", "parallel"]:
-        """How times are taken; see `records.Record.method`."""
+        """Method of timing; see `records.Record.method`."""
         return "serial" if self._pool.serial else "parallel"
 
     def resume(self, records: Sequence[Record]) -> int:

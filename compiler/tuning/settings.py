@@ -46,7 +46,7 @@ class TuningOptions:
 
     @property
     def folder(self) -> Path:
-        """Of records."""
+        """Folder of records."""
         return Path(self.records) if self.records is not None else user_folder()
 
     @property

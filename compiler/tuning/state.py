@@ -49,7 +49,7 @@ class TaskState:
 
     @property
     def default_seconds(self) -> float | None:
-        """Of the rule's default, when it was measured."""
+        """Seconds of the rule's default, when it was measured."""
         return self.results.get(self.task.default)
 
     @property
@@ -59,12 +59,13 @@ class TaskState:
 
     @property
     def fastest_seconds(self) -> float:
-        """Of all alternatives to compute the same."""
+        """Seconds of the fastest alternative that computes the same."""
         return min((alternative.best_seconds for alternative in self.alternatives), default=self.best_seconds)
 
     @property
     def fastest_alternative(self) -> TaskState:
-        """Of the alternatives to do what this task does; this one unless another is faster by more than chance."""
+        """The fastest alternative that computes what this task does; this one unless another is faster by more than
+        chance."""
         fastest = min(self.alternatives, key=lambda alternative: alternative.best_seconds, default=self)
         return fastest if fastest.best_seconds * (1 + self.margin) < self.best_seconds else self
 

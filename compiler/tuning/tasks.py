@@ -215,14 +215,14 @@ def _alternative_name(task: Task) -> str:
 
 @dataclass
 class KernelCalls:
-    """How often a run calls each kernel, and which of its parameters are weights, by the kernel's name."""
+    """Number of calls of each kernel in a run, and which of its parameters are weights, by the kernel's name."""
 
     counts: Counter[str]
     constants: dict[str, set[int]]
 
 
 def kernel_calls(mod: tvm.IRModule) -> KernelCalls:
-    """Of a module before its calls are lowered; without what happens once, when it is loaded."""
+    """Kernel calls of a module before its calls are lowered; without those at loading."""
     calls = KernelCalls(Counter(), {})
 
     def visit(call: Expr) -> None:

@@ -44,7 +44,7 @@ class BatchedMatrix:
 
     @property
     def elements(self) -> Index:
-        """How many elements all matrices have."""
+        """Number of elements of all matrices."""
         amount: Index = 1
         for extent in self.shape:
             amount = amount * extent

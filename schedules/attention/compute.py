@@ -39,8 +39,8 @@ def _axis(extent: Expr, name: str) -> IterVar:
 
 @dataclass(frozen=True)
 class Orders:
-    """Of dimensions: each operand is its tensor transposed by its order (`numpy.transpose`'s axes), and what is
-    returned is the result transposed by its own. None: as it is."""
+    """Orders of dimensions: each operand is its tensor transposed by its order (`numpy.transpose`'s axes), and the
+    result is transposed by its own. None: unchanged."""
 
     query: tuple[int, ...] | None = None
     key: tuple[int, ...] | None = None
@@ -56,7 +56,7 @@ def _transposed(tensor: Tensor, order: Sequence[int] | None) -> tuple[list[Expr]
 
 
 def _original(at: Sequence[Index], order: Sequence[int]) -> tuple[Index, ...]:
-    """Where an element at a place of the transposed tensor stands in the original."""
+    """Indices in the original tensor of an element of the transposed one."""
     return tuple(point for _, point in sorted(zip(order, at, strict=True), key=lambda pair: pair[0]))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def attention_estimate(work: AttentionWorkload, config: Config, machine: Machine) -> Estimate:
-    """Of attention."""
+    """Estimate of attention."""
     rows = config.integer("rows")
     batch, queries, keys = (max(each, 1) for each in (work.batch, work.queries, work.keys))
     lanes = machine.lanes(work.dtype)

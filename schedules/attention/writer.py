@@ -109,7 +109,7 @@ class AttentionWriter:
         return [*made, *packed], key, value
 
     def _right_operand(self, matrix: BatchedMatrix) -> tuple[list[Stmt], Factor]:
-        """As it lies where its columns are neighbours; else, or where it pays, a copy."""
+        """The operand as it lies where its columns are neighbours; else, or where it pays, a copy."""
         if self._pays_in_panels(matrix):
             made, packed = in_panels(matrix, min(matrix.shape[-1], _PANEL * self.lanes), self.machine)
             return made, Factor(packed)

@@ -32,7 +32,7 @@ def work(extents: Sequence[Index], body: Stmt) -> Index:
 
 
 def step_cycles(amount: Index) -> float:
-    """Cycles of so many steps on one core; 0 for a symbolic amount."""
+    """Cycles of a number of steps on one core; 0 for a symbolic amount."""
     return amount * least_parallel_cycles(2) / MIN_PARALLEL_WORK if isinstance(amount, int | float) else 0.0
 
 

@@ -28,7 +28,7 @@ class Taps:
 
     @classmethod
     def run(cls, count: int) -> Taps:
-        """Those that follow each other in a row."""
+        """Taps that follow each other in a row."""
         return cls((1, 1, count), (0, 0, ROW_BYTES))
 
 

@@ -1,4 +1,4 @@
-"""How to run a kernel on a graphics processor: thin rules around TVM's dlight, and one that binds any kernel."""
+"""Schedule rules for graphics processors: thin rules around TVM's dlight, and one that binds any kernel."""
 
 from __future__ import annotations
 

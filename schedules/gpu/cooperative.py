@@ -228,7 +228,7 @@ def _accesses(body: Stmt) -> _Accesses:
 
 
 def _common_extent(lanes: list[Stmt]) -> int | None:
-    """How many lanes all vector loops have; one without any; None where they differ."""
+    """Common number of lanes of all vector loops; one without any; None where they differ."""
     sizes = {int(each.extent.value) if isinstance(each.extent, tirx.IntImm) else 0 for each in lanes}
     if not sizes:
         return 1

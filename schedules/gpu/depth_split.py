@@ -30,7 +30,7 @@ class Launches:
 
 
 def splits_depth(steps: int, splits: int) -> bool:
-    """True if each of so many parts of the depth has some of its steps."""
+    """True if each part of the depth has some of its steps."""
     return splits == 1 or ceil_div(steps, ceil_div(steps, splits)) == splits
 
 

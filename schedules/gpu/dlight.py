@@ -84,7 +84,7 @@ class GpuMatmul(DlightRule):
     schedule: ClassVar[Any] = dlight.Matmul
 
     def options(self, machine: GpuMachine) -> dict[str, object]:
-        """Those of a device without tensor cores: dlight's operations for them take 25 s to import, and on a T4 they
+        """Options of a device without tensor cores: dlight's operations for them take 25 s to import, and on a T4 they
         want more shared memory than it has."""
         return {**machine.engine_options(), "arch": "sm_60"}
 

@@ -21,7 +21,7 @@ _UNROLLED = tirx.ForKind.UNROLLED
 
 @dataclass(frozen=True)
 class PlainTile:
-    """How a block is cut: rows and columns of the result, and a step of the depth; powers of two from 16 on."""
+    """Tile of a block: rows and columns of the result, and a step of the depth; powers of two from 16 on."""
 
     rows: int
     columns: int

@@ -161,7 +161,7 @@ def computed_in_place(value: Expr, before: Sequence[Stage]) -> Expr:
 
 
 def _steps(value: Expr, axes: Sequence[Axis]) -> list[int | None]:
-    """How far in memory each axis moves a factor that is one load; None where that is not known."""
+    """Distance in memory by which each axis moves a factor that is one load; None where that is not known."""
     if not isinstance(value, tvm.ir.TensorLoad):
         return [None for _ in axes]
     access = Access(value.source, tuple(value.indices), False)

@@ -103,7 +103,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
 
     knobs: ClassVar[dict[str, tuple[int, ...]]]
     load_cost: ClassVar[int]
-    """Loading a row of a tile costs as much as multiplying it by so many columns."""
+    """Loading a row of a tile costs as much as multiplying it by this number of columns."""
     full_warps: ClassVar[int]
     """So many resident warps keep a multiprocessor busy."""
     launch_cost: ClassVar[int]
@@ -180,5 +180,5 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         return product + self.launch_cost * (1 + parts / _PARTS_OF_A_LAUNCH)
 
     def _share(self, knob: str, size: int, own: int) -> float:
-        """How much of a tile would do for a size: warps that compute padding alone hide no latencies."""
+        """Used share of a tile at a size: warps that compute padding alone hide no latencies."""
         return min(1.0, next((each for each in self.knobs[knob] if each >= size), own) / own)

@@ -26,7 +26,7 @@ _LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution walks: one number for each spatial dimension; `fill` stands in the padding."""
+    """Window of a convolution: one number for each spatial dimension; `fill` stands in the padding."""
 
     strides: tuple[int, ...]
     before: tuple[int, ...]

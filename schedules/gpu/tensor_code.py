@@ -28,7 +28,7 @@ _WARP = 32
 
 @dataclass(frozen=True)
 class Tile:
-    """How a block is cut: rows and columns of the result, and a step of the depth; multiples of 16."""
+    """Tile of a block: rows and columns of the result, and a step of the depth; multiples of 16."""
 
     rows: int
     columns: int
@@ -36,7 +36,7 @@ class Tile:
 
     @property
     def squares(self) -> tuple[int, int]:
-        """Those of a warp, down and across."""
+        """Tensor core fragments of a warp, down and across."""
         down = 4 if self.rows >= 128 else min(2, self.rows // SIDE)
         return down, min(2, self.columns // SIDE)
 

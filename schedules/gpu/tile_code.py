@@ -45,7 +45,7 @@ class Part:
 
 
 class TileShape(Protocol):
-    """How a block is cut: rows and columns of the result, a step of the depth, and the threads that share it."""
+    """Tile of a block: rows and columns of the result, a step of the depth, and the threads that share it."""
 
     @property
     def rows(self) -> int: ...
@@ -257,13 +257,13 @@ class TileWriter(ABC):
 
 
 def load_width(operand: Operand) -> int:
-    """How many neighbours along the depth a thread loads together: 16 bytes where they can be one vector."""
+    """Number of neighbours along the depth that a thread loads together: 16 bytes where they can be one vector."""
     widest = 128 // dtype_bits(operand.dtype)
     return min(widest, operand.run) if operand.run >= 4 else 4
 
 
 def parts_of(extent: Index, size: int) -> Index:
-    """How many tiles cover an extent; an int when that is known."""
+    """Number of tiles that cover an extent; an int when that is known."""
     if isinstance(extent, int):
         return ceil_div(extent, size)
     return tirx.floordiv(extent + (size - 1), expression(size))
@@ -322,7 +322,7 @@ def guarded_load(value: Expr, known: Expr | bool) -> GuardedLoad | None:
 
 
 def _offset(load: Expr) -> Expr | None:
-    """Of an element in a compact buffer; None where it is not known that the buffer has an element."""
+    """Offset of an element in a compact buffer; None where it is not known that the buffer has the element."""
     sizes = [size if isinstance(size, int) else 0 for size in shape_of(load.source)]
     if not all(sizes):
         return None

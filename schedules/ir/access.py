@@ -1,4 +1,4 @@
-"""How a statement's memory accesses move when a loop variable grows by one."""
+"""Movement of a statement's memory accesses when a loop variable grows by one."""
 
 from __future__ import annotations
 

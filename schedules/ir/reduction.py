@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Combiner:
-    """How partial results join, and the value to start from that changes nothing (None: the stage's own init).
+    """Combination of partial results, and the value to start from that changes nothing (None: the stage's own init).
 
     `stored` is the update of a stage's own element as `reduction_of` recognizes it; None: what `combine` writes.
     """

@@ -80,7 +80,7 @@ class Stage:
         return Stage(self.name, every, substitute(self.body, place), init, self.annotations)
 
     def points(self) -> int | None:
-        """How many times the body runs, or None when that is not static."""
+        """Number of runs of the body, or None when that is not static."""
         return product(axis.extent for axis in self.axes)
 
 

@@ -78,7 +78,7 @@ class Recurrence:
 
     @property
     def directions(self) -> int:
-        """How many directions."""
+        """Number of directions."""
         return len(self.backward)
 
     @property
@@ -97,7 +97,7 @@ class Recurrence:
         return self.blocks * self.lanes
 
     def text(self) -> str:
-        """As JSON, for `parse`."""
+        """JSON text, for `parse`."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 

@@ -153,7 +153,7 @@ class _Run:
         return products
 
     def _place(self, stage: Stage, row: int, slot: int, lane: Expr) -> Expr:
-        """Where a sum lies."""
+        """Index of a sum."""
         return (row * stage.slots + slot) * self.recurrence.lanes + lane
 
     def _start_sums(self, stage: Stage, sums: Expr, time: Expr, block: Expr) -> None:

@@ -29,7 +29,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the loops: number of the stage, step, direction, block of units."""
+    """Position in the loops: number of the stage, step, direction, block of units."""
 
     stage: int
     step: Expr
@@ -87,7 +87,7 @@ class Team:
         return T.vectorized(0, self.recurrence.lanes)
 
     def slot(self, row: int, slot: int, lane: Expr) -> Expr:
-        """Where a sum lies."""
+        """Index of a sum."""
         return (row * self.stage.slots + slot) * self.recurrence.lanes + lane
 
     def vector(self, name: str, row: int, lane: Expr) -> Expr:

@@ -100,8 +100,8 @@ def _cuts(stage: Stage, position: int) -> list[int]:
 
 
 def _thresholds(comparison: Expr, var: Var, others: Sequence[Axis]) -> list[int]:
-    """Where `a < b` and its like change along `var`. Nothing when they do not depend on it in a linear way, or other
-    axes move them by more than a step of `var` does."""
+    """Values of `var` at which `a < b` and its like change. Nothing when they do not depend on it in a linear way, or
+    other axes move them by more than a step of `var` does."""
     difference = comparison.a - comparison.b
     factor = coefficient_of(difference, var)
     if not factor:

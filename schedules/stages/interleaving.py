@@ -27,7 +27,7 @@ _LEAST_EXTENT = 4
 
 
 def interleaved_count(stage: Stage) -> int:
-    """How many stores are interleaved in a stage; 1 for any other stage."""
+    """Number of interleaved stores of a stage; 1 for any other stage."""
     return len(stage.body.seq) if isinstance(stage.body, tirx.SeqStmt) else 1
 
 
@@ -118,7 +118,7 @@ def _by_turns(stage: Stage) -> Stage | None:
 
 
 def _divisors(stage: Stage) -> list[int]:
-    """By what few an index is divided."""
+    """Small divisors of an index."""
     found: set[int] = set()
 
     def visit(node: Expr) -> None:

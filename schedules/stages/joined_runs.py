@@ -121,7 +121,7 @@ def _joined(runs: Sequence[_Run]) -> Stage:
 
 
 def _start(point: Expr, axis: Axis | None) -> int | None:
-    """Where an index begins that is constant or grows with an axis; None for any other."""
+    """Start of an index that is constant or grows with an axis; None for any other."""
     if axis is not None:
         if coefficient_of(point, axis.var) != 1:
             return None

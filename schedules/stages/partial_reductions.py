@@ -60,7 +60,7 @@ def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> Partia
 
 
 def _tasks(nest: NestPlan) -> int:
-    """How many tasks a reduction in one step has; sizes that are not known count as 1."""
+    """Number of tasks of a reduction in one step; sizes that are not known count as 1."""
     tasks = 1
     for loop in nest.nest.spatial:
         extent = loop.extent if isinstance(loop.extent, int) else 1

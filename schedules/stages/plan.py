@@ -91,7 +91,7 @@ class NestPlan:
 
     @property
     def form(self) -> Form:
-        """Of code in vectors."""
+        """Form of code in vectors."""
         if self.reduction is not None:
             return Form.REDUCTION
         if self.transpose is not None or self.is_interleaved:
@@ -124,7 +124,7 @@ def _takes_longer(piece: NestPlan, single: Sequence[NestPlan], pieces: Sequence[
 
 
 def _points(pieces: Sequence[NestPlan]) -> int | None:
-    """How many elements are computed, None where that is not known."""
+    """Number of computed elements; None where that is not known."""
     total = 0
     for piece in pieces:
         points = piece.nest.stage.points()
@@ -135,7 +135,8 @@ def _points(pieces: Sequence[NestPlan]) -> int | None:
 
 
 def _width(stage: Stage) -> int:
-    """How many elements a stage stores at once: more than one where runs were joined, or stores are interleaved."""
+    """Number of elements that a stage stores at once: more than one where runs were joined, or stores are
+    interleaved."""
     if stage.store is None:
         return interleaved_count(stage)
     return int(str(stage.store.value.ty).partition("x")[2] or 1)

@@ -166,7 +166,7 @@ class RowsPlan:
 
 
 def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: Machine) -> RowsPlan | None:
-    """How stages run row by row; None when they share too few rows."""
+    """Plan of stages that run row by row; None when they share too few rows."""
     shared = shared_loops(stages, intermediates)
     if not shared:
         return None

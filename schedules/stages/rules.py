@@ -48,7 +48,7 @@ class GeneralWorkload(Workload):
 
 @dataclass(frozen=True, eq=False)
 class KernelPlan:
-    """How a kernel's statements run, in order, and the intermediates that they need."""
+    """Plan of a kernel's statements, in order, and the intermediates that they need."""
 
     statements: tuple[RowsPlan | StagePlan | Opaque, ...]
     buffers: tuple[Expr, ...]
@@ -61,7 +61,7 @@ class KernelPlan:
 
 @lru_cache(maxsize=1)  # every rule asks about the kernel at hand
 def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
-    """How a kernel with at least one simple stage runs.
+    """Plan of a kernel with at least one simple stage.
 
     Where a stage runs as plain loops because of what was inlined into it, as moves between blocks of several tensors
     are into one that leaves the blocks, nothing is inlined.
@@ -77,7 +77,7 @@ def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
 
 
 def _points(stages: Sequence[Stage | Opaque]) -> float:
-    """How many elements stages compute; infinite where that is not known."""
+    """Number of elements that stages compute; infinite where that is not known."""
     counts = [stage.points() if isinstance(stage, Stage) else None for stage in stages]
     return sum(math.inf if count is None else count for count in counts)
 

@@ -230,7 +230,7 @@ def _open_length(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -> str | None:
-    """How a module of dynamic sizes differs from models of fixed ones, by what they are called."""
+    """First difference of a module of dynamic sizes from models of fixed ones, by their names."""
     for name, model in models.items():
         inputs = random_inputs(model)
         problem = differences(_reference(model, inputs), module.run(inputs), TOLERANCES["float32"])

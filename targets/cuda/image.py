@@ -190,7 +190,7 @@ def parsed_module(module: bytes) -> tuple[Source, bytes]:
 
 
 def symbol_bytes(data: bytes, wanted: bytes) -> tuple[int, int] | None:
-    """Where a symbol's bytes lie in a 64-bit relocatable ELF file: offset and length; None when it has none."""
+    """Offset and length of a symbol's bytes in a 64-bit relocatable ELF file; None when it has none."""
     (offset,) = struct.unpack_from("<Q", data, 40)
     size, count = struct.unpack_from("<HH", data, 58)
     sections = [_SECTION.unpack_from(data, offset + index * size) for index in range(count)]

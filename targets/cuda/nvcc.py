@@ -71,7 +71,7 @@ class Nvcc:
             return text.read_text(encoding="utf-8"), _resources(said)
 
     def version(self) -> str:
-        """As nvcc gives it: "13.0.88". Raises LinkError."""
+        """Version that nvcc gives: "13.0.88". Raises LinkError."""
         said = self._run(["--version"])
         found = re.search(r"V(\d[\d.]*)", said)
         return found[1] if found else said.strip().splitlines()[-1]
@@ -123,7 +123,7 @@ def _resources(said: str) -> list[KernelResources]:
 
 
 def tensor_core_instructions(cubin: Path) -> dict[str, int]:
-    """How many matrix instructions (HMMA, IMMA, BMMA, DMMA, ...) the machine code of each kernel has.
+    """Number of matrix instructions (HMMA, IMMA, BMMA, DMMA, ...) in the machine code of each kernel.
 
     Raises:
         ToolchainMissing: nvdisasm is not installed.
@@ -139,7 +139,7 @@ def tensor_core_instructions(cubin: Path) -> dict[str, int]:
 
 
 def matrix_instructions(disassembly: str) -> dict[str, int]:
-    """How many matrix instructions each kernel of nvdisasm's text has."""
+    """Number of matrix instructions of each kernel of nvdisasm's text."""
     counts: dict[str, int] = {}
     kernel = ""
     for line in disassembly.splitlines():

@@ -41,7 +41,7 @@ class Accelerator:
 
     @property
     def measure_name(self) -> str:
-        """Of the cycles that Vela estimates for it, in tuning records."""
+        """Name of the cycles that Vela estimates for it, in tuning records."""
         return f"vela cycles {self.name}"
 
     @property
@@ -50,7 +50,7 @@ class Accelerator:
 
     @property
     def table_address(self) -> int:
-        """Where the tables of activations begin."""
+        """Address of the tables of activations."""
         return self.scratchpad_bytes - _TABLES_BYTES
 
 

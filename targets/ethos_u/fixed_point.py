@@ -64,11 +64,11 @@ class FixedPoint:
         return self.binary("ARITHMETIC_RIGHT_SHIFT", x, by, "ArithmeticRightShiftAttribute", True)
 
     def leading_zeros(self, x: Tensor) -> Tensor:
-        """Of the 32 bits."""
+        """Number of leading zeros of the 32 bits."""
         return self.graph.emit("CLZ", [x], x.shape, "int32", "ClzAttribute")
 
     def sums(self, x: Tensor) -> Tensor:
-        """Of the last axis, which becomes 1."""
+        """Sums over the last axis, which becomes 1."""
         shape = (*x.shape[:-1], 1)
         return self.graph.emit("REDUCE_SUM", [x], shape, "int32", "ReduceSumAttribute", len(x.shape) - 1)
 

@@ -30,7 +30,7 @@ class Window:
 
     @classmethod
     def of(cls, attributes: Attrs, kernel: Sequence[int]) -> Window:
-        """As the attributes of an operator of the model say, on images or sequences."""
+        """Window given by the attributes of an operator of the model, on images or sequences."""
         sides = [int(each) for each in attributes.padding]
         count = len(sides) // 2
         before, after = _pair(sides[:count], 0), _pair(sides[count:], 0)

@@ -55,13 +55,14 @@ class Kernel:
         )
 
     def values(self, inputs: Array) -> Array:
-        """Of a pointwise kernel, its results for a row of numbers; float64."""
+        """Results of a pointwise kernel for a row of numbers; float64."""
         size = int(np.prod(self.shape))
         padded = np.pad(inputs, (0, -len(inputs) % size)).reshape(-1, *self.shape)
         return np.concatenate([self(part).ravel() for part in padded])[: len(inputs)].astype(np.float64)
 
     def axis_matrices(self) -> dict[int, Array]:
-        """Of a kernel that maps each axis by itself, linearly: (result, operand) float64 of those that it changes.
+        """Matrices of a kernel that maps each axis by itself, linearly: (result, operand) float64 of those that it
+        changes.
 
         Raises:
             Unsupported: it is none, as far as random numbers show.

@@ -22,7 +22,7 @@ def channels_last(rank: int) -> tuple[int, ...]:
 
 
 def channels_first(rank: int) -> tuple[int, ...]:
-    """Where the model's axes lie on the accelerator, which is also the order that puts them back."""
+    """Positions of the model's axes on the accelerator, which is also the order that puts them back."""
     return (0, rank - 1, *range(1, rank - 1))
 
 
@@ -62,7 +62,7 @@ class Arrangement:
         )
 
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the image as the accelerator reads it."""
+        """Shape of the image as the accelerator reads it."""
         batch, height, width, channels = image
         if self.width == 1:
             return batch, height, width + self.left + self.right, channels

@@ -52,7 +52,7 @@ class VelaMeasurer(NetworkMeasurer):
 
 
 class EthosUNetwork:
-    """Of a quantized module in front of the phase "partition".
+    """Network of a quantized module before the phase "partition".
 
     Raises TargetError where nothing of it runs on the accelerator.
 
@@ -91,7 +91,7 @@ class EthosUNetwork:
 
     @property
     def options(self) -> Sequence[str]:
-        """Of Vela."""
+        """Options of Vela."""
         return OPTIMISE, ARENA, WEIGHTS
 
     @property

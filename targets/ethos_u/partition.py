@@ -73,7 +73,7 @@ def find(view: View, accelerator: Accelerator) -> Found:
 
 
 def _unquantized(view: View, call: Call) -> str | None:
-    """Why no quantization will claim a product."""
+    """Reason why no quantization will claim a matmul."""
     if all(view.call(each, "relax.dequantize") is None for each in call.args[:2]):
         return "it computes in float: quantize the model for this target"
     return None

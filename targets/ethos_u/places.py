@@ -37,7 +37,7 @@ def bytes_for_places(mod: tvm.IRModule) -> tvm.IRModule:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Of which tensor, along which axis, of the smallest or the largest, and whether the last of equal ones."""
+    """Reduction to an index: tensor, axis, smallest or largest, and whether the last of equal ones."""
 
     operand: Expr
     data: Quantized

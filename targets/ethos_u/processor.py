@@ -29,7 +29,7 @@ _CONVERSIONS = ("relax.quantize", "relax.dequantize", "relax.astype")
 
 
 def processor_cycles(left: Sequence[Expr], parts: Sequence[Segment]) -> int:
-    """Of the calls that stay on the processor, and of handing tensors over."""
+    """Cycles of the calls that stay on the processor, and of handing tensors over."""
     ports = sum(_handed(port) for part in parts for port in (*part.inputs, *part.outputs))
     return round(sum(_call(value) for value in left) + ports)
 

@@ -14,7 +14,7 @@ _MAGIC = b"TWEU1\n"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: region, offset and size in bytes."""
+    """Location of a tensor: region, offset and size in bytes."""
 
     region: int
     offset: int
@@ -43,7 +43,7 @@ class Program:
     graph: bytes = b""
 
     def to_bytes(self) -> Array:
-        """As uint8: magic, length of the header, header (JSON), commands, weights, graph."""
+        """Bytes (uint8): magic, length of the header, header (JSON), commands, weights, graph."""
         header = json.dumps(
             {
                 "accelerator": self.accelerator,

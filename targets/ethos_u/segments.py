@@ -28,7 +28,7 @@ class Port:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the accelerator has it."""
+        """Shape on the accelerator."""
         shape = self.tensor.shape
         found = tuple(shape[axis] for axis in channels_last(len(shape))) if self.last else shape
         return found if self.arrangement is None else self.arrangement.shape(found)
@@ -46,7 +46,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """In what order a function's parts run.
+    """Order in which a function's parts run.
 
     Attributes:
         parts: a segment for each level that has one, in order.

@@ -66,7 +66,7 @@ _AGAIN = "tune the model again, or leave the record out (records=False)"
 
 
 def step_name(number: int, step: Step) -> str:
-    """Of a setting: where the step is in the network, what it is, and its sizes."""
+    """Name of a setting: position of the step in the network, its kind, and its sizes."""
     return f"{number} {step.operator} {step.sizes}"
 
 

@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 class Unsupported(Exception):  # noqa: N818  (a verdict on an operator, caught by the partitioner, not an error)
-    """Why the accelerator cannot take an operator."""
+    """Reason why the accelerator cannot take an operator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Value:
     last: bool
 
     def place(self, axis: int) -> int:
-        """Where an axis of the model lies."""
+        """Position of an axis of the model."""
         return channels_first(len(self.tensor.shape))[axis] if self.last else axis
 
 

@@ -45,7 +45,7 @@ def require() -> None:
 
 
 def version() -> str:
-    """Of Vela. Raises ToolchainMissing where it is not installed."""
+    """Version of Vela. Raises ToolchainMissing where it is not installed."""
     import importlib.metadata
 
     require()

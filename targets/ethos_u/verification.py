@@ -30,7 +30,7 @@ def agrees(part: Segment, program: Program) -> bool:
 
 
 def first_wrong(part: Segment, accelerator: Accelerator, options: VelaOptions) -> Step:
-    """Of a segment that does not agree, the step at which it begins not to."""
+    """First step at which a segment that does not agree begins to differ."""
     right, wrong = 0, len(part.steps)
     while wrong - right > 1:
         middle = (right + wrong) // 2

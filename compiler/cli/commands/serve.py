@@ -234,7 +234,7 @@ def _worker_options(given: _Options, keys: tuple[bytes, ...], local: bool) -> Wo
 
 
 def _limits(given: _Options) -> dict[str, Any]:
-    """Those that are given; the server checks their names and values."""
+    """The limits that are given; the server checks their names and values."""
     from compiler.errors import OptionError
 
     limits: dict[str, Any] = {}

@@ -83,7 +83,7 @@ def _targets(
 
 
 def _runs(entry: TargetEntry) -> str:
-    """How modules run here, in a word or two."""
+    """The way modules run here, in a word or two."""
     if entry.toolchain is None:
         return "no toolchain"
     how = entry.runs.partition(":")[0]

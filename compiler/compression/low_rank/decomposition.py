@@ -179,7 +179,7 @@ class LayerTimer:
         self._known: dict[tuple[object, ...], float] = {}
 
     def gain(self, layer: Layer, weights: Sequence[Array]) -> float | None:
-        """How many times faster the factors run; None where that is not known.
+        """Speedup of the factors over the whole layer; None where it is not known.
 
         That is data of symbolic size, a target that this machine cannot run when times are measured, and one for which
         none are predicted otherwise.

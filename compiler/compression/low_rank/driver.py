@@ -167,7 +167,7 @@ class _Search:
 
 
 def _unsuited(layer: Layer) -> str | None:
-    """Why a layer has no factors."""
+    """Reason why a layer has no factors."""
     if layer.weight.ndim > 2 and int(layer.call.attrs.groups) > 1:
         return "it is a grouped convolution"
     if layer.weight.ndim > 2 and layer.product.filters:
@@ -230,7 +230,7 @@ class FactorizationOptions:
 
     @property
     def wanted(self) -> float:
-        """How many times faster a layer has to be."""
+        """Speedup that a layer must reach."""
         return self.minimum_gain if self.speedup is None else self.speedup
 
     def check(self) -> None:

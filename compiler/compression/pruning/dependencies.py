@@ -169,7 +169,7 @@ def is_clip(call: Expr) -> bool:
 
 
 def _fixed(expr: Expr) -> Value:
-    """Of a tensor whose every axis stays; of a tuple of such."""
+    """Value of a tensor whose every axis stays, or of a tuple of such tensors."""
     return _fixed_type(expr.ty)
 
 

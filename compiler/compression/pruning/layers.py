@@ -115,7 +115,7 @@ def size_of(layer: ResidualLayer) -> int:
 
 
 def mean_square(layer: ResidualLayer) -> float:
-    """Of the layer's weights."""
+    """Mean square of the layer's weights."""
     return float(sum(np.square(array_of(each), dtype=np.float64).sum() for each in layer.weights)) / size_of(layer)
 
 

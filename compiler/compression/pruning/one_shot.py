@@ -92,7 +92,7 @@ class OneShot:
         return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes)
 
     def _cost(self, constant: GenericConst) -> Array:
-        """Of each element: its square, by second order times what it multiplies."""
+        """Cost of each element: its square, by second order times what it multiplies."""
         squares = self._arrays[constant].astype(np.float64) ** 2
         weight = next(each for each in self.weights if each.constant == constant)
         scale = diagonal(self._hessians, constant)
@@ -209,6 +209,6 @@ def compensated(matrix: Array, kept: Array, upper: Array) -> Array:
 
 
 def diagonal(hessian: Mapping[GenericConst, Array], constant: GenericConst) -> Array | None:
-    """Of H, where there is one."""
+    """Diagonal of H, where there is one."""
     found = hessian.get(constant)
     return None if found is None else np.diag(found)

@@ -211,7 +211,7 @@ def _blocks(values: Array, rows: int, columns: int) -> Array:
 
 
 def _n_of_m(pattern: Pattern, values: Array, amount: float) -> Mask:
-    """Of every `of` operands; a group at the end that is shorter stays whole."""
+    """Mask of every `of` operands; a shorter group at the end stays whole."""
     wanted = 1 - pattern.keep / pattern.of
     gone = round((pattern.of - pattern.keep) * min(1.0, amount / wanted))
     result = np.ones(values.shape, np.bool_)
@@ -276,7 +276,7 @@ def _global_counts(cells: Sequence[Cell], scores: Array, amount: float) -> list[
 
 
 def rounded_count(count: int, size: int, width: int, lanes: int) -> int:
-    """How many of `size` units go so that what is left fills vectors, and is not nothing."""
+    """Number of the `size` units to remove so that the rest fills vectors and is not empty."""
     step = max(1, lanes // np.gcd(width, lanes))
     left = size - count
     if left > step:

@@ -129,7 +129,8 @@ class Trained:
         return self.imports.load(self.net)
 
     def gradients(self, loss: Loss, squared: bool) -> dict[str, Array]:
-        """Of the caller's loss for each parameter; squared for Fisher's diagonal, summed over the losses he gives."""
+        """Gradients of the caller's loss for each parameter; squared for Fisher's diagonal, summed over the caller's
+        losses."""
         import torch
 
         totals = {name: np.zeros(tuple(each.shape)) for name, each in self.parameters()}
@@ -272,7 +273,7 @@ def _step(job: Job, plan: Plan, work: Pruned, share: float, loss: Loss | None) -
 
 
 def _costs(plan: Plan, work: Pruned, loss: Loss | None) -> dict[GenericConst, Array]:
-    """Of each element of each weight of the graph."""
+    """Cost of each element of each weight of the graph."""
     weights = {name: values.astype(np.float64) for name, values in work.weights().items()}
     if plan.criterion == "magnitude" or loss is None:
         return work.gathered({name: values**2 for name, values in weights.items()})

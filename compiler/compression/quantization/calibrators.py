@@ -118,7 +118,7 @@ _BINS_PER_LEVEL = 8
 
 @calibrator("entropy")
 def entropy(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
-    """Of the candidates, the range with the smallest divergence of what is kept from what was there."""
+    """The candidate range with the smallest divergence of the clipped values from the original ones."""
     divergences = [
         _divergence(histogram, histogram.low * float(share), histogram.high * float(share), scheme) for share in _SHARES
     ]
@@ -127,7 +127,7 @@ def entropy(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
 
 
 def _divergence(histogram: Histogram, low: float, high: float, scheme: Scheme) -> float:
-    """Of the values as quantized from the values clipped to the range."""
+    """Divergence of the quantized values from the values clipped to the range."""
     affine = affine_for(low, high, scheme.activations, symmetric=scheme.symmetric_activations)
     start, end = affine.limits
     info = np.iinfo(scheme.activations)

@@ -260,7 +260,7 @@ def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float
 
 
 def _reasons(session: _Search[_Candidate]) -> str:
-    """Why the first few layers stay in float."""
+    """Reasons why the first few layers stay in float."""
     shown = [f"\n  {name}: {reason}" for name, reason in session.left_in_float[:_SHOWN]]
     return ":" + "".join(shown) if shown else ""
 

@@ -23,12 +23,12 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values were seen."""
+        """Number of values seen."""
         return int(self.counts.sum())
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Width of a bin."""
         return 2 * self.reach / BINS
 
     @property
@@ -71,7 +71,7 @@ class Histogram:
 
 
 class Statistics:
-    """Of one tensor: its histogram, and the mean and the largest magnitude of each channel.
+    """Statistics of one tensor: its histogram, and the mean and the largest magnitude of each channel.
 
     Args:
         axis: of the channels; None where channels are of no interest.

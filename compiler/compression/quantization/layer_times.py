@@ -84,7 +84,7 @@ class LayerTimes:
         return make
 
     def _times(self, layers: Sequence[Layer], weights: Callable[[Layer], QuantizedWeight]) -> list[LayerTime]:
-        """Of the layers, which one module holds in float and another in integers."""
+        """Times of the layers, which one module holds in float and another in integers."""
         in_float = _layers(layers, lambda layer, data, emit: with_operands(layer.call, {0: data}), "float32")
         floats, integers = self._clock([in_float, _layers(layers, self._in_integers(weights), self._affine.dtype)])
         pair = [[kernel for kernel in kernels if kernel.kind in _PRODUCTS] for kernels in (floats, integers)]

@@ -172,7 +172,7 @@ def _biases(bindings: list[tuple[Var, relax.Expr]]) -> dict[Var, Var]:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where pairs of quantize and dequantize go.
+    """Positions of the pairs of quantize and dequantize.
 
     Attributes:
         layers: those that compute in integers, and look-ups of integers.

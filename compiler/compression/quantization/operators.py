@@ -1,4 +1,4 @@
-"""How the quantizer classifies operators.
+"""Classification of operators for the quantizer.
 
 A product multiplies activations by constant weights and sums: it computes in integers. A mover reads several tensors,
 or every element more than once, so its operands lie in memory and are worth holding as integers. What is elementwise

@@ -30,7 +30,7 @@ def faster_in_float(
     Args:
         layers: all that are quantized otherwise. One without a time stays among them.
         times: by the layer's name.
-        conversion: seconds that it takes to make integers of so many floats.
+        conversion: seconds to quantize that number of floats.
         margin: how many times faster than integers floats are taken to be, beside what was measured.
     """
     cut = CutGraph()

@@ -199,7 +199,7 @@ def _up(logits: Array) -> tuple[Array, Array]:
 
 
 def _penalty_slope(share: Array, progress: float) -> Array:
-    """Of |2 h - 1|**beta."""
+    """Derivative of |2 h - 1|**beta."""
     start, end = _EXPONENTS
     beta = end + 0.5 * (start - end) * (1 + np.cos(np.pi * progress))
     distance = 2 * share - 1

@@ -12,7 +12,7 @@ _ACTIVATIONS = ("uint8", "int8")
 
 @dataclass(frozen=True)
 class Scheme:
-    """How tensors are represented.
+    """Representation of tensors.
 
     Attributes:
         activations: "uint8" or "int8", one scale and zero point per tensor.

@@ -55,10 +55,10 @@ class RoundedLayer(Protocol):
 
 
 class Scheme(Protocol):
-    """How layers are rounded."""
+    """Rounding of layers."""
 
     def refuses(self, layer: Layer) -> str | None:
-        """Why the layer stays in float, None where it does not."""
+        """Reason why the layer stays in float; None where it does not."""
 
     def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
         """The layer rounded.

@@ -110,7 +110,7 @@ class Session(LayerChoice):
         )
 
     def place(self, in_float: Collection[str] = ()) -> Placement:
-        """Where tensors are rounded."""
+        """Positions at which tensors are rounded."""
         if self.scheme.integer_only:
             return place_integer_only(self.model.mod, self.graph, in_float, self.scheme.operators)
         return place(self.graph, in_float)

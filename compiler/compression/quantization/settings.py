@@ -35,7 +35,7 @@ class QuantizationOptions:
     decide: str | Path | Mapping[str, str] = PREDICTED
 
     def layerwise(self, calibrated: bool) -> SchemeOptions:
-        """Those of a scheme of weights; their rounding needs a calibration to be better than the nearest."""
+        """Options of a scheme of weights; their rounding needs a calibration to be better than the nearest."""
         better = next((each for each in ("adaround", "gptq") if each in self.techniques), "nearest")
         return SchemeOptions(self.group, self.scales, better if calibrated else "nearest")
 

@@ -117,7 +117,7 @@ class MeasuredClock:
         self._build = build
 
     def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
-        """Of each module the calls of a run, in their order. Raises UserError and InternalError of compiling and
+        """Calls of a run of each module, in their order. Raises UserError and InternalError of compiling and
         profiling."""
         modules = [self._build(mod) for mod in mods]
         turns = [[profile(module, runs=_RUNS).calls for module in modules] for _ in range(_TURNS)]

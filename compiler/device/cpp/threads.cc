@@ -64,7 +64,7 @@ void CheckThreads(int threads) {
 
 namespace {
 
-// Has kernels of the calling thread run on so many threads; false where its pool is smaller than that: TVM never makes
+// Sets the number of threads for kernels of the calling thread; false where its pool is smaller: TVM never makes
 // one larger.
 bool Configure(int threads) {
   thread_local int current = 0;

@@ -13,7 +13,7 @@ int SetUpThreads(int setting);
 // As SetUpThreads, for a number that a caller asks for. Throws Error unless it is a number of threads that the machine serves.
 void CheckThreads(int threads);
 
-// Calls `work` where its kernels run on so many threads, and throws what it throws. At most `processors / threads` calls
+// Calls `work` where its kernels run on that number of threads, and throws what it throws. At most `processors / threads` calls
 // compute at a time, first come, first served. TVM keeps a pool for each calling thread, of the size that it first computes
 // with; with more threads than that, a thread computes for the calling one. Both end with it.
 void OnThreads(int threads, const std::function<void()>& work);

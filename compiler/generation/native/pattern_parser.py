@@ -216,7 +216,7 @@ class _Parser:
         return body
 
     def _bounds(self) -> tuple[int, int | None, bool] | None:
-        """How often, and whether it is in braces."""
+        """Bounds of a repetition, and True if it is in braces."""
         for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self._take(sign):
                 return *bounds, False

@@ -60,7 +60,7 @@ def _is_kernel_call(value: Expr) -> bool:
 
 
 class _Spelling:
-    """How a call spells the sizes of a kernel's buffers, in the kernel's variables.
+    """Sizes of a kernel's buffers at a call, in the kernel's variables.
 
     Attributes:
         shapes: of each buffer that the kernel spells differently, by the position of its parameter.

@@ -42,7 +42,7 @@ _SPLIT, _TAKE, _SLICE = "relax.split", "relax.take", "relax.strided_slice"
 
 @graph_pass("merge-products-of-slices", summary="One product for those of a tensor's slices by one constant weight")
 def merge_products_of_slices(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Where the slices are at least half of the tensor, and each has few rows; see the module's documentation."""
+    """Merge where the slices are at least half of the tensor and each has few rows; see the module's documentation."""
     changed = {}
     for variable, function in rewritable_functions(mod):
         rewritten = _PieceMerger(mod).rewrite_function(function)
@@ -129,7 +129,7 @@ class _PieceMerger(Graph):
 
 
 def _piece_of(data: Expr, values: dict[Var, Expr]) -> _Piece | None:
-    """How `data` is cut off from another tensor, along another axis than the last one."""
+    """The slice of another tensor that `data` is, along another axis than the last one."""
     value: Expr = values.get(data)
     index = None
     if isinstance(value, relax.TupleGetItem):

@@ -41,8 +41,8 @@ def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def order_of_use(kernel: PrimFunc) -> Order:
-    """Where each parameter is to come from so that scalars stand in the order of their use: in the sizes of tensors
-    first, then in the body."""
+    """New positions of the parameters, with scalars in the order of their use: in the sizes of tensors first, then in
+    the body."""
     places = [place for place, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
     uses: dict[Var, None] = {}
 

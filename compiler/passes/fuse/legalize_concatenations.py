@@ -21,7 +21,7 @@ _MOST = 8  # tensors of a step
 
 
 def legalize_concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`concat`: more than `_MOST` tensors are first joined in runs of so many, and these again."""
+    """`concat`: more than `_MOST` tensors are first joined in runs of that length, and these again."""
     pieces = _fields(builder, call.args[0])
     if pieces is None or len(pieces) <= _MOST or call.attrs.axis is None or not _are_dynamic(call, pieces):
         return engine_concat(builder, call)

@@ -354,7 +354,7 @@ def move(graph: Graph, call: Call) -> Expr | None:
 
 
 def _permuted(graph: Graph, call: Call, inner: Quantized) -> Expr | None:
-    """Of constants, permuted here; the axis of their parameters is followed."""
+    """Permuted constants; the axis of their parameters is followed."""
     values = constant_array(graph, inner.data)
     if values is None or str(call.op.name) != "relax.permute_dims":
         return None

@@ -183,7 +183,7 @@ class _Rewriter(PyExprMutator):
         return total
 
     def _length(self, keys: StateRead, bias: Expr | None) -> Expr | None:
-        """How many rows attention sees, int64 of shape () or (batch,); None for all of the state."""
+        """Number of rows that attention sees, int64 of shape () or (batch,); None for all of the state."""
         source = bias if keys.rows is None else keys.rows
         if source is None:
             return None

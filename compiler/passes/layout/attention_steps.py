@@ -57,7 +57,7 @@ Step = Scale | Divide | Shift | Add | Round
 
 @dataclass(frozen=True)
 class Quantization:
-    """Of a whole tensor: integer = round(number / scale) + zero, limited to what the type holds."""
+    """Quantization per tensor: integer = round(number / scale) + zero, limited to what the type holds."""
 
     scale: float
     zero: int

@@ -72,7 +72,7 @@ class _Packer(PyExprMutator):
         )
 
     def _form(self, data: Expr, weight: Expr, call: Call) -> SparseForm | None:
-        """How to store the weight; None when the call is left alone."""
+        """Storage of the weight; None when the call is left alone."""
         if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return None
         if any(dtype_of(each) != "float32" for each in (data, weight, call)):

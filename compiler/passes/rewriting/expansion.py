@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Expansion:
-    """How one constant comes out of smaller ones.
+    """Expansion of one constant from smaller ones.
 
     Attributes:
         stored: what the module's file holds in its place.

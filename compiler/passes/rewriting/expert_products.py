@@ -30,7 +30,7 @@ _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 
 @dataclass(frozen=True)
 class Routing:
-    """Where rows go. A slot is one row of data at one of its experts; slots are sorted by expert.
+    """Routing of rows. A slot is one row of data at one of its experts; slots are sorted by expert.
 
     Attributes:
         experts: int64 (slots,), the expert of each slot.

@@ -147,7 +147,7 @@ class Graph:
         return value if operator_name(value) in operators else None
 
     def uses(self, expr: Expr) -> int:
-        """How many consumers `expr` has, outputs included; too high at times within a walk, never too low."""
+        """Number of consumers of `expr`, outputs included; too high at times within a walk, never too low."""
         return self._uses.get(expr, 0) if isinstance(expr, relax.Var) else 1
 
     def only_use(self, *exprs: Expr) -> bool:

@@ -33,7 +33,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution walks along one spatial axis, sizes known."""
+    """Window of a convolution along one spatial axis, sizes known."""
 
     size: int
     out: int

@@ -56,7 +56,7 @@ def _widened(stored: Tensor) -> Tensor:
 
 
 def widening(values: Array) -> Expansion | None:
-    """How a constant comes out of half its bytes, where it does."""
+    """Expansion of a constant from half its bytes, where it has one."""
     stored = exact_half(values)
     return None if stored is None else Expansion((stored,), _widened, "widen")
 

@@ -105,7 +105,7 @@ def _workspaces(function: PrimFunc) -> list[Expr]:
 
 
 def _scalars(function: PrimFunc) -> int:
-    """How many parameters at the end are numbers."""
+    """Number of parameters at the end that are numbers."""
     count = 0
     for parameter in reversed(list(function.params)):
         if tirx.is_buffer_var(parameter):

@@ -95,7 +95,7 @@ class Detections:
             raise OptionError(f"{path}: {error}", "end the name in .jpg or .png") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Plain data for JSON."""
         height, width = self.image.shape[:2]
         found = [{**each._asdict(), "class": int(number)} for each, number in zip(self, self.classes, strict=True)]
         return {"width": width, "height": height, "detections": found}
@@ -131,7 +131,7 @@ class Classes:
             yield Class(name_of(self.names, int(number)), float(score))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Plain data for JSON."""
         found = [{**each._asdict(), "class": int(number)} for each, number in zip(self, self.classes, strict=True)]
         return {"classes": found}
 
@@ -143,13 +143,13 @@ class Vector:
     values: Array
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Plain data for JSON."""
         return {"vector": self.values.tolist()}
 
 
 @dataclass(frozen=True)
 class Speech:
-    """Where there is speech in a recording.
+    """Segments of speech in a recording.
 
     Attributes:
         segments: from where to where the probability is at least the least score, in order.
@@ -168,7 +168,7 @@ class Speech:
         return iter(self.segments)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Plain data for JSON."""
         return {"segments": [each._asdict() for each in self.segments], "window": self.window}
 
 

@@ -263,7 +263,7 @@ def _checked(repeated: float, limits: Limits) -> int:
 
 
 def _pattern_repetitions(pattern: str, depth: int, limits: Limits) -> int:
-    """How often a regular expression repeats an element at most.
+    """Largest number of repetitions of an element in a regular expression.
 
     An element without an upper bound counts by its lower one, since it takes a loop. Raises LimitError where groups are
     nested too deeply; `depth`: of the schema around them.

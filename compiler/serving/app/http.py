@@ -80,7 +80,7 @@ class Call:
         return self.sandbox
 
     def deadline(self, latency_ms: float | None) -> float | None:
-        """When the answer is due: from the request's header, else from `latency_ms`."""
+        """Time at which the answer is due: from the request's header, else from `latency_ms`."""
         given = self.headers.get(LATENCY_HEADER)
         if given is not None:
             latency_ms = positive(given.decode("latin-1"), LATENCY_HEADER.decode())

@@ -21,7 +21,7 @@ class Lag:
         self._longest = max(self._longest, seconds)
 
     def margin(self, seconds: float, now: float) -> float:
-        """How many of the seconds that a request may take from its arrival its run must leave."""
+        """Share of a request's time limit that its run must leave, in seconds."""
         self._forget(now)
         return min(2 * max(self._longest, self._before), _MOST * seconds)
 

@@ -162,7 +162,7 @@ def _of_model(path: str) -> tuple[str, str | None, str | None] | None:
 
 
 def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
-    """How many rows a request has, for metrics: the first dimension of its first input where that is dynamic."""
+    """Number of rows of a request, for metrics: the first dimension of its first input where that is dynamic."""
     if not service.inputs:
         return 1
     first = service.inputs[0]

@@ -41,7 +41,7 @@ _WRITTEN = frozenset(dtype for name, dtype in _TYPES.items() if name != "BF16")
 
 
 def type_name(dtype: str) -> str:
-    """How the protocol names an element type; those that it does not know keep their own name."""
+    """The protocol's name of an element type; types that it does not know keep their own name."""
     return _NAMES.get(dtype, dtype.upper())
 
 

@@ -67,7 +67,7 @@ class Transcriptions:
         return json_reply({"task": task, "language": speech.language, "duration": seconds, "text": text})
 
     async def _text_of(self, name: str, service: TextService, speech: Speech, options: GenerationOptions) -> str:
-        """Of all parts, which wait in the model's queue one after another."""
+        """Text of all parts, which wait in the model's queue one after another."""
         texts = []
         for media in speech.media:
             handle = await service.submit(ReadPrompt(list(speech.prompt), media.inputs), options)

@@ -128,7 +128,7 @@ class Costs:
 
 
 class Accuracy:
-    """How far latencies go beyond what was expected: a factor that few of them exceed, followed step by step.
+    """Excess of latencies over the expected ones: a factor that few of them exceed, followed step by step.
 
     Attributes:
         factor: from an expected latency to one that is seldom exceeded.

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def served_by(name: str, version: str, variant: str) -> str:
-    """How a response names the model that computed it."""
+    """The response's name of the model that computed it."""
     return f"{name}/{version}/{variant}"
 
 

@@ -9,7 +9,7 @@ from compiler.errors import OptionError
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How requests are put together.
+    """Options of batching requests.
 
     Attributes:
         max_batch_size: rows of a batch at most; a request with more is run in parts.

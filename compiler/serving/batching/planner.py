@@ -121,7 +121,7 @@ class Planner:
         return sum(max(0.0, end - now) for end in self._running.values())
 
     def _work(self, key: Hashable, rows: int) -> float:
-        """Seconds of so many rows, in batches; 0 for a shape that never ran, so that it is tried."""
+        """Seconds of a number of rows, in batches; 0 for a shape that never ran, so that it is tried."""
         whole, rest = divmod(rows, self.cap)
         seconds = whole * (self.costs.seconds(key, self.cap) or 0.0) if whole else 0.0
         return seconds + ((self.costs.seconds(key, self.computed(rest)) or 0.0) if rest else 0.0)
@@ -181,7 +181,7 @@ class Planner:
             rows, deadline = rows + following.rows, soonest
 
     def _wanted(self, key: Hashable, now: float) -> int:
-        """How many of the rows that wait the next batch takes.
+        """Number of waiting rows for the next batch.
 
         No more than save something: each row of a batch waits for all of them. A long queue needs what little there is.
         """
@@ -191,7 +191,7 @@ class Planner:
         return min(share, max(enough, -(-self._queue.rows_of(key) // (_PATIENCE * self.runners))))
 
     def _share(self, key: Hashable, now: float) -> int:
-        """How many of the rows that wait one runner takes, so that all runners end at the same time."""
+        """Number of waiting rows for one runner, so that all runners end at the same time."""
         rows = self._queue.rows_of(key)
         seconds = self.costs.seconds(key, rows)
         if not seconds:

@@ -13,7 +13,8 @@ _BYTES = 32
 
 
 def request_digest(identity: str, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> str:
-    """Of a whole request: the model's identity, its inputs (names, types, shapes, bytes) and the wanted outputs."""
+    """Digest of a whole request: the model's identity, its inputs (names, types, shapes, bytes) and the wanted
+    outputs."""
     digest = _begin(identity, outputs)
     for name in sorted(inputs):
         _add_array(digest, name, inputs[name])
@@ -21,7 +22,7 @@ def request_digest(identity: str, inputs: Mapping[str, Array], outputs: Sequence
 
 
 def row_digests(identity: str, inputs: Mapping[str, Array], outputs: Sequence[str] | None, count: int) -> list[str]:
-    """Of each of the `count` rows of a request; equal rows have equal digests in whatever batch they are."""
+    """Digests of the `count` rows of a request; equal rows have equal digests in whatever batch they are."""
     begin = _begin(identity, outputs)
     made = []
     for row in range(count):

@@ -66,7 +66,7 @@ class MemoryStore(Generic[Value]):
         return value
 
     def put(self, key: str, value: Value, nbytes: int, age: float = 0.0) -> None:
-        """Keep a value of so many bytes that is `age` seconds old; one that is larger than the store is not kept."""
+        """Keep a value of a size in bytes that is `age` seconds old; one that is larger than the store is not kept."""
         self.remove(key)
         if nbytes > self._max_bytes:
             return

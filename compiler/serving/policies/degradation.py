@@ -1,4 +1,4 @@
-"""When overload switches to cheaper variants, and when it switches back: with hysteresis, and without a clock."""
+"""Switching to cheaper variants under overload, and back: with hysteresis, and without a clock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DegradationOptions:
 
 
 class Degradation:
-    """How far answers are degraded: 0 is not at all. Depends on the loads it is shown and on nothing else."""
+    """Degree of degradation: 0 is none. Depends on the loads it is shown and on nothing else."""
 
     def __init__(self, options: DegradationOptions, levels: int) -> None:
         """`levels`: how far answers can be degraded."""

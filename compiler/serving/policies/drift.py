@@ -84,7 +84,7 @@ class Drift(Wrapper):
 
     @property
     def identity(self) -> str:
-        """Of what answers: another one once the reference does."""
+        """Identity of the answering model; it changes when the reference does."""
         return identity_of(self._reference if self.switched_back else self.inner)
 
     @property
@@ -152,7 +152,7 @@ class Drift(Wrapper):
 
 
 def drift_of(outputs: Mapping[str, Array], reference: Mapping[str, Array], measure: str) -> float:
-    """How far outputs are from the reference's, of the output where it is farthest; see `DriftOptions.measure`.
+    """Distance of outputs from the reference's, of the output where it is largest; see `DriftOptions.measure`.
 
     What is not finite where the reference is counts as 1.
     """

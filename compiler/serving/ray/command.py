@@ -79,7 +79,7 @@ _CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class RayAddress:
-    """Where an application of Ray Serve is reached, and the cluster that it runs on.
+    """Address of an application of Ray Serve, and the cluster that it runs on.
 
     Attributes:
         host, port: of Ray's HTTP proxies.

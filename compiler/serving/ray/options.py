@@ -9,7 +9,7 @@ from compiler.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """How Ray Serve runs an application.
+    """Options of an application on Ray Serve.
 
     Attributes:
         name: of the deployment.

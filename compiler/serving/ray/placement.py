@@ -30,7 +30,7 @@ def required_resources(models: Sequence[ModelOptions]) -> dict[str, float]:
 
 
 def node_resources(models: Sequence[ModelOptions]) -> dict[str, float]:
-    """Those of `required_resources` that this machine has, as it declares them: `ray start --resources JSON`."""
+    """The `required_resources` that this machine has, as it declares them: `ray start --resources JSON`."""
     return {name: 1.0 for name in required_resources(models) if _has(name.removeprefix("cpu-"))}
 
 

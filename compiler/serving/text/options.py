@@ -10,7 +10,7 @@ from compiler.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How an embedder's texts become tokens, and its outputs vectors.
+    """Options of an embedder: tokens of its texts, and vectors of its outputs.
 
     Attributes:
         tokenizer: a tokenizer.json of the tokenizers library; None: the one in the module, if it has one.
@@ -36,7 +36,7 @@ class TextOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationLimits:
-    """How a language model is served.
+    """Limits of a served language model.
 
     Attributes:
         max_sequences: texts that are generated at once.

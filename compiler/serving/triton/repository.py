@@ -146,7 +146,7 @@ Needed: Linux ({architecture}) with glibc {glibc} or newer and libstdc++.
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """How a module is served.
+    """Options of a module served by Triton.
 
     Attributes:
         name: of the model; None: its file's.

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class HttpOptions:
-    """How HTTP is spoken.
+    """Options of the HTTP server.
 
     Attributes:
         header_seconds: time limit for the headers of a request, from the connection or its first byte.

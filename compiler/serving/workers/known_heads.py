@@ -36,7 +36,7 @@ class KnownHeads:
         return None if head is None or len(data) - start != head.length else (head, data[start:])
 
     def add(self, data: bytes, method: str, path: str, headers: Mapping[bytes, bytes], length: int) -> None:
-        """Remember the head of data that was parsed as one request with a body of so many bytes, if it was no more."""
+        """Remember the head of data that was parsed as one request with `length` bytes of body, if nothing followed."""
         start = data.find(_END, 0, _MAX_BYTES) + len(_END)
         if len(data) - start != length or any(name in headers for name in _OTHER_FRAMING):
             return

@@ -1,4 +1,4 @@
-"""How fast will a config be? How to add a cost model of your own:
+"""Cost models: estimates of the time of a config. To add one of your own:
 
     @cost_models.register("mine")
     class Mine:

@@ -200,7 +200,7 @@ def serve(make_handler: Callable[[Any], Callable[[Any], Any]]) -> None:
 
 
 def first_done(limits: Mapping[Worker, float]) -> list[Worker]:
-    """Those of the workers that have an answer, have died, or exceed their limits; waits for the first."""
+    """Workers that have an answer, have died, or exceed their limits; waits for the first."""
     from multiprocessing.connection import wait
 
     connections = {id(worker.connection): worker for worker in limits}

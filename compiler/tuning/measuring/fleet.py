@@ -31,7 +31,7 @@ def with_fleets(devices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _servers(key: str, tracker: tuple[str, int], device: str) -> int:
-    """How many servers of a key are registered."""
+    """Number of registered servers of a key."""
     keys = [str(each["key"]).partition(":")[2] for each in _summary(tracker, device)["server_info"]]
     if key not in keys:
         others = f"; it has {', '.join(sorted(set(keys)))}" if keys else ""

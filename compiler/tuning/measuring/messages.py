@@ -85,7 +85,7 @@ class Estimated:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to time.
+    """Length of a timing.
 
     Attributes:
         seconds: the most to spend on running; less when the samples agree before.

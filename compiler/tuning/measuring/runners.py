@@ -1,4 +1,4 @@
-"""Where kernels run: in this process, or on a device behind TVM's RPC server."""
+"""Execution of kernels: in this process, or on a device behind TVM's RPC server."""
 
 from __future__ import annotations
 

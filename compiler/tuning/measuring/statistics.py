@@ -19,7 +19,7 @@ def typical(samples: Sequence[float]) -> float:
 
 
 def spread(samples: Sequence[float]) -> float:
-    """How far the three shortest lie apart, as a share of the shortest; infinite when there are fewer."""
+    """Spread of the three shortest times, as a share of the shortest; infinite when there are fewer."""
     if len(samples) < _LOWEST:
         return float("inf")
     lowest = sorted(samples)[:_LOWEST]

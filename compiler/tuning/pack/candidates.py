@@ -38,7 +38,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Those of a task, the rule's default first; `failed` configs and why they give no code.
+    """Candidates of a task, the rule's default first; `failed` configs and why they give no code.
 
     Attributes:
         workspaces: how many parameters at the end hold what launches hand to each other.

@@ -28,7 +28,7 @@ class PackedTask(_Part):
 
     @property
     def key(self) -> str:
-        """As of `Record.task`."""
+        """Key of a task, as in `Record.task`."""
         return f"{self.rule}@{self.rule_version}/{self.workload}"
 
 

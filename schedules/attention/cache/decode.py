@@ -119,7 +119,7 @@ class DecodeWriter:
         return load(total, 0), [made, store(total, expression(0), 0), repeat("sample", own.batch, add)]
 
     def _tasks(self) -> Index:
-        """How many tasks share the parts of a query: one where samples and heads alone keep all cores busy."""
+        """Number of tasks that share the parts of a query: one where samples and heads alone keep all cores busy."""
         if self.splits == 1:
             return 1
         heads = expression(self.operands.batch) * self.operands.key_heads

@@ -53,7 +53,7 @@ class CachedAttention:
     rounds: bool = False
 
     def text(self) -> str:
-        """As JSON, for `parse`."""
+        """JSON text, for `parse`."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
@@ -89,7 +89,7 @@ class CacheOperands:
 
     @cached_property
     def group(self) -> int:
-        """How many query heads share a head of keys."""
+        """Number of query heads per head of keys."""
         return int(self.heads // self.key_heads)
 
     def query(self, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
@@ -119,7 +119,7 @@ class CacheOperands:
         return dtype_of(self.buffers[role]) == "float32"
 
     def rows_of(self, sample: Expr) -> Expr:
-        """How many rows of the cache the queries of a sample may see: between 0 and the capacity."""
+        """Number of rows of the cache that the queries of a sample may see: between 0 and the capacity."""
         if self.description.causal:
             rows = self.first_position(sample) + self.queries_of(sample)
         else:
@@ -130,14 +130,14 @@ class CacheOperands:
         return tirx.max(tirx.min(rows, limit), _index(0))
 
     def queries_of(self, sample: Expr) -> Expr:
-        """How many queries a sample has."""
+        """Number of queries of a sample."""
         if SEQUENCES not in self:
             return _index(self.queries)
         left = _index(self.queries) - self._first_token(sample)
         return tirx.max(tirx.min(self.of_sequence(sample, TOKENS), left), _index(0))
 
     def few_of(self, sample: Expr, *, few: bool) -> Expr:
-        """How many queries a sample has, or 0 where it is a prompt and `few`, or none and not `few`.
+        """Number of queries of a sample; 0 where it is a prompt and `few`, or none and not `few`.
 
         The way that they take depends on nothing else, so that numbers do not depend on how many there are.
         """
@@ -155,7 +155,7 @@ class CacheOperands:
         return tirx.max(tirx.min(self.of_sequence(sample, SLOT), _index(slots) - 1), _index(0))
 
     def place(self, sample: Expr, query: Expr) -> tuple[Expr, Expr]:
-        """Where a query stands among those of all samples."""
+        """Position of a query among those of all samples."""
         return (sample, query) if SEQUENCES not in self else (_index(0), self._first_token(sample) + query)
 
     def of_sequence(self, sample: Expr, column: int) -> Expr:
@@ -226,7 +226,7 @@ def _index(value: Index) -> Expr:
 
 
 def _shared(size: Index, point: Expr) -> Expr:
-    """Where a point is along an axis that is repeated where its size is 1, which may show at run time only."""
+    """Position along an axis that is repeated where its size is 1, which may show at run time only."""
     if isinstance(size, int):
         return _index(0) if size == 1 else point
     return tirx.Select(tirx.EQ(size, _index(1)), _index(0), point)

@@ -65,7 +65,7 @@ class PackedRows:
 
     @property
     def steps(self) -> int:
-        """Of the sum of a score."""
+        """Steps of the sum of a score."""
         return int(self.keys.ty.shape[3])
 
     def key(self, sample: Expr, head: Expr, panel: Expr, step: Expr, column: Expr) -> Expr:
@@ -177,7 +177,7 @@ class PackedRows:
 
 
 def prompt_rows(operands: CacheOperands, sample: Expr) -> Expr:
-    """How many rows of a sample are packed: none where it has no queries for the way of many."""
+    """Number of packed rows of a sample: none where it has no queries for the way of many."""
     rows = operands.rows_of(sample)
     if SEQUENCES not in operands:
         return rows

@@ -15,7 +15,7 @@ _LINE = 64  # bytes of a cache line
 
 @dataclass(frozen=True)
 class Start:
-    """Where reading begins: rows [first, last] of the first head of keys in entry `slot` of the cache."""
+    """Start of reading: rows [first, last] of the first head of keys in entry `slot` of the cache."""
 
     slot: Expr
     first: Expr
@@ -39,7 +39,7 @@ class Rows:
 
 
 def start_of(operands: CacheOperands, sample: Expr, bound: list[Stmt]) -> Start:
-    """Where the rows of the sample behind `sample` begin, the last sample's own last one; appends what it binds."""
+    """Start of the rows of the sample behind `sample`, the last sample's own last one; appends what it binds."""
     zero = expression(0)
     following = name_opaque("next_sample", tirx.min(sample + 1, expression(operands.batch) - 1), bound)
     seen = operands.range_of(operands.first_position(following), operands.rows_of(following), zero)

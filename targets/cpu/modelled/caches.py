@@ -43,7 +43,7 @@ class Traffic:
         self._root = self._level(accesses.nest)
 
     def into(self, capacity: int) -> Footprint:
-        """Bytes by buffer that enter a cache of so many bytes."""
+        """Bytes by buffer that enter a cache of a size in bytes."""
         return self._missed(self._root, _USABLE * capacity)
 
     def touched(self) -> Footprint:
@@ -110,7 +110,7 @@ _Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def bytes_of_lines(accesses: Iterable[Ranges], nbytes: int) -> float:
-    """Bytes of the lines of a buffer of so many bytes that any of the accesses reaches."""
+    """Bytes of the cache lines of a buffer, of a size in bytes, that any of the accesses reaches."""
     begins, ends, dense = [], [], 0.0
     for access in accesses:
         found = _ranges(access)

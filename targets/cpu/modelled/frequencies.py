@@ -1,5 +1,5 @@
-"""How often each block of a kernel runs, from its LLVM IR: trip counts of loops, and conditions inside them evaluated
-at sampled iterations."""
+"""Number of runs of each block of a kernel, from its LLVM IR: trip counts of loops, and conditions inside them
+evaluated at sampled iterations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPARE = re.compile(r"^icmp (?:samesign )?\w+ i\d+ (\S+), (\S+)$")
 
 
 def frequencies(functions: Mapping[str, Function], cores: int) -> dict[str, dict[str, float]]:
-    """Runs of each block in one call of the kernel, by function and block, on the busiest of so many cores.
+    """Runs of each block in one call of the kernel, by function and block, on the busiest core.
 
     A function that others call runs as often as they call it. What is called once a task, of a parallel loop, counts
     the tasks of the first core, which has as many as any.
@@ -138,7 +138,7 @@ class BlockCounts:
         return loop is not None and block in loop.latches
 
     def _share(self, block: Block) -> Numbers:
-        """How often the first successor follows."""
+        """Share of runs in which the first successor follows."""
         value = self._integers.value(block.condition)
         unknown = np.isnan(value)
         if not unknown.any():
@@ -177,7 +177,7 @@ class BlockCounts:
         return found
 
     def _until(self, loop: Loop, block: Block, *, leaves_if: bool) -> Numbers | None:
-        """How many runs of the block there are until its condition leads out; None when that is not known."""
+        """Number of runs of the block until its condition leads out; None when that is not known."""
         ends = self._holds(loop, block, 0.0, leaves_if)
         if ends is None:
             return None
@@ -205,7 +205,7 @@ class BlockCounts:
         return np.where(ends, 1.0, high + 1)
 
     def _linear(self, loop: Loop, block: Block) -> Numbers | None:
-        """Of a comparison of what is linear in the iteration: where the difference of its sides reaches zero."""
+        """Iteration at which the sides of a comparison that is linear in it are equal."""
         found = _COMPARE.match(self._function.values.get(block.condition, ""))
         if found is None:
             return None
@@ -255,7 +255,7 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 
 
 def _parallel_arguments(function: Function, cores: int) -> dict[str, Numbers]:
-    """Of the function of a parallel loop: its number among the tasks, and how many there are."""
+    """Arguments of the function of a parallel loop: its number among the tasks, and the number of tasks."""
     if not function.name.startswith(_LAMBDA):
         return {}
     return {"%task_id": np.zeros(SAMPLES), "%num_task": np.full(SAMPLES, float(cores))}

@@ -196,5 +196,5 @@ def _literal(text: str) -> float:
 
 
 def _wrapped(values: Numbers, bits: int) -> Numbers:
-    """As unsigned integers."""
+    """Unsigned integers."""
     return np.where(values < 0, values + 2.0**bits, values)

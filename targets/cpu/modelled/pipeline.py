@@ -101,7 +101,7 @@ def _regions(
     counts: dict[str, dict[str, float]],
     loops: dict[str, dict[str, str]],
 ) -> Iterator[Region]:
-    """Of each loop what runs in most of its iterations, in order, as one region; the rest block by block."""
+    """The code in most iterations of each loop, in order, as one region; the rest block by block."""
     joined: dict[tuple[str, str], list[tuple[assembly.MachineBlock, float]]] = {}
     for block in blocks:
         own = counts.get(block.function, {})

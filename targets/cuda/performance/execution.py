@@ -33,7 +33,7 @@ _SCATTERED = 32  # sectors of a warp's access to addresses that are not known
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is started: sizes of a block and of the grid, and values of its parameters that are no pointers."""
+    """Launch of a kernel: sizes of a block and of the grid, and values of its parameters that are no pointers."""
 
     block: tuple[int, int, int]
     grid: tuple[int, int, int]

@@ -19,7 +19,7 @@ Operation = Callable[..., Number]
 
 
 def bits_of(kind: str) -> int:
-    """Of a type suffix such as "u32"."""
+    """Bits of a type suffix such as "u32"."""
     digits = "".join(each for each in kind if each.isdigit())
     return int(digits) if digits else 1
 
@@ -197,7 +197,7 @@ def _movement(
 
 
 def result_bits(opcode: tuple[str, ...]) -> int:
-    """Of the register that an integer instruction writes."""
+    """Bits of the register that an integer instruction writes."""
     kinds = [each for each in opcode[1:] if each[-1:].isdigit() or each == "pred"]
     if opcode[0] == "setp":
         return 1

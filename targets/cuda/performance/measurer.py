@@ -183,7 +183,7 @@ LAUNCH_SECONDS = 1.5e-6
 """Of a launch by itself, as part of a CUDA graph."""
 _WORD = 4
 _SPILLED_EVERY = 1024
-"""Where registers are moved to memory is not known: taken to be a loop of so many instructions of a warp."""
+"""Where registers are moved to memory is not known: taken to be a loop of this number of instructions of a warp."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def _add_spills(demand: Demand, resources: KernelResources, launch: Launch, mode
 
 
 def _cycles(demand: Demand, launch: Launch, held: Occupancy, device: Device) -> tuple[float, str]:
-    """Of a multiprocessor that has most to do: rounds of as many blocks as it holds, and what is left over."""
+    """Cycles of the busiest multiprocessor: rounds of as many blocks as it holds, and what is left over."""
     own = -(-launch.blocks // device.multiprocessors)
     rounds, rest = divmod(own, held.blocks)
     full, limit = _together(demand, launch, held.blocks, device) if rounds else (0.0, "")
@@ -271,7 +271,7 @@ def _cycles(demand: Demand, launch: Launch, held: Occupancy, device: Device) -> 
 
 
 def _together(demand: Demand, launch: Launch, blocks: int, device: Device) -> tuple[float, str]:
-    """Cycles of so many blocks that run side by side, and what they wait for."""
+    """Cycles of a number of blocks that run side by side, and what they wait for."""
     warps = blocks * -(-launch.threads // 32)
     uneven = -(-warps // PARTITIONS) * PARTITIONS / warps
     busy = min(device.multiprocessors, launch.blocks)

@@ -99,7 +99,7 @@ _LATENCY = {"integer": 5, "float32": 4, "float64": 8, "special": 20, "issue": 4}
 
 
 class Kind(Enum):
-    """How an instruction is executed."""
+    """Kind of execution of an instruction."""
 
     COMPUTE = "compute"
     PARAMETER = "parameter"

@@ -72,7 +72,7 @@ _MULTIPROCESSORS = {
 
 
 def multiprocessor(compute_capability: int) -> Multiprocessor:
-    """That of a compute capability.
+    """The multiprocessor of a compute capability.
 
     Raises:
         TargetError: none is described.
@@ -89,14 +89,14 @@ def multiprocessor(compute_capability: int) -> Multiprocessor:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How many blocks a multiprocessor holds at once, and what limits them."""
+    """Number of blocks that a multiprocessor holds at once, and what limits them."""
 
     blocks: int
     limit: str
 
 
 def occupancy(model: Multiprocessor, threads: int, registers: int, shared_bytes: int) -> Occupancy:
-    """Of a kernel by its block's threads, a thread's registers and a block's shared memory in bytes."""
+    """Occupancy of a kernel by its block's threads, a thread's registers and a block's shared memory in bytes."""
     warps = -(-threads // 32)
     # Registers are given out 256 at a time to a warp, and to each partition's warps by itself.
     of_warp = -(-max(registers, 1) * 32 // 256) * 256

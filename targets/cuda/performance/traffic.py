@@ -102,7 +102,7 @@ class Traffic:
 
 
 def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many distinct values that are not negative each row has."""
+    """Number of distinct values in each row that are not negative."""
     ordered = np.sort(values, axis=1)
     steps = (ordered[:, 1:] != ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     found: NDArray[np.int64] = steps.sum(axis=1) + (ordered[:, 0] >= 0)
@@ -117,7 +117,7 @@ class FirstLevel:
         self._held: set[int] = set()
 
     def misses(self, sectors: NDArray[np.int64]) -> int:
-        """How many of the sectors have to be fetched."""
+        """Number of sectors that have to be fetched."""
         fresh = set(sectors.tolist()) - self._held
         if len(self._held) + len(fresh) > self._most:
             self._held.clear()

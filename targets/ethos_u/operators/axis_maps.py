@@ -100,7 +100,7 @@ def _sources(matrix: Array) -> list[int] | None:
 
 
 def _repetition(sources: Sequence[int], size: int) -> int | None:
-    """How often each element comes, if they all come in order."""
+    """Number of times that each element comes, if they all come in order."""
     count = len(sources) // size
     return count if list(sources) == [place // max(count, 1) for place in range(size * count)] else None
 

@@ -68,7 +68,7 @@ def _fully_connected(view: View, call: Call, result: Result) -> Step:
 
 
 def _of_two(view: View, call: Call, result: Result) -> Step:
-    """Of two tensors, the batches of one of which may be repeated."""
+    """Step of two tensors, the batches of one of which may be repeated."""
     if result.bias is not None:
         raise Unsupported("a constant is added to a product of two tensors")
     left, right = (view.quantized(each) for each in call.args[:2])

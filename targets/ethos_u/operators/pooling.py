@@ -118,7 +118,7 @@ def _folded_sums(graph: TosaGraph, sums: Tensor, columns: int) -> Tensor:
 
 
 def _windows(call: Call, data: Quantized, result: Result) -> tuple[Window, Window]:
-    """As it is given, and as it is where a pool that rounds its sizes up pads to the end of the last window."""
+    """The given window, and the window of a pool that rounds its sizes up and pads to the end of the last window."""
     check_layout(call.attrs.layout)
     sizes = result.output.shape[2:]
     window = Window.of(call.attrs, call.attrs.pool_size).single(data.shape[2:], sizes)

@@ -43,7 +43,7 @@ def _load() -> None:
 
 
 def names() -> frozenset[str]:
-    """Of all that are registered, and of the kernels that become tables."""
+    """Names of all that are registered, and of the kernels that become tables."""
     _load()
     from targets.ethos_u.operators.table import KERNELS
 

@@ -38,7 +38,7 @@ class Window:
 
     @classmethod
     def of(cls, registers: Registers) -> Window:
-        """As the registers say."""
+        """Window given by the registers."""
         stride = registers[0x122]
         dilation_y, dilation_x = 1 + (stride >> 4 & 1), 1 + (stride >> 3 & 1)
         return cls(
@@ -264,7 +264,7 @@ def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> A
 
 
 def _counts(window: Window) -> Array:
-    """How many elements that are not padding each place of the result averages."""
+    """Number of elements that are not padding in each average."""
     inner = np.ones(
         (window.padded_height - window.top - window.bottom, window.padded_width - window.left - window.right, 1),
         np.int64,
