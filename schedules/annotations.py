@@ -6,3 +6,6 @@ KIND = "tensorwright.kernel"
 SPEC = "tensorwright.workload"
 TRANSFORM = "tensorwright.transform"
 """Marks a stage whose arithmetic depends on how the rule writes it, as Winograd's transforms: it is not counted."""
+
+UPDATES = "tensorwright.updates"
+"""Attribute of a kernel: the position of the operand that its last result is, but for the parts that it writes."""

@@ -18,8 +18,9 @@ from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSp
 from compiler.frontends.rewritten_main import with_rewritten_main
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import dtype_of, rank_of, same_shape, shape_of
-from compiler.passes.rewriting.state_writes import UPDATES, write_places
+from compiler.passes.rewriting.state_writes import write_places
 from compiler.passes.rewriting.substitution import replace_leaves
+from schedules.annotations import UPDATES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from compiler.frontends.llm.mixers import Recurrent
 from compiler.frontends.llm.rope import Rope
 
 MOST_LAYERS = 4096
@@ -45,11 +46,17 @@ class LayerConfig:
         rope: the rotary position embedding, None where the layer has none.
         window: how many positions, its own included, a query sees; None for all before it.
         experts: the mixture that the layer has in place of an MLP; None for an MLP.
+        attends: whether it has attention.
+        recurrent: its recurrent mixer, in place of attention or beside it; None for none.
+        feeds: whether it has an MLP or a mixture.
     """
 
     rope: Rope | None
     window: int | None = None
     experts: ExpertsConfig | None = None
+    attends: bool = True
+    recurrent: Recurrent | None = None
+    feeds: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class DecoderConfig:
         score_cap, logit_cap: c of c * tanh(x / c); None for no cap.
         embedding_scale, residual_scale, logit_scale: factors of the embeddings, of what a block adds, of the logits.
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
+        gated_attention: whether results of attention are multiplied with the sigmoid of gates beside the queries.
     """
 
     architecture: str
@@ -103,6 +111,12 @@ class DecoderConfig:
     position_rows: int = 0
     position_offset: int = 0
     slopes: tuple[float, ...] | None = None
+    gated_attention: bool = False
+
+    @property
+    def attends(self) -> bool:
+        """True if any layer has attention."""
+        return any(layer.attends for layer in self.layers)
 
     @property
     def queries(self) -> int:

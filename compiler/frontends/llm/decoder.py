@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,14 @@ from tvm import relax, te, tirx
 from tvm.ir import IRModule
 from tvm.relax import op as R
 
+from compiler.frontends.imported_model import TensorSpec
 from compiler.frontends.llm.attention import KeyValueCache, Positions, linear_biases, rotations, row_numbers
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.feed_forward import feed_forward
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
+from compiler.frontends.llm.recurrent import Mixer, recurrent_mixer
 from compiler.frontends.llm.self_attention import SelfAttention
 from compiler.frontends.llm.weights import Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
@@ -25,28 +28,29 @@ if TYPE_CHECKING:
 
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
 OPERAND = "operand"  # a prefix
+CAPACITY = "capacity"
 POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 
 
 @dataclass(frozen=True)
 class DecoderModule:
-    """The Relax module of a decoder, and the names of its states: caches, and the scales of int8 ones.
+    """The Relax module of a decoder, and its states.
 
-    `main(tokens, position, *caches) -> (logits, *caches)`: tokens int64 (1, n); position int64 (), how many tokens came
-    before; each cache (1, key heads, capacity, head size) of type `cache_dtype`; those in `scales` float32 (1, key
-    heads, capacity). Logits are float32 (1, 1, vocabulary) of the last token, or (1, n, vocabulary) of all.
+    `main(tokens, position, *states) -> (logits, *states)`: tokens int64 (1, n); position int64 (), how many tokens came
+    before, missing where no layer has attention. Logits are float32 (1, 1, vocabulary) of the last token, or (1, n,
+    vocabulary) of all. A layer with attention keeps keys and values (1, key heads, capacity, head size), int8 ones with
+    scales float32 (1, key heads, capacity); one with a recurrent mixer what `compiler.frontends.llm.mixers` says, in
+    float32.
 
-    For several sequences, `main(tokens, positions, sequences, wanted, *caches)`: `positions` and `sequences` as
+    For several sequences, `main(tokens, positions, sequences, wanted, *states)`: `positions` and `sequences` as
     `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
-    vocabulary) are returned; each cache is (slots, key heads, capacity, head size).
+    vocabulary) are returned; each state has an axis of slots at first.
 
     Where the options ask for them, operands of products follow, float32 (1, n, depth); `operands` are their depths.
     """
 
     mod: IRModule
-    caches: tuple[str, ...]
-    cache_dtype: str
-    scales: frozenset[str] = frozenset()
+    states: tuple[TensorSpec, ...]
     operands: tuple[int, ...] = ()
 
 
@@ -65,32 +69,47 @@ class _Builder(Emitter):
 
     def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
         super().__init__(config, parameters, options)
-        self.capacity = tirx.Var("capacity", "int64")
+        self.capacity, self.slots = tirx.Var(CAPACITY, "int64"), tirx.Var("slots", "int64")
         self.wanted: Expr | None = None
 
     def build(self) -> DecoderModule:
         """The module."""
-        config, builder = self.config, self.builder
+        builder = self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
         position, places = self._positions()
-        slots = tirx.Var("slots", "int64") if self.options.sequences else 1
-        shape = [slots, config.key_heads, self.capacity, config.head_size]
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
         rounds = self.options.rounds_attention(dtype, stored=embedding.kind)
-        types = {"key": relax.TensorType(shape, dtype), "value": relax.TensorType(shape, dtype)}
-        if dtype == "int8":
-            types |= {f"{kind}_scale": relax.TensorType(shape[:3], "float32") for kind in ("key", "value")}
-        caches = [relax.Var(f"{kind}_{at}", type_) for at in range(len(config.layers)) for kind, type_ in types.items()]
-        scales = frozenset(each.name for each in caches if len(each.ty.shape) == 3)
-        with builder.function("main", [tokens, *places, *caches]):
+        specs = [self._states(index, dtype) for index in range(len(self.config.layers))]
+        states = [[self._variable(spec) for spec in each] for each in specs]
+        with builder.function("main", [tokens, *places, *(state for each in states for state in each)]):
             with builder.dataflow():
-                kept = _by_layer(caches, position, len(config.layers), rounds=rounds)
-                results = self._body(embedding, tokens, position, kept)
+                results = self._body(embedding, tokens, position, states, rounds=rounds)
                 output = builder.emit_output(relax.Tuple(results))
             builder.emit_func_output(output)
         operands = tuple(int(each.ty.shape[-1]) for each in self.captured)
-        return DecoderModule(builder.get(), tuple(each.name for each in caches), dtype, scales, operands)
+        return DecoderModule(builder.get(), tuple(spec for each in specs for spec in each), operands)
+
+    def _states(self, index: int, dtype: str) -> list[TensorSpec]:
+        """What a layer keeps; caches are of type `dtype`."""
+        config, layer = self.config, self.config.layers[index]
+        specs = []
+        if layer.attends:
+            slots = "slots" if self.options.sequences else 1
+            shape = (slots, config.key_heads, CAPACITY, config.head_size)
+            specs += [TensorSpec(f"{kind}_{index}", shape, dtype) for kind in ("key", "value")]
+            if dtype == "int8":
+                specs += [TensorSpec(f"{kind}_scale_{index}", shape[:3], "float32") for kind in ("key", "value")]
+        if layer.recurrent is not None:
+            slots_axis: tuple[int | str, ...] = ("slots",) if self.options.sequences else ()
+            own = layer.recurrent.states.items()
+            specs += [TensorSpec(f"{name}_{index}", (*slots_axis, *shape), "float32") for name, shape in own]
+        return specs
+
+    def _variable(self, spec: TensorSpec) -> relax.Var:
+        symbols: dict[int | str, Index] = {CAPACITY: self.capacity, "slots": self.slots}
+        shape = [symbols.get(size, size) for size in spec.shape]
+        return relax.Var(spec.name, relax.TensorType(shape, spec.dtype))
 
     @property
     def captured(self) -> list[Expr]:
@@ -105,23 +124,33 @@ class _Builder(Emitter):
 
         if not self.options.sequences:
             start = parameter(POSITION)
-            return Positions(start), [start]
+            return Positions(start), [start] if self.config.attends else []
         tokens = parameter(POSITIONS, 2, self.length)
         sequences = parameter(SEQUENCES, tirx.Var("sequences", "int64"), 5)
         self.wanted = parameter(WANTED, tirx.Var("m", "int64"))
         return Positions(None, tokens, sequences), [tokens, sequences, self.wanted]
 
-    def _body(self, embedding: Matrix, tokens: Expr, position: Positions, caches: list[KeyValueCache]) -> list[Expr]:
+    def _body(
+        self, embedding: Matrix, tokens: Expr, position: Positions, states: list[list[Expr]], *, rounds: bool
+    ) -> list[Expr]:
         config = self.config
         table = self.products.table(embedding)
         x = self._embedded(table, tokens, position)
         ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
         bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
         updated: list[Expr] = []
-        for index, (layer, cache) in enumerate(zip(config.layers, caches, strict=True)):
-            attention = SelfAttention(self, index, ropes.get(layer.rope), bias, cache)
-            x = self._block(index, x, attention)
-            updated += attention.cache.parts
+        for index, (layer, kept) in enumerate(zip(config.layers, states, strict=True)):
+            mixers: list[Mixer] = []
+            if layer.attends:
+                own = len(kept) - (0 if layer.recurrent is None else len(layer.recurrent.states))
+                keys, values, *scales = kept[:own]
+                cache = KeyValueCache(keys, values, position, tuple(scales), rounds)
+                mixers.append(SelfAttention(self, index, ropes.get(layer.rope), bias, cache))
+                kept = kept[own:]
+            if layer.recurrent is not None:
+                mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position.sequences))
+            x = self._block(index, x, mixers)
+            updated += [state for mixer in mixers for state in mixer.states]
         if self.options.captures:
             x = self._wanted_rows(x)
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
@@ -137,20 +166,27 @@ class _Builder(Emitter):
         norm = self.parameters.embedding_norm()
         return x if norm is None else self.normalized(x, norm)
 
-    def _block(self, index: int, x: Expr, attention: SelfAttention) -> Expr:
+    def _block(self, index: int, x: Expr, mixers: Sequence[Mixer]) -> Expr:
         """One layer: (1, n, hidden) -> (1, n, hidden); of the last one, rows whose logits are wanted alone."""
+        layer = self.config.layers[index]
+        is_last = index == len(self.config.layers) - 1 and not self.options.captures
         first = self.normed(index, "attention_norm", x)
-        found = attention.heads(first)
-        if index == len(self.config.layers) - 1 and not self.options.captures:
-            # Behind the attention of the last layer, nothing reads the other rows.
-            x, first, found = (self._wanted_rows(each) for each in (x, first, found))
-        update = self.products.product(found, self.parameters.output(index))
+        found = [mixer.heads(first) for mixer in mixers]
+        if is_last:  # Behind the mixers of the last layer, nothing reads the other rows.
+            x, first, *found = (self._wanted_rows(each) for each in (x, first, *found))
+        updates = [mixer.output(each) for mixer, each in zip(mixers, found, strict=True)]
         if self.config.parallel:
             second = self.normed(index, "mlp_norm", x) if self.has_norm(index, "mlp_norm") else first
-            return self.residual(x, update, feed_forward(self, index, second))
-        x = self.residual(x, self.normed(index, "post_attention_norm", update))
-        found = feed_forward(self, index, self.normed(index, "mlp_norm", x))
-        return self.residual(x, self.normed(index, "post_mlp_norm", found))
+            return self.residual(x, *updates, feed_forward(self, index, second))
+        if not mixers:  # such a layer's only norm is that of its MLP
+            return self.residual(x, feed_forward(self, index, first))
+        if len(updates) > 1:
+            updates = [self.builder.emit(R.add(*updates))]
+        x = self.residual(x, self.normed(index, "post_attention_norm", updates[0]))
+        if not layer.feeds:
+            return x
+        update = feed_forward(self, index, self.normed(index, "mlp_norm", x))
+        return self.residual(x, self.normed(index, "post_mlp_norm", update))
 
     def _wanted_rows(self, x: Expr) -> Expr:
         """The rows (1, n, width) of tokens whose logits are returned."""
@@ -166,16 +202,6 @@ class _Builder(Emitter):
 
     def _ropes(self) -> list[Expr]:
         return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
-
-
-def _by_layer(caches: list[Expr], position: Positions, layers: int, *, rounds: bool) -> list[KeyValueCache]:
-    """The caches of each layer."""
-    parts = len(caches) // layers
-    found = []
-    for start in range(0, len(caches), parts):
-        keys, values, *scales = caches[start : start + parts]
-        found.append(KeyValueCache(keys, values, position, tuple(scales), rounds))
-    return found
 
 
 def last_row(x: te.Tensor) -> te.Tensor:

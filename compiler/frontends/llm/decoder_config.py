@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.attention import alibi_slopes
 from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LayerConfig
 from compiler.frontends.llm.families import Family
+from compiler.frontends.llm.families.layer_kinds import BOTH, FULL, MLP, MOE, RECURRENT, SLIDING
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
@@ -22,7 +22,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu2",
 }
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_ATTENDING = (FULL, SLIDING, BOTH)
 _MOST_ALIBI = 1024
 
 
@@ -96,67 +96,86 @@ def _activation(settings: Settings) -> Activation:
 
 
 def _intermediate(settings: Settings, hidden: int, family: Family, layers: tuple[LayerConfig, ...]) -> int:
-    """The width of an MLP; models of experts alone may not state it."""
+    """The width of an MLP; models of experts alone, or without any, may not state it."""
+    if not any(layer.feeds for layer in layers):
+        return 0
     experts = layers[0].experts
     default = None if experts is None else experts.intermediate
     return settings.size("intermediate_size", default if family.expansion is None else family.expansion * hidden)
 
 
 def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerConfig, ...]:
-    """The window, the rotary embedding and the mixture of each layer."""
-    count = settings.size("num_hidden_layers")
+    """What each layer has."""
+    listed = settings.get("layers_block_type") or settings.get("hybrid_override_pattern") or ()
+    count = settings.size("num_hidden_layers", len(listed) if isinstance(listed, list | str) and listed else None)
     if count > MOST_LAYERS:
         raise InvalidModelError(f"{settings.path}: {count} layers, and at most {MOST_LAYERS} are supported")
-    kinds = settings.each_layer("layer_types", count)
     window = settings.size("sliding_window") if settings.get("sliding_window") else None
-    rotates = _rotating_layers(settings, count, family, has_window=window is not None)
-    ropes: dict[str, Rope] = {}
+    kinds = family.kinds(settings, count) if family.kinds else _attention_kinds(settings, count, window)
+    rotates = _rotating_layers(settings, kinds, family, has_window=window is not None)
+    ropes = {
+        kind: _rope(settings, head_size, kind, scaled=kind != SLIDING or not family.scales_full_only)
+        for kind in sorted({kind for kind, turns in zip(kinds, rotates, strict=True) if turns})
+    }
+    recurrent = family.recurrent(settings) if family.recurrent and {RECURRENT, BOTH} & set(kinds) else None
     layers = []
-    for index in range(count):
-        kind = _attention_kind(settings, index, kinds, window)
-        if rotates(index, kind) and kind not in ropes:
-            ropes[kind] = _rope(settings, head_size, kind, scaled=kind == _FULL or not family.scales_full_only)
-        if kind == _SLIDING and window is None:
+    for index, kind in enumerate(kinds):
+        if kind == SLIDING and window is None:
             raise InvalidModelError(f"{settings.path}: layer {index} has a window, and 'sliding_window' is missing")
-        rope = ropes[kind] if rotates(index, kind) else None
-        layers.append(LayerConfig(rope, window if kind == _SLIDING else None, family.experts(settings, index)))
+        feeds = kind in (MLP, MOE) or not family.one_part
+        layers.append(
+            LayerConfig(
+                rope=ropes[kind] if rotates[index] else None,
+                window=window if kind == SLIDING else None,
+                experts=family.experts(settings, index) if feeds else None,
+                attends=kind in _ATTENDING,
+                recurrent=recurrent if kind in (RECURRENT, BOTH) else None,
+                feeds=feeds,
+            )
+        )
     return tuple(layers)
 
 
-def _rotating_layers(settings: Settings, count: int, family: Family, *, has_window: bool) -> Any:
-    """A function of a layer's index and kind that says if it has a rotary embedding."""
+def _rotating_layers(settings: Settings, kinds: list[str], family: Family, *, has_window: bool) -> list[bool]:
+    """Of each layer, true if it has a rotary embedding."""
+    attends = [kind in _ATTENDING for kind in kinds]
+    if family.rope_if is not None and settings.get(family.rope_if[0]) != family.rope_if[1]:
+        return [False] * len(kinds)
     if _positions(settings, family) != "rotary":
-        return lambda index, kind: False
+        return [False] * len(kinds)
     if family.rope_in_windows_only and has_window:
-        return lambda index, kind: kind == _SLIDING
-    listed = settings.each_layer("no_rope_layers", count)  # 1 for layers with an embedding
+        return [kind == SLIDING for kind in kinds]
+    listed = settings.each_layer("no_rope_layers", len(kinds))  # 1 for layers with an embedding
     if listed:
-        return lambda index, kind: bool(listed[index])
+        return [bool(rotates) and each for rotates, each in zip(listed, attends, strict=True)]
     if settings.get("no_rope_layer_interval") is not None:
         every = settings.size("no_rope_layer_interval")
-        return lambda index, kind: (index + 1) % every != 0
-    return lambda index, kind: True
+        return [(index + 1) % every != 0 and each for index, each in enumerate(attends)]
+    return attends
 
 
-def _attention_kind(settings: Settings, index: int, kinds: list[Any] | None, window: int | None) -> str:
+def _attention_kinds(settings: Settings, count: int, window: int | None) -> list[str]:
     """Full or sliding, by the list of layers, by a pattern, or by the first layer that slides."""
-    if kinds is not None:
-        if kinds[index] not in (_FULL, _SLIDING):
-            raise OptionError(f"{settings.path}: layers of type {kinds[index]!r} are not supported")
-        return str(kinds[index])
+    listed = settings.each_layer("layer_types", count)
+    if listed is not None:
+        for kind in listed:
+            if kind not in (FULL, SLIDING):
+                raise OptionError(f"{settings.path}: layers of type {kind!r} are not supported")
+        return listed
     if window is None or settings.get("use_sliding_window") is False:
-        return _FULL
+        return [FULL] * count
     if settings.get("sliding_window_pattern") is not None:
-        return _SLIDING if (index + 1) % settings.size("sliding_window_pattern") else _FULL
+        every = settings.size("sliding_window_pattern")
+        return [SLIDING if (index + 1) % every else FULL for index in range(count)]
     first = settings.optional("max_window_layers")
-    return _SLIDING if first is None or index >= first else _FULL
+    return [SLIDING if first is None or index >= first else FULL for index in range(count)]
 
 
 def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rope:
     """The rotary embedding of a kind of layer, from `rope_parameters` (one, or one per kind), or the older keys."""
     parameters = settings.table("rope_parameters")
     if any(isinstance(each, dict) for each in parameters.values()):
-        scaling = dict(parameters.get(kind) or {})
+        scaling = dict(parameters.get(FULL if kind == BOTH else kind) or {})
     else:
         scaling = (parameters or settings.table("rope_scaling")) if scaled else {}
         if not scaled and settings.get("rope_local_base_freq") is not None:

@@ -37,7 +37,7 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
 def _storage(family: Family, found: Gguf) -> Storage:
     """Converters add the offset of norms, transpose weights and sort fused rows."""
     bare = isinstance(family.storage, Storage) and family.storage.bare_norms
-    return Storage(interleaved=found.interleaved, bare_norms=bare)
+    return Storage(interleaved=found.interleaved, bare_norms=bare, decays=True)
 
 
 def _names(found: Gguf, config: DecoderConfig, file: GgufFile) -> Names:

@@ -44,6 +44,12 @@ _KEYS = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "expert_weights_norm": "norm_topk_prob",
+    "ssm.inner_size": "mamba_d_ssm",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.dt_b_c_rms": "dt_b_c_rms",
+    "shortconv.l_cache": "conv_L_cache",
 }
 # What llama.cpp computes with where a file does not say it, instead of a family's own defaults.
 _DEFAULTS: Mapping[str, Any] = {

@@ -25,6 +25,7 @@ from compiler.frontends.imported_model import (
 )
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder import (
+    CAPACITY,
     LOGITS,
     OPERAND,
     POSITION,
@@ -43,20 +44,9 @@ from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.preparation_files import read_audio, read_images
-from compiler.frontends.llm.state_space import (
-    STATE_SPACE,
-    StateSpaceConfig,
-    build_state_space,
-    read_gguf_state_space,
-    read_state_space,
-)
-from compiler.frontends.llm.state_space_weights import StateSpaceWeights
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rules, read_tokenizer_files
 from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
 from compiler.frontends.llm.transformers_encoder import CapturedPair, capture_pair, has_encoder
-from compiler.frontends.llm.weights import Checkpoint
-
-_ENDLESS = 1 << 20  # the context of models whose states do not grow
 
 
 def import_language_model(path: Path, options: LanguageModelOptions | None = None) -> ImportedModel:
@@ -84,8 +74,6 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         return _genai(path, options)
     if path.is_dir():
         kind = model_type(path)
-        if kind in STATE_SPACE:
-            return _state_space(*read_state_space(path), read_tokenizer_files(path), options)
         if kind not in FAMILIES and has_encoder(path):
             return _pair(path, options)
         if kind not in FAMILIES and is_available():
@@ -94,9 +82,6 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         files = read_tokenizer_files(path)
     else:
         gguf = GgufFile(path)
-        kind = gguf.required("general.architecture")
-        if kind in STATE_SPACE:
-            return _state_space(*read_gguf_state_space(gguf, kind), read_gguf_tokenizer(gguf), options)
         config, names, storage, checkpoint = read_gguf(gguf)
         files = read_gguf_tokenizer(gguf)
     files.check_fits(config.vocabulary, str(path))
@@ -105,18 +90,15 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
     described = _description(config.architecture, config.context, config.vocabulary, files)
     stable = {"sequences": options.sequences, "stable_context": _stable_context(config)}
     description = msgspec.structs.replace(described, **stable)
-    slots = "slots" if options.sequences else 1
-    shape = (slots, config.key_heads, "capacity", config.head_size)
-    caches = [
-        TensorSpec(name, shape[:3], "float32") if name in built.scales else TensorSpec(name, shape, built.cache_dtype)
-        for name in built.caches
-    ]
-    inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(options), *caches]
+    inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(config, options), *built.states]
     rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")
-    outputs = [logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in caches)]
+    outputs = [logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in built.states)]
     outputs += [TensorSpec(f"{OPERAND}_{at}", (1, "n", depth), "float32") for at, depth in enumerate(built.operands)]
-    states = tuple(StateSpec(each.name, each.name, f"{each.name}_out", axis=2) for each in caches)
+    states = tuple(
+        StateSpec(each.name, each.name, f"{each.name}_out", axis=2 if CAPACITY in each.shape else None)
+        for each in built.states
+    )
     return ImportedModel(
         mod=built.mod,
         inputs=inputs,
@@ -124,7 +106,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
         requirements=_requirements(config),
         states=states,
-        position=None if options.sequences else PositionSpec(POSITION, "n"),
+        position=PositionSpec(POSITION, "n") if config.attends and not options.sequences else None,
         assets=_assets(description, files),
     )
 
@@ -174,29 +156,10 @@ def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     return replace(found.model, assets=_assets(description, files))
 
 
-def _state_space(
-    config: StateSpaceConfig, checkpoint: Checkpoint, files: TokenizerFiles, options: LanguageModelOptions
-) -> ImportedModel:
-    """A state space model, each of whose states is replaced by each run."""
-    files.check_fits(config.vocabulary, checkpoint.origin)
-    mod = build_state_space(config, StateSpaceWeights(checkpoint, is_gguf=checkpoint.has("token_embd.weight")), options)
-    checkpoint.check_complete()
-    states = [TensorSpec(name, shape, "float32") for name, shape in config.states.items()]
-    logits = TensorSpec(LOGITS, (1, "n" if options.all_logits else 1, config.vocabulary), "float32")
-    return ImportedModel(
-        mod=mod,
-        inputs=[TensorSpec(TOKENS, (1, "n"), "int64"), *states],
-        outputs=[logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in states)],
-        indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
-        states=tuple(StateSpec(each.name, each.name, f"{each.name}_out") for each in states),
-        assets=_assets(_description(config.kind, _ENDLESS, config.vocabulary, files), files),
-    )
-
-
-def _places(options: LanguageModelOptions) -> list[TensorSpec]:
+def _places(config: DecoderConfig, options: LanguageModelOptions) -> list[TensorSpec]:
     """The inputs that give the positions of a run's tokens."""
     if not options.sequences:
-        return [TensorSpec(POSITION, (), "int64")]
+        return [TensorSpec(POSITION, (), "int64")] if config.attends else []
     shapes: dict[str, tuple[int | str, ...]] = {POSITIONS: (2, "n"), SEQUENCES: ("sequences", 5), WANTED: ("m",)}
     return [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
 

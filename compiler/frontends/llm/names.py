@@ -13,7 +13,11 @@ class Names:
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, post_attention_norm, mlp_norm, gate, up (or
     gate_up), down, post_mlp_norm; of a mixture router, expert_gate, expert_up (or expert_gate_up), expert_down, where
     names may hold "{expert}", and shared_gate, shared_up (or shared_gate_up), shared_down, shared_router. A role that
-    the format or architecture does not have is missing.
+    the format or architecture does not have is missing. Of recurrent mixers:
+    conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay, ssm_skip, ssm_norm,
+    ssm_out and the norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv,
+    delta_gate, delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay, delta_norm, delta_out. Names of
+    decays, skips and biases of steps are whole; ".weight" follows the others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
@@ -87,6 +91,42 @@ GRANITE_EXPERTS = {
 }
 
 
+_STATE_SPACE = {
+    "ssm_in": "in_proj",
+    "ssm_conv": "conv1d",
+    "ssm_selection": "x_proj",
+    "ssm_step": "dt_proj",
+    "ssm_step_bias": "dt_bias",
+    "ssm_decay": "A_log",
+    "ssm_skip": "D",
+    "ssm_norm": "norm",
+    "ssm_out": "out_proj",
+    "ssm_step_norm": "dt_layernorm",
+    "ssm_write_norm": "b_layernorm",
+    "ssm_read_norm": "c_layernorm",
+}
+_DELTA = {
+    "delta_joined": "in_proj_qkvz",
+    "delta_rates": "in_proj_ba",
+    "delta_qkv": "in_proj_qkv",
+    "delta_gate": "in_proj_z",
+    "delta_step": "in_proj_a",
+    "delta_rate": "in_proj_b",
+    "delta_conv": "conv1d",
+    "delta_step_bias": "dt_bias",
+    "delta_decay": "A_log",
+    "delta_norm": "norm",
+    "delta_out": "out_proj",
+}
+_CONVOLUTION = {"conv_in": "in_proj", "conv": "conv", "conv_out": "out_proj"}
+_RECURRENT = {"ssm": _STATE_SPACE, "delta": _DELTA, "conv": _CONVOLUTION}
+
+
+def recurrent_roles(kind: str, prefix: str) -> dict[str, str]:
+    """Names of a recurrent mixer ("ssm", "delta" or "conv") in files of transformers, below a prefix."""
+    return {role: prefix + name for role, name in _RECURRENT[kind].items()}
+
+
 def hugging_face_names(norms: str = "pre", roles: Mapping[str, str] | None = None) -> Names:
     """Names in files of transformers, of Llama and similar models.
 
@@ -121,6 +161,21 @@ def gguf_names(norms: str) -> Names:
         "shared_up": "ffn_up_shexp",
         "shared_down": "ffn_down_shexp",
         "shared_router": "ffn_gate_inp_shexp",
+        "conv_in": "shortconv.in_proj",
+        "conv": "shortconv.conv",
+        "conv_out": "shortconv.out_proj",
+        "ssm_in": "ssm_in",
+        "ssm_conv": "ssm_conv1d",
+        "ssm_selection": "ssm_x",
+        "ssm_step": "ssm_dt",
+        "ssm_step_bias": "ssm_dt.bias",
+        "ssm_decay": "ssm_a",
+        "ssm_skip": "ssm_d",
+        "ssm_norm": "ssm_norm",
+        "ssm_out": "ssm_out",
+        "ssm_step_norm": "ssm_dt_norm",
+        "ssm_write_norm": "ssm_b_norm",
+        "ssm_read_norm": "ssm_c_norm",
     }
     if norms != "post":
         roles |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}

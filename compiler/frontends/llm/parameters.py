@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compiler.errors import InvalidModelError
+from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.names import Names
 from compiler.frontends.llm.weights import Array, Checkpoint, Experts, Linear, Matrix
@@ -32,6 +34,8 @@ class Storage:
         norm_offset: what is added to the weight of a norm (Gemma's are stored less 1).
         tied: the head is the embedding; None: where there is no other.
         bare_norms: norms that have no weights (OLMo).
+        decays: decays of recurrent mixers are stored as they are, which are negative; else as logarithms of amounts.
+        factors: role -> factor of the product of a weight (Falcon-H1), a number or one for each output.
     """
 
     interleaved: bool = False
@@ -40,6 +44,8 @@ class Storage:
     norm_offset: float = 0.0
     tied: bool | None = None
     bare_norms: bool = False
+    decays: bool = False
+    factors: Mapping[str, float | Array] = field(default_factory=dict)
 
 
 class Parameters:
@@ -108,6 +114,48 @@ class Parameters:
             q = q.taken(_halves(config.heads, config.head_size, rotated))
             k = k.taken(_halves(config.key_heads, config.head_size, rotated))
         return [q, k, v]
+
+    def gated_queries_keys_values(self, layer: int) -> list[Linear]:
+        """The three products, and the gates of attention, which one tensor holds beside the queries head by head."""
+        config = self._config
+        both = self._role(layer, "q", 2 * config.queries, config.hidden)
+        rows = np.arange(2 * config.queries).reshape(config.heads, 2, config.head_size)
+        query, gate = (both.taken(rows[:, part].reshape(-1)) for part in range(2))
+        key, value = (self._role(layer, role, config.keys, config.hidden) for role in ("k", "v"))
+        return [query, key, value, gate]
+
+    def linear(self, layer: int, role: str, rows: int, depth: int) -> Linear:
+        """A product of a recurrent mixer."""
+        return self._role(layer, role, rows, depth)
+
+    def array(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
+        """Numbers of a recurrent mixer as float32, which a file may store with axes of 1, or with one axis as two."""
+        name = self._names.of(layer, role)
+        assert name is not None
+        return self._shaped(name, shape)
+
+    def decay(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
+        """The rates of the states, which are negative."""
+        stored = self.array(layer, role, shape)
+        return stored if self._storage.decays else -np.exp(stored)
+
+    def weights(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
+        """Weights of a norm of a recurrent mixer."""
+        return self._shaped(f"{self._names.of(layer, role)}.weight", shape)
+
+    def convolution(self, layer: int, role: str, channels: int, taps: int) -> tuple[Array, Array]:
+        """Weights (taps, channels) and biases of a convolution of each channel."""
+        name = self._names.of(layer, role)
+        weight = self._shaped(f"{name}.weight", (channels, taps))
+        has_bias = self._checkpoint.has(f"{name}.bias")
+        bias = self._checkpoint.vector(f"{name}.bias", channels) if has_bias else np.zeros(channels, np.float32)
+        return np.ascontiguousarray(weight.T), bias
+
+    def _shaped(self, name: str, shape: tuple[int, ...]) -> Array:
+        found = self._checkpoint.shape(name)
+        if math.prod(found) != math.prod(shape) or max(map(len, (found, shape))) > len(shape) + 1:
+            raise InvalidModelError(f"{self._checkpoint.origin}: tensor {name!r} has shape {found}, expected {shape}")
+        return self._checkpoint.array(name, found).reshape(shape)
 
     def gate_up(self, layer: int) -> list[Linear]:
         """The two products of a gated MLP."""
@@ -187,7 +235,16 @@ class Parameters:
     def _role(self, layer: int, role: str, rows: int, depth: int) -> Linear:
         name = self._names.of(layer, role)
         assert name is not None
-        return self._linear(name, rows, depth)
+        return self._scaled(self._linear(name, rows, depth), role)
+
+    def _scaled(self, linear: Linear, role: str) -> Linear:
+        """With the factor of its role."""
+        factor = self._storage.factors.get(role)
+        if factor is None:
+            return linear
+        if linear.bias is not None:
+            raise OptionError(f"{self._checkpoint.origin}: biases of products with factors ({role}) are not supported")
+        return replace(linear, scale=np.broadcast_to(np.float32(factor), linear.weight.rows))
 
     def _linear(self, name: str, rows: int, depth: int) -> Linear:
         if self._storage.transposed and name not in (self._names.embedding, self._names.head):

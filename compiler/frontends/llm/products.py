@@ -16,6 +16,7 @@ from compiler.frontends.llm.weights import Experts, Linear, Matrix, joined, join
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows, gated_product, gates
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
+from schedules.sequence_mixers.operands import Columns
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
@@ -37,6 +38,8 @@ class Products:
             weight = packed(linear.weight, self._options.precision, gram)
             self.operands.append(x)
         result = block_product(self._builder, x, weight, self._activations(weight))
+        if linear.scale is not None:
+            result = self._builder.emit(R.multiply(result, as_constant(linear.scale.astype(np.float32))))
         if linear.bias is None:
             return result
         return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
@@ -46,6 +49,17 @@ class Products:
         results: list[Expr] = []
         for run in stacked(parts):
             results += self._split(self.product(x, joined(run)), [part.weight.rows for part in run])
+        return results
+
+    def columns(self, x: Expr, parts: Sequence[Linear]) -> list[Columns]:
+        """Like `products`, as columns of matrices (n, ...), without taking them apart."""
+        results: list[Columns] = []
+        for run in stacked(parts):
+            whole = self.product(x, joined(run))
+            shape = list(whole.ty.shape.values)
+            rows = self._builder.emit(R.reshape(whole, (shape[-2], shape[-1])))
+            ends = np.cumsum([0, *(part.weight.rows for part in run)])
+            results += [Columns(rows, int(end)) for end in ends[:-1]]
         return results
 
     def heads(self, x: Expr, parts: Sequence[Linear], size: int) -> list[Expr]:
@@ -67,7 +81,9 @@ class Products:
 
     def gated(self, x: Expr, gate_up: Sequence[Linear], activation: str) -> Expr | None:
         """act(gate) * up of two products as one kernel, None where there is none for such weights."""
-        if self._options.activations == "float32" or any(part.bias is not None for part in gate_up):
+        if self._options.activations == "float32" or any(
+            part.bias is not None or part.scale is not None for part in gate_up
+        ):
             return None
         kinds = {part.weight.kind for part in gate_up}
         if self._options.precision != "bfloat16" and not (self._options.precision is None and kinds == {"BF16"}):

@@ -27,10 +27,34 @@ class SelfAttention:
     def heads(self, x: Expr) -> Expr:
         """Attention results of all heads, for normalized x (1, n, hidden): (1, n, heads * head size)."""
         model, config, parameters = self._model, self._model.config, self._model.parameters
-        builder = model.builder
-        parts, products = parameters.queries_keys_values(self._index), model.products
+        products = model.products
+        if config.gated_attention:
+            return self._gated_heads(x)
+        parts = parameters.queries_keys_values(self._index)
         wide = self._norms_all_heads("q_norm", config.heads) or self._norms_all_heads("k_norm", config.key_heads)
         query, key, value = products.products(x, parts) if wide else products.heads(x, parts, config.head_size)
+        return self._attended(query, key, value)
+
+    def output(self, found: Expr) -> Expr:
+        """The last product: (1, n, hidden)."""
+        return self._model.products.product(found, self._model.parameters.output(self._index))
+
+    @property
+    def states(self) -> tuple[Expr, ...]:
+        """The cache with the new entries."""
+        return self.cache.parts
+
+    def _gated_heads(self, x: Expr) -> Expr:
+        """`heads` of a model whose results are multiplied with gates."""
+        model, config, emit = self._model, self._model.config, self._model.builder.emit
+        parts = model.products.heads(x, model.parameters.gated_queries_keys_values(self._index), config.head_size)
+        found = self._attended(*parts[:3])
+        gates = emit(R.reshape(parts[3], (1, model.length, config.queries)))
+        return emit(R.multiply(found, emit(R.sigmoid(gates))))
+
+    def _attended(self, query: Expr, key: Expr, value: Expr) -> Expr:
+        """Attention of the products' results."""
+        config, builder = self._model.config, self._model.builder
         query = self._placed(self._heads(query, config.heads, "q_norm"))
         key = self._placed(self._heads(key, config.key_heads, "k_norm"))
         value = self._heads(value, config.key_heads, None)

@@ -46,10 +46,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Linear:
-    """x -> x @ weight.T + bias; `bias` is float32 (rows,)."""
+    """x -> scale * (x @ weight.T) + bias; `bias` and `scale` are float32 (rows,)."""
 
     weight: Matrix
     bias: Array | None
+    scale: Array | None = None
 
     @staticmethod
     def of_vector(values: Array) -> Linear:
@@ -58,7 +59,8 @@ class Linear:
 
     def taken(self, rows: Array | slice) -> Linear:
         """Only these outputs, in this order."""
-        return Linear(self.weight.taken(rows), None if self.bias is None else self.bias[rows])
+        bias, scale = (None if each is None else each[rows] for each in (self.bias, self.scale))
+        return Linear(self.weight.taken(rows), bias, scale)
 
 
 @dataclass(frozen=True)
@@ -204,11 +206,14 @@ class Checkpoint:
 
 
 def stacked(parts: Sequence[Linear]) -> list[list[Linear]]:
-    """Parts in runs that can be one product: their weights have one kind, and all or none have a bias."""
+    """Parts in runs that can be one product: their weights have one kind, and all or none have a bias or a scale."""
+
+    def form(part: Linear) -> tuple[str, bool, bool]:
+        return part.weight.kind, part.bias is None, part.scale is None
+
     runs: list[list[Linear]] = []
     for part in parts:
-        last = runs[-1][-1] if runs else None
-        if last is not None and last.weight.kind == part.weight.kind and (last.bias is None) == (part.bias is None):
+        if runs and form(runs[-1][-1]) == form(part):
             runs[-1].append(part)
         else:
             runs.append([part])
@@ -222,4 +227,5 @@ def joined(run: Sequence[Linear]) -> Linear:
     first = run[0].weight
     weight = Matrix(first.kind, np.concatenate([part.weight.data for part in run]), first.depth)
     biases = [part.bias for part in run if part.bias is not None]
-    return Linear(weight, np.concatenate(biases) if biases else None)
+    scales = [part.scale for part in run if part.scale is not None]
+    return Linear(weight, np.concatenate(biases) if biases else None, np.concatenate(scales) if scales else None)

@@ -9,8 +9,8 @@ from tvm import relax, s_tir, tirx
 from tvm.ir import GlobalVar, IRModule
 
 from compiler.errors import InternalError
-from compiler.passes.rewriting.state_writes import UPDATES
 from compiler.passes.rewriting.substitution import leaves
+from schedules.annotations import UPDATES
 from schedules.ir.tir import structural_walk
 from schedules.ir.tvm_private import set_type
 

@@ -18,8 +18,8 @@ from tvm_ffi import structural_equal
 
 from compiler.passes.memory.assignment import Lifetime
 from compiler.passes.rewriting.graph import operands, operator_name
-from compiler.passes.rewriting.state_writes import UPDATES
 from compiler.passes.rewriting.substitution import leaves
+from schedules.annotations import UPDATES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, Function, IRModule, SeqExpr, Var

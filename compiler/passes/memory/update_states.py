@@ -21,8 +21,8 @@ from compiler.passes.memory.liveness import ALLOCATE, IN_PLACE
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.size_variants import ANY_SIZE
-from compiler.passes.rewriting.state_writes import UPDATES
 from compiler.passes.rewriting.substitution import leaves
+from schedules.annotations import UPDATES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BlockBuilder, Buffer, Expr, Function, PrimFunc, Var

@@ -12,7 +12,7 @@ from tvm.ir import GenericConst, GlobalVar, IRModule
 from compiler.passes.rewriting.dimension_orders import axes_of
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, plain, same_size, shape_of
-from compiler.passes.rewriting.state_writes import UPDATES
+from schedules.annotations import UPDATES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, Index, Var

@@ -17,14 +17,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.artifact.entries import CHECK_MARK
+from schedules.annotations import UPDATES
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
 from schedules.instructions.element_loops import VECTOR_DTYPES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt, Tensor, Type
-
-UPDATES = "tensorwright.updates"
-"""Attribute of a kernel: the position of the operand that its result is, but for the parts that it writes."""
 
 _LANES = 16  # of a vector; LLVM splits it where registers are narrower
 Places: TypeAlias = "tuple[Expr, ...]"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import MOST_EXPERTS, DecoderConfig, ExpertsConfig, NormKind
 from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.mixers import Recurrent
 from compiler.frontends.llm.names import Names, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import Settings
@@ -80,6 +81,10 @@ class Family:
         rope_in_windows_only: layers that see everything have no rotary embedding, where others have a window.
         scales_full_only: RoPE scaling is for layers that see everything, and not for those with a window.
         scales_embedding: embeddings are multiplied by the square root of their width.
+        rope_if: setting and the value of it with which there are rotary embeddings; None: always.
+        kinds: the kinds of the layers (`layer_kinds`); None: attention in all.
+        recurrent: the recurrent mixer of those that have one.
+        one_part: a layer has a mixer, or an MLP, and not both.
         experts: the mixture of a layer, None for an MLP.
         expansion: times the hidden size, the width of an MLP that the settings do not give.
         defaults: settings that a config.json may leave out.
@@ -100,6 +105,10 @@ class Family:
     rope_in_windows_only: bool = False
     scales_full_only: bool = False
     scales_embedding: bool = False
+    rope_if: tuple[str, object] | None = None
+    kinds: Callable[[Settings, int], list[str]] | None = None
+    recurrent: Callable[[Settings], Recurrent] | None = None
+    one_part: bool = False
     experts: Callable[[Settings, int], ExpertsConfig | None] = mixture
     expansion: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -45,6 +45,21 @@ _BARE: dict[str, Any] = {
 }  # of models that have no such settings
 _GPT2 = {**_BARE, "n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 640}
 
+_HYBRID: dict[str, Any] = {
+    "head_dim": None,
+    "mamba_n_heads": 6,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+}
+_DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 8,
+}
+
 # name -> (class of transformers, what differs from the common sizes; None leaves one of those out)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
@@ -144,6 +159,98 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mamba2",
         {**_BARE, "state_size": 8, "num_heads": 6, "head_dim": 16, "n_groups": 2, "num_attention_heads": None},
     ),
+    "falcon_mamba": ("FalconMamba", {**_BARE, "state_size": 12, "num_attention_heads": None}),
+    "lfm2": ("Lfm2", {"head_dim": None, "layer_types": ["conv", "full_attention"], "norm_eps": 1e-5}),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            **_HYBRID,
+            "layer_types": ["linear_attention", "full_attention"],
+            "shared_intermediate_size": 72,
+            "num_local_experts": 4,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "granitemoehybrid-dense": (
+        "GraniteMoeHybrid",
+        {
+            **_HYBRID,
+            "layer_types": ["full_attention", "linear_attention"],
+            "shared_intermediate_size": 72,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "falcon_h1": (
+        "FalconH1",
+        {
+            **_HYBRID,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "lm_head_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "mlp_multipliers": [0.7, 1.3],
+            "key_multiplier": 0.8,
+            "attention_out_multiplier": 0.9,
+            "attention_in_multiplier": 1.1,
+            "ssm_multipliers": [0.5, 1.5, 0.8, 1.2, 0.9],
+            "ssm_in_multiplier": 1.4,
+            "ssm_out_multiplier": 0.6,
+        },
+    ),
+    "falcon_h1-norm": (
+        "FalconH1",
+        {**_HYBRID, "mamba_d_ssm": 96, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
+    ),
+    "bamba": ("Bamba", {**_HYBRID, "attn_layer_indices": [1]}),
+    "jamba": (
+        "Jamba",
+        {
+            "head_dim": None,
+            "num_hidden_layers": 3,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "mamba_d_state": 8,
+        },
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {
+            "num_hidden_layers": 4,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 8,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **_DELTA,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 56,
+        },
+    ),
+    "qwen3_5_text": ("Qwen3_5Text", _DELTA),
+    "qwen3_5_moe_text": (
+        "Qwen3_5MoeText",
+        {
+            **_DELTA,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 56,
+        },
+    ),
     "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
     "olmo2": ("Olmo2", {"head_dim": 12}),
     "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
@@ -181,6 +288,7 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
 
 
 _CACHES = ("cache", "past_key_values", "cache_params")
+_UNCACHED = ("bamba",)  # whose tokens with a cache differ from those without one in transformers 5.24
 
 
 def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -194,7 +302,11 @@ def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.nda
             row = found.logits[0, -1]
             rows.append(row.numpy())
             tokens.append(int(row.argmax()))
-            if len(tokens) < steps:
+            if len(tokens) == steps:
+                break
+            if model.config.model_type in _UNCACHED:
+                found = model(torch.tensor([[*prompt, *tokens]]), use_cache=False)
+            else:
                 name = next(each for each in _CACHES if found.get(each) is not None)
                 found = model(torch.tensor([[tokens[-1]]]), use_cache=True, **{name: found[name]})
     return np.stack(rows), tokens

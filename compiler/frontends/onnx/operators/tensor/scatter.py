@@ -28,7 +28,8 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
-from compiler.passes.rewriting.state_writes import UPDATES, write_places, write_rows
+from compiler.passes.rewriting.state_writes import write_places, write_rows
+from schedules.annotations import UPDATES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt

@@ -1,0 +1,70 @@
+"""The kinds of the layers of models whose layers differ.
+
+A kind is "full_attention", "sliding_attention", "recurrent", "both" (attention and a recurrent mixer side by side), or
+"mlp" and "moe" for layers with nothing else.
+"""
+
+from __future__ import annotations
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.settings import Settings
+
+FULL, SLIDING, RECURRENT, BOTH, MLP, MOE = (
+    "full_attention",
+    "sliding_attention",
+    "recurrent",
+    "both",
+    "mlp",
+    "moe",
+)
+_NAMES = {
+    **{name: name for name in (FULL, SLIDING, RECURRENT, BOTH, MLP, MOE)},
+    "attention": FULL,
+    "mamba": RECURRENT,
+    "mamba2": RECURRENT,
+    "conv": RECURRENT,
+    "linear_attention": RECURRENT,
+    "hybrid": BOTH,
+}
+_LETTERS = {"M": RECURRENT, "*": FULL, "-": MLP, "E": MOE}
+
+
+def listed_kinds(settings: Settings, count: int) -> list[str]:
+    """The kinds that a list gives, or the layers with attention, or the interval between them."""
+    found = settings.each_layer("layer_types", count) or settings.each_layer("layers_block_type", count)
+    if found is not None:
+        return [_named(settings, name) for name in found]
+    for key in ("full_attn_idxs", "attn_layer_indices"):
+        attending = settings.get(key)
+        if isinstance(attending, list):
+            return [FULL if index in attending else RECURRENT for index in range(count)]
+    if settings.get("full_attention_interval") is not None:
+        every = settings.size("full_attention_interval")
+        return [RECURRENT if (index + 1) % every else FULL for index in range(count)]
+    return [RECURRENT] * count
+
+
+def kinds_by_interval(settings: Settings, count: int) -> list[str]:
+    """Jamba: one layer of so many has attention, from one on."""
+    period, offset = settings.size("attn_layer_period", 8), settings.number("attn_layer_offset", 4)
+    return [FULL if index % period == offset else RECURRENT for index in range(count)]
+
+
+def kinds_of_nemotron(settings: Settings, count: int) -> list[str]:
+    """Those of the list, or of a letter each."""
+    pattern = settings.get("hybrid_override_pattern")
+    if pattern is None or settings.get("layers_block_type") is not None:
+        kinds = listed_kinds(settings, count)
+    elif isinstance(pattern, str) and len(pattern) == count and set(pattern) <= set(_LETTERS):
+        kinds = [_LETTERS[letter] for letter in pattern]
+    else:
+        raise InvalidModelError(f"{settings.path}: 'hybrid_override_pattern' is not a letter for each layer")
+    if MOE in kinds:
+        raise OptionError(f"{settings.path}: mixtures of Nemotron-H are not supported")
+    return kinds
+
+
+def _named(settings: Settings, name: object) -> str:
+    if not isinstance(name, str) or name not in _NAMES:
+        raise OptionError(f"{settings.path}: layers of type {str(name)[:80]!r} are not supported")
+    return _NAMES[name]

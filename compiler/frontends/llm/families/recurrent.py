@@ -1,0 +1,367 @@
+"""Families with recurrent mixers, in all layers or beside layers with attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import InvalidModelError
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
+from compiler.frontends.llm.families.family import Family, Gguf, mixture
+from compiler.frontends.llm.families.layer_kinds import kinds_by_interval, kinds_of_nemotron, listed_kinds
+from compiler.frontends.llm.mixers import GatedDelta, ShortConvolution, StateSpace
+from compiler.frontends.llm.names import GRANITE_EXPERTS, QWEN_EXPERTS, Names, hugging_face_names, recurrent_roles
+from compiler.frontends.llm.parameters import Storage
+from compiler.frontends.llm.settings import MOST_SIZE, Settings
+
+_ENDLESS = 1 << 20  # the context of models whose states do not grow
+
+
+def _inner(settings: Settings, hidden: int) -> int:
+    """Channels of the scan. Raises InvalidModelError where they are out of range."""
+    inner = int(min(settings.positive("mamba_expand", 2.0) * hidden, MOST_SIZE + 1))
+    if settings.get("mamba_d_ssm") is not None:
+        inner = settings.size("mamba_d_ssm")
+    if not 1 <= inner <= MOST_SIZE:
+        raise InvalidModelError(f"{settings.path}: 'expand' makes {inner} channels")
+    return inner
+
+
+def _limits(settings: Settings) -> tuple[float, float]:
+    """The limits of steps; JSON has infinity as a string, a literal or an object."""
+    limits = settings.get("time_step_limit") or (0.0, np.inf)
+    values: list[Any] = [each.get("__float__") if isinstance(each, dict) else each for each in limits]
+    try:
+        low, high = (float(each) for each in values)
+    except (TypeError, ValueError) as error:
+        raise InvalidModelError(
+            f"{settings.path}: 'time_step_limit' is {str(limits)[:80]!r}, not two numbers"
+        ) from error
+    return low, high
+
+
+def _mamba(settings: Settings) -> StateSpace:
+    """A mixer of Mamba."""
+    hidden = settings.size("hidden_size")
+    auto = settings.get("mamba_dt_rank") in (None, "auto")
+    return StateSpace(
+        inner=_inner(settings, hidden),
+        sizes=settings.size("mamba_d_state", 16),
+        taps=settings.size("mamba_d_conv", 4),
+        rank=-(-hidden // 16) if auto else settings.size("mamba_dt_rank"),
+        selection_norms="bare" if settings.flag("dt_b_c_rms") else "none",
+        selection_epsilon=settings.number("mixer_rms_eps", settings.number("rms_norm_eps", 1e-6)),
+    )
+
+
+def _mamba2(settings: Settings) -> StateSpace:
+    """A mixer of Mamba-2."""
+    heads, groups = settings.size("mamba_n_heads"), settings.size("mamba_n_groups", 1)
+    sized = settings.get("mamba_d_head") not in (None, "auto") and settings.get("mamba_d_ssm") is None
+    inner = heads * settings.size("mamba_d_head") if sized else _inner(settings, settings.size("hidden_size"))
+    if inner % heads or heads % groups:
+        raise InvalidModelError(
+            f"{settings.path}: {inner} channels, {heads} heads and {groups} groups do not fit together"
+        )
+    before = settings.get("mamba_norm_before_gate") is True
+    return StateSpace(
+        inner=inner,
+        sizes=settings.size("mamba_d_state", 128),
+        taps=settings.size("mamba_d_conv", 4),
+        heads=heads,
+        groups=groups,
+        limits=_limits(settings),
+        norm="none" if settings.get("mamba_rms_norm") is False else "before" if before else "gated",
+    )
+
+
+def _short_convolution(settings: Settings) -> ShortConvolution:
+    return ShortConvolution(width=settings.size("hidden_size"), taps=settings.size("conv_L_cache", 3))
+
+
+def _lfm2(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """The width of the MLP is two thirds of what is stated, rounded up."""
+    if not settings.flag("block_auto_adjust_ff_dim"):
+        return config
+    width = int(2 * config.intermediate / 3)
+    if settings.get("block_ffn_dim_multiplier") is not None:
+        every = settings.size("block_multiple_of", 256)
+        width = -(-int(settings.positive("block_ffn_dim_multiplier") * width) // every) * every
+    return replace(config, intermediate=width)
+
+
+def _gated_delta(settings: Settings) -> GatedDelta:
+    heads, key_heads = settings.size("linear_num_value_heads"), settings.size("linear_num_key_heads")
+    if heads % key_heads:
+        raise InvalidModelError(f"{settings.path}: {heads} heads of values are not a multiple of {key_heads} of keys")
+    return GatedDelta(
+        heads=heads,
+        key_heads=key_heads,
+        key_size=settings.size("linear_key_head_dim"),
+        value_size=settings.size("linear_value_head_dim"),
+        taps=settings.size("linear_conv_kernel_dim", 4),
+        layout="joined" if settings.flag("joined") else "separate",
+    )
+
+
+def _gated(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    return replace(config, gated_attention=True)
+
+
+def _granite_mlp(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Models without experts have the shared MLP alone."""
+    if any(layer.experts for layer in config.layers):
+        return config
+    return replace(config, intermediate=settings.size("shared_expert_intermediate_size"))
+
+
+def _granite_names(settings: Settings) -> Names:
+    roles = {**GRANITE_EXPERTS, **recurrent_roles("ssm", "mamba.")}
+    if not settings.get("num_local_experts"):
+        roles |= {"gate_up": GRANITE_EXPERTS["shared_gate_up"], "down": GRANITE_EXPERTS["shared_down"]}
+    return hugging_face_names(roles=roles)
+
+
+def _granite_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    return mixture(settings, layer) if settings.get("num_local_experts") or settings.get("num_experts") else None
+
+
+def _jamba_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    """Every so many layers, from one on."""
+    period, offset = settings.size("expert_layer_period", 2), settings.number("expert_layer_offset", 1)
+    return mixture(settings, layer) if settings.size("num_experts") > 1 and layer % period == offset else None
+
+
+def _falcon_factors(settings: Settings) -> Storage:
+    """Factors of inputs and outputs of products, all as those of the outputs."""
+    scan = _mamba2(settings)
+    parts = _numbers(settings, "ssm_multipliers", 5)
+    gate, down = _numbers(settings, "mlp_multipliers", 2)
+    shared = scan.groups * scan.sizes
+    attention = settings.number("attention_in_multiplier", 1.0)
+    widths = [scan.inner, scan.inner, shared, shared, scan.heads]
+    factors: dict[str, Any] = {
+        "q": attention,
+        "k": attention * settings.number("key_multiplier", 1.0),
+        "v": attention,
+        "o": settings.number("attention_out_multiplier", 1.0),
+        "ssm_in": np.repeat(parts, widths).astype(np.float32) * settings.number("ssm_in_multiplier", 1.0),
+        "ssm_out": settings.number("ssm_out_multiplier", 1.0),
+        "gate": gate,
+        "down": down,
+    }
+    return Storage(factors={role: each for role, each in factors.items() if np.any(each != 1.0)})
+
+
+def _numbers(settings: Settings, key: str, count: int) -> list[float]:
+    """Some numbers, 1 where they are missing. Raises InvalidModelError for others."""
+    values = settings.get(key) or [1.0] * count
+    if not isinstance(values, list) or len(values) != count or not all(isinstance(x, int | float) for x in values):
+        raise InvalidModelError(f"{settings.path}: {key!r} is {str(values)[:80]}, not {count} numbers")
+    return [float(value) for value in values]
+
+
+def _falcon_h1(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    return replace(config, logit_scale=settings.number("lm_head_multiplier", 1.0))
+
+
+_SSM = {
+    "mamba_expand": "expand",
+    "mamba_d_state": "state_size",
+    "mamba_d_conv": "conv_kernel",
+    "mamba_dt_rank": "time_step_rank",
+    "mamba_n_heads": "num_heads",
+    "mamba_n_groups": "n_groups",
+    "rms_norm_eps": "layer_norm_epsilon",
+}
+_PURE: dict[str, Any] = {
+    "max_position_embeddings": _ENDLESS,
+    "num_attention_heads": 1,
+    "rms_norm_eps": 1e-5,
+    "head_dim": 1,
+}
+_SILU = {"hidden_act": ("this activation", "silu")}
+_BACKBONE = Names(
+    "backbone.embeddings",
+    "backbone.norm_f",
+    "lm_head",
+    "backbone.layers.{index}.",
+    {"attention_norm": "norm", **recurrent_roles("ssm", "mixer.")},
+)
+_FEED_FORWARD = {
+    "mlp_norm": "pre_ff_layernorm",
+    "gate": "feed_forward.gate_proj",
+    "up": "feed_forward.up_proj",
+    "down": "feed_forward.down_proj",
+}
+_FEED_FORWARD_NAMES = replace(
+    hugging_face_names(roles={**_FEED_FORWARD, **recurrent_roles("ssm", "mamba.")}), norm="model.final_layernorm"
+)
+_LFM2 = {
+    **recurrent_roles("conv", "conv."),
+    "attention_norm": "operator_norm",
+    "mlp_norm": "ffn_norm",
+    "q_norm": "self_attn.q_layernorm",
+    "k_norm": "self_attn.k_layernorm",
+    "o": "self_attn.out_proj",
+    "gate": "feed_forward.w1",
+    "up": "feed_forward.w3",
+    "down": "feed_forward.w2",
+}
+_JAMBA = {
+    **_FEED_FORWARD,
+    **recurrent_roles("ssm", "mamba."),
+    "router": "feed_forward.router",
+    "expert_gate": "feed_forward.experts.{expert}.gate_proj",
+    "expert_up": "feed_forward.experts.{expert}.up_proj",
+    "expert_down": "feed_forward.experts.{expert}.down_proj",
+}
+_NEMOTRON = {
+    **recurrent_roles("ssm", "mixer."),
+    "attention_norm": "norm",
+    **{role: f"mixer.{role}_proj" for role in ("q", "k", "v", "o", "up", "down")},
+}
+_QWEN_NEXT: dict[str, Any] = {
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "num_experts_per_tok": 10,
+    "norm_topk_prob": True,
+    "shared_gate": True,
+}
+_NORM_OFFSET = Storage(norm_offset=1.0)
+_DELTA = recurrent_roles("delta", "linear_attn.")
+
+RECURRENT: dict[str, Family] = {
+    "mamba": Family(
+        names=_BACKBONE,
+        kinds=lambda settings, count: ["recurrent"] * count,
+        recurrent=_mamba,
+        one_part=True,
+        positions="none",
+        refused=_SILU,
+        defaults={**_PURE, "tie_word_embeddings": True},
+        aliases=_SSM,
+        gguf=(Gguf(name="mamba", keys={"ssm.time_step_rank": "mamba_dt_rank"}),),
+    ),
+    "falcon_mamba": Family(
+        names=_BACKBONE,
+        kinds=lambda settings, count: ["recurrent"] * count,
+        recurrent=_mamba,
+        one_part=True,
+        positions="none",
+        refused=_SILU,
+        defaults={**_PURE, "tie_word_embeddings": True, "mixer_rms_eps": 1e-6, "dt_b_c_rms": True},
+        aliases=_SSM,
+        unused=("layernorm.weight",),
+    ),
+    "mamba2": Family(
+        names=_BACKBONE,
+        kinds=lambda settings, count: ["recurrent"] * count,
+        recurrent=_mamba2,
+        one_part=True,
+        positions="none",
+        refused=_SILU,
+        defaults={**_PURE, "mamba_n_groups": 8},
+        aliases=_SSM,
+        gguf=(Gguf(name="mamba2", keys={"ssm.time_step_rank": "mamba_n_heads"}, values={"mamba_n_groups": 1}),),
+    ),
+    "lfm2": Family(
+        names=replace(hugging_face_names(roles=_LFM2), norm="model.embedding_norm"),
+        kinds=listed_kinds,
+        recurrent=_short_convolution,
+        changes=_lfm2,
+        defaults={
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "block_auto_adjust_ff_dim": True,
+            "block_ffn_dim_multiplier": 1.0,
+        },
+        aliases={"rms_norm_eps": "norm_eps", "intermediate_size": "block_ff_dim"},
+    ),
+    "granitemoehybrid": Family(
+        names=_granite_names,
+        kinds=listed_kinds,
+        recurrent=_mamba2,
+        experts=_granite_mixture,
+        rope_if=("position_embedding_type", "rope"),
+        changes=_granite_mlp,
+        refused=_SILU,
+        defaults={"attention_multiplier": 1.0, "num_experts_per_tok": 2, "norm_topk_prob": True},
+        aliases={"shared_expert_intermediate_size": "shared_intermediate_size"},
+    ),
+    "falcon_h1": Family(
+        names=_FEED_FORWARD_NAMES,
+        kinds=lambda settings, count: ["both"] * count,
+        recurrent=_mamba2,
+        changes=_falcon_h1,
+        storage=_falcon_factors,
+        refused=_SILU,
+        defaults={"rms_norm_eps": 1e-5, "mamba_d_ssm": 1024, "mamba_norm_before_gate": True, "mamba_rms_norm": False},
+        unused=(".rotary_emb.inv_freq", ".mup_vector"),
+    ),
+    "bamba": Family(
+        names=_FEED_FORWARD_NAMES,
+        kinds=listed_kinds,
+        recurrent=_mamba2,
+        refused=_SILU,
+        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+    ),
+    "jamba": Family(
+        names=replace(hugging_face_names(roles=_JAMBA), norm="model.final_layernorm"),
+        kinds=kinds_by_interval,
+        recurrent=lambda settings: replace(_mamba(settings), selection_norms="weighted"),
+        experts=_jamba_mixture,
+        positions="none",
+        refused=_SILU,
+        defaults={"num_experts": 16, "num_experts_per_tok": 2},
+    ),
+    "nemotron_h": Family(
+        names=Names("backbone.embeddings", "backbone.norm_f", "lm_head", "backbone.layers.{index}.", _NEMOTRON),
+        kinds=kinds_of_nemotron,
+        recurrent=_mamba2,
+        experts=lambda settings, layer: None,
+        one_part=True,
+        gated=False,
+        positions="none",
+        refused={"mamba_hidden_act": ("this activation", "silu")},
+        defaults={"hidden_act": "relu2", "head_dim": 128, "mamba_n_groups": 8, "rms_norm_eps": 1e-5},
+        aliases={
+            **_SSM,
+            "mamba_n_heads": "mamba_num_heads",
+            "mamba_d_head": "mamba_head_dim",
+            "mamba_d_state": "ssm_state_size",
+            "hidden_act": "mlp_hidden_act",
+        },
+    ),
+    "qwen3_next": Family(
+        names=hugging_face_names(roles={**QWEN_EXPERTS, **_DELTA}),
+        kinds=listed_kinds,
+        recurrent=_gated_delta,
+        changes=_gated,
+        storage=_NORM_OFFSET,
+        refused=_SILU,
+        defaults={**_QWEN_NEXT, "joined": True},
+    ),
+    "qwen3_5_text": Family(
+        names=hugging_face_names(roles=_DELTA),
+        kinds=listed_kinds,
+        recurrent=_gated_delta,
+        changes=_gated,
+        storage=_NORM_OFFSET,
+        refused=_SILU,
+        defaults=_QWEN_NEXT,
+    ),
+    "qwen3_5_moe_text": Family(
+        names=hugging_face_names(roles={**QWEN_EXPERTS, **_DELTA}),
+        kinds=listed_kinds,
+        recurrent=_gated_delta,
+        changes=_gated,
+        storage=_NORM_OFFSET,
+        refused=_SILU,
+        defaults={**_QWEN_NEXT, "num_experts_per_tok": 8},
+    ),
+}

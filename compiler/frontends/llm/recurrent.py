@@ -1,0 +1,282 @@
+"""Recurrent mixers of a decoder's layer as Relax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from tvm.relax import op as R
+
+from compiler.frontends.llm.emitter import Emitter, number
+from compiler.frontends.llm.mixers import GatedDelta, Recurrent, ShortConvolution, StateSpace
+from compiler.passes.rewriting.matching import as_constant
+from schedules.sequence_mixers.convolution import Convolution, causal_convolution
+from schedules.sequence_mixers.delta_rule import DeltaRule, gated_delta_rule
+from schedules.sequence_mixers.operands import Columns
+from schedules.sequence_mixers.scan import Scan, selective_scan
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr
+
+
+class Mixer(Protocol):
+    """A mixer of one layer. `states` are the next values of what it keeps, once `heads` was called."""
+
+    @property
+    def states(self) -> tuple[Expr, ...]:
+        """Next values of the states."""
+
+    def heads(self, x: Expr) -> Expr:
+        """What the mixer computes for normalized x (1, n, hidden), before its last product: (1, n, width)."""
+
+    def output(self, found: Expr) -> Expr:
+        """The last product: (1, n, hidden)."""
+
+
+def recurrent_mixer(
+    model: Emitter, index: int, config: Recurrent, states: Sequence[Expr], sequences: Expr | None
+) -> Mixer:
+    """The mixer of a layer; `sequences` as of `Positions`."""
+    kind: Callable[..., Mixer] = _KINDS[type(config)]
+    return kind(model, index, config, states, sequences)
+
+
+class _Recurrent:
+    """What the mixers share."""
+
+    output_role: str
+    convolution_role: str
+
+    def __init__(self, model: Emitter, index: int, config: Any, states: Sequence[Expr], sequences: Expr | None) -> None:
+        self._model, self._index, self._config = model, index, config
+        self._old, self._sequences = states, sequences
+        self._new: dict[int, Expr] = {}
+
+    @property
+    def states(self) -> tuple[Expr, ...]:
+        """Next values of the states."""
+        return tuple(self._new[at] for at in range(len(self._old)))
+
+    def output(self, found: Expr) -> Expr:
+        """The last product."""
+        model = self._model
+        weight = model.parameters.linear(
+            self._index, self.output_role, model.config.hidden, int(found.ty.shape.values[-1])
+        )
+        return model.products.product(found, weight)
+
+    def _convolved(self, x: Columns, channels: int, **options: Any) -> Expr:
+        """The convolution of some channels: (n, channels)."""
+        weight, bias = self._model.parameters.convolution(
+            self._index, self.convolution_role, channels, self._config.taps
+        )
+        given = Convolution(
+            x=x,
+            weight=as_constant(weight),
+            bias=as_constant(bias),
+            window=self._old[0],
+            sequences=self._sequences,
+            **options,
+        )
+        found, self._new[0] = causal_convolution(self._model.builder, given)
+        return found
+
+    def _columns(self, x: Expr, roles: Sequence[tuple[str, int]]) -> list[Columns]:
+        """Products of x with the weights of some roles, each of so many outputs."""
+        model = self._model
+        hidden = model.config.hidden
+        parts = [model.parameters.linear(self._index, role, width, hidden) for role, width in roles]
+        return model.products.columns(x, parts)
+
+    def _rows(self, value: Expr) -> Expr:
+        """(1, n, width) -> (n, width)"""
+        return self._emit(R.reshape(value, (self._model.length, value.ty.shape.values[-1])))
+
+    def _batch(self, value: Expr) -> Expr:
+        """(n, width) -> (1, n, width)"""
+        return self._emit(R.reshape(value, (1, self._model.length, value.ty.shape.values[-1])))
+
+    def _slice(self, columns: Columns, width: int) -> Expr:
+        """(n, width)"""
+        end = columns.start + width
+        if columns.start == 0 and int(columns.data.ty.shape.values[-1]) == width:
+            return columns.data
+        return self._emit(
+            R.strided_slice(columns.data, axes=[1], begin=[columns.start], end=[end], assume_inbound=True)
+        )
+
+    def _array(self, role: str, shape: tuple[int, ...]) -> Expr:
+        return as_constant(self._model.parameters.array(self._index, role, shape))
+
+    def _emit(self, value: Expr) -> Expr:
+        return self._model.builder.emit(value)
+
+
+class _ShortConvolution(_Recurrent):
+    output_role, convolution_role = "conv_out", "conv"
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        width = self._config.width
+        [whole] = self._columns(x, [("conv_in", 3 * width)])
+        factor, gate, value = (Columns(whole.data, part * width) for part in range(3))
+        return self._batch(self._convolved(value, width, factor=factor, gate=gate))
+
+
+class _StateSpace(_Recurrent):
+    output_role, convolution_role = "ssm_out", "ssm_conv"
+    _config: StateSpace
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        return self._of_heads(x) if self._config.heads else self._of_channels(x)
+
+    def _of_channels(self, x: Expr) -> Expr:
+        """Mamba."""
+        config, parameters = self._config, self._model.parameters
+        [whole] = self._columns(x, [("ssm_in", 2 * config.inner)])
+        convolved = self._convolved(whole, config.inner, activated=True)
+        step, write, read = self._selected(convolved)
+        decay = parameters.decay(self._index, "ssm_decay", (config.inner, config.sizes))
+        given = Scan(
+            x=Columns(convolved),
+            step=Columns(step),
+            bias=None,
+            decay=as_constant(np.ascontiguousarray(decay.T)),
+            write=write,
+            read=read,
+            skip=self._array("ssm_skip", (config.inner,)),
+            state=self._old[1],
+            gate=Columns(whole.data, config.inner),
+            sequences=self._sequences,
+        )
+        found, self._new[1] = selective_scan(self._model.builder, given)
+        return self._batch(found)
+
+    def _selected(self, convolved: Expr) -> tuple[Expr, Columns, Columns]:
+        """The steps (n, inner), and what is written and read."""
+        config, products, parameters = self._config, self._model.products, self._model.parameters
+        widths = [config.rank, config.sizes, config.sizes]
+        weight = parameters.linear(self._index, "ssm_selection", sum(widths), config.inner)
+        whole = self._rows(products.product(self._batch(convolved), weight))
+        parts = [Columns(whole, start) for start in (0, config.rank, config.rank + config.sizes)]
+        if config.selection_norms != "none":
+            roles = ("ssm_step_norm", "ssm_write_norm", "ssm_read_norm")
+            triples = zip(parts, widths, roles, strict=True)
+            parts = [Columns(self._selection_norm(self._slice(part, width), role)) for part, width, role in triples]
+        low = self._batch(self._slice(parts[0], config.rank))
+        step = products.product(low, parameters.linear(self._index, "ssm_step", config.inner, config.rank))
+        return self._rows(self._softplus(step)), parts[1], parts[2]
+
+    def _selection_norm(self, x: Expr, role: str) -> Expr:
+        width = int(x.ty.shape.values[-1])
+        weighted = self._config.selection_norms == "weighted"
+        weights = self._model.parameters.weights(self._index, role, (width,)) if weighted else np.ones(width)
+        scale = as_constant(weights.astype(np.float32))
+        return self._emit(R.nn.rms_norm(x, scale, [-1], self._config.selection_epsilon))
+
+    def _of_heads(self, x: Expr) -> Expr:
+        """Mamba-2."""
+        config, parameters, each = self._config, self._model.parameters, self._config.block
+        [whole] = self._columns(x, [("ssm_in", config.inner + config.convolved + config.heads)])
+        convolved = self._convolved(Columns(whole.data, config.inner), config.convolved, activated=True)
+        shared = config.groups * config.sizes
+        skip = np.repeat(parameters.array(self._index, "ssm_skip", (config.heads,)), each)
+        given = Scan(
+            x=Columns(convolved),
+            step=Columns(whole.data, config.inner + config.convolved),
+            bias=self._array("ssm_step_bias", (config.heads,)),
+            decay=as_constant(parameters.decay(self._index, "ssm_decay", (config.heads,))),
+            write=Columns(convolved, config.inner),
+            read=Columns(convolved, config.inner + shared),
+            skip=as_constant(skip),
+            state=self._old[1],
+            gate=None if config.norm == "before" else whole,
+            limits=config.limits,
+            per_block=True,
+            groups=config.groups,
+            sequences=self._sequences,
+        )
+        found, self._new[1] = selective_scan(self._model.builder, given)
+        if config.norm != "none":
+            found = self._group_norm(found)
+        if config.norm == "before":
+            gate = self._emit(R.nn.silu(self._slice(whole, config.inner)))
+            found = self._emit(R.multiply(found, gate))
+        return self._batch(found)
+
+    def _softplus(self, x: Expr) -> Expr:
+        """log(1 + exp(x)), without overflow."""
+        small = self._emit(R.exp(self._emit(R.negative(self._emit(R.abs(x))))))
+        return self._emit(R.add(self._emit(R.nn.relu(x)), self._emit(R.log(self._emit(R.add(small, number(1.0)))))))
+
+    def _group_norm(self, x: Expr) -> Expr:
+        """Root mean square over the channels of each group."""
+        config, length = self._config, self._model.length
+        each = config.inner // config.groups
+        weight = self._model.parameters.weights(self._index, "ssm_norm", (config.inner,))
+        parts = self._emit(R.reshape(x, (length, config.groups, each)))
+        ones = as_constant(np.ones(each, np.float32))
+        normalized = self._emit(R.nn.rms_norm(parts, ones, [-1], self._model.config.epsilon))
+        whole = self._emit(R.reshape(normalized, (length, config.inner)))
+        return self._emit(R.multiply(whole, as_constant(weight)))
+
+
+class _GatedDelta(_Recurrent):
+    output_role, convolution_role = "delta_out", "delta_conv"
+    _config: GatedDelta
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        config, parameters, length = self._config, self._model.parameters, self._model.length
+        whole, gate, rate, step = self._model.products.columns(x, self._parts())
+        convolved = self._convolved(whole, config.convolved, activated=True)
+        given = DeltaRule(
+            query=Columns(convolved),
+            key=Columns(convolved, config.keys),
+            value=Columns(convolved, 2 * config.keys),
+            step=step,
+            rate=rate,
+            decay=as_constant(parameters.decay(self._index, "delta_decay", (config.heads,))),
+            bias=self._array("delta_step_bias", (config.heads,)),
+            state=self._old[1],
+            key_heads=config.key_heads,
+            rate_scale=config.rate_scale,
+            sequences=self._sequences,
+        )
+        found, self._new[1] = gated_delta_rule(self._model.builder, given)
+        weight = parameters.weights(self._index, "delta_norm", (config.value_size,))
+        heads = self._emit(R.reshape(found, (length, config.heads, config.value_size)))
+        normed = self._emit(R.nn.rms_norm(heads, as_constant(weight), [-1], self._model.config.epsilon))
+        flat = self._emit(R.reshape(normed, (length, config.values)))
+        gates = self._emit(R.nn.silu(self._slice(gate, config.values)))
+        return self._batch(self._emit(R.multiply(flat, gates)))
+
+    def _parts(self) -> list[Any]:
+        """The products: queries, keys and values; gates; rates; steps."""
+        config, parameters, hidden = self._config, self._model.parameters, self._model.config.hidden
+        if config.layout == "separate":
+            widths = {"qkv": config.convolved, "gate": config.values, "rate": config.heads, "step": config.heads}
+            return [parameters.linear(self._index, f"delta_{role}", width, hidden) for role, width in widths.items()]
+        each = config.heads // config.key_heads
+        values = each * config.value_size
+        whole = parameters.linear(self._index, "delta_joined", config.convolved + config.values, hidden)
+        rows = np.arange(config.convolved + config.values).reshape(config.key_heads, -1)
+        ends = np.cumsum([config.key_size, config.key_size, values])
+        query, key, value, gate = (part.reshape(-1) for part in np.split(rows, ends, axis=1))
+        rates = parameters.linear(self._index, "delta_rates", 2 * config.heads, hidden)
+        places = np.arange(2 * config.heads).reshape(config.key_heads, 2, each)
+        return [
+            whole.taken(np.concatenate([query, key, value])),
+            whole.taken(gate),
+            rates.taken(places[:, 0].reshape(-1)),
+            rates.taken(places[:, 1].reshape(-1)),
+        ]
+
+
+_KINDS: dict[type, Callable[..., Mixer]] = {
+    ShortConvolution: _ShortConvolution,
+    StateSpace: _StateSpace,
+    GatedDelta: _GatedDelta,
+}

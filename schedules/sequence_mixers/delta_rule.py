@@ -1,0 +1,215 @@
+"""Gated delta rule (arXiv:2412.06464): linear attention whose state is a matrix for each head, overwritten by each row.
+
+A task is some columns of the values of a head: its part of the state stays in the caches while all rows pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from schedules.codegen.nest import (
+    allocate,
+    allocate_tile,
+    broadcast,
+    expression,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    store,
+)
+from schedules.ir.stages import shape_of
+from schedules.ir.tir import Stmt, tirx
+from schedules.sequence_mixers.operands import (
+    Columns,
+    Rows,
+    cleared,
+    each_sequence,
+    sigmoid,
+    softplus,
+    task_width,
+    vector_width,
+    with_state,
+)
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BlockBuilder, Buffer, Expr
+
+_KEPT, _RATE, _TOTAL = range(3)
+_EPSILON = 1e-6  # of the lengths of queries and keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaRule:
+    """Operands of the rule, all float32.
+
+    Heads of values share heads of keys evenly, neighbours the same.
+
+    Attributes:
+        query, key: (n, key heads * key size); their lengths become 1, and the query is divided by sqrt(key size).
+        value: (n, heads * value size).
+        step, rate: (n, heads): the state is multiplied with exp(decay * softplus(step + bias)), and the correction of
+            what it holds for a key with `rate_scale` * sigmoid(rate).
+        decay, bias: (heads,).
+        state: (heads, key size, value size), or (slots, ...) of several sequences.
+        key_heads: how many there are.
+        rate_scale: see above.
+        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+    """
+
+    query: Columns
+    key: Columns
+    value: Columns
+    step: Columns
+    rate: Columns
+    decay: Expr
+    bias: Expr
+    state: Expr
+    key_heads: int
+    rate_scale: float = 1.0
+    sequences: Expr | None = None
+
+
+def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Expr]:
+    """state = kept * state; state += key (value - key state) rate; result = query state, of each head.
+
+    Returns the result (n, heads * value size) and the state that follows, emitted.
+    """
+    columns = {each: getattr(given, each) for each in ("query", "key", "value", "step", "rate")}
+    starts = {role: each.start for role, each in columns.items()}
+    roles = [*starts, "decay", "bias", *([] if given.sequences is None else ["sequences"])]
+    operands = [each.data for each in columns.values()] + [given.decay, given.bias]
+    operands += [] if given.sequences is None else [given.sequences]
+    heads, _, size = (int(each) for each in given.state.ty.shape.values[-3:])
+
+    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
+        return _Loops(given, dict(zip(roles, ins, strict=True)), starts, result, state).code()
+
+    return with_state(builder, "gated_delta_rule", operands, given.state, heads * size, body)
+
+
+class _Loops:
+    """The loops of one kernel."""
+
+    def __init__(
+        self, given: DeltaRule, named: dict[str, Buffer], starts: dict[str, int], result: Buffer, state: Buffer
+    ) -> None:
+        self._given, self._named, self._starts = given, named, starts
+        self._result, self._state = result, state
+        self._heads, self._keys, self._values = (int(each) for each in shape_of(state)[-3:])
+        self._width = task_width(self._values)
+        self._lanes = vector_width(self._width)
+        self._vectors = self._width // self._lanes
+
+    def code(self) -> Stmt:
+        """The statement."""
+        sequences = self._named.get("sequences")
+        slots = shape_of(self._state)[0] if sequences is not None else 1
+        parts = self._values // self._width
+
+        def task(number: Expr) -> Stmt:
+            head = tirx.floordiv(expression(number), expression(parts))
+            first = tirx.floormod(expression(number), expression(parts)) * self._width
+            return each_sequence(
+                sequences, shape_of(self._result)[0], slots, lambda rows: self._sequence(rows, head, first)
+            )
+
+        return parallel("part", self._heads * parts, task)
+
+    def _sequence(self, rows: Rows, head: Expr, first: Expr) -> Stmt:
+        sums, sums_made = allocate_tile("sum", (self._vectors, self._lanes), "float32")
+        parts, parts_made = allocate_tile("delta", (self._vectors, self._lanes), "float32")
+        (key, key_made), (query, query_made) = (
+            allocate(name, (self._keys,), "float32", "local") for name in ("key", "query")
+        )
+        scalars, scalars_made = allocate("scalars", (3,), "float32", "local")
+        every, vectors = lanes_of(0, self._lanes), range(self._vectors)
+        zero = broadcast(tirx.const(0.0, "float32"), self._lanes)
+
+        def state(index: Expr, at: int) -> tuple[Expr, ...]:
+            return (*rows.slot, head, index, lanes_of(first + at * self._lanes, self._lanes))
+
+        def remembered(index: Expr) -> Stmt:
+            factor = broadcast(load(key, index), self._lanes)
+            return sequence(
+                [store(sums, load(sums, at, every) + load(self._state, *state(index, at)) * factor, at, every)
+                 for at in vectors]
+            )  # fmt: skip
+
+        def updated(index: Expr) -> Stmt:
+            factor, wanted = (broadcast(load(each, index), self._lanes) for each in (key, query))
+            kept = broadcast(load(scalars, _KEPT), self._lanes)
+            steps = []
+            for at in vectors:
+                where = state(index, at)
+                new = load(self._state, *where) * kept + load(parts, at, every) * factor
+                steps.append(store(self._state, new, *where))
+                steps.append(store(sums, load(sums, at, every) + load(self._state, *where) * wanted, at, every))
+            return sequence(steps)
+
+        def row(number: Expr) -> Stmt:
+            place = rows.first + number
+            kept, rate = (broadcast(load(scalars, each), self._lanes) for each in (_KEPT, _RATE))
+            clear = [store(sums, zero, at, every) for at in vectors]
+            deltas = [
+                store(parts, (self._value(place, head, first, at) - load(sums, at, every) * kept) * rate, at, every)
+                for at in vectors
+            ]
+            results = [
+                store(self._result, load(sums, at, every), place,
+                      lanes_of(head * self._values + first + at * self._lanes, self._lanes))
+                for at in vectors
+            ]  # fmt: skip
+            return sequence(
+                self._scalars(scalars, place, head),
+                self._normalized(key, "key", scalars, place, head, 1.0),
+                self._normalized(query, "query", scalars, place, head, self._keys**-0.5),
+                clear,
+                repeat("index", self._keys, remembered),
+                deltas,
+                clear,
+                repeat("index", self._keys, updated),
+                results,
+            )
+
+        made = [sums_made, parts_made, [key_made, query_made, scalars_made]]
+        begin = cleared(self._state, [*rows.slot, head, first], (self._keys, self._width), rows.begins)
+        return sequence(*made, begin, repeat("row", rows.count, row))
+
+    def _scalars(self, scalars: Buffer, row: Expr, head: Expr) -> list[Stmt]:
+        step, rate = (load(self._named[role], row, head + self._starts[role]) for role in ("step", "rate"))
+        decay, bias = (load(self._named[role], head) for role in ("decay", "bias"))
+        scale = tirx.const(self._given.rate_scale, "float32")
+        return [
+            store(scalars, tirx.exp(decay * softplus(step + bias)), _KEPT),
+            store(scalars, scale * sigmoid(rate), _RATE),
+        ]
+
+    def _normalized(
+        self, target: Buffer, role: str, scalars: Buffer, row: Expr, head: Expr, scale: float
+    ) -> list[Stmt]:
+        """A vector of length `scale`, in a buffer."""
+        shared = tirx.floordiv(head, expression(self._heads // self._given.key_heads))
+        start = shared * self._keys + self._starts[role]
+
+        def square(index: Expr) -> Stmt:
+            value = load(self._named[role], row, start + index)
+            return store(scalars, load(scalars, _TOTAL) + value * value, _TOTAL)
+
+        def copy(index: Expr) -> Stmt:
+            return store(target, load(self._named[role], row, start + index) * load(scalars, _TOTAL), index)
+
+        length = tirx.sqrt(load(scalars, _TOTAL) + tirx.const(_EPSILON, "float32"))
+        return [
+            store(scalars, tirx.const(0.0, "float32"), _TOTAL),
+            repeat("index", self._keys, square),
+            store(scalars, tirx.const(scale, "float32") / length, _TOTAL),
+            repeat("index", self._keys, copy),
+        ]
+
+    def _value(self, row: Expr, head: Expr, first: Expr, at: int) -> Expr:
+        start = head * self._values + first + (at * self._lanes + self._starts["value"])
+        return load(self._named["value"], row, lanes_of(start, self._lanes))
