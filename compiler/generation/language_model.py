@@ -28,7 +28,7 @@ from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.prompts import Prompt, PromptReader
 from compiler.generation.result import Generation
 from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
-from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
+from compiler.generation.steps import BatchedSteps, SessionSteps, Steps, can_rewind
 from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
@@ -190,6 +190,12 @@ class LanguageModel:
             raise OptionError(
                 "speculative decoding needs a module that returns the logits of several tokens per run",
                 "compile it with sequences=True (tensorwright compile --sequences)",
+            )
+        if options.speculative and not can_rewind(self.module):
+            raise OptionError(
+                "speculative decoding does not apply to models with recurrent mixers: their states cannot go back to "
+                "what they were before a guess",
+                "leave it out",
             )
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")

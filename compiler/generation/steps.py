@@ -79,6 +79,11 @@ class ChunkInputs(Protocol):
         """Inputs of a chunk, by name."""
 
 
+def can_rewind(module: Module) -> bool:
+    """True if all states have rows; others, of recurrent mixers, are overwritten by each run."""
+    return all(state.axis is not None for state in module.manifest.states)
+
+
 class SessionSteps:
     """A session of the module for each slot, run one after the other: for every language model."""
 
@@ -90,7 +95,7 @@ class SessionSteps:
         self._capacity = capacity if has_open_capacity(module.manifest) else None
         self._module, self.slots = module, slots
         self._sessions: dict[int, Session] = {}
-        self.rewinds = all(state.axis is not None for state in module.manifest.states)
+        self.rewinds = can_rewind(module)
         self.room = self._session(0).capacity
 
     def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
@@ -133,12 +138,14 @@ class SessionSteps:
 class BatchedSteps:
     """One session with a slot for each sequence, and one run a step, of a module that was compiled for several."""
 
-    joins = verifies = rewinds = True
+    joins = True
 
     def __init__(self, module: Module, slots: int, capacity: int) -> None:
         self.slots = slots
         self.room: int | None = capacity
-        self._session = module.session(capacity=capacity, sizes={"slots": slots})
+        self.verifies = self.rewinds = can_rewind(module)
+        rows = capacity if has_open_capacity(module.manifest) else None
+        self._session = module.session(capacity=rows, sizes={"slots": slots})
 
     def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
         """See `Steps.run`."""

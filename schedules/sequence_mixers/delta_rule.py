@@ -46,7 +46,7 @@ _EPSILON = 1e-6  # of the lengths of queries and keys
 class DeltaRule:
     """Operands of the rule, all float32.
 
-    Heads of values share heads of keys evenly, neighbours the same.
+    Heads of values share heads of keys evenly: neighbours the same, or where `tiled` every so many.
 
     Attributes:
         query, key: (n, key heads * key size); their lengths become 1, and the query is divided by sqrt(key size).
@@ -55,7 +55,7 @@ class DeltaRule:
             what it holds for a key with `rate_scale` * sigmoid(rate).
         decay, bias: (heads,).
         state: (heads, key size, value size), or (slots, ...) of several sequences.
-        key_heads: how many there are.
+        key_heads, tiled: how many there are, and see above.
         rate_scale: see above.
         sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
     """
@@ -69,6 +69,7 @@ class DeltaRule:
     bias: Expr
     state: Expr
     key_heads: int
+    tiled: bool = False
     rate_scale: float = 1.0
     sequences: Expr | None = None
 
@@ -192,7 +193,12 @@ class _Loops:
         self, target: Buffer, role: str, scalars: Buffer, row: Expr, head: Expr, scale: float
     ) -> list[Stmt]:
         """A vector of length `scale`, in a buffer."""
-        shared = tirx.floordiv(head, expression(self._heads // self._given.key_heads))
+        keys = self._given.key_heads
+        shared = (
+            tirx.floormod(head, expression(keys))
+            if self._given.tiled
+            else tirx.floordiv(head, expression(self._heads // keys))
+        )
         start = shared * self._keys + self._starts[role]
 
         def square(index: Expr) -> Stmt:

@@ -45,7 +45,10 @@ def _names(found: Gguf, config: DecoderConfig, file: GgufFile) -> Names:
     roles = {**names.roles, **found.roles}
     if config.parallel and "blk.0.ffn_norm.weight" not in file.names:  # both parts of a block read what one norm gives
         del roles["mlp_norm"]
-    if all(f"blk.0.{name}.weight" in file.names for name in found.second.values()):
+    if found.second and all(f"blk.0.{name}.weight" in file.names for name in found.second.values()):
         roles |= found.second
-    tables = [name if f"{name}.weight" in file.names else None for name in ("position_embd", "token_embd_norm")]
-    return replace(names, roles=roles, positions=tables[0], embedding_norm=tables[1])
+    tables = [
+        name if f"{name}.weight" in file.names and name != found.norm else None
+        for name in ("position_embd", "token_embd_norm")
+    ]
+    return replace(names, norm=found.norm, roles=roles, positions=tables[0], embedding_norm=tables[1])

@@ -50,6 +50,7 @@ _KEYS = {
     "ssm.group_count": "mamba_n_groups",
     "ssm.dt_b_c_rms": "dt_b_c_rms",
     "shortconv.l_cache": "conv_L_cache",
+    "full_attention_interval": "full_attention_interval",
 }
 # What llama.cpp computes with where a file does not say it, instead of a family's own defaults.
 _DEFAULTS: Mapping[str, Any] = {

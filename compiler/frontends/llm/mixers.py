@@ -82,7 +82,9 @@ class GatedDelta:
         heads, key_heads: of values, and of queries and keys, which groups of them share.
         key_size, value_size: widths of these heads.
         taps: of the convolution.
-        layout: of the products: "joined", by key head in two tensors (Qwen3-Next), or "separate" in four (Qwen3.5).
+        layout: of the products: "joined", by key head in two tensors (Qwen3-Next), "separate" in four (Qwen3.5), or
+            "mixed", separate ones but for rates and steps (GGUF files of Qwen3-Next).
+        tiled: value head i reads key head i % key_heads (GGUF files of Qwen3.5); else neighbours share one.
         rate_scale: what the correction is multiplied with, beside its sigmoid.
     """
 
@@ -91,7 +93,8 @@ class GatedDelta:
     key_size: int
     value_size: int
     taps: int
-    layout: Literal["joined", "separate"] = "separate"
+    layout: Literal["joined", "separate", "mixed"] = "separate"
+    tiled: bool = False
     rate_scale: float = 1.0
 
     @property

@@ -176,6 +176,17 @@ def gguf_names(norms: str) -> Names:
         "ssm_step_norm": "ssm_dt_norm",
         "ssm_write_norm": "ssm_b_norm",
         "ssm_read_norm": "ssm_c_norm",
+        "delta_joined": "ssm_in",
+        "delta_rates": "ssm_ba",
+        "delta_qkv": "attn_qkv",
+        "delta_gate": "attn_gate",
+        "delta_step": "ssm_alpha",
+        "delta_rate": "ssm_beta",
+        "delta_conv": "ssm_conv1d",
+        "delta_step_bias": "ssm_dt.bias",
+        "delta_decay": "ssm_a",
+        "delta_norm": "ssm_norm",
+        "delta_out": "ssm_out",
     }
     if norms != "post":
         roles |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}

@@ -258,7 +258,9 @@ class Parameters:
         if self._storage.bare_norms:
             return Norm(None)
         assert name is not None
-        weight = self._checkpoint.vector(f"{name}.weight", size) + np.float32(self._storage.norm_offset)
+        bare = self._checkpoint.has(name) and not self._checkpoint.has(f"{name}.weight")  # Falcon-H1's in GGUF files
+        stored = self._checkpoint.vector(name if bare else f"{name}.weight", size)
+        weight = stored + np.float32(self._storage.norm_offset)
         has_bias = self._checkpoint.has(f"{name}.bias")
         return Norm(weight, self._checkpoint.vector(f"{name}.bias", size) if has_bias else None)
 

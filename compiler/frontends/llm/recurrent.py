@@ -10,6 +10,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.emitter import Emitter, number
 from compiler.frontends.llm.mixers import GatedDelta, Recurrent, ShortConvolution, StateSpace
+from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.matching import as_constant
 from schedules.sequence_mixers.convolution import Convolution, causal_convolution
 from schedules.sequence_mixers.delta_rule import DeltaRule, gated_delta_rule
@@ -242,6 +243,7 @@ class _GatedDelta(_Recurrent):
             bias=self._array("delta_step_bias", (config.heads,)),
             state=self._old[1],
             key_heads=config.key_heads,
+            tiled=config.tiled,
             rate_scale=config.rate_scale,
             sequences=self._sequences,
         )
@@ -253,26 +255,27 @@ class _GatedDelta(_Recurrent):
         gates = self._emit(R.nn.silu(self._slice(gate, config.values)))
         return self._batch(self._emit(R.multiply(flat, gates)))
 
-    def _parts(self) -> list[Any]:
+    def _parts(self) -> list[Linear]:
         """The products: queries, keys and values; gates; rates; steps."""
         config, parameters, hidden = self._config, self._model.parameters, self._model.config.hidden
+        each = config.heads // config.key_heads
+
+        def linear(role: str, width: int) -> Linear:
+            return parameters.linear(self._index, f"delta_{role}", width, hidden)
+
         if config.layout == "separate":
             widths = {"qkv": config.convolved, "gate": config.values, "rate": config.heads, "step": config.heads}
-            return [parameters.linear(self._index, f"delta_{role}", width, hidden) for role, width in widths.items()]
-        each = config.heads // config.key_heads
-        values = each * config.value_size
-        whole = parameters.linear(self._index, "delta_joined", config.convolved + config.values, hidden)
-        rows = np.arange(config.convolved + config.values).reshape(config.key_heads, -1)
-        ends = np.cumsum([config.key_size, config.key_size, values])
-        query, key, value, gate = (part.reshape(-1) for part in np.split(rows, ends, axis=1))
-        rates = parameters.linear(self._index, "delta_rates", 2 * config.heads, hidden)
+            return [linear(role, width) for role, width in widths.items()]
+        rates = linear("rates", 2 * config.heads)
         places = np.arange(2 * config.heads).reshape(config.key_heads, 2, each)
-        return [
-            whole.taken(np.concatenate([query, key, value])),
-            whole.taken(gate),
-            rates.taken(places[:, 0].reshape(-1)),
-            rates.taken(places[:, 1].reshape(-1)),
-        ]
+        rate, step = (rates.taken(places[:, part].reshape(-1)) for part in range(2))
+        if config.layout == "mixed":
+            return [linear("qkv", config.convolved), linear("gate", config.values), rate, step]
+        whole = linear("joined", config.convolved + config.values)
+        rows = np.arange(config.convolved + config.values).reshape(config.key_heads, -1)
+        ends = np.cumsum([config.key_size, config.key_size, each * config.value_size])
+        query, key, value, gate = (part.reshape(-1) for part in np.split(rows, ends, axis=1))
+        return [whole.taken(np.concatenate([query, key, value])), whole.taken(gate), rate, step]
 
 
 _KINDS: dict[type, Callable[..., Mixer]] = {

@@ -29,6 +29,7 @@ class Gguf:
     Attributes:
         name: of the architecture.
         norms: as of `gguf_names`.
+        norm: the tensor of the last norm.
         interleaved: rows of queries and keys are ordered for rotary embeddings of adjacent pairs.
         values: settings that files lack, or that llama.cpp computes with instead.
         keys: metadata of the architecture -> setting, beside the common ones.
@@ -39,6 +40,7 @@ class Gguf:
 
     name: str
     norms: str = "pre"
+    norm: str = "output_norm"
     interleaved: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)

@@ -45,7 +45,9 @@ def listed_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def kinds_by_interval(settings: Settings, count: int) -> list[str]:
-    """Jamba: one layer of so many has attention, from one on."""
+    """Jamba: one layer of so many has attention, from one on, where no list says it."""
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
     period, offset = settings.size("attn_layer_period", 8), settings.number("attn_layer_offset", 4)
     return [FULL if index % period == offset else RECURRENT for index in range(count)]
 
@@ -53,7 +55,7 @@ def kinds_by_interval(settings: Settings, count: int) -> list[str]:
 def kinds_of_nemotron(settings: Settings, count: int) -> list[str]:
     """Those of the list, or of a letter each."""
     pattern = settings.get("hybrid_override_pattern")
-    if pattern is None or settings.get("layers_block_type") is not None:
+    if pattern is None:
         kinds = listed_kinds(settings, count)
     elif isinstance(pattern, str) and len(pattern) == count and set(pattern) <= set(_LETTERS):
         kinds = [_LETTERS[letter] for letter in pattern]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from compiler.errors import InvalidModelError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.families.family import Family, Gguf, mixture
 from compiler.frontends.llm.families.layer_kinds import kinds_by_interval, kinds_of_nemotron, listed_kinds
+from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.mixers import GatedDelta, ShortConvolution, StateSpace
 from compiler.frontends.llm.names import GRANITE_EXPERTS, QWEN_EXPERTS, Names, hugging_face_names, recurrent_roles
 from compiler.frontends.llm.parameters import Storage
@@ -102,7 +104,8 @@ def _gated_delta(settings: Settings) -> GatedDelta:
         key_size=settings.size("linear_key_head_dim"),
         value_size=settings.size("linear_value_head_dim"),
         taps=settings.size("linear_conv_kernel_dim", 4),
-        layout="joined" if settings.flag("joined") else "separate",
+        layout=settings.get("layout") or "separate",
+        tiled=settings.flag("tiled"),
     )
 
 
@@ -130,6 +133,8 @@ def _granite_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 def _jamba_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     """Every so many layers, from one on."""
+    if settings.get("mlp_only_layers") is not None:
+        return mixture(settings, layer)
     period, offset = settings.size("expert_layer_period", 2), settings.number("expert_layer_offset", 1)
     return mixture(settings, layer) if settings.size("num_experts") > 1 and layer % period == offset else None
 
@@ -167,6 +172,55 @@ def _falcon_h1(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, logit_scale=settings.number("lm_head_multiplier", 1.0))
 
 
+def _by_key_heads(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The kinds of layers of which those without heads of keys have no attention, those without a width no MLP."""
+    heads, widths = (values.get(key) for key in ("num_key_value_heads", "intermediate_size"))
+    if not isinstance(heads, list):
+        return {}
+    kinds = ["full_attention" if count else "recurrent" for count in heads]
+    found: dict[str, Any] = {"num_key_value_heads": max(heads)}
+    if isinstance(widths, list):
+        kinds = ["mlp" if width else kind for kind, width in zip(kinds, widths, strict=True)]
+        found["intermediate_size"] = max(widths)
+    return {**found, "layer_types": kinds}
+
+
+def _granite_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Files with experts have another width for the MLP beside them."""
+    rotates = file.value("granitehybrid.rope.scaling.finetuned", True)
+    found = {**_by_key_heads(file, values), "position_embedding_type": "rope" if rotates else "nope"}
+    shared = values.get("shared_expert_intermediate_size", values.get("intermediate_size"))
+    return {**found, "shared_expert_intermediate_size": shared}
+
+
+def _falcon_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"mamba_rms_norm": "blk.0.ssm_norm.weight" in file.names, "mamba_norm_before_gate": False}
+
+
+def _jamba_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Layers with experts are those whose tensors are there."""
+    layers = range(values.get("num_hidden_layers", 0))
+    dense = [index for index in layers if f"blk.{index}.ffn_gate_inp.weight" not in file.names]
+    return {**_by_key_heads(file, values), "mlp_only_layers": dense}
+
+
+_DELTA_KEYS = {
+    "ssm.inner_size": "linear_inner",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+}
+
+
+def _delta_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The width of values, and older files of Qwen3-Next, whose products are joined as in folders."""
+    joined = any(name.endswith(".ssm_in.weight") for name in file.names)
+    size = values.get("linear_inner", 0) // max(1, values.get("linear_num_value_heads", 1))
+    return {**_by_key_heads(file, values), "linear_value_head_dim": size, **({"layout": "joined"} if joined else {})}
+
+
+_HEADS = {"ssm.time_step_rank": "mamba_n_heads"}
 _SSM = {
     "mamba_expand": "expand",
     "mamba_d_state": "state_size",
@@ -281,6 +335,9 @@ RECURRENT: dict[str, Family] = {
             "block_ffn_dim_multiplier": 1.0,
         },
         aliases={"rms_norm_eps": "norm_eps", "intermediate_size": "block_ff_dim"},
+        gguf=(
+            Gguf(name="lfm2", norm="token_embd_norm", read=_by_key_heads, values={"block_auto_adjust_ff_dim": False}),
+        ),
     ),
     "granitemoehybrid": Family(
         names=_granite_names,
@@ -292,6 +349,15 @@ RECURRENT: dict[str, Family] = {
         refused=_SILU,
         defaults={"attention_multiplier": 1.0, "num_experts_per_tok": 2, "norm_topk_prob": True},
         aliases={"shared_expert_intermediate_size": "shared_intermediate_size"},
+        gguf=(
+            Gguf(
+                name="granitehybrid",
+                interleaved=True,
+                keys=_HEADS,
+                values={"attention_multiplier": None},
+                read=_granite_gguf,
+            ),
+        ),
     ),
     "falcon_h1": Family(
         names=_FEED_FORWARD_NAMES,
@@ -302,6 +368,8 @@ RECURRENT: dict[str, Family] = {
         refused=_SILU,
         defaults={"rms_norm_eps": 1e-5, "mamba_d_ssm": 1024, "mamba_norm_before_gate": True, "mamba_rms_norm": False},
         unused=(".rotary_emb.inv_freq", ".mup_vector"),
+        # Converters multiply weights with the factors.
+        gguf=(Gguf(name="falcon-h1", keys=_HEADS, read=_falcon_gguf),),
     ),
     "bamba": Family(
         names=_FEED_FORWARD_NAMES,
@@ -318,6 +386,14 @@ RECURRENT: dict[str, Family] = {
         positions="none",
         refused=_SILU,
         defaults={"num_experts": 16, "num_experts_per_tok": 2},
+        gguf=(
+            Gguf(
+                name="jamba",
+                keys={"ssm.time_step_rank": "mamba_dt_rank"},
+                values={"norm_topk_prob": False, "num_experts": None},
+                read=_jamba_gguf,
+            ),
+        ),
     ),
     "nemotron_h": Family(
         names=Names("backbone.embeddings", "backbone.norm_f", "lm_head", "backbone.layers.{index}.", _NEMOTRON),
@@ -336,6 +412,7 @@ RECURRENT: dict[str, Family] = {
             "mamba_d_state": "ssm_state_size",
             "hidden_act": "mlp_hidden_act",
         },
+        gguf=(Gguf(name="nemotron_h", keys=_HEADS, read=_by_key_heads),),
     ),
     "qwen3_next": Family(
         names=hugging_face_names(roles={**QWEN_EXPERTS, **_DELTA}),
@@ -344,7 +421,16 @@ RECURRENT: dict[str, Family] = {
         changes=_gated,
         storage=_NORM_OFFSET,
         refused=_SILU,
-        defaults={**_QWEN_NEXT, "joined": True},
+        defaults={**_QWEN_NEXT, "layout": "joined"},
+        gguf=(
+            Gguf(
+                name="qwen3next",
+                keys=_DELTA_KEYS,
+                values={"layout": "mixed"},
+                read=_delta_gguf,
+                roles={"mlp_norm": "post_attention_norm"},
+            ),
+        ),
     ),
     "qwen3_5_text": Family(
         names=hugging_face_names(roles=_DELTA),
@@ -354,6 +440,15 @@ RECURRENT: dict[str, Family] = {
         storage=_NORM_OFFSET,
         refused=_SILU,
         defaults=_QWEN_NEXT,
+        gguf=(
+            Gguf(
+                name="qwen35",
+                keys=_DELTA_KEYS,
+                values={"tiled": True},
+                read=_delta_gguf,
+                roles={"mlp_norm": "post_attention_norm"},
+            ),
+        ),
     ),
     "qwen3_5_moe_text": Family(
         names=hugging_face_names(roles={**QWEN_EXPERTS, **_DELTA}),
@@ -363,5 +458,14 @@ RECURRENT: dict[str, Family] = {
         storage=_NORM_OFFSET,
         refused=_SILU,
         defaults={**_QWEN_NEXT, "num_experts_per_tok": 8},
+        gguf=(
+            Gguf(
+                name="qwen35moe",
+                keys=_DELTA_KEYS,
+                values={"tiled": True},
+                read=_delta_gguf,
+                roles={"mlp_norm": "post_attention_norm"},
+            ),
+        ),
     ),
 }

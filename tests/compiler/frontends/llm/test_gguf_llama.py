@@ -15,6 +15,7 @@ from compiler.frontends.llm.families import ARCHITECTURES
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from tests.compiler.frontends.llm.gpt_gguf import NAMES
+from tests.compiler.frontends.llm.recurrent_gguf import ARCHITECTURES as RECURRENT
 
 _GPT = {"norm": "layer", "gated": False}
 _GEMMA = {"activation": "gelu_tanh", "embedding_scale": 8**0.5}
@@ -92,7 +93,7 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
 
 
 def test_every_architecture_is_tested() -> None:
-    assert set(ARCHITECTURES) == set(KINDS) | set(NAMES) | {"mamba", "mamba2"}
+    assert set(ARCHITECTURES) == set(KINDS) | set(NAMES) | {each for each, _, _ in RECURRENT.values()}
 
 
 def test_files_without_the_factors_of_minicpm_are_refused(tmp_path: Path) -> None:

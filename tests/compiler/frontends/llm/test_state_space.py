@@ -11,7 +11,7 @@ import compiler
 from compiler.errors import OptionError
 from compiler.generation.language_model import LanguageModel
 from tests.compiler.frontends.llm.families import greedy, save_model
-from tests.compiler.frontends.llm.state_space_gguf import write_state_space_gguf
+from tests.compiler.frontends.llm.recurrent_gguf import write_recurrent_gguf
 
 pytest.importorskip("transformers")
 _STEPS = 8
@@ -34,6 +34,6 @@ def test_logits_and_tokens_equal_those_of_transformers(name: str, tmp_path: Path
         with pytest.raises(OptionError, match="cannot be rewound"):
             session.rewind(1)
     # The same numbers in a GGUF file give the same logits.
-    stored = write_state_space_gguf(tmp_path / "model.gguf", tmp_path)
+    stored = write_recurrent_gguf(tmp_path / "model.gguf", tmp_path)
     again = compiler.compile(stored, threads=1).session().run([prompt[None]])["logits"]
     np.testing.assert_allclose(again[0, 0], wanted[0], rtol=0, atol=1e-5 * abs(wanted[0]).max())

@@ -1,0 +1,305 @@
+"""Folders of models with recurrent mixers as llama.cpp's converter writes them: float32, a tokenizer of bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+from tests.compiler.generation.models import byte_tokens
+
+Config: TypeAlias = "dict[str, Any]"
+Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_eps")
+
+
+def write_recurrent_gguf(path: Path, folder: Path) -> Path:
+    """The model of a folder."""
+    config: Config = json.loads((folder / "config.json").read_text())
+    name, describe, convert = ARCHITECTURES[config["model_type"]]
+    tensors = load_file(folder / "model.safetensors")
+    layers = config.get("num_hidden_layers") or len(config["layers_block_type"])
+    writer = gguf.GGUFWriter(path, name)
+    writer.add_context_length(config.get("max_position_embeddings", 1 << 20))
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(layers)
+    writer.add_head_count(config.get("num_attention_heads", 0))
+    writer.add_layer_norm_rms_eps(next(config[key] for key in _EPSILONS if key in config))
+    describe(writer, config)
+    _add_tokenizer(writer, config["vocab_size"])
+    names = gguf.get_tensor_name_map(next(arch for arch, each in gguf.MODEL_ARCH_NAMES.items() if each == name), layers)
+    for key, values in convert(_plain(tensors, config), config).items():
+        known = key if key.startswith("blk.") else names.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert known is not None, key
+        writer.add_tensor(known, np.ascontiguousarray(values, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    tokens = byte_tokens()[: size - 1]
+    merged = tokens[65:67]
+    tokens.append("".join(merged))
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges([" ".join(merged)])
+    writer.add_eos_token_id(0)
+
+
+def _plain(tensors: Tensors, config: Config) -> Tensors:
+    """What all architectures do alike: decays, convolutions, skips, the biases of steps."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if name.endswith("A_log"):
+            values = -np.exp(values)
+        if name.endswith(("conv1d.weight", "conv.conv.weight")):
+            values = values[:, 0]
+        if name.endswith((".D", "A_log")) and values.ndim == 1 and "linear_num_key_heads" not in config:
+            values = values[:, None] if config["model_type"] not in ("mamba", "falcon_mamba", "jamba") else values
+        if name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
+            groups = config.get("mamba_n_groups") or config["n_groups"]
+            values = values.reshape(groups, -1)
+        found[name.replace("dt_bias", "dt_proj.bias")] = values
+    return found
+
+
+def _experts(tensors: Tensors, prefix: str) -> Tensors:
+    """The weights of experts, one for each, in stacks."""
+    found, stacks = dict[str, Any](), dict[str, list[np.ndarray[Any, Any]]]()
+    for name, values in sorted(
+        tensors.items(), key=lambda each: [int(x) if x.isdigit() else x for x in each[0].split(".")]
+    ):
+        if f".{prefix}.experts." not in name:
+            found[name] = values
+            continue
+        layer, part = name.split(".")[2], name.split(".")[-2].removesuffix("_proj")
+        stacks.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", []).append(values)
+    return {**found, **{name: np.stack(parts) for name, parts in stacks.items()}}
+
+
+def _kinds(config: Config, layers: int) -> list[bool]:
+    """Of each layer, whether it has attention."""
+    listed = config.get("layer_types") or config.get("layers_block_type")
+    if listed is not None:
+        return [kind == "full_attention" for kind in listed]
+    return [index % config["attn_layer_period"] == config["attn_layer_offset"] for index in range(layers)]
+
+
+def _key_heads(writer: gguf.GGUFWriter, config: Config) -> None:
+    layers = config.get("num_hidden_layers") or len(config["layers_block_type"])
+    writer.add_head_count_kv([config["num_key_value_heads"] if attends else 0 for attends in _kinds(config, layers)])
+
+
+def _describe_scan(writer: gguf.GGUFWriter, taps: int, inner: int, sizes: int, rank: int, groups: int | None) -> None:
+    writer.add_ssm_conv_kernel(taps)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(sizes)
+    writer.add_ssm_time_step_rank(rank)
+    if groups is not None:
+        writer.add_ssm_group_count(groups)
+
+
+def _mamba(writer: gguf.GGUFWriter, config: Config) -> None:
+    inner = int(config["expand"] * config["hidden_size"])
+    heads = config.get("num_heads")
+    rank = config["time_step_rank"] if heads is None else heads
+    groups = None if heads is None else config["n_groups"]
+    _describe_scan(writer, config["conv_kernel"], inner, config["state_size"], rank, groups)
+    writer.add_feed_forward_length(0)
+    if config["model_type"] == "falcon_mamba":
+        writer.add_ssm_dt_b_c_rms(True)
+
+
+def _lfm2(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_feed_forward_length(256)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_shortconv_l_cache(config["conv_L_cache"])
+    _key_heads(writer, config)
+
+
+def _describe_mamba2(writer: gguf.GGUFWriter, config: Config) -> None:
+    inner = config.get("mamba_d_ssm") or config["mamba_expand"] * config["hidden_size"]
+    sizes = config["mamba_d_state"], config["mamba_n_heads"], config["mamba_n_groups"]
+    _describe_scan(writer, config["mamba_d_conv"], inner, *sizes)
+
+
+def _granite(writer: gguf.GGUFWriter, config: Config) -> None:
+    _describe_mamba2(writer, config)
+    _key_heads(writer, config)
+    has_experts = bool(config["num_local_experts"])
+    writer.add_feed_forward_length(config["intermediate_size"] if has_experts else config["shared_intermediate_size"])
+    if has_experts:
+        writer.add_expert_count(config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
+    writer.add_embedding_scale(config["embedding_multiplier"])
+    writer.add_residual_scale(config["residual_multiplier"])
+    writer.add_attention_scale(config["attention_multiplier"])
+    writer.add_logit_scale(config["logits_scaling"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_scaling_finetuned(config.get("position_embedding_type") == "rope")
+
+
+def _granite_tensors(tensors: Tensors, config: Config) -> Tensors:
+    found: Tensors = {}
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, values in tensors.items():
+        layer = name.split(".")[2] if "layers" in name else ""
+        kind = name.split(".")[-2]
+        if kind in heads:
+            values = _interleaved(values, heads[kind])
+        if "input_linear" in name:
+            suffix = ("_exps" if "block_sparse_moe" in name else "_shexp") if config["num_local_experts"] else ""
+            gate, up = np.split(values, 2, axis=-2)
+            found |= {f"blk.{layer}.ffn_gate{suffix}.weight": gate, f"blk.{layer}.ffn_up{suffix}.weight": up}
+        elif "shared_mlp.output_linear" in name:
+            suffix = "_shexp" if config["num_local_experts"] else ""
+            found[f"blk.{layer}.ffn_down{suffix}.weight"] = values
+        else:
+            found[name] = values
+    return found
+
+
+def _interleaved(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Rows of heads with rotated pairs side by side."""
+    return values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+
+
+def _falcon_h1(writer: gguf.GGUFWriter, config: Config) -> None:
+    _describe_mamba2(writer, config)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_value_length(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+
+
+def _falcon_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """The factors are part of the weights."""
+    inner, shared = config["mamba_d_ssm"], config["mamba_n_groups"] * config["mamba_d_state"]
+    rows = np.repeat(config["ssm_multipliers"], [inner, inner, shared, shared, config["mamba_n_heads"]])
+    gate, down = config["mlp_multipliers"]
+    attention = config["attention_in_multiplier"]
+    factors = {
+        "mamba.in_proj": rows[:, None] * config["ssm_in_multiplier"],
+        "mamba.out_proj": config["ssm_out_multiplier"],
+        "q_proj": attention,
+        "k_proj": attention * config["key_multiplier"],
+        "v_proj": attention,
+        "o_proj": config["attention_out_multiplier"],
+        "gate_proj": gate,
+        "down_proj": down,
+        "embed_tokens": config["embedding_multiplier"],
+        "lm_head": config["lm_head_multiplier"],
+    }
+    return {
+        name: values * math.prod(each for end, each in factors.items() if name.endswith(f"{end}.weight"))
+        for name, values in tensors.items()
+    }
+
+
+def _jamba(writer: gguf.GGUFWriter, config: Config) -> None:
+    inner = config["mamba_expand"] * config["hidden_size"]
+    _describe_scan(writer, config["mamba_d_conv"], inner, config["mamba_d_state"], config["mamba_dt_rank"], None)
+    _key_heads(writer, config)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+
+
+def _nemotron(writer: gguf.GGUFWriter, config: Config) -> None:
+    inner = config["mamba_num_heads"] * config["mamba_head_dim"]
+    sizes = config["ssm_state_size"], config["mamba_num_heads"], config["n_groups"]
+    _describe_scan(writer, config["conv_kernel"], inner, *sizes)
+    _key_heads(writer, config)
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    widths = [config["intermediate_size"] if kind == "mlp" else 0 for kind in config["layers_block_type"]]
+    writer.add_feed_forward_length(widths)
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+
+
+def _qwen(writer: gguf.GGUFWriter, config: Config) -> None:
+    heads, keys = config["linear_num_value_heads"], config["linear_num_key_heads"]
+    sizes = config["linear_value_head_dim"] * heads, config["linear_key_head_dim"], heads, keys
+    _describe_scan(writer, config["linear_conv_kernel_dim"], *sizes)
+    writer.add_feed_forward_length(config.get("intermediate_size", 0))
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(int(config["head_dim"] * config["rope_parameters"]["partial_rotary_factor"]))
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    if config["model_type"] != "qwen3_next":
+        writer.add_rope_dimension_sections([1, 1, 0, 0])  # parts of an image's positions, which a text's all equal
+    writer.add_full_attention_interval(config["layer_types"].index("full_attention") + 1)
+    if "num_experts" in config:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def _qwen_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """Norms less 1 become those of llama.cpp, fused products separate, and heads of values tiled (Qwen3.5)."""
+    keys, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    size, width = config["linear_value_head_dim"], config["linear_key_head_dim"]
+    tiled = (
+        np.arange(heads).reshape(keys, -1).T.reshape(-1) if config["model_type"] != "qwen3_next" else np.arange(heads)
+    )
+    values_of = (np.arange(heads * size).reshape(heads, size)[tiled]).reshape(-1)
+    queries = np.arange(2 * keys * width)
+    mixed = np.concatenate([queries, len(queries) + values_of])
+    found: Tensors = {}
+    for name, values in tensors.items():
+        prefix = f"blk.{name.split('.')[2]}." if "layers" in name else ""
+        if name.endswith("norm.weight") and "linear_attn" not in name:
+            found[name] = values + 1
+        elif name.endswith("in_proj_qkvz.weight"):
+            parts = np.split(
+                values.reshape(keys, -1, values.shape[-1]), np.cumsum([width, width, heads // keys * size]), 1
+            )
+            query, key, value, gate = (part.reshape(-1, values.shape[-1]) for part in parts)
+            found[f"{prefix}attn_qkv.weight"] = np.concatenate([query, key, value])
+            found[f"{prefix}attn_gate.weight"] = gate
+        elif name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+            found[name] = values[mixed]
+        elif name.endswith("in_proj_z.weight"):
+            found[name] = values[values_of]
+        elif name.endswith(("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_proj.bias")):
+            found[name] = values[tiled]
+        elif name.endswith("linear_attn.out_proj.weight"):
+            found[name] = values[:, values_of]
+        elif name.endswith("shared_expert_gate.weight"):
+            found[name] = values[0]
+        else:
+            found[name] = values
+    return _experts(found, "mlp")
+
+
+_Describe: TypeAlias = "Callable[[gguf.GGUFWriter, Config], None]"
+_Convert: TypeAlias = "Callable[[Tensors, Config], Tensors]"
+ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
+    "mamba": ("mamba", _mamba, lambda tensors, config: tensors),
+    "falcon_mamba": ("mamba", _mamba, lambda tensors, config: tensors),
+    "mamba2": ("mamba2", _mamba, lambda tensors, config: tensors),
+    "lfm2": ("lfm2", _lfm2, lambda tensors, config: tensors),
+    "granitemoehybrid": ("granitehybrid", _granite, _granite_tensors),
+    "falcon_h1": ("falcon-h1", _falcon_h1, _falcon_tensors),
+    "jamba": ("jamba", _jamba, lambda tensors, config: _experts(tensors, "feed_forward")),
+    "nemotron_h": ("nemotron_h", _nemotron, lambda tensors, config: tensors),
+    "qwen3_next": ("qwen3next", _qwen, _qwen_tensors),
+    "qwen3_5_text": ("qwen35", _qwen, _qwen_tensors),
+    "qwen3_5_moe_text": ("qwen35moe", _qwen, _qwen_tensors),
+}

@@ -1,0 +1,73 @@
+"""Several sequences of models with recurrent mixers in one run give what each gives alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.errors import OptionError
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.generation import LanguageModel
+from compiler.generation.steps import BatchedSteps, Chunk
+from tests.compiler.frontends.llm.families import greedy, save_model
+
+pytest.importorskip("transformers")
+_SIZES = (5, 1, 11)
+_STEPS = 4
+
+
+@pytest.mark.parametrize("name", ["mamba", "lfm2", "qwen3_next"])
+def test_sequences_equal_those_alone(name: str, tmp_path: Path) -> None:
+    """Prompts in parts beside generated tokens, in any order; the second round begins in used slots."""
+    reference = save_model(name, tmp_path)
+    model = import_language_model(tmp_path, LanguageModelOptions(sequences=True))
+    steps = BatchedSteps(compiler.compile(model, threads=1), 3, 64)
+    assert not steps.rewinds
+    for seed in range(2):
+        prompts = [np.random.default_rng([seed, size]).integers(1, 160, size).tolist() for size in _SIZES]
+        texts = [
+            _Text(slot, prompt, *greedy(reference, np.array(prompt), _STEPS)) for slot, prompt in enumerate(prompts)
+        ]
+        run = [texts[0].read_prompt(5), texts[2].read_prompt(6)]
+        for at in range(1 + _STEPS):
+            for chunk, logits in zip(run, steps.run(run), strict=True):
+                texts[chunk.slot].check(chunk, logits)
+            if at == 0:
+                run = [texts[1].read_prompt(1), texts[2].read_prompt(11), texts[0].read_token()]
+            else:
+                run = [texts[slot].read_token() for slot in (2, 0, 1) if texts[slot].chosen < _STEPS]
+
+
+class _Text:
+    """A sequence, what transformers computes for it, and how far it was read."""
+
+    def __init__(self, slot: int, prompt: list[int], rows: np.ndarray, tokens: list[int]) -> None:
+        self.slot, self._prompt, self._rows, self._tokens = slot, prompt, rows, tokens
+        self._read = self.chosen = 0
+
+    def read_prompt(self, end: int) -> Chunk:
+        """The prompt from where it was read up to `end`."""
+        begin, self._read, total = self._read, end, len(self._prompt)
+        return Chunk(self.slot, self._prompt[begin:end], begin, total, is_prompt=True, logits=int(end == total))
+
+    def read_token(self) -> Chunk:
+        """The token that transformers chose."""
+        self._read += 1
+        return Chunk(self.slot, [self._tokens[self.chosen - 1]], self._read - 1, self._read, is_prompt=False, logits=1)
+
+    def check(self, chunk: Chunk, logits: np.ndarray) -> None:
+        """Compare the logits with the next expected ones."""
+        if chunk.logits:
+            row = self._rows[self.chosen]
+            np.testing.assert_allclose(logits[0], row, rtol=0, atol=1e-5 * abs(row).max())
+            self.chosen += 1
+
+
+def test_speculation_is_refused(tmp_path: Path) -> None:
+    save_model("mamba", tmp_path, num_hidden_layers=1)
+    model = LanguageModel(compiler.compile(import_language_model(tmp_path, LanguageModelOptions(sequences=True))))
+    with pytest.raises(OptionError, match="recurrent mixers"):
+        model.generate([1, 2, 3], speculative=4, max_new_tokens=3)
