@@ -19,11 +19,11 @@ def _hypot(first: Tensor, second: Tensor) -> Tensor:
 
 @decomposition_of("aten.copysign.Tensor")
 def _copysign(values: Tensor, signs: Tensor) -> Tensor:
-    return torch.where(_negative(signs), -values.abs(), values.abs())
+    return torch.where(negative(signs), -values.abs(), values.abs())
 
 
 @decomposition_of("aten.signbit.default")
-def _negative(values: Tensor) -> Tensor:
+def negative(values: Tensor) -> Tensor:
     """Below zero, or the zero that is."""
     return (values < 0) | (1 / values < 0) if values.is_floating_point() else values < 0
 

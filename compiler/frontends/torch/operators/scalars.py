@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.operators.quotients import floor_quotient
 
 
 @decomposition_of("aten.rsub.Scalar", "aten.rsub.Tensor")
@@ -24,6 +25,8 @@ def _subtracted_from(values: Tensor, other: Any, alpha: Any = 1) -> Any:
 def _floor_divided(left: Any, right: Any) -> Any:
     """left // right, either of them a number, in the data type that both give."""
     dtype = torch.result_type(left, right)
+    if dtype.is_floating_point:
+        return floor_quotient(left, right)
     if isinstance(left, Tensor) and left.dtype == dtype:
         return NotImplemented
     divided = left.to(dtype) if isinstance(left, Tensor) else torch.full((), left, dtype=dtype)

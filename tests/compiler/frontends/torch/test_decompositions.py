@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -399,3 +400,48 @@ def test_what_is_constant_is_evaluated_where_an_operator_has_no_conversion() -> 
         np.testing.assert_allclose(module.run({"x": given.numpy()})["output_0"], model(given).detach(), rtol=1e-5)
     with pytest.raises(UnsupportedModelError, match="bessel_j0"):
         compiler.compile(Applied(torch.special.bessel_j0).eval(), example_inputs=(x,), threads=1)
+
+
+UNARY = {
+    "log1p": torch.log1p,
+    "expm1": torch.expm1,
+    "logsigmoid": functional.logsigmoid,
+    "erfc": torch.erfc,
+    "erfcx": torch.special.erfcx,
+    "log_ndtr": torch.special.log_ndtr,
+}
+BINARY = {
+    "atan2": torch.atan2,
+    "remainder": torch.remainder,
+    "floor_divide": torch.floor_divide,
+    "div floor": lambda x, y: torch.div(x, y, rounding_mode="floor"),
+    "logaddexp": torch.logaddexp,
+    "logaddexp2": torch.logaddexp2,
+    "xlog1py": torch.special.xlog1py,
+    "bce": lambda x, y: functional.binary_cross_entropy_with_logits(x, y.sigmoid(), reduction="none"),
+}
+MAGNITUDES = (1e-30, 1e-10, 1e-7, 1e-5, 1e-3, 0.1, 0.3, 0.5, 0.9, 1.0, 1.5, 2.0, 5.0, 20.0, 88.0, 100.0, 1e4, 1e7)
+
+
+def test_functions_keep_their_relative_precision_everywhere() -> None:
+    """Each element against torch in float64; the exporter's own forms are 0, infinite or off by a whole divisor."""
+    numbers = [0.0, -0.0, math.inf, -math.inf, math.nan, *MAGNITUDES, *(-each for each in MAGNITUDES)]
+    x = torch.tensor(numbers).repeat_interleave(len(numbers))
+    y = torch.tensor(numbers).repeat(len(numbers))
+
+    class Functions(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return (*(each(x) for each in UNARY.values()), *(each(x, y) for each in BINARY.values()))
+
+    module = compiler.compile(Functions().eval(), example_inputs=(x, y), threads=1)
+    found = dict(zip([*UNARY, *BINARY], module.run([x, y]).values(), strict=True))
+    single = dict(zip(found, Functions()(x, y), strict=True))
+    double = dict(zip(found, Functions()(x.double(), y.double()), strict=True))
+    for name, ours in found.items():
+        theirs, exact = single[name].numpy(), double[name].numpy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            bound = 3e-6 * np.abs(exact) + 4 * np.abs(theirs - exact) + 1e-37  # what float32 loses is lost by both
+            close = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs)) | (np.abs(ours - exact) <= bound)
+        close |= np.isnan(theirs) & ((x / y).abs().numpy() > 1e30)  # torch's quotient of a remainder is infinite there
+        wrong = np.flatnonzero(~close)[:3]
+        assert close.all(), (name, [(float(x[i]), float(y[i]), ours[i], theirs[i]) for i in wrong])
