@@ -2,8 +2,10 @@
 
     python -m benchmarks.modelled resnet50 vit_b_16 --target granite-rapids:2 --precision bf16
     python -m benchmarks.modelled resnet50 --target granite-rapids:2 --int8
+    python -m benchmarks.modelled resnet50 --batch 16 --precision bf16
+    python -m benchmarks.modelled SmolLM2-135M --prompt 512 --precision int8 --without-tiles
 
-For each net: the time at a clock of 3 GHz, perfectly shared by the cores; the share of it in kernels whose sums stay in
+For each net, or folder or GGUF file of a language model with `--prompt`: the time at a clock of 3 GHz, perfectly shared by the cores; the share of it in kernels whose sums stay in
 tiles; and those kernels' share of the unit's peak (16 x 16 sums of 64 bytes of a row take 16 cycles). A model orders
 candidates; it is no measurement.
 """
@@ -11,16 +13,20 @@ candidates; it is no measurement.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from tvm import IRModule, relax
 
 import compiler
 import targets
-from benchmarks._models import Task, task_of
+from benchmarks._models import Task, batched, task_of
 from compiler.compression.predicted_times import KernelTime, PredictedClock
 from compiler.frontends.imported_model import ImportedModel
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.source import import_model
 
 _HERTZ = 3e9  # of the predictions
@@ -33,19 +39,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nets", nargs="+")
     parser.add_argument("--target", default="granite-rapids:2")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bf16"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "bf16", "int8", "int4"))
     parser.add_argument("--int8", action="store_true", help="quantize by random data first")
+    parser.add_argument("--batch", type=int, help="of a torchvision net")
+    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="of a language model, without a past")
+    parser.add_argument("--without-tiles", action="store_true", help="of the same processor in vectors alone")
+    parser.add_argument("--kernels", action="store_true", help="a row for each kernel")
     given = parser.parse_args()
     target = targets.get(given.target)
+    if given.without_tiles:
+        features = frozenset(each for each in target.machine.features if not each.startswith("amx"))
+        target = replace(target, machine=target.machine.model_copy(update={"features": features}))
     table = Table(title=f"{target.name}, {target.machine.cores} cores, {'int8' if given.int8 else given.precision}")
     for name in ("net", "modelled ms", "of it in tiles", "share of the unit's peak there"):
         table.add_column(name)
     for name in given.nets:
-        task = task_of(name)
-        model = _quantized(task) if given.int8 else import_model(str(task.path), shapes=task.shapes)
-        [times] = PredictedClock(target, given.precision)([model.mod])
+        mod, precision = _module(name, given)
+        clock = PredictedClock(target, precision)
+        [times] = clock([mod])
         table.add_row(name, *_summary(times, target.machine.cores))
+        for kernel, calls in _by_kernel(times) if given.kernels else ():
+            table.add_row(f"  {len(calls)} {kernel}", *_summary(calls, target.machine.cores))
     Console().print(table)
+
+
+def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
+    """What to model, and the precision that it is compiled in."""
+    if given.prompt is not None:
+        options = LanguageModelOptions(given.precision)
+        return prompt_of(import_language_model(Path(name), options), given.prompt), "float32"
+    task = task_of(name) if given.batch is None else batched(name, given.batch)
+    model = _quantized(task) if given.int8 else import_model(str(task.path), shapes=task.shapes)
+    return model.mod, given.precision
+
+
+def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
+    """A language model for a prompt of so many tokens and no past."""
+    names = {size for each in model.inputs for size in each.shape if isinstance(size, str)}
+    known = model.mod
+    for name in names:
+        known = relax.transform.BindSymbolicVars({name: tokens})(known)
+    return known
+
+
+def _by_kernel(times: list[KernelTime]) -> list[tuple[str, list[KernelTime]]]:
+    """The calls of each kernel, the longest first."""
+    found: dict[str, list[KernelTime]] = {}
+    for each in times:
+        found.setdefault(each.name, []).append(each)
+    return sorted(found.items(), key=lambda entry: -sum(each.seconds for each in entry[1]))
 
 
 def _quantized(task: Task) -> ImportedModel:

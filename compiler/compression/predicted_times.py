@@ -34,6 +34,11 @@ from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
+from schedules.matmul.blocks.estimates import block_cycles
+from schedules.matmul.blocks.layout import BlockFormat
+from schedules.matmul.blocks.rule import BlockWorkload
+from schedules.matmul.blocks.tiles import FEW_ROWS, block_tiles
+from schedules.matmul.gated_bf16 import MatmulGatedBf16
 from schedules.matmul.rounded_bf16 import MatmulRoundedBf16
 from schedules.matmul.words import KINDS
 from schedules.selection.registry import rules
@@ -59,7 +64,10 @@ _DEPTHWISE = 0.84
 _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
 _ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
 _INTEGER_RULES = ("conv-dot", "matmul-int8")
-_MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {MatmulRoundedBf16.name: DOT_BF16}
+_MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {
+    MatmulRoundedBf16.name: DOT_BF16,
+    MatmulGatedBf16.name: DOT_BF16,
+}
 _TILES = 1.1  # cycles over those of the rate
 _PAIR_PRODUCTS = 1.5  # without products of bytes: two `vpmaddwd`, and what widens and adds
 # Cycles to scale, round and store a vector of results as bytes.
@@ -77,6 +85,7 @@ class KernelTime:
         spread: how much longer the median of several measurements was than the shortest, as a share; 0 of a prediction.
         tiles: of a prediction, the instruction whose sums stay in tiles, where the kernel has one.
         operations: of a prediction, arithmetic operations; 0 where they are not known.
+        name: of a prediction, the kernel's.
     """
 
     kind: str
@@ -84,6 +93,7 @@ class KernelTime:
     spread: float = 0.0
     tiles: str = ""
     operations: float = 0.0
+    name: str = ""
 
 
 class KernelClock(Protocol):
@@ -130,6 +140,7 @@ class PredictedClock:
                     cycles / _HERTZ,
                     tiles="" if tiles is None else tiles.name,
                     operations=_operations(count) or 0.0,
+                    name=name,
                 )
             yield known[name]
 
@@ -157,7 +168,10 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
     rule, workload = _rule_of(function, machine)
     operations = _operations(count) or float(sum(elements for elements, _ in sizes))
     arithmetic = _padded(operations, workload) / (2 * machine.lanes("float32") * machine.fma_ports)
-    arithmetic *= _arithmetic_factor(rule, workload, machine)
+    if isinstance(workload, BlockWorkload) and workload.rounded:
+        arithmetic = _of_blocks(rule, workload, machine)
+    else:
+        arithmetic *= _arithmetic_factor(rule, workload, machine)
     results, result_type = sizes[-1]
     if dtype_bits(result_type) == 8:
         arithmetic += results / machine.lanes("float32") * _ROUNDING
@@ -209,8 +223,18 @@ def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
     return factor
 
 
+def _of_blocks(rule: str, work: BlockWorkload, machine: Machine) -> float:
+    """Cycles of a product of rounded rows with a block-quantized weight."""
+    layout = BlockFormat.of_text(work.layout)
+    in_tiles = _tiles_of(rule, work, machine) is not None
+    return block_cycles(work.rows, work.columns, work.depth, layout, machine, in_tiles=in_tiles)
+
+
 def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
     """The instruction of a kernel whose sums stay in tiles."""
+    if isinstance(workload, BlockWorkload):
+        layout = BlockFormat.of_text(workload.layout)
+        return block_tiles(layout, machine) if workload.rounded and workload.rows > FEW_ROWS else None
     operation = workload.operation if isinstance(workload, TilesWorkload) else _MATMUL_OPERATIONS.get(rule)
     return None if operation is None else tile_product(machine, operation)
 

@@ -26,7 +26,10 @@ OPERATORS = (INTEGER, PAIR, RUN, NARROW)
 
 def rounded_int32(value: Expr) -> Expr:
     """A float32, or a vector of them, rounded to the nearest int32, halves to even; it must lie within the range."""
-    return tvm.ir.Call(tvm.ir.Op.get(INTEGER), [value], ret_ty=_zeros("int32", value).ty)
+    lanes = str(value.ty).partition("x")[2]
+    zero = tirx.const(0, "int32")
+    result = tirx.Broadcast(zero, int(lanes)) if lanes else zero
+    return tvm.ir.Call(tvm.ir.Op.get(INTEGER), [value], ret_ty=result.ty)
 
 
 def rounded_pair(low: Expr, high: Expr) -> Expr:
@@ -41,15 +44,8 @@ def rounded_run(first: Expr, second: Expr) -> Expr:
 
 
 def narrowed(value: Expr) -> Expr:
-    """A float32, or a vector of them, rounded to nearest even bfloat16, as the uint16 that holds its bits."""
-    return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=_zeros("uint16", value).ty)
-
-
-def _zeros(dtype: str, value: Expr) -> Expr:
-    """As many zeros of a type as a value has lanes."""
-    lanes = str(value.ty).partition("x")[2]
-    zero = tirx.const(0, dtype)
-    return tirx.Broadcast(zero, int(lanes)) if lanes else zero
+    """A float32 rounded to nearest even bfloat16, as the uint16 that holds its bits."""
+    return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=tirx.IntImm("uint16", 0).ty)
 
 
 def bfloat16_bits(values: np.ndarray) -> NDArray[np.uint16]:

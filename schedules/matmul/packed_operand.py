@@ -41,13 +41,11 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr) -> MatmulFor
     )
 
 
-def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter | None, most: int) -> Stmt:
-    """The product of at most `most` rows by one writer, of more by another; by the first alone where that is all."""
+def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, most: int) -> Stmt:
+    """The product of at most `most` rows by one writer, of more by another."""
     rows = form.rows.extent
-    if many is None or (isinstance(rows, int) and rows <= most):
-        return few.statement()
     if isinstance(rows, int):
-        return many.statement()
+        return (few if rows <= most else many).statement()
     return tirx.IfThenElse(rows <= most, few.statement(), many.statement())
 
 

@@ -104,7 +104,9 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
             raise NotScheduledError("the stages of the product are missing")
         fused, tiles = self.fused(kernel, parts), self._tiles(workload, machine)
         few = self.writer(parts, fused, machine, config.integer("rows"))
-        many = None if tiles is None else self.writer(parts, fused, machine, block_rows(workload.rows), tiles)
+        if tiles is None:
+            return fused.function(few.statement(), machine)
+        many = self.writer(parts, fused, machine, block_rows(workload.rows), tiles)
         return fused.function(by_rows(parts.form, few, many, _FEW_ROWS), machine)
 
     def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:

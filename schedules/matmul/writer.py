@@ -476,7 +476,7 @@ class MatmulWriter:
     ) -> Stmt:
         form = self.form
         if self.tiles is not None:
-            return self._tile_in_memory(batch, row, rows, column, width, load)
+            return self._tile_in_memory(self.tiles, batch, row, rows, column, width)
         tile = RegisterTile(rows, width, self.lanes, self.dtype, self.combine)
         first = index(0) if block is None else block.start
 
@@ -539,20 +539,22 @@ class MatmulWriter:
 
         return repeat("i", rows, lambda i: self._row_of(i, width, vector))
 
-    def _tile_in_memory(self, batch: Batch, row: Expr, rows: Index, column: Expr, width: int, load: PanelLoad) -> Stmt:
+    def _tile_in_memory(
+        self, instruction: Instruction, batch: Batch, row: Expr, rows: Index, column: Expr, width: int
+    ) -> Stmt:
         """A block of rows by an instruction that sums in tiles: its sums are left in memory."""
         sums = tirx.decl_buffer([self.tile_rows, self.panel], self.dtype, "tile", layout=None)
-        blocks = self._block_sums(batch, row, rows, load(index(0), index(0)), sums)
-        return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, batch, row, rows, column, width))
-
-    def _block_sums(self, batch: Batch, row: Expr, rows: Index, weights: Expr, sums: Buffer) -> Stmt:
-        """The sums of a block of rows by a panel that begins with the word `weights`."""
-        assert self.tiles is not None
         data = self.form.a.source
-        pitch = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8
+        depth = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8
+        weights = tirx.BufferLoad(self.form.b.source, [tirx.FloorDiv(column, index(self.panel)), index(0), index(0)])
+        taps = Taps.run(depth // ROW_BYTES)
+
+        def first(i: Expr) -> Expr:
+            return self.form.a_element(batch, row + i)
+
         summed = block_sums if self.has_room else block_sums_without_room
-        taps = Taps.run(pitch // ROW_BYTES)
-        return summed(self.tiles, lambda i: self.form.a_element(batch, row + i), pitch, taps, weights, sums, rows)
+        blocks = summed(instruction, first, depth, taps, weights, sums, rows)
+        return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, batch, row, rows, column, width))
 
     def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
         whole, rest = divmod(width, self.lanes)

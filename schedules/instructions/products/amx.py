@@ -49,6 +49,15 @@ def symbol_of(product: Product, row_tiles: int, width: int) -> str:
     return f"{_PREFIX}{product.name}_{ROWS * row_tiles}x{width}"
 
 
+UNITS = (16, 32)
+
+
+def unit_symbol(product: Product, unit: int) -> str:
+    """The function (a, pitch, b, pitch, sums) of one tile by `unit` bytes of each row: weights have a word of four for
+    each column, the sums are 16 rows of 16."""
+    return f"{_PREFIX}{product.name}_unit{unit}"
+
+
 def definitions(called: Set[str], machine: Machine) -> str:
     """LLVM IR of those functions of a kernel's external calls that are of tiles: the instructions or, where generated
     code may not use them, plain code."""
@@ -56,11 +65,13 @@ def definitions(called: Set[str], machine: Machine) -> str:
     texts = []
     for product in PRODUCTS:
         sizes = [(tiles, width) for tiles in (1, 2) for width in WIDTHS if symbol_of(product, tiles, width) in called]
+        units = [unit for unit in UNITS if unit_symbol(product, unit) in called]
         native = any(machine.executes(*needed) for needed in product.needs)
-        if sizes and native:
+        if (sizes or units) and native:
             declared.update(dict.fromkeys(_declarations(product).splitlines()))
-        texts += [_plain_dot(product)] if sizes and not native else []
+        texts += [_plain_dot(product)] if (sizes or units) and not native else []
         texts += [_native_text(product, *size) if native else _plain_text(product, *size) for size in sizes]
+        texts += [_native_unit(product, unit) if native else _plain_unit(product, unit) for unit in units]
     return "\n".join([*declared, *texts, _METADATA]) if texts else ""
 
 
@@ -109,6 +120,59 @@ def _native_text(product: Product, row_tiles: int, width: int) -> str:
             f"  call void @llvm.x86.tilestored64.internal({_SHAPE}, ptr %cp{i}{j}, i64 {4 * width}, x86_amx %t{i}{j})",
         ]
     return "\n".join([*lines, "  ret i32 0", "}"])
+
+
+_UNIT_ARGUMENTS = "ptr %a, i64 %pitch, ptr %b, i64 %bpitch, ptr %c"
+
+
+def _native_unit(product: Product, unit: int) -> str:
+    load, shapes = "call x86_amx @llvm.x86.tileloadd64.internal", f"i16 {ROWS}, i16 {ROW_BYTES}, i16 {unit}"
+    return f"""define i32 @{unit_symbol(product, unit)}({_UNIT_ARGUMENTS}) nounwind {{
+  %z = call x86_amx @llvm.x86.tilezero.internal({_SHAPE})
+  %ta = {load}(i16 {ROWS}, i16 {unit}, ptr %a, i64 %pitch)
+  %tb = {load}(i16 {unit // 4}, i16 {ROW_BYTES}, ptr %b, i64 %bpitch)
+  %t = call x86_amx @llvm.x86.{product.name}.internal({shapes}, x86_amx %z, x86_amx %ta, x86_amx %tb)
+  call void @llvm.x86.tilestored64.internal({_SHAPE}, ptr %c, i64 {ROW_BYTES}, x86_amx %t)
+  ret i32 0
+}}"""
+
+
+def _plain_unit(product: Product, unit: int) -> str:
+    """Row after row."""
+    operation = product.operation
+    words = "<16 x i32>"
+    return f"""define i32 @{unit_symbol(product, unit)}({_UNIT_ARGUMENTS}) nounwind {{
+entry:
+  br label %outer
+outer:
+  %row = phi i64 [ 0, %entry ], [ %next_row, %tail ]
+  %ao = mul i64 %row, %pitch
+  %ap = getelementptr i8, ptr %a, i64 %ao
+  br label %inner
+inner:
+  %step = phi i64 [ 0, %outer ], [ %next_step, %inner ]
+  %held = phi {words} [ zeroinitializer, %outer ], [ %sum, %inner ]
+  %apw = getelementptr i32, ptr %ap, i64 %step
+  %word = load i32, ptr %apw, align 1
+  %single = insertelement {words} poison, i32 %word, i32 0
+  %spread = shufflevector {words} %single, {words} poison, {words} zeroinitializer
+  %bs = mul i64 %step, %bpitch
+  %bp = getelementptr i8, ptr %b, i64 %bs
+  %column = load {words}, ptr %bp, align 4
+  %sum = call {words} @tensorwright_tiles_{operation.short}_x16({words} %held, {words} %spread, {words} %column)
+  %next_step = add i64 %step, 1
+  %inside = icmp ult i64 %next_step, {unit // 4}
+  br i1 %inside, label %inner, label %tail, !llvm.loop !0
+tail:
+  %co = mul i64 %row, {ROW_BYTES}
+  %cp = getelementptr i8, ptr %c, i64 %co
+  store {words} %sum, ptr %cp, align 4
+  %next_row = add i64 %row, 1
+  %again = icmp ult i64 %next_row, {ROWS}
+  br i1 %again, label %outer, label %end
+end:
+  ret i32 0
+}}"""
 
 
 # How many taps there are, what is taken from the offset at the end of a run of the inner ones, and bytes of weights.

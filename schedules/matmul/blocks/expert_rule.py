@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from schedules.codegen.nest import allocate, expression, load, name_value, repeat, repeat_symbolic, sequence, store
+from schedules.codegen.nest import allocate, expression, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
+from schedules.instructions.products.amx import ROWS
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -13,7 +14,7 @@ from schedules.machine import Machine
 from schedules.matmul.blocks.expressions import EXPERT_MATMUL
 from schedules.matmul.blocks.layout import PANEL
 from schedules.matmul.blocks.rule import BlockWorkload, MatmulBlocks, parts_of, vectors_of
-from schedules.matmul.blocks.tiles import FEW_ROWS, BlockTilesWriter
+from schedules.matmul.blocks.tiles import BlockTilesWriter
 from schedules.matmul.blocks.writer import BlockWriter, Parts
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
 from schedules.stages.fused_kernel import FusedKernel
@@ -74,41 +75,33 @@ class ExpertWriter(_OfExperts):
         load: PanelLoad,
         block: Block | None = None,
     ) -> Stmt:
-        together = self.together(batch, row, rows, column, width, load, block)
+        together = super()._tile(batch, row, rows, column, width, load, block)
         if rows == 1:
             return together
+        one = super()._tile
 
         def alone(i: Expr) -> Stmt:
-            return self.together(batch, row + i, 1, column, width, load, block)
+            return one(batch, row + i, 1, column, width, load, block)
 
         first = self._expert(batch, row)
         same = [tirx.EQ(self._expert(batch, row + i), first) for i in range(1, rows)]
         return tirx.IfThenElse(tirx.all(*same), together, repeat("single", rows, alone))
 
-    def together(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
-        """A tile whose rows have one expert."""
-        return super()._tile(batch, row, rows, column, width, load, block)
-
 
 class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
-    """Writes a product by tiles: runs of rows that have one expert share a panel of its weights. Runs of few rows
-    multiply in vectors."""
+    """Writes a product by tiles: runs of rows that have one expert share a panel of its weights."""
 
     block_rows: ClassVar[int] = 128
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> None:
         super().__init__(parts, fused, machine, product)
-        self.pack = False
-        self._few = ExpertWriter(parts, fused, machine, rows=_MOST_ROWS, vectors=vectors_of(machine))
+        self.tile_rows, self.pack = self.block_rows, False
+
+    def _rest_rows(
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Expr, rest: Expr, block: Block | None
+    ) -> Stmt | None:
+        left = self._tile(batch, expression(tiles * self.tile_rows), rest, column, width, load)
+        return tirx.IfThenElse(rest > 0, left, None) if not isinstance(rest, int) else left if rest else None
 
     def _tile(
         self,
@@ -117,7 +110,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         rows: Index,
         column: Expr,
         width: int,
-        load_panel: PanelLoad,
+        load: PanelLoad,
         block: Block | None = None,
     ) -> Stmt:
         held, allocation = allocate("begin", (1,), "int64", "local")
@@ -127,25 +120,27 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
             following = self._expert(batch, row + tirx.Min(i + 1, expression(rows) - 1))
             last = tirx.any(tirx.EQ(i + 1, expression(rows)), tirx.NE(following, self._expert(batch, row + i)))
             bindings: list[Stmt] = []
-            begin = name_value("first", load(held, 0), bindings)
-            run = self._run(batch, row + begin, i + 1 - begin, column, width, load_panel)
+            begin = name_value("first", tirx.BufferLoad(held, [index(0)]), bindings)
+            run = self._run(batch, row + begin, i + 1 - begin, column, width)
             return tirx.IfThenElse(last, sequence(bindings, run, store(held, i + 1, 0)), None)
 
         return sequence(allocation, store(held, index(0), 0), repeat_symbolic("row", rows, ends))
 
-    def _run(self, batch: Batch, row: Expr, rows: Expr, column: Expr, width: int, load_panel: PanelLoad) -> Stmt:
+    def _run(self, batch: Batch, row: Expr, rows: Expr, column: Expr, width: int) -> Stmt:
         """Rows of one expert."""
+        unpacked, panel = self._unpacked(self._panel(batch, row, column))
+        tiles = tirx.FloorDiv(rows, index(ROWS))
 
         def tile(first: Expr, count: int) -> Stmt:
-            return self._few.together(batch, row + first, count, column, width, load_panel)
+            return super(ExpertTilesWriter, self)._tile(
+                batch, row + first, count, column, width, lambda depth, lane: tirx.BufferLoad(panel, [depth, lane])
+            )
 
-        whole = tirx.FloorDiv(rows, index(_MOST_ROWS))
-        in_vectors = sequence(
-            repeat("tile", whole, lambda i: tile(i * _MOST_ROWS, _MOST_ROWS)),
-            repeat("single", rows - whole * _MOST_ROWS, lambda i: tile(whole * _MOST_ROWS + i, 1)),
-        )
-        filled, words = self._filled_panel(self._panel(batch, row, column))
-        sums, allocation = allocate("tile", (self.tile_rows, PANEL), self.dtype)
-        summed = self._block_sums(batch, row, rows, load(words, 0, 0), sums)
-        in_tiles = sequence(filled, allocation, summed, self._finish_rows(sums, batch, row, rows, column, width))
-        return tirx.IfThenElse(rows <= FEW_ROWS, in_vectors, in_tiles)
+        whole = repeat_symbolic("tile", tiles, lambda i: tile(i * ROWS, ROWS))
+        parts: list[Stmt] = [tirx.IfThenElse(tiles > 0, sequence(unpacked, whole), None)]
+        first = tiles * ROWS
+        for count in (_MOST_ROWS, 1):
+            of_these = tirx.FloorDiv(rows - first, index(count))
+            parts.append(repeat_symbolic("few", of_these, lambda i, n=count, at=first: tile(at + i * n, n)))  # type: ignore[misc]
+            first = first + of_these * count
+        return sequence(parts)

@@ -74,9 +74,12 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
         parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("the stage of the product is missing")
-        fused, product = FusedKernel(kernel, [parts.form.stage]), block_tiles(parts, machine)
+        fused = FusedKernel(kernel, [parts.form.stage])
+        product = block_tiles(parts.layout, machine) if parts.rounded else None
         few = self.writer(parts, fused, machine, config.integer("rows"))
-        many = None if product is None else self.tiles_writer(parts, fused, machine, product)
+        if product is None:
+            return fused.function(few.statement(), machine)
+        many = self.tiles_writer(parts, fused, machine, product)
         return fused.function(by_rows(parts.form, few, many, FEW_ROWS), machine)
 
 

@@ -6,6 +6,7 @@ bytes serve all rows of the tile. In integers, each unit is summed by dot produc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -205,7 +206,7 @@ class BlockWriter(WriterOfParts[Parts]):
                 return self._dot(sums.sum(i, at), self._bits(place, lane, quad[0], quad[1] + each, None), data)
 
             code += sums.stores(add)
-        return [*code, *self._integer_end(totals, sums, place, unit, group)]
+        return [*code, *self._integer_end(totals, sums.sum, place, unit, group)]
 
     @property
     def _flips(self) -> bool:
@@ -228,16 +229,16 @@ class BlockWriter(WriterOfParts[Parts]):
         return sums.stores(start)
 
     def _integer_end(
-        self, totals: RegisterTile, sums: RegisterTile, place: Place, unit: Expr, group: Expr
+        self, totals: RegisterTile, sum_at: Callable[[int, Expr], Expr], place: Place, unit: Expr, group: Expr
     ) -> list[Stmt]:
-        """The sums of a unit, scaled and added to the totals."""
+        """The sums of a unit by row and column, scaled and added to the totals."""
         layout = self.layout
 
         def scaled(i: int, at: Expr, lane: Expr) -> Expr:
             scale = tirx.reinterpret("float32", self._data(place, i, unit, SCALE))
             scaled_sum = tirx.reinterpret("float32", self._data(place, i, unit, SCALED_SUM))
             weight = self._of_group("scale", place, lane, group)
-            result = totals.sum(i, at) + tirx.Cast("float32", sums.sum(i, at)) * (weight * scale)
+            result = totals.sum(i, at) + tirx.Cast("float32", sum_at(i, at)) * (weight * scale)
             if layout.zeros:
                 zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [place.panel, group, place.lane + lane])
                 result = result - (tirx.Cast("float32", zeros) * weight) * scaled_sum

@@ -11,7 +11,6 @@ from tvm import relax
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.blocks.layout import BlockFormat
-from schedules.matmul.blocks.tiles import FEW_ROWS
 from tests.schedules.harness import AVX2, AVX512, Array, executable, normal, run, runnable, scheduled, target_of
 
 TILES = "sapphire-rapids-simulated"
@@ -70,22 +69,10 @@ def product(weight: BlockWeight, activations: str) -> Any:
     return build
 
 
-def in_bfloat16(values: Array) -> Array:
-    """Values rounded to bfloat16, as float64."""
-    import ml_dtypes
-
-    return np.asarray(values.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64))
-
-
 def check(
-    weight: BlockWeight,
-    wide: Array,
-    activations: str,
-    target: str,
-    rows: tuple[int, ...] = (0, 1, 2, 7, 128, 513),
-    tiles_beyond: int | None = None,
+    weight: BlockWeight, wide: Array, activations: str, target: str, rows: tuple[int, ...] = (0, 1, 2, 7, 128, 513)
 ) -> None:
-    """One module for any number of rows, run with several; more than `tiles_beyond` are multiplied in bfloat16."""
+    """One module for any number of rows, run with several."""
     shape = (tirx.Var("n", "int64"), weight.depth)
     mod, report = scheduled(product(weight, activations), [(shape, "float32")], target)
     assert report.by_rule().get("block-matmul"), report
@@ -95,11 +82,9 @@ def check(
         data = normal((count, weight.depth), seed=count)
         seen = rounded(data, weight.layout.unit) if activations == "int8" else data.astype(np.float64)
         got = machine["main"](tvm.runtime.tensor(data)).numpy()
-        narrow = tiles_beyond is not None and count > tiles_beyond
-        seen, matrix = (in_bfloat16(seen), in_bfloat16(wide)) if narrow else (seen, wide)
         # Integers, zero points and minimums are multiplied apart, so rounding is that of the greatest elements.
         bound = 4e-6 * (np.abs(seen).sum(1, keepdims=True) * np.abs(wide).max() + 1)
-        assert np.all(np.abs(got - (seen @ matrix + 1)) <= bound), count
+        assert np.all(np.abs(got - (seen @ wide + 1)) <= bound), count
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -113,7 +98,7 @@ def test_formats_with_rounded_data(name: str) -> None:
 @pytest.mark.skipif(not target_of(TILES).fits_this_machine(), reason="this machine has no AVX2")
 def test_formats_in_tiles(name: str) -> None:
     depth = 256 if FORMATS[name].super_groups else 160
-    check(*random_weight(FORMATS[name], 41, depth), "int8", TILES, (0, 1, FEW_ROWS, FEW_ROWS + 1, 65, 300), FEW_ROWS)
+    check(*random_weight(FORMATS[name], 41, depth), "int8", TILES, (0, 1, 15, 16, 29, 300))
 
 
 @pytest.mark.parametrize("target", runnable())
