@@ -5,9 +5,9 @@
     python -m benchmarks.modelled resnet50 --batch 16 --precision bf16
     python -m benchmarks.modelled SmolLM2-135M --prompt 512 --precision int8 --without-tiles
 
-For each net, or folder or GGUF file of a language model with `--prompt`: the time at a clock of 3 GHz, perfectly shared by the cores; the share of it in kernels whose sums stay in
-tiles; and those kernels' share of the unit's peak (16 x 16 sums of 64 bytes of a row take 16 cycles). A model orders
-candidates; it is no measurement.
+For each net, or folder or GGUF file of a language model with `--prompt`: the time at a clock of 3 GHz, perfectly shared
+by the cores; the share of it in kernels whose sums stay in tiles; and those kernels' share of the unit's peak (16 x 16
+sums of 64 bytes of a row take 16 cycles). A model orders candidates; it is no measurement.
 """
 
 from __future__ import annotations

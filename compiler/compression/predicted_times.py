@@ -26,6 +26,8 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of
 from compiler.support.compile_lock import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
+from schedules.attention.cache.estimates import cache_cycles
+from schedules.attention.cache.rule import CacheWorkload, sizes_of, tiles_of
 from schedules.conv.dot import CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_BF16
@@ -132,14 +134,17 @@ class PredictedClock:
         known: dict[str, KernelTime] = {}
         for name in _calls(lowered):
             if name not in known:
-                count = counts.get(name)
-                cycles = kernel_cycles(functions[name], count, machine)
-                tiles = _tiles_of(*_rule_of(functions[name], machine), machine)
+                count, function = counts.get(name), functions[name]
+                cycles, operations = kernel_cycles(function, count, machine), _operations(count)
+                rule, workload = _rule_of(function, machine)
+                tiles = _tiles_of(rule, workload, machine)
+                if isinstance(workload, CacheWorkload):
+                    tiles, operations = tiles_of(function, machine), sizes_of(function).operations
                 known[name] = KernelTime(
                     kind_of(name),
                     cycles / _HERTZ,
                     tiles="" if tiles is None else tiles.name,
-                    operations=_operations(count) or 0.0,
+                    operations=operations or 0.0,
                     name=name,
                 )
             yield known[name]
@@ -170,6 +175,8 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
     arithmetic = _padded(operations, workload) / (2 * machine.lanes("float32") * machine.fma_ports)
     if isinstance(workload, BlockWorkload) and workload.rounded:
         arithmetic = _of_blocks(rule, workload, machine)
+    elif isinstance(workload, CacheWorkload):
+        arithmetic = cache_cycles(sizes_of(function), machine, tiles_of(function, machine))
     else:
         arithmetic *= _arithmetic_factor(rule, workload, machine)
     results, result_type = sizes[-1]

@@ -92,6 +92,11 @@ class CacheOperands:
         """Number of query heads per head of keys."""
         return int(self.heads // self.key_heads)
 
+    @property
+    def rounds(self) -> bool:
+        """True if products of many queries may round their operands to bfloat16."""
+        return self.description.rounds or dtype_of(self.buffers[KEY]) == "bfloat16"
+
     def query(self, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
         """An element of the queries, in float32, scaled."""
         scale = tirx.FloatImm("float32", self.description.scale)

@@ -22,7 +22,9 @@ from schedules.codegen.nest import (
     store,
     vectorized,
 )
+from schedules.instructions.products.amx import COLUMNS, STEPS
 from schedules.instructions.rounding import rounded_pair, rounded_run
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -34,29 +36,34 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """`keys` (batch, key heads, panels, steps, panel) and `values` (batch, key heads, steps, columns), None where these
-    are read in their place. Both have room for the whole capacity, of which only the rows there are are touched."""
+    are read in their place. Both have room for the whole capacity, of which only the rows there are are touched.
+
+    With `whole_tiles` there are whole tiles of steps and columns, and zeros behind the last step of a panel."""
 
     operands: CacheOperands
     machine: Machine
     narrow: bool
+    whole_tiles: bool
     keys: Expr
     values: Expr | None
 
     @classmethod
-    def of(cls, operands: CacheOperands, machine: Machine, *, narrow: bool) -> PackedRows:
+    def of(cls, operands: CacheOperands, machine: Machine, *, narrow: bool, whole_tiles: bool = False) -> PackedRows:
         panel, dtype = 2 * machine.lanes("float32"), "int32" if narrow else "float32"
         panels = tirx.floordiv(expression(operands.capacity) + (panel - 1), expression(panel))
         lead = [expression(operands.batch), expression(operands.key_heads)]
-        steps = -(-operands.size // 2) if narrow else operands.size
+        steps, columns = ceil_div(operands.size, 2) if narrow else operands.size, operands.value_size
+        if whole_tiles:
+            steps, columns = ceil_div(steps, STEPS) * STEPS, ceil_div(columns, COLUMNS) * COLUMNS
         keys = tirx.decl_buffer(
             [*lead, panels, expression(steps), expression(panel)], dtype, "packed_keys", layout=None
         )
         values = None
         if narrow or not operands.is_exact(VALUE):
             depth = panels * (panel // 2 if narrow else panel)
-            shape = [*lead, depth, expression(operands.value_size)]
+            shape = [*lead, depth, expression(columns)]
             values = tirx.decl_buffer(shape, dtype, "packed_values", layout=None)
-        return cls(operands, machine, narrow, keys, values)
+        return cls(operands, machine, narrow, whole_tiles, keys, values)
 
     @property
     def panel(self) -> int:
@@ -114,7 +121,8 @@ class PackedRows:
         def key(j: Expr) -> Stmt:
             row = tirx.min(first + j, end - 1)
             made = in_vectors("d", own.size, lanes, lambda d: store(copied, own.row(KEY, slot, head, row, d), j, d))
-            return sequence(made, store(copied, _ZERO, j, own.size) if width > own.size else None)
+            behind = repeat("d", width - own.size, lambda d: store(copied, _ZERO, j, own.size + d))
+            return sequence(made, behind if width > own.size else None)
 
         parts = [copied_made, repeat("j", self.panel, key)]
         source = copied
@@ -159,6 +167,12 @@ class PackedRows:
                 "d", own.value_size, lanes, lambda d: store(self.values, value(at, d), sample, head, at, d)
             )
 
+        def nothing(j: Expr) -> Stmt | None:
+            if not self.whole_tiles:
+                return None
+            place, zero = panel * (self.panel // 2) + j, tirx.IntImm("int32", 0)
+            return in_vectors("d", own.value_size, lanes, lambda d: store(self.values, zero, sample, head, place, d))
+
         def pair(j: Expr) -> Stmt:
             at = first + j * 2
             is_whole = at + 1 < end
@@ -171,7 +185,7 @@ class PackedRows:
                 in_vectors("d", own.value_size, lanes, lambda d, whole=whole: word(d, whole=whole))  # type: ignore[misc]
                 for whole in (True, False)
             )
-            return tirx.IfThenElse(at < end, tirx.IfThenElse(is_whole, both, one), None)
+            return tirx.IfThenElse(at < end, tirx.IfThenElse(is_whole, both, one), nothing(j))
 
         return repeat("j", self.panel // 2, pair) if self.narrow else repeat("j", self.panel, row)
 

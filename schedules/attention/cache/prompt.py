@@ -27,12 +27,15 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.register_tile import RegisterTile, multiply_add
+from schedules.codegen.tile_sums import Taps, block_sums
+from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, STEPS, WIDTHS
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
+    from schedules.instructions.products.product import Product
     from schedules.ir.tvm_types import Buffer, Index
 
 _KEYS = 128  # of a block
@@ -57,19 +60,22 @@ class _Tile:
 
 
 class PromptWriter:
-    """Writes the kernel for any number of queries."""
+    """Writes the kernel for any number of queries; `narrow` rounds operands to bfloat16, which `tiles` multiplies with
+    sums in tiles where it is given."""
 
-    def __init__(self, operands: CacheOperands, machine: Machine, *, narrow: bool) -> None:
-        self.operands, self.machine, self.narrow = operands, machine, narrow
+    def __init__(
+        self, operands: CacheOperands, machine: Machine, *, narrow: bool, tiles: Product | None = None
+    ) -> None:
+        self.operands, self.machine, self.narrow, self.tiles = operands, machine, narrow, tiles
         self.lanes = machine.lanes("float32")
-        self.height = most_rows(machine)
+        self.height = most_rows(machine) if tiles is None else BLOCK_ROWS
         self.combine = DOT_BF16 if narrow else multiply_add
 
     def code(self) -> Stmt:
         """Keys and values packed, then all tiles."""
         own = self.operands
         rows = tirx.Var("all_rows", "int64")
-        packed = PackedRows.of(own, self.machine, narrow=self.narrow)
+        packed = PackedRows.of(own, self.machine, narrow=self.narrow, whole_tiles=self.tiles is not None)
         most, most_made = allocate("most_rows", [2], "int64", "local")
         queries = load(most, 1) if SEQUENCES in own else expression(own.queries)
         tiles = tirx.floordiv(queries * own.group + (self.height - 1), expression(self.height))
@@ -107,7 +113,9 @@ class PromptWriter:
         ranges, ranges_made = allocate("ranges", [2, height], "int64")
         queries = weights = None
         if self.narrow:
-            queries, weights = NarrowRows.of("queries", height, own.size), NarrowRows.of("weights", height, _KEYS)
+            size_of = 2 if self.tiles is None else 2 * STEPS
+            queries = NarrowRows.of("queries", height, own.size, size_of=size_of)
+            weights = NarrowRows.of("weights", height, _KEYS)
             made = [*made, *queries.allocated(), *weights.allocated()]
         names = ("row_0", "position", "rows", "slot", "own_count")
         first, position, rows, slot, count_of = (tirx.Var(name, "int64") for name in names)
@@ -186,22 +194,56 @@ class PromptWriter:
             softmax.powers(panels * 2, tile.weights.put if self.narrow else None),
             softmax.weighted(
                 tirx.floordiv(count + 1, expression(2)) if self.narrow else count, weight, value, self.combine
-            ),
+            )
+            if self.tiles is None
+            else self._weighted_in_tiles(self.tiles, packed, tile, first, panels),
+        )
+
+    def _weighted_in_tiles(
+        self, product: Product, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
+    ) -> list[Stmt]:
+        """The sums of all rows scaled down, and the values of a block's panels added, each times its weight."""
+        own, softmax = self.operands, tile.softmax
+        columns = int(packed.values.ty.shape[-1])
+        parts = []
+        for start in range(0, columns, WIDTHS[-1]):
+            width = min(WIDTHS[-1], columns - start)
+            sums, made = allocate("weighted", (self.height, width), "float32")
+            values = load(packed.values, tile.sample, tile.key_head, tirx.floordiv(first, expression(2)), start)
+            taps = Taps((1, 1, panels), (0, 0, ROW_BYTES))
+            summed = self._tile_sums(product, tile.weights, taps, values, sums, 4 * columns)
+
+            def row(i: Expr, sums: Buffer = sums, start: int = start, width: int = width) -> Stmt:
+                def add(d: Expr) -> Stmt:
+                    before = softmax.sums.load(i, start + d) * softmax.corrections.load(i)
+                    return softmax.sums.store(before + load(sums, i, d), i, start + d)
+
+                return in_vectors("d", min(width, own.value_size - start), self.lanes, add)
+
+            parts += [made, summed, repeat("row", self.height, row)]
+        return parts
+
+    def _tile_sums(
+        self, product: Product, rows: NarrowRows, taps: Taps, b: Expr, sums: Buffer, b_pitch: int = 0
+    ) -> Stmt:
+        pitch = int(rows.buffer.ty.shape[-1]) * 2
+        return block_sums(
+            product, lambda i: load(rows.buffer, i, 0), pitch, taps, b, sums, self.height, b_pitch=b_pitch
         )
 
     def _scores(self, packed: PackedRows, tile: _Tile, first: Expr, panel: Expr) -> Stmt:
         """Scores of all rows and a panel of keys."""
-        own, width = self.operands, packed.panel
-        registers = RegisterTile(self.height, width, self.lanes, "float32", self.combine)
+        width = packed.panel
         place = tirx.floordiv(first, expression(width)) + panel
+        if self.tiles is not None:
+            return self._scores_in_tiles(self.tiles, packed, tile, place, panel)
+        registers = RegisterTile(self.height, width, self.lanes, "float32", self.combine)
 
         def query(i: int, step: Expr) -> Expr:
             return tile.queries.pair(i, step) if self.narrow else tile.softmax.further.load(i, step)
 
         def end(i: int, at: Expr, column: Expr) -> Stmt:
-            total = registers.sum(i, at)
-            value = total if BIAS in own else own.score(total, tile.sample, expression(0), expression(0), column)
-            return tile.softmax.scores.store(value, i, panel * width + column)
+            return self._put_score(tile, registers.sum(i, at), i, panel * width + column)
 
         return sequence(
             registers.code(
@@ -212,6 +254,26 @@ class PromptWriter:
                 registers.each(end),
             )
         )
+
+    def _scores_in_tiles(self, product: Product, packed: PackedRows, tile: _Tile, place: Expr, panel: Expr) -> Stmt:
+        """The same with sums in tiles."""
+        sums, made = allocate("products", (self.height, packed.panel), "float32")
+        keys = packed.key(tile.sample, tile.key_head, place, expression(0), expression(0))
+        summed = self._tile_sums(product, tile.queries, Taps.run(packed.steps // STEPS), keys, sums)
+
+        def row(i: Expr) -> Stmt:
+            def column(j: Expr) -> Stmt:
+                return self._put_score(tile, load(sums, i, j), i, panel * packed.panel + j)
+
+            return in_vectors("column", packed.panel, self.lanes, column)
+
+        return sequence(made, summed, repeat("row", self.height, row))
+
+    def _put_score(self, tile: _Tile, total: Expr, i: Index, column: Expr) -> Stmt:
+        """Stores a score, all but what depends on its place."""
+        own = self.operands
+        value = total if BIAS in own else own.score(total, tile.sample, expression(0), expression(0), column)
+        return tile.softmax.scores.store(value, i, column)
 
     def _biased(self, tile: _Tile, first: Expr, count: Expr) -> Stmt:
         """Scores of a block with what depends on their place."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from schedules.attention.cache.decode import DecodeWriter
 from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
+from schedules.attention.cache.estimates import CacheSizes
 from schedules.attention.cache.prompt import PromptWriter
+from schedules.attention.writer import bfloat16_tiles
 from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
@@ -20,6 +22,7 @@ from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
 
 if TYPE_CHECKING:
+    from schedules.instructions.products.product import Product
     from schedules.ir.tvm_types import PrimFunc
 
 _FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
@@ -54,19 +57,36 @@ class AttentionOverCache(ScheduleRule[CacheWorkload]):
     def apply(self, kernel: Kernel, workload: CacheWorkload, config: Config, machine: Machine) -> PrimFunc:
         own = _operands(kernel.function)
         few = max(1, _FEW_ROWS // own.group)
-        narrow = bfloat16_pays(machine, in_tiles=False) and (
-            own.description.rounds or dtype_of(own.buffers[KEY]) == "bfloat16"
-        )
+        tiles = prompt_tiles(own, machine)
+        narrow = tiles is not None or (own.rounds and bfloat16_pays(machine, in_tiles=False))
+        prompt = PromptWriter(own, machine, narrow=narrow, tiles=tiles)
         if SEQUENCES in own:
-            ways = [DecodeWriter(own, machine, few).code(), PromptWriter(own, machine, narrow=narrow).code()]
-            return build_function(kernel, ways, [])
+            return build_function(kernel, [DecodeWriter(own, machine, few).code(), prompt.code()], [])
         if isinstance(own.queries, int):
-            is_few = own.queries <= few
-            body = DecodeWriter(own, machine, own.queries) if is_few else PromptWriter(own, machine, narrow=narrow)
+            body = DecodeWriter(own, machine, own.queries) if own.queries <= few else prompt
             return build_function(kernel, [body.code()], [])
         decode = DecodeWriter(own, machine, few).code()
-        prompt = PromptWriter(own, machine, narrow=narrow).code()
-        return build_function(kernel, [tirx.IfThenElse(own.queries <= few, decode, prompt)], [])
+        return build_function(kernel, [tirx.IfThenElse(own.queries <= few, decode, prompt.code())], [])
+
+
+def sizes_of(function: PrimFunc) -> CacheSizes:
+    """The sizes of a kernel; symbolic ones count as 1."""
+    own = _operands(function)
+    known = [each if isinstance(each, int) else 1 for each in (own.batch, own.queries, own.capacity)]
+    return CacheSizes(known[0], known[1], int(own.heads), int(own.size), int(own.value_size), known[2])
+
+
+def tiles_of(function: PrimFunc, machine: Machine) -> Product | None:
+    """The instruction that a kernel's prompts of known size are multiplied by, where its sums stay in tiles."""
+    own = _operands(function)
+    is_prompt = isinstance(own.queries, int) and own.queries > max(1, _FEW_ROWS // own.group)
+    return prompt_tiles(own, machine) if is_prompt else None
+
+
+def prompt_tiles(own: CacheOperands, machine: Machine) -> Product | None:
+    """That of prompts, where the operands may be rounded to bfloat16 and the machine has one that is faster."""
+    tiles = bfloat16_tiles(machine)
+    return tiles if tiles is not None and own.rounds and tiles.rate_on(machine) > 1 else None
 
 
 def _operands(function: PrimFunc) -> CacheOperands:

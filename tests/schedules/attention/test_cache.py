@@ -14,7 +14,9 @@ from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import structural_walk, tirx, tvm
 from tests.schedules.attention.cached import Case
-from tests.schedules.harness import AVX2, executable, lowered, runnable, scheduled
+from tests.schedules.harness import AVX2, executable, lowered, runnable, scheduled, target_of
+
+TILES = "sapphire-rapids-simulated"
 
 CASES = {
     "first token": Case(),
@@ -78,6 +80,32 @@ def test_scheduled(name: str, target: str) -> None:
     mod, report = scheduled(case.build(), [(each.shape, str(each.dtype)) for each in arrays.values()], target)
     assert [each.rule for each in report.kernels] == ["attention-over-cache"]
     close(run(mod, target, arrays), case, arrays)
+
+
+ROUNDS = {"rounds": True}
+TILED = {
+    "prompt": Case(queries=21, position=3, heads=6, key_heads=2, size=24, value_size=40, capacity=60, options=ROUNDS),
+    "past": Case(queries=70, position=190, heads=6, key_heads=2, size=64, value_size=64, capacity=300, options=ROUNDS),
+    "window": Case(queries=40, position=150, capacity=200, size=7, value_size=5, options={**ROUNDS, "window": 20}),
+    "softcap, sinks": Case(queries=33, position=11, sinks=True, options={**ROUNDS, "softcap": 2.5, "scale": 1.5}),
+    "batch": Case(batch=3, queries=18, position=(0, 5, 17), value_size=80, heads=3, key_heads=1, options=ROUNDS),
+    "mask": Case(
+        batch=2, queries=17, position=None, options={**ROUNDS, "causal": False}, bias=(2, 1, 17, 40), mask=True
+    ),
+    "bfloat16": Case(queries=18, position=9, cache="bfloat16", size=32),
+    "int8": Case(queries=20, position=12, cache="int8", size=24, value_size=32, options=ROUNDS),
+}
+
+
+@pytest.mark.parametrize("name", TILED)
+@pytest.mark.skipif(not target_of(TILES).fits_this_machine(), reason="this machine has no AVX2")
+def test_prompts_in_tiles(name: str) -> None:
+    case = TILED[name]
+    arrays = case.arrays()
+    mod, _ = scheduled(case.build(), [(each.shape, str(each.dtype)) for each in arrays.values()], TILES)
+    assert "tensorwright_tiles_" in str(mod)
+    # Operands keep 8 bits: scores are off by some 2^-8 of the sum of their terms' sizes.
+    np.testing.assert_allclose(run(mod, TILES, arrays), case.exact(arrays), rtol=3e-2, atol=3e-2)
 
 
 def test_any_number_of_queries() -> None:
