@@ -1,9 +1,9 @@
 """Convolution of narrow operands by instructions whose sums stay in tiles (AMX): rows of tiles are pixels.
 
 Each task copies its input into a scratch buffer, 64 bytes of a pixel's channels next to each other and planes of them
-one after the other, with the zeros of the padding. Then a tile takes neighbouring pixels as they lie there, for each
-tap of the window. Without strides lines are joined: a block runs on over the padding into the next line, and the sums
-of padded columns are not used, so that small images fill tiles too.
+one after the other, with the zeros of the padding; a step of the depth of a window is a plane too. Then a tile takes
+neighbouring pixels as they lie there, for each tap of the window. Without strides lines are joined: a block runs on
+over the padding into the next line, and the sums of padded columns are not used, so that small images fill tiles too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from schedules.conv.workload import ConvWorkload, DotWorkload, TilesWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
 from schedules.instructions.products.product import Product
-from schedules.instructions.products.table import tile_product
+from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -40,15 +40,23 @@ _TILE, _BYTE, _VECTOR, _TASK = 16.0, 0.06, 4.0, 1000.0
 
 
 def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int = 0) -> TilesWorkload | None:
-    """The convolution in tiles; None where the machine has none for the operand, or the convolution is none of theirs:
-    of several groups, of plain input, of unknown sizes or of more than two spatial dimensions."""
-    fits = work.groups == 1 and work.in_block == work.block == COLUMNS and work.rank <= 2 and not work.is_open
-    if not fits:
+    """The convolution in tiles; None where the machine has none for the operand, where vectors are as fast (of few
+    channels, a row of a tile is mostly empty), and where it is none of theirs: of plain input, of unknown sizes, of
+    dilated depth, or with a last group that is smaller."""
+    even = work.last_group_channels == work.group_channels and work.last_group_out_blocks == work.group_out_blocks
+    in_depth = work.rank <= 2 or (work.rank == 3 and work.dilations[0] == 1)
+    if not (even and in_depth and work.in_block == work.block == COLUMNS) or work.is_open:
         return None
     in_block = ROW_BYTES * 8 // dtype_bits(operand)
     dtype = "float32" if operand == "uint16" else "int32"
     found = TilesWorkload(**{**vars(work), "in_block": in_block, "dtype": dtype}, operand=operand, fill=fill)
-    return found if tile_product(machine, found.operation) is not None else None
+    product = tile_product(machine, found.operation)
+    if product is None:
+        return None
+    used = work.group_channels / (found.in_blocks * in_block)
+    stored = "bfloat16" if operand == "uint16" else operand
+    in_vectors = max([1.0, *(each.rate_on(machine) for each in dot_products(machine, stored, found.operation.b))])
+    return found if product.convolution_rate_on(machine) * used > in_vectors else None
 
 
 class ConvTiles(CpuRule[TilesWorkload]):
@@ -70,7 +78,7 @@ class ConvTiles(CpuRule[TilesWorkload]):
 
     def default(self, workload: TilesWorkload, machine: Machine) -> Config:
         found = _cut(workload, _height(workload), 1, machine)
-        return Config.of(rows=found.sizes[dimension(0)] if workload.rank > 1 else 1, chunks=1)
+        return Config.of(rows=found.sizes[dimension(workload.rank - 2)] if workload.rank > 1 else 1, chunks=1)
 
     def apply(self, kernel: Kernel, workload: TilesWorkload, config: Config, machine: Machine) -> PrimFunc:
         fused = FusedKernel(kernel, anchor_stages(kernel, CONV_TILES))
@@ -86,7 +94,7 @@ def _height(work: ConvWorkload) -> int:
 def _chunk_choices(work: TilesWorkload) -> tuple[int, ...]:
     """Into how many equal tasks whole panels of filters may be cut."""
     blocks = work.panel // work.block
-    return divisors(work.out_blocks // blocks) if work.out_blocks % blocks == 0 else (1,)
+    return divisors(work.group_out_blocks // blocks) if work.group_out_blocks % blocks == 0 else (1,)
 
 
 def _line(work: ConvWorkload) -> int:
@@ -96,7 +104,7 @@ def _line(work: ConvWorkload) -> int:
 
 def _joins(work: ConvWorkload) -> bool:
     """True if lines of the output are as far apart as those of the input."""
-    return work.strides == (1,) * work.rank
+    return all(stride == 1 for stride in work.strides[-2:])
 
 
 def _run_lines(work: ConvWorkload, rows: int) -> int:
@@ -105,29 +113,33 @@ def _run_lines(work: ConvWorkload, rows: int) -> int:
 
 
 def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
-    """The cut into tasks of at most `rows`, and at least `chunks` parts of the filters. Lines are not cut."""
+    """The cut into tasks of at most `rows`, and at least `chunks` parts of the filters. Lines are not cut, and a task
+    has one step of the depth."""
     images, height, width = max(work.batch, 1), _height(work), work.out_spatial[-1]
-    panels = group_steps(work, work.panel // work.block)
-    reach = [int(each) for each in work.reach(work.out_spatial)]
-    halo = (reach[0] / work.strides[0] - height) if work.rank > 1 else 0.0
-    planes = ceil_div(work.channels, work.in_block)
-    read, line = planes * ROW_BYTES * prod(reach), planes * ROW_BYTES * reach[-1] * work.strides[0]
+    depths, lines = [dimension(dim) for dim in range(work.rank - 2)], dimension(work.rank - 2)
+    groups, panels = work.groups, group_steps(work, work.panel // work.block)
+    reach = [int(each) for each in work.reach(work.out_spatial)][-2:]
+    halo = (reach[0] / work.strides[-2] - height) if work.rank > 1 else 0.0
+    planes, steps = work.in_blocks * prod(work.kernel[:-2]), prod(work.out_spatial[:-2])
+    read, line = planes * ROW_BYTES * prod(reach), planes * ROW_BYTES * reach[-1] * work.strides[-min(2, work.rank)]
     sizes = range(1, rows + 1)
     copies = [each + halo for each in sizes]  # twice as dear where half of the second cache does not hold them
     copies = [each * (2 if each * line > machine.l2_bytes // 2 else 1) * height / (height + halo) for each in copies]
-    taps = planes * prod(work.kernel)
-    axes = [CutAxis(IMAGES, images, most=1), CutAxis(GROUPS, 1)]
+    taps = planes * prod(work.kernel[-2:])
+    axes = [CutAxis(IMAGES, images, most=1), CutAxis(GROUPS, groups)]
     axes.append(CutAxis(CHANNELS, panels, most=ceil_div(panels, chunks)))
+    axes += [CutAxis(name, size, most=1) for name, size in zip(depths, work.out_spatial, strict=False)]
     if work.rank > 1:
-        axes.append(CutAxis(dimension(0), height, most=rows))
-    every = {IMAGES: 0.0, CHANNELS: 0.0, dimension(0): 0.0}
-    tiles = images * height * panels * (work.panel // COLUMNS)
-    vectors = images * height * width * panels * work.panel / machine.lanes("float32")
+        axes.append(CutAxis(lines, height, most=rows))
+    inputs = {IMAGES: 0.0, GROUPS: 0.0, **dict.fromkeys(depths, 0.0)}
+    every = {**inputs, CHANNELS: 0.0, lines: 0.0}
+    tiles = images * groups * steps * height * panels * (work.panel // COLUMNS)
+    vectors = images * groups * steps * height * width * panels * work.panel / machine.lanes("float32")
     works = [
-        Work({**every, dimension(0): [_row_tiles(work, each) for each in sizes]}, cycles=tiles * taps * _TILE),
+        Work({**every, lines: [_row_tiles(work, each) for each in sizes]}, cycles=tiles * taps * _TILE),
         Work(every, cycles=vectors * _VECTOR),
-        Work({IMAGES: 0.0, dimension(0): copies}, cycles=images * read * _BYTE),
-        Work({CHANNELS: 0.0}, bytes=float(panels * work.panel * taps * ROW_BYTES)),
+        Work({**inputs, lines: copies}, cycles=images * groups * steps * read * _BYTE),
+        Work({GROUPS: 0.0, CHANNELS: 0.0}, bytes=float(groups * panels * work.panel * taps * ROW_BYTES)),
         Work({}, cycles=_TASK),
     ]
     return cut([*axes, CutAxis(dimension(work.rank - 1), 1)], works, machine)
@@ -156,34 +168,37 @@ class TilesNest(DotNest):
     def _cut_known(self, machine: Machine) -> bool:
         found = _cut(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
         if self.work.rank > 1:
-            self.room[-2] = found.sizes[dimension(0)]
+            self.room[-2] = found.sizes[dimension(self.work.rank - 2)]
         self.cut = list(self.room)
         self.axes = {**found.parts, IMAGES: self._images}
-        self.steps_each = found.sizes[CHANNELS]
+        self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
         return found.parallel
 
     def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
-        """With lines behind each plane for the pixels that the last tile reads beyond it."""
+        """With lines behind each plane for the pixels that the last tile reads beyond it; steps of the depth are
+        planes."""
         *lead, line = (int(each) for each in self.work.reach(self.room))
         behind = (ROWS - 1) * self.work.strides[-1]
         if not lead:
             return blocks, line + behind, self.scratch_lanes
-        return blocks, lead[0] + ceil_div(behind, line), line, self.scratch_lanes
+        return blocks, *lead[:-1], lead[-1] + ceil_div(behind, line), line, self.scratch_lanes
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         """The channels of a pixel: blocks of the input side by side. What lies behind the last channel is cleared: it
         may be no number, which a weight of zero would not take away."""
         work, lanes = self.work, self.work.stored_block
-        image, first, *position = source
-        parts, stored, rest = work.in_block // lanes, ceil_div(work.channels, lanes), work.channels % work.in_block
+        image, number, *position = source
+        parts, stored = work.in_block // lanes, ceil_div(work.group_channels, lanes)
+        own = number if work.groups == 1 else number % work.in_blocks
+        group = 0 if work.groups == 1 else number // work.in_blocks * stored
         result = []
         for part in range(parts):
-            block = first * parts + part
+            block = own * parts + part
             here = least(block, stored - 1) if stored % parts else block
-            value = load(self.data, image, here, *position, lanes_of(0, lanes))
-            if rest and rest < (part + 1) * lanes:
-                number = lanes_of(block * lanes, lanes)
-                inside = number < splat(work.channels, "int64", lanes)
+            value = load(self.data, image, group + here, *position, lanes_of(0, lanes))
+            if work.group_channels % work.in_block and work.group_channels % work.in_block < (part + 1) * lanes:
+                number_of = lanes_of(block * lanes, lanes)
+                inside = number_of < splat(work.group_channels, "int64", lanes)
                 value = tirx.Select(inside, value, splat(0, self.scratch_dtype, lanes))
             result.append(store(self.scratch, value, *target, lanes_of(part * lanes, lanes)))
         return sequence(result)
@@ -201,14 +216,15 @@ class TilesNest(DotNest):
         count = (lines - 1) * line + width
         sums, allocation = allocate("tile", [ceil_div(count, ROWS) * ROWS, work.panel], work.dtype)
         stride, is_plane = work.strides[-1], work.rank > 1
-        corner = [first * work.strides[0]] if is_plane else []
+        corner = [*(0 for _ in work.kernel[:-2]), first * work.strides[-2]] if is_plane else []
 
         def pixel(row: Expr) -> Expr:
             return load(self.scratch, 0, *corner, row * stride, 0)
 
-        plane = prod(self._scratch_shape(1)) * dtype_bits(self.scratch_dtype) // 8
-        counts = (ceil_div(work.channels, work.in_block), *((1,) if not is_plane else ()), *work.kernel)
-        down = work.dilations[0] * line * ROW_BYTES if is_plane else 0
+        planes = work.in_blocks * prod(work.kernel[:-2])
+        plane = prod(self._scratch_shape(1)) // prod(work.kernel[:-2]) * dtype_bits(self.scratch_dtype) // 8
+        counts = (planes, *((1,) if not is_plane else ()), *work.kernel[-2:])
+        down = work.dilations[-2] * line * ROW_BYTES if is_plane else 0
         taps = Taps(counts, (plane, down, work.dilations[-1] * ROW_BYTES))
         weights = load(self.weight, _divided(block, work.panel // work.block), *(0,) * (work.rank + 3))
         return sequence(
@@ -222,7 +238,7 @@ class TilesNest(DotNest):
         work, (line, column) = self.work, at
         places = [place.corner[-1] + column]
         if work.rank > 1:
-            places.insert(0, place.corner[0] + row)
+            places = [*place.corner[:-2], place.corner[-2] + row, *places]
 
         def element(part: int, lane: Expr) -> Stmt:
             value = load(sums, line * _line(work) + column, part * self.lanes + lane)
@@ -231,8 +247,8 @@ class TilesNest(DotNest):
         done = sequence(
             [vectorized("lane", self.lanes, lambda lane, part=part: element(part, lane)) for part in range(self.blocks)]  # type: ignore[misc]
         )
-        uneven = work.rank > 1 and work.out_spatial[0] % self.room[0]
-        return sequence(when(places[0] < work.out_spatial[0], done)) if uneven else done
+        uneven = work.rank > 1 and work.out_spatial[-2] % self.room[-2]
+        return sequence(when(places[-2] < work.out_spatial[-2], done)) if uneven else done
 
 
 def _divided(block: Index, count: int) -> Index:

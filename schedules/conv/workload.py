@@ -257,6 +257,8 @@ class TilesWorkload(DotWorkload):
 
     @property
     def panel(self) -> int:
+        if self.groups > 1:  # no panel has filters of two groups
+            return self.block * (1 + (self.group_out_blocks % 2 == 0))
         return self.block * min(2, self.out_blocks)
 
     @property

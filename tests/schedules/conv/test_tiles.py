@@ -24,14 +24,15 @@ import tvm  # isort: skip
 from tvm import te  # isort: skip
 
 MACHINE = targets.get("sapphire-rapids-simulated", cores=2).machine
+_CUBE = {"kernel": (3, 3, 3), "pad": ((1, 1),) * 3, "strides": (1, 1, 1), "dilations": (1, 1, 1)}
 KINDS = ("uint16", "uint8", "int8")
 _LANES = 16
 
 
 def workload(kind: str, case: dict[str, Any], fill: int = 0) -> TilesWorkload | None:
     names = ("batch", "channels", "spatial", "kernel", "strides", "dilations", "filters")
-    fields = {name: case[name] for name in names}
-    work = ConvWorkload(**fields, pad=tuple(case["pad"]), block=_LANES, dtype="float32", groups=1, in_block=_LANES)
+    fields = {name: case[name] for name in names} | {"groups": case.get("groups", 1)}
+    work = ConvWorkload(**fields, pad=tuple(case["pad"]), block=_LANES, dtype="float32", in_block=_LANES)
     return tiles_workload(work, kind, MACHINE, fill)
 
 
@@ -48,18 +49,18 @@ def check(kind: str, case: dict[str, Any], fill: int = 0) -> None:
     assert work is not None
     data, weight, conv = tensors_of(work)
     doubled = te.compute(conv.shape, lambda *at: conv(*at) + conv(*at), name="doubled")
-    shapes = (work.batch, work.channels, *work.spatial), (work.filters, work.channels, *work.kernel)
+    shapes = (work.batch, work.channels, *work.spatial), (work.filters, work.group_channels, *work.kernel)
     x, w, x_meant, w_meant = operands(np.random.default_rng(0), kind, *shapes)
     packed = [pack(x, _LANES), pack_weight(w, work.in_block, work.panel, work.group)]
     got = unpack(run_kernel([data, weight, doubled], packed, MACHINE, "conv-tiles"), work.filters) / 2
     amounts = [(0, 0), (0, 0), *work.pad]
     whole = np.pad(x_meant.astype(np.float64), amounts, constant_values=fill)
-    expected = reference_conv(whole, w_meant, work.strides, work.dilations, [(0, 0)] * work.rank, 1)
+    expected = reference_conv(whole, w_meant, work.strides, work.dilations, [(0, 0)] * work.rank, work.groups)
     if kind != "uint16":
         np.testing.assert_array_equal(got, expected)
         return
     # Products of bfloat16 are exact in float32; each addition rounds once.
-    terms = work.channels * np.prod(work.kernel)
+    terms = work.group_channels * np.prod(work.kernel)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-7 * terms + 1e-6)
 
 
@@ -67,7 +68,7 @@ def check(kind: str, case: dict[str, Any], fill: int = 0) -> None:
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions(), fill=st.integers(0, 127))
 def test_random_shapes(kind: str, case: dict[str, Any], fill: int) -> None:
-    assume(len(case["spatial"]) <= 2)
+    assume(case["dilations"][:-2] in ((), (1,)) and workload(kind, case) is not None)
     check(kind, case, fill=0 if kind == "uint16" else fill)
 
 
@@ -79,6 +80,10 @@ def test_random_shapes(kind: str, case: dict[str, Any], fill: int) -> None:
         {"channels": 64, "filters": 64, "spatial": (7, 7), "kernel": (1, 1), "pad": ((0, 0), (0, 0))},
         {"channels": 33, "filters": 32, "spatial": (14, 30), "strides": (2, 2)},
         {"channels": 16, "filters": 16, "spatial": (5, 260)},
+        {"channels": 96, "filters": 192, "spatial": (9, 8), "groups": 2},
+        {"channels": 64, "filters": 64, "spatial": (7, 7), "groups": 4, "strides": (2, 2)},
+        {"channels": 40, "filters": 33, "spatial": (5, 6, 7), **_CUBE},
+        {"channels": 64, "filters": 32, "spatial": (4, 9, 20), **_CUBE, "strides": (2, 2, 1), "groups": 2},
     ],
 )
 def test_sizes_of_nets(kind: str, case: dict[str, Any]) -> None:
@@ -109,6 +114,11 @@ def test_what_tiles_do_not_serve() -> None:
     work = workload("uint16", {**_COMMON, "channels": 32, "filters": 32})
     assert work is not None
     plain = ConvWorkload(**{name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__})
-    assert tiles_workload(replace(plain, in_block=16, groups=2), "uint16", MACHINE) is None
+    assert tiles_workload(replace(plain, in_block=16, groups=2), "uint16", MACHINE) is not None
+    assert tiles_workload(replace(plain, in_block=16, channels=1), "uint16", MACHINE) is None  # mostly empty rows
+    cube = workload("uint16", {**_COMMON, "channels": 32, "filters": 32, "spatial": (5, 6, 7), **_CUBE})
+    assert cube is not None
+    dilated = {**_COMMON, "channels": 32, "filters": 32, "spatial": (9, 6, 7), **_CUBE, "dilations": (2, 1, 1)}
+    assert workload("uint16", dilated) is None
     assert tiles_workload(replace(plain, in_block=1), "uint16", MACHINE) is None
     assert tiles_workload(replace(plain, in_block=16), "uint16", targets.get("znver4").machine) is None
