@@ -28,6 +28,7 @@ from compiler.compression.predicted_times import KernelTime, PredictedClock
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.source import import_model
+from targets.cpu.x86 import X86Target
 
 _HERTZ = 3e9  # of the predictions
 _PEAKS = {"tdpbf16ps": 16 * 16 * 32 * 2 / 16 * _HERTZ}
@@ -48,6 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     target = targets.get(given.target)
     if given.without_tiles:
+        assert isinstance(target, X86Target)
         features = frozenset(each for each in target.machine.features if not each.startswith("amx"))
         target = replace(target, machine=target.machine.model_copy(update={"features": features}))
     table = Table(title=f"{target.name}, {target.machine.cores} cores, {'int8' if given.int8 else given.precision}")

@@ -26,6 +26,35 @@ def test_tiles_count_where_the_system_permits_them(monkeypatch: pytest.MonkeyPat
         cpuinfo.features.cache_clear()
 
 
+@pytest.mark.parametrize(("answer", "allowed"), [(0, True), (-1, False)])
+def test_linux_is_asked_for_the_tile_registers(monkeypatch: pytest.MonkeyPatch, answer: int, *, allowed: bool) -> None:
+    """arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), once a process; a module that needs tiles is refused where
+    the answer is no."""
+    asked: list[tuple[int, ...]] = []
+
+    class Process:
+        def syscall(self, *numbers: int) -> int:
+            asked.append(numbers)
+            return answer
+
+    flags = "processor : 0\nflags\t\t: fpu avx2 amx_tile amx_bf16\n"
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Process())
+    monkeypatch.setattr(cpuinfo, "architecture", lambda: "x86_64")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: flags)
+    caches = (cpuinfo.allows_tiles, cpuinfo.reported_features, cpuinfo.features, cpuinfo._known_names)
+    for each in caches:
+        each.cache_clear()
+    try:
+        assert cpuinfo.supports("amx-tile") == cpuinfo.supports("amx_bf16") == allowed
+        assert cpuinfo.supports("avx2")
+        assert ("amx-tile" in cpuinfo.features()) == allowed
+        assert asked == [(158, 0x1023, 18)]
+    finally:
+        for each in caches:
+            each.cache_clear()
+
+
 def test_asking_for_tiles_answers_here() -> None:
     """Where the processor has none, Linux refuses them."""
     if "amx-tile" not in cpuinfo.reported_features():

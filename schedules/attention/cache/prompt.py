@@ -204,6 +204,7 @@ class PromptWriter:
     ) -> list[Stmt]:
         """The sums of all rows scaled down, and the values of a block's panels added, each times its weight."""
         own, softmax = self.operands, tile.softmax
+        assert packed.values is not None
         columns = int(packed.values.ty.shape[-1])
         parts = []
         for start in range(0, columns, WIDTHS[-1]):
