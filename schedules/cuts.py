@@ -186,6 +186,14 @@ def least_parallel_cycles(cores: int) -> float:
     return start_cycles(cores) / (WORTH - 1 / cores) if cores > 1 else math.inf
 
 
+def pays_at_run_time(amount: Index, cycles: float, machine: Machine) -> bool | Expr:
+    """Whether threads pay for so many steps of so many cycles each; a condition where the number is an expression."""
+    least = least_parallel_cycles(machine.cores) / max(cycles, 1e-3)
+    if isinstance(amount, int) or machine.cores == 1:
+        return isinstance(amount, int) and amount >= least
+    return _index(amount) >= _index(math.ceil(least))
+
+
 def _best(
     axes: Sequence[CutAxis],
     works: Sequence[Work],

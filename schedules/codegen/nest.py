@@ -136,6 +136,14 @@ def parallel_grid(
     return loop(var, total, inner, PARALLEL)
 
 
+def tasks_loop(name: str, count: Index, body: Body, shared: bool | Expr) -> Stmt:
+    """A loop over tasks that threads share where `shared`, which may be known only when the kernel runs."""
+    if isinstance(shared, bool):
+        return repeat(name, count, body, PARALLEL if shared else SERIAL)
+    pieces = tirx.Select(shared, expression(count), index(1))
+    return chunked_grid([Extent(name, count)], lambda at: body(at[0]), 1, pieces)
+
+
 def chunked_grid(extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], fused: int, chunks: Expr) -> Stmt:
     """Nested loops whose first `fused` ones are cut into `chunks` pieces of consecutive iterations, which the threads
     share; a single piece runs on the calling thread.

@@ -19,13 +19,13 @@ from schedules.codegen.nest import (
     lanes_of,
     load,
     name_opaque,
-    parallel,
     repeat,
     sequence,
     splat,
     split_repeat,
     static_grid,
     store,
+    tasks_loop,
     vectorized,
     when,
 )
@@ -37,7 +37,7 @@ from schedules.conv.padded_line import padded_line
 from schedules.conv.tiling import Place, divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
-from schedules.cuts import other_parts, parts_of_two_at_run_time
+from schedules.cuts import chunks_at_run_time, other_parts, parts_of_two_at_run_time, pays_at_run_time
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
@@ -45,9 +45,6 @@ from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index
-
-
-_ENOUGH = 4  # tasks of a core that share groups, where sizes are not known
 
 
 class DirectNest:
@@ -95,8 +92,7 @@ class DirectNest:
     def build(self, machine: Machine) -> Stmt:
         self.by_lane = multiplies_by_lane(self.work, machine)
         shared = self._cut_open(machine) if self.work.is_open else self._cut_known(machine)
-        loop = parallel if shared else repeat
-        return sequence(self.bindings, loop("task", prod(self.axes.values()), self._task))
+        return sequence(self.bindings, tasks_loop("task", prod(self.axes.values()), self._task, shared))
 
     @property
     def _images(self) -> Index:
@@ -113,9 +109,9 @@ class DirectNest:
         self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
         return found.parallel
 
-    def _cut_open(self, machine: Machine) -> bool:
+    def _cut_open(self, machine: Machine) -> bool | Expr:
         """Cut sizes that are known when the kernel runs: rows, or pixels where there are no rows, and where those are
-        few the output channels too."""
+        few the output channels too. Returns whether threads share the tasks."""
         work, cores = self.work, machine.cores
         last = self.is_flat or work.rank == 1
         shared, step = (work.rank - 1, self.pixels) if last else (work.rank - 2, 1)
@@ -124,7 +120,7 @@ class DirectNest:
             for dim, (size, part) in enumerate(zip(self.sizes.out, self.room, strict=True))
             if dim != shared
         }
-        self.groups_each = ceil_div(work.groups, min(work.groups, _ENOUGH * cores))
+        self.groups_each = ceil_div(work.groups, min(work.groups, chunks_at_run_time(machine)))
         groups = ceil_div(work.groups, self.groups_each)
         others = self._named("others", prod([self._images, groups, *dims.values()]), self.bindings)
         extent = self._named("steps", parts_of(self.sizes.out[shared], step), self.bindings)
@@ -145,7 +141,8 @@ class DirectNest:
         self.cut[shared] = self._named("part", most(parts_of(extent, dims[shared]), 1) * step, self.bindings)
         ordered = {dimension(dim): dims[dim] for dim in range(work.rank)}
         self.axes = {IMAGES: self._images, GROUPS: groups, CHANNELS: channels, **ordered}
-        return cores > 1
+        points = self._named("points", prod([self._images, *self.sizes.out]), self.bindings)
+        return pays_at_run_time(points, work.groups * (products + copied), machine)
 
     def _live(self, place: Place, dim: int) -> Index:
         """How much of a task's output along a dimension there is."""

@@ -19,12 +19,12 @@ from schedules.codegen.nest import (
     lanes_of,
     load,
     name_opaque,
-    parallel,
     repeat,
     sequence,
     splat,
     static_grid,
     store,
+    tasks_loop,
     vectorized,
     when,
 )
@@ -33,7 +33,7 @@ from schedules.conv.dynamic_sizes import Sizes, edges, least, most, open_repeat,
 from schedules.conv.estimates import window_cycles
 from schedules.conv.tiling import divisors, input_bytes
 from schedules.conv.workload import WindowWorkload
-from schedules.cuts import Cut, CutAxis, Work, cut, parts_at_run_time
+from schedules.cuts import Cut, CutAxis, Work, cut, parts_at_run_time, pays_at_run_time
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
@@ -149,9 +149,11 @@ class WindowNest(ABC):
             parts = most(least_parts, least(self.splits, self.rows))
             self.rows_each = name_opaque("rows", most(parts_of(self.rows, parts), 1), bindings)
             self.parts = name_opaque("parts", parts_of(self.rows, self.rows_each), bindings)
-            shared = machine.cores > 1
-        loop = parallel if shared else repeat
-        return sequence(bindings, loop("task", batch * (work.out_blocks * self.parts), self._task))
+            unknown = [size for size in self.sizes.out[:-2] if not isinstance(size, int)]
+            unknown += [self.rows, self.sizes.out[-1], *([batch] if work.batch == 0 else [])]
+            points = name_opaque("points", prod(unknown), bindings)
+            shared = pays_at_run_time(points, window_cycles(work, 1, 1, self.pixels, machine), machine)
+        return sequence(bindings, tasks_loop("task", batch * (work.out_blocks * self.parts), self._task, shared))
 
     def _task(self, task: Index) -> Stmt:
         image = task // (self.work.out_blocks * self.parts)

@@ -21,7 +21,6 @@ from schedules.codegen.nest import (
     lanes_of,
     load,
     name_opaque,
-    parallel,
     prefetch,
     repeat,
     sequence,
@@ -29,6 +28,7 @@ from schedules.codegen.nest import (
     split_repeat,
     static_grid,
     store,
+    tasks_loop,
     vectorized,
     when,
 )
@@ -110,8 +110,7 @@ class WinogradNest:
             shape = (self.cut.transforms.parts[PLACES], *self._scratch_shape(work.in_blocks, self.steps))
             self.shared, allocation = allocate("shared", shape, work.dtype)
             transforming = sequence(allocation, self._transforms(self.cut.transforms))
-        loop = parallel if self.cut.parallel else repeat
-        tasks = loop("task", batch * (self.cut.parts * self.cut.chunks), self._task)
+        tasks = tasks_loop("task", batch * (self.cut.parts * self.cut.chunks), self._task, self.cut.parallel)
         return sequence(self.sizes.bindings, self.cut.bindings, transforming, tasks)
 
     def _transforms(self, cut: Cut) -> Stmt:
@@ -129,7 +128,7 @@ class WinogradNest:
             spread = Spread(self.shared, (place,))
             return sequence(repeat("cb", own, lambda c: self._spread_tiles(spread, tiles, block + c)))
 
-        return (parallel if cut.parallel else repeat)("transform", cut.tasks, task)
+        return tasks_loop("transform", cut.tasks, task, cut.parallel)
 
     def _task(self, task: Expr | int) -> Stmt:
         cut, work = self.cut, self.work

@@ -12,8 +12,8 @@ from schedules.conv.dynamic_sizes import parts_of
 from schedules.conv.winograd_tiling import CHANNELS, TILES, Register, transform_cycles, winograd_cut
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import WinogradWorkload
-from schedules.cuts import Cut, other_parts, parts_of_two_at_run_time
-from schedules.ir.tir import Stmt
+from schedules.cuts import Cut, other_parts, parts_of_two_at_run_time, pays_at_run_time
+from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class TileCut:
     chunks: Index
     steps: Index
     weights_shared: bool
-    parallel: bool
+    parallel: bool | Expr
     bindings: tuple[Stmt, ...] = ()
     transforms: Cut | None = None
 
@@ -84,5 +84,5 @@ def _cut_open(
     parts, chunks = named("parts", parts), named("chunks", chunks)
     tiles = named("tiles_each", parts_of(extent, parts) * step)
     each = named("steps_each", parts_of(steps, chunks))
-    parallel = machine.cores > 1
+    parallel = pays_at_run_time(named("all_tiles", batch * total), products + spread, machine)
     return TileCut(columns, total, parts, tiles, chunks, each, False, parallel, tuple(bindings))

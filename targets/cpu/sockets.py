@@ -1,7 +1,11 @@
 """Servers of a processor with many cores: how many there are, and what all of them draw from memory.
 
-A preset's `memory_rate` is what a few cores draw. `socket` in its entry has the most cores of a processor of that kind,
-and the rate of all its memory channels: 0.7 of the peak that the vendor states (as the presets' own rates) at 3 GHz.
+A preset's `memory_rate` is what a few cores draw. Where they were measured, `core_memory_rate` is what one core draws
+alone, and `chiplet` what cores that share a link to memory draw together: on Zen 4 25 to 27 GB/s with one core and 46
+with two, at 3.65 GHz (Zen 4 server, reads of 1 GiB); on Skylake and Cascade Lake 12 GB/s with one thread by STREAM, and
+199 stated for two sockets (https://www.anandtech.com/show/11544). `socket` has the most cores of a processor of that
+kind, and the rate of all its memory channels: 0.7 of the peak that the vendor states (as the presets' own rates) at
+3 GHz.
 """
 
 from __future__ import annotations
@@ -27,5 +31,9 @@ def memory_rate(entry: Mapping[str, Any], cores: int) -> dict[str, float]:
     few = entry["machine"].get("memory_rate")
     if few is None or "socket" not in entry:
         return {} if few is None else {"memory_rate": few}
-    sockets = ceil_div(cores, entry["socket"]["cores"])
-    return {"memory_rate": min(few * max(cores, _FEW) / _FEW, max(few, sockets * entry["socket"]["memory_rate"]))}
+    core, chiplet, socket = entry.get("core_memory_rate"), entry.get("chiplet"), entry["socket"]
+    limits = [few * max(cores, _FEW) / _FEW if core is None else core * cores]
+    if chiplet is not None:
+        limits.append(chiplet["memory_rate"] * max(1.0, cores / chiplet["cores"]))
+    limits.append(max(few, ceil_div(cores, socket["cores"]) * socket["memory_rate"]))
+    return {"memory_rate": min(limits)}

@@ -20,7 +20,9 @@ from schedules.cuts import (
     CutAxis,
     Work,
     cut,
+    least_parallel_cycles,
     parts_at_run_time,
+    pays_at_run_time,
 )
 from schedules.ir.expression import substitute
 from schedules.ir.numbers import ceil_div
@@ -175,3 +177,16 @@ def test_parts_at_run_time_share_evenly() -> None:
 
         least = min(time(count) for count in range(1, extent + 1))
         assert time(parts) <= max(1.25 * least, least + 1)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 32])
+def test_a_dynamic_amount_of_work_starts_threads_where_they_pay(cores: int) -> None:
+    amount, described = tirx.Var("amount", "int64"), machine(cores)
+    least = int(least_parallel_cycles(cores)) if cores > 1 else 1 << 40
+    condition = pays_at_run_time(amount, 10.0, described)
+    for steps in (1, least // 10 - 1, least // 10 + 1, 1 << 30):
+        decided = condition
+        if not isinstance(condition, bool):
+            decided = bool(int(tvm.sym.Analyzer().simplify(substitute(condition, {amount: tirx.IntImm("int64", steps)}))))
+        assert decided == (cores > 1 and steps * 10 >= least)
+        assert pays_at_run_time(steps, 10.0, described) == decided
