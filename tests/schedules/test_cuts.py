@@ -187,6 +187,7 @@ def test_a_dynamic_amount_of_work_starts_threads_where_they_pay(cores: int) -> N
     for steps in (1, least // 10 - 1, least // 10 + 1, 1 << 30):
         decided = condition
         if not isinstance(condition, bool):
-            decided = bool(int(tvm.sym.Analyzer().simplify(substitute(condition, {amount: tirx.IntImm("int64", steps)}))))
+            with_steps = substitute(condition, {amount: tirx.IntImm("int64", steps)})
+            decided = bool(int(tvm.sym.Analyzer().simplify(with_steps)))
         assert decided == (cores > 1 and steps * 10 >= least)
         assert pays_at_run_time(steps, 10.0, described) == decided
