@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
+DIGEST_PATTERN = r"^[0-9a-f]{64}\Z"
+
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound="Record")
 

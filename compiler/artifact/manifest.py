@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 from msgspec import Meta, field
 
 from compiler.artifact.container import FORMAT_VERSION
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.artifact.fields import Record
+from compiler.artifact.fields import DIGEST_PATTERN, Record
 
 if TYPE_CHECKING:
     JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | bool | int | float | None"
@@ -24,7 +26,8 @@ _MAX_DEPTH = 200  # of JSON values, which are read by recursion
 Name = Annotated[str, Meta(max_length=4096)]
 Size = Annotated[int, Meta(ge=0, le=2**62)]
 Dimension = Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)] | Annotated[str, Meta(min_length=1, max_length=1024)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Digest = Annotated[str, Meta(pattern=DIGEST_PATTERN)]
 
 
 class TensorDescription(Record, frozen=True, kw_only=True):
@@ -62,13 +65,28 @@ class TensorDescription(Record, frozen=True, kw_only=True):
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+class DeviceRequirement(Record, frozen=True, kw_only=True):
+    """The device beside the processor that a module runs on.
+
+    Attributes:
+        kind: "cuda" is the only one.
+        compute_capability: of that device, at least: 10 major + minor.
+        simulated: there is no machine code for one.
+    """
+
+    kind: Name
+    compute_capability: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    simulated: bool = False
+
+
 class TargetDescription(Record, frozen=True, kw_only=True):
     """The target that the code was built for.
 
     Attributes:
         architecture: as `platform.machine()` says it: "x86_64", "aarch64".
         required_cpu_features: features without which the code cannot run, named as LLVM or as /proc/cpuinfo does.
-        details: any further description of the target (its machine model, TVM's target).
+        details: any further description of the target (its machine model, TVM's target); "device" is a
+            `DeviceRequirement`.
     """
 
     name: Name
@@ -77,7 +95,16 @@ class TargetDescription(Record, frozen=True, kw_only=True):
     details: dict[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_depth(self.details)
+        _check_json(self.details)
+        try:
+            _ = self.device
+        except msgspec.ValidationError as error:
+            raise ValueError(f"details.device: {error}") from error
+
+    @property
+    def device(self) -> DeviceRequirement | None:
+        """What runs the module beside the processor; None for nothing."""
+        return msgspec.convert(self.details.get("device"), DeviceRequirement | None)
 
     @property
     def faster_precisions(self) -> str:
@@ -116,12 +143,12 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
     measure: Name | None = None
     config: dict[str, JsonValue] = field(default_factory=dict)
     operations: Name | None = None
-    symbols: dict[Name, tuple[int, int]] = field(default_factory=dict)
+    symbols: dict[Name, tuple[Integer, Integer]] = field(default_factory=dict)
     tasks: tuple[Name, ...] | None = None
-    gathered: tuple[int, ...] = ()
+    gathered: tuple[Integer, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_depth(self.config)
+        _check_json(self.config)
 
 
 class CallList(Record, frozen=True, kw_only=True):
@@ -196,7 +223,7 @@ class FixedInput(Record, frozen=True, kw_only=True):
     """A model input whose value was fixed when compiling; `values` (flat) only where there are few."""
 
     tensor: TensorDescription
-    values: Annotated[tuple[bool | int | float, ...], Meta(max_length=64)] | None = None
+    values: Annotated[tuple[bool | Integer | float, ...], Meta(max_length=64)] | None = None
 
 
 class Requirement(Record, frozen=True, kw_only=True):
@@ -372,8 +399,11 @@ class Manifest(Record, frozen=True, kw_only=True):
         return tuple(each for each in self.inputs if each.name not in own)
 
 
-def _check_depth(value: JsonValue, most: int = _MAX_DEPTH) -> None:
+def _check_json(value: JsonValue, most: int = _MAX_DEPTH) -> None:
+    """Refuse nesting that readers by recursion cannot follow, and integers that no float can hold."""
     if most < 0:
         raise ValueError("a value is nested too deep")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError("a number is too large")
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(each, most - 1)
+        _check_json(each, most - 1)

@@ -29,7 +29,9 @@ Write = Callable[[memoryview | bytes], object]
 Offset = Annotated[int, Meta(ge=0, le=2**62)]
 
 
-class _Entry(Record, frozen=True, kw_only=True):
+class TensorEntry(Record, frozen=True, kw_only=True):
+    """Type, shape and place of one tensor, as a blob's header has it."""
+
     dtype: str
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)], ...], Meta(max_length=64)]
     data_offsets: tuple[Offset, Offset]
@@ -96,7 +98,7 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
     return arrays
 
 
-def _parse_header(data: memoryview, what: str) -> tuple[dict[str, _Entry], memoryview]:
+def _parse_header(data: memoryview, what: str) -> tuple[dict[str, TensorEntry], memoryview]:
     if len(data) < _LENGTH.size:
         raise ArtifactError(f"the {what} of the module are cut off")
     (length,) = _LENGTH.unpack(data[: _LENGTH.size])
@@ -104,13 +106,13 @@ def _parse_header(data: memoryview, what: str) -> tuple[dict[str, _Entry], memor
         raise ArtifactError(f"the {what} of the module have no valid header")
     end = _LENGTH.size + length
     try:
-        header = decode(data[_LENGTH.size : end], dict[str, _Entry])
+        header = decode(data[_LENGTH.size : end], dict[str, TensorEntry])
     except FieldError as error:
         raise ArtifactError(f"the {what} of the module have no valid header: {error}") from error
     return header, data[end:]
 
 
-def _check_places(header: dict[str, _Entry], body_bytes: int, what: str) -> None:
+def _check_places(header: dict[str, TensorEntry], body_bytes: int, what: str) -> None:
     """Tensors must follow each other without holes or overlap, fill the body, and have the size their shape says."""
     position = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):

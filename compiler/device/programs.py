@@ -20,6 +20,7 @@ CHECKING_SOURCES = (
     "file.cc",
     "formula.cc",
     "checked_json.cc",
+    "record_schema.cc",
     "dtypes.cc",
     "manifest.cc",
     "sha256_blocks.cc",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from compiler.artifact.manifest import Manifest
+from compiler.artifact.manifest import DeviceRequirement, Manifest
 from compiler.errors import IncompatibleArtifactError, MissingDependencyError
 from compiler.runtime.library import initialized, load_executable, new_virtual_machine
 from compiler.runtime.tvm_runtime import global_function, runtime_library, runtime_library_path, tvm_ffi
@@ -127,26 +127,26 @@ def device_for(manifest: Manifest) -> Device:
         IncompatibleArtifactError: this machine has no device that can run it.
         MissingDependencyError: TVM's runtime library for the device cannot be loaded.
     """
-    wanted = manifest.target.details.get("device")
+    wanted = manifest.target.device
     if wanted is None:
         return Device()
-    if not isinstance(wanted, dict) or wanted.get("kind") != "cuda":
-        raise IncompatibleArtifactError(f"the module needs an unknown kind of device: {wanted}")
+    if wanted.kind != "cuda":
+        raise IncompatibleArtifactError(f"the module needs an unknown kind of device: {wanted.kind!r}")
     index = _suitable(manifest.target.name, wanted)
     load_cuda_runtime()
     return CudaDevice(index)
 
 
-def _suitable(target: str, wanted: Mapping[str, object]) -> int:
+def _suitable(target: str, wanted: DeviceRequirement) -> int:
     """Return the first GPU with the required compute capability. Raises IncompatibleArtifactError."""
     from targets.cuda import device as cuda_device
 
-    if wanted.get("simulated"):
+    if wanted.simulated:
         raise IncompatibleArtifactError(
             f"the module (target {target!r}) holds no machine code for a graphics processor",
             "compile it for one; `compile` gives a module that runs simulated here",
         )
-    needed, found = int(str(wanted.get("compute_capability", 0))), cuda_device.cuda_devices()
+    needed, found = wanted.compute_capability, cuda_device.cuda_devices()
     for index, each in enumerate(found.capabilities):
         if each >= needed:
             return index

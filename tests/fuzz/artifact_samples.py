@@ -1,6 +1,9 @@
-"""Modules for the artifact suite: one with parameters of many element types, one that the compiler made."""
+"""Modules for the artifact suite: one with parameters of many element types, and two that the compiler made."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ml_dtypes
 import numpy as np
@@ -55,3 +58,13 @@ def compiled_artifact() -> Artifact:
             result = builder.emit_output(relax.Tuple([second]))
         builder.emit_func_output(result)
     return compiler.compile(builder.get()).artifact
+
+
+def language_artifact() -> Artifact:
+    """A small language model: states, a position, requirements, indices and assets."""
+    import compiler
+    from tests.compiler.generation.models import write_folder
+
+    with TemporaryDirectory() as folder:
+        write_folder(Path(folder))
+        return compiler.compile(folder, threads=1).artifact

@@ -34,11 +34,11 @@ def prepare(folder: Path) -> Samples:
     """Build the samples: dynamic and static shapes, several element types, with and without signature."""
     from compiler.artifact import artifact_bytes, generate_keys
     from tests.compiler.runtime.building import dense_artifact, elementwise_artifact, pair_artifact
-    from tests.fuzz.artifact_samples import compiled_artifact, mixed_artifact
+    from tests.fuzz.artifact_samples import compiled_artifact, language_artifact, mixed_artifact
 
     keys = generate_keys()
     artifacts = [dense_artifact(), pair_artifact(), elementwise_artifact("bfloat16"), mixed_artifact()]
-    artifacts.append(compiled_artifact())
+    artifacts += [compiled_artifact(), language_artifact()]
     plain = [artifact_bytes(artifact) for artifact in artifacts]
     signed = [artifact_bytes(artifact, keys.private) for artifact in artifacts[:2]]
     return Samples((*plain, *signed), keys.public)

@@ -102,7 +102,7 @@ void Artifact::TakeSections(Span file, const Head& head, const std::string& orig
   std::vector<std::pair<const char*, Span*>> expected = {
       {"library", &library}, {"parameters", &parameters}, {"reference_in", &reference_inputs}, {"reference_out", &reference_outputs}};
   if (!initial_state_descriptions.empty()) expected.emplace_back("states", &initial_states);
-  if (has_assets) expected.emplace_back("assets", &assets);
+  if (!asset_descriptions.empty()) expected.emplace_back("assets", &assets);
   std::string names;
   for (const auto& section : expected) names += (names.empty() ? "" : ", ") + std::string(section.first);
   names = "it must hold the sections " + names;

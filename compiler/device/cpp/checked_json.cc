@@ -1,35 +1,58 @@
 #include "checked_json.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace tensorwright {
 namespace {
 
 namespace json = tvm::ffi::json;
-constexpr int kDeepest = 200;  // as in Python
+constexpr int kDeepestText = 250;  // beyond it, no document fits its schema
 constexpr size_t kShownPlace = 200;
+
+bool IsDecimal(char letter) { return letter >= '0' && letter <= '9'; }
+
+// The end of the number that begins here, by JSON's grammar; null if it does not keep it.
+const char* NumberEnd(const char* at, const char* end) {
+  auto digits = [&] {
+    const char* first = at;
+    while (at != end && IsDecimal(*at)) ++at;
+    return at != first;
+  };
+  auto take = [&](char one, char other) { return at != end && (*at == one || *at == other) && (++at, true); };
+  take('-', '-');
+  if (!take('0', '0') && !digits()) return nullptr;
+  if (take('.', '.') && !digits()) return nullptr;
+  if (take('e', 'E')) {
+    take('+', '-');
+    if (!digits()) return nullptr;
+  }
+  return at;
+}
 
 // What TVM's parser takes and JSON, as Python reads it, does not. The parser is recursive: without a limit on nesting, a
 // file could overflow the stack. Null where the text holds no such thing.
 const char* Unreadable(const char* text, size_t size) {
   int depth = 0;
   bool quoted = false;
-  for (size_t i = 0; i < size; ++i) {
-    char letter = text[i];
+  const char* end = text + size;
+  for (const char* at = text; at < end; ++at) {
     if (quoted) {
-      if (letter == '\\') {
-        ++i;
-      } else if (letter == '"') {
+      if (*at == '\\') {
+        ++at;
+      } else if (*at == '"') {
         quoted = false;
       }
-    } else if (letter == '"') {
+    } else if (*at == '"') {
       quoted = true;
-    } else if (letter == '[' || letter == '{') {
-      if (++depth > kDeepest) return "it is nested more than 200 levels deep";
-    } else if (letter == ']' || letter == '}') {
+    } else if (*at == '[' || *at == '{') {
+      if (++depth > kDeepestText) return "it is nested too deep";
+    } else if (*at == ']' || *at == '}') {
       --depth;
-    } else if (letter == 'N' || letter == 'I') {
-      return "it holds NaN or Infinity";
+    } else if (IsDecimal(*at) || std::strchr("-+.NI", *at)) {
+      const char* last = NumberEnd(at, end);
+      if (!last || (last != end && std::strchr("+-.0123456789eE", *last))) return "it holds a number that is not JSON";
+      at = last - 1;
     }
   }
   return nullptr;
@@ -49,6 +72,16 @@ size_t CharacterAt(const std::string& text, size_t at) {
 }
 
 }  // namespace
+
+std::optional<size_t> Characters(const std::string& text) {
+  size_t count = 0;
+  for (size_t at = 0; at < text.size(); ++count) {
+    size_t size = CharacterAt(text, at);
+    if (size == 0) return std::nullopt;
+    at += size;
+  }
+  return count;
+}
 
 JsonValue JsonValue::Parse(const char* text, size_t size, const std::string& document) {
   JsonValue result({}, document, "");
@@ -88,7 +121,7 @@ std::vector<std::pair<std::string, JsonValue>> JsonValue::Members() const {
   if (!object) Fail("it must be an object");
   std::vector<std::pair<std::string, JsonValue>> result;
   for (const auto& [key, value] : *object) {
-    std::string name = At(key, "a name").Text();
+    std::string name = At(key, "a name").Text(std::numeric_limits<size_t>::max());
     result.emplace_back(name, At(value, name));
   }
   return result;
@@ -111,12 +144,9 @@ std::string JsonValue::Text(size_t most) const {
   auto text = value_.as<tvm::ffi::String>();
   if (!text) Fail("it must be a string");
   std::string result(text->data(), text->size());
-  for (size_t at = 0, count = 0; at < result.size(); ++count) {
-    size_t size = CharacterAt(result, at);
-    if (size == 0) Fail("it is not valid UTF-8");
-    if (count == most) Fail("it has more than " + std::to_string(most) + " characters");
-    at += size;
-  }
+  std::optional<size_t> count = Characters(result);
+  if (!count) Fail("it is not valid UTF-8");
+  if (*count > most) Fail("it has more than " + std::to_string(most) + " characters");
   return result;
 }
 
@@ -145,11 +175,18 @@ double JsonValue::Amount() const {
   return number;
 }
 
+void JsonValue::Check(const Schema& schema) const {
+  std::optional<Misfit> found = FindMisfit(value_, schema);
+  if (!found) return;
+  std::string step = found->place.empty() || place_.empty() ? "" : ".", place = Shortened(place_ + step + found->place, kShownPlace);
+  throw Error(document_ + " is not valid: " + (place.empty() ? "" : place + ": ") + found->why);
+}
+
 void JsonValue::OnlyKeys(std::initializer_list<const char*> known) const {
   for (const auto& [name, value] : Members()) {
     bool found = false;
     for (const char* each : known) found = found || name == each;
-    if (!found) value.Fail("this program does not know it: use the programs of the Tensorwright that wrote the file");
+    if (!found) value.Fail(kUnknownMember);
   }
 }
 

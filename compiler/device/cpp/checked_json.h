@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "error.h"
+#include "record_schema.h"
 
 namespace tensorwright {
 
@@ -36,6 +37,9 @@ class JsonValue {
   // Finite and not negative.
   double Amount() const;
 
+  // Throws Error, which names the place, unless the value and all in it are of these types.
+  void Check(const Schema& schema) const;
+
   // Throws Error where an object has a member that is none of these: what it asks for would be ignored.
   void OnlyKeys(std::initializer_list<const char*> known) const;
 
@@ -49,6 +53,9 @@ class JsonValue {
   tvm::ffi::Any value_;
   std::string document_, place_;
 };
+
+// Characters of a text; nothing where it is not valid UTF-8.
+std::optional<size_t> Characters(const std::string& text);
 
 // A text as JSON writes it, in quotes.
 std::string JsonText(const std::string& text);

@@ -1,6 +1,7 @@
 #include "manifest.h"
 
 #include <algorithm>
+#include <limits>
 #include <set>
 
 #include "checked_json.h"
@@ -9,7 +10,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kLongestDimension = 1024;
+constexpr int kDeepestBranch = 64;
 
 void ReadDimension(const JsonValue& size, Description* description) {
   if (!size.IsText()) {
@@ -18,22 +19,17 @@ void ReadDimension(const JsonValue& size, Description* description) {
     return;
   }
   description->shape.push_back(-1);
-  description->dimensions.push_back(size.Text(kLongestDimension));
-  if (description->dimensions.back().empty()) size.Fail("a dimension must have a name");
+  description->dimensions.push_back(size.Text());
 }
 
 Description ReadDescription(const JsonValue& value) {
-  value.OnlyKeys({"name", "shape", "dtype", "carrier"});
-  Description description{value["name"].Text(), value["dtype"].Text(), {}, {}, {}};
+  Description description{value["name"].Text(), value["dtype"].Text(), {}, {}, {}, false};
   if (!FindElementType(description.dtype_name)) value["dtype"].Fail("unknown element type " + Quoted(description.dtype_name));
   std::string code_type = description.dtype_name;
-  if (auto carrier = value.Find("carrier")) {
-    code_type = carrier->Text();
-    if (code_type != "int8" && code_type != "uint8") carrier->Fail("it must be int8 or uint8");
-  }
+  if (auto carrier = value.Find("carrier")) code_type = carrier->Text(), description.carried = true;
   description.dtype = FindElementType(code_type)->dtype;
   int64_t elements = 1;
-  for (const JsonValue& size : value["shape"].Items(kMostDimensions)) {
+  for (const JsonValue& size : value["shape"].Items()) {
     ReadDimension(size, &description);
     int64_t number = description.shape.back();
     if (number > 0 && (__builtin_mul_overflow(elements, number, &elements) || elements > kMostElements)) {
@@ -77,23 +73,18 @@ Formula ReadFormula(const JsonValue& value) {
 
 Relation ReadRelation(const JsonValue& value) {
   std::string name = value.Text();
-  if (name == "equal") return Relation::kEqual;
-  if (name == "at least") return Relation::kAtLeast;
-  if (name == "broadcast") return Relation::kBroadcast;
-  value.Fail("the relation " + Quoted(name) + " is not known to this program");
+  return name == "equal" ? Relation::kEqual : name == "at least" ? Relation::kAtLeast : Relation::kBroadcast;
 }
 
 void ReadRequirements(const JsonValue& manifest, Manifest* result) {
   if (auto all = manifest.Find("requirements")) {
     for (const JsonValue& each : all->Items()) {
-      each.OnlyKeys({"left", "relation", "right", "symbols", "where"});
       result->requirements.push_back({ReadFormula(each["left"]), ReadRelation(each["relation"]), ReadFormula(each["right"]),
                                       ReadTexts(each, "symbols"), each["where"].Text()});
     }
   }
   if (auto all = manifest.Find("indices")) {
     for (const JsonValue& each : all->Items()) {
-      each.OnlyKeys({"input", "size", "least", "symbols", "where"});
       auto least = each.Find("least");
       result->indices.push_back({each["input"].Text(), ReadFormula(each["size"]), least ? std::optional(ReadFormula(*least)) : std::nullopt,
                                  ReadTexts(each, "symbols"), each["where"].Text()});
@@ -112,7 +103,6 @@ size_t PlaceOf(const JsonValue& name, const std::vector<Description>& all) {
 void ReadStates(const JsonValue& manifest, Manifest* result) {
   if (auto all = manifest.Find("states")) {
     for (const JsonValue& each : all->Items()) {
-      each.OnlyKeys({"name", "input", "output", "axis", "grows"});
       State state{each["name"].Text(), PlaceOf(each["input"], result->inputs), PlaceOf(each["output"], result->outputs), std::nullopt, false};
       const Description &given = result->inputs[state.input], &next = result->outputs[state.output];
       if (auto axis = each.Find("axis")) state.axis = static_cast<size_t>(axis->Whole(0, static_cast<int64_t>(given.shape.size()) - 1));
@@ -123,18 +113,25 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
         same = (given.shape[i] == next.shape[i] && given.dimensions[i] == next.dimensions[i]) || (state.grows && i == *state.axis);
       }
       if (!same) each.Fail("its input and output are not of one shape and element type");
-      if (result->IsOfSession(state.input)) each.Fail("two states have one input");
+      for (const State& other : result->states) {
+        bool repeats = other.name == state.name || other.input == state.input || other.output == state.output;
+        if (repeats) each.Fail("two states have one name, input or output");
+      }
       result->states.push_back(std::move(state));
     }
   }
   if (auto position = manifest.Find("position")) {
-    position->OnlyKeys({"input", "rows"});
     JsonValue rows = (*position)["rows"];
     Position read{PlaceOf((*position)["input"], result->inputs), 0, ""};
     if (rows.IsText()) read.dimension = rows.Text();
     else read.rows = rows.Whole(0, kMostElements);
     const Description& input = result->inputs[read.input];
     if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is not an input of whole numbers");
+    bool known = read.dimension.empty() && !rows.IsText();
+    for (const Description& each : result->inputs) {
+      known = known || std::find(each.dimensions.begin(), each.dimensions.end(), read.dimension) != each.dimensions.end();
+    }
+    if (!known) rows.Fail("it is not a dimension of an input");
     result->position = std::move(read);
   }
   result->initial_state_descriptions = ReadDescriptions(manifest, "initial_states", true);
@@ -147,18 +144,20 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
     if (!known) manifest["initial_states"].Fail(Quoted(each.name) + " is not a state of that shape and element type");
   }
   if (auto sizes = manifest.Find("reference_sizes")) {
-    for (const auto& [name, value] : sizes->Members()) result->reference_sizes[name] = value.Whole(0, kMostElements);
+    for (const auto& [name, value] : sizes->Members()) result->reference_sizes[name] = value.Whole(0, std::numeric_limits<int64_t>::max());
   }
   if (auto format = manifest.Find("state_format")) result->state_format = format->Text();
 }
 
 // A step is a call, [callee, node, ...], or the steps of the branches of a condition.
-void ReadSteps(const JsonValue& steps, const std::vector<std::string>& callees, const std::vector<std::string>& nodes, Manifest* result) {
+void ReadSteps(const JsonValue& steps, const std::vector<std::string>& callees, const std::vector<std::string>& nodes, Manifest* result, int depth = 0) {
+  if (depth > kDeepestBranch) steps.Fail("branches are nested too deep");
   for (const JsonValue& step : steps.Items()) {
     std::vector<JsonValue> items = step.Items();
     if (items.empty()) step.Fail("a step is a call or branches");
     if (items[0].IsList()) {
-      for (const JsonValue& branch : items) ReadSteps(branch, callees, nodes, result);
+      if (items.size() != 2) step.Fail("a condition has two branches");
+      for (const JsonValue& branch : items) ReadSteps(branch, callees, nodes, result, depth + 1);
       continue;
     }
     std::vector<std::string> computed;
@@ -168,7 +167,6 @@ void ReadSteps(const JsonValue& steps, const std::vector<std::string>& callees, 
 }
 
 void ReadCalls(const JsonValue& calls, Manifest* result) {
-  calls.OnlyKeys({"nodes", "callees", "functions"});
   std::vector<std::string> nodes, callees;
   for (const JsonValue& each : calls["nodes"].Items()) nodes.push_back(each.Text());
   for (const JsonValue& each : calls["callees"].Items()) callees.push_back(each.Text());
@@ -179,6 +177,7 @@ void ReadCalls(const JsonValue& calls, Manifest* result) {
 void ReadDevice(const JsonValue& details, Manifest* manifest) {
   auto device = details.Find("device");
   if (!device) return;
+  device->Check(kDeviceSchema);
   manifest->device_kind = (*device)["kind"].Text();
   if (auto capability = device->Find("compute_capability")) manifest->compute_capability = static_cast<int>(capability->Whole(0, 10'000));
   if (auto simulated = device->Find("simulated")) manifest->device_is_simulated = simulated->Truth();
@@ -214,28 +213,23 @@ bool Manifest::IsOfSession(size_t input) const {
 
 void Manifest::Parse(const char* text, size_t size, const std::string& document) {
   JsonValue manifest = JsonValue::Parse(text, size, document);
-  // Some of them only say how the module was made, and are not read here.
-  manifest.OnlyKeys({"format_version", "model_name", "inputs", "outputs", "parameters", "compact_parameters", "target", "versions", "threads",
-                     "fixed_inputs", "kernels", "calls", "passes", "memory_plan", "requirements", "indices", "reference_inputs",
-                     "reference_outputs", "reference_tolerance", "checksums", "states", "position", "initial_states", "reference_sizes",
-                     "state_format", "assets"});
-  manifest["format_version"].Whole(1, 1);
+  manifest.Check(kManifestSchema);
   model_name = manifest["model_name"].Text();
   JsonValue target = manifest["target"], versions = manifest["versions"];
-  target.OnlyKeys({"name", "architecture", "required_cpu_features", "details"});
-  versions.OnlyKeys({"tensorwright", "tvm", "tvm_ffi", "others"});
   architecture = target["architecture"].Text(), target_name = target["name"].Text();
   if (auto features = target.Find("required_cpu_features")) {
     for (const JsonValue& feature : features->Items()) required_features.push_back(feature.Text());
   }
   if (auto details = target.Find("details")) ReadDevice(*details, this);
   engine = versions["tvm"].Text();
-  manifest["inputs"], manifest["outputs"];
   inputs = ReadDescriptions(manifest, "inputs", false), outputs = ReadDescriptions(manifest, "outputs", false);
   parameter_descriptions = ReadDescriptions(manifest, "parameters", true);
   reference_input_descriptions = ReadDescriptions(manifest, "reference_inputs", true);
   reference_output_descriptions = ReadDescriptions(manifest, "reference_outputs", true);
-  has_assets = !ReadDescriptions(manifest, "assets", true).empty();
+  if (auto fixed = manifest.Find("fixed_inputs")) {
+    for (const JsonValue& each : fixed->Items()) ReadDescription(each["tensor"]);
+  }
+  asset_descriptions = ReadDescriptions(manifest, "assets", true);
   if (auto setting = manifest.Find("threads")) threads = static_cast<int>(setting->Whole(1, kMostThreads));
   if (auto count = manifest.Find("compact_parameters")) {
     compact_parameters = static_cast<size_t>(count->Whole(0, static_cast<int64_t>(parameter_descriptions.size())));
@@ -244,7 +238,6 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
   ReadStates(manifest, this);
   if (auto calls = manifest.Find("calls")) ReadCalls(*calls, this);
   if (auto tolerance = manifest.Find("reference_tolerance")) {
-    tolerance->OnlyKeys({"relative", "absolute"});
     if (auto relative = tolerance->Find("relative")) relative_tolerance = relative->Amount();
     if (auto absolute = tolerance->Find("absolute")) absolute_tolerance = absolute->Amount();
   }

@@ -1,4 +1,4 @@
-// A module's manifest, as far as a run needs it; the Python package has all of it (artifact/manifest.py).
+// A module's manifest, as far as a run needs it; the Python package has all of it (artifact/manifest.py). All of it is checked.
 #pragma once
 
 #include <dlpack/dlpack.h>
@@ -27,6 +27,7 @@ struct Description {
   DLDataType dtype;  // as the module's code has it
   std::vector<int64_t> shape;
   std::vector<std::string> dimensions;
+  bool carried = false;  // the code has another element type
 
   // "x: float32[batch, 3]"
   std::string Text() const;
@@ -78,6 +79,7 @@ struct Manifest {
   int compute_capability = 0;                  // of that device, at least: 10 major + minor
   bool device_is_simulated = false;            // there is no machine code for one
   std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
+  std::vector<Description> asset_descriptions;  // files beside the numbers, as a tokenizer
   std::vector<State> states;
   std::optional<Position> position;
   std::vector<Description> initial_state_descriptions;
@@ -88,7 +90,6 @@ struct Manifest {
   int threads = 0;                // 0: no setting
   size_t compact_parameters = 0;  // how many of the last ones the module's code expands when it is loaded
   double relative_tolerance = 1e-3, absolute_tolerance = 1e-4;
-  bool has_assets = false;        // files beside the numbers, as a tokenizer
   // The model's nodes that each call of a kernel in the code computes, the main one first, by the kernel's name.
   std::map<std::string, std::vector<std::vector<std::string>>> kernel_nodes;
   std::map<std::string, std::string> checksums;  // of the sections, in hexadecimal

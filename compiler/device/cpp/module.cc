@@ -70,6 +70,7 @@ Module::Module(std::shared_ptr<Artifact> artifact) : artifact_(std::move(artifac
   if (!artifact_->initial_state_descriptions.empty()) {
     initial_states_ = ReadTensors(artifact_->initial_states, artifact_->initial_state_descriptions, "the states of the module");
   }
+  if (!artifact_->asset_descriptions.empty()) ReadTensors(artifact_->assets, artifact_->asset_descriptions, "the assets of the module");
   threads_ = SetUpThreads(artifact_->threads);
   executable_ = LoadLibrary(library);
   machine_ = NewMachine(*executable_, device_->Places());

@@ -154,9 +154,7 @@ void CheckValues(const ffi::Tensor& tensor, std::pair<int64_t, int64_t> range, c
 }
 
 bool HoldsIndices(const Description& input) {
-  bool carried = input.dtype_name == "int4" || input.dtype_name == "uint4" || input.dtype_name == "int2" || input.dtype_name == "uint2";
-  bool floats = input.dtype_name.find("float") != std::string::npos;
-  return (input.dtype.code == kDLInt || input.dtype.code == kDLUInt) && input.dtype.bits >= 8 && !carried && !floats;
+  return !input.carried && (input.dtype.code == kDLInt || input.dtype.code == kDLUInt) && input.dtype.bits >= 8;
 }
 
 }  // namespace

@@ -16,7 +16,6 @@ namespace {
 
 constexpr size_t kLength = 8;
 constexpr uint64_t kLongestHeader = 64 << 20;
-constexpr int64_t kFarthest = int64_t{1} << 62;
 constexpr DLDevice kCpu{kDLCPU, 0};
 const char* const kPadding = "__padding__";    // prefix of tensors that only fill gaps
 const char* const kMetadata = "__metadata__";  // of strings; not a tensor
@@ -58,13 +57,12 @@ struct Blob {
 };
 
 Entry ReadEntry(const JsonValue& value) {
-  value.OnlyKeys({"dtype", "shape", "data_offsets"});
+  value.Check(kTensorEntrySchema);
   Entry entry{value["dtype"].Text(), {}, 0, 0};
-  for (const JsonValue& size : value["shape"].Items(kMostDimensions)) entry.shape.push_back(size.Whole(0, kMostElements));
+  for (const JsonValue& size : value["shape"].Items()) entry.shape.push_back(size.Whole(0, kMostElements));
   std::vector<JsonValue> offsets = value["data_offsets"].Items();
-  if (offsets.size() != 2) value["data_offsets"].Fail("it must be two numbers");
-  entry.start = static_cast<size_t>(offsets[0].Whole(0, std::min<int64_t>(kFarthest, std::numeric_limits<ptrdiff_t>::max())));
-  entry.end = static_cast<size_t>(offsets[1].Whole(0, std::min<int64_t>(kFarthest, std::numeric_limits<ptrdiff_t>::max())));
+  constexpr int64_t farthest = std::numeric_limits<ptrdiff_t>::max();  // the schema's limit is beyond 32 bits
+  entry.start = static_cast<size_t>(offsets[0].Whole(0, farthest)), entry.end = static_cast<size_t>(offsets[1].Whole(0, farthest));
   return entry;
 }
 

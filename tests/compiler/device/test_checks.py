@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from compiler.artifact import artifact_bytes, read_artifact
-from compiler.artifact.manifest import Manifest
 from compiler.artifact.tensors import Blob
-from compiler.device.programs import SOURCES
 from compiler.errors import ArtifactError
 from tests.compiler.runtime.building import dense_artifact
 from tests.compiler.runtime.requirement_cases import CASES, inputs_of, module_of
@@ -40,13 +38,6 @@ def test_inputs_are_checked_as_python_checks_them(driver: Driver, tmp_path: Path
         if answer != (case["error"] or "ok"):
             wrong[case["name"]] = answer
     assert wrong == {}
-
-
-def test_every_field_of_the_manifest_is_known() -> None:
-    """What the C++ runtime does not know it refuses: so it must know all that Python writes."""
-    text = (SOURCES / "manifest.cc").read_text(encoding="utf-8")
-    known = text.partition("manifest.OnlyKeys({")[2].partition("})")[0]
-    assert set(json.loads(f"[{known}]")) == set(Manifest.__struct_fields__)
 
 
 def test_wrong_calls_of_the_c_api_are_errors(driver: Driver, tmp_path: Path) -> None:
@@ -85,6 +76,10 @@ def test_wrong_calls_of_the_c_api_are_errors(driver: Driver, tmp_path: Path) -> 
     }
 
 
+def _within_details(added: bytes) -> Callable[[bytes], bytes]:
+    return lambda text: text.replace(b'"details": {', b'"details": {"z": ' + added)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -94,9 +89,9 @@ def test_wrong_calls_of_the_c_api_are_errors(driver: Driver, tmp_path: Path) -> 
         ({"flags": 1}, "what follows its content is not what its head announces"),
         ({"signatures": b"more", "flags": 0}, "what follows its content is not what its head announces"),
         ({"signatures": b"more"}, "what follows its content is not a signature block"),
-        ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": ' + b"[" * 10**5)}, "levels deep"),
-        ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": NaN, ')}, "NaN or Infinity"),
-        ({"rewrite": lambda text: text.replace(b'"details": {', b'"details": {"z": [-Infinity], ')}, "NaN or Infinity"),
+        ({"rewrite": _within_details(b"[" * 10**5)}, "nested too deep"),
+        ({"rewrite": _within_details(b"NaN, ")}, "a number that is not JSON"),
+        ({"rewrite": _within_details(b"[-Infinity], ")}, "a number that is not JSON"),
     ],
 )
 def test_files_of_another_form_are_refused(
@@ -117,7 +112,7 @@ def test_fields_and_relations_of_the_future_are_refused(driver: Driver, tmp_path
         return driver.ask(["load", str(path)])
 
     relation = {"left": "n", "relation": "at most", "right": "1", "symbols": {"n": "n"}, "where": "w"}
-    assert "the relation 'at most' is not known" in answer("requirements", [relation])
+    assert "'at most' is not known" in answer("requirements", [relation])
     assert "this program does not know it" in answer("requirements", [{**relation, "relation": "equal", "unless": "n"}])
     assert "this program does not know it" in answer("value_requirements", [])
     assert "must be a whole number" in answer("threads", 10**9)

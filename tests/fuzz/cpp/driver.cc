@@ -1,6 +1,7 @@
 // Does what it is told, line by line, with the C++ runtime under sanitizers, and answers each line with "ok" or the error:
 //
 //   load MODULE           read it, load its code with the system's loader, run its example
+//   check MODULE          read it, and do nothing with it
 //   read MODULE           the same without running its code, which is mapped as in static programs
 //   inputs MODULE FILE    check a file of inputs for a module
 //   capi MODULE           call the C API wrongly; the answer is what each call said
@@ -49,6 +50,8 @@ std::string Do(const std::string& line) {
   words >> command >> module >> inputs;
   if (command == "load") {
     Load(module);
+  } else if (command == "check") {
+    Check(FileBytes(module).span());
   } else if (command == "read") {
     ReadAll(FileBytes(module).span());
   } else if (command == "inputs") {

@@ -1,0 +1,43 @@
+// The types of the documents in a module's file, and the check of a document against them.
+#pragma once
+
+#include <tvm/ffi/any.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace tensorwright {
+
+// What older programs say of a member that they do not know: what it asks for would be ignored.
+constexpr char kUnknownMember[] = "this program does not know it: use the programs of the Tensorwright that wrote the file";
+
+struct Member;
+
+// The types that a value may have. The records of a module's files are written from Python's (record_schema.py).
+struct Schema {
+  // kAnything: not nested deeper than `kDeepest`. kDigest: 64 hexadecimal digits. kChoice: one of the members' keys.
+  // kEither: one of the members. kList: items of the only member. kTuple: an item for each member. kMap: names and values.
+  enum class Kind { kAnything, kNull, kTruth, kWhole, kNumber, kText, kDigest, kChoice, kEither, kList, kTuple, kMap, kRecord };
+  Kind kind;
+  int64_t least, most;  // numbers; characters of texts; items of lists
+  const Member* members;
+  size_t count;
+};
+
+struct Member {
+  const char* key;
+  const Schema* schema;
+  bool required;
+};
+
+extern const Schema &kManifestSchema, &kDeviceSchema, &kTensorEntrySchema;
+
+// Where a value does not fit ("" for itself; names and numbers of items, with points between), and why; nothing where it does.
+struct Misfit {
+  std::string place, why;
+};
+std::optional<Misfit> FindMisfit(const tvm::ffi::Any& value, const Schema& schema);
+
+}  // namespace tensorwright
