@@ -64,7 +64,7 @@ class _Writer:
             case inspect.StrType(pattern=pattern) if pattern == DIGEST_PATTERN:
                 return self._constant("kDigest")
             case inspect.LiteralType(values=values) if all(isinstance(each, str) for each in values):
-                return self._constant("kChoice", members=[_member(str(each), "nullptr") for each in sorted(values)])
+                return self._constant("kChoice", members=[_member(each, "nullptr") for each in sorted(map(str, values))])
             case inspect.UnionType(types=types):
                 return self._constant("kEither", members=[_member(None, self.schema(each)) for each in types])
             case inspect.ListType(item_type=item, min_length=None, max_length=most):
