@@ -146,8 +146,8 @@ def _writes(stage: Stage | Opaque) -> tuple[Expr, ...]:
 
 
 def _reads(stage: Stage | Opaque, buffer: Buffer) -> bool:
-    root = stage.body if isinstance(stage, Stage) else stage.statement
-    return any(load.source.same_as(buffer) for load in buffers_loaded(root)) or _mentions(stage, buffer)
+    loads = stage.loads if isinstance(stage, Stage) else buffers_loaded(stage.statement)
+    return any(load.source.same_as(buffer) for load in loads) or _mentions(stage, buffer)
 
 
 def _mentions(stage: Stage | Opaque, buffer: Buffer) -> bool:

@@ -26,6 +26,8 @@ FunctionKey = tuple[str, str]
 _MAXIMUM_PROTOBUF = 2**31
 _MAXIMUM_INLINED = 200_000
 """Nodes that calls of functions may add to a model: functions that call the one before twice double it each time."""
+_INLINED_PER_NODE, _FEW_INLINED = 100, 5_000
+"""So many for each node of the file, beyond a few: a model takes time in proportion to its nodes, and so to its file."""
 
 
 @dataclass
@@ -166,10 +168,12 @@ def _check_calls(graph: onnx.GraphProto, functions: dict[FunctionKey, onnx.Funct
         return sizes[key]
 
     total = added(graph.node)
-    if total > _MAXIMUM_INLINED:
+    written = len(all_nodes(graph.node)) + sum(len(all_nodes(function.node)) for function in functions.values())
+    most = min(_MAXIMUM_INLINED, _FEW_INLINED + _INLINED_PER_NODE * written)
+    if total > most:
         raise InvalidModelError(
-            f"the functions that the model calls are {total} nodes in place of their calls; at most"
-            f" {_MAXIMUM_INLINED} are imported",
+            f"the functions that the model calls are {total} nodes in place of their calls; of a model of {written}"
+            f" nodes, at most {most} are imported",
             "functions that call others several times multiply: export the model without functions",
         )
 
