@@ -63,8 +63,9 @@ class _Writer:
                 return self._constant("kText", least or 0, most)
             case inspect.StrType(pattern=pattern) if pattern == DIGEST_PATTERN:
                 return self._constant("kDigest")
-            case inspect.LiteralType(values=values) if all(isinstance(each, str) for each in values):
-                return self._constant("kChoice", members=[_member(each, "nullptr") for each in sorted(map(str, values))])
+            case inspect.LiteralType(values=values):
+                choices = [_member(each, "nullptr") for each in sorted(map(str, values))]
+                return self._constant("kChoice", members=choices)
             case inspect.UnionType(types=types):
                 return self._constant("kEither", members=[_member(None, self.schema(each)) for each in types])
             case inspect.ListType(item_type=item, min_length=None, max_length=most):

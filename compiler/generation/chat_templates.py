@@ -18,8 +18,11 @@ _REASONING = (
     "thinking",
     "reasoning",
 )  # names of a message's reasoning; the first is the usual one
+_MOST_RANGE = 1 << 20  # items of all ranges of one rendering
+_MOST_REPEATED = 1 << 24  # characters or items that a product of a text or list makes
+_MOST_POWER = 4096  # bits
 # What a template raises beside jinja2's errors where messages are not what it expects.
-_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
 
 
 class ChatTemplate:
@@ -45,6 +48,7 @@ class ChatTemplate:
         Raises InputError where something is not a message, or the template refuses the messages.
         """
         given = {"add_generation_prompt": True, "documents": None, **self._special, **names}
+        given["range"] = _Ranges().range
         given |= {"messages": [_plain_message(each) for each in messages], "tools": _plain(tools)}
         jinja2 = _jinja2("jinja2")
         try:
@@ -55,8 +59,9 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Any:
-        sandbox, extensions = _jinja2("jinja2.sandbox"), ["jinja2.ext.loopcontrols", _generation_tag()]
-        environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        extensions = ["jinja2.ext.loopcontrols", _generation_tag()]
+        environment = _environment()(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        del environment.globals["lipsum"]
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         environment.filters["tojson"] = _to_json
         return environment.from_string(self._source)
@@ -64,6 +69,39 @@ class ChatTemplate:
 
 def _jinja2(name: str) -> Any:
     return optional_module(name, "generate", "fills in chat templates")
+
+
+class _Ranges:
+    """`range` of one rendering: nested ones multiply, so all of them together are bounded."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_RANGE
+
+    def range(self, *bounds: int) -> range:
+        found = range(*bounds)
+        self._left -= len(found)
+        if self._left < 0:
+            _refuse(f"its ranges have more than {_MOST_RANGE} items")
+        return found
+
+
+def _environment() -> type:
+    """Jinja's sandbox, in which an operator cannot make a number, text or list of any size."""
+    base: Any = _jinja2("jinja2.sandbox").ImmutableSandboxedEnvironment
+
+    class Environment(base):
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(each) for each in (left, right) if isinstance(each, str | list | tuple)]
+            counts = [each for each in (left, right) if isinstance(each, int)]
+            if operator == "*" and sizes and counts and sizes[0] * counts[0] > _MOST_REPEATED:
+                _refuse(f"a product has more than {_MOST_REPEATED} items")
+            if operator == "**" and len(counts) == 2 and left.bit_length() * right > _MOST_POWER:
+                _refuse(f"a power has more than {_MOST_POWER} bits")
+            return super().call_binop(context, operator, left, right)
+
+    return Environment
 
 
 def _generation_tag() -> type:

@@ -29,9 +29,9 @@ from compiler.serving.policies import cascade, drift, router
 from compiler.serving.policies.degradation import DegradationOptions
 from compiler.serving.policies.variants import Variants, load_variants
 from compiler.serving.service import Service
-from compiler.serving.text.embedder import read_tokenizer
 from compiler.serving.text.options import GenerationLimits, TextOptions
 from compiler.serving.text.service import TextService, is_language_model
+from compiler.support.tokenizer_file import read_tokenizer_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -137,7 +137,7 @@ def _check_texts(options: ModelOptions, path: Path) -> None:
     if options.generation != GenerationLimits():
         raise OptionError(f"{path} is not a language model, to which alone generation= applies")
     if options.text.tokenizer is not None:
-        read_tokenizer(options.text.tokenizer)
+        read_tokenizer_file(options.text.tokenizer)
 
 
 def _text_service(module: Module, options: ModelOptions, version: str) -> TextService:

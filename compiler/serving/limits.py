@@ -8,6 +8,9 @@ from typing import Any
 
 from compiler.errors import InputError, OptionError
 
+INLINE_TEXT = 4096
+"""Characters of the texts of a request that are tokenized without a sandbox: a few milliseconds at most."""
+
 
 class LimitError(InputError):
     """A request passes a limit of the server.

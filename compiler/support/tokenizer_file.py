@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.errors import ArtifactError, InputError
+from compiler.errors import ArtifactError, InputError, StorageError
 from compiler.support.optional import optional_module
 
 _MOST_GROWTH = 1024  # times that normalizers may lengthen a text
@@ -35,6 +37,15 @@ def read_tokenizer(content: bytes, origin: str = "the tokenizer of the module") 
         raise ArtifactError(f"{origin} cannot be read: {error}", _HINT) from error
     with library_errors(ArtifactError, f"{origin} cannot be read"):
         return tokenizers.Tokenizer.from_str(text)
+
+
+def read_tokenizer_file(path: str | os.PathLike[str]) -> Any:
+    """The tokenizer in a file. Raises StorageError where it cannot be read, and as `read_tokenizer`."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise StorageError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
+    return read_tokenizer(content, f"the tokenizer {path}")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from tests.fuzz.worker_pool import MEMORY_BYTES, run_cases
 SUITES = {
     "artifacts": "tests.fuzz.artifacts",
     "device": "tests.fuzz.device",
+    "files": "tests.fuzz.files",
     "interrupts": "tests.fuzz.interrupts",
     "models": "tests.fuzz.models",
     "graphs": "tests.fuzz.graphs",

@@ -6,13 +6,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from compiler.errors import ArtifactError, OptionError, StorageError
+from compiler.errors import InputError, OptionError, StorageError
 from compiler.runtime.identity import module_identity
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import library_errors, read_tokenizer
 
 if TYPE_CHECKING:
     from compiler.runtime.module import Module
@@ -51,11 +51,7 @@ class TextEmbedder:
         """
         self._module = module
         content = _tokenizer_bytes(self._module, tokenizer)
-        tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
-        try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the package raises plain Exception
-            raise ArtifactError(f"the tokenizer cannot be read: {error}") from error
+        self._tokenizer = read_tokenizer(content, "the tokenizer")
         inputs = {each.name: each for each in self._module.inputs}
         self._ids = next((name for name in _TOKENS if name in inputs), "")
         self._mask = next((name for name in _MASKS if name in inputs), None)
@@ -74,7 +70,7 @@ class TextEmbedder:
         self.identity = hashlib.sha256(module_identity(self._module).encode() + content).hexdigest()
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Unit vectors, float32 (texts, dimensions)."""
+        """Unit vectors, float32 (texts, dimensions). Raises InputError where the tokenizer fails on a text."""
         step = self._batch or len(texts) or 1
         parts = [self._embedded(texts[start : start + step]) for start in range(0, len(texts), step)]
         vectors: Array = np.concatenate(parts).astype(np.float32)
@@ -82,7 +78,8 @@ class TextEmbedder:
 
     def _embedded(self, texts: Sequence[str]) -> Array:
         padded = [*texts, *([""] * ((self._batch or len(texts)) - len(texts)))]
-        encoded = self._tokenizer.encode_batch(padded)
+        with library_errors(InputError, "the tokenizer cannot read the text"):
+            encoded = self._tokenizer.encode_batch(padded)
         ids = np.array([each.ids for each in encoded])
         mask = np.array([each.attention_mask for each in encoded])
         given = {}

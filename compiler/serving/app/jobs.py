@@ -22,7 +22,7 @@ from compiler.serving.sandbox.forker import serve
 from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
 from compiler.serving.sandbox.wire import receive, send
 from compiler.support.audio_files import read_audio, wave_seconds
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import read_tokenizer
 
 Array = np.ndarray
 
@@ -39,7 +39,7 @@ def _grammars(description: bytes, tokenizer: bytes) -> Grammars:
 
 
 def _text_tokenizer(content: str, most_tokens: int) -> Any:
-    tokenizer = optional_module("tokenizers", "generate", "turns text into tokens").Tokenizer.from_str(content)
+    tokenizer = read_tokenizer(content.encode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(most_tokens)
     return tokenizer

@@ -10,23 +10,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from compiler.errors import OptionError
+from compiler.errors import InputError, OptionError
 from compiler.runtime import load
 from compiler.runtime.prediction.embedder import Embedder, TextEmbedder
 from compiler.serving.caches.digests import request_digest
 from compiler.serving.caches.memory import Answer, Clock
 from compiler.serving.caches.semantic_calibration import SemanticCalibration, read_calibration
 from compiler.serving.caches.wording import Wording, agree, synonym_table, wording_of
+from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.service import Service
 from compiler.serving.wrapper import Wrapper
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import library_errors, read_tokenizer_file
 
 _NAME = "semantic"
 Value = TypeVar("Value")
@@ -194,22 +195,21 @@ class SemanticCache(Wrapper):
 def token_text(tokenizer: str | os.PathLike[str], tokens: str) -> TextOf:
     """Reads the text of a request of one row in its input of token ids.
 
+    Long texts are no text of the cache: an embedder reads only their beginning, and this process reads all of them.
+
     Raises:
-        OptionError: the tokenizer cannot be read.
+        StorageError, ArtifactError: the tokenizer cannot be read.
         MissingDependencyError: the package tokenizers is not installed.
     """
-    tokenizers = optional_module("tokenizers", "generate", "turns tokens into text")
-    try:
-        reader: Any = tokenizers.Tokenizer.from_file(str(Path(tokenizer)))
-    except Exception as error:  # the package raises plain Exception
-        raise OptionError(f"the tokenizer {tokenizer} cannot be read: {error}") from error
+    reader = read_tokenizer_file(tokenizer)
 
     def text_of(request: Request) -> str | None:
         ids = request.inputs.get(tokens)
-        if ids is None or ids.ndim != 2 or len(ids) != 1:
+        if ids is None or ids.ndim != 2 or len(ids) != 1 or ids.shape[1] > INLINE_TEXT:
             return None
-        text: str = reader.decode(ids[0].tolist(), skip_special_tokens=True)
-        return text.strip() or None
+        with library_errors(InputError, f"the tokenizer cannot write the tokens in {tokens!r}"):
+            text: str = reader.decode(ids[0].tolist(), skip_special_tokens=True)
+        return None if len(text) > INLINE_TEXT else text.strip() or None
 
     return text_of
 

@@ -25,10 +25,6 @@ _PIECE = 1 << 20
 _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-INLINE_TEXT = 4096
-"""Characters of the texts of a request that are tokenized without a sandbox: a few milliseconds at most."""
-
-
 class State:
     """What jobs need that is built before data of clients come, as a tokenizer; compared by identity.
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compiler.artifact import TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.errors import ArtifactError, InputError, OptionError, StorageError
+from compiler.errors import InputError, OptionError
 from compiler.generation.tokenizer import tokens_of
 from compiler.serving.gathering import gathered
+from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.request import Array, Request, Response
-from compiler.serving.sandbox.client import INLINE_TEXT, Sandbox, State
+from compiler.serving.sandbox.client import Sandbox, State
 from compiler.serving.service import Service
 from compiler.serving.text.options import TextOptions
-from compiler.support.optional import optional_module
+from compiler.support.tokenizer_file import read_tokenizer_file
 
 _IDS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")
@@ -53,7 +52,7 @@ class ServiceEmbedder:
         self._length = length if isinstance(length, int) else None
         most = self._length or _MOST_TOKENS
         self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
-        self._tokenizer = None if options.tokenizer is None else read_tokenizer(options.tokenizer)
+        self._tokenizer = None if options.tokenizer is None else read_tokenizer_file(options.tokenizer)
         self._state: State | None = None
         self._pad = 0
         self._padding_is_proven = self._length is not None or options.pad_to_multiple_of == 1
@@ -153,18 +152,3 @@ class ServiceEmbedder:
         if self._options.pooling == "mean":
             return np.asarray(kept.mean(axis=0))
         return np.asarray(kept[0] if self._options.pooling == "cls" else kept[-1])
-
-
-def read_tokenizer(path: Path) -> Any:
-    """A tokenizer.json. Raises StorageError, ArtifactError and OptionError where it is none."""
-    tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise OptionError(f"the tokenizer {path} is not a text file") from error
-    try:
-        return tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the package raises plain Exception
-        raise ArtifactError(f"the tokenizer {path} cannot be read: {error}") from error

@@ -20,9 +20,9 @@ from compiler.generation.prompts import Prompt, PromptReader
 from compiler.generation.scheduler import Scheduler
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
-from compiler.serving.limits import Limits
+from compiler.serving.limits import INLINE_TEXT, Limits
 from compiler.serving.request import Request, Response
-from compiler.serving.sandbox.client import INLINE_TEXT, Sandbox, State
+from compiler.serving.sandbox.client import Sandbox, State
 from compiler.serving.sandbox.grammars import GrammarProcesses
 from compiler.serving.text.options import GenerationLimits
 

@@ -62,6 +62,27 @@ def test_what_a_template_refuses(source: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "its ranges have more than"),
+        ("{{ 'a' * 10000000000 }}", "a product has more than"),
+        ("{{ 10000000000 * [1] }}", "a product has more than"),
+        ("{{ 9 ** 99999 }}", "a power has more than"),
+        ("{{ lipsum(n=1000000) }}", "'lipsum' is undefined"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
+    ],
+)
+def test_a_template_cannot_take_any_time_or_memory(source: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        ChatTemplate(source, SPECIAL).render([USER])
+
+
+def test_numbers_and_small_products_of_a_template() -> None:
+    source = "{{ 3 * 4 }} {{ 2.5 * 2 }} {{ '-' * 3 }} {{ 2 ** 10 }} {% for i in range(3) %}{{ i }}{% endfor %}"
+    assert ChatTemplate(source, SPECIAL).render([USER]) == "12 5.0 --- 1024 012"
+
+
+@pytest.mark.parametrize(
     "message", ["hello", {"role": "user"}, {"content": "x"}, {"role": "assistant", "content": None}]
 )
 def test_what_is_no_message(message: Any) -> None:

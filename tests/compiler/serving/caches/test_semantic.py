@@ -14,11 +14,11 @@ import pytest
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.cli import main
-from compiler.errors import AccuracyError, OptionError
+from compiler.errors import AccuracyError, InputError, OptionError
 from compiler.runtime import Module, load
 from compiler.runtime.prediction.embedder import TextEmbedder
 from compiler.serving.caches.memory import Answer
-from compiler.serving.caches.semantic import SemanticCache, SemanticIndex
+from compiler.serving.caches.semantic import SemanticCache, SemanticIndex, token_text
 from compiler.serving.caches.semantic_calibration import (
     LabelledPair,
     SemanticCalibration,
@@ -26,7 +26,9 @@ from compiler.serving.caches.semantic_calibration import (
     read_calibration,
 )
 from compiler.serving.caches.wording import agree, synonym_table, wording_of
+from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.request import Request
+from tests.compiler.generation.models import byte_tokenizer
 from tests.compiler.runtime.building import build_artifact
 from tests.compiler.serving.services import Array, FunctionService
 
@@ -167,6 +169,21 @@ def test_a_service_answers_texts_of_one_meaning_once() -> None:
         await cache.close()
 
     asyncio.run(scenario())
+
+
+def test_long_texts_pass_by_the_cache(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(byte_tokenizer([])))
+    text_of = token_text(path, "input_ids")
+
+    def text(tokens: list[int]) -> str | None:
+        return text_of(Request({"input_ids": np.array([tokens])}))
+
+    assert text(list(b"Hotels")) == "Hotels"
+    assert text([97] * INLINE_TEXT) is not None
+    assert text([97] * (INLINE_TEXT + 1)) is None
+    with pytest.raises(InputError, match="cannot write the tokens"):
+        text([-1])
 
 
 def test_the_command_calibrates_a_compiled_embedder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
