@@ -31,6 +31,7 @@ SUITES = {
     "interrupts": "tests.fuzz.interrupts",
     "models": "tests.fuzz.models",
     "graphs": "tests.fuzz.graphs",
+    "sessions": "tests.fuzz.sessions",
     "symbolic": "tests.fuzz.symbolic",
     "states": "tests.fuzz.states",
     "torch": "tests.fuzz.torch_nets",

@@ -203,7 +203,7 @@ def _growing(sound: Sound, place: Path, random: Random) -> None:
         nodes = [helper.make_node(name, [f"v{i}"], [f"v{i + 1}"]) for i, name in enumerate(names)]
         import_onnx(_model(nodes, "v0", f"v{len(nodes)}"))
     else:
-        text = helper.make_tensor("s", onnx.TensorProto.STRING, [1], [b"a" * 60 + b"!"])
+        text = onnx.numpy_helper.from_array(np.array(["a" * 60 + "!"], object), "s")
         pattern = str(pick(_PATTERNS, random))
         nodes = [helper.make_node("RegexFullMatch", ["s"], ["matches"], pattern=pattern)]
         nodes += [

@@ -1,5 +1,7 @@
 #include <cstring>
 #include <exception>
+#include <memory>
+#include <mutex>
 
 #include "dtypes.h"
 #include "linked.h"
@@ -16,18 +18,32 @@ using tensorwright::Quoted;
 using tensorwright::TrustedKeys;
 namespace ffi = tvm::ffi;
 
+namespace tensorwright {
+
+// A module, which lives as long as its sessions, and the turn of the one thread that may use it.
+struct UsedModule {
+  explicit UsedModule(std::unique_ptr<Module> made) : module(std::move(made)) {}
+  std::unique_ptr<Module> module;
+  std::mutex turn;
+};
+
+}  // namespace tensorwright
+
+using tensorwright::UsedModule;
+
 struct tensorwright_module {
-  explicit tensorwright_module(std::shared_ptr<Artifact> artifact) : own(std::make_unique<Module>(std::move(artifact))), module(*own) {}
-  explicit tensorwright_module(const Module& other) : own(other.Shared()), module(*own) {}
-  std::unique_ptr<Module> own;
+  explicit tensorwright_module(std::unique_ptr<Module> made) : used(std::make_shared<UsedModule>(std::move(made))), module(*used->module) {}
+  std::shared_ptr<UsedModule> used;
   Module& module;
   std::vector<ffi::Tensor> inputs, outputs;
 };
 
 struct tensorwright_session {
+  std::shared_ptr<UsedModule> used;
   tensorwright::Session session;
-  const Artifact* artifact;
   std::vector<ffi::Tensor> outputs;
+
+  const Artifact& artifact() const { return used->module->artifact(); }
 };
 
 namespace {
@@ -48,15 +64,35 @@ int Guarded(Function function) {
   return 1;
 }
 
+void NotNull(const void* pointer, const char* what) {
+  if (!pointer) throw Error(std::string(what) + " is NULL");
+}
+
+// The same, for the thread whose turn it is.
+template <typename Handle, typename Function>
+int InTurn(const Handle* handle, const char* name, Function function) {
+  return Guarded([&] {
+    NotNull(handle, name);
+    std::unique_lock<std::mutex> turn(handle->used->turn, std::try_to_lock);
+    if (!turn) throw Error("another thread uses the module", "share it (tensorwright_share) for each thread that runs it");
+    function();
+  });
+}
+
+// Deletes what a thread may be using: after its turn.
+template <typename Handle>
+void Free(Handle* handle) {
+  if (!handle) return;
+  std::shared_ptr<UsedModule> used = handle->used;
+  std::lock_guard<std::mutex> turn(used->turn);
+  delete handle;
+}
+
 // The module of a file, or the linked one where there is no path.
 std::shared_ptr<Artifact> Opened(const char* path, const TrustedKeys& trusted) {
   if (path) return Artifact::Open(path, &trusted);
   if (!tensorwright::LinkedModule().data) throw Error("no module is linked into this program");
   return Artifact::FromMemory(tensorwright::LinkedModule(), "the linked module", &trusted);
-}
-
-void NotNull(const void* pointer, const char* what) {
-  if (!pointer) throw Error(std::string(what) + " is NULL");
 }
 
 void Describe(const std::vector<Description>& all, int32_t index, tensorwright_tensor* result) {
@@ -104,7 +140,7 @@ int tensorwright_load(const char* path, tensorwright_module** module) {
   return Guarded([&] {
     NotNull(path, "path"), NotNull(module, "module");
     *module = nullptr;
-    *module = new tensorwright_module(Opened(path, {}));
+    *module = new tensorwright_module(std::make_unique<Module>(Opened(path, {})));
   });
 }
 
@@ -112,7 +148,7 @@ int tensorwright_load_linked(tensorwright_module** module) {
   return Guarded([&] {
     NotNull(module, "module");
     *module = nullptr;
-    *module = new tensorwright_module(Opened(nullptr, {}));
+    *module = new tensorwright_module(std::make_unique<Module>(Opened(nullptr, {})));
   });
 }
 
@@ -127,7 +163,7 @@ int tensorwright_load_trusted(const char* path, const char* const* trusted_keys,
       NotNull(trusted_keys[i], "a trusted key");
       trusted.Add(trusted_keys[i]);
     }
-    *module = new tensorwright_module(Opened(path, trusted));
+    *module = new tensorwright_module(std::make_unique<Module>(Opened(path, trusted)));
   });
 }
 
@@ -135,18 +171,17 @@ int tensorwright_share(const tensorwright_module* module, tensorwright_module** 
   return Guarded([&] {
     NotNull(module, "module"), NotNull(shared, "shared");
     *shared = nullptr;
-    *shared = new tensorwright_module(module->module);
+    *shared = new tensorwright_module(module->module.Shared());
   });
 }
 
 int tensorwright_set_threads(tensorwright_module* module, int32_t threads) {
-  return Guarded([&] {
-    NotNull(module, "module");
+  return InTurn(module, "module", [&] {
     module->module.SetThreads(threads);
   });
 }
 
-void tensorwright_free(tensorwright_module* module) { delete module; }
+void tensorwright_free(tensorwright_module* module) { Free(module); }
 
 int32_t tensorwright_input_count(const tensorwright_module* module) {
   return module ? static_cast<int32_t>(module->module.artifact().inputs.size()) : 0;
@@ -176,8 +211,7 @@ size_t tensorwright_element_bytes(const char* dtype) {
 }
 
 int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inputs, tensorwright_tensor* outputs) {
-  return Guarded([&] {
-    NotNull(module, "module");
+  return InTurn(module, "module", [&] {
     const Artifact& artifact = module->module.artifact();
     if (!artifact.inputs.empty()) NotNull(inputs, "inputs");
     if (!artifact.outputs.empty()) NotNull(outputs, "outputs");
@@ -189,22 +223,21 @@ int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inp
 }
 
 int tensorwright_verify(tensorwright_module* module, double* largest_difference) {
-  return Guarded([&] {
-    NotNull(module, "module");
+  return InTurn(module, "module", [&] {
     double difference = module->module.Verify();
     if (largest_difference) *largest_difference = difference;
   });
 }
 
 int tensorwright_session_open(tensorwright_module* module, int64_t capacity, tensorwright_session** session) {
-  return Guarded([&] {
-    NotNull(module, "module"), NotNull(session, "session");
+  return InTurn(module, "module", [&] {
+    NotNull(session, "session");
     *session = nullptr;
-    *session = new tensorwright_session{tensorwright::Session(&module->module, capacity), &module->module.artifact(), {}};
+    *session = new tensorwright_session{module->used, tensorwright::Session(&module->module, capacity), {}};
   });
 }
 
-void tensorwright_session_free(tensorwright_session* session) { delete session; }
+void tensorwright_session_free(tensorwright_session* session) { Free(session); }
 
 int32_t tensorwright_session_input_count(const tensorwright_session* session) {
   return session ? static_cast<int32_t>(session->session.inputs().size()) : 0;
@@ -217,64 +250,61 @@ int32_t tensorwright_session_output_count(const tensorwright_session* session) {
 int tensorwright_session_input(const tensorwright_session* session, int32_t index, tensorwright_tensor* description) {
   return Guarded([&] {
     NotNull(session, "session"), NotNull(description, "description");
-    DescribeChosen(session->artifact->inputs, session->session.inputs(), index, description);
+    DescribeChosen(session->artifact().inputs, session->session.inputs(), index, description);
   });
 }
 
 int tensorwright_session_output(const tensorwright_session* session, int32_t index, tensorwright_tensor* description) {
   return Guarded([&] {
     NotNull(session, "session"), NotNull(description, "description");
-    DescribeChosen(session->artifact->outputs, session->session.outputs(), index, description);
+    DescribeChosen(session->artifact().outputs, session->session.outputs(), index, description);
   });
 }
 
 int tensorwright_session_run(tensorwright_session* session, const tensorwright_tensor* inputs, tensorwright_tensor* outputs) {
-  return Guarded([&] {
-    NotNull(session, "session");
+  return InTurn(session, "session", [&] {
     const auto &taken = session->session.inputs(), &given = session->session.outputs();
     if (!taken.empty()) NotNull(inputs, "inputs");
     if (!given.empty()) NotNull(outputs, "outputs");
     std::vector<ffi::Tensor> tensors;
-    for (size_t i = 0; i < taken.size(); ++i) tensors.push_back(Taken(inputs[i], session->artifact->inputs[taken[i]]));
+    for (size_t i = 0; i < taken.size(); ++i) tensors.push_back(Taken(inputs[i], session->artifact().inputs[taken[i]]));
     session->outputs = session->session.Run(tensors);
-    for (size_t i = 0; i < given.size(); ++i) Announce(session->outputs[i], session->artifact->outputs[given[i]], &outputs[i]);
+    for (size_t i = 0; i < given.size(); ++i) Announce(session->outputs[i], session->artifact().outputs[given[i]], &outputs[i]);
   });
 }
 
 int64_t tensorwright_session_length(const tensorwright_session* session) { return session ? session->session.length() : 0; }
 
 int tensorwright_session_reset(tensorwright_session* session) {
-  return Guarded([&] {
-    NotNull(session, "session");
+  return InTurn(session, "session", [&] {
     session->session.Reset();
   });
 }
 
 int tensorwright_session_rewind(tensorwright_session* session, int64_t rows) {
-  return Guarded([&] {
-    NotNull(session, "session");
+  return InTurn(session, "session", [&] {
     session->session.Rewind(rows);
   });
 }
 
 int tensorwright_session_fork(const tensorwright_session* session, tensorwright_session** fork) {
-  return Guarded([&] {
-    NotNull(session, "session"), NotNull(fork, "fork");
+  return InTurn(session, "session", [&] {
+    NotNull(fork, "fork");
     *fork = nullptr;
-    *fork = new tensorwright_session{session->session.Fork(), session->artifact, {}};
+    *fork = new tensorwright_session{session->used, session->session.Fork(), {}};
   });
 }
 
 int tensorwright_session_save(const tensorwright_session* session, const char* path) {
-  return Guarded([&] {
-    NotNull(session, "session"), NotNull(path, "path");
+  return InTurn(session, "session", [&] {
+    NotNull(path, "path");
     tensorwright::WriteFile(path, session->session.Save());
   });
 }
 
 int tensorwright_session_load(tensorwright_session* session, const char* path) {
-  return Guarded([&] {
-    NotNull(session, "session"), NotNull(path, "path");
+  return InTurn(session, "session", [&] {
+    NotNull(path, "path");
     tensorwright::FileBytes file(path);
     session->session.Load(file.span(), path);
   });

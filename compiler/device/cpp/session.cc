@@ -49,7 +49,7 @@ ffi::Tensor FirstRows(const ffi::Tensor& tensor, size_t axis, int64_t count) {
 
 Session::Session(Module* module, int64_t capacity) : module_(module), capacity_(capacity) {
   if (artifact().states.empty()) throw Error("the module has no states", "run it without a session");
-  if (capacity < 0) throw Error("a capacity of " + std::to_string(capacity) + " rows");
+  if (capacity < 0 || capacity > kMostRows) throw Error("a capacity of " + std::to_string(capacity) + " rows");
   std::set<size_t> updated;
   for (const State& state : artifact().states) updated.insert(state.output);
   for (size_t i = 0; i < artifact().inputs.size(); ++i) {

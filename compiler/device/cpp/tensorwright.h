@@ -1,8 +1,8 @@
 /* Compiled modules from C: load a .twm file, run it, read the results. Link with the files of this bundle; no Python.
  *
  * Every function that can fail returns 0 on success; tensorwright_last_error() then says what went wrong on this thread.
- * A module may be run by one thread at a time; share it (tensorwright_share) for each thread that runs it. However many
- * threads do, no more runs compute at a time than the processors have room for; the others wait, in order.
+ * A module and its sessions may be used by one thread at a time, and a call beside another one is an error; share it
+ * (tensorwright_share) for each thread that runs it. However many threads do, no more runs compute at a time than the processors have room for; the others wait, in order.
  */
 #ifndef TENSORWRIGHT_H_
 #define TENSORWRIGHT_H_
@@ -68,7 +68,7 @@ int tensorwright_run(tensorwright_module* module, const tensorwright_tensor* inp
 int tensorwright_verify(tensorwright_module* module, double* largest_difference);
 
 /* A session keeps the states of a module from one run to the next. Several of one module are independent of each other; all
- * are run by the thread that runs the module, and are freed before it. `capacity`: how many rows the states hold, for a
+ * are run by the thread that runs the module, which is kept as long as they are. `capacity`: how many rows the states hold, for a
  * module where that size is dynamic; else 0. */
 int tensorwright_session_open(tensorwright_module* module, int64_t capacity, tensorwright_session** session);
 void tensorwright_session_free(tensorwright_session* session);

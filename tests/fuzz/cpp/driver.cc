@@ -5,6 +5,8 @@
 //   read MODULE           the same without running its code, which is mapped as in static programs
 //   inputs MODULE FILE    check a file of inputs for a module
 //   capi MODULE           call the C API wrongly; the answer is what each call said
+//   sessions MODULE FILE  the same for sessions, which write FILE; threads MODULE: sessions in several threads
+//   states MODULE FILE    load a file of states in a session, and make a step
 //   overrun               read past the end of memory, which the sanitizers must report
 //
 // A defect ends the process.
@@ -58,6 +60,12 @@ std::string Do(const std::string& line) {
     ReadInputsOf(Kept(module), FileBytes(inputs).span());
   } else if (command == "capi") {
     return CallWrongly(module.c_str());
+  } else if (command == "sessions") {
+    return CallSessionsWrongly(module.c_str(), inputs.c_str());
+  } else if (command == "threads") {
+    return UseSessionsInThreads(module.c_str());
+  } else if (command == "states") {
+    return LoadStates(module.c_str(), inputs.c_str());
   } else if (command == "overrun") {
     return std::to_string(Overrun(line.size() + 1));
   } else {
