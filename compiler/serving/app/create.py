@@ -13,6 +13,7 @@ from compiler.serving.app.embeddings import Embeddings
 from compiler.serving.app.http import Call, Reply, check_method
 from compiler.serving.app.open_inference import OpenInference
 from compiler.serving.app.openai_models import OpenAIModels
+from compiler.serving.app.predictions import Predictions
 from compiler.serving.app.transcriptions import Transcriptions
 from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
@@ -65,6 +66,7 @@ def create_app(
     routes: tuple[Routes, ...] = (
         *(() if on_demand is None else (on_demand(repository),)),
         OpenInference(repository, control(repository), metrics, traces=options.traces, tracer=options.tracer),
+        Predictions(repository, metrics),
         Embeddings(repository, metrics),
         Completions(repository, metrics),
         Transcriptions(repository, metrics),

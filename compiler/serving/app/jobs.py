@@ -22,6 +22,7 @@ from compiler.serving.sandbox.forker import serve
 from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
 from compiler.serving.sandbox.wire import receive, send
 from compiler.support.audio_files import read_audio, wave_seconds
+from compiler.support.image_files import pixels_of
 from compiler.support.tokenizer_file import read_tokenizer
 
 Array = np.ndarray
@@ -74,6 +75,11 @@ def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> lis
     return [spectrograms(samples, how), len(samples) / how.rate]
 
 
+def _pixels(_: None, image: bytes) -> Array:
+    """Pixels of an image, uint8 (height, width, 3)."""
+    return pixels_of(image)
+
+
 def _inference(_: None, content: bytes, binary: bytes, tensors: int) -> list[Any]:
     return list(read_inference(content, memoryview(binary), Limits(tensors=tensors)))
 
@@ -112,6 +118,7 @@ JOBS: Mapping[str, Callable[..., Any]] = {
     "prompts": _prompts,
     "texts": _texts,
     "speech": _speech,
+    "pixels": _pixels,
     "inference": _inference,
     "grammar": _grammar,
 }

@@ -9,43 +9,16 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import tensorwright
 from compiler.runtime.prediction import Classes, Detections
 from compiler.support.processing import Processing
 from tensorwright import errors
+from tests.compiler.frontends.processing.nets import NAMES, SIDE, centers, net_with
 
 Array = np.ndarray
 Found = TypeVar("Found", Classes, Detections)
-SIDE = 64
 IMAGE = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
-NAMES = ("cat", "dog", "bird")
-
-
-def _net(outputs: dict[str, Array], channels_first: bool = True) -> onnx.ModelProto:
-    """A net that reads an image of 64 x 64 and returns these arrays."""
-    shape = [1, 3, SIDE, SIDE] if channels_first else [1, SIDE, SIDE, 3]
-    nodes = [
-        helper.make_node("ReduceMean", ["image"], ["mean"], keepdims=0),
-        helper.make_node("Sub", ["mean", "mean"], ["zero"]),
-        *(helper.make_node("Add", [f"{name}_value", "zero"], [name]) for name in outputs),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, each.shape) for name, each in outputs.items()],
-        [numpy_helper.from_array(each, f"{name}_value") for name, each in outputs.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
-def _centers(count: int = 40) -> tuple[Array, Array]:
-    """Boxes as centers and sizes in pixels of the frame, and scores of three classes."""
-    generator = np.random.default_rng(1)
-    boxes = np.concatenate([generator.uniform(5, 59, (count, 2)), generator.uniform(20, 40, (count, 2))], 1)
-    return boxes.astype(np.float32), generator.uniform(0, 1, (count, 3)).astype(np.float32)
 
 
 def _suppressed(boxes: Array, scores: Array, least: float, most_overlap: float) -> tuple[Array, Array, Array]:
@@ -92,37 +65,37 @@ def _predicted(module: tensorwright.Module, kind: type[Found]) -> Found:
 
 
 def test_boxes_of_yolo_are_suppressed_by_class_and_placed_on_the_image() -> None:
-    boxes, scores = _centers()
+    boxes, scores = centers()
     raw = np.concatenate([boxes, scores], 1).T[None]
-    module = _compiled(_net({"output0": raw}), task="detect", score=0.5, overlap=0.45)
+    module = _compiled(net_with({"output0": raw}), task="detect", score=0.5, overlap=0.45)
     expected = _suppressed(boxes, scores, 0.5, 0.45)
     assert len(expected[1]) < (scores.max(1) > 0.5).sum()
     _check(module.run([IMAGE]), expected)
 
 
 def test_objectness_multiplies_scores() -> None:
-    boxes, scores = _centers()
+    boxes, scores = centers()
     objectness = np.random.default_rng(2).uniform(0.5, 1, (len(boxes), 1)).astype(np.float32)
     raw = np.concatenate([boxes, objectness, scores], 1)[None]
-    module = _compiled(_net({"output": raw}), task="detect", boxes="yolo-objectness", score=0.4, overlap=0.5)
+    module = _compiled(net_with({"output": raw}), task="detect", boxes="yolo-objectness", score=0.4, overlap=0.5)
     _check(module.run([IMAGE]), _suppressed(boxes, scores * objectness, 0.4, 0.5))
 
 
 def test_end_to_end_boxes_are_kept_by_score() -> None:
-    boxes, scores = _centers()
+    boxes, scores = centers()
     corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
     best, label = scores.max(1), scores.argmax(1)
     raw = np.concatenate([corners, best[:, None], label[:, None].astype(np.float32)], 1)[None]
-    module = _compiled(_net({"output0": raw}), task="detect", score=0.7)
+    module = _compiled(net_with({"output0": raw}), task="detect", score=0.7)
     order = [at for at in np.argsort(-best, kind="stable") if best[at] > 0.7]
     _check(module.run([IMAGE]), (_on_image(corners[order].astype(np.float64)), best[order], label[order]))
 
 
 @pytest.mark.parametrize("form", ["detr", "rt-detr"])
 def test_boxes_of_transformers_are_relative(form: Any) -> None:
-    boxes, _ = _centers()
+    boxes, _ = centers()
     logits = np.random.default_rng(3).normal(0, 2, (len(boxes), 4)).astype(np.float32)
-    net = _net({"logits": logits[None], "pred_boxes": (boxes / SIDE)[None]})
+    net = net_with({"logits": logits[None], "pred_boxes": (boxes / SIDE)[None]})
     module = _compiled(net, task="detect", boxes=form, resize="stretch", antialias=True, score=0.5)
     values = logits.astype(np.float64)
     if form == "detr":
@@ -139,7 +112,7 @@ def test_boxes_of_transformers_are_relative(form: Any) -> None:
 
 def test_classes_have_names() -> None:
     logits = np.array([[1.0, 3.0, 2.0]], np.float32)
-    module = _compiled(_net({"logits": logits}, channels_first=False), task="classify", top=2, names=NAMES)
+    module = _compiled(net_with({"logits": logits}, channels_first=False), task="classify", top=2, names=NAMES)
     found = _predicted(module, Classes)
     shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
     assert [each.name for each in found] == ["dog", "bird"]
@@ -147,8 +120,8 @@ def test_classes_have_names() -> None:
 
 
 def test_metadata_of_ultralytics_are_found_and_overridden(tmp_path: Path) -> None:
-    boxes, scores = _centers()
-    net = _net({"output0": np.concatenate([boxes, scores], 1).T[None]})
+    boxes, scores = centers()
+    net = net_with({"output0": np.concatenate([boxes, scores], 1).T[None]})
     names = dict(enumerate(NAMES))
     for key, value in {"task": "detect", "names": str(names), "imgsz": f"[{SIDE}, {SIDE}]", "stride": "32"}.items():
         net.metadata_props.add(key=key, value=value)
@@ -180,13 +153,13 @@ def test_metadata_of_transformers_are_found(tmp_path: Path) -> None:
     labels = {str(number): name for number, name in enumerate(NAMES)}
     config = {"architectures": ["ViTForImageClassification"], "id2label": labels}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    onnx.save(_net({"logits": np.array([[1.0, 3.0, 2.0]], np.float32)}), tmp_path / "model.onnx")
+    onnx.save(net_with({"logits": np.array([[1.0, 3.0, 2.0]], np.float32)}), tmp_path / "model.onnx")
     module = tensorwright.compile(tmp_path / "model.onnx", processing="auto", threads=1)
     assert [each.name for each in _predicted(module, Classes)] == ["dog", "bird", "cat"]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    net = _net({"output0": np.zeros((1, 7), np.float32)})
+    net = net_with({"output0": np.zeros((1, 7), np.float32)})
     with pytest.raises(errors.OptionError, match="no metadata"):
         tensorwright.compile(net, processing="auto")
     with pytest.raises(errors.OptionError, match="boxes cannot be told"):

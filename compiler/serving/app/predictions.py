@@ -1,0 +1,77 @@
+"""Predictions on pictures: the body of a request is a file of an image, the answer JSON with boxes or classes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import weakref
+
+import numpy as np
+
+from compiler.artifact import read_artifact
+from compiler.artifact.processing import PROCESSING_ASSET, decoded
+from compiler.errors import InputError
+from compiler.runtime.prediction.results import Classes, Detections
+from compiler.serving.app.http import Call, Reply, check_method, json_reply
+from compiler.serving.metrics import Metrics
+from compiler.serving.repository import Repository, versions_of
+from compiler.serving.request import Request
+from compiler.serving.service import Service
+from compiler.support.processing import Processing
+
+_PATH = re.compile(r"/v2/models/([^/]+)/predict")
+_IMAGE = "image"  # the input of modules with processing
+
+
+class Predictions:
+    """`POST /v2/models/NAME/predict`."""
+
+    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+        self._repository, self._metrics = repository, metrics
+        self._known: weakref.WeakKeyDictionary[Service, Processing] = weakref.WeakKeyDictionary()
+
+    async def answer(self, call: Call) -> Reply | None:
+        """See `Routes`."""
+        matched = _PATH.fullmatch(call.path)
+        if matched is None:
+            return None
+        check_method(call, "POST")
+        name = matched[1]
+        self._repository.options(name)  # raises where there is no such model
+        call.model, call.route = name, "predict"
+        with self._repository.lease(name) as service:
+            processing = await self._processing(name, service)
+            if not call.body:
+                raise InputError("the request has no body", "send an image: curl --data-binary @cat.jpg URL")
+            # A decoder of images that crashes, or that takes long, ends its own process alone.
+            pixels: np.ndarray = await call.required_sandbox.run("pixels", None, bytes(call.body))
+            latency = self._repository.options(name).latency_ms
+            deadline = call.deadline(latency)
+            level, margin = call.level(latency, {}), call.margin(deadline)
+            response = await service.infer(
+                Request({_IMAGE: pixels}, None, call.arrival, deadline, level, margin=margin)
+            )
+            call.computed = response.timing.ended
+        self._metrics.observe_response(response, name, 1)
+        found = response.outputs
+        if processing.task == "classify":
+            return json_reply(Classes(found["scores"], found["classes"], processing.names).to_dict())
+        boxes = Detections(found["boxes"], found["scores"], found["classes"], pixels, processing.names)
+        return json_reply(boxes.to_dict())
+
+    async def _processing(self, name: str, service: Service) -> Processing:
+        """The processing of a model. Raises InputError where it has none, or is not for images."""
+        if service not in self._known:
+            if [each.name for each in service.inputs] != [_IMAGE]:
+                raise InputError(
+                    f"model {name!r} takes no pictures", "compile it with processing, or send tensors to .../infer"
+                )
+            paths = versions_of(self._repository.options(name).path)
+            path = next((path for path, version in paths if version == service.version), paths[0][0])
+            if path.is_dir():
+                raise InputError(f"model {name!r} has variants, which take no pictures", "send tensors to .../infer")
+            artifact = await asyncio.to_thread(read_artifact, path)
+            if PROCESSING_ASSET not in artifact.assets:
+                raise InputError(f"model {name!r} was compiled without processing", "send tensors to .../infer")
+            self._known[service] = decoded(artifact.assets[PROCESSING_ASSET].tobytes())
+        return self._known[service]
