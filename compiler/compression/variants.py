@@ -29,6 +29,7 @@ from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.precision import precision_name
 from compiler.support.progress_bar import automatic, shows_progress
 
 REFERENCE = "float32"
@@ -159,6 +160,7 @@ class _Maker:
     def _module(self, name: str, how: object) -> Module:
         if not isinstance(how, str):
             return self._compiled(how if isinstance(how, ImportedModel) else self._imports.load(how))
+        how = precision_name(how)
         if how in _PRECISIONS:
             try:
                 check_precision(self.job.target, how)
@@ -171,7 +173,7 @@ class _Maker:
             if scheme == "static-int8" and self._options.calibration is None:
                 raise NothingGainedError("static-int8 needs calibration data")
             return self._compiled(quantize(self._source, scheme=scheme, **common))
-        if "->" not in how and how == name:
+        if "->" not in how and how == precision_name(name):
             known = ", ".join((*_PRECISIONS, *_SCHEMES))
             raise OptionError(f"there is no variant {name!r}", f"known: {known}; or NAME=RECIPE")
         return self._compiled(compress(self._source, how, **common))

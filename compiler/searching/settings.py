@@ -15,6 +15,7 @@ from compiler.compression.recipe import parse_recipe
 from compiler.compression.recipe_file import read_recipe
 from compiler.errors import OptionError, type_text
 from compiler.passes.registry import did_you_mean
+from compiler.support.precision import precision_name
 
 SAMPLERS = ("nsga2", "tpe")
 PRECISIONS = ("float32", "bf16", "int8", "int4")
@@ -73,6 +74,7 @@ class Space(BaseModel):
     @field_validator("precision")
     @classmethod
     def _are_precisions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        value = tuple(map(precision_name, value))
         if unknown := [each for each in value if each not in PRECISIONS]:
             raise ValueError(f"{', '.join(unknown)}: use some of {', '.join(PRECISIONS)}")
         return (*(each for each in value if each != "float32"), "float32") if value else ()

@@ -5,24 +5,38 @@ from __future__ import annotations
 from compiler.errors import OptionError
 
 PRECISIONS = ("float32", "bf16", "float16")
-_ALIASES = {
+_OTHER_NAMES = {
     "fp32": "float32",
     "f32": "float32",
     "float": "float32",
-    "bfloat16": "bf16",
+    "bf16": "bfloat16",
     "fp16": "float16",
     "f16": "float16",
     "half": "float16",
+    "i8": "int8",
+    "q8": "int8",
+    "i4": "int4",
+    "q4": "int4",
 }
-_INTEGERS = frozenset({"int8", "i8", "uint8", "int4"})
+_INTEGERS = frozenset({"int8", "uint8", "int4"})
+
+
+def type_name(name: str) -> str:
+    """The one name of a type of numbers ("bfloat16" for "bf16"), for all options that take one; others stay."""
+    return _OTHER_NAMES.get(name, name)
+
+
+def precision_name(name: str) -> str:
+    """The same, with "bf16" for bfloat16, as what is computed in it is called."""
+    return "bf16" if type_name(name) == "bfloat16" else type_name(name)
 
 
 def precision_of(name: str) -> str:
     """The one of `PRECISIONS` that a name means; raises OptionError for any other."""
-    wanted = _ALIASES.get(name, name)
+    wanted = precision_name(name)
     if wanted in PRECISIONS:
         return wanted
-    if name in _INTEGERS:
+    if wanted in _INTEGERS:
         hint = (
             "models become integers by calibration: tensorwright.quantize(model, samples), or `tensorwright quantize`"
         )

@@ -71,6 +71,7 @@ class Session:
         _join_alternatives(self.states)
         self._samples: list[Sample] = []
         self._began = time.monotonic()
+        self.search_began = self._began  # when the first config after the defaults was tried: limits count from here
         self.progress = Progress(self.states)
         self.problems: list[str] = []
         self._unprepared: set[str] = set()
@@ -143,7 +144,8 @@ class Session:
                 state.lower_bound = 0.0
 
     def _search_all(self, limits: Limits) -> None:
-        trials, began, processor = self.progress.trials, time.monotonic(), self._processor_seconds()
+        trials, processor = self.progress.trials, self._processor_seconds()
+        self.search_began = began = time.monotonic()
         try:
             while not self._reached(limits):
                 state = next_task([each for each in self.states if each.task.tunable])
@@ -158,7 +160,9 @@ class Session:
         return {"search": time.process_time(), **self._pool.processor_seconds()}
 
     def _reached(self, limits: Limits) -> bool:
-        over_time = limits.seconds is not None and time.monotonic() - self._began >= limits.seconds - limits.reserve
+        over_time = (
+            limits.seconds is not None and time.monotonic() - self.search_began >= limits.seconds - limits.reserve
+        )
         return over_time or (limits.trials is not None and self.progress.trials >= limits.trials)
 
     def _measure_defaults(self) -> None:

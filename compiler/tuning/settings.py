@@ -13,6 +13,8 @@ from compiler.tuning.cost_models import CostModel
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.progress import Progress
 
+LEAST_SECONDS = 10.0
+"""The least budget: building and timing a few configs takes as long."""
 DEFAULT_SECONDS = 600.0
 """Of searching, when the caller sets no limit."""
 _MEASURES = ("auto", "timed", "modelled")
@@ -40,7 +42,7 @@ class TuningOptions:
 
     @property
     def seconds(self) -> float | None:
-        """For all of it; None where only trials are limited."""
+        """Of the search and what follows it; None where only trials are limited."""
         unlimited = self.trials is None and self.time_budget is None
         return DEFAULT_SECONDS if unlimited else self.time_budget
 
@@ -58,8 +60,8 @@ class TuningOptions:
         """Raises OptionError for what cannot be done."""
         if self.trials is not None and self.trials < 1:
             raise OptionError(f"trials={self.trials}: there must be at least one")
-        if self.time_budget is not None and self.time_budget <= 0:
-            raise OptionError(f"time_budget={self.time_budget}: it has to be a positive number of seconds")
+        if self.time_budget is not None and self.time_budget < LEAST_SECONDS:
+            raise OptionError(f"time_budget={self.time_budget}: it has to be {LEAST_SECONDS:.0f} seconds at least")
         if self.timing not in _TIMINGS:
             raise OptionError(f"timing {self.timing!r} is not supported", "use auto, parallel or serial")
         if self.measure not in _MEASURES:

@@ -77,8 +77,8 @@ def tune(
             tune what you will compile.
         trials: how many configs to measure in all. Without a limit, ten minutes are searched; the search of a whole
             network ends by itself.
-        time_budget: seconds for all of it. Of less than a minute for a large model, what has to be done may take more:
-            the defaults are measured, and what is chosen is compared in the model.
+        time_budget: seconds of the search and of comparing what it found in the model, 10 at least. They begin with the
+            first config that is tried, when the references are built and the defaults measured.
         records: the folder of records to go on from and to append to; the user's own when None.
         devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is asked first whether it can
             run the target's kernels, or of a TVM RPC server, "KEY@HOST:PORT" of a tracker, for all its servers with
@@ -123,7 +123,6 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
     measurer = choose_measurer(target, options)
     if measurer is None and isinstance(target.measurer(), NetworkMeasurer):
         raise OptionError(f"networks on target {target.name!r} are not timed", "leave devices and measure out")
-    began = time.monotonic()
     remote = [device for device in options.devices if device != LOCAL]
     unchecked = [note for device in remote if (note := check_device(device, target, options.credentials.get(device)))]
     model = imports.load(source)
@@ -138,7 +137,6 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
     key = model_fingerprint(model.mod, options.precision)
     local = LOCAL in options.devices and measurer is None
     seconds, serial = options.seconds, _serial(options) if measurer is None else False
-    deadline = math.inf if seconds is None else began + seconds
     with (
         RecordWriter.in_folder(options.folder, target_description(target)) as writer,
         _pool(target, options, measurer, serial=serial) as pool,
@@ -161,8 +159,8 @@ def _tuned(source: object, target: targets.Target, options: TuningOptions, impor
         session.problems += [*unchecked, *earlier.problems]
         interrupted, latency = False, None
         try:
-            left = None if seconds is None else deadline - time.monotonic()
-            session.run(Limits(options.trials, left, _seconds_of_the_end(left, compile_seconds, local)))
+            session.run(Limits(options.trials, seconds, _seconds_of_the_end(seconds, compile_seconds, local)))
+            deadline = math.inf if seconds is None else session.search_began + seconds
             known = TunedConfigs(target, earlier, key).tuned_itself
             latency = conclude(session, comparison if local else None, known, deadline)
         except KeyboardInterrupt:

@@ -14,7 +14,8 @@ from compiler.cli.option_sets import command_of
 HELP = """Quantize a model and compile it.
 
 Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized at run time), weight-int4 and weight-int8
-(only the weights of matrix products), float16 and bfloat16 (weights stored in 16 bits).
+(only the weights of matrix products), float16 and bfloat16 (weights stored in 16 bits). int8 stands for static-int8,
+int4 and q4 for weight-int4, fp16 for float16, bf16 for bfloat16.
 
 The samples should be typical inputs of the model. The mean cosine similarity of the outputs with those of the float
 model is measured; the most sensitive layers go back to float until the limit holds, and it is an error if it cannot.

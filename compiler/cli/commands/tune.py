@@ -78,7 +78,9 @@ class _Options:
     time_budget: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="How long to search: 90s, 10m, 1h. 10m if neither this nor --trials is given."
+            metavar="TIME",
+            help="How long to search once the defaults are measured, 10s at least: 90s, 10m, 1h. 10m if neither this "
+            "nor --trials is given.",
         ),
     ] = None
     records: Annotated[

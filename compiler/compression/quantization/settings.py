@@ -12,10 +12,12 @@ from compiler.compression.quantization.precisions import PREDICTED
 from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.schemes import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.errors import OptionError
+from compiler.support.precision import type_name
 from schedules.instructions.products.table import multiplies_bytes
 
 TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq", "adaround", "int16")
 DEFAULT_TECHNIQUES = ("bias-correction", "gptq")
+_OF_TYPES = {"int8": STATIC, "int4": "weight-int4"}
 _SCALES = ("float16", "float32")
 
 
@@ -33,6 +35,11 @@ class QuantizationOptions:
     in_float: Collection[str] = ()
     keep_slower: bool = False
     decide: str | Path | Mapping[str, str] = PREDICTED
+
+    def __post_init__(self) -> None:
+        named = type_name(self.scheme)
+        object.__setattr__(self, "scheme", _OF_TYPES.get(named, named))
+        object.__setattr__(self, "scales", type_name(self.scales))
 
     def layerwise(self, calibrated: bool) -> SchemeOptions:
         """Options of a scheme of weights; their rounding needs a calibration to be better than the nearest."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from compiler.errors import OptionError
 from compiler.frontends.llm.weights import Array
+from compiler.support.precision import type_name
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
-_OTHER_NAMES = {"fp32": "float32", "f32": "float32", "fp16": "float16", "f16": "float16", "bf16": "bfloat16"}
 ACTIVATIONS = ("int8", "float32")
 CACHES = ("float32", "float16", "bfloat16", "int8")
 
@@ -41,7 +41,7 @@ class LanguageModelOptions:
 
     def __post_init__(self) -> None:
         if self.precision is not None:
-            name = _OTHER_NAMES.get(self.precision, self.precision)
+            name = type_name(self.precision)
             if name not in PRECISIONS:
                 raise OptionError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
             object.__setattr__(self, "precision", name)
@@ -52,7 +52,7 @@ class LanguageModelOptions:
                 "all_logits does not apply to modules for several sequences, whose inputs select the logits"
             )
         if self.cache is not None:
-            name = _OTHER_NAMES.get(self.cache, self.cache)
+            name = type_name(self.cache)
             if name not in CACHES:
                 raise OptionError(f"cache {self.cache!r} is not one of {', '.join(CACHES)}")
             object.__setattr__(self, "cache", name)

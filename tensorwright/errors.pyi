@@ -1,0 +1,1 @@
+from compiler.errors import *  # noqa: F403

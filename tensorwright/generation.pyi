@@ -1,0 +1,1 @@
+from compiler.generation import *  # noqa: F403

@@ -1,0 +1,1 @@
+from compiler.onnx_backend import *  # noqa: F403

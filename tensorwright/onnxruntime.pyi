@@ -1,0 +1,1 @@
+from compiler.onnxruntime import *  # noqa: F403

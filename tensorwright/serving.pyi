@@ -1,0 +1,1 @@
+from compiler.serving import *  # noqa: F403

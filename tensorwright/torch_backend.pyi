@@ -1,0 +1,1 @@
+from compiler.torch_backend import *  # noqa: F403
