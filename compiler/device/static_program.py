@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_sour
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.errors import OptionError, StorageError
+from compiler.support.progress_bar import silent
 from targets import LinkError, Target
 
 # Without the C API, which is for the library, and without the loader of shared libraries.
@@ -80,7 +81,13 @@ class StaticProgram:
 
 
 def write_static_program(
-    artifact: Artifact, target: Target, output: Path, *, file: Path | None = None, text: bytes | None = None
+    artifact: Artifact,
+    target: Target,
+    output: Path,
+    *,
+    file: Path | None = None,
+    text: bytes | None = None,
+    progress: Callable[[str], None] = silent,
 ) -> StaticProgram:
     """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
 
@@ -90,6 +97,7 @@ def write_static_program(
     Args:
         file: the module's file, linked unchanged so that signatures remain valid; None: an unsigned module.
         text: of a language model, what `compiler.generation.native.program.text_program` makes of it.
+        progress: called with the name of each step as it begins: compiling the runtime takes minutes, once a target.
 
     Raises:
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
@@ -106,7 +114,8 @@ def write_static_program(
         )
     if output.exists():
         raise OptionError(f"{output} exists", "give a new one")
-    objects = _objects(target, generates=text is not None)
+    objects = _objects(target, generates=text is not None, progress=progress)
+    progress("link")
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
         folder = Path(name)
         module = folder / "module.twm"
@@ -129,9 +138,13 @@ def write_static_program(
     return StaticProgram(output, size, module_bytes, ONNX_RUNTIME_BYTES.get(target.architecture))
 
 
-def _objects(target: Target, *, generates: bool) -> Path:
+def _objects(target: Target, *, generates: bool, progress: Callable[[str], None]) -> Path:
     """A folder with the object files of everything but the module."""
-    runtime, sodium = runtime_objects(target), sodium_object(target)
+    progress("compile TVM's runtime")
+    runtime = runtime_objects(target)
+    progress("compile libsodium")
+    sodium = sodium_object(target)
+    progress("compile the runner")
     contents = [path.read_bytes() for path in source_files()]
     key = key_of([runtime.name, sodium.parent.name, *COMPILE_OPTIONS, *_SOURCES, *contents])
     name = f"{target.architecture}-{key}"

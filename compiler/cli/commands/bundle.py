@@ -191,10 +191,12 @@ def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
 
 def _static(artifact: Any, module: Path, target: Any, output: Path, text: bytes | None, as_json: bool) -> None:
     from compiler.cli.output import print_json, print_line
+    from compiler.cli.progress import Steps
     from compiler.device.static_program import write_static_program
     from compiler.reports.formatting import format_bytes
 
-    program = write_static_program(artifact, target, output, file=module, text=text)
+    with Steps() as steps:
+        program = write_static_program(artifact, target, output, file=module, text=text, progress=steps)
     if as_json:
         print_json({**asdict(program), "path": str(program.path)})
         return

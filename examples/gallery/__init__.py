@@ -1,0 +1,1 @@
+"""Notebooks: each goes from a package's trained model to a picture. `python -m examples.gallery` runs them."""
