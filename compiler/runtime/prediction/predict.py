@@ -45,19 +45,17 @@ def predict(module: Module, given: Given) -> Prediction:
         return Vector(_embedder(module).embed([given])[0])
     if processing.task == "speech":
         return _speech(module, given, processing)
+    others = [each.name for each in module.inputs if each.name != "image"]
+    if others:
+        raise InputError(
+            f"the module takes more than an image: {', '.join(others)}",
+            "run it: run({...}), or make these inputs constants when compiling",
+        )
     image = pixels_of(given)
-    outputs = module.run({module.inputs[0].name: image} if len(module.inputs) == 1 else _only_image(module, image))
+    outputs = module.run({"image": image})
     if processing.task == "classify":
         return Classes(outputs["scores"], outputs["classes"], processing.names)
     return Detections(outputs["boxes"], outputs["scores"], outputs["classes"], image, processing.names)
-
-
-def _only_image(module: Module, image: Array) -> dict[str, Array]:
-    others = [each.name for each in module.inputs if each.name != "image"]
-    raise InputError(
-        f"the module takes more than an image: {', '.join(others)}",
-        "run it: run({...}), or make these inputs constants when compiling",
-    )
 
 
 @lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ def test_every_option_takes_the_names_of_a_type(name: str) -> None:
     assert precision_of(name) == "bf16"
     assert LanguageModelOptions(name, cache=name).precision == "bfloat16"
     assert QuantizationOptions(scheme=name).scheme == "bfloat16"
-    assert Space(precision=(name,)).precision == ("bf16",)
+    assert "bf16" in Space(precision=(name,)).precision
 
 
 def test_integers_have_short_names_too() -> None:
