@@ -19,17 +19,19 @@ sweep: $(VENV)/test.stamp
 	tests/system/install_packages.sh
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep
 
-# In under three minutes: structure, imports, links, graph passes before and after, refusals, file formats, and numbers on
-# small graphs. For use while working; `make test` decides.
+# In under a minute: structure, imports, links, graph passes before and after, refusals, file formats, and numbers on small
+# graphs. For use while working; `make test` decides.
 QUICK := tests/test_imports.py tests/docs/test_links.py tests/compiler/artifact tests/compiler/passes/canonicalize \
 	tests/compiler/passes/fuse tests/compiler/passes/lower tests/compiler/passes/memory tests/compiler/passes/rewriting \
-	tests/compiler/passes/integers tests/compiler/passes/layout tests/compiler/passes/test_list_calls.py \
+	tests/compiler/passes/integers/test_sign_integers.py tests/compiler/passes/layout/test_fuse_attention.py \
+	tests/compiler/passes/layout/test_plan_layout.py tests/compiler/passes/test_list_calls.py \
 	tests/compiler/support/test_formula.py tests/compiler/support/test_operation_count.py tests/compiler/reports \
 	tests/compiler/records tests/compiler/profiling/test_attribution.py \
 	tests/compiler/profiling/test_call_names.py tests/compiler/profiling/test_difference.py \
 	tests/compiler/profiling/test_statistics.py tests/compiler/frontends/test_relax_module.py \
 	tests/compiler/frontends/onnx/test_node_names.py tests/compiler/frontends/onnx/test_refusals.py \
-	tests/compiler/frontends/onnx/test_size_errors.py tests/schedules/ir
+	tests/compiler/frontends/onnx/test_size_errors.py tests/schedules/ir \
+	--ignore=tests/compiler/passes/canonicalize/test_spell_sizes.py
 
 quick: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(QUICK)
