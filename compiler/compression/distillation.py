@@ -19,6 +19,7 @@ from compiler.errors import InputError, MissingDependencyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
@@ -75,27 +76,8 @@ def distill(
         OptionError, InputError: an option or a batch is at fault.
         MissingDependencyError: torch is not installed.
     """
-    options = DistillationOptions(
-        teacher=teacher,
-        batches=batches,
-        method=method,
-        task=task,
-        weight=weight,
-        temperature=temperature,
-        features=features,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        schedule=schedule,
-    )
-    common = JobOptions(
-        target=target,
-        threads=threads,
-        calibration=calibration,
-        evaluate=evaluate,
-        max_drop=max_drop,
-        progress=progress,
-    )
+    options = options_of(DistillationOptions, locals())
+    common = options_of(JobOptions, locals())
     return _distilled(
         student, options, common, ImportOptions(example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     )

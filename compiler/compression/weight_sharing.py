@@ -27,6 +27,7 @@ from compiler.passes.schedule.store_palettes import MOST_BITS
 from compiler.support.accuracy import Evaluate
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4
@@ -62,14 +63,7 @@ def share_weights(
         UserError: of importing and compiling.
     """
     check_bits(bits)
-    options = JobOptions(
-        target=target,
-        threads=threads,
-        calibration=calibration,
-        evaluate=evaluate,
-        max_drop=max_drop,
-        progress=progress,
-    )
+    options = options_of(JobOptions, locals())
     return _shared(start(source, options, ImportOptions.of(imports)), bits)
 
 

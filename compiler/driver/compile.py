@@ -23,6 +23,7 @@ from compiler.driver.compile_options import (
 from compiler.support.hub import download, hub_model
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.processing import Processing
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
 from compiler.support.rare_collections import collecting_rarely
@@ -128,22 +129,8 @@ def compile(
         from compiler.driver.processing_metadata import stated_processing  # loads onnx
 
         stated = stated_processing(source, processing)
-    options = CompileOptions(
-        name=None if named is None else named.name,
-        sizes=sizes,
-        processing=stated,
-        precision=precision,
-        sequences=sequences,
-        cache=cache,
-        calibration=calibration,
-        threads=threads,
-        passes=passes,
-        dump=dump,
-        verify=verify,
-        reference_inputs=reference_inputs,
-        records=records,
-        progress=progress,
-    )
+    name = None if named is None else named.name
+    options = options_of(CompileOptions, {**locals(), "processing": stated})
 
     def build() -> module_cache.Built:
         from compiler.driver.build import build_module  # loads TVM, which a module out of the cache does not need

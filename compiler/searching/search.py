@@ -38,6 +38,7 @@ from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.import_arguments import Constants, Shapes
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
@@ -112,22 +113,8 @@ def search(
         StorageError: `storage` cannot be used.
         UserError: of importing, training and compiling. `reached` of an error holds the candidates so far.
     """
-    options = SearchOptions(
-        budget=budget,
-        space=parse_space(space),
-        train=train,
-        batches=list(batches) if isinstance(batches, Iterator) else batches,
-        task=task,
-        epochs=epochs,
-        finish_epochs=finish_epochs,
-        learning_rate=learning_rate,
-        recipe=recipe,
-        trials=trials,
-        sampler=sampler,
-        seed=seed,
-        storage=storage,
-        finalists=finalists,
-    )
+    repeated = list(batches) if isinstance(batches, Iterator) else batches
+    options = options_of(SearchOptions, {**locals(), "space": parse_space(space), "batches": repeated})
     options.check()
     if max_drop is not None:
         check_max_drop(max_drop)

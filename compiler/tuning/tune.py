@@ -23,6 +23,7 @@ from compiler.records.library import TunedConfigs, read_current
 from compiler.records.records import RecordWriter
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import COMPARISON_SECONDS, ModelComparison, conclude
@@ -99,22 +100,7 @@ def tune(
         UserError: the model, an option, a device or the folder of records is at fault.
         TuningInterrupted: a KeyboardInterrupt; it holds the result so far.
     """
-    options = TuningOptions(
-        trials=trials,
-        time_budget=time_budget,
-        records=records,
-        devices=devices,
-        credentials=credentials or {},
-        precision=precision,
-        threads=threads,
-        timing=timing,
-        measure=measure,
-        memory_limit=memory_limit,
-        cost_model=cost_model,
-        search=search,
-        seed=seed,
-        progress=progress,
-    )
+    options = options_of(TuningOptions, {**locals(), "credentials": credentials or {}})
     return _tuned(source, find_target(target, threads), options, ImportOptions.of(imports))
 
 

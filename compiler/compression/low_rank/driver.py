@@ -23,6 +23,7 @@ from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
@@ -71,16 +72,9 @@ def factorize(
         NothingGainedError: no layer is faster in factors.
         UserError: of importing and compiling.
     """
-    options = FactorizationOptions(energy=energy, speedup=speedup, minimum_gain=minimum_gain, keep=keep, decide=decide)
+    options = options_of(FactorizationOptions, locals())
     options.check()
-    common = JobOptions(
-        target=target,
-        threads=threads,
-        calibration=calibration,
-        evaluate=evaluate,
-        max_drop=max_drop,
-        progress=progress,
-    )
+    common = options_of(JobOptions, locals())
     return _factorized(start(source, common, ImportOptions.of(imports)), options)
 
 

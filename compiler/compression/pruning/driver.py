@@ -18,6 +18,7 @@ from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
@@ -77,24 +78,8 @@ def prune(
         OptionError: an option is at fault, or nothing in the model can be pruned so.
         UserError: of importing and compiling.
     """
-    options = PruningOptions(
-        amount=amount,
-        pattern=pattern,
-        criterion=criterion,
-        scope=scope,
-        steps=steps,
-        finetune=finetune,
-        loss=loss,
-        rewind=rewind,
-    )
-    common = JobOptions(
-        target=target,
-        threads=threads,
-        calibration=calibration,
-        evaluate=evaluate,
-        max_drop=max_drop,
-        progress=progress,
-    )
+    options = options_of(PruningOptions, locals())
+    common = options_of(JobOptions, locals())
     return _pruned(source, options, common, ImportOptions.of(imports))
 
 

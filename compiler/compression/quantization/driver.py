@@ -35,6 +35,7 @@ from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 _RANKING_SAMPLES = 8
@@ -113,26 +114,8 @@ def quantize(
         InputError, OptionError: the calibration or an option is at fault.
         UserError: of importing and compiling.
     """
-    options = QuantizationOptions(
-        scheme=scheme,
-        method=method,
-        activations=activations,
-        per_channel=per_channel,
-        group=group,
-        scales=scales,
-        techniques=techniques,
-        in_float=in_float,
-        keep_slower=keep_slower,
-        decide=decide,
-    )
-    common = JobOptions(
-        target=find_target(target, threads),
-        threads=threads,
-        calibration=calibration,
-        evaluate=evaluate,
-        max_drop=max_drop,
-        progress=progress,
-    )
+    options = options_of(QuantizationOptions, locals())
+    common = options_of(JobOptions, {**locals(), "target": find_target(target, threads)})
     return _quantized(source, options, common, ImportOptions.of(imports))
 
 

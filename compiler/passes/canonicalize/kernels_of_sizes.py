@@ -5,7 +5,7 @@ TVM joins two kernels only where the buffer that one writes and the other reads 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from tvm import relax, tirx
@@ -24,13 +24,27 @@ Made: TypeAlias = "dict[tuple[object, ...], Expr]"
 
 def respelled_kernels(mod: IRModule) -> IRModule:
     """Each call of a kernel that spells a size in another way calls a copy of it that spells it as the call does."""
+    made: Made = {}
+    return with_changed_calls(
+        mod,
+        lambda kernel, call: _Spelling(kernel, call).differs,
+        lambda builder, kernel, call: respelled_call(builder, kernel, call, made),
+    )
+
+
+def with_changed_calls(
+    mod: IRModule,
+    is_to_change: Callable[[PrimFunc, Call], bool],
+    changed: Callable[[relax.BlockBuilder, PrimFunc, Call], Call],
+) -> IRModule:
+    """The module with `changed` applied to its `call_tir` of kernels; unchanged where no call is to change."""
     if not any(
-        _is_kernel_call(binding.value) and _Spelling(mod[binding.value.args[0]], binding.value).differs
+        _is_kernel_call(binding.value) and is_to_change(mod[binding.value.args[0]], binding.value)
         for _, function in rewritable_functions(mod)
         for binding in bindings_of(function.body)
     ):
         return mod
-    caller = _Caller(mod)
+    caller = _Caller(mod, changed)
     for variable, function in rewritable_functions(mod):
         caller.builder_.update_func(variable, caller.visit_expr(function))
     return relax.transform.DeadCodeElimination(["main"])(caller.builder_.finalize())
@@ -149,13 +163,10 @@ def _of_shape(ty: tirx.BufferType, shape: Sequence[Expr]) -> tirx.BufferType:
 
 @mutator
 class _Caller(PyExprMutator):
-    def __init__(self, mod: IRModule) -> None:
+    def __init__(self, mod: IRModule, changed: Callable[[relax.BlockBuilder, PrimFunc, Call], Call]) -> None:
         super().__init__(mod)
-        self._mod = mod
-        self._made: Made = {}
+        self._mod, self._changed = mod, changed
 
     def visit_call_(self, call: Call) -> Expr:
         call = super().visit_call_(call)
-        if not _is_kernel_call(call):
-            return call
-        return respelled_call(self.builder_, self._mod[call.args[0]], call, self._made)
+        return self._changed(self.builder_, self._mod[call.args[0]], call) if _is_kernel_call(call) else call

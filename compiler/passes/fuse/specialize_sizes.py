@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.passes.canonicalize.kernels_of_sizes import kernel_tensors
+from compiler.passes.canonicalize.kernels_of_sizes import kernel_tensors, with_changed_calls
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, PrimFunc
@@ -25,20 +23,7 @@ if TYPE_CHECKING:
 @graph_pass("specialize-sizes", summary="Give kernels the sizes that are known where they are called", required=True)
 def specialize_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     """Every such call reads a copy of its kernel of known sizes."""
-    if not any(
-        _is_kernel_call(binding.value) and _known(mod[binding.value.args[0]], binding.value) is not None
-        for _, function in rewritable_functions(mod)
-        for binding in bindings_of(function.body)
-    ):
-        return mod
-    caller = _Caller(mod)
-    for variable, function in rewritable_functions(mod):
-        caller.builder_.update_func(variable, caller.visit_expr(function))
-    return relax.transform.DeadCodeElimination(["main"])(caller.builder_.finalize())
-
-
-def _is_kernel_call(value: Expr) -> bool:
-    return operator_name(value) == "relax.call_tir"
+    return with_changed_calls(mod, lambda kernel, call: _known(kernel, call) is not None, _specialized_call)
 
 
 def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Expr]] | None:
@@ -70,19 +55,9 @@ def _specialized(kernel: PrimFunc, call: Call) -> PrimFunc:
     return kernel
 
 
-@mutator
-class _Caller(PyExprMutator):
-    def __init__(self, mod: IRModule) -> None:
-        super().__init__(mod)
-        self._mod = mod
-
-    def visit_call_(self, call: Call) -> Expr:
-        call = super().visit_call_(call)
-        if not _is_kernel_call(call):
-            return call
-        kernel = self._mod[call.args[0]]
-        special = _specialized(kernel, call)
-        if special is kernel:
-            return call
-        variable = self.builder_.add_func(special, call.args[0].name_hint)
-        return relax.Call(call.op, [variable, *list(call.args)[1:]], call.attrs, call.ty_args, call.span)
+def _specialized_call(builder: relax.BlockBuilder, kernel: PrimFunc, call: Call) -> Call:
+    special = _specialized(kernel, call)
+    if special is kernel:
+        return call
+    variable = builder.add_func(special, call.args[0].name_hint)
+    return relax.Call(call.op, [variable, *list(call.args)[1:]], call.attrs, call.ty_args, call.span)
