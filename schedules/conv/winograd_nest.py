@@ -146,12 +146,14 @@ class WinogradNest:
         left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
         live = self._position("live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
+        allocations: list[Stmt] = []
         transforming: Stmt | None = None
         if cut.transforms is None:
+            # Before the smaller buffer: the next kernel gets the pages of each that are in the caches.
             buffer, allocation = allocate("spread", self._scratch_shape(work.in_blocks, self.steps), work.dtype)
             spread = Spread(buffer)
-            blocks = repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c))
-            transforming = sequence(allocation, blocks)
+            allocations.append(allocation)
+            transforming = repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c))
         else:
             spread = Spread(self.shared, (image * cut.parts + part,))
         product, allocate_product = allocate("product", self._scratch_shape(self.blocks, self.lanes), work.dtype)
@@ -163,7 +165,7 @@ class WinogradNest:
                 repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
             )
 
-        return sequence(names, allocate_product, transforming, repeat("co", own, channels))
+        return sequence(names, allocations, allocate_product, transforming, repeat("co", own, channels))
 
     def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:
         """A name for a position in an image of unknown size: its divisions would be repeated in every index."""

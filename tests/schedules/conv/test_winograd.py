@@ -147,7 +147,7 @@ def test_it_is_chosen_where_it_saves_time() -> None:
     assert winograd_tile(_work(512, 512, (14, 14), stride=2), AVX512, 3e-6) is None  # weights outweigh what is saved
 
 
-@pytest.mark.parametrize("case", [(256, 256, 14, 1), (512, 512, 7, 1), (128, 256, 28, 2)])
+@pytest.mark.parametrize("case", [(256, 256, 14, 1), (512, 512, 7, 1)])
 def test_the_input_is_transformed_once_where_many_tasks_share_it(case: tuple[int, int, int, int]) -> None:
     channels, filters, side, stride = case
     machine = AVX512.model_copy(update={"cores": 32, "memory_rate": 56.0})
