@@ -21,14 +21,15 @@ from schedules.ir.stages import Kernel
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.rounded_bf16 import MatmulRoundedBf16, Parts, RowsFirstWriter, matmul_rounded_bf16, parts_of
-from schedules.matmul.writer import Batch, MatmulWriter
+from schedules.matmul.tile import Tile
+from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
 
 if TYPE_CHECKING:
     from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Buffer, Index, Tensor
+    from schedules.ir.tvm_types import Buffer, Tensor
 
 MATMUL_GATED_BF16 = "matmul-gated-bf16"
 
@@ -118,26 +119,24 @@ class _Writer(RowsFirstWriter):
         super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16, tiles=tiles)
         self._gate = gate
 
-    def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
-        copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
-        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
-        return [tirx.AllocBuffer(copy), *copies, self._finish_rows(copy, batch, row, rows, column, width)]
+    def _finish(self, tile: RegisterTile, at: Tile) -> list[Stmt]:
+        return self._finish_copy(tile, at)
 
-    def _finish_rows(self, sums: Buffer, batch: Batch, row: Expr, rows: Index, column: Expr, width: int) -> Stmt:
-        half = width // 2
-        first = tirx.FloorDiv(expression(column), index(2))
+    def _finish_rows(self, sums: Buffer, at: Tile) -> Stmt:
+        half = at.width // 2
+        first = tirx.FloorDiv(expression(at.column), index(2))
 
         def element(i: Expr, lane: Expr) -> Stmt:
             value = self._gate(load(sums, i, lane)) * load(sums, i, lane + half)
-            *lead, _ = self.form.c_indices(batch, row + i, column)
+            *lead, _ = self.form.c_indices(at.batch, at.row + i, at.column)
             return self.fused.finish(value, [*lead, first + lane])
 
         def vectors(i: Expr) -> Stmt:
             return sequence(
                 [
-                    repeat("lane", lanes, lambda lane, at=at: element(i, at + lane), VECTORIZED)  # type: ignore[misc]
-                    for at, lanes in pieces(half, self.lanes)
+                    repeat("lane", lanes, lambda lane, start=start: element(i, start + lane), VECTORIZED)  # type: ignore[misc]
+                    for start, lanes in pieces(half, self.lanes)
                 ]
             )
 
-        return repeat("i", rows, vectors)
+        return repeat("i", at.rows, vectors)

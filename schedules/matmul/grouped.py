@@ -25,8 +25,9 @@ from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.grouped_weights import PER_WORD, shift_of
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts, panel_form
+from schedules.matmul.tile import Batch, Tile
 from schedules.matmul.tiling import MatmulWorkload
-from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -144,27 +145,18 @@ class GroupedWriter(WriterOfParts[Parts]):
 
     cuts_depth: ClassVar[bool] = False
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
+    def _tile(self, at: Tile) -> Stmt:
         """`rows x width` results: the groups follow each other, each summed in registers."""
         whole, rest = divmod(int(self.form.depth.extent), self.parts.group)
-        totals = RegisterTile(rows, width, self.lanes, "float32")
-        at = (batch, row, tirx.FloorDiv(column, index(self.form.width)))
+        totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
+        place = (at.batch, at.row, tirx.FloorDiv(at.column, index(self.form.width)))
         zero = totals.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
         parts = [*totals.allocations, *zero]
         if whole:
-            parts.append(repeat_symbolic("group", whole, lambda g: self._group(totals, at, g, self.parts.group)))
+            parts.append(repeat_symbolic("group", whole, lambda g: self._group(totals, place, g, self.parts.group)))
         if rest:
-            parts.append(self._group(totals, at, index(whole), rest))
-        return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
+            parts.append(self._group(totals, place, index(whole), rest))
+        return sequence([*parts, *self._finish(totals, at)])
 
     def _group(self, totals: RegisterTile, at: tuple[Batch, Expr, Expr], group: Expr, depth: int) -> Stmt:
         """The products of one group, scaled and added to the totals."""

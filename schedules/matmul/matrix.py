@@ -34,9 +34,10 @@ from schedules.ir.stages import Kernel, dtype_of, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
+from schedules.matmul.tile import Tile
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.words import Parts, parts_of, workload_of
-from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel
@@ -160,16 +161,8 @@ class _Writer(MatmulWriter):
         super().__init__(form, fused, machine, rows=rows, vectors=1, pack=False)
         self.multiply = MATRIX_S8S8 if signed else MATRIX_U8S8
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
+    def _tile(self, at: Tile) -> Stmt:
+        rows, row, column, width = int(at.rows), at.row, at.column, at.width
         form, words, packed = self.form, self.form.a.source, self.form.b.source
         pairs, registers = ceil(rows / 2), 2 * ceil(width / _LANES)
         sums, room = allocate_tile("pairs", (pairs, registers * _LANES), self.dtype)
@@ -184,11 +177,11 @@ class _Writer(MatmulWriter):
             adds = [
                 store(
                     sums,
-                    self.multiply(element(sums, pair, at), a[pair], element(packed, panel, k, at)),
+                    self.multiply(element(sums, pair, place), a[pair], element(packed, panel, k, place)),
                     pair,
-                    at,
+                    place,
                 )
-                for pair, at in points
+                for pair, place in points
             ]
             return sequence([*ahead, *adds])
 
@@ -197,7 +190,7 @@ class _Writer(MatmulWriter):
         for i, quad in static_grid(rows, registers // 2):
             left, right = (element(sums, i // 2, lanes_of(_LANES * (2 * quad + half), _LANES)) for half in range(2))
             split.append(tile.put(i, lanes_of(_LANES * quad, _LANES), row_of(left, right, i % 2)))
-        end = self._finish(tile.narrowed(width), batch, row, rows, column, width)
+        end = self._finish(tile.narrowed(width), at)
         clear = [store(sums, zero, *point) for point in points]
         depth = shape_of(packed)[1]
         return sequence([*room, *clear, repeat("k", depth, step), *tile.allocations, *split, *end])

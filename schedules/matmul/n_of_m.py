@@ -25,8 +25,9 @@ from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts
 from schedules.matmul.sparse_groups import Groups
+from schedules.matmul.tile import Batch, Tile
 from schedules.matmul.tiling import MatmulWorkload, best_tile
-from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -130,24 +131,16 @@ class NOfMWriter(WriterOfParts[Parts]):
         slots = int(shape_of(self.parts.values)[1])
         return self.form.rows.extent * self.form.columns * slots
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
+    def _tile(self, at: Tile) -> Stmt:
         """`rows x lanes` results, of which `width` are stored: a loop over the words of the panel."""
         per_word = self.parts.groups.per_word
         whole, rest = divmod(int(self.form.depth.extent) // self.parts.groups.of, per_word)
+        rows = int(at.rows)
         tiles = [RegisterTile(rows, self.lanes, self.lanes, "float32") for _ in range(turns(rows, self.machine))]
-        panel = tirx.FloorDiv(column, constant(self.form.width))
+        panel = tirx.FloorDiv(at.column, constant(self.form.width))
 
         def word(number: Expr, count: int) -> Stmt:
-            return sequence(self._word(tiles, (batch, row, panel), number, count))
+            return sequence(self._word(tiles, (at.batch, at.row, panel), number, count))
 
         parts = [each for tile in tiles for each in tile.allocations]
         for tile in tiles:
@@ -159,7 +152,7 @@ class NOfMWriter(WriterOfParts[Parts]):
         sums, *others = tiles
         for other in others:
             parts += joined(sums, other)
-        return sequence([*parts, *self._finish(sums.narrowed(width), batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(sums.narrowed(at.width), at)])
 
     def _word(self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], number: Expr, count: int) -> list[Stmt]:
         """The products of `count` groups whose choices are in one word."""

@@ -23,8 +23,9 @@ from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts
 from schedules.matmul.sparse_weights import entry
+from schedules.matmul.tile import Tile
 from schedules.matmul.tiling import MatmulWorkload
-from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 from tvm import te  # isort: skip
@@ -114,32 +115,24 @@ class SparseWriter(WriterOfParts[Parts]):
     def _multiplications(self) -> Index:
         return self.form.rows.extent * (self.parts.blocks * self.form.width)
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
+    def _tile(self, at: Tile) -> Stmt:
         """`rows x width` results: a loop over the blocks of the panel, each in its turn added to one of the tiles."""
+        rows, width = int(at.rows), at.width
         tiles = [
             RegisterTile(rows, width, self.lanes, "float32")
             for _ in range(turns(rows * -(-width // self.lanes), self.machine))
         ]
         count_of_tiles, (sums, *others) = len(tiles), tiles
-        panel = tirx.FloorDiv(column, constant(self.form.width))
+        panel = tirx.FloorDiv(at.column, constant(self.form.width))
         first, begin = _bound("first", self._entry(panel))
         count, counted = _bound("count", self._entry(panel + 1) - first)
 
         def step(tile: RegisterTile, slot: Expr) -> list[Stmt]:
-            at, bind = _bound("row", self._entry(slot + (self.parts.panels + 1)))
+            step_row, bind = _bound("row", self._entry(slot + (self.parts.panels + 1)))
 
             def add(i: int, place: Expr, lane: Expr) -> Expr:
                 value = tirx.BufferLoad(self.parts.values, [slot, lane])
-                return tile.sum(i, place) + self.form.a_at(batch, row + i, at) * value
+                return tile.sum(i, place) + self.form.a_at(at.batch, at.row + i, step_row) * value
 
             return [bind, *tile.stores(add)]
 
@@ -160,7 +153,7 @@ class SparseWriter(WriterOfParts[Parts]):
             parts.append(repeat("left", count - done, lambda n: sequence(step(sums, first + done + n))))
         for other in others:
             parts += joined(sums, other)
-        return sequence([*parts, *self._finish(sums, batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(sums, at)])
 
     def _prefetch(self, slot: Expr, width: int) -> list[Stmt]:
         return [prefetch(self.parts.values, slot + ROWS_AHEAD, lane) for lane in range(0, width, self.lanes)]

@@ -7,18 +7,15 @@ not stored in panels, each task packs its panel first, unless there are too few 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
-    ROWS_AHEAD,
     Extent,
     expression,
     load,
     name_opaque,
     parallel_grid,
-    prefetch,
     repeat,
     repeat_symbolic,
     sequence,
@@ -26,12 +23,9 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, pieces
-from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
-from schedules.instructions.products.amx import ROW_BYTES
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
-from schedules.ir.inline import operations
-from schedules.ir.stages import product, shape_of
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
+from schedules.ir.stages import product
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.product_cut import (
@@ -43,92 +37,31 @@ from schedules.matmul.product_cut import (
     row_chunks_at_run_time,
     tiles_of_chunk,
 )
+from schedules.matmul.tile import Batch, Block, Combine, PanelLoad, PartialSums, Tile, from_row
+from schedules.matmul.tile_writer import TileWriter
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
     from schedules.instructions.products.product import Product as Instruction
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc
+    from schedules.ir.tvm_types import Index, PrimFunc
 
-Batch = Mapping[Any, Expr]
 # Row tiles, rows that are left, and how they are cut.
 _Plan = tuple["Index", "Index", ProductCut]
-# B at (depth, column counted from the start of the panel).
-PanelLoad = Callable[[Expr, Expr], Expr]
-
 _TYPICAL_DEPTH = 512  # where it is symbolic
 _PACKING_CYCLES = 4  # of a vector of a panel
-# An epilogue more expensive than this is written once as a loop instead of once per register.
-_UNROLLED_EPILOGUE = 6
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """A part of the sum: `depth` terms from `start` on, added to what `waiting` holds from `row` on; to zeros with
-    `first`. The result goes there as well, or is finished with `last`."""
-
-    start: Expr
-    depth: Index
-    waiting: Expr
-    row: Expr
-    last: bool
-    first: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class PartialSums:
-    """Sums of `parts` parts of the depth: (batch, panels, parts, rows) rows of a panel's columns."""
-
-    sums: Expr
-    batch: tuple[int, ...]
-    panels: int
-    parts: int
-    rows: int
-    depth: int
-
-    @classmethod
-    def of(
-        cls, batch: Sequence[int], panels: int, parts: int, rows: int, panel: tuple[int, int], dtype: str
-    ) -> PartialSums:
-        """With `panel`: the depth and columns of one."""
-        places = math.prod(batch) * panels * parts * rows
-        sums = tirx.decl_buffer([places, panel[1]], dtype, "partial", layout=None)
-        return cls(sums, tuple(batch), panels, parts, rows, panel[0])
-
-    @property
-    def allocation(self) -> Stmt:
-        return tirx.AllocBuffer(self.sums)
-
-    def block(self, batch: Sequence[Expr], panel: Expr, part: Expr, depth: int) -> Block:
-        """The part of that number, of `depth` steps; `row` is where its first row lies."""
-        place: Expr = index(0)
-        for at, extent in zip((*batch, panel, part), (*self.batch, self.panels, self.parts), strict=True):
-            place = place * extent + at
-        start = part * depth
-        length: Index = depth
-        if depth and self.depth % depth:
-            length = tirx.Min(index(depth), self.depth - start)
-        return Block(start, length, self.sums, place * self.rows, last=False, first=True)
-
-
-def _from_row(block: Block | None, row: Expr) -> Block | None:
-    """The block of a tile that begins at a row."""
-    return None if block is None else replace(block, row=block.row + row)
-
-
-class MatmulWriter:
+class MatmulWriter(TileWriter):
     """Writes one product.
 
-    With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
-    Else `rows` and `vectors` are the tile, `pack` says whether panels of B are copied first, `depth` cuts the sum into
-    blocks of that length whose part of B stays in the second cache (0: one block).
+    `pack` says whether panels of B are copied first, `depth` cuts the sum into blocks of that length whose part of B
+    stays in the second cache (0: one block).
 
     Tasks are ordered by panels, or by chunks of rows where `rows_first`: then a thread computes the same rows as in
     kernels before and behind that share rows out, which are in its cache.
     """
 
     rows_first: ClassVar[bool] = False
-    has_room: ClassVar[bool] = True
-    """Whether tiles may read beyond the last row of A."""
     cuts_depth: ClassVar[bool] = True
     """Whether `_tile` sums the part of the depth that it is given."""
 
@@ -142,22 +75,10 @@ class MatmulWriter:
         vectors: int,
         pack: bool,
         depth: int = 0,
-        combine: Callable[[Expr, Expr, Expr], Expr] | None = None,
+        combine: Combine | None = None,
         tiles: Instruction | None = None,
     ) -> None:
-        self.form = form
-        self.fused = fused
-        self.machine = machine
-        self.lanes = machine.lanes(form.reduction.dtype)
-        self.tile_rows = rows
-        self.tiles = tiles
-        self.panel = form.width or vectors * self.lanes
-        self.pack = pack and not form.width
-        self.dtype = form.reduction.dtype
-        # Rows of A are read as vectors, whose lanes multiply vectors of B.
-        packed = self.pack or bool(form.width)
-        self.by_lane = machine.lane_products and packed and combine is None and form.has_rows_of_floats
-        self.combine = combine if combine is not None else lambda total, a, b: total + a * b
+        super().__init__(form, fused, machine, rows=rows, vectors=vectors, pack=pack, combine=combine, tiles=tiles)
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0
         self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
@@ -265,7 +186,7 @@ class MatmulWriter:
                     )
 
                 begin = tile.stores(lambda i, place, lane: self.form.start_at(batch, row, column + lane))
-                end = self._finish(tile, batch, row, 1, column, width)
+                end = self._finish(tile, Tile(batch, row, 1, column, width, lambda depth, lane: lane))
                 return sequence(*tile.allocations, *begin, repeat_symbolic("part", partial.parts, add), *end)
 
             return body(panel, columns)
@@ -356,7 +277,7 @@ class MatmulWriter:
 
                 def tile(i: Expr) -> Stmt:
                     row = (first + i) * self.tile_rows
-                    return self._tile(batch, row, self.tile_rows, column, width, load, _from_row(block, row))
+                    return self._tile(Tile(batch, row, self.tile_rows, column, width, load, from_row(block, row)))
 
                 parts.append(repeat("tile", count, tile))
         left = self._rest_rows(batch, column, width, load, tiles, rest, block)
@@ -375,7 +296,8 @@ class MatmulWriter:
         def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
             def tile(i: Expr) -> Stmt:
                 part = Block(start, depth, waiting, expression(i * self.tile_rows), last)
-                return self._tile(batch, (first + i) * self.tile_rows, self.tile_rows, column, width, load, part)
+                row = (first + i) * self.tile_rows
+                return self._tile(Tile(batch, row, self.tile_rows, column, width, load, part))
 
             return repeat("tile", count, tile)
 
@@ -408,9 +330,10 @@ class MatmulWriter:
     ) -> Stmt | None:
         if isinstance(rest, int):
             row = index(tiles * self.tile_rows)
-            return self._tile(batch, row, rest, column, width, load, _from_row(block, row)) if rest else None
+            left = Tile(batch, row, rest, column, width, load, from_row(block, row))
+            return self._tile(left) if rest else None
         if self.tiles is not None:
-            left = self._tile(batch, tiles * self.tile_rows, rest, column, width, load)
+            left = self._tile(Tile(batch, tiles * self.tile_rows, rest, column, width, load))
             return tirx.IfThenElse(rest > 0, left, None)
         parts = []
         done = tiles * self.tile_rows
@@ -419,7 +342,7 @@ class MatmulWriter:
             start = done
 
             def tile(i: Expr, size: int = size, start: Expr = start) -> Stmt:
-                return self._tile(batch, start + i * size, size, column, width, load)
+                return self._tile(Tile(batch, start + i * size, size, column, width, load))
 
             parts.append(repeat("tile", count, tile))
             done = done + count * size
@@ -461,106 +384,3 @@ class MatmulWriter:
             return sequence([piece(at, lanes) for at, lanes in pieces(width, self.lanes)])
 
         return [tirx.AllocBuffer(scratch), repeat("k", depth, row)], scratch
-
-    # The register tile.
-
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
-        form = self.form
-        if self.tiles is not None:
-            return self._tile_in_memory(self.tiles, batch, row, rows, column, width)
-        tile = RegisterTile(rows, width, self.lanes, self.dtype, self.combine)
-        first = index(0) if block is None else block.start
-
-        def begin(i: int, lane: Expr) -> Expr:
-            if block is None:
-                return form.start_at(batch, row + i, column + lane)
-            if block.first:
-                return tirx.const(0, self.dtype)
-            return tirx.BufferLoad(block.waiting, [block.row + i, lane])
-
-        def a(i: int, k: Expr) -> Expr:
-            return form.a_at(batch, row + i, k if block is None else first + k)
-
-        def b(k: Expr, lane: Expr) -> Expr:
-            return load(k if block is None else first + k, lane)
-
-        if block is None or block.last:
-            end = self._finish(tile, batch, row, rows, column, width)
-        else:
-            waiting, place = block.waiting, block.row
-            end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
-        depth = form.depth.extent if block is None else block.depth
-
-        def ahead(k: Expr) -> list[Stmt]:
-            """Packed panels follow each other in memory: what comes next is asked for."""
-            if not form.width:
-                return []
-            asked = [b(k + ROWS_AHEAD, index(at)) for at in range(0, width, self.lanes)]
-            return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
-
-        def a_lanes(i: int, k: Expr) -> Expr:
-            return form.a_lanes(batch, row + i, k if block is None else first + k, self.lanes)
-
-        return sequence(tile.code(depth, a, b, begin, end, ahead, a_lanes if self.by_lane else None))
-
-    def _finish(self, tile: RegisterTile, batch: Batch, row: Expr, rows: int, column: Expr, width: int) -> list[Stmt]:
-        """The epilogue on the tile. An expensive one runs as loops over a copy, so that the sums stay in registers."""
-
-        def result(value: Expr, i: Index, lane: Expr) -> Stmt:
-            return self.fused.finish(value, self.form.c_indices(batch, row + i, column + lane))
-
-        probe = result(tile.sum(0, index(0)), index(0), index(0))
-        cheap, expensive = operations(probe)
-        if not expensive and cheap <= _UNROLLED_EPILOGUE:
-            return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
-        copy = tirx.decl_buffer([rows, width], self.dtype, "tile", layout=None)
-        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
-        return [tirx.AllocBuffer(copy), *copies, self._finish_rows(copy, batch, row, rows, column, width)]
-
-    def _finish_rows(self, sums: Buffer, batch: Batch, row: Expr, rows: Index, column: Expr, width: int) -> Stmt:
-        """The epilogue on sums in memory."""
-
-        def vector(i: Expr, at: Index, lanes: int) -> Stmt:
-            def element(lane: Expr) -> Stmt:
-                return self.fused.finish(
-                    load(sums, i, at + lane), self.form.c_indices(batch, row + i, column + at + lane)
-                )
-
-            return repeat("lane", lanes, element, VECTORIZED)
-
-        return repeat("i", rows, lambda i: self._row_of(i, width, vector))
-
-    def _tile_in_memory(
-        self, instruction: Instruction, batch: Batch, row: Expr, rows: Index, column: Expr, width: int
-    ) -> Stmt:
-        """A block of rows by an instruction that sums in tiles: its sums are left in memory."""
-        sums = tirx.decl_buffer([self.tile_rows, self.panel], self.dtype, "tile", layout=None)
-        data = self.form.a.source
-        depth = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8
-        weights = tirx.BufferLoad(self.form.b.source, [tirx.FloorDiv(column, index(self.panel)), index(0), index(0)])
-        taps = Taps.run(depth // ROW_BYTES)
-
-        def first(i: Expr) -> Expr:
-            return self.form.a_element(batch, row + i)
-
-        summed = block_sums if self.has_room else block_sums_without_room
-        blocks = summed(instruction, first, depth, taps, weights, sums, rows)
-        return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, batch, row, rows, column, width))
-
-    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
-        whole, rest = divmod(width, self.lanes)
-        parts = []
-        if whole:
-            parts.append(repeat("vector", whole, lambda u: vector(i, u * self.lanes, self.lanes)))
-        if rest:
-            parts.append(vector(i, whole * self.lanes, rest))
-        return sequence(parts)

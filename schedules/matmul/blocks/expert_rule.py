@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.codegen.nest import allocate, expression, name_value, repeat, repeat_symbolic, sequence, store
@@ -16,12 +17,12 @@ from schedules.matmul.blocks.layout import PANEL
 from schedules.matmul.blocks.rule import BlockWorkload, MatmulBlocks, parts_of, vectors_of
 from schedules.matmul.blocks.tiles import BlockTilesWriter
 from schedules.matmul.blocks.writer import BlockWriter, Parts
-from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad
+from schedules.matmul.tile import Batch, Block, PanelLoad, Tile
+from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
     from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Index
 
 # Rows of a tile: with more, tiles that lie in the rows of one expert alone become rare.
 _MOST_ROWS = 4
@@ -65,27 +66,18 @@ class _OfExperts(BlockWriter):
 class ExpertWriter(_OfExperts):
     """Tiles whose rows have one expert multiply together; rows of other tiles one at a time."""
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
-        together = super()._tile(batch, row, rows, column, width, load, block)
-        if rows == 1:
+    def _tile(self, at: Tile) -> Stmt:
+        together = super()._tile(at)
+        if at.rows == 1:
             return together
         one = super()._tile
 
         def alone(i: Expr) -> Stmt:
-            return one(batch, row + i, 1, column, width, load, block)
+            return one(at.part(i, 1))
 
-        first = self._expert(batch, row)
-        same = [tirx.EQ(self._expert(batch, row + i), first) for i in range(1, rows)]
-        return tirx.IfThenElse(tirx.all(*same), together, repeat("single", rows, alone))
+        first = self._expert(at.batch, at.row)
+        same = [tirx.EQ(self._expert(at.batch, at.row + i), first) for i in range(1, int(at.rows))]
+        return tirx.IfThenElse(tirx.all(*same), together, repeat("single", at.rows, alone))
 
 
 class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
@@ -100,47 +92,37 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
     def _rest_rows(
         self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Expr, rest: Expr, block: Block | None
     ) -> Stmt | None:
-        left = self._tile(batch, expression(tiles * self.tile_rows), rest, column, width, load)
+        left = self._tile(Tile(batch, expression(tiles * self.tile_rows), rest, column, width, load))
         return tirx.IfThenElse(rest > 0, left, None) if not isinstance(rest, int) else left if rest else None
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: Index,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
+    def _tile(self, at: Tile) -> Stmt:
         held, allocation = allocate("begin", (1,), "int64", "local")
 
         def ends(i: Expr) -> Stmt:
             """The run that ends with a row of the block."""
-            following = self._expert(batch, row + tirx.Min(i + 1, expression(rows) - 1))
-            last = tirx.any(tirx.EQ(i + 1, expression(rows)), tirx.NE(following, self._expert(batch, row + i)))
+            rows = expression(at.rows)
+            following = self._expert(at.batch, at.row + tirx.Min(i + 1, rows - 1))
+            last = tirx.any(tirx.EQ(i + 1, rows), tirx.NE(following, self._expert(at.batch, at.row + i)))
             bindings: list[Stmt] = []
             begin = name_value("first", tirx.BufferLoad(held, [index(0)]), bindings)
-            run = self._run(batch, row + begin, i + 1 - begin, column, width)
+            run = self._run(at.part(begin, i + 1 - begin))
             return tirx.IfThenElse(last, sequence(bindings, run, store(held, i + 1, 0)), None)
 
-        return sequence(allocation, store(held, index(0), 0), repeat_symbolic("row", rows, ends))
+        return sequence(allocation, store(held, index(0), 0), repeat_symbolic("row", at.rows, ends))
 
-    def _run(self, batch: Batch, row: Expr, rows: Expr, column: Expr, width: int) -> Stmt:
+    def _run(self, at: Tile) -> Stmt:
         """Rows of one expert."""
-        unpacked, panel = self._unpacked(self._panel(batch, row, column))
-        tiles = tirx.FloorDiv(rows, index(ROWS))
+        unpacked, panel = self._unpacked(self._panel(at.batch, at.row, at.column))
+        tiles, own = tirx.FloorDiv(at.rows, index(ROWS)), replace(at, load=lambda k, j: tirx.BufferLoad(panel, [k, j]))
 
         def tile(first: Expr, count: int) -> Stmt:
-            return super(ExpertTilesWriter, self)._tile(
-                batch, row + first, count, column, width, lambda depth, lane: tirx.BufferLoad(panel, [depth, lane])
-            )
+            return super(ExpertTilesWriter, self)._tile(own.part(first, count))
 
         whole = repeat_symbolic("tile", tiles, lambda i: tile(i * ROWS, ROWS))
         parts: list[Stmt] = [tirx.IfThenElse(tiles > 0, sequence(unpacked, whole), None)]
         first = tiles * ROWS
         for count in (_MOST_ROWS, 1):
-            of_these = tirx.FloorDiv(rows - first, index(count))
-            parts.append(repeat_symbolic("few", of_these, lambda i, n=count, at=first: tile(at + i * n, n)))  # type: ignore[misc]
+            of_these = tirx.FloorDiv(at.rows - first, index(count))
+            parts.append(repeat_symbolic("few", of_these, lambda i, n=count, start=first: tile(start + i * n, n)))  # type: ignore[misc]
             first = first + of_these * count
         return sequence(parts)

@@ -8,6 +8,7 @@ multiplied in vectors.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import allocate, expression, load, repeat, repeat_symbolic, sequence, store
@@ -23,7 +24,7 @@ from schedules.machine import Machine
 from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
 from schedules.matmul.blocks.rounding import HEADER
 from schedules.matmul.blocks.writer import BlockWriter, Parts, Place
-from schedules.matmul.writer import Batch, Block, PanelLoad
+from schedules.matmul.tile import Batch, Block, Tile
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
@@ -81,54 +82,44 @@ class BlockTilesWriter(BlockWriter):
 
         return [allocation, repeat_symbolic("quads", words // run, quads)], bytes_
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
-        if rows == ROWS:
-            panel = load(index(0), index(0)).source
-            starts = range(0, width, COLUMNS)
-            return sequence([self._in_tile(batch, row, column, panel, at, min(COLUMNS, width - at)) for at in starts])
-        whole, rest = divmod(rows, _VECTOR_ROWS)
+    def _tile(self, at: Tile) -> Stmt:
+        if at.rows == ROWS:
+            return sequence([self._in_tile(at, first) for first in range(0, at.width, COLUMNS)])
+        whole, rest = divmod(int(at.rows), _VECTOR_ROWS)
 
         def vectors(first: Index, count: int) -> Stmt:
-            return super(BlockTilesWriter, self)._tile(batch, row + first, count, column, width, load, block)
+            return super(BlockTilesWriter, self)._tile(at.part(first, count))
 
         tiles = repeat("tile", whole, lambda i: vectors(i * _VECTOR_ROWS, _VECTOR_ROWS)) if whole else None
         return sequence(tiles, vectors(whole * _VECTOR_ROWS, rest) if rest else None)
 
-    def _in_tile(self, batch: Batch, row: Expr, column: Expr, panel: Expr, first: int, width: int) -> Stmt:
-        """`ROWS` rows by `width` columns from the panel's column `first` on."""
+    def _in_tile(self, at: Tile, first: int) -> Stmt:
+        """A tile's rows by at most `COLUMNS` columns from the panel's column `first` on."""
+        width, panel = min(COLUMNS, at.width - first), at.load(index(0), index(0)).source
         data, unit = self.parts.data.source, self.layout.unit
         *_, units, words = shape_of(data)
         totals = RegisterTile(ROWS, width, self.lanes, "float32")
         sums, allocation = allocate("sums", (ROWS, COLUMNS), "int32")
-        place = Place(batch, row, self._panel(batch, row, column), index(first))
+        place = Place(at.batch, at.row, self._panel(at.batch, at.row, at.column), index(first))
 
-        def step(at: Expr) -> Stmt:
+        def step(number: Expr) -> Stmt:
             operands = (
-                (self._data(place, 0, at, HEADER), units * words * _WORD),
-                (load(panel, at * (unit // QUAD), first), PANEL * _WORD),
+                (self._data(place, 0, number, HEADER), units * words * _WORD),
+                (load(panel, number * (unit // QUAD), first), PANEL * _WORD),
             )
             arguments = [each for start, pitch in operands for each in (tirx.address_of(start), expression(pitch))]
             arguments.append(tirx.address_of(load(sums, 0, 0)))
             call = tirx.Evaluate(tirx.call_extern("int32", unit_symbol(self.product, unit), *arguments))
-            group = at if unit == self.layout.group else tirx.FloorDiv(at, index(self.layout.group // unit))
-            return sequence(call, self._integer_end(totals, lambda i, lane: load(sums, i, lane), place, at, group))
+            group = number if unit == self.layout.group else tirx.FloorDiv(number, index(self.layout.group // unit))
+            return sequence(call, self._integer_end(totals, lambda i, lane: load(sums, i, lane), place, number, group))
 
         zero = tirx.const(0.0, "float32")
         return sequence(
             totals.allocations,
             allocation,
-            totals.stores(lambda i, at, lane: zero),
+            totals.stores(lambda i, place, lane: zero),
             repeat_symbolic("unit", units, step),
-            self._finish(totals, batch, row, ROWS, column + first, width),
+            self._finish(totals, replace(at, column=at.column + first, width=width)),
         )
 
 

@@ -24,7 +24,7 @@ from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import WriterOfParts
 from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
-from schedules.matmul.writer import Batch, Block, PanelLoad
+from schedules.matmul.tile import Batch, Tile
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
@@ -94,21 +94,13 @@ class BlockWriter(WriterOfParts[Parts]):
         chunks = row_chunks_at_run_time(tiles, [panels], self.machine.cores, most=most)
         return self._named_cut(chunks)
 
-    def _tile(
-        self,
-        batch: Batch,
-        row: Expr,
-        rows: int,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        block: Block | None = None,
-    ) -> Stmt:
+    def _tile(self, at: Tile) -> Stmt:
         """`rows x width` results: the steps follow each other, their sums scaled and added in registers."""
-        totals = RegisterTile(rows, width, self.lanes, "float32")
-        place = Place(batch, row, self._panel(batch, row, column), tirx.FloorMod(column, index(PANEL)))
+        totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
+        panel = self._panel(at.batch, at.row, at.column)
+        place = Place(at.batch, at.row, panel, tirx.FloorMod(at.column, index(PANEL)))
         zero = tirx.const(0.0, "float32")
-        parts = [*totals.allocations, *totals.stores(lambda i, at, lane: zero)]
+        parts = [*totals.allocations, *totals.stores(lambda i, place, lane: zero)]
         if self.layout.numbers:
             parts += self._plain_words(totals, place)
         else:
@@ -120,7 +112,7 @@ class BlockWriter(WriterOfParts[Parts]):
                 whole, rest = divmod(int(self.form.depth.extent), STEP)
                 parts.append(repeat_symbolic("step", whole, lambda k: step(totals, place, k, STEP)))
                 parts += [step(totals, place, index(whole), rest)] if rest else []
-        return sequence([*parts, *self._finish(totals, batch, row, rows, column, width)])
+        return sequence([*parts, *self._finish(totals, at)])
 
     # Operands.
 
