@@ -72,11 +72,13 @@ class DeviceRequirement(Record, frozen=True, kw_only=True):
         kind: "cuda" is the only one.
         compute_capability: of that device, at least: 10 major + minor.
         simulated: there is no machine code for one.
+        graphs: kernels are launched as CUDA graphs.
     """
 
     kind: Name
     compute_capability: Annotated[int, Meta(ge=0, le=10_000)] = 0
     simulated: bool = False
+    graphs: bool = False
 
 
 class TargetDescription(Record, frozen=True, kw_only=True):
