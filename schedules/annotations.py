@@ -4,6 +4,10 @@ from __future__ import annotations
 
 KIND = "tensorwright.kernel"
 SPEC = "tensorwright.workload"
+SERIAL_REASON = "tensorwright.serial"
+"""Annotation of a serial loop: why one thread runs it, for the reports."""
+RECURRENCE = "each step needs the one before it"
+"""Such a reason: of recurrent layers."""
 TRANSFORM = "tensorwright.transform"
 """Marks a stage whose arithmetic depends on how the rule writes it, as Winograd's transforms: it is not counted."""
 

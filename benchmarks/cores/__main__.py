@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", default="host", help="a target that this machine runs; its caches and memory count")
     parser.add_argument("--precision", default="", help="as compile takes it; a language model's own if none")
     parser.add_argument("--compiled-for", type=int, help="compile once, for so many cores")
+    parser.add_argument("--modules", help="keep compiled modules in this folder, and use those that are there")
     parser.add_argument("--cold", action="store_true", help="empty a core's own caches before each part")
     parser.add_argument("--runs", type=int, default=5, help="of which the shortest time of each part counts")
     parser.add_argument("--kernels", action="store_true", help="show the kernels that cost the most cores")
@@ -106,8 +107,10 @@ def _parser() -> argparse.ArgumentParser:
 def _rows(net: Net, options: argparse.Namespace, console: Console) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="tensorwright-cores-") as folder:
+        kept = Path(options.modules) / net.name.replace("/", "_") if options.modules else Path(folder)
+        kept.mkdir(parents=True, exist_ok=True)
         compiled = {
-            cores: _compiled(net, options.compiled_for or cores if cores > 1 else 1, options, Path(folder), console)
+            cores: _compiled(net, options.compiled_for or cores if cores > 1 else 1, options, kept, console)
             for cores in sorted({1, *options.cores})
         }
         evicted = targets.get(options.target, cores=1).machine.l2_bytes if options.cold else 0

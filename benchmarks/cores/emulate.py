@@ -49,6 +49,7 @@ class CallParts:
 
     Attributes:
         tasks: of its parallel loops; None where only its code knows.
+        reason: why one core computes it, as the compiler states it.
         serial: seconds outside of parallel regions.
         weight_bytes, other_bytes: of the parameters that it reads, and of its other tensors.
     """
@@ -58,6 +59,7 @@ class CallParts:
     rule: str | None
     nodes: tuple[str, ...]
     tasks: tuple[int, ...] | None
+    reason: str | None
     serial: float
     regions: tuple[Region, ...]
     weight_bytes: int
@@ -147,6 +149,7 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
                 rule=None if entry is None else entry.rule,
                 nodes=name.nodes,
                 tasks=None if entry is None or entry.tasks is None else task_counts(entry.tasks, {}),
+                reason=None if entry is None else entry.serial,
                 serial=max(0.0, float(own[index]) - inside),
                 regions=regions,
                 weight_bytes=sum(weights.values()) if computes else 0,

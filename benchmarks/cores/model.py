@@ -34,6 +34,7 @@ class Call:
         moving: at least, by its bytes.
         starting: and joining its regions.
         tasks: of its parallel loops as the compiler states them, "" where it does not.
+        stated: why one core computes it, as the compiler states it; "" where it does not.
         parts: the most parts with work that a region has; 1 for a kernel that is not cut.
         balance: work of the average core over that of the busiest.
     """
@@ -46,6 +47,7 @@ class Call:
     moving: float
     starting: float
     tasks: str
+    stated: str
     parts: int
     balance: float
 
@@ -62,9 +64,11 @@ class Call:
         """Reason why one core computes it."""
         if self.parts > 1:
             return ""
-        if self.longest <= SERIAL_SECONDS:
-            return "little work"
-        return f"its parallel loop has {self.tasks or 'one'} task" if self.starting else "no parallel loop"
+        if self.stated:
+            return self.stated
+        if self.starting:
+            return f"its parallel loop has {self.tasks or 'one'} task"
+        return "a function of the runtime" if self.rule == RUNTIME else "threads do not pay at these sizes"
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]]
                 moving=0.0 if call["kind"] == RUNTIME else min(single, _moving(call, weights, roofline)),
                 starting=_starting(call, machine.cores),
                 tasks=", ".join(map(str, call["tasks"] or ())),
+                stated=call["reason"] or "",
                 parts=max((region["busy"] for region in call["regions"]), default=1),
                 balance=_balance(call, machine.cores),
             )

@@ -135,6 +135,7 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
         symbols: where a call's arguments give the size of each name: (argument, axis); axis -1 is the argument itself.
         tasks: extents of its parallel loops, equal ones once: numbers, formulas of the names in `symbols`, or "?" where
             only the code knows; none: one thread computes it. None where it does not run on a processor.
+        serial: why one thread computes it, of any size; None where threads share it.
         gathered: the arguments of which a call reads as many elements as it writes (embedding tables), not all.
     """
 
@@ -147,6 +148,7 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
     operations: Name | None = None
     symbols: dict[Name, tuple[Integer, Integer]] = field(default_factory=dict)
     tasks: tuple[Name, ...] | None = None
+    serial: Name | None = None
     gathered: tuple[Integer, ...] = ()
 
     def __post_init__(self) -> None:

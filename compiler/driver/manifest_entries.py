@@ -39,6 +39,7 @@ from compiler.support.call_list import Branches, Step, call_counts
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate, names_in, with_names
 from compiler.support.operation_count import UncountableError, size_formula, symbol_places
+from compiler.support.serial_reasons import serial_reason
 from compiler.support.roofline import Roofline
 from schedules.ir.stages import kernels_of, walk
 from schedules.ir.tir import tirx
@@ -175,6 +176,7 @@ def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfi
                 operations=count.formula if count is not None else None,
                 symbols={**places, **(count.symbols if count is not None else {})},
                 tasks=tasks,
+                serial=None if function is None else serial_reason(function, target.machine.cores),
                 gathered=tuple(sorted(pipeline.report.gathered.get(entry.kernel, ()))),
             )
         )

@@ -41,7 +41,7 @@ class KernelEstimate:
 
     `nodes` are those of the model that it computes, the main one first; of a kernel of a module those of all its calls.
     `tasks` are those of a module's parallel loops (None: not known before it runs), `balance` the share of the time in
-    which all cores of the target work.
+    which all cores of the target work, `serial` why one core computes it.
     """
 
     name: str
@@ -57,6 +57,7 @@ class KernelEstimate:
     nodes: tuple[str, ...] = ()
     tasks: tuple[int, ...] | None = None
     balance: float | None = None
+    serial: str | None = None
 
     @property
     def label(self) -> str:
@@ -249,6 +250,7 @@ def _module_kernel(entry: Any, calls: Sequence[tuple[str, ...]], cores: int | No
         nodes=tuple(dict.fromkeys(node for nodes in calls for node in nodes)),
         tasks=tasks,
         balance=None if tasks is None or cores is None else balance(tasks, cores),
+        serial=entry.serial,
     )
 
 

@@ -64,6 +64,7 @@ class KernelTime:
         tasks: of its parallel loops, equal ones once; none: one thread computes it. None where not known, or where
             they differ from call to call.
         balance: the share of the time in which all threads work, if tasks take equally long; None where not known.
+        serial: why one thread computes it, where that is known before it runs.
     """
 
     name: str
@@ -78,6 +79,7 @@ class KernelTime:
     nodes: tuple[str, ...] = ()
     tasks: tuple[int, ...] | None = None
     balance: float | None = None
+    serial: str | None = None
 
     @property
     def label(self) -> str:

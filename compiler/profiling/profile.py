@@ -206,6 +206,7 @@ def _kernels(
                 nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
                 tasks=tasks,
                 balance=None if tasks is None else balance(tasks, threads),
+                serial=None if entry is None else entry.serial,
             )
         )
     return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))

@@ -25,6 +25,9 @@ def balance(counts: Sequence[int], threads: int) -> float:
     return min((count / (math.ceil(count / threads) * threads) for count in counts if count), default=1 / threads)
 
 
-def tasks_text(counts: Sequence[int] | None) -> str:
-    """For tables: "56", "14, 56", "1" without parallel loops, "at run time" where not known."""
+def tasks_text(counts: Sequence[int] | None, serial: str | None = None) -> str:
+    """For tables: "56", "14, 56", "at run time" where not known, "1" where one thread computes all and `serial`, why
+    that is so."""
+    if serial is not None:
+        return f"1 ({serial})"
     return "at run time" if counts is None else ", ".join(map(str, counts)) or "1"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from schedules.annotations import RECURRENCE, SERIAL_REASON
 from schedules.ir.tir import tirx
 from schedules.recurrence.description import Operands, Recurrence
 from schedules.recurrence.quantized_state import QuantizedState
@@ -83,7 +84,7 @@ class _Lockstep:
         if own.quantized:
             self.quantized = QuantizedState(own, self.operands, self.state.buffers["h"], directions)
         blocks = T.parallel if self.split == UNITS else T.serial
-        with T.serial(0, self.steps) as step:
+        with T.serial(0, self.steps, annotations={SERIAL_REASON: RECURRENCE}) as step:
             if self.quantized is not None:
                 self.quantized.emit(step % 2, direction)
             for number in range(len(own.stages[0])):

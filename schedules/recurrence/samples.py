@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from schedules.annotations import RECURRENCE, SERIAL_REASON
 from schedules.ir.tir import tirx
 from schedules.recurrence.cells import Stage
 from schedules.recurrence.description import Operands, Recurrence
@@ -118,7 +119,7 @@ class _Run:
         length: Expr = self.steps
         if self.recurrence.has_lengths:
             length = _limited(self.operands["lengths"][self.first], self.steps)
-        with T.serial(0, length) as step:
+        with T.serial(0, length, annotations={SERIAL_REASON: RECURRENCE}) as step:
             time = length - 1 - step if self.recurrence.backward[self.direction] else step
             self._step(time)
         self._finish(length)

@@ -27,6 +27,7 @@ def call(serial: float = 0.0, *regions: tuple[float, float, int], **more: Any) -
         "rule": "matmul",
         "nodes": [],
         "tasks": None,
+        "reason": None,
         "serial": serial,
         "regions": [{"longest": longest, "total": total, "busy": busy} for longest, total, busy in regions],
         "weight_bytes": 0,
@@ -96,6 +97,18 @@ def test_nets_that_are_not_there(name: str) -> None:
 
 
 def test_why_one_core_computes_a_call() -> None:
-    calls = [call(0, (500 * US, 500 * US, 1), tasks=(1,)), call(500 * US), call(50 * US), call(0, (9 * US, 18 * US, 2))]
+    calls = [
+        call(0, (500 * US, 500 * US, 1), tasks=(1,)),
+        call(500 * US, reason="a scan along one axis"),
+        call(50 * US),
+        call(50 * US, rule=None, kind="runtime"),
+        call(0, (9 * US, 18 * US, 2)),
+    ]
     reasons = [each.reason for each in predict(calls, calls, Machine(cores=2)).calls]
-    assert reasons == ["its parallel loop has 1 task", "no parallel loop", "little work", ""]
+    assert reasons == [
+        "its parallel loop has 1 task",
+        "a scan along one axis",
+        "threads do not pay at these sizes",
+        "a function of the runtime",
+        "",
+    ]

@@ -158,7 +158,7 @@ def _module_row(item: Any) -> tuple[str, ...]:
     from compiler.support.balance import tasks_text
 
     work = format_count(item.operations) if item.operations is not None else item.formula or "-"
-    shares = tasks_text(item.tasks), format_percent(item.balance) if item.balance is not None else "-"
+    shares = tasks_text(item.tasks, item.serial), format_percent(item.balance) if item.balance is not None else "-"
     return shorten(item.label, 48), item.kind, item.rule, work, *shares, shorten(item.name, 32) if item.nodes else "-"
 
 

@@ -153,7 +153,7 @@ def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
             format_percent(kernel.share),
             format_rate(kernel.rate) if kernel.rate is not None else "-",
             format_bytes(kernel.nbytes) if kernel.nbytes else "-",
-            "-" if kernel.rule is None else tasks_text(kernel.tasks),
+            "-" if kernel.rule is None else tasks_text(kernel.tasks, kernel.serial),
             "-" if kernel.balance is None else format_percent(kernel.balance),
             shorten(kernel.name, 32) if kernel.nodes else "-",
         )

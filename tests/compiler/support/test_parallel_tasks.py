@@ -4,6 +4,7 @@ from tvm.script import tirx as T
 
 from compiler.driver.manifest_entries import parallel_tasks
 from compiler.support.balance import task_counts
+from compiler.support.serial_reasons import serial_reason
 
 
 @T.prim_func(private=True)
@@ -40,6 +41,52 @@ def data_dependent(x: T.Buffer((64,), "int32"), y: T.Buffer((64,), "int32")) -> 
         y[i] = x[i]
 
 
+@T.prim_func(private=True)
+def long(x: T.Buffer((1 << 20,), "float32"), y: T.Buffer((1 << 20,), "float32")) -> None:  # type: ignore[valid-type]
+    for i in range(1 << 20):
+        y[i] = x[i]
+
+
+@T.prim_func(private=True)
+def scan(x: T.Buffer((1 << 20,), "float32"), y: T.Buffer((1 << 20,), "float32")) -> None:  # type: ignore[valid-type]
+    for i in T.parallel(1):
+        for j in T.serial(1 << 20, annotations={"tensorwright.serial": "a scan along one axis"}):
+            y[j] = x[j] + y[i]
+
+
+@T.prim_func(private=True)
+def partly(x: T.Buffer((1 << 20,), "float32"), y: T.Buffer((1 << 20,), "float32")) -> None:  # type: ignore[valid-type]
+    for i in T.parallel(1 << 20):
+        y[i] = x[i]
+    for j in T.serial(1 << 20, annotations={"tensorwright.serial": "updates of one place, in order"}):
+        y[j] = x[j] + y[0]
+    for k in T.serial(4, annotations={"tensorwright.serial": "little"}):
+        y[k] = x[k]
+
+
+@T.prim_func(private=True)
+def dynamic_scan(x_handle: T.handle, y_handle: T.handle) -> None:
+    n = T.int64()
+    x = T.match_buffer(x_handle, (n,), "float32")
+    y = T.match_buffer(y_handle, (n,), "float32")
+    for j in T.serial(n, annotations={"tensorwright.serial": "a scan along one axis"}):
+        y[j] = x[j] + y[0]
+
+
+@T.prim_func(private=True)
+def in_tasks(x: T.Buffer((64, 1 << 14), "float32"), y: T.Buffer((64, 1 << 14), "float32")) -> None:  # type: ignore[valid-type]
+    for i in T.parallel(64):
+        for j in T.serial(1 << 14, annotations={"tensorwright.serial": "a scan along one axis"}):
+            y[i, j] = x[i, j] + y[i, 0]
+
+
+@T.prim_func(private=True)
+def around_tasks(x: T.Buffer((64, 1 << 14), "float32"), y: T.Buffer((64, 1 << 14), "float32")) -> None:  # type: ignore[valid-type]
+    for i in T.serial(64, annotations={"tensorwright.serial": "each step needs the one before it"}):
+        for j in T.parallel(1 << 14):
+            y[i, j] = x[i, j]
+
+
 def test_loops_of_static_sizes() -> None:
     assert parallel_tasks(static) == (("16", "64"), {})
     assert parallel_tasks(serial) == ((), {})
@@ -55,3 +102,19 @@ def test_loops_of_dynamic_sizes() -> None:
 def test_what_only_the_code_knows() -> None:
     assert parallel_tasks(data_dependent) == (("?",), {})
     assert task_counts(("?",), {}) is None
+
+
+def test_why_one_thread_computes_a_kernel() -> None:
+    assert serial_reason(static, 2) is None
+    assert serial_reason(serial, 2) == "too little work"
+    assert serial_reason(serial, 1) == "compiled for one core"
+    assert serial_reason(long, 2) == "no loop that threads may share"
+    assert serial_reason(scan, 2) == "a scan along one axis"
+
+
+def test_a_serial_part_of_a_kernel_is_named() -> None:
+    assert serial_reason(partly, 2) == "updates of one place, in order"
+    assert serial_reason(in_tasks, 2) is None
+    assert serial_reason(around_tasks, 2) is None
+    assert serial_reason(dynamic, 2) is None
+    assert serial_reason(dynamic_scan, 2) == "a scan along one axis"

@@ -16,13 +16,16 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import limited, limited_place, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
-from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
+from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product, shared_tasks
 from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import converter
+from schedules.codegen.nest import expression
+from schedules.codegen.parallel import MIN_PARALLEL_WORK
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
+_STEPS_OF_A_BIN = 4  # of `schedules.codegen.parallel.work`, for each channel
 _MOST_SAMPLES = 2**10  # of a bin along an axis, where the region's size decides: a hostile region would never end
 
 
@@ -91,7 +94,13 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
     wide, channels = str(data.dtype), data.shape[3]
     height, width = int64(pooling.height), int64(pooling.width)
     with IRBuilder() as builder:
-        with T.parallel(0, out.shape[0]) as roi, T.grid(height, width) as (row, column), T.seq_scope():
+        steps = product(out.shape) * int64(_STEPS_OF_A_BIN)
+        with (
+            shared_tasks(out.shape[0] * height, steps, MIN_PARALLEL_WORK) as task,
+            T.serial(0, width) as column,
+            T.seq_scope(),
+        ):
+            roi, row = tirx.floordiv(task, height), tirx.floormod(task, height)
             rows = _bins(pooling, rois[roi, 1], rois[roi, 3], pooling.height, wide).stored()
             columns = _bins(pooling, rois[roi, 0], rois[roi, 2], pooling.width, wide).stored()
             place = [roi, row, column]
@@ -220,7 +229,8 @@ def _max_body(pooling: _Pooling, ins: Sequence[Buffer], out: Buffer, shape: Sequ
     dtype = str(data.dtype)
     wide = compute_dtype(dtype)
     with IRBuilder() as builder:
-        with T.seq_scope(), T.parallel(0, shape[0]) as roi:
+        steps = product([expression(size) for size in shape]) * int64(_STEPS_OF_A_BIN)
+        with T.seq_scope(), shared_tasks(expression(shape[0]), steps, MIN_PARALLEL_WORK) as roi:
             rows = _rounded_bins(pooling, rois[roi, 2], rois[roi, 4], pooling.height, wide)
             columns = _rounded_bins(pooling, rois[roi, 1], rois[roi, 3], pooling.width, wide)
             with T.grid(shape[1], pooling.height, pooling.width) as (channel, row, column):

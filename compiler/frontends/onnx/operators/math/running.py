@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import tvm
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
@@ -13,12 +15,17 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
-from compiler.frontends.onnx.operators.tensor.sort_kernels import product
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product, shared_tasks
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_order, in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
+from schedules.codegen.parallel import MIN_PARALLEL_WORK
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt
+
+
+_COLUMNS = 64  # of a task: neighbours along the axes behind that of the scan
+_SCAN = "a scan along one axis"
 
 
 @converter("CumSum", since=11)
@@ -59,6 +66,19 @@ def _running(
     return R.astype(result, dtype) if narrow else result
 
 
+@contextmanager
+def _runs(outer: Expr, size: Expr, inner: Expr) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """(row, first column, columns) of the tasks of a scan over an array (outer, size, inner)."""
+    length = int64(_COLUMNS)
+    runs = tvm.sym.Analyzer().simplify(tirx.floordiv(inner + (length - 1), length))
+    with shared_tasks(outer * runs, outer * size * inner, MIN_PARALLEL_WORK) as task:
+        if isinstance(runs, tirx.IntImm) and int(runs) == 1:
+            yield task, int64(0), inner
+        else:
+            first = T.bind(tirx.floormod(task, runs) * length)
+            yield T.bind(tirx.floordiv(task, runs)), first, tirx.min(length, inner - first)
+
+
 def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool) -> Callable[..., te.Tensor]:
     """A running sum or product along an axis, of any size."""
 
@@ -69,12 +89,12 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
-                with T.parallel(0, outer) as row, T.serial(0, size) as step:
+                with _runs(outer, size, inner) as (row, first, columns), in_order(size, _SCAN) as step:
                     along = size - 1 - step if reverse else step
                     back = along + 1 if reverse else along - 1
 
                     def place(position: Expr, column: Expr) -> Expr:
-                        return (row * size + position) * inner + column
+                        return (row * size + position) * inner + (first + column)
 
                     def start(column: Expr) -> None:
                         first = tirx.const(0 if adds else 1, dtype)
@@ -87,9 +107,9 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
 
                     with T.If(step == 0):
                         with T.Then():
-                            in_vectors(inner, dtype, start)
+                            in_vectors(columns, dtype, start)
                         with T.Else():
-                            in_vectors(inner, dtype, proceed)
+                            in_vectors(columns, dtype, proceed)
                 return builder.get()
 
         out = tirx.decl_buffer(data.shape, dtype, "cumulative", layout=None)
@@ -107,14 +127,15 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
+                outer = product(data.shape[:axis])
                 with (
-                    T.parallel(0, product(data.shape[:axis])) as row,
-                    T.serial(0, size) as step,
-                    T.serial(0, inner) as column,
+                    _runs(outer, size, inner) as (row, first, columns),
+                    in_order(size, _SCAN) as step,
+                    T.serial(0, columns) as column,
                 ):
 
                     def place(position: Expr) -> Expr:
-                        return (row * size + position) * inner + column
+                        return (row * size + position) * inner + (first + column)
 
                     with T.If(step == 0):
                         with T.Then():

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from schedules.annotations import SERIAL_REASON
 from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS, VECTOR_DTYPES
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> Non
 def for_each(count: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
     """Like `in_vectors`, for loops that no other surrounds: threads may share them."""
     _emit(count, dtype, body, IN_CHUNKS)
+
+
+def in_order(extent: Expr, reason: str) -> Any:
+    """A serial loop from 0 whose iterations need the ones before them; `reason` is what reports say."""
+    return T.serial(0, extent, annotations={SERIAL_REASON: reason})
 
 
 def _emit(extent: Expr, dtype: object, body: Callable[[Expr], None], mark: str) -> None:

@@ -11,8 +11,9 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
+from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, shared_tasks
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import EQUAL, IN_SET, TreeTable
+from schedules.codegen.parallel import MIN_PARALLEL_WORK
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Stmt
@@ -120,8 +121,21 @@ class _Code:
                     self._task(first, count, int64(0), int64(0), features)
                 with T.Else(), T.parallel(0, tasks) as task:
                     self._task(first, count, task // parts, task % parts, features)
-            with T.serial(0, count) as row, T.serial(0, int64(plan.outputs)) as output, T.seq_scope():
-                self._combine(first, row, output, result, dtype)
+            self._join(first, count, result, dtype)
+
+    def _join(self, first: Expr, count: Expr, result: Buffer, dtype: str) -> None:
+        """The results of a strip; threads share its rows where there are so many sums."""
+        plan = self.plan
+        rows, sums = int64(_TASK_ROWS), plan.blocks * plan.outputs
+        if plan.strip_rows * sums < MIN_PARALLEL_WORK:
+            rows = int64(plan.strip_rows)
+        with (
+            shared_tasks(tirx.ceildiv(count, rows), count * int64(sums), MIN_PARALLEL_WORK) as task,
+            T.serial(0, tirx.min(rows, count - task * rows)) as place,
+            T.serial(0, int64(plan.outputs)) as output,
+            T.seq_scope(),
+        ):
+            self._combine(first, task * rows + place, output, result, dtype)
 
     def _task(self, strip_first: Expr, strip_count: Expr, block: Expr, part: Expr, features: Expr) -> None:
         """Some rows of the strip through a block of trees."""
