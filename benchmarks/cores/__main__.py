@@ -44,8 +44,9 @@ _SHORT = 20e-6
 
 @dataclass
 class Row:
-    """A net on so many cores; measured milliseconds by contestant, where this machine has the cores. `serial` are the
-    calls that one core computes, longest first, but for those under `_SHORT`."""
+    """A net on so many cores; measured milliseconds by contestant, where this machine has the cores. `bound` is the
+    speedup that starting its parallel regions allows, `serial` are the calls that one core computes, longest first, but
+    for those under `_SHORT`."""
 
     net: str
     cores: int
@@ -53,6 +54,7 @@ class Row:
     modelled_ms: float
     one_core_ms: float
     speedup: float
+    bound: float
     balance: float
     starting_share: float
     moving_share: float
@@ -166,6 +168,7 @@ def _row(net: Net, found: Prediction, compiled_for: int) -> Row:
         modelled_ms=found.seconds * 1e3,
         one_core_ms=found.one * 1e3,
         speedup=found.speedup,
+        bound=found.bound,
         balance=found.balance,
         starting_share=found.starting_share,
         moving_share=found.moving_share,
@@ -199,7 +202,7 @@ def _table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
     table = Table(title=f"modelled for {options.target}, {caches}; share: of the time on so many cores")
     table.add_column("net", no_wrap=True)
     contestants = list(dict.fromkeys(name for row in rows for name in row.measured_ms))
-    headings = ("cores", "1 core ms", "ms", "speedup", "of linear", "balance", "starting", "moving", "serial")
+    headings = ("cores", "1 core ms", "ms", "speedup", "bound", "of linear", "balance", "starting", "moving", "serial")
     for heading in (*headings, f"serial > {SERIAL_SECONDS * 1e6:.0f} us", *(f"{name} ms" for name in contestants)):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -210,6 +213,7 @@ def _table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
             f"{row.one_core_ms:.2f}",
             f"{row.modelled_ms:.3f}",
             f"{row.speedup:.1f}",
+            f"{row.bound:.1f}",
             format_percent(row.speedup / row.cores),
             *map(format_percent, (row.balance, row.starting_share, row.moving_share, row.serial_share)),
             f"{row.serial_kernels}{longest}",

@@ -90,6 +90,11 @@ class Prediction:
     def speedup(self) -> float:
         return self.one / self.seconds
 
+    @property
+    def bound(self) -> float:
+        """The speedup with parts of equal length, and nothing to wait for but the start of the regions."""
+        return self.one / (self.one / self.cores + sum(call.starting for call in self.calls))
+
     def serial(self) -> list[Call]:
         """Calls that one core computes, longest first."""
         return sorted((call for call in self.calls if call.is_serial), key=lambda call: -call.longest)

@@ -14,10 +14,13 @@ import pytest
 import compiler
 from benchmarks.cores.model import predict
 from benchmarks.cores.nets import net_of
+from compiler.profiling.attribution import kind_of
 from schedules.machine import Machine
 from tests.compiler.building import perceptron
 
 US = 1e-6
+SERIAL_OPERATIONS = 100e-6 * 40e9
+"""Of 100 microseconds on one core, at some 40 GFLOP/s: a third of what AVX-512 does."""
 
 
 def call(serial: float = 0.0, *regions: tuple[float, float, int], **more: Any) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def test_a_run_takes_the_longest_parts_and_what_starts_them() -> None:
     starting = found.calls[0].starting
     assert 1 * US < starting < 4 * US
     assert found.calls[1].starting == 0
+    assert found.bound == pytest.approx(1000 * US / (125 * US + starting))
     assert found.seconds == pytest.approx(310 * US + starting)
     assert [each.is_serial for each in found.calls] == [False, True]
     assert found.serial_share == pytest.approx(200 * US / found.seconds)
@@ -94,6 +98,35 @@ def test_parts_of_a_module_one_after_the_other(tmp_path: Path) -> None:
 def test_nets_that_are_not_there(name: str) -> None:
     with pytest.raises(ValueError, match=r"nothing-like-it|smollm2:decode or smollm2:prompt"):
         net_of(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("silero-vad", 5),
+        ("mobilenet_v2", 30),
+        ("efficientnet_b0", 40),
+        ("yolov8n", 30),
+        ("densenet121", 60),
+        ("convnext_tiny", 12),
+        ("resnet50", 20),
+        ("vgg19", 8),
+    ],
+)
+def test_no_large_convolution_is_serial_on_32_cores(name: str, least: int) -> None:
+    """By the loops of the finished kernels and their operations, not by the estimates that cut them."""
+    net = net_of(name)
+    module = compiler.compile(net.source, target="granite-rapids:32", shapes=net.shapes)
+    kernels = [each for each in module.manifest.kernels if kind_of(each.kernel) == "convolution"]
+    assert len(kernels) >= least
+    for each in kernels:
+        assert each.tasks is not None
+        if "?" in each.tasks or max((int(tasks) for tasks in each.tasks), default=1) > 1:
+            assert each.serial is None
+            continue
+        assert each.serial
+        assert each.operations is not None
+        assert float(each.operations) < SERIAL_OPERATIONS, each
 
 
 def test_why_one_core_computes_a_call() -> None:

@@ -19,10 +19,13 @@ from schedules.cuts import (
     Cut,
     CutAxis,
     Work,
+    chunks_at_run_time,
     cut,
+    cut_nest,
     least_parallel_cycles,
     parts_at_run_time,
     pays_at_run_time,
+    shared_cycles,
 )
 from schedules.ir.expression import substitute
 from schedules.ir.numbers import ceil_div
@@ -191,3 +194,38 @@ def test_a_dynamic_amount_of_work_starts_threads_where_they_pay(cores: int) -> N
             decided = bool(int(tvm.sym.Analyzer().simplify(with_steps)))
         assert decided == (cores > 1 and steps * 10 >= least)
         assert pays_at_run_time(steps, 10.0, described) == decided
+
+
+@pytest.mark.parametrize("cores", [2, 8, 32, 128])
+@pytest.mark.parametrize("outer", [[], [1], [3], [33], [2, 8], [64, 100], [5, 7, 1]])
+@pytest.mark.parametrize("run", [1, 7, 1000])
+def test_a_nest_gives_each_core_its_share(cores: int, outer: list[int], run: int) -> None:
+    """The busiest core has at most a seventh more than its share, unless all loops are cut already."""
+    cycles = 100 * least_parallel_cycles(cores)
+    found = cut_nest(outer, machine(cores), cycles, run)
+    assert found.run in {ceil_div(run, parts) for parts in range(1, run + 1)}
+    tasks = math.prod(outer[: found.fused]) * ceil_div(run, found.run)
+    if found.run < run:
+        assert all(extent == 1 for extent in outer[found.fused :])
+    every = math.prod(outer) * run
+    busiest = ceil_div(tasks, cores) * math.prod(outer[found.fused :]) * found.run / every
+    assert busiest <= max(8 / 7 / cores, 1.01 * ceil_div(every, cores) / every)
+
+
+def test_few_loops_of_a_nest_are_fused() -> None:
+    assert cut_nest([64, 1600], machine(2)).fused == 1
+    assert cut_nest([64], machine(32), run=4).run > 1
+    assert cut_nest([1], machine(32)).fused == 0
+    size = tirx.Var("n", "int64")
+    assert cut_nest([size], machine(8)).fused == 1
+    assert cut_nest([size, 128], machine(8)).fused == 2
+    assert chunks_at_run_time(machine(8)) % 8 == 0
+
+
+def test_more_threads_need_more_work() -> None:
+    cores = [2, 8, 32, 128]
+    for count in cores:
+        least = least_parallel_cycles(count)
+        assert shared_cycles(count, 1.1 * least, machine(count)) < 1.1 * least
+        assert shared_cycles(count, 0.5 * least, machine(count)) > 0.5 * 0.85 * least
+    assert least_parallel_cycles(128) > 2 * least_parallel_cycles(2)
