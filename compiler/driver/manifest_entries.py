@@ -39,8 +39,8 @@ from compiler.support.call_list import Branches, Step, call_counts
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate, names_in, with_names
 from compiler.support.operation_count import UncountableError, size_formula, symbol_places
-from compiler.support.serial_reasons import serial_reason
 from compiler.support.roofline import Roofline
+from compiler.support.serial_reasons import serial_reason
 from schedules.ir.stages import kernels_of, walk
 from schedules.ir.tir import tirx
 from schedules.ir.tvm_types import Var
