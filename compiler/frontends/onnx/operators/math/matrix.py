@@ -16,7 +16,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_order
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.frontends.onnx.values import tensor_shape
@@ -44,7 +44,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
         source, (result, work, right, state) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
         zero, one = tirx.const(0.0, "float64"), tirx.const(1.0, "float64")
         with IRBuilder() as builder:
-            with in_order(product(data.shape[:-2]), _ELIMINATION) as b, T.seq_scope():
+            with in_sequence(product(data.shape[:-2]), _ELIMINATION) as b, T.seq_scope():
                 with T.serial(0, size * size) as i, T.seq_scope():
                     work[i] = source[b * size * size + i].astype("float64")
                     right[i] = tirx.Select(tirx.floordiv(i, size) == tirx.floormod(i, size), one, zero)
@@ -195,7 +195,7 @@ def _determinant_kernel(dtype: str) -> Callable[..., Tensor]:
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, (result, work) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
-                with in_order(count, _ELIMINATION) as b:
+                with in_sequence(count, _ELIMINATION) as b:
                     _eliminate(source, result, work, b, size, dtype)
                 return builder.get()
 

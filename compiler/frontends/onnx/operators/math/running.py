@@ -16,7 +16,7 @@ from compiler.frontends.onnx import dtypes, scalars
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product, shared_tasks
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_order, in_vectors
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 
@@ -89,7 +89,7 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
-                with _runs(outer, size, inner) as (row, first, columns), in_order(size, _SCAN) as step:
+                with _runs(outer, size, inner) as (row, first, columns), in_sequence(size, _SCAN) as step:
                     along = size - 1 - step if reverse else step
                     back = along + 1 if reverse else along - 1
 
@@ -130,7 +130,7 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
                 outer = product(data.shape[:axis])
                 with (
                     _runs(outer, size, inner) as (row, first, columns),
-                    in_order(size, _SCAN) as step,
+                    in_sequence(size, _SCAN) as step,
                     T.serial(0, columns) as column,
                 ):
 

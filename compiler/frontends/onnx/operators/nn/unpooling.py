@@ -14,7 +14,7 @@ from compiler.frontends.onnx.bounds import require, require_multiple, require_sh
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.nn.spatial import integers_attribute, kernel_attribute, padded, spatial_rank
 from compiler.frontends.onnx.operators.precision import compute_dtype
-from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_order
+from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_sequence
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 
@@ -56,7 +56,7 @@ def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
         with IRBuilder() as builder:
             with T.seq_scope():
                 for_each(_product(sizes), data.dtype, lambda i: out.__setitem__(i, zero))
-                with in_order(_product(data.shape), "values of one place, in order") as element:
+                with in_sequence(_product(data.shape), "values of one place, in order") as element:
                     known = tirx.all(places[element] >= 0, places[element] < _product(sizes))
                     with T.If(known), T.Then():
                         out[places[element]] = source[element]

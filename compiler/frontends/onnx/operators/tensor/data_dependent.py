@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.sort_kernels import comes_before, int64, product, sorted_positions
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_order
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
@@ -68,7 +68,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
             with IRBuilder() as builder:
                 with T.seq_scope():
                     count[0] = int64(0)
-                    with in_order(total, _COUNTS) as i, T.If(is_set(source[i])), T.Then(), T.seq_scope():
+                    with in_sequence(total, _COUNTS) as i, T.If(is_set(source[i])), T.Then(), T.seq_scope():
                         places[count[0]] = i
                         count[0] = count[0] + int64(1)
                 return builder.get()
@@ -184,7 +184,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
         with IRBuilder() as builder:
             with T.seq_scope():
                 number[0] = int64(0)
-                with in_order(count, _COUNTS) as i, T.seq_scope():
+                with in_sequence(count, _COUNTS) as i, T.seq_scope():
                     # state[0]: whether the item differs from the one before it in the order.
                     state[0] = tirx.Select(i == int64(0), int64(1), int64(0))
                     previous = places[tirx.max(i - int64(1), int64(0))]

@@ -14,7 +14,7 @@ from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import first_entries, parts, size_from
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, sorted_positions
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_order
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import tensor_shape
@@ -74,7 +74,7 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., li
                 number[0] = int64(0)
                 with T.serial(0, rows) as row, T.seq_scope():
                     first[0] = number[0]
-                    with in_order(count, "a box depends on the ones kept before it") as i, T.seq_scope():
+                    with in_sequence(count, "a box depends on the ones kept before it") as i, T.seq_scope():
                         index = places[row * count + i]
                         own = number[0] - first[0]
                         candidate = _box(box, tirx.floordiv(row, classes) * count + index, centered)

@@ -26,7 +26,7 @@ from compiler.frontends.onnx.bounds import (
 )
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
-from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_order, in_vectors
+from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_sequence, in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.passes.rewriting.state_writes import write_places, write_rows
 from schedules.annotations import UPDATES
@@ -115,7 +115,7 @@ def _write_all(
         with IRBuilder() as builder:
             with T.seq_scope():
                 for_each(size, data.dtype, lambda i: result.__setitem__(i, source[i]))
-                with in_order(count, "updates of one place, in order") as k:
+                with in_sequence(count, "updates of one place, in order") as k:
                     place, inside = target(k, index)
                     with T.If(inside), T.Then():
                         _write_row(result, update, place, k, width, combine)

@@ -28,7 +28,7 @@ def for_each(count: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
     _emit(count, dtype, body, IN_CHUNKS)
 
 
-def in_order(extent: Expr, reason: str) -> Any:
+def in_sequence(extent: Expr, reason: str) -> Any:
     """A serial loop from 0 whose iterations need the ones before them; `reason` is what reports say."""
     return T.serial(0, extent, annotations={SERIAL_REASON: reason})
 

@@ -18,7 +18,7 @@ from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_order, in_vectors
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, in_vectors
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
@@ -125,7 +125,7 @@ def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> No
     tokens, firsts, begins = (T.buffer_proxy(item) for item in ins[:3])
     result, state = (T.buffer_proxy(out) for out in outs)
     (rows, count), different, width = ins[0].shape, int(ins[1].shape[0]), outs[0].shape[1]
-    with in_order(rows, "rows share one scratch buffer") as row, T.seq_scope():
+    with in_sequence(rows, "rows share one scratch buffer") as row, T.seq_scope():
         in_vectors(width, "float32", lambda i: result.__setitem__(row * width + i, tirx.const(0.0, "float32")))
         with T.serial(0, count) as i, T.seq_scope():
             token = T.bind(tokens[row * count + i])
