@@ -17,7 +17,7 @@ class LimitError(InputError):
 
     Attributes:
         limit: its name.
-        status: of the answer: 400, or 413 and 431 for a number of bytes.
+        status: of the answer: 400, or 413, 431 and 503 for a number of bytes.
     """
 
     def __init__(self, name: str, message: str, status: int) -> None:
@@ -36,6 +36,7 @@ class Limits:
 
     Attributes:
         max_request_bytes: of a body, after decompression.
+        held_bytes: bodies of all requests that one process receives or answers.
         body_seconds: time limit for receiving the whole body, and for a client that does not read its answer.
         header_bytes: of a request's target, and of its headers, each of which counts 32 bytes more than its own.
         json_values: values in the JSON of a request, elements of lists included; the JSON of tensors is limited by
@@ -62,6 +63,7 @@ class Limits:
     """
 
     max_request_bytes: int = _limit(64 << 20, "bytes", 413)
+    held_bytes: int = _limit(1 << 30, "bytes of all requests", 503)
     body_seconds: float = 30.0
     header_bytes: int = _limit(64 << 10, "bytes of target or headers", 431)
     json_values: int = _limit(1 << 20, "values in its JSON")
@@ -103,6 +105,24 @@ class Limits:
     def too_large(self) -> LimitError:
         """The error of a request whose body is too large; how large it would be is not known."""
         return self.passed("max_request_bytes", f"the request is larger than {self.max_request_bytes} bytes")
+
+
+class HeldBytes:
+    """Counts the bytes of bodies that a process holds: many large ones that arrive slowly are bounded together."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self.count = limits, 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that arrived. Raises LimitError, and counts nothing, where they are too many."""
+        if self.count + count > self._limits.held_bytes:
+            message = f"requests of more than {self._limits.held_bytes} bytes arrive at once: try again later"
+            raise self._limits.passed("held_bytes", message)
+        self.count += count
+
+    def remove(self, count: int) -> None:
+        """Bytes that are gone."""
+        self.count -= count
 
 
 def utf8_size(text: str) -> int:

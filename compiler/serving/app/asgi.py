@@ -10,6 +10,7 @@ from typing import Any
 
 from compiler.errors import TensorwrightError
 from compiler.serving.app.http import Call, HttpError, LifespanHandler, Receive, Reply, Scope, Send, StreamReply
+from compiler.serving.limits import HeldBytes
 
 
 class _ClientGoneError(Exception):
@@ -22,6 +23,7 @@ class Asgi:
     def __init__(self, handler: LifespanHandler) -> None:
         self._handler = handler
         self._inflight = Inflight()
+        self._held = HeldBytes(handler.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -65,12 +67,13 @@ class Asgi:
             _uncancel(task)
         finally:
             self._inflight.end(flight)
+            self._held.remove(call.held)
             self._handler.finished(call, status, (scope.get("client") or ("-",))[0])
 
     async def _answered(self, call: Call, flight: Flight) -> Reply | StreamReply:
         try:
             self._handler.admit(call)
-            call.body = await self._body(flight)
+            call.body = await self._body(call, flight)
         except _ClientGoneError:
             raise
         except Exception as error:  # becomes an answer
@@ -78,7 +81,7 @@ class Asgi:
         flight.until = None
         return await self._handler.answer(call)
 
-    async def _body(self, flight: Flight) -> bytes:
+    async def _body(self, call: Call, flight: Flight) -> bytes:
         limits = self._handler.limits
         parts, size, more = [], 0, True
         try:
@@ -87,6 +90,8 @@ class Asgi:
                 if message["type"] == "http.disconnect":
                     raise _ClientGoneError
                 parts.append(message.get("body", b""))
+                self._held.add(len(parts[-1]))
+                call.held += len(parts[-1])
                 size += len(parts[-1])
                 if size > limits.max_request_bytes:
                     raise limits.too_large()

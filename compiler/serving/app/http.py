@@ -49,6 +49,7 @@ class Call:
         lag: of the process that answers.
         limits: of the server.
         sandbox: of the process that answers; None before it answers.
+        held: bytes of its body that are counted.
         computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
     """
 
@@ -63,6 +64,7 @@ class Call:
     lag: Lag | None = None
     limits: Limits = DEFAULT_LIMITS
     sandbox: Sandbox | None = None
+    held: int = 0
     computed: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 

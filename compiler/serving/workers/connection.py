@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply
+from compiler.serving.limits import HeldBytes, LimitError
 from compiler.serving.workers.heads import SINGLE, check_head, path_of
 from compiler.serving.workers.known_heads import Head, KnownHeads
 from compiler.support.optional import optional_module
@@ -36,6 +37,7 @@ class Owner(Protocol):
     handler: Handler
     connections: set[Connection]
     heads: KnownHeads
+    held: HeldBytes
     header_seconds: float
     keep_alive_seconds: float
     max_connections: int
@@ -90,7 +92,8 @@ class Connection(asyncio.Protocol):
         """The client disconnected: its requests are cancelled."""
         self._owner.connections.discard(self)
         self._gone, self._reading, self._until = True, _Reading.NOTHING, None
-        self._pending.clear()
+        self._forget(self._call)
+        self._drop_pending()
         self.resume_writing()
         if self._task is not None:
             self._task.cancel()
@@ -173,8 +176,14 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        if self._reading is not _Reading.BODY:
+        if self._reading is not _Reading.BODY or self._call is None:
             return
+        try:
+            self._owner.held.add(len(body))
+        except LimitError as error:
+            self._refuse(self._call, error)
+            return
+        self._call.held += len(body)
         if not self._body:
             self._body = body
         elif isinstance(self._body, bytearray):
@@ -252,11 +261,23 @@ class Connection(asyncio.Protocol):
         if self._reading is _Reading.NOTHING:
             return
         asked = call or Call("GET", "", {}, b"", time.monotonic())
+        self._forget(self._call)
         self._call, self._body, self._continues = None, b"", False
         self._reading, self._until = _Reading.NOTHING, None
         self._pending.append((call, self._handler.refused(asked, error), False))
         if self._task is None:
             self._next()
+
+    def _forget(self, call: Call | None) -> None:
+        """Count the body of a request as gone."""
+        if call is not None:
+            self._owner.held.remove(call.held)
+            call.held = 0
+
+    def _drop_pending(self) -> None:
+        for call, _, _ in self._pending:
+            self._forget(call)
+        self._pending.clear()
 
     def _bound_silence(self, before: _Reading, length: int, received: int) -> None:
         """Bound what the parser keeps of one header that is not complete, and what stands around a body's chunks.
@@ -321,6 +342,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         finally:
             self._task = None
+            self._forget(call)
             self._handler.finished(call, status, self._client)
         self._answered(keeps)
 
@@ -328,7 +350,7 @@ class Connection(asyncio.Protocol):
         if self._gone:
             return
         if not keeps:
-            self._pending.clear()
+            self._drop_pending()
             self._end()
         elif self._pending:
             self._next()

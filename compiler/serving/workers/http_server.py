@@ -13,6 +13,7 @@ from socket import AF_UNIX, socket
 
 from compiler.errors import OptionError
 from compiler.serving.app.http import Handler
+from compiler.serving.limits import HeldBytes
 from compiler.serving.workers.connection import Connection
 from compiler.serving.workers.distributor import handed
 from compiler.serving.workers.known_heads import KnownHeads
@@ -65,6 +66,7 @@ class Server:
         self.handler = handler
         self.connections: set[Connection] = set()
         self.heads = KnownHeads()
+        self.held = HeldBytes(handler.limits)
         self.header_seconds = options.header_seconds
         self.keep_alive_seconds = options.keep_alive_seconds
         self.max_connections = options.max_connections

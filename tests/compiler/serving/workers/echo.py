@@ -22,7 +22,9 @@ class Echo:
 
     limits = Limits(max_request_bytes=1 << 20)
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = limits) -> None:
+        self.limits = limits
+        self.server: Server | None = None
         self.statuses: list[int] = []
         self.cancelled = threading.Event()
         self.asked = threading.Event()
@@ -57,15 +59,15 @@ class Echo:
 
 
 @contextmanager
-def echoing(options: HttpOptions) -> Iterator[tuple[Echo, int]]:
+def echoing(options: HttpOptions, limits: Limits = Echo.limits) -> Iterator[tuple[Echo, int]]:
     """An echo and its port."""
-    sock, echo, ready = listen("127.0.0.1", 0), Echo(), threading.Event()
+    sock, echo, ready = listen("127.0.0.1", 0), Echo(limits), threading.Event()
     made: dict[str, Server] = {}
     loop, failures = asyncio.new_event_loop(), []
     loop.set_exception_handler(lambda _, context: failures.append(context))
 
     async def run() -> None:
-        made["server"] = Server(echo, options, ready.set)
+        made["server"] = echo.server = Server(echo, options, ready.set)
         await made["server"].serve(sock)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -187,3 +188,30 @@ def test_too_many_connections_and_the_end_of_time() -> None:
     with echoing(HttpOptions(keep_alive_seconds=0.01)) as (_, port), connected(port) as idle:
         idle.sendall(post("/a", b""))
         assert whole(idle).endswith(b"POST /a ")
+
+
+def test_bodies_in_arrival_are_bounded_together() -> None:
+    request = post("/", b"x" * 200_000, "Connection: close")
+
+    def status(port: int) -> bytes:
+        with connected(port) as client:
+            with suppress(OSError):  # refused before all of it is read
+                client.sendall(request)
+            return whole(client)[9:12]
+
+    with echoing(HttpOptions(), Limits(held_bytes=300_000)) as (echo, port):
+        assert echo.server is not None
+
+        def wait_for(count: int) -> None:
+            while echo.server is not None and echo.server.held.count != count:
+                time.sleep(0.01)
+
+        for ending in (b"x", b""):  # a body counts from when it is here until it is answered, or given up
+            with connected(port) as slow:
+                slow.sendall(request[:-1])
+                wait_for(199_999)
+                assert [status(port) for _ in range(3)] == [b"503"] * 3
+                slow.sendall(ending)
+                assert not ending or whole(slow).startswith(b"HTTP/1.1 200")
+            wait_for(0)
+            assert status(port) == b"200"
