@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
-from tvm.ir import GlobalVar, IRModule, Var
+from tvm.ir import Call, GlobalVar, IRModule, Op, Var
+from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.canonicalize.kernels_of_sizes import respelled_kernels
 from compiler.passes.context import PipelineContext
@@ -31,9 +32,49 @@ def spell_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     changed: dict[GlobalVar, Function] = {}
     for variable, function in rewritable_functions(mod):
         spelled = _spelled(function, known)
+        if _lost(spelled):
+            spelled = _Inferred(mod, known).visit_expr(spelled)
         if spelled is not function:
             changed[variable] = spelled
     return respelled_kernels(update_functions(mod, changed))
+
+
+def operators_without_shapes(mod: IRModule) -> int:
+    """How many results of operators have no shape: TVM's inference could not prove the sizes of operands equal."""
+    return sum(_lost(function) for _, function in rewritable_functions(mod))
+
+
+def _lost(function: Function) -> int:
+    calls: list[Call] = []
+    structural_walk(function, (Call, calls.append))
+    return sum(_is_lost(call) for call in calls)
+
+
+def _is_lost(call: Call) -> bool:
+    return isinstance(call.op, Op) and isinstance(call.ty, relax.TensorType) and call.ty.shape is None
+
+
+@mutator
+class _Inferred(PyExprMutator):
+    """Infers the types of operators again, with one spelling of each size from operator to operator."""
+
+    def __init__(self, mod: IRModule, known: Mapping[str, Congruence]) -> None:
+        super().__init__(mod)
+        self._spellings = SizeSpellings(known)
+
+    def visit_call_(self, call: Call) -> Expr:
+        call = self.visit_expr_post_order(call)
+        if _is_lost(call):
+            call = self.builder_.normalize(relax.Call(call.op, call.args, call.attrs, call.ty_args, call.span))
+        if not isinstance(call, Call) or not isinstance(call.op, Op) or not isinstance(call.ty, relax.TensorType):
+            return call
+        if call.op.name == "relax.call_tir" or not isinstance(call.ty.shape, relax.ShapeExpr):
+            return call
+        sizes = [size if isinstance(size, tirx.IntImm) else self._spellings.of(size) for size in call.ty.shape.values]
+        if all(new.same_as(old) for new, old in zip(sizes, call.ty.shape.values, strict=True)):
+            return call
+        spelled = relax.TensorType(relax.ShapeExpr(sizes), call.ty.dtype, call.ty.vdevice)
+        return relax.Call(call.op, call.args, call.attrs, call.ty_args, call.span, ret_ty=spelled)
 
 
 def _congruences(mod: IRModule) -> Mapping[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.passes.canonicalize.spell_sizes import operators_without_shapes, spell_sizes
 from compiler.passes.context import PipelineContext
 from compiler.passes.fuse import (
     legalizations,
@@ -22,9 +23,21 @@ from compiler.passes.rewriting.tvm_target import tvm_target
 
 @graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
 def legalize_operators(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Every operator with a lowering as a call of a TensorIR function."""
+    """Every operator with a lowering as a call of a TensorIR function.
+
+    A kernel's result has the sizes of its expression, so an operator after it may lose its shape, and is left as it
+    is: its sizes are spelled again, and it is lowered in the next turn. Each turn lowers at least one.
+    """
     modules = (legalizations, legalize_concatenations, legalize_maxima, legalize_norms, legalize_reshapes)
     own = {name: rule for module in modules for name, rule in module.LEGALIZATIONS.items()}
     of_target = {} if context.target is None else context.target.legalizations()
+    lower = relax.transform.LegalizeOps({**own, **of_target})
     with tvm_target(context):
-        return relax.transform.LegalizeOps({**own, **of_target})(mod)
+        mod = lower(mod)
+        lost = operators_without_shapes(mod)
+        while lost:
+            mod = lower(spell_sizes(mod, context))
+            before, lost = lost, operators_without_shapes(mod)
+            if lost >= before:
+                break
+    return mod

@@ -180,3 +180,40 @@ def test_constants_near_those_of_an_identity_are_kept() -> None:
     module = compiler.compile(NearIdentity().eval(), example_inputs=(x,), threads=1)
     for found, wanted in zip(module.run([x]).values(), NearIdentity()(x), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+class UpsampledTwice(nn.Module):
+    """Halves that are doubled again: equal sizes where the image is a multiple of 4, which TVM cannot know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(8, 8, 4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        half = self.first(x)
+        quarter = self.second(half)
+        up, nearest = self.up(quarter), nn.functional.interpolate(quarter, scale_factor=2.0)
+        total = half + up
+        joined = torch.cat([total, nearest], 1).mean((2, 3))
+        return total.flatten(2), joined, torch.maximum(nearest, up).reshape(x.shape[0], 2, -1)
+
+
+def test_sizes_that_are_equal_for_multiples_alone() -> None:
+    torch.manual_seed(0)
+    model, batch, height, width = (
+        UpsampledTwice().eval(),
+        *(torch.export.Dim(name, min=1, max=64) for name in ("batch", "height", "width")),
+    )
+    module = compiler.compile(
+        model,
+        example_inputs=(torch.randn(2, 3, 64, 96),),
+        dynamic_shapes=({0: batch, 2: 32 * height, 3: 32 * width},),
+        threads=1,
+    )
+    for shape in ((2, 3, 64, 96), (3, 3, 32, 128)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            wanted = model(x)
+        for found, theirs in zip(module.run([x]).values(), wanted, strict=True):
+            np.testing.assert_allclose(found, theirs, atol=1e-5)
