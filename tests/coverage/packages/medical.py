@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.coverage.packages.model import Build, PackageModel
 
-_FLAT, _SOLID = (1, 1, 64, 64), (1, 1, 32, 32, 32)
+_FLAT, _SOLID = (2, 1, 64, 64), (2, 1, 32, 32, 32)
 _LEVELS = {"channels": (8, 16, 32), "strides": (2, 2)}
 _DIFFUSION = {"channels": (8, 16), "attention_levels": (False, True), "norm_num_groups": 4, "num_res_blocks": 1}
 _TRANSFORMER = {"hidden_size": 24, "mlp_dim": 48, "num_heads": 4}
@@ -32,11 +32,11 @@ NETWORKS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("DynUNet", {"spatial_dims": 2, **_ENDS, **_DYN}, _FLAT),
     ("DynUNet", {"spatial_dims": 3, **_ENDS, **_DYN}, _SOLID),
     ("EfficientNetBN", {"model_name": "efficientnet-b0", "pretrained": False, "in_channels": 1}, _FLAT),
-    ("FlexibleUNet", {**_ENDS, "in_channels": 3, "backbone": "efficientnet-b0"}, (1, 3, 64, 64)),
+    ("FlexibleUNet", {**_ENDS, "in_channels": 3, "backbone": "efficientnet-b0"}, (2, 3, 64, 64)),
     ("FullyConnectedNet", {"in_channels": 10, "out_channels": 3, "hidden_channels": (8, 16)}, (4, 10)),
     ("HighResNet", {"spatial_dims": 2, **_ENDS}, _FLAT),
     ("HighResNet", {"spatial_dims": 3, **_ENDS}, _SOLID),
-    ("HoVerNet", {"mode": "fast", "in_channels": 3}, (1, 3, 256, 256)),
+    ("HoVerNet", {"mode": "fast", "in_channels": 3}, (2, 3, 256, 256)),
     ("LocalNet", {"spatial_dims": 2, "in_channels": 1, "num_channel_initial": 4, "extract_levels": (0, 1)}, _FLAT),
     ("MedNeXt", {"spatial_dims": 2, "init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1, 1)}, _FLAT),
     ("PatchDiscriminator", {"spatial_dims": 2, "channels": 8, "in_channels": 1}, _FLAT),
@@ -61,7 +61,7 @@ NETWORKS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("ViTAutoEnc", {"spatial_dims": 2, "in_channels": 1, "img_size": 64, "patch_size": 16, "num_layers": 2,
                     **_TRANSFORMER}, _FLAT),
     ("VoxelMorphUNet", {"spatial_dims": 2, "in_channels": 2, "unet_out_channels": 8, "channels": (8, 8, 8, 8),
-                        "final_conv_channels": (8, 8)}, (1, 2, 64, 64)),
+                        "final_conv_channels": (8, 8)}, (2, 2, 64, 64)),
 )  # fmt: skip
 
 

@@ -50,8 +50,8 @@ def check_network(model: PackageModel) -> SweepRow:
     start = time.process_time()
     try:
         net, inputs = model.build()
-        with torch.no_grad():
-            net.eval()(*inputs)
+        if _draws(net.eval(), inputs):
+            return SweepRow(model.name, UNBUILT, detail="it draws random numbers")
     except Exception as error:  # whatever a package raises for a config or an input that it does not take
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
     fixed, worst, detail = _compared(net, inputs, (), model)
@@ -59,6 +59,16 @@ def check_network(model: PackageModel) -> SweepRow:
     if fixed == RIGHT:
         row = _with_dynamic(row, net, inputs, model)
     return replace(row, seconds=time.process_time() - start)
+
+
+def _draws(net: Any, inputs: Inputs) -> bool:
+    """True if two runs differ."""
+    import torch
+
+    with torch.no_grad():
+        runs = [net(*inputs), net(*inputs)]
+    first, second = [each if isinstance(each, tuple | list) else (each,) for each in runs]
+    return any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True))
 
 
 def _with_dynamic(row: SweepRow, net: Any, inputs: tuple[Any, ...], model: PackageModel) -> SweepRow:

@@ -74,7 +74,7 @@ def _torchvision(name: str) -> Build:
 
         module = models.get_model_builder(name).__module__
         kwargs = {"weights_backbone": None} if "segmentation" in module else {}
-        size = (1, 3, 8, 112, 112) if "video" in module else (2, 3, 224, 224)
+        size = (2, 3, 8, 112, 112) if "video" in module else (2, 3, 224, 224)
         net = models.get_model(name, weights=None, **kwargs)
         return with_call(net, lambda net, x: net(x)) if "segmentation" in module else net, (torch.randn(size),)
 
@@ -95,6 +95,6 @@ def _segmentation(name: str) -> Build:
         package = importlib.import_module("segmentation_models_pytorch")
         encoder = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}.get(name, "resnet18")
         net = package.create_model(name, encoder_name=encoder, encoder_weights=None)
-        return net, (torch.randn(1, 3, 64, 64),)
+        return net, (torch.randn(2, 3, 64, 64),)
 
     return build
