@@ -27,6 +27,10 @@ class ExpertsConfig:
             twice this below its own, and that were not chosen before it; None: softmax over all.
         shared: width of an MLP that all tokens go to, 0 where there is none.
         shared_gate: whether what it adds is multiplied with the sigmoid of a product of its own.
+        sigmoid: scores are sigmoids of the router's results, each by itself; else softmax over all.
+        biased: experts are chosen by their scores and a bias of each, which the weights leave out.
+        scale: factor of the weights.
+        sum_epsilon: added to the sum where the weights are normalized.
     """
 
     count: int
@@ -36,6 +40,10 @@ class ExpertsConfig:
     shared: int = 0
     shared_gate: bool = False
     jitter: float | None = None
+    sigmoid: bool = False
+    biased: bool = False
+    scale: float = 1.0
+    sum_epsilon: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from tvm import relax
 from tvm.relax import op as R
 
 from compiler.frontends.llm.config import ExpertsConfig
-from compiler.frontends.llm.emitter import Emitter
+from compiler.frontends.llm.emitter import Emitter, number
 from compiler.frontends.llm.weights import Linear
-from compiler.passes.rewriting.expert_products import combined, route
+from compiler.passes.rewriting.expert_products import combined, route, scores_of_chosen
+from compiler.passes.rewriting.matching import as_constant
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
@@ -50,17 +51,27 @@ class _Mixture:
         rows = emit(R.reshape(x, (x.ty.shape[1], model.config.hidden)))
         # The router stays exact: a rounding could choose another expert.
         scores = products.exact(rows, parameters.router(self._index, config))
-        if config.jitter is None:
+        if config.sigmoid:
+            scores = emit(R.sigmoid(scores))
+        elif config.jitter is None:
             scores = emit(R.nn.softmax(scores, -1))
-        routing = route(model.builder, scores, config.chosen)
+        choice = (
+            emit(R.add(scores, as_constant(parameters.router_bias(self._index, config)))) if config.biased else scores
+        )
+        routing = route(model.builder, choice, config.chosen)
         gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
         hidden = emit(R.multiply(model.activated(gate), up))
         [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
+        if config.biased:
+            weights = scores_of_chosen(model.builder, scores, routing)
         if config.normalized:
-            weights = emit(R.divide(weights, emit(R.sum(weights, -1, keepdims=True))))
-        total = emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape)))
-        return emit(R.add(total, self._shared(x))) if config.shared else total
+            total = emit(R.sum(weights, -1, keepdims=True))
+            total = emit(R.add(total, number(config.sum_epsilon))) if config.sum_epsilon else total
+            weights = emit(R.divide(weights, total))
+        weights = model.scaled(weights, config.scale)
+        result = emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape)))
+        return emit(R.add(result, self._shared(x))) if config.shared else result
 
     def _sparse_weights(self, scores: Expr, chosen: Expr) -> Expr:
         """The weights (n, 2) of scores (n, experts) and the chosen ones (n, 2), the larger first."""

@@ -44,6 +44,8 @@ _KEYS = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "expert_weights_norm": "norm_topk_prob",
+    "expert_weights_scale": "routed_scaling_factor",
+    "leading_dense_block_count": "first_k_dense_replace",
     "ssm.inner_size": "mamba_d_ssm",
     "ssm.state_size": "mamba_d_state",
     "ssm.conv_kernel": "mamba_d_conv",

@@ -11,13 +11,13 @@ class Names:
     """Names by role.
 
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, post_attention_norm, mlp_norm, gate, up (or
-    gate_up), down, post_mlp_norm; of a mixture router, expert_gate, expert_up (or expert_gate_up), expert_down, where
-    names may hold "{expert}", and shared_gate, shared_up (or shared_gate_up), shared_down, shared_router. A role that
-    the format or architecture does not have is missing. Of recurrent mixers:
-    conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay, ssm_skip, ssm_norm,
-    ssm_out and the norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv,
-    delta_gate, delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay, delta_norm, delta_out. Names of
-    decays, skips and biases of steps are whole; ".weight" follows the others.
+    gate_up), down, post_mlp_norm; of a mixture router, router_bias, expert_gate, expert_up (or expert_gate_up),
+    expert_down, where names may hold "{expert}", and shared_gate, shared_up (or shared_gate_up), shared_down,
+    shared_router. A role that the format or architecture does not have is missing. Of recurrent mixers: conv_in, conv,
+    conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay, ssm_skip, ssm_norm, ssm_out and the
+    norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv, delta_gate,
+    delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay, delta_norm, delta_out. Names of decays, skips
+    and biases are whole; ".weight" follows the others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
@@ -81,6 +81,10 @@ QWEN_EXPERTS = {
     "shared_up": "mlp.shared_expert.up_proj",
     "shared_down": "mlp.shared_expert.down_proj",
     "shared_router": "mlp.shared_expert_gate",
+}
+DEEPSEEK_EXPERTS = {
+    **{role: name.replace("shared_expert.", "shared_experts.") for role, name in QWEN_EXPERTS.items()},
+    "router_bias": "mlp.gate.e_score_correction_bias",
 }
 GRANITE_EXPERTS = {
     "router": "block_sparse_moe.router.layer",
@@ -161,6 +165,7 @@ def gguf_names(norms: str) -> Names:
         "shared_up": "ffn_up_shexp",
         "shared_down": "ffn_down_shexp",
         "shared_router": "ffn_gate_inp_shexp",
+        "router_bias": "exp_probs_b.bias",
         "conv_in": "shortconv.in_proj",
         "conv": "shortconv.conv",
         "conv_out": "shortconv.out_proj",

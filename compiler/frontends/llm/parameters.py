@@ -129,7 +129,7 @@ class Parameters:
         return self._role(layer, role, rows, depth)
 
     def array(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
-        """Numbers of a recurrent mixer as float32, which a file may store with axes of 1, or with one axis as two."""
+        """Numbers as float32, which a file may store with axes of 1, or with one axis as two."""
         name = self._names.of(layer, role)
         assert name is not None
         return self._shaped(name, shape)
@@ -176,6 +176,10 @@ class Parameters:
     def router(self, layer: int, config: ExpertsConfig) -> Linear:
         """The router."""
         return self._role(layer, "router", config.count, self._config.hidden)
+
+    def router_bias(self, layer: int, config: ExpertsConfig) -> Array:
+        """What is added to the scores that experts are chosen by."""
+        return self.array(layer, "router_bias", (config.count,))
 
     def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:
         """The two products of the experts' gated MLPs."""

@@ -108,6 +108,15 @@ def expert_rows(
     return builder.emit(R.take(rounded_rows(builder, data, weight, activations), routing.rows, axis=0))
 
 
+def scores_of_chosen(builder: relax.BlockBuilder, scores: Expr, routing: Routing) -> Expr:
+    """Of other scores (rows, experts), those of each row's experts: float32 (rows, chosen)."""
+
+    def compute(scores: te.Tensor, places: te.Tensor, experts: te.Tensor) -> te.Tensor:
+        return te.compute(places.shape, lambda row, at: scores[row, experts[places[row, at]]], name="chosen_scores")
+
+    return builder.emit_te(compute, scores, routing.slots, routing.experts, primfunc_name_hint="chosen_scores")
+
+
 def combined(builder: relax.BlockBuilder, results: Expr, routing: Routing, weights: Expr) -> Expr:
     """The sum of each row's slots, weighted by float32 (rows, chosen): (slots, width) -> (rows, width)."""
 

@@ -50,25 +50,41 @@ class Gguf:
 
 
 def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """The mixture of a layer; None for an MLP, as in models without experts and in some layers of Qwen's."""
+    """The mixture of a layer; None for an MLP, as in models without experts, the first layers and some of Qwen's."""
     key = "num_experts" if settings.get("num_experts") is not None else "num_local_experts"
     dense = settings.get("mlp_only_layers") or []
     every = settings.size("decoder_sparse_step", 1)
     if settings.get(key) is None or not isinstance(dense, list) or layer in dense or (layer + 1) % every:
         return None
+    if layer < settings.number("first_k_dense_replace", 0):
+        return None
     count = settings.size(key, most=MOST_EXPERTS)
     chosen = settings.size("num_experts_per_tok")
     if chosen > count:
         raise InvalidModelError(f"{settings.path}: {chosen} experts per token, and {count} in all")
-    shared = settings.get("shared_expert_intermediate_size")
+    if settings.get("n_group") != settings.get("topk_group"):
+        raise OptionError(f"{settings.path}: experts that are chosen in groups are not supported")
+    intermediate = settings.size("moe_intermediate_size", settings.get("intermediate_size"))
+    sigmoid = settings.get("scoring_func") == "sigmoid"
     return ExpertsConfig(
         count=count,
         chosen=chosen,
-        intermediate=settings.size("moe_intermediate_size", settings.get("intermediate_size")),
+        intermediate=intermediate,
         normalized=settings.flag("norm_topk_prob"),
-        shared=settings.size("shared_expert_intermediate_size") if shared else 0,
+        shared=(shared := _shared_width(settings, intermediate)),
         shared_gate=bool(shared) and settings.flag("shared_gate"),
+        sigmoid=sigmoid,
+        biased=sigmoid and settings.get("use_expert_bias") is not False,
+        scale=settings.number("routed_scaling_factor", 1.0),
+        sum_epsilon=settings.number("topk_sum_epsilon", 0.0),
     )
+
+
+def _shared_width(settings: Settings, intermediate: int) -> int:
+    """Width of the MLP of all tokens, 0 for none."""
+    if settings.get("n_shared_experts"):
+        return settings.size("n_shared_experts") * intermediate
+    return settings.size("shared_expert_intermediate_size") if settings.get("shared_expert_intermediate_size") else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,13 @@ from compiler.errors import OptionError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
 from compiler.frontends.llm.gguf_file import GgufFile
-from compiler.frontends.llm.names import GRANITE_EXPERTS, MIXTRAL_EXPERTS, QWEN_EXPERTS, hugging_face_names
+from compiler.frontends.llm.names import (
+    DEEPSEEK_EXPERTS,
+    GRANITE_EXPERTS,
+    MIXTRAL_EXPERTS,
+    QWEN_EXPERTS,
+    hugging_face_names,
+)
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import Settings
 
@@ -62,6 +68,8 @@ def _alibi(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 _NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
+_DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_prob": True}
+_DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256}
 _GEMMA_STORAGE = Storage(norm_offset=1.0)
@@ -116,6 +124,16 @@ LLAMA: dict[str, Family] = {
         names=hugging_face_names(roles=QWEN_EXPERTS),
         defaults={"rms_norm_eps": 1e-5, "num_experts_per_tok": 8},
         gguf=(Gguf(name="olmoe", values=_NOT_NORMALIZED),),
+    ),
+    "glm4_moe": Family(
+        names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
+        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "first_k_dense_replace": 1, **_DEEPSEEK},
+        aliases=_DEEPSEEK_KEYS,
+    ),
+    "dots1": Family(
+        names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
+        defaults=_DEEPSEEK,
+        aliases=_DEEPSEEK_KEYS,
     ),
     "smollm3": Family(
         defaults={

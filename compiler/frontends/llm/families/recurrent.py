@@ -175,8 +175,8 @@ def _falcon_h1(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 def _by_key_heads(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The kinds of layers of which those without heads of keys have no attention, those without a width no MLP."""
     heads, widths = (values.get(key) for key in ("num_key_value_heads", "intermediate_size"))
-    if not isinstance(heads, list):
-        return {}
+    if not isinstance(heads, list):  # of layers that are all alike, of which 0 counts as missing
+        return {"layer_types": [("full_attention" if heads else "recurrent")] * values.get("num_hidden_layers", 0)}
     kinds = ["full_attention" if count else "recurrent" for count in heads]
     found: dict[str, Any] = {"num_key_value_heads": max(heads)}
     if isinstance(widths, list):
@@ -217,7 +217,8 @@ def _delta_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The width of values, and older files of Qwen3-Next, whose products are joined as in folders."""
     joined = any(name.endswith(".ssm_in.weight") for name in file.names)
     size = values.get("linear_inner", 0) // max(1, values.get("linear_num_value_heads", 1))
-    return {**_by_key_heads(file, values), "linear_value_head_dim": size, **({"layout": "joined"} if joined else {})}
+    kinds = _by_key_heads(file, values) if isinstance(values.get("num_key_value_heads"), list) else {}
+    return {**kinds, "linear_value_head_dim": size, **({"layout": "joined"} if joined else {})}
 
 
 _HEADS = {"ssm.time_step_rank": "mamba_n_heads"}
@@ -264,6 +265,15 @@ _LFM2 = {
     "up": "feed_forward.w3",
     "down": "feed_forward.w2",
 }
+_LFM2_MOE = {
+    **_LFM2,
+    "router": "feed_forward.gate",
+    "router_bias": "feed_forward.expert_bias",
+    "expert_gate": "feed_forward.experts.{expert}.w1",
+    "expert_up": "feed_forward.experts.{expert}.w3",
+    "expert_down": "feed_forward.experts.{expert}.w2",
+}
+_SIGMOID = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-6}
 _JAMBA = {
     **_FEED_FORWARD,
     **recurrent_roles("ssm", "mamba."),
@@ -338,6 +348,20 @@ RECURRENT: dict[str, Family] = {
         gguf=(
             Gguf(name="lfm2", norm="token_embd_norm", read=_by_key_heads, values={"block_auto_adjust_ff_dim": False}),
         ),
+    ),
+    "lfm2_moe": Family(
+        names=replace(hugging_face_names(roles=_LFM2_MOE), norm="model.embedding_norm"),
+        kinds=listed_kinds,
+        recurrent=_short_convolution,
+        defaults={
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "norm_topk_prob": True,
+            **_SIGMOID,
+        },
+        aliases={"rms_norm_eps": "norm_eps", "first_k_dense_replace": "num_dense_layers"},
+        gguf=(Gguf(name="lfm2moe", norm="token_embd_norm", read=_by_key_heads, values=_SIGMOID),),
     ),
     "granitemoehybrid": Family(
         names=_granite_names,

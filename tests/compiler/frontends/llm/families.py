@@ -52,6 +52,16 @@ _HYBRID: dict[str, Any] = {
     "mamba_d_state": 8,
     "mamba_expand": 2,
 }
+_DEEPSEEK: dict[str, Any] = {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "routed_scaling_factor": 1.5,
+    "n_group": 1,
+    "topk_group": 1,
+}
 _DELTA: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_value_heads": 4,
@@ -161,6 +171,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon_mamba": ("FalconMamba", {**_BARE, "state_size": 12, "num_attention_heads": None}),
     "lfm2": ("Lfm2", {"head_dim": None, "layer_types": ["conv", "full_attention"], "norm_eps": 1e-5}),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        {
+            "head_dim": None,
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+    "glm4_moe": ("Glm4Moe", {**_DEEPSEEK, "use_qk_norm": True, "attention_bias": True}),
+    "dots1": ("Dots1", _DEEPSEEK),
     "granitemoehybrid": (
         "GraniteMoeHybrid",
         {
@@ -283,6 +308,9 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
         for parameter in model.parameters():
             # Large enough that every part counts, norms and biases included.
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("expert_bias", "e_score_correction_bias")):
+                buffer.add_(0.3 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     return model
 

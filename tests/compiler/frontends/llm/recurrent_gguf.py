@@ -84,6 +84,7 @@ def _experts(tensors: Tensors, prefix: str) -> Tensors:
             found[name] = values
             continue
         layer, part = name.split(".")[2], name.split(".")[-2].removesuffix("_proj")
+        part = {"w1": "gate", "w3": "up", "w2": "down"}.get(part, part)
         stacks.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", []).append(values)
     return {**found, **{name: np.stack(parts) for name, parts in stacks.items()}}
 
@@ -126,6 +127,24 @@ def _lfm2(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_shortconv_l_cache(config["conv_L_cache"])
     _key_heads(writer, config)
+
+
+def _lfm2_moe(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_shortconv_l_cache(config["conv_L_cache"])
+    _key_heads(writer, config)
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_leading_dense_block_count(config["num_dense_layers"])
+
+
+def _lfm2_moe_tensors(tensors: Tensors, config: Config) -> Tensors:
+    bias, ends = ".feed_forward.expert_bias", ".exp_probs_b.bias"
+    named = {f"blk.{name.split('.')[2]}{ends}" if name.endswith(bias) else name: each for name, each in tensors.items()}
+    return _experts(named, "feed_forward")
 
 
 def _describe_mamba2(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -295,6 +314,7 @@ ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
     "falcon_mamba": ("mamba", _mamba, lambda tensors, config: tensors),
     "mamba2": ("mamba2", _mamba, lambda tensors, config: tensors),
     "lfm2": ("lfm2", _lfm2, lambda tensors, config: tensors),
+    "lfm2_moe": ("lfm2moe", _lfm2_moe, _lfm2_moe_tensors),
     "granitemoehybrid": ("granitehybrid", _granite, _granite_tensors),
     "falcon_h1": ("falcon-h1", _falcon_h1, _falcon_tensors),
     "jamba": ("jamba", _jamba, lambda tensors, config: _experts(tensors, "feed_forward")),

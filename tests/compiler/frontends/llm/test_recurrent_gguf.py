@@ -14,14 +14,16 @@ from tests.compiler.frontends.llm.recurrent_gguf import write_recurrent_gguf
 
 pytest.importorskip("transformers")
 _STEPS = 4
-# llama.cpp has one epsilon, and one size for keys and values of the delta rule
+# llama.cpp has one epsilon, one size for keys and values of the delta rule, and no factor of the experts of LFM2
 CHANGES: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"mixer_rms_eps": 1e-5},
+    "lfm2_moe": {"routed_scaling_factor": 1.0},
     **{name: {"linear_value_head_dim": 12} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
 }
 _KINDS = (
     "falcon_mamba",
     "lfm2",
+    "lfm2_moe",
     "granitemoehybrid",
     "granitemoehybrid-dense",
     "falcon_h1",
