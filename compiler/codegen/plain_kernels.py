@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import tvm
 from tvm import s_tir, tirx
 
-from schedules.ir.tir import structural_walk
+from schedules.ir.expression import buffers_loaded
+from schedules.ir.tir import structural_map, structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import GlobalVar, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, GlobalVar, PrimFunc, Stmt
 
 Lowering = Callable[[tvm.IRModule], tvm.IRModule]
 
@@ -82,6 +83,7 @@ def _plain_passes() -> tvm.transform.Pass:
             s_tir.transform.RenormalizeSplitPattern(),
             tirx.transform.StmtSimplify(),
             s_tir.transform.RewriteUnsafeSelect(),
+            _guard_vector_loads(),
             tirx.transform.FP8ComputeLegalize(),
             tirx.transform.AnnotateEntryFunc(),
             tirx.transform.SplitHostDevice(),
@@ -90,3 +92,23 @@ def _plain_passes() -> tvm.transform.Pass:
             tirx.transform.BF16StorageLegalize(),
         ]
     )
+
+
+def _guard_vector_loads() -> tvm.transform.Pass:
+    @tirx.transform.prim_func_pass(opt_level=0, name="GuardVectorLoads")
+    def guarded(function: PrimFunc, _mod: tvm.IRModule, _context: object) -> PrimFunc:
+        return function.with_body(structural_map(function.body, (tirx.Select, _guarded)))
+
+    return guarded
+
+
+def _guarded(select: Expr) -> Expr:
+    """A Select that loads vectors under one condition for all lanes, as a branch.
+
+    TVM's simplifier drops the limits of an index that hold under the condition, so the side that is not taken may read
+    outside of its buffer; `RewriteUnsafeSelect` knows this for scalars alone.
+    """
+    condition, sides = select.condition, (select.true_value, select.false_value)
+    if not isinstance(condition, tirx.Broadcast) or not any(map(buffers_loaded, sides)):
+        return select
+    return tirx.if_then_else(condition.value, *sides)

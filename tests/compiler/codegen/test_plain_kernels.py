@@ -9,10 +9,12 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 # isort: split
 import tvm
 from tvm import te, tirx
-from tvm_ffi import structural_equal
+from tvm_ffi import structural_equal, structural_walk
 
 import compiler.codegen.kernel_lowering  # noqa: F401  (registers the pipeline)
 from compiler.codegen.plain_kernels import is_plain, with_plain_kernels
+from schedules.ir.expression import buffers_loaded
+from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
 
@@ -62,3 +64,24 @@ def test_kernels_for_a_gpu_go_through_all_passes() -> None:
     kernel = tirx.PrimFunc([], tirx.Evaluate(tirx.IntImm("int32", 0)))
     assert is_plain(kernel.with_attr("target", _TARGET))
     assert not is_plain(kernel.with_attr("target", tvm.target.Target({"kind": "opencl"})))
+
+
+def test_vectors_under_a_condition_are_loaded_by_a_branch() -> None:
+    """Under the condition the indices' limits follow, and TVM's simplifier drops them: loaded in either case, the first
+    or last row would be read outside of `x`."""
+    rows = tirx.Var("rows", "int64")
+    x = te.placeholder((rows, 2, 32), name="x")
+
+    def other(i: Any, half: Any, d: Any) -> Any:
+        above, below = tirx.min(half + 1, 1), tirx.max(half - 1, 0)
+        return tirx.Select(half < 1, -x[i, above, d], x[i, below, d])
+
+    kernel = te.create_prim_func([x, te.compute((rows, 2, 32), other, name="swapped")])
+    scheduled, _ = apply_schedules(tvm.IRModule({"swap": kernel}), Machine(cores=2))
+    lowered = _lowered(_bound({str(var.name_hint): each for var, each in scheduled.functions_items()}), plain=True)
+    selects: list[Any] = []
+    branches: list[Any] = []
+    for each in lowered.values():
+        structural_walk(each.body, [(tirx.Select, selects.append), (tvm.ir.Call, branches.append)])
+    assert not any(buffers_loaded(side) for each in selects for side in (each.true_value, each.false_value))
+    assert any(call_name(each) == IF_THEN_ELSE and buffers_loaded(each) for each in branches)

@@ -183,13 +183,10 @@ class _Grouped:
                 pair = tirx.min(d // 2 if interleaved else d % half, half - 1)
                 first = d % 2 < 1 if interleaved else d < half
                 step = 1 if interleaved else half
-                partner = tirx.max(tirx.min(tirx.Select(first, d + step, d - step), x.shape[3] - 1), 0)
-                other = wide(x[b, i, h, partner])
-                turned = wide(x[b, i, h, d]) * wide(cosines[row, pair]) + tirx.Select(first, -other, other) * wide(
-                    sines[row, pair]
-                )
+                other = tirx.if_then_else(first, -wide(x[b, i, h, d + step]), wide(x[b, i, h, d - step]))
+                turned = wide(x[b, i, h, d]) * wide(cosines[row, pair]) + other * wide(sines[row, pair])
                 turned = turned if x.dtype == "float32" else tirx.Cast(x.dtype, turned)
-                return tirx.Select(d < 2 * half, turned, x[b, i, h, d])
+                return tirx.if_then_else(d < 2 * half, turned, x[b, i, h, d])
 
             return te.compute(x.shape, element, name="rotated")
 
