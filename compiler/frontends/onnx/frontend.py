@@ -23,6 +23,7 @@ from compiler.frontends.onnx.structure import live_nodes, used_names
 from compiler.frontends.onnx.values import Constant, Runtime, Value, is_poisoned
 from compiler.frontends.output_selection import selected_outputs
 from compiler.frontends.required_sizes import with_required_sizes
+from compiler.passes.canonicalize.spell_sizes import with_spelled_sizes
 from schedules.ir.size_proofs import CONGRUENCES, Congruence
 
 
@@ -157,10 +158,13 @@ def _outputs(importer: Importer, scope: Scope, wanted: list[str]) -> dict[str, R
 
 
 def _finish(mod: tvm.IRModule) -> tvm.IRModule:
-    """Dataflow blocks made, dead code removed, well-formedness checked."""
+    """Dataflow blocks made, dead code removed, well-formedness checked.
+
+    TVM infers the types of operators again when it copies them, in its own spelling of sizes.
+    """
     steps = [relax.transform.ConvertToDataflow(1), relax.transform.DeadCodeElimination(["main"])]
     try:
-        mod = tvm.transform.Sequential(steps)(mod)
+        mod = with_spelled_sizes(tvm.transform.Sequential(steps)(mod))
         relax.analysis.well_formed(mod)
     except Exception as error:  # whatever TVM raises here is a defect of a converter
         raise InternalError(f"the imported module is not well formed: {error}") from error

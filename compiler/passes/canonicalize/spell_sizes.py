@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 @graph_pass("spell-sizes", summary="Write sizes that are equal in one way")
 def spell_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     """The shortest spelling in a function stands for all; kernels have those of their calls."""
+    return with_spelled_sizes(mod)
+
+
+def with_spelled_sizes(mod: IRModule) -> IRModule:
+    """The module after spell-sizes."""
     known = {name: Congruence(int(pair[0]), int(pair[1])) for name, pair in _congruences(mod).items()}
     changed: dict[GlobalVar, Function] = {}
     for variable, function in rewritable_functions(mod):

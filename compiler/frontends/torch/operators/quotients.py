@@ -45,7 +45,12 @@ def _is_float(*operands: Tensor | float) -> bool:
 
 def _tensors(values: Tensor | float, divisor: Tensor | float) -> tuple[Tensor, Tensor]:
     dtype = torch.result_type(values, divisor)
-    return torch.as_tensor(values, dtype=dtype), torch.as_tensor(divisor, dtype=dtype)
+
+    def tensor(value: Tensor | float) -> Tensor:
+        # `as_tensor` would make a number an input of the program.
+        return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype)
+
+    return tensor(values), tensor(divisor)
 
 
 @decomposition_of("aten.atan2.default")

@@ -188,7 +188,8 @@ class UpsampledTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
-        self.up = nn.ConvTranspose2d(8, 8, 4, 2, 1)
+        self.up, self.doubled = nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.normalized = nn.InstanceNorm2d(8, affine=True)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         half = self.first(x)
@@ -196,7 +197,8 @@ class UpsampledTwice(nn.Module):
         up, nearest = self.up(quarter), nn.functional.interpolate(quarter, scale_factor=2.0)
         total = half + up
         joined = torch.cat([total, nearest], 1).mean((2, 3))
-        return total.flatten(2), joined, torch.maximum(nearest, up).reshape(x.shape[0], 2, -1)
+        padded = self.normalized(nn.functional.pad(self.doubled(half), (0, 0, 0, 0), "replicate"))
+        return total.flatten(2), joined, torch.maximum(nearest, up).reshape(x.shape[0], 2, -1), padded
 
 
 def test_sizes_that_are_equal_for_multiples_alone() -> None:
