@@ -9,12 +9,13 @@ import pytest
 
 from examples.gallery.running import notebooks
 
-# A process each: the notebook on text replaces onnxruntime for the whole process.
+# A process each: the notebook on text replaces onnxruntime for the whole process. An empty picture has one or two
+# levels of gray, a waveform over marked stretches four.
 _PROGRAM = """
 import sys
 from examples.gallery.running import notebooks, run
 picture = run(notebooks()[sys.argv[1]])
-assert min(picture.size) >= 150 and len(set(picture.convert("L").tobytes())) > 8
+assert min(picture.size) >= 150 and len(set(picture.convert("L").tobytes())) > 3
 """
 
 
