@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
-    """What to model, and the precision that it is compiled in."""
+    """A net or prompt to model, and the precision that it is compiled in."""
     if given.prompt is not None:
         options = LanguageModelOptions(given.precision)
         return prompt_of(import_language_model(Path(name), options), given.prompt), "float32"
@@ -76,7 +76,7 @@ def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
 
 
 def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
-    """A language model for a prompt of so many tokens and no past."""
+    """A language model for a prompt of a given length and no past."""
     names = {size for each in model.inputs for size in each.shape if isinstance(size, str)}
     known = model.mod
     for name in names:

@@ -44,7 +44,7 @@ _SHORT = 20e-6
 
 @dataclass
 class Row:
-    """A net on so many cores; measured milliseconds by contestant, where this machine has the cores. `bound` is the
+    """A net on a number of cores; measured milliseconds by contestant, where this machine has the cores. `bound` is the
     speedup that starting its parallel regions allows, `serial` are the calls that one core computes, longest first, but
     for those under `_SHORT`."""
 

@@ -26,7 +26,7 @@ SERIAL_SECONDS = 100e-6
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a kernel on so many cores; times in seconds.
+    """A call of a kernel on a number of cores; times in seconds.
 
     Attributes:
         one: on one core, of the module compiled for one.
@@ -73,7 +73,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A net on so many cores."""
+    """A net on a number of cores."""
 
     cores: int
     calls: tuple[Call, ...]

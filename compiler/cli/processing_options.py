@@ -28,7 +28,7 @@ def processing_parameters() -> list[inspect.Parameter]:
 
 
 def parse_processing(given: dict[str, Any]) -> Processing | Literal["auto"] | None:
-    """What `compile(processing=)` takes, of the values of `processing_parameters`. Raises OptionError, StorageError."""
+    """The argument `processing` from values of `processing_parameters`. Raises OptionError, StorageError."""
     kinds = get_type_hints(Processing)
     values = {
         field.name: _parsed(field.name, given[field.name], kinds[field.name])

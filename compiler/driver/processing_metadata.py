@@ -41,7 +41,7 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
 
 
 def found_processing(source: object) -> Processing | None:
-    """What the metadata of an ONNX model, or the files beside it, state; None where there is nothing of the kind.
+    """Options stated by the metadata of an ONNX model or the files beside it; None where there is nothing of the kind.
 
     Raises:
         InvalidModelError: they cannot be read.

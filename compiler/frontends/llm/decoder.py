@@ -91,7 +91,7 @@ class _Builder(Emitter):
         return DecoderModule(builder.get(), tuple(spec for each in specs for spec in each), operands)
 
     def _states(self, index: int, dtype: str) -> list[TensorSpec]:
-        """What a layer keeps; caches are of type `dtype`."""
+        """The state of a layer; caches are of type `dtype`."""
         config, layer = self.config, self.config.layers[index]
         specs = []
         if layer.attends:

@@ -105,7 +105,7 @@ def _intermediate(settings: Settings, hidden: int, family: Family, layers: tuple
 
 
 def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerConfig, ...]:
-    """What each layer has."""
+    """The parts of each layer."""
     listed = settings.get("layers_block_type") or settings.get("hybrid_override_pattern") or ()
     count = settings.size("num_hidden_layers", len(listed) if isinstance(listed, list | str) and listed else None)
     if count > MOST_LAYERS:

@@ -45,7 +45,7 @@ def with_spelled_sizes(mod: IRModule) -> IRModule:
 
 
 def operators_without_shapes(mod: IRModule) -> int:
-    """How many results of operators have no shape: TVM's inference could not prove the sizes of operands equal."""
+    """The number of operators' results without a shape: TVM could not prove the sizes of operands equal."""
     return sum(_lost(function) for _, function in rewritable_functions(mod))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -298,36 +299,31 @@ _QWEN_NEXT: dict[str, Any] = {
 _NORM_OFFSET = Storage(norm_offset=1.0)
 _DELTA = recurrent_roles("delta", "linear_attn.")
 
+# Every layer is a mixer alone.
+_recurrent = partial(
+    Family,
+    names=_BACKBONE,
+    kinds=lambda settings, count: ["recurrent"] * count,
+    one_part=True,
+    positions="none",
+    refused=_SILU,
+)
+
 RECURRENT: dict[str, Family] = {
-    "mamba": Family(
-        names=_BACKBONE,
-        kinds=lambda settings, count: ["recurrent"] * count,
+    "mamba": _recurrent(
         recurrent=_mamba,
-        one_part=True,
-        positions="none",
-        refused=_SILU,
         defaults={**_PURE, "tie_word_embeddings": True},
         aliases=_SSM,
         gguf=(Gguf(name="mamba", keys={"ssm.time_step_rank": "mamba_dt_rank"}),),
     ),
-    "falcon_mamba": Family(
-        names=_BACKBONE,
-        kinds=lambda settings, count: ["recurrent"] * count,
+    "falcon_mamba": _recurrent(
         recurrent=_mamba,
-        one_part=True,
-        positions="none",
-        refused=_SILU,
         defaults={**_PURE, "tie_word_embeddings": True, "mixer_rms_eps": 1e-6, "dt_b_c_rms": True},
         aliases=_SSM,
         unused=("layernorm.weight",),
     ),
-    "mamba2": Family(
-        names=_BACKBONE,
-        kinds=lambda settings, count: ["recurrent"] * count,
+    "mamba2": _recurrent(
         recurrent=_mamba2,
-        one_part=True,
-        positions="none",
-        refused=_SILU,
         defaults={**_PURE, "mamba_n_groups": 8},
         aliases=_SSM,
         gguf=(Gguf(name="mamba2", keys={"ssm.time_step_rank": "mamba_n_heads"}, values={"mamba_n_groups": 1}),),
