@@ -8,7 +8,7 @@
 #
 #   docker build --build-arg PACKAGES= -t tensorwright-runtime .
 
-FROM python:3.12-slim AS build
+FROM python:3.12 AS build
 WORKDIR /source
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .

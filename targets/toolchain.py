@@ -30,6 +30,7 @@ _CANDIDATES: tuple[tuple[str, ...], ...] = (
     ("ld.lld",),
     ("ld",),
 )
+_C_COMPILERS: tuple[tuple[str, ...], ...] = (("cc",), ("gcc",), ("clang",), ("zig", "cc"))
 _COMPILERS: tuple[tuple[str, ...], ...] = (("c++",), ("g++",), ("clang++",), ("zig", "c++"))
 _INSTALL_COMMANDS = {
     "apt-get": "sudo apt-get install -y",
@@ -55,7 +56,7 @@ class Linker:
 
 @dataclass(frozen=True)
 class Compiler:
-    """A command that compiles C++17 and links programs."""
+    """A command that compiles C or C++ and links programs."""
 
     command: tuple[str, ...]
 
@@ -132,11 +133,20 @@ def _gcc_line() -> str:
 
 def find_compiler() -> Compiler:
     """This machine's C++ compiler. Raises ToolchainMissing with the line that installs one."""
-    for candidate in _COMPILERS:
+    return _compiler("C++", _COMPILERS, install_line("g++", {"dnf": "gcc-c++"}))
+
+
+def find_c_compiler() -> Compiler:
+    """This machine's C compiler. Raises ToolchainMissing with the line that installs one."""
+    return _compiler("C", _C_COMPILERS, _gcc_line())
+
+
+def _compiler(language: str, candidates: Sequence[tuple[str, ...]], install: str) -> Compiler:
+    for candidate in candidates:
         if shutil.which(candidate[0]) is not None:
             return Compiler(candidate)
-    tried = ", ".join(candidate[0] for candidate in _COMPILERS)
-    raise ToolchainMissing(f"no C++ compiler found (tried {tried})", install_line("g++", {"dnf": "gcc-c++"}))
+    tried = ", ".join(candidate[0] for candidate in candidates)
+    raise ToolchainMissing(f"no {language} compiler found (tried {tried})", install)
 
 
 def find_binary_utility(name: str) -> str:

@@ -25,7 +25,8 @@ from compiler.profiling.instrument import DYNAMIC_CALL, call_times, installed, r
 from compiler.profiling.workload import Workload, prepare
 from compiler.runtime import load
 from compiler.runtime.executor import LocalExecutor
-from compiler.runtime.tvm_runtime import runtime_library, tvm_ffi
+from compiler.runtime.thread_pool import set_threads
+from compiler.runtime.tvm_runtime import tvm_ffi
 from compiler.support.balance import task_counts
 from targets.toolchain import find_compiler
 
@@ -77,7 +78,7 @@ class Launcher:
         self._library.noted.restype = ctypes.c_int64
         self._library.first_note.restype = ctypes.POINTER(ctypes.c_int64)
         self._library.set_parts.argtypes = (ctypes.c_int, ctypes.c_int64)
-        runtime_library()  # which names its own
+        set_threads()  # which names its own
         ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
         address = ctypes.cast(self._library.launch, ctypes.c_void_p)
         if ffi.TVMFFIEnvModRegisterContextSymbol(_SYMBOL, address):

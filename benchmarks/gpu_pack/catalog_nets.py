@@ -27,8 +27,8 @@ from benchmarks.gpu_pack.seeded import (
     seed_onnx,
     seed_torch,
 )
-from compiler.device.cache import key_of
 from compiler.errors import VerificationError
+from compiler.support.cache import key_of
 
 _LEAST_ELEMENTS = 4096  # smaller weights of ONNX files stay what they are
 _CODE = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.device.cache import FOLDER_VARIABLE, cache_folder
 from compiler.errors import MissingDependencyError
+from compiler.support.cache import FOLDER_VARIABLE, cache_folder
 
 _TIMEOUT_SECONDS = 900
 

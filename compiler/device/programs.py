@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.device.cache import cached, key_of
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
+from compiler.support.cache import cached, key_of
 from targets import Target
 
 SOURCES = Path(__file__).with_name("cpp")

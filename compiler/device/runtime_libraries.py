@@ -8,11 +8,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compiler.device.cache import cached
 from compiler.device.pip_download import pip_download
 from compiler.device.runtime_sources import build_shared_libraries
 from compiler.errors import MissingDependencyError
 from compiler.runtime.tvm_runtime import runtime_library_path, tvm_ffi
+from compiler.support.cache import cached
 from targets import Target
 
 FFI_LIBRARY = "libtvm_ffi.so"

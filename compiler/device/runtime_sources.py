@@ -12,10 +12,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.device.cache import cached, key_of
 from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.errors import MissingDependencyError
 from compiler.runtime.tvm_runtime import tvm_ffi
+from compiler.support.cache import cached, key_of
 from targets import Target
 
 # The object files that every program needs; RPC and the loader of shared libraries are only in shared libraries.

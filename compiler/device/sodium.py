@@ -12,8 +12,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from compiler.device.cache import cached, key_of
 from compiler.device.pip_download import pip_download
+from compiler.support.cache import cached, key_of
 from targets import Target
 
 OBJECT = "sodium.o"

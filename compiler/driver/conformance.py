@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 
 from compiler.artifact import read_artifact
-from compiler.device.cache import conformance_file
 from compiler.driver.build import foreign_module
 from compiler.driver.compile import compile, find_target
 from compiler.errors import UserError
 from compiler.runtime import Module
+from compiler.support.cache import conformance_file
 from targets import Target
 from targets.conformance.suite import Outcome, run_suite
 

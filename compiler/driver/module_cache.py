@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from compiler.device.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
 from compiler.errors import OptionError, StorageError, TensorwrightError
+from compiler.support.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
 from compiler.support.import_arguments import ImportArguments
 from compiler.support.processing import Processing
 from targets.processors import usable_cores

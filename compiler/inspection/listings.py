@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import targets
-from compiler.device.cache import conformance_file
+from compiler.support.cache import conformance_file
 
 # Instructions that decide which kernels a target gets, newest first.
 _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile", "dotprod", "i8mm", "fullfp16", "sve")

@@ -20,6 +20,7 @@ from compiler.artifact.entries import (
     RUN_KEEPING_ENTRY,
 )
 from compiler.errors import ArtifactError, IncompatibleArtifactError, InternalError
+from compiler.runtime.thread_pool import set_threads
 from compiler.runtime.tvm_runtime import global_function
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def load_executable(library: bytes | memoryview) -> RuntimeModule:
         ArtifactError: the system's loader rejected it, or it contains no VM executable.
     """
     load = global_function("ffi.Module.load_from_file.so")
+    set_threads()  # a library takes its parallel launch when it is loaded
     try:
         if hasattr(os, "memfd_create"):
             return _load_from_memory(load, library)

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import targets
-from compiler.device.cache import cached, key_of
 from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES, engine_link_options
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import ffi_source_folder
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
+from compiler.support.cache import cached, key_of
 
 CPP = Path(__file__).with_name("cpp")
 _SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -47,6 +48,8 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"tensorwright", "compiler", "schedules", "targets", "tuning_logs"}
     assert "compiler/py.typed" in names
+    assert "compiler/runtime/libtensorwright_threads.so" in names
+    assert re.fullmatch(r"tensorwright-.*-py3-none-linux_\w+\.whl", wheel.name)
     assert any(name.endswith(".json") and name.startswith("targets/") for name in names)
 
 

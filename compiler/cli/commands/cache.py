@@ -35,9 +35,9 @@ def _list(as_json: options.Json = False) -> None:
     from datetime import datetime
 
     from compiler.cli.output import print_json, print_line, print_table
-    from compiler.device.cache import cache_folder
     from compiler.driver.module_cache import entries, limit_bytes
     from compiler.reports.formatting import format_bytes
+    from compiler.support.cache import cache_folder
 
     found = entries()
     if as_json:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from compiler.device.cache import cached, key_of
 from compiler.device.programs import SOURCES
 from compiler.generation.native.tokenizer import write_tokenizer
 from compiler.generation.native.writer import Writer
+from compiler.support.cache import cached, key_of
 from targets import Target
 
 _PARTS = (

@@ -4,7 +4,7 @@
 
 Runs the module once with each number of threads, by the Python package, the C API, or both kinds of threads of a Python
 program, and prints the numbers of parts as JSON. TVM looks `TVMBackendParallelLaunch` up in a table when a module is
-loaded; a function that counts stands there.
+loaded, where the thread pool's is; a function that counts takes its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime import load
-from compiler.runtime.tvm_runtime import runtime_library, tvm_ffi
+from compiler.runtime.thread_pool import library_path, set_threads
+from compiler.runtime.tvm_runtime import tvm_ffi
 
 _SYMBOL = b"__TVMBackendParallelLaunch"
 
@@ -36,7 +37,8 @@ def main() -> None:
     """Hook the launch, run, print."""
     path, way, *numbers = sys.argv[1:]
     parts: set[int] = set()
-    original = _LAUNCH(("TVMBackendParallelLaunch", runtime_library()))
+    set_threads()
+    original = _LAUNCH(("tensorwright_launch", ctypes.CDLL(str(library_path()))))
 
     def launch(part: Any, closure: int, count: int) -> int:
         def counted(number: int, group: Any, _closure: int) -> int:

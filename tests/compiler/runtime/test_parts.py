@@ -13,7 +13,7 @@ import pytest
 import compiler
 from tests.compiler.building import perceptron
 
-NUMBERS = ("2", "1", "3", "2", "5", "4")  # fewer than before, and more: TVM's pool of a thread never grows
+NUMBERS = ("2", "1", "3", "2", "5", "4")  # fewer than before, and more
 
 
 @pytest.fixture(scope="module", params=[2, 8])

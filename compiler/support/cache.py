@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import stat
@@ -28,6 +27,8 @@ def cache_folder() -> Path:
 
 def conformance_file(target: str) -> Path:
     """Path of the last result of a target's conformance suite, for this version of the package."""
+    import importlib.metadata  # which takes longer to import than the rest
+
     version = importlib.metadata.version("tensorwright")
     return cache_folder() / "conformance" / version / f"{target.replace('/', '-')}.json"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from compiler.device.cache import FOLDER_VARIABLE, cached
 from compiler.errors import StorageError
+from compiler.support.cache import FOLDER_VARIABLE, cached
 
 _FORK = multiprocessing.get_context("fork")
 

@@ -1,0 +1,44 @@
+"""The thread pool of parallel regions (`compiler/device/cpp/thread_pool.c`), loaded and made known to TVM."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from compiler.errors import InternalError, MissingDependencyError
+from compiler.runtime.tvm_runtime import global_function, runtime_library
+
+_PACKAGED = Path(__file__).with_name("libtensorwright_threads.so")
+
+
+@cache
+def set_threads() -> Callable[[int], int]:
+    """The function that sets how many threads parallel regions of the calling thread use, 0: those of TVM's own pool.
+
+    It returns how many there are, fewer where the system starts no more. Modules that are loaded after the first call
+    of this run in the pool.
+
+    Raises:
+        MissingDependencyError: the library could not be loaded.
+        targets.TargetError, StorageError: this is a checkout, and the library could not be compiled.
+    """
+    runtime_library()  # with what the pool calls of TVM
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall tensorwright") from error
+    if library.tensorwright_register_pool() != 0:
+        raise InternalError("TVM did not take the thread pool")
+    return global_function("tensorwright.set_threads")  # another library of this process may have been first
+
+
+def library_path() -> Path:
+    """Path of the pool's library; a checkout compiles it. Raises as `set_threads`."""
+    if _PACKAGED.is_file():
+        return _PACKAGED
+    from compiler.support.pool_library import cached_pool
+
+    return cached_pool()
