@@ -34,5 +34,6 @@ def cached_pool() -> Path:
         StorageError: the cache cannot be written.
         targets.TargetError: as `build_pool`.
     """
-    parts = [SOURCE.read_bytes(), SOURCE.with_suffix(".h").read_bytes(), platform.machine(), *_OPTIONS]
-    return cached("thread-pool", key_of(parts), build_pool) / LIBRARY
+    sources = [SOURCE.read_bytes(), SOURCE.with_suffix(".h").read_bytes()]
+    key = key_of([*sources, platform.machine().encode(), " ".join(_OPTIONS).encode()])
+    return cached("thread-pool", key, build_pool) / LIBRARY

@@ -21,7 +21,15 @@ _OPTIONS = ("-std=c++17", "-g1", "-O1", "-fno-sanitize-recover=all", "-pthread")
 )
 def test_under_sanitizers(sanitizers: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
     program = tmp_path / "test"
-    options = [*_OPTIONS, f"-fsanitize={sanitizers}", f"-I{SOURCE.parent}", "-x", "c++", SOURCE, _TEST]
+    options: list[str | Path] = [
+        *_OPTIONS,
+        f"-fsanitize={sanitizers}",
+        f"-I{SOURCE.parent}",
+        "-x",
+        "c++",
+        SOURCE,
+        _TEST,
+    ]
     targets.get("host", cores=1).compiler().run([*options, "-o", program])
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
