@@ -13,3 +13,9 @@ TRANSFORM = "tensorwright.transform"
 
 UPDATES = "tensorwright.updates"
 """Attribute of a kernel: the position of the operand that its last result is, but for the parts that it writes."""
+
+LOOP = "tensorwright.loop"
+"""Attribute of a Relax function that runs up to 2^level iterations of a loop: how many tensors its state has, and
+whether its last parameter is the number of iterations (1) or that is not known beforehand (0)."""
+CALLS = "tensorwright.calls"
+"""Attribute of a kernel: the names of the kernels that it calls."""

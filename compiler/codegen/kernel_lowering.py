@@ -1,6 +1,6 @@
-"""TVM's lowering of kernels with five changes: needless checks of arguments are left out, tiles of registers
-lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, and scratch buffers of booleans
-hold bytes (see `compiler.codegen.boolean_scratch`).
+"""TVM's lowering of kernels with six changes: needless checks of arguments are left out, tiles of registers
+lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, scratch buffers of booleans
+hold bytes (see `compiler.codegen.boolean_scratch`), and kernels call others by their symbols.
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. TVM
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message that holds
@@ -30,7 +30,7 @@ from schedules.ir.tir import structural_map, structural_walk
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Node, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, Node, PrimFunc, Stmt
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
@@ -52,7 +52,7 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tv
 
     @tvm.transform.module_pass(opt_level=0, name="FinishKernels")
     def finished(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
-        return with_chunk_functions(_rewritten(mod, lambda body: opaque_floats(inlined_divisions(body))))
+        return with_chunk_functions(_rewritten(mod, lambda body: opaque_floats(inlined_divisions(_linked(body)))))
 
     def finalize() -> tvm.transform.Pass:
         return tvm.transform.Sequential([finalize_host(), finished])
@@ -130,6 +130,29 @@ def _has_symbolic_sizes(body: Stmt) -> bool:
 tirx.compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
 
 
+def _linked(body: Stmt) -> Stmt:
+    """Calls of kernels in the same library by their symbols. For each call of its own TVM's code generator declares a
+    function anew, under another name where the first is taken."""
+    call_kernel = tvm.ir.Op.get("tirx.tvm_call_cpacked_lowered")
+
+    def visit(statement: Stmt) -> Stmt:
+        call = statement.value
+        if not isinstance(call, tvm.ir.Call) or not call.op.same_as(call_kernel):
+            return statement
+        symbol, arguments, begin, end = list(call.args)[:4]
+
+        def argument(place: Expr) -> Expr:
+            return tvm.tirx.call_intrin("handle", "tirx.handle_add_byte_offset", arguments, place * _ARGUMENT_BYTES)
+
+        module = tirx.reinterpret("handle", tirx.const(0, "uint64"))
+        called = tirx.call_extern("int32", symbol.value, module, argument(begin), end - begin, argument(end))
+        failed = tirx.Evaluate(tvm.tirx.call_intrin("int32", "tirx.tvm_throw_last_error"))
+        return tirx.IfThenElse(tirx.NE(called, tirx.IntImm("int32", 0)), failed, None)
+
+    return structural_map(body, (tirx.Evaluate, visit))
+
+
+_ARGUMENT_BYTES = 16  # TVMFFIAny
 _SCOPE = "compute_scope"  # TVM's code generator makes a function of what stands in it
 
 

@@ -78,6 +78,7 @@ from compiler.passes.memory.share_constants import share_constants
 from compiler.passes.memory.update_states import update_states
 from compiler.passes.registry import GraphPass
 from compiler.passes.schedule.apply_schedules import apply_schedules
+from compiler.passes.schedule.compile_loops import compile_loops
 from compiler.passes.schedule.count_operations import count_operations
 from compiler.passes.schedule.expand_at_load import expand_at_load
 from compiler.passes.schedule.lift_workspaces import lift_workspaces
@@ -170,6 +171,7 @@ SCHEDULE = (
     mark_in_place,
     apply_schedules,
     lift_workspaces,
+    compile_loops,
 )
 # 7. Move weights out of the code and plan memory.
 PLAN_MEMORY = (

@@ -10,7 +10,7 @@ from tvm.ir import GlobalVar, IRModule
 
 from compiler.errors import InternalError
 from compiler.passes.rewriting.substitution import leaves
-from schedules.annotations import UPDATES
+from schedules.annotations import CALLS, UPDATES
 from schedules.ir.tir import structural_walk
 from schedules.ir.tvm_private import set_type
 
@@ -47,14 +47,16 @@ class InPlaceKernels:
     def module(self, changed: Mapping[GlobalVar, Function]) -> IRModule:
         """The module with changed Relax functions and the kernels that they call, without those called no more."""
         functions = {**dict(self._mod.functions_items()), **self._made, **changed}
-        used = {name for each in functions.values() if isinstance(each, relax.Function) for name in named(each)}
+        used = {name for each in functions.values() for name in named(each)}
         unused = self._replaced - used
         kept = {variable: each for variable, each in functions.items() if variable.name_hint not in unused}
         return IRModule(kept, self._mod.attrs, self._mod.global_infos)
 
 
-def named(function: Function) -> set[str]:
+def named(function: Function | PrimFunc) -> set[str]:
     """The names of the global functions that a function calls."""
+    if isinstance(function, tirx.PrimFunc):
+        return set(map(str, (function.attrs or {}).get(CALLS, ())))
     return {leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar)}
 
 

@@ -35,8 +35,9 @@ from compiler.frontends.onnx.operators.control_flow.structures import (
     structure_of,
     tensors_in,
 )
-from compiler.frontends.onnx.symbolic import Dim
+from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
+from schedules.annotations import LOOP
 
 _HIGHEST_LEVEL = 62
 _FLAG = relax.TensorType([], "bool")
@@ -69,6 +70,7 @@ class _Recursion:
         self.builder = context.importer.builder
         self.carried = state.carried()
         self.state_types = state.types(context)
+        self.count = self._iterations() if body.element_shapes else None
         self.expressions = self._expressions()
         self.sizes = self._sizes()
         self.template = self._declared()
@@ -108,6 +110,7 @@ class _Recursion:
             *(tvm.ir.Var("state", ty) for ty in self.state_types),
             *captures,
             *([size_holder(self.sizes)] if self.sizes else []),
+            *([] if self.count is None else [tvm.ir.Var("count", relax.ShapeType([tirx.Var("count", "int64")]))]),
         ]
         states = [
             relax.TensorType(ndim=len(ty.shape), dtype=ty.dtype) if self.state.varying[index] else ty
@@ -123,7 +126,8 @@ class _Recursion:
         return relax.utils.copy_with_new_vars(relax.Function(parameters, body, result, is_pure=True))
 
     def _holder_values(self) -> list[tvm.ir.Expr]:
-        return list(self.template.params[-1].ty.values) if self.sizes else []
+        place = -1 if self.count is None else -2
+        return list(self.template.params[place].ty.values) if self.sizes else []
 
     def emit(self, trips: relax.Expr | None) -> LoopResult:
         """Define the function and call it."""
@@ -132,7 +136,8 @@ class _Recursion:
         initial = [materialized(context, self.state.initial[index]) for index in self.carried]
         zero = relax.const(0, "int64")
         holder = [relax.ShapeExpr(self.sizes)] if self.sizes else []
-        arguments = [_level(context, trips), zero, *initial, *self.body.function.captures, *holder]
+        count = [] if self.count is None else [relax.ShapeExpr([expression(self.count)])]
+        arguments = [_level(context, trips), zero, *initial, *self.body.function.captures, *holder, *count]
         call = relax.Call(self.variable, arguments)
         shapes = self._result_shapes()
         start = self._start(trips)
@@ -160,9 +165,8 @@ class _Recursion:
     def _result_shapes(self) -> list[list[Dim]]:
         context = self.context
         states = [self.state.shape(context, index) for index in self.carried]
-        count = self._iterations()
         stacks = [
-            [context.dimension("iterations") if count is None else count, *self._filled(index)]
+            [context.dimension("iterations") if self.count is None else self.count, *self._filled(index)]
             for index in range(len(self.body.element_shapes))
         ]
         return [[], [], *states, *stacks]
@@ -207,7 +211,8 @@ class _Recursion:
                 many = bb.emit(self._twice(level, iteration, states))
             code.append(bb.emit(relax.If(at_bottom, relax.SeqExpr(once, one), relax.SeqExpr(twice, many))))
         function = relax.Function(parameters, code[-1], self.template.ret_ty, is_pure=True)
-        bb.update_func(self.variable, function)
+        loop = [len(self.carried), int(self.count is not None)]
+        bb.update_func(self.variable, function.with_attr(LOOP, loop))
 
     def _once(self, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
         """One iteration; its elements become stacks of one."""
@@ -244,7 +249,8 @@ class _Recursion:
     ) -> list[relax.Expr]:
         trailing = self.template.params[2 + len(states) :]
         if self.sizes:
-            trailing = [*trailing[:-1], relax.ShapeExpr(self._holder_values())]
+            held = len(trailing) - 1 - (self.count is not None)
+            trailing = [*trailing[:held], relax.ShapeExpr(self._holder_values()), *trailing[held + 1 :]]
         result = self.context.block_builder.emit(relax.Call(self.variable, [level, iteration, *states, *trailing]))
         stacks = [[self.context.dimension("iterations"), *shape] for shape in elements]
         return fields(self.context, result, [[], [], *self._inner_states(), *stacks])

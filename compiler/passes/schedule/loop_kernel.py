@@ -1,0 +1,364 @@
+"""A loop as one kernel: memory for the tensors of a step, and the code that calls the kernels of one in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import tvm
+from tvm import relax, tirx
+
+from compiler.passes.memory.assignment import ALIGNMENT, Lifetime, assign
+from compiler.passes.schedule.loop_steps import Branch, Copy, KernelCall, Step, Tensor, View
+from schedules.annotations import CALLS
+from schedules.codegen.nest import allocate, load, sequence, store
+from schedules.ir.expression import index, substitute
+from schedules.ir.stages import dtype_of
+from schedules.ir.tir import structural_map
+from schedules.machine import dtype_bits
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Index, PrimFunc, Stmt, Var
+
+_LEAST_BYTES = 1 << 10  # what is smaller TVM puts on the stack, at other places than multiples of 64
+_SYMBOL = "__tvm_ffi_"  # before the name of a kernel
+
+
+@dataclass
+class LoopForm:
+    """A loop in steps.
+
+    Attributes:
+        steps: those of one iteration.
+        iteration: the number of the iteration, an int64 scalar that steps read.
+        state: the tensors of the state that steps read.
+        following: those of the state after the steps, by place in `state`.
+        go: the condition to go on; None: always.
+        elements: what the iteration adds to each stack.
+        rows: how many iterations the stacks have room for; None without stacks.
+        given: the tensors that the loop gets: the level, the first iteration, the state before it, and what steps read.
+    """
+
+    steps: list[Step]
+    iteration: Tensor
+    state: list[Tensor]
+    following: list[View]
+    go: View | None
+    elements: list[View]
+    rows: Index | None
+    initial: list[Tensor]
+    level: Tensor | None
+    first: Tensor
+    given: list[Tensor] = field(default_factory=list)
+
+
+def size_of(shape: Sequence[Expr]) -> Expr:
+    """The number of elements."""
+    total: Expr = index(1, "int64")
+    for each in shape:
+        total = total * each
+    return total
+
+
+def bytes_of(shape: Sequence[Expr], dtype: str) -> Index:
+    """The bytes of a tensor: an int where its sizes are known."""
+    width = (dtype_bits(dtype) + 7) // 8
+    if all(isinstance(each, tirx.IntImm) for each in shape):
+        total = width
+        for each in shape:
+            total *= int(each)
+        return total
+    return size_of(shape) * index(width, "int64")
+
+
+def _rounded(size: Index) -> Index:
+    """Bytes rounded up to whole cache lines."""
+    if isinstance(size, int):
+        return -(-size // ALIGNMENT) * ALIGNMENT
+    return tirx.floordiv(size + (ALIGNMENT - 1), index(ALIGNMENT, "int64")) * ALIGNMENT
+
+
+class LoopKernel:
+    """Writes the kernel of a `LoopForm`.
+
+    Its parameters: `form.given`, the symbolic sizes, then its results: the number of the next iteration, whether one
+    follows, the state, the stacks, and how many iterations ran.
+    """
+
+    def __init__(self, form: LoopForm) -> None:
+        self.form = form
+        self._buffers = {
+            each: _buffer(f"given{place}", each.shape, each.dtype) for place, each in enumerate(form.given)
+        }
+        rows = [] if form.rows is None else [index(form.rows, "int64") if isinstance(form.rows, int) else form.rows]
+        self.result_types = [
+            relax.TensorType([], "int64"),
+            relax.TensorType([], "bool"),
+            *(relax.TensorType(each.shape, each.dtype) for each in form.state),
+            *(relax.TensorType([*rows, *each.shape], each.tensor.dtype) for each in form.elements),
+            relax.TensorType([1], "int64"),
+        ]
+        self._results = [
+            _buffer(f"result{place}", list(ty.shape.values), str(ty.dtype))
+            for place, ty in enumerate(self.result_types)
+        ]
+        self._step, self._allocate_step = allocate("step", (1,), "int64")
+        self._number, self._allocate_number = allocate("number", (1,), "int64")
+        self._going, self._allocate_going = allocate("going", (1,), "int64")
+        self._half: dict[Tensor, tuple[Index, int]] = {}  # of the state: where it begins, and which half a tensor is
+        self._offsets: dict[Tensor, Index] = {}
+        self._stacked: dict[Tensor, int] = {}
+        self._total: Index = 0
+        self._plan()
+        total = max(self._total, _LEAST_BYTES) if isinstance(self._total, int) else self._total + _LEAST_BYTES
+        self._work = _buffer("work", [total], "uint8")
+
+    @property
+    def _stacks(self) -> list[Expr]:
+        return self._results[2 + len(self.form.state) : -1]
+
+    def _take(self, size: Index) -> Index:
+        """A place for so many bytes in the workspace."""
+        begin, self._total = self._total, self._total + _rounded(size)
+        return begin
+
+    def _plan(self) -> None:
+        """A place for each tensor."""
+        form = self.form
+        sizes = [bytes_of(each.shape, each.dtype) for each in form.state]
+        begins = [self._take(2 * _rounded(size)) for size in sizes]
+        self._sizes = sizes
+        self._begins = begins
+        for place, each in enumerate(form.state):
+            self._half[each] = place, 0
+        written = list(_written(form.steps))
+        for place, view in enumerate(form.following):
+            if view.tensor in written and view.tensor not in self._half:
+                self._half[view.tensor] = place, 1
+        for place, view in enumerate(form.elements):
+            size = bytes_of(view.shape, view.tensor.dtype)
+            whole = isinstance(size, int) and size % ALIGNMENT == 0
+            if whole and view.tensor in written and not self._is_placed(view.tensor):
+                self._stacked[view.tensor] = place
+        free = [each for each in written if not self._is_placed(each)]
+        lives = _lifetimes(form)
+        known = [(each, bytes_of(each.shape, each.dtype)) for each in free]
+        fixed = [(each, size) for each, size in known if isinstance(size, int)]
+        chosen, room = assign([Lifetime(size, *lives[each]) for each, size in fixed], {})
+        begins = [self._take(size) for size in room]
+        self._offsets.update({each: begins[at] for (each, _), at in zip(fixed, chosen, strict=True)})
+        self._offsets.update({each: self._take(size) for each, size in known if not isinstance(size, int)})
+
+    def _is_placed(self, tensor: Tensor) -> bool:
+        return tensor in self._half or tensor in self._stacked
+
+    def _address(self, tensor: Tensor) -> Expr:
+        """The address of a tensor of the current iteration."""
+        if tensor in self._buffers:
+            return tirx.buffer_data(self._buffers[tensor])
+        if tensor is self.form.iteration:
+            return tirx.buffer_data(self._number)
+        if tensor in self._stacked:
+            return self._row_address(self._stacked[tensor])
+        if tensor in self._half:
+            return self._half_address(*self._half[tensor])
+        return self._at(self._offsets[tensor])
+
+    def _row_address(self, place: int) -> Expr:
+        """Where the current iteration's row of a stack is."""
+        stack = self._stacks[place]
+        return tirx.address_of(load(stack, load(self._step, 0), *[0] * (len(stack.ty.shape) - 1)))
+
+    def _at(self, offset: Index) -> Expr:
+        return tirx.address_of(load(self._work, offset))
+
+    def _half_address(self, place: int, half: int) -> Expr:
+        """Where the state is before the current iteration (0) or after it (1)."""
+        parity = tirx.bitwise_and(load(self._step, 0) + half, index(1, "int64"))
+        return self._at(self._begins[place] + parity * _rounded(self._sizes[place]))
+
+    def _flag(self, tensor: Tensor) -> Expr:
+        """The value of a bool."""
+        if tensor in self._buffers:
+            return load(self._buffers[tensor], *[0] * len(tensor.shape))
+        place = self._address(tensor)  # address_of(work[...])
+        return tirx.NE(place.args[0], tirx.const(0, "uint8"))
+
+    def function(self) -> tuple[PrimFunc, list[Var]]:
+        """The kernel, and the symbolic sizes that it takes."""
+        form, states = self.form, self._results[2 : 2 + len(self.form.state)]
+        begin = [
+            self._allocate_step,
+            self._allocate_number,
+            self._allocate_going,
+            tirx.AllocBuffer(self._work),
+            store(self._step, index(0, "int64"), 0),
+            store(self._number, load(self._buffers[form.first]), 0),
+            store(self._going, index(1, "int64"), 0),
+            *(
+                _copy(self._half_address(place, 0), self._address(each), self._sizes[place])
+                for place, each in enumerate(form.initial)
+            ),
+        ]
+        goes_on = tirx.NE(load(self._going, 0), index(0, "int64"))
+        loop = tirx.While(tirx.all(goes_on, load(self._step, 0) < self._limit()), self._iteration())
+        end = [
+            store(self._results[0], load(self._number, 0)),
+            store(self._results[1], goes_on),
+            store(self._results[-1], load(self._step, 0), 0),
+            *(
+                _copy(tirx.buffer_data(result), self._half_address(place, 0), self._sizes[place])
+                for place, result in enumerate(states)
+            ),
+        ]
+        body = sequence(*begin, loop, *end)
+        given = list(self._buffers.values())
+        numbers = _sizes_of([*given, *self._results], body)
+        function = _with_own_sizes([*given, *numbers, *self._results], body)
+        attributes = {CALLS: sorted(set(_names(form.steps))), "tirx.is_scheduled": True, "tirx.noalias": True}
+        return function.with_attrs(attributes), numbers
+
+    def _limit(self) -> Expr:
+        """The most iterations."""
+        form = self.form
+        limits = [] if form.rows is None else [index(form.rows, "int64") if isinstance(form.rows, int) else form.rows]
+        if form.level is not None:
+            limits.append(tirx.shift_left(index(1, "int64"), load(self._buffers[form.level])))
+        return limits[0] if len(limits) == 1 else tirx.min(*limits)
+
+    def _iteration(self) -> Stmt:
+        form = self.form
+        parts = [self._run(each) for each in form.steps]
+        for place, view in enumerate(form.following):
+            if self._half.get(view.tensor) != (place, 1):
+                parts.append(_copy(self._half_address(place, 1), self._address(view.tensor), self._sizes[place]))
+        for place, view in enumerate(form.elements):
+            if self._stacked.get(view.tensor) != place:
+                to = self._row_address(place)
+                parts.append(_copy(to, self._address(view.tensor), bytes_of(view.shape, view.tensor.dtype)))
+        if form.go is not None:
+            parts.append(store(self._going, tirx.Cast("int64", self._flag(form.go.tensor)), 0))
+        parts += [store(each, load(each, 0) + 1, 0) for each in (self._step, self._number)]
+        return sequence(parts)
+
+    def _run(self, step: Step) -> Stmt:
+        if isinstance(step, Copy):
+            return _copy(
+                self._address(step.result), self._address(step.source), bytes_of(step.source.shape, step.source.dtype)
+            )
+        if isinstance(step, Branch):
+            sides = [sequence([self._run(each) for each in side]) for side in step.steps]
+            return tirx.IfThenElse(self._flag(step.condition), *sides)
+        operands = [
+            self._argument(each.tensor, each.shape) if isinstance(each, View) else each for each in step.operands
+        ]
+        results = [self._argument(each, each.shape) for each in step.results]
+        return tirx.Evaluate(tirx.call_cpacked(_SYMBOL + step.name, *operands, *results))
+
+    def _argument(self, tensor: Tensor, shape: Sequence[Expr]) -> Expr:
+        """The tensor as kernels take it."""
+        pointer = tvm.ir.PointerType(tvm.ir.PrimType("int64"))
+        sizes = tvm.ir.Call(
+            "tirx.tvm_stack_make_shape",
+            [index(each, "int64") if isinstance(each, int) else tirx.Cast("int64", each) for each in shape],
+            ret_ty=pointer,
+        )
+        operands = [self._address(tensor), sizes, 0, len(shape), tirx.const(0, tensor.dtype), index(0, "int64")]
+        return tvm.ir.Call(tvm.ir.Op.get("tirx.tvm_stack_make_array"), operands, ret_ty="handle")
+
+
+def _copy(to: Expr, source: Expr, size: Index) -> Stmt:
+    """Copy bytes between two addresses."""
+    return tirx.Evaluate(
+        tirx.call_extern("handle", "memcpy", to, source, index(size, "int64") if isinstance(size, int) else size)
+    )
+
+
+def copy_kernel(stack: Sequence[Expr], rows: Var, dtype: str) -> tuple[PrimFunc, list[Var]]:
+    """The kernel of the first rows of a stack, (rows of room, *element) to (rows, *element), and its sizes."""
+    source, result = _buffer("stack", list(stack), dtype), _buffer("rows", [rows, *stack[1:]], dtype)
+    body = _copy(tirx.buffer_data(result), tirx.buffer_data(source), rows * bytes_of(stack[1:], dtype))
+    attributes = {"tirx.is_scheduled": True, "tirx.noalias": True}
+    numbers = _sizes_of([source, result], body)
+    return _with_own_sizes([source, *numbers, result], body).with_attrs(attributes), numbers
+
+
+def _buffer(name: str, shape: Sequence[Expr], dtype: str) -> Expr:
+    return tirx.decl_buffer([index(each, "int64") if isinstance(each, int) else each for each in shape], dtype, name)
+
+
+def _with_own_sizes(params: Sequence[Var], body: Stmt) -> PrimFunc:
+    """A kernel whose symbolic sizes, which are parameters, are variables of its own."""
+    buffers = [each for each in params if tirx.is_buffer_var(each)]
+    own = {each: tirx.Var(str(each.name), "int64") for each in params if not tirx.is_buffer_var(each)}
+    for each in buffers:
+        own[each] = _buffer(str(each.name), [substitute(size, own) for size in each.ty.shape], dtype_of(each))
+    renamed = structural_map(body, (tvm.ir.Var, lambda variable: own.get(variable, variable)))
+    return tirx.PrimFunc([own[each] for each in params], renamed)
+
+
+def _sizes_of(buffers: Sequence[Expr], body: Stmt) -> list[Var]:
+    """The symbolic sizes that a kernel reads. It takes them as numbers: TVM reads none from a tensor of which a kernel
+    takes the address alone."""
+    read = dict.fromkeys(
+        size for buffer in buffers for each in buffer.ty.shape for size in tirx.analysis.undefined_vars(each)
+    )
+    read.update(dict.fromkeys(tirx.analysis.undefined_vars(body, list(buffers))))
+    return [each for each in read if not tirx.is_buffer_var(each)]
+
+
+def _written(steps: Sequence[Step]) -> Iterator[Tensor]:
+    """Every tensor that steps write, once."""
+    seen: dict[Tensor, None] = {}
+    for step in steps:
+        if isinstance(step, KernelCall):
+            seen.update(dict.fromkeys(step.results))
+        elif isinstance(step, Copy):
+            seen[step.result] = None
+        else:
+            for side in step.steps:
+                seen.update(dict.fromkeys(_written(side)))
+    return iter(seen)
+
+
+def _names(steps: Sequence[Step]) -> Iterator[str]:
+    for step in steps:
+        if isinstance(step, KernelCall):
+            yield step.name
+        elif isinstance(step, Branch):
+            for side in step.steps:
+                yield from _names(side)
+
+
+def _lifetimes(form: LoopForm) -> dict[Tensor, tuple[int, int]]:
+    """The first and the last of the steps that touch a tensor, branches one after the other."""
+    found: dict[Tensor, tuple[int, int]] = {}
+    time = 0
+
+    def touch(tensor: Tensor) -> None:
+        found[tensor] = (found.get(tensor, (time, 0))[0], time)
+
+    def walk(steps: Sequence[Step]) -> None:
+        nonlocal time
+        for step in steps:
+            time += 1
+            if isinstance(step, Branch):
+                touch(step.condition)
+                for side in step.steps:
+                    walk(side)
+                continue
+            reads = (
+                [step.source]
+                if isinstance(step, Copy)
+                else [each.tensor for each in step.operands if isinstance(each, View)]
+            )
+            writes = [step.result] if isinstance(step, Copy) else step.results
+            for each in (*reads, *writes):
+                touch(each)
+
+    walk(form.steps)
+    time += 1
+    for view in (*form.following, *form.elements, *([form.go] if form.go is not None else [])):
+        touch(view.tensor)
+    return found
