@@ -62,7 +62,10 @@ def build_module(
     precision = precision_of("float32" if is_language or options.precision is None else options.precision)
     language = None
     if is_language:
-        language = LanguageModelOptions(options.precision, sequences=options.sequences, cache=options.cache)
+        adapters = tuple(map(Path, options.adapters))
+        language = LanguageModelOptions(
+            options.precision, sequences=options.sequences, cache=options.cache, adapters=adapters
+        )
     importing = replace(ImportOptions.of(imports), language=language)
     chosen = _target_for(target, precision, options.threads)
     if options.calibration is not None:
@@ -85,6 +88,8 @@ def _check_language_options(options: CompileOptions, imports: ImportArguments, i
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
     if is_language and imports.get("capacity") is not None:
         raise OptionError("`capacity` does not apply to language models", "a session of theirs takes it")
+    if options.adapters and not is_language:
+        raise OptionError("`adapters` are for language models: a folder of transformers", "leave them out")
     if options.cache is not None and not is_language:
         raise OptionError("`cache` is an option of language models", "leave it out, or give a GGUF file or a folder")
 
@@ -115,7 +120,7 @@ def _calibrated(
         raise OptionError('`calibration` is for language models with precision="int4"', "leave it out")
     assert isinstance(source, str | Path)
     options.report("calibrate")
-    model = import_language_model(Path(source), LanguageModelOptions(captures=True))
+    model = import_language_model(Path(source), LanguageModelOptions(captures=True, adapters=language.adapters))
     tokens = calibration_tokens(text, model)
     whole = CompileOptions(threads=options.threads, records=options.records)
     module = _compiled(model, model_name(source), _target_for("host", "float32", options.threads), whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +52,7 @@ def compile(
     sequences: bool = False,
     cache: str | None = None,
     calibration: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
     dump: str | Path | None = None,
@@ -103,6 +104,8 @@ def compile(
             which has a scale for each head and row; None for float32 beside float32 weights and float16 beside others.
         calibration: a text file; the weights of a language model with `precision="int4"` are rounded so that its
             products change least on the first 4,096 tokens of the text (GPTQ).
+        adapters: folders of LoRA adapters as peft saves them, merged into the weights of a language model one after
+            another.
         threads: how many threads the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class CompileOptions:
     sequences: bool = False
     cache: str | None = None
     calibration: str | Path | None = None
+    adapters: Sequence[str | Path] = ()
     threads: int | None = None
     passes: Mapping[str, PassLike | None] | None = None
     dump: str | Path | None = None

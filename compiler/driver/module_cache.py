@@ -99,6 +99,10 @@ def key_of_call(
         settings = {each.name: getattr(options, each.name) for each in fields(options) if each.name != "progress"}
         if options.calibration is not None:
             settings["calibration"] = _digest(Path(options.calibration))
+        adapters = [_digest_of_model(each, limit) for each in options.adapters]
+        if None in adapters:
+            return None
+        settings["adapters"] = adapters
         parts = [model, target, _plain(settings), _plain(dict(imports)), _records(options.records), environment()]
     except (OSError, TypeError, ValueError):
         return None  # the compilation reports what is wrong with a file or an argument

@@ -112,6 +112,15 @@ class _Options:
             show_default=False,
         ),
     ] = None
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of a language model: a folder of a LoRA adapter, as peft saves it, that is merged into the weights. "
+            "Again for others.",
+            show_default=False,
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
@@ -173,6 +182,7 @@ def _compile(given: _Options, processing: dict[str, Any]) -> None:
             sequences=given.sequences,
             cache=given.cache,
             calibration=given.calibration,
+            adapters=given.adapter or (),
             threads=given.threads,
             passes=passes or None,
             dump=given.dump,

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import ml_dtypes  # noqa: F401  (numpy's types of 8 bits, by name)
 import numpy as np
 
-from compiler.errors import OptionError
 from compiler.frontends.gguf_blocks import read_gguf_blocks
 from compiler.frontends.llm.group_rounding import GROUP, best_scales, rounded_by_gptq
-from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Matrix
+from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Experts, Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.support.optional import optional_module
 
 _NUMBERS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _ROWS_AT_ONCE = 256  # what stays in the caches
 
 
-def packed(weight: Matrix, precision: str | None, gram: Array | None = None) -> BlockWeight:
-    """A weight in the form that kernels read; `precision` as of `LanguageModelOptions`, `gram` one of its `grams`.
+def packed(weight: Matrix, precision: str | None, gram: Array | None = None, *, vary: bool = False) -> BlockWeight:
+    """A weight in the form that kernels read.
 
-    Raises OptionError where quantized weights would be rounded once more.
+    Args:
+        weight: of any kind. Where kernels do not read its groups, which are no multiple of 4, it becomes float32.
+        precision: as of `LanguageModelOptions`; weights that are quantized already are quantized again.
+        gram: one of the options' `grams`.
+        vary: store the zero of each group even if all are equal.
     """
+    if weight.kind not in FLOAT_KINDS and (precision is not None or not _kernels_read(weight)):
+        weight = Matrix("F32", dequantized(weight), weight.depth)
     if weight.kind in FLOAT_KINDS:
         if precision == "int4" and gram is not None:
             integers, scales = rounded_by_gptq(np.asarray(weight.data, np.float32), gram)
@@ -27,23 +37,54 @@ def packed(weight: Matrix, precision: str | None, gram: Array | None = None) -> 
         if precision in ("int8", "int4"):
             return _rounded(weight.data, 8 if precision == "int8" else 4)
         return BlockWeight.of_floats(np.asarray(weight.data), precision or _NUMBERS[weight.kind])
-    if precision in ("int8", "int4"):
-        raise OptionError(
-            f"the weights are quantized already ({weight.kind}): rounding them again to {precision} would lose more",
-            "leave out the precision to keep them as they are",
-        )
-    if precision is not None:
-        return BlockWeight.of_floats(dequantized(weight), precision)
-    return read_gguf_blocks(weight.data, weight.kind, (weight.rows, weight.depth))
+    if weight.groups is None:
+        return read_gguf_blocks(weight.data, weight.kind, (weight.rows, weight.depth))
+    groups = weight.groups
+    if weight.kind in _FLOAT8:
+        found = BlockWeight.of_codes(weight.data, groups.scales, groups.size, _FLOAT8[weight.kind])
+    elif groups.table is not None:
+        found = BlockWeight.of_codes(weight.data, groups.scales, groups.size, groups.table.tolist())
+    else:
+        bits = int(weight.kind.removeprefix("INT"))
+        found = BlockWeight.of_integers(weight.data, groups.scales, groups.zeros, groups.size, bits, vary=vary)
+    return found if groups.order is None else replace(found, order=groups.order)
+
+
+def _kernels_read(weight: Matrix) -> bool:
+    """True if kernels read the groups of a weight: they are read in fours."""
+    return weight.groups is None or math.gcd(weight.groups.size, 4) == 4
+
+
+def packed_experts(experts: Experts, precision: str | None) -> BlockWeight:
+    """The weights of the experts of a mixture, one after another, in the form that kernels read."""
+    zeros = [each.groups.zeros for each in experts.weights if each.groups is not None and each.groups.zeros is not None]
+    vary = bool(zeros) and any(bool((each != zeros[0].flat[0]).any()) for each in zeros)
+    return BlockWeight.of_experts([packed(each, precision, vary=vary) for each in experts.weights])
 
 
 def dequantized(weight: Matrix) -> Array:
-    """The weight as float32: (rows, depth)."""
+    """The weight as float32: (rows, depth), in the order of the input's features."""
     if weight.kind in FLOAT_KINDS:
         return np.asarray(weight.data, np.float32)
-    gguf = optional_module("gguf", "generate", "reads GGUF files")
-    values: Array = gguf.dequantize(weight.data, gguf.GGMLQuantizationType[weight.kind])
-    return values
+    if weight.groups is None:
+        gguf = optional_module("gguf", "generate", "reads GGUF files")
+        blocks: Array = gguf.dequantize(weight.data, gguf.GGMLQuantizationType[weight.kind])
+        return blocks
+    groups, values = weight.groups, weight.data
+    if weight.kind in _FLOAT8:
+        values = values.view(_FLOAT8[weight.kind]).astype(np.float32)
+    elif groups.table is not None:
+        values = groups.table[values]
+    each = np.minimum(np.arange(weight.depth) // groups.size, groups.scales.shape[1] - 1)
+    result = values.astype(np.float32)
+    if groups.zeros is not None:
+        result -= groups.zeros.astype(np.float32)[:, each]
+    result *= groups.scales.astype(np.float32)[:, each]
+    if groups.order is None:
+        return result
+    ordered = np.empty_like(result)
+    ordered[:, groups.order] = result
+    return ordered
 
 
 def _rounded(values: Array, bits: int) -> BlockWeight:

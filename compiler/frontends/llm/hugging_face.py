@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from compiler.errors import OptionError
+from compiler.frontends.llm.adapters import AdaptedReader, Adapter
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder_config import decoder_config
 from compiler.frontends.llm.families import FAMILIES
 from compiler.frontends.llm.names import Names
+from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
+from compiler.frontends.llm.quantized.folder import open_folder
+from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.settings import Settings
-from compiler.frontends.llm.weights import Checkpoint
+from compiler.frontends.llm.weights import Checkpoint, Reader
 
 
 def model_type(folder: Path) -> str:
@@ -22,12 +25,12 @@ def model_type(folder: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
-    """The configuration, names and weights of a folder.
+def read_hugging_face(folder: Path, options: LanguageModelOptions) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
+    """The configuration, names and weights of a folder, with the adapters that the options name.
 
     Raises:
         StorageError: a file is missing.
-        InvalidModelError: a file is damaged, or config.json is not complete.
+        InvalidModelError: a file is damaged, config.json is not complete, or an adapter belongs to another model.
         OptionError: the type of the model, or a setting of it, is not supported.
     """
     path = folder / "config.json"
@@ -40,21 +43,21 @@ def read_hugging_face(folder: Path) -> tuple[DecoderConfig, Names, Storage, Chec
             f"supported: {', '.join(sorted(FAMILIES))}; for others install 'tensorwright[torch]' and transformers: its"
             " own code is captured then",
         )
-    quantized = values.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise OptionError(
-            f"{path}: the weights are quantized ({str(method)[:80]})",
-            "give the model in float16, bfloat16 or float32, or a GGUF file",
-        )
     settings = Settings(values, path, family.defaults, family.aliases)
     config = decoder_config(settings, str(kind), family)
     tied = True if settings.flag("tie_word_embeddings") else None
-    checkpoint = Checkpoint(SafetensorsFolder(folder), str(folder))
+    checkpoint = Checkpoint(_weights(folder, options), str(folder))
     checkpoint.ignore_suffixes(family.unused)
     names = family.names(settings) if callable(family.names) else family.names
     storage = family.storage(settings) if callable(family.storage) else family.storage
     return config, _names(names, checkpoint), replace(storage, tied=tied), checkpoint
+
+
+def _weights(folder: Path, options: LanguageModelOptions) -> Reader:
+    weights = open_folder(folder)
+    if not options.adapters:
+        return weights
+    return AdaptedReader(weights, [Adapter(each) for each in options.adapters], rounds=options.precision is not None)
 
 
 def _names(names: Names, checkpoint: Checkpoint) -> Names:

@@ -14,7 +14,7 @@ from compiler.artifact.language_model import (
     ImagePreparation,
     LanguageModelDescription,
 )
-from compiler.errors import InvalidModelError
+from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import (
     ImportedModel,
     IndexRequirement,
@@ -70,6 +70,11 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
 
 
 def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
+    if options.adapters and (not path.is_dir() or is_genai_folder(path) or model_type(path) not in FAMILIES):
+        raise OptionError(
+            f"{path}: adapters are for folders of transformers, of the types {', '.join(sorted(FAMILIES))}",
+            "merge them with peft (merge_and_unload), and give the folder that it saves",
+        )
     if is_genai_folder(path):
         return _genai(path, options)
     if path.is_dir():
@@ -78,7 +83,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
             return _pair(path, options)
         if kind not in FAMILIES and is_available():
             return _captured(path, options)
-        config, names, storage, checkpoint = read_hugging_face(path)
+        config, names, storage, checkpoint = read_hugging_face(path, options)
         files = read_tokenizer_files(path)
     else:
         gguf = GgufFile(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from compiler.errors import OptionError
 from compiler.frontends.llm.weights import Array
@@ -27,6 +28,7 @@ class LanguageModelOptions:
             and float16 beside narrower ones. It is read whole for each token. "int8" has a scale for each head and row.
         sequences: build the module for several sequences a run, for `compiler.generation.Scheduler` and for speculative
             decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
+        adapters: folders of LoRA adapters of peft that are merged into the weights, one after another.
         captures: return the operand of each product of the layers as well, for `grams`.
         grams: of each of these operands the sum of x xᵀ over its rows x, which "int4" rounds weights by (GPTQ).
     """
@@ -36,6 +38,7 @@ class LanguageModelOptions:
     all_logits: bool = False
     cache: str | None = None
     sequences: bool = False
+    adapters: tuple[Path, ...] = ()
     captures: bool = False
     grams: tuple[Array, ...] = field(default=(), repr=False, compare=False)
 

@@ -186,7 +186,8 @@ class Parameters:
         width, depth = config.intermediate, self._config.hidden
         fused = self._names.of(layer, "expert_gate_up")
         if fused is not None and self._checkpoint.has(f"{fused}.weight"):
-            whole = Experts(self._checkpoint.stack(f"{fused}.weight", config.count, 2 * width, depth), config.count)
+            stack = self._checkpoint.stack(f"{fused}.weight", config.count, 2 * width, depth)
+            whole = Experts.of_stack(stack, config.count)
             return [whole.part(0, width), whole.part(width, 2 * width)]
         return [self._experts(layer, role, config, width, depth) for role in ("expert_gate", "expert_up")]
 
@@ -214,9 +215,9 @@ class Parameters:
         name = self._names.of(layer, role)
         assert name is not None
         if "{expert}" not in name:
-            return Experts(self._checkpoint.stack(f"{name}.weight", config.count, rows, depth), config.count)
+            return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", config.count, rows, depth), config.count)
         each = [f"{name.format(expert=expert)}.weight" for expert in range(config.count)]
-        return Experts.of([self._checkpoint.matrix(one, rows, depth) for one in each])
+        return Experts(tuple(self._checkpoint.matrix(one, rows, depth) for one in each))
 
     def _parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
         """Products of their own, or the parts of one."""

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from compiler.frontends.llm.blocks import packed
+from compiler.frontends.llm.blocks import packed, packed_experts
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.weights import Experts, Linear, Matrix, joined, joined_experts, stacked, stacked_experts
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows, gated_product, gates
@@ -102,7 +102,7 @@ class Products:
         results: list[Expr] = []
         for run in stacked_experts(parts):
             whole = joined_experts(run)
-            weight = packed(whole.padded(), self._options.precision)
+            weight = packed_experts(whole, self._options.precision)
             activations = self._options.activations
             slots = x if of_slots else expert_rows(self._builder, x, routing, weight, activations)
             found = expert_product(self._builder, slots, weight, whole.rows, routing.experts, activations)

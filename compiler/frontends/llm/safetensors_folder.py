@@ -24,6 +24,16 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "BF16": ("BF16", ml_dtypes.bfloat16),
     "F64": ("F32", np.float64),
 }
+_OTHERS: dict[str, Any] = {  # of quantized weights
+    "I8": np.int8,
+    "U8": np.uint8,
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I64": np.int64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+}
 
 
 @dataclass(frozen=True)
@@ -45,23 +55,43 @@ class _Entry:
     def fits(self, least: int, most: int) -> bool:
         """True if it lies in these bytes of the file, and is as long as its shape says."""
         inside = least <= self.start <= self.end <= most and all(0 <= size <= most for size in self.shape)
-        if self.dtype not in _TYPES:
-            return inside
-        return inside and self.end - self.start == math.prod(self.shape) * np.dtype(_TYPES[self.dtype][1]).itemsize
+        dtype = self.numpy
+        return inside and (dtype is None or self.end - self.start == math.prod(self.shape) * dtype.itemsize)
+
+    @property
+    def numpy(self) -> np.dtype[Any] | None:
+        """The element type of numpy; None where it has no such type."""
+        if self.dtype in _TYPES:
+            return np.dtype(_TYPES[self.dtype][1])
+        return np.dtype(_OTHERS[self.dtype]) if self.dtype in _OTHERS else None
+
+    def mapped(self) -> Array:
+        """The tensor, mapped; of a type that numpy has."""
+        dtype = self.numpy
+        assert dtype is not None
+        if self.start == self.end:
+            return np.empty(self.shape, dtype)
+        raw = np.memmap(self.path, np.uint8, "r", self.start, (self.end - self.start,))
+        return raw.view(dtype).reshape(self.shape)
 
 
 class SafetensorsFolder:
     """The tensors of a folder by name (a `Reader`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, single: str = _SINGLE) -> None:
         """Open the files.
+
+        Args:
+            folder: that holds them.
+            single: the name of the file, where there is no index.
 
         Raises:
             StorageError: a file is missing or cannot be read.
             InvalidModelError: a file is truncated or damaged, or lacks a tensor that the index names.
         """
+        self.origin = str(folder)
         self._entries: dict[str, _Entry] = {}
-        for path, names in _files(folder).items():
+        for path, names in _files(folder, single).items():
             found = _header(path)
             missing = sorted(set(names or ()) - set(found))
             if missing:
@@ -92,19 +122,33 @@ class SafetensorsFolder:
         """A tensor as float32."""
         return self._read(name)[1].astype(np.float32)
 
+    def dtype(self, name: str) -> str:
+        """The element type by numpy's name, or by that of the file where numpy has none."""
+        entry = self._entries[name]
+        return entry.dtype if entry.numpy is None else str(entry.numpy)
+
+    def stored(self, name: str) -> Array:
+        """A tensor of any type as it is stored, mapped. Raises OptionError for a type that numpy has not."""
+        entry = self._entries[name]
+        if entry.numpy is None:
+            raise _unsupported(name, entry, (*_TYPES, *_OTHERS))
+        return entry.mapped()
+
     def _read(self, name: str) -> tuple[str, Array]:
         entry = self._entries[name]
         if entry.dtype not in _TYPES:
-            raise OptionError(
-                f"{entry.path}: tensor {name!r} has element type {entry.dtype}, which is not supported",
-                f"supported: {', '.join(_TYPES)}; dequantize the checkpoint first",
-            )
-        kind, dtype = _TYPES[entry.dtype]
-        raw = np.memmap(entry.path, np.uint8, "r", entry.start, (entry.end - entry.start,))
-        return kind, raw.view(dtype).reshape(entry.shape)
+            raise _unsupported(name, entry, tuple(_TYPES))
+        return _TYPES[entry.dtype][0], entry.mapped()
 
 
-def _files(folder: Path) -> dict[Path, list[str] | None]:
+def _unsupported(name: str, entry: _Entry, supported: tuple[str, ...]) -> OptionError:
+    return OptionError(
+        f"{entry.path}: tensor {name!r} has element type {entry.dtype}, which is not supported",
+        f"supported: {', '.join(supported)}; of quantized weights config.json says how, in 'quantization_config'",
+    )
+
+
+def _files(folder: Path, single: str) -> dict[Path, list[str] | None]:
     """The files, with the names that an index says each holds."""
     index = folder / _INDEX
     if index.exists():
@@ -125,13 +169,12 @@ def _files(folder: Path) -> dict[Path, list[str] | None]:
                 "download them as well",
             )
         return files
-    single = folder / _SINGLE
-    if not single.exists():
+    if not (folder / single).exists():
         raise StorageError(
-            f"{folder} holds no weights: neither {_SINGLE} nor {_INDEX}",
+            f"{folder} holds no weights: neither {single} nor {_INDEX}",
             "save the model with save_pretrained(folder), which writes safetensors",
         )
-    return {single: None}
+    return {folder / single: None}
 
 
 def _is_file_name(name: str) -> bool:

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from compiler.errors import InvalidModelError
+from compiler.errors import InvalidModelError, OptionError
 
 Array = np.ndarray
 FLOAT_KINDS = ("F32", "F16", "BF16")
-_PANEL = 32  # rows that kernels read together
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Numbers of the groups of a quantized weight: w = scale * (value - zero).
+
+    Attributes:
+        size: neighbours along the depth that share a scale; the last group may be shorter.
+        scales: float (rows, groups).
+        zeros: integers (rows, groups); None for 0.
+        order: int64 (depth,), the feature of the input that each place of the depth belongs to (GPTQ's act-order); None
+            where they are in order.
+        table: float32 (2**bits,), the values that integers stand for; None where they stand for themselves.
+    """
+
+    size: int
+    scales: Array
+    zeros: Array | None = None
+    order: Array | None = None
+    table: Array | None = None
+
+    def fits(self, other: Groups) -> bool:
+        """True if rows of the two can be those of one weight."""
+        return (
+            self.size == other.size
+            and (self.zeros is None) == (other.zeros is None)
+            and _equal(self.order, other.order)
+            and _equal(self.table, other.table)
+        )
+
+
+def _equal(one: Array | None, other: Array | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
 @dataclass(frozen=True)
@@ -20,14 +53,18 @@ class Matrix:
     """The weight of a product or a look-up table: (rows, depth).
 
     Attributes:
-        kind: the element type as GGUF names it: "F32", "F16", "BF16", or blocks along the depth: "Q4_0", "Q6_K", ...
-        data: (rows, depth) of float32, float16 or ml_dtypes.bfloat16; of blocks uint8 (rows, bytes of a row).
+        kind: the element type as GGUF names it: "F32", "F16", "BF16", or blocks along the depth: "Q4_0", "Q6_K", ...;
+            with `groups` "INT2" to "INT8", "F8_E4M3" or "F8_E5M2".
+        data: (rows, depth) of float32, float16 or ml_dtypes.bfloat16; of blocks uint8 (rows, bytes of a row); with
+            groups uint8 or int8 (rows, depth), a byte an element.
         depth: elements of a row.
+        groups: scales of a weight that is quantized otherwise than GGUF's blocks.
     """
 
     kind: str
     data: Array
     depth: int
+    groups: Groups | None = None
 
     @property
     def rows(self) -> int:
@@ -35,13 +72,36 @@ class Matrix:
         return len(self.data)
 
     def transposed(self) -> Matrix:
-        """Transposed; of weights that are not in blocks."""
-        assert self.kind in FLOAT_KINDS
+        """Transposed. Raises OptionError for quantized weights."""
+        if self.kind not in FLOAT_KINDS:
+            raise OptionError("quantized weights that are stored as (depth, rows), as GPT-2's, are not supported")
         return Matrix(self.kind, np.ascontiguousarray(self.data.T), self.rows)
 
     def taken(self, rows: Array | slice) -> Matrix:
         """These rows, in this order."""
-        return Matrix(self.kind, self.data[rows], self.depth)
+        return Matrix._merged([self], lambda arrays: arrays[0][rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Matrix]) -> Matrix:
+        """The rows of all parts, one after another; each stacks on the others."""
+        return parts[0] if len(parts) == 1 else Matrix._merged(parts, np.concatenate)
+
+    @staticmethod
+    def _merged(parts: Sequence[Matrix], merge: Callable[[list[Array]], Array]) -> Matrix:
+        """The same change of the rows of all arrays."""
+        first, groups = parts[0], [part.groups for part in parts if part.groups is not None]
+        merged = None
+        if groups:
+            zeros = [each.zeros for each in groups if each.zeros is not None]
+            scales = merge([each.scales for each in groups])
+            merged = replace(groups[0], scales=scales, zeros=merge(zeros) if zeros else None)
+        return Matrix(first.kind, merge([part.data for part in parts]), first.depth, merged)
+
+    def stacks_on(self, other: Matrix) -> bool:
+        """True if rows of the two can be those of one weight."""
+        if self.groups is None or other.groups is None:
+            return self.kind == other.kind and self.groups is other.groups
+        return self.kind == other.kind and self.groups.fits(other.groups)
 
 
 @dataclass(frozen=True)
@@ -65,58 +125,51 @@ class Linear:
 
 @dataclass(frozen=True)
 class Experts:
-    """The weights of one product of all experts of a mixture: `count` times `rows` rows, one expert after another."""
+    """The weights of one product of all experts of a mixture, those of each expert apart: (rows, depth)."""
 
-    weight: Matrix
-    count: int
+    weights: tuple[Matrix, ...]
 
     @property
     def rows(self) -> int:
         """How many rows one expert has."""
-        return self.weight.rows // self.count
+        return self.weights[0].rows
 
     @staticmethod
-    def of(parts: Sequence[Matrix]) -> Experts:
-        """The weights of each expert, all of one kind and shape."""
-        first = parts[0]
-        return Experts(Matrix(first.kind, np.concatenate([part.data for part in parts]), first.depth), len(parts))
+    def of_stack(stack: Matrix, count: int) -> Experts:
+        """The weights of a tensor that holds one expert after another."""
+        rows = stack.rows // count
+        return Experts(tuple(stack.taken(slice(at * rows, (at + 1) * rows)) for at in range(count)))
 
     def part(self, start: int, end: int) -> Experts:
         """These rows of each expert."""
-        each = self._each()[:, start:end]
-        return Experts(Matrix(self.weight.kind, each.reshape(-1, each.shape[-1]), self.weight.depth), self.count)
-
-    def padded(self) -> Matrix:
-        """With rows of zeros, so that each expert has whole panels of 32 rows."""
-        missing = -self.rows % _PANEL
-        if not missing:
-            return self.weight
-        zeros = np.zeros((self.count, missing, self.weight.data.shape[1]), self.weight.data.dtype)
-        data = np.concatenate([self._each(), zeros], axis=1).reshape(-1, zeros.shape[-1])
-        return Matrix(self.weight.kind, data, self.weight.depth)
-
-    def _each(self) -> Array:
-        return self.weight.data.reshape(self.count, self.rows, -1)
+        return Experts(tuple(each.taken(slice(start, end)) for each in self.weights))
 
 
 def stacked_experts(parts: Sequence[Experts]) -> list[list[Experts]]:
     """Parts in runs that can be one product."""
-    runs: list[list[Experts]] = []
-    for part in parts:
-        if runs and runs[-1][-1].weight.kind == part.weight.kind:
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs
+
+    def fits(part: Experts, last: Experts) -> bool:
+        return all(each.stacks_on(before) for each, before in zip(part.weights, last.weights, strict=True))
+
+    return _runs(parts, fits)
 
 
 def joined_experts(run: Sequence[Experts]) -> Experts:
     """One product whose outputs are those of the parts, one after another, in each expert."""
-    first = run[0]
     if len(run) == 1:
-        return first
-    data = np.concatenate([part._each() for part in run], axis=1)
-    return Experts(Matrix(first.weight.kind, data.reshape(-1, data.shape[-1]), first.weight.depth), first.count)
+        return run[0]
+    return Experts(tuple(Matrix.joined(each) for each in zip(*(part.weights for part in run), strict=True)))
+
+
+def _runs(parts: Sequence[Part], fits: Callable[[Part, Part], bool]) -> list[list[Part]]:
+    """Parts in runs, each of which fits the one before it."""
+    runs: list[list[Part]] = []
+    for part in parts:
+        if runs and fits(part, runs[-1][-1]):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
 
 
 class Reader(Protocol):
@@ -206,26 +259,23 @@ class Checkpoint:
 
 
 def stacked(parts: Sequence[Linear]) -> list[list[Linear]]:
-    """Parts in runs that can be one product: their weights have one kind, and all or none have a bias or a scale."""
+    """Parts in runs that can be one product: their weights stack, and all or none have a bias or a scale."""
 
-    def form(part: Linear) -> tuple[str, bool, bool]:
-        return part.weight.kind, part.bias is None, part.scale is None
+    def fits(part: Linear, last: Linear) -> bool:
+        alike = (part.bias is None, part.scale is None) == (last.bias is None, last.scale is None)
+        return alike and part.weight.stacks_on(last.weight)
 
-    runs: list[list[Linear]] = []
-    for part in parts:
-        if runs and form(runs[-1][-1]) == form(part):
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs
+    return _runs(parts, fits)
 
 
 def joined(run: Sequence[Linear]) -> Linear:
     """One product whose outputs are those of the parts, one after another."""
     if len(run) == 1:
         return run[0]
-    first = run[0].weight
-    weight = Matrix(first.kind, np.concatenate([part.weight.data for part in run]), first.depth)
     biases = [part.bias for part in run if part.bias is not None]
     scales = [part.scale for part in run if part.scale is not None]
-    return Linear(weight, np.concatenate(biases) if biases else None, np.concatenate(scales) if scales else None)
+    return Linear(
+        Matrix.joined([part.weight for part in run]),
+        np.concatenate(biases) if biases else None,
+        np.concatenate(scales) if scales else None,
+    )

@@ -8,7 +8,7 @@ with exactly the numbers of the blocks, but for many rows on processors with AMX
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,12 +39,15 @@ class BlockWeight:
     Attributes:
         layout: how its elements are stored.
         arrays: what `layout.arrays` names, packed.
+        order: int64 (depth,), the feature of the input that each place of the depth belongs to; None in order. Of
+            experts (experts, depth).
     """
 
     layout: BlockFormat
     columns: int
     depth: int
     arrays: tuple[Array, ...]
+    order: Array | None = None
     _constants: list[Expr] = field(default_factory=list, repr=False)
 
     @staticmethod
@@ -73,7 +76,9 @@ class BlockWeight:
         return BlockWeight(layout, columns, depth, tuple(arrays))
 
     @staticmethod
-    def of_integers(values: Array, scales: Array, zeros: Array | None, group: int, bits: int) -> BlockWeight:
+    def of_integers(
+        values: Array, scales: Array, zeros: Array | None, group: int, bits: int, *, vary: bool = False
+    ) -> BlockWeight:
         """A weight scale * (q - zero).
 
         Args:
@@ -82,25 +87,45 @@ class BlockWeight:
             zeros: integers of the type of `values`, (columns, groups) or (1, 1); None for 0.
             group: how many neighbours along the depth share a scale.
             bits: of the integers, 1 to 8.
+            vary: store a zero for each group even if all are equal.
         """
         zero = np.zeros((1, 1), np.int16) if zeros is None else zeros.astype(np.int16)
         if values.dtype == np.int8:
             middle = 1 << (bits - 1)
             values, zero = (values.astype(np.int16) + middle).astype(np.uint8), zero + middle
-        scales = _exact_half(scales)
-        # Groups beyond a step are read a step at a time, so they are whole steps or fit one.
-        unit = group if 32 % group == 0 or group % 32 == 0 else int(np.gcd(group, 32))
-        if unit % 4:
-            raise ValueError(f"groups of {group} neighbours are not supported: they have to be a multiple of 4")
-        if unit != group:
-            groups = -(-values.shape[1] // unit)
-            scales = np.repeat(scales, group // unit, 1)[:, :groups]
-            zero = zero if zero.size == 1 else np.repeat(zero, group // unit, 1)[:, :groups]
-        same = bool((zero == zero.flat[0]).all())
+        unit, (scales, zero) = _readable_groups(values.shape[1], group, [_exact_half(scales), zero])
+        same = not vary and bool((zero == zero.flat[0]).all())
         if not same and (int(zero.min()) < 0 or int(zero.max()) > 255):
             raise ValueError("zero points have to lie in the range of their integers")
         layout = BlockFormat(bits, unit, zero=int(zero.flat[0]) if same else 0, zeros=not same)
+        zero = np.broadcast_to(zero, scales.shape)
         return BlockWeight.of_blocks(layout, values, {"scale": scales, "zeros": zero.astype(np.uint8)})
+
+    @staticmethod
+    def of_codes(values: Array, scales: Array, group: int, code: str | Sequence[float]) -> BlockWeight:
+        """A weight scale * number(q).
+
+        Args:
+            values: uint8 (columns, depth).
+            scales: float16 or float32 (columns, groups).
+            group: as of `of_integers`.
+            code: the numbers that 0, 1, ... stand for, or one of `FLOATS_OF_8_BITS`, whose bits the values are.
+        """
+        unit, (scales,) = _readable_groups(values.shape[1], group, [_exact_half(scales)])
+        if isinstance(code, str):
+            layout = BlockFormat(8, unit, float8=code)
+        else:
+            layout = BlockFormat((len(code) - 1).bit_length(), unit, table=tuple(map(float, code)))
+        return BlockWeight.of_blocks(layout, values, {"scale": scales})
+
+    @staticmethod
+    def of_experts(weights: Sequence[BlockWeight]) -> BlockWeight:
+        """The weights of experts, of one format and shape, as one: each has whole panels, filled up with zeros."""
+        first = weights[0]
+        columns = -(-first.columns // PANEL) * PANEL
+        whole = BlockWeight.stacked([replace(each, columns=columns, order=None) for each in weights])
+        orders = [each.order for each in weights if each.order is not None]
+        return replace(whole, order=np.stack(orders)) if orders else whole
 
     @staticmethod
     def of_floats(values: Array, numbers: str) -> BlockWeight:
@@ -225,9 +250,11 @@ def gated_product(builder: relax.BlockBuilder, data: Expr, weights: tuple[BlockW
 
 
 def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, activations: str) -> Expr:
-    """Data (..., depth) as products with a weight read them: rounded in units for "int8" and integer weights, emitted;
-    else as they are."""
-    if activations != "int8" or weight.layout.numbers:
+    """Data (..., depth) as products with a weight read them: in its order, and rounded in units for "int8" and integer
+    weights, emitted."""
+    if weight.order is not None and weight.order.ndim == 1:
+        data = builder.emit(relax.op.take(data, as_constant(weight.order), axis=data.ty.ndim - 1))
+    if activations != "int8" or not weight.layout.is_integer:
         return data
     units = weight.layout.padded_depth(weight.depth) // weight.layout.unit
     return builder.emit(
@@ -245,10 +272,23 @@ def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, a
 def block_rows(builder: relax.BlockBuilder, places: Expr, weight: BlockWeight) -> Expr:
     """Rows of an embedding (columns, depth), emitted: float32 (..., depth) for int32 or int64 places (...).
 
-    Places outside [0, columns) are clamped.
+    Places outside [0, columns) are clamped. Raises ValueError for a weight with an order of its own.
     """
+    if weight.order is not None:
+        raise ValueError("the rows of an embedding have no order of their own")
     call = builder.call_te(block_take, places, *weight.constants(), **weight.form, primfunc_name_hint="block_take")
     return builder.emit(call)
+
+
+def _readable_groups(depth: int, group: int, numbers: Sequence[Array]) -> tuple[int, list[Array]]:
+    """The size of groups that kernels read, and their numbers: groups beyond a step are whole steps, or fit one."""
+    unit = group if 32 % group == 0 or group % 32 == 0 else int(np.gcd(group, 32))
+    if unit % 4:
+        raise ValueError(f"groups of {group} neighbours are not supported: they have to be a multiple of 4")
+    if unit == group:
+        return unit, list(numbers)
+    groups = -(-depth // unit)
+    return unit, [each if each.size == 1 else np.repeat(each, group // unit, 1)[:, :groups] for each in numbers]
 
 
 def _exact_half(scales: Array) -> Array:

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.passes.rewriting.block_weights import BlockWeight, rounded_rows
 from compiler.passes.rewriting.graph import Expr
-from compiler.passes.rewriting.matching import Array
+from compiler.passes.rewriting.matching import Array, as_constant
 from schedules.matmul.blocks.expressions import expert_matmul
 from schedules.matmul.blocks.layout import PANEL
 from schedules.matmul.pack import FUSABLE
@@ -77,6 +77,8 @@ def expert_product(
     each = -(-columns // PANEL) * PANEL
     if weight.columns % each:
         raise ValueError(f"{weight.columns} columns are no whole number of experts of {each}")
+    if weight.order is not None:
+        data = _ordered(builder, data, weight.order, experts)
     if str(data.ty.dtype) != "int32":
         data = rounded_rows(builder, data, weight, activations)
     form = {**weight.form, "columns": columns}
@@ -104,8 +106,20 @@ def padded_experts(values: Array) -> Array:
 def expert_rows(
     builder: relax.BlockBuilder, data: Expr, routing: Routing, weight: BlockWeight, activations: str
 ) -> Expr:
-    """Rows (rows, depth) as slots, rounded as products with a weight read them."""
-    return builder.emit(R.take(rounded_rows(builder, data, weight, activations), routing.rows, axis=0))
+    """Rows (rows, depth) as slots, rounded as products with a weight read them, but of experts with orders of their
+    own, whose products round them."""
+    if weight.order is None:
+        data = rounded_rows(builder, data, weight, activations)
+    return builder.emit(R.take(data, routing.rows, axis=0))
+
+
+def _ordered(builder: relax.BlockBuilder, data: Expr, order: Array, experts: Expr) -> Expr:
+    """Data (slots, depth), each in the order of its expert."""
+
+    def compute(rows: te.Tensor, orders: te.Tensor, chosen: te.Tensor) -> te.Tensor:
+        return te.compute(rows.shape, lambda slot, at: rows[slot, orders[chosen[slot], at]], name="ordered")
+
+    return builder.emit_te(compute, data, as_constant(order), experts, primfunc_name_hint="in_order_of_experts")
 
 
 def scores_of_chosen(builder: relax.BlockBuilder, scores: Expr, routing: Routing) -> Expr:

@@ -5,7 +5,7 @@ They say what is computed, on any target; `schedules.matmul.blocks.rule` writes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND, SPEC
@@ -41,6 +41,27 @@ def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lan
     return value
 
 
+def number_of(value: Expr, layout: BlockFormat) -> Expr:
+    """The float32 that an integer of a format with `float8` or a table stands for."""
+    if layout.table:
+        return _chosen(value, layout.table)
+    # The exponent and the fraction at their place in a float32 are the number times a power of two, subnormal or not.
+    fraction, bias = (20, 120) if layout.float8 == "float8_e4m3fn" else (21, 112)
+    bits = (value & int32(0x7F)) << int32(fraction) | (value & int32(0x80)) << int32(24)
+    return tirx.reinterpret("float32", bits) * tirx.const(2.0**bias, "float32")
+
+
+def _chosen(value: Expr, table: Sequence[float]) -> Expr:
+    """The entry of a table of a power of two, chosen bit by bit from the lowest on."""
+    rows = [tirx.const(each, "float32") for each in table]
+    bit = 0
+    while len(rows) > 1:
+        is_set = tirx.NE(value & int32(1 << bit), int32(0))
+        rows = [tirx.Select(is_set, odd, even) for even, odd in zip(rows[::2], rows[1::2], strict=True)]
+        bit += 1
+    return rows[0]
+
+
 def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
     """The float32 of the plain number at place k of the depth."""
     if layout.bits == 32:
@@ -66,6 +87,8 @@ def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Expr, panel: E
         high = number(arrays[name](panel, tirx.floordiv(group, layout.super_groups), lane), "float32")
         return high * tirx.Cast("float32", arrays[f"{name}_integers"](panel, group, lane))
 
+    if not layout.is_integer:
+        return of_group("scale") * number_of(value, layout)
     value = value - int32(layout.zero)
     if layout.zeros:
         value = value - tirx.Cast("int32", arrays["zeros"](panel, group, lane))

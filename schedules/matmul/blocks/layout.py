@@ -14,7 +14,8 @@ the dot product of bytes reads. Places beyond the depth and columns beyond the l
     numbers of groups: (panels, groups, 32)
 
 A scale is one number or, with `super_groups` groups to a number of their own, that number times an integer; so is a
-minimum. Weights of 16 or 32 bits are the numbers themselves, `32 / bits` neighbours a word, and have no groups.
+minimum. In place of themselves, the integers may stand for numbers: those of a table, or floats of 8 bits. Weights of
+16 or 32 bits are the numbers themselves, `32 / bits` neighbours a word, and have no groups.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PANEL = 32  # columns
 STEP = 32  # neighbours along the depth that a step of the kernels takes
 QUAD = 4  # bytes of a word
 FLOATS = ("bfloat16", "float16", "float32")
+FLOATS_OF_8_BITS = ("float8_e4m3fn", "float8_e5m2")
 _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
@@ -45,6 +47,8 @@ class BlockFormat:
         super_groups: how many groups share a number that their integer scales and minimums are multiplied with; 0
             where scales and minimums are plain numbers.
         numbers: the type of plain numbers: "bfloat16", "float16", "float32"; "" for integers.
+        float8: the type of floats whose bits the integers are, one of `FLOATS_OF_8_BITS`; "" for integers.
+        table: the numbers that the integers 0, 1, ... stand for, 2**bits of them; empty where they are integers.
     """
 
     bits: int
@@ -54,6 +58,8 @@ class BlockFormat:
     minimum: bool = False
     super_groups: int = 0
     numbers: str = ""
+    float8: str = ""
+    table: tuple[float, ...] = ()
 
     def text(self) -> str:
         """The format as JSON, for annotations."""
@@ -62,7 +68,13 @@ class BlockFormat:
     @staticmethod
     def of_text(text: str) -> BlockFormat:
         """The format that `text` describes."""
-        return BlockFormat(**json.loads(text))
+        fields = json.loads(text)
+        return BlockFormat(**{**fields, "table": tuple(fields["table"])})
+
+    @property
+    def is_integer(self) -> bool:
+        """True if the elements are integers times a scale, which dot products of bytes multiply."""
+        return not (self.numbers or self.float8 or self.table)
 
     @property
     def planes(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from schedules.ir.expression import index, substitute
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
+from schedules.matmul.blocks.expressions import number_of
 from schedules.matmul.blocks.layout import PANEL, QUAD, STEP, BlockFormat
 from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
 from schedules.matmul.form import MatmulForm
@@ -276,8 +277,9 @@ class BlockWriter(WriterOfParts[Parts]):
         for k in range(count):
 
             def add(i: int, at: Expr, lane: Expr, k: int = k) -> Expr:
-                weight = self._bits(place, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
-                return sums.sum(i, at) + self._data(place, i, first + k) * tirx.Cast("float32", weight)
+                value = self._bits(place, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
+                weight = tirx.Cast("float32", value) if self.layout.is_integer else number_of(value, self.layout)
+                return sums.sum(i, at) + self._data(place, i, first + k) * weight
 
             code += sums.stores(add)
         return code

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from compiler.errors import InvalidModelError
+from compiler.frontends.llm import LanguageModelOptions
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
@@ -39,7 +40,7 @@ KINDS = {
 def test_a_file_holds_what_the_folder_does(family: str, tmp_path: Path) -> None:
     save_model(family, tmp_path, num_hidden_layers=1)
     path = write_gpt_gguf(tmp_path / "model.gguf", tmp_path, KINDS[family], sizes_of(tmp_path))
-    config, names, storage, checkpoint = read_hugging_face(tmp_path)
+    config, names, storage, checkpoint = read_hugging_face(tmp_path, LanguageModelOptions())
     written, names_in_file, storage_in_file, file = read_gguf(GgufFile(path))
     kept = replace(
         config,

@@ -1,0 +1,226 @@
+"""LoRA adapters as peft saves them, merged into the weights of a model: w + scale * b @ a.
+
+The layout is that of https://huggingface.co/docs/peft/developer_guides/checkpoint; the formulas are those of LoRA
+(Hu et al., 2021), of rsLoRA (Kalajdzievski, 2023) and of DoRA (Liu et al., 2024).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
+from compiler.frontends.llm.settings import Settings
+from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Matrix, Reader
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
+_MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+# Settings that change what the numbers mean, and the values with which they do not.
+_REFUSED = {
+    "layer_replication": "layers that are there several times",
+    "trainable_token_indices": "tokens that are trained by themselves",
+    "target_parameters": "adapters of parameters that are no layers",
+    "lora_bias": "biases of the second product",
+    "alora_invocation_tokens": "adapters that begin within a text (aLoRA)",
+    "use_qalora": "QALoRA",
+    "arrow_config": "routed adapters (Arrow)",
+}
+# Their adapters belong to base weights that were changed when the training began.
+_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class Adapter:
+    """One adapter: by the names of the weights that it changes, what it changes them to."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder of peft.
+
+        Raises:
+            StorageError: a file is missing or cannot be read.
+            InvalidModelError: a file is damaged, or a tensor has no partner.
+            OptionError: it is no LoRA adapter, or has settings that are not supported.
+        """
+        self.origin = str(folder)
+        self._settings = Settings(read_json(folder / _CONFIG), folder / _CONFIG, {})
+        self._check_settings()
+        self._tensors = SafetensorsFolder(folder, _WEIGHTS)
+        names = {name.removeprefix(_PREFIX): name for name in self._tensors.names}
+        self._stored: dict[str, str] = {}  # without the prefix -> as it is in the file
+        self.targets: set[str] = set()
+        self.replaced: dict[str, str] = {}
+        for name, stored in names.items():
+            self._stored[name] = stored
+            end = next(
+                (each for each in (_A, _B, _EMBEDDING_A, _EMBEDDING_B, *_MAGNITUDE) if name.endswith(each)), None
+            )
+            if end is not None:
+                self.targets.add(name.removesuffix(end))
+            elif name.endswith((".weight", ".bias")):
+                self.replaced[name] = stored
+            else:
+                raise OptionError(f"{self.origin}: tensor {stored!r} is not one of a LoRA adapter")
+
+    def _check_settings(self) -> None:
+        settings = self._settings
+        kind = settings.get("peft_type")
+        if kind != "LORA":
+            raise OptionError(f"{settings.path}: adapters of type {str(kind)[:80]!r} are not supported", "LORA is")
+        for key, what in _REFUSED.items():
+            if settings.get(key):
+                raise OptionError(f"{settings.path}: {what} are not supported ({key!r})")
+        start = settings.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(_CHANGING):
+            raise OptionError(
+                f"{settings.path}: adapters whose base was changed ('init_lora_weights' is {start[:80]!r}) are not"
+                " supported",
+                "save it with path_initial_model_for_weight_conversion, which makes a LoRA adapter of the base",
+            )
+
+    def changed(self, name: str, weight: Array) -> Array:
+        """A weight with the adapter's change, float32 (rows, depth).
+
+        Args:
+            name: of the weight's tensor.
+            weight: float32, as the base stores it.
+
+        Raises InvalidModelError where the adapter lacks a tensor, or one has another shape.
+        """
+        module = name.removesuffix(".weight")
+        whole: Array = weight + self._change(module, weight.shape)
+        magnitude = next((module + end for end in _MAGNITUDE if module + end in self._stored), None)
+        if magnitude is None:
+            return whole
+        transposed = self._settings.flag("fan_in_fan_out") or module + _EMBEDDING_A in self._stored
+        # The norm of all that belongs to one output.
+        norms = np.linalg.norm(whole, axis=0 if transposed else 1)
+        stored = self._tensor(magnitude, (norms.size,)) / norms
+        result: Array = whole * (stored[None] if transposed else stored[:, None])
+        return result
+
+    def replacement(self, name: str, shape: tuple[int, ...]) -> Array | None:
+        """The tensor that takes the place of another one (modules_to_save, biases); None where there is none."""
+        return self._tensor(name, shape) if name in self.replaced else None
+
+    def _change(self, module: str, shape: tuple[int, ...]) -> Array:
+        """scale * b @ a in the shape of the weight."""
+        rows, columns = shape
+        if module + _EMBEDDING_A in self._stored:
+            a, b = self._pair(module, _EMBEDDING_A, _EMBEDDING_B, rows, columns)
+            return (self._scale(module, len(a)) * (b @ a)).T
+        if self._settings.flag("fan_in_fan_out"):
+            a, b = self._pair(module, _A, _B, rows, columns)
+            return (self._scale(module, len(a)) * (b @ a)).T
+        a, b = self._pair(module, _A, _B, columns, rows)
+        return self._scale(module, len(a)) * (b @ a)
+
+    def _pair(self, module: str, first: str, second: str, depth: int, rows: int) -> tuple[Array, Array]:
+        """a (rank, depth) and b (rows, rank)."""
+        for end in (first, second):
+            if module + end not in self._stored:
+                raise InvalidModelError(f"{self.origin} lacks the tensor {_PREFIX + module + end!r}")
+        rank = self._tensors.shape(self._stored[module + first])[0]
+        return self._tensor(module + first, (rank, depth)), self._tensor(module + second, (rows, rank))
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Array:
+        found = self._tensors.vector(self._stored[name])
+        if found.shape != shape:
+            raise InvalidModelError(
+                f"{self.origin}: tensor {self._stored[name]!r} has shape {found.shape}, expected {shape}",
+                "the adapter belongs to another model",
+            )
+        return found
+
+    def _scale(self, module: str, rank: int) -> np.float32:
+        """alpha / rank, with the settings of single modules."""
+        settings = self._settings
+        expected = self._of_module("rank_pattern", module, settings.number("r"))
+        if expected != rank:
+            raise InvalidModelError(f"{self.origin}: {module!r} has rank {rank}, and {_CONFIG} says {expected:g}")
+        alpha = self._of_module("alpha_pattern", module, settings.number("lora_alpha", 8))
+        return np.float32(alpha / (math.sqrt(rank) if settings.flag("use_rslora") else rank))
+
+    def _of_module(self, key: str, module: str, default: float) -> float:
+        """A number for a module: that of the first pattern that is its name, or ends it behind a dot."""
+        table: Mapping[str, object] = self._settings.table(key)
+        for pattern in table:
+            if _ends_with(module, pattern, self._settings.path):
+                return Settings(table, self._settings.path, {}).number(pattern)
+        return default
+
+
+def _ends_with(module: str, pattern: str, path: Path) -> bool:
+    """True if a name ends with a pattern: a name, or "^" and a whole name, where "\\." stands for a dot."""
+    plain = pattern.removeprefix("^").replace(r"\.", ".")
+    if not re.fullmatch(r"[\w.]+", plain):
+        raise OptionError(f"{path}: patterns of modules other than names are not supported ({pattern[:80]!r})")
+    return module == plain or (not pattern.startswith("^") and module.endswith(f".{plain}"))
+
+
+class AdaptedReader:
+    """A `Reader` of the weights of a base with adapters merged into them, one after another."""
+
+    def __init__(self, base: Reader, adapters: Sequence[Adapter], *, rounds: bool) -> None:
+        """Check that the adapters belong to the base.
+
+        Args:
+            base: of a folder; its names are those that peft knows.
+            adapters: in order.
+            rounds: whether weights that are quantized may become float32, because they are quantized again.
+
+        Raises:
+            InvalidModelError: an adapter changes what the base does not have.
+            OptionError: it changes quantized weights that are not quantized again.
+        """
+        self._base, self._adapters, self._rounds = base, adapters, rounds
+        for adapter in adapters:
+            for name in [*(f"{target}.weight" for target in adapter.targets), *adapter.replaced]:
+                if name not in base.names:
+                    raise InvalidModelError(
+                        f"{adapter.origin} changes {name!r}, which the model does not have",
+                        "the adapter belongs to another model",
+                    )
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return self._base.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, slowest axis first."""
+        return self._base.shape(name)
+
+    def matrix(self, name: str) -> Matrix:
+        """A tensor of two axes, or of more whose rows are those of all leading axes; of the type of the base."""
+        if not self._changes(name):
+            return self._base.matrix(name)
+        found = self._base.matrix(name)
+        if found.kind not in FLOAT_KINDS and not self._rounds:
+            raise OptionError(
+                f"{self._adapters[0].origin} changes {name!r}, whose weights are quantized ({found.kind})",
+                "give a precision, in which the changed weights are stored, or the model before it was quantized",
+            )
+        values = self.vector(name)
+        kind, dtype = (found.kind, found.data.dtype) if found.kind in FLOAT_KINDS else ("F32", np.dtype(np.float32))
+        return Matrix(kind, values.reshape(found.rows, found.depth).astype(dtype), found.depth)
+
+    def vector(self, name: str) -> Array:
+        """Any tensor as float32."""
+        values = self._base.vector(name)
+        for adapter in self._adapters:
+            replaced = adapter.replacement(name, values.shape)
+            values = values if replaced is None else replaced
+            if name.removesuffix(".weight") in adapter.targets and name.endswith(".weight"):
+                values = adapter.changed(name, values)
+        return values
+
+    def _changes(self, name: str) -> bool:
+        module = name.removesuffix(".weight")
+        return any(module in each.targets or name in each.replaced for each in self._adapters)

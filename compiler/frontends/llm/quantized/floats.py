@@ -1,0 +1,110 @@
+"""Weights as floats of 8 or 4 bits: fine-grained FP8 (DeepSeek, Qwen), FBGEMM's FP8, MXFP4 (gpt-oss).
+
+FP8: `weight` (rows, depth) times `weight_scale_inv`, one number for each block of rows and features, by default of 128
+by 128: https://huggingface.co/docs/transformers/quantization/finegrained_fp8
+
+FBGEMM: `weight` times `weight_scale` (rows, 1).
+
+MXFP4: `blocks` uint8 (..., rows, groups, 16), two numbers a byte, times 2 ** (`scales` - 127), uint8 (..., rows,
+groups): https://huggingface.co/openai/gpt-oss-20b
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from compiler.errors import InvalidModelError
+from compiler.frontends.llm.quantized.parts import Parts, Scheme, fp4, powers, whole
+from compiler.frontends.llm.settings import Settings
+from compiler.frontends.llm.weights import Array, Groups, Matrix
+
+FLOATS_OF_8_BITS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+
+
+def float8(parts: Parts, scale: str, block: tuple[int, int] | None = None) -> Matrix:
+    """Floats of 8 bits with the scales of a tensor: one number, one a row, or one for each block.
+
+    Args:
+        parts: the weight's tensors.
+        scale: the end of the name of the scales.
+        block: rows and features of a block; None where they follow from the shape, as each axis is cut evenly.
+
+    Raises InvalidModelError where shapes do not fit, or a number is not finite.
+    """
+    rows, depth = parts.matrix_shape(".weight")
+    stored = parts.integers(".weight", tuple(FLOATS_OF_8_BITS))
+    scales = _scales(parts, scale)
+    counts = scales.shape if scales.ndim == 2 else (scales.size, 1)
+    tall, wide = block or (-(-rows // max(counts[0], 1)), -(-depth // max(counts[1], 1)))
+    if scales.size == 1:
+        tall, wide, counts = rows, depth, (1, 1)
+    if counts != (-(-rows // tall), -(-depth // wide)):
+        raise parts.wrong(scale, f"has shape {scales.shape}, which does not fit a weight of {rows} x {depth}")
+    each = np.arange(rows) // tall
+    values = stored.view(np.uint8)
+    if _is_nan(values, str(stored.dtype)):
+        raise parts.wrong(".weight", "holds numbers that are not finite")
+    size = whole(depth) if counts[1] == 1 else wide
+    return Matrix(FLOATS_OF_8_BITS[str(stored.dtype)], values, depth, Groups(size, scales.reshape(counts)[each]))
+
+
+def _is_nan(values: Array, dtype: str) -> bool:
+    """True if there is one; of E5M2 also an infinite one."""
+    least = 0x7F if dtype == "float8_e4m3fn" else 0x7C
+    return bool(((values & 0x7F) >= least).any())
+
+
+def _scales(parts: Parts, end: str) -> Array:
+    shape = parts.shape(end)
+    if parts.dtype(end) == "float8_e8m0fnu":
+        return powers(parts.integers(end, ("float8_e8m0fnu",), shape))
+    return parts.floats(end, shape)
+
+
+def _of_float8(scale: str, block: tuple[int, int] | None) -> Scheme:
+    """Weights of floats of 8 bits whose scales are one tensor; `block` as of `float8`."""
+    unused = (".activation_scale", ".input_scale", ".weight_scale_ub", ".input_scale_ub")
+    return Scheme(
+        marks=(scale,),
+        ends=(".weight", scale),
+        shape=lambda parts: parts.matrix_shape(".weight"),
+        read=lambda parts: float8(parts, scale, block),
+        unused=unused,
+    )
+
+
+def fine_grained(settings: Settings) -> Scheme:
+    """Of fine-grained FP8. Raises InvalidModelError for a block that is none."""
+    block = settings.get("weight_block_size")
+    if block is None:
+        return _of_float8(".weight_scale_inv", None)
+    if not isinstance(block, list) or len(block) != 2 or not all(type(each) is int and each > 0 for each in block):
+        raise InvalidModelError(f"{settings.path}: 'weight_block_size' is {str(block)[:80]!r}, not two sizes")
+    return _of_float8(".weight_scale_inv", (block[0], block[1]))
+
+
+def fbgemm(settings: Settings) -> Scheme:
+    """Of FBGEMM."""
+    return _of_float8(".weight_scale", None)
+
+
+def mxfp4(settings: Settings) -> Scheme:
+    """Of MXFP4, experts whose blocks are a tensor beside that of their scales."""
+    return Scheme(("_blocks",), ("_blocks", "_scales"), _mxfp4_shape, _mxfp4_matrix)
+
+
+def _mxfp4_shape(parts: Parts) -> tuple[int, ...]:
+    shape = parts.shape("_blocks")
+    if len(shape) < 3 or shape[-1] != 16 or not all(shape):
+        raise parts.wrong("_blocks", f"has shape {shape}, expected (..., rows, groups, 16)")
+    return *shape[:-2], 32 * shape[-2]
+
+
+def _mxfp4_matrix(parts: Parts) -> Matrix:
+    *lead, depth = _mxfp4_shape(parts)
+    rows = math.prod(lead)
+    blocks = parts.integers("_blocks", ("uint8",)).reshape(rows, depth // 2)
+    scales = parts.integers("_scales", ("uint8",), (*lead, depth // 32)).reshape(rows, depth // 32)
+    return fp4(blocks, powers(scales), 32)

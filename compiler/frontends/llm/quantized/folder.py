@@ -1,0 +1,120 @@
+"""The tensors of a quantized folder under the names that they had before, read as they are stored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.blocks import dequantized
+from compiler.frontends.llm.quantized.bitsandbytes import bitsandbytes
+from compiler.frontends.llm.quantized.compressed_tensors import compressed_tensors
+from compiler.frontends.llm.quantized.floats import fbgemm, fine_grained, mxfp4
+from compiler.frontends.llm.quantized.gptq import awq, gptq
+from compiler.frontends.llm.quantized.parts import Parts, Scheme
+from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
+from compiler.frontends.llm.settings import Settings
+from compiler.frontends.llm.weights import Array, Matrix, Reader
+
+# By transformers' names of the methods.
+METHODS: Mapping[str, Callable[[Settings], Scheme | tuple[Scheme, ...]]] = {
+    "awq": awq,
+    "bitsandbytes": bitsandbytes,
+    "compressed-tensors": compressed_tensors,
+    "fbgemm_fp8": fbgemm,
+    "fp8": fine_grained,
+    "gptq": gptq,
+    "mxfp4": mxfp4,
+}
+_KEYS = ("quantization_config", "compression_config")
+_OLD_FILE = "quantize_config.json"  # of AutoGPTQ, beside a config.json without a word of it
+
+
+def open_folder(folder: Path) -> Reader:
+    """The weights of a folder.
+
+    Raises:
+        StorageError, InvalidModelError: as `SafetensorsFolder`, and where config.json is damaged.
+        OptionError: the weights are quantized by a method that is not supported.
+    """
+    schemes = _schemes(folder)
+    opened = SafetensorsFolder(folder)
+    return QuantizedFolder(opened, schemes) if schemes else opened
+
+
+def quantization(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of the quantization of the weights; None for nothing."""
+    path = folder / "config.json"
+    values = read_json(path)
+    found = next((values[key] for key in _KEYS if values.get(key)), None)
+    if found is None and (folder / _OLD_FILE).exists():
+        return {"quant_method": "gptq", **read_json(folder / _OLD_FILE)}
+    if found is not None and not isinstance(found, dict):
+        raise InvalidModelError(f"{path}: 'quantization_config' is {json.dumps(found)[:80]}, not an object")
+    return found
+
+
+def _schemes(folder: Path) -> tuple[Scheme, ...]:
+    """How the weights of a folder are quantized; empty where they are not."""
+    values, path = quantization(folder), folder / "config.json"
+    if values is None:
+        return ()
+    method = values.get("quant_method")
+    if method is None and (values.get("load_in_4bit") or values.get("load_in_8bit")):
+        method = "bitsandbytes"  # whose older versions left it out
+    if not isinstance(method, str) or method not in METHODS:
+        raise OptionError(
+            f"{path}: weights that are quantized by {str(method)[:80]!r} are not supported",
+            f"supported: {', '.join(sorted(METHODS))}; give the model in float16, bfloat16 or float32, or a GGUF file",
+        )
+    found = METHODS[method](Settings(values, path, {}))
+    return found if isinstance(found, tuple) else (found,)
+
+
+class QuantizedFolder:
+    """A `Reader` of a folder with quantized weights; what is not quantized is read as in any other."""
+
+    def __init__(self, folder: SafetensorsFolder, schemes: Iterable[Scheme]) -> None:
+        self._folder = folder
+        self._quantized: dict[str, tuple[Scheme, Parts]] = {}
+        left = set(folder.names)
+        for scheme in schemes:
+            for name in folder.names:
+                end = next((mark for mark in scheme.marks if name.endswith(mark)), None)
+                if end is not None:
+                    parts = Parts(folder, name.removesuffix(end))
+                    self._quantized[f"{parts.module}.weight"] = scheme, parts
+                    left.difference_update(parts.module + each for each in scheme.ends)
+            left = {name for name in left if not name.endswith(scheme.unused)}
+        self._names = frozenset(left | self._quantized.keys())
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors, of quantized weights that of the weight alone."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, slowest axis first. Raises InvalidModelError for damaged tensors."""
+        if name not in self._quantized:
+            return self._folder.shape(name)
+        scheme, parts = self._quantized[name]
+        return scheme.shape(parts)
+
+    def matrix(self, name: str) -> Matrix:
+        """A tensor of two axes, or of more with all rows after one another. Raises InvalidModelError as `shape`."""
+        if name not in self._quantized:
+            return self._folder.matrix(name)
+        scheme, parts = self._quantized[name]
+        found = scheme.read(parts)
+        assert math.prod(self.shape(name)) == found.rows * found.depth
+        return found
+
+    def vector(self, name: str) -> Array:
+        """A tensor as float32."""
+        if name not in self._quantized:
+            return self._folder.vector(name)
+        values: Array = dequantized(self.matrix(name)).reshape(self.shape(name))
+        return values

@@ -1,0 +1,113 @@
+"""GPTQ as AutoGPTQ and GPTQModel write it, and AWQ's GEMM layout: integers of 2 to 8 bits in words, zeros a group.
+
+GPTQ: `qweight` int32 (depth in words, rows), packed along the depth; `qzeros` int32 (groups, rows in words); `scales`
+(groups, rows); `g_idx` int32 (depth,), the group of each feature. A zero is stored less 1 in the format "gptq", and as
+it is in "gptq_v2": https://github.com/AutoGPTQ/AutoGPTQ/blob/main/auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py
+
+AWQ: `qweight` int32 (depth, rows in words), packed along the rows in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest
+bits on; `qzeros` (groups, rows in words) alike; `scales` (groups, rows):
+https://github.com/casper-hansen/AutoAWQ/blob/main/awq/modules/linear/gemm.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.errors import OptionError
+from compiler.frontends.llm.quantized.parts import Parts, Scheme, order_of, unpacked, whole, words_of
+from compiler.frontends.llm.settings import Settings
+from compiler.frontends.llm.weights import Array, Groups, Matrix
+
+_BITS = (2, 3, 4, 8)
+_AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where the rows 0, 1, ... of eight stand in a word
+
+
+@dataclass(frozen=True)
+class _Gptq:
+    """Weights of GPTQ; `group` is 0 for one scale a row, `offset` what is added to stored zeros."""
+
+    bits: int
+    group: int
+    offset: int
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        words, rows = parts.matrix_shape(".qweight")
+        return rows, words * 32 // self.bits
+
+    def read(self, parts: Parts) -> Matrix:
+        rows, depth = self.shape(parts)
+        packed = parts.integers(".qweight", ("int32", "uint32"))
+        values = unpacked(packed.T, self.bits, depth)
+        size = self.group or whole(depth)
+        groups = -(-depth // size)
+        scales = parts.floats(".scales", (groups, rows))
+        stored = parts.integers(".qzeros", ("int32", "uint32"), (groups, words_of(rows, self.bits)))
+        zeros = (unpacked(stored, self.bits, rows) + np.uint8(self.offset)) & np.uint8((1 << self.bits) - 1)
+        order = order_of(parts, ".g_idx", depth, size)
+        if order is not None:
+            values = values[:, order]
+        return Matrix(f"INT{self.bits}", values, depth, Groups(size, scales.T, zeros.T, order))
+
+
+def gptq(settings: Settings) -> Scheme:
+    """The scheme that a configuration describes. Raises OptionError or InvalidModelError."""
+    if settings.table("dynamic"):
+        raise OptionError(f"{settings.path}: GPTQ with settings of single modules ('dynamic') is not supported")
+    layout = settings.get("checkpoint_format") or "gptq"
+    if layout not in ("gptq", "gptq_v2"):
+        raise OptionError(
+            f"{settings.path}: GPTQ in the format {str(layout)[:80]!r} is not supported",
+            "supported are 'gptq' and 'gptq_v2', which GPTQModel converts to",
+        )
+    group = settings.get("group_size")
+    weights = _Gptq(_bits(settings, _BITS), 0 if group == -1 else settings.size("group_size"), int(layout == "gptq"))
+    ends = (".qweight", ".qzeros", ".scales", ".g_idx")
+    return Scheme((".qweight",), ends, weights.shape, weights.read)
+
+
+@dataclass(frozen=True)
+class _Awq:
+    """Weights of AWQ, of 4 bits; `group` is 0 for one scale a row."""
+
+    group: int
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        depth, words = parts.matrix_shape(".qweight")
+        return words * 8, depth
+
+    def read(self, parts: Parts) -> Matrix:
+        rows, depth = self.shape(parts)
+        size = self.group or whole(depth)
+        groups = -(-depth // size)
+        values = _awq_rows(parts.integers(".qweight", ("int32", "uint32")), rows)
+        scales = parts.floats(".scales", (groups, rows))
+        zeros = _awq_rows(parts.integers(".qzeros", ("int32", "uint32"), (groups, rows // 8)), rows)
+        return Matrix("INT4", values, depth, Groups(size, scales.T, zeros))
+
+
+def _awq_rows(words: Array, rows: int) -> Array:
+    """Words (n, rows / 8) as integers (rows, n)."""
+    values = unpacked(words, 4, rows).reshape(len(words), -1, 8)[..., _AWQ_PLACES]
+    return np.ascontiguousarray(values.reshape(len(words), rows).T)
+
+
+def awq(settings: Settings) -> Scheme:
+    """The scheme that a configuration describes. Raises OptionError or InvalidModelError."""
+    layout = str(settings.get("version") or "gemm").lower()
+    if layout != "gemm":
+        raise OptionError(f"{settings.path}: AWQ in the layout {layout[:80]!r} is not supported", "supported is 'gemm'")
+    _bits(settings, (4,))
+    group = settings.get("group_size")
+    weights = _Awq(0 if group == -1 else settings.size("group_size"))
+    return Scheme((".qweight",), (".qweight", ".qzeros", ".scales"), weights.shape, weights.read)
+
+
+def _bits(settings: Settings, supported: tuple[int, ...]) -> int:
+    bits = settings.size("bits")
+    if bits not in supported:
+        raise OptionError(
+            f"{settings.path}: weights of {bits} bits are not supported", f"supported: {', '.join(map(str, supported))}"
+        )
+    return bits

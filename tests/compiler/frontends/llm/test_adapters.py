@@ -1,0 +1,204 @@
+"""LoRA adapters of peft, merged into the weights of their base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import compiler
+from compiler.errors import InvalidModelError, OptionError, StorageError
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.adapters import AdaptedReader, Adapter
+from compiler.frontends.llm.safetensors_folder import SafetensorsFolder
+from tests.compiler.frontends.llm.families import greedy, save_model
+from tests.compiler.frontends.llm.quantized_folders import kinds, write_quantized
+
+pytest.importorskip("transformers")
+
+Array = np.ndarray[Any, Any]
+_LAYER = "model.layers.0."
+_ALPHA, _RANK = 6, 4
+_SCALE = np.float32(_ALPHA / _RANK)
+
+
+def _write(folder: Path, tensors: dict[str, Array], **config: Any) -> Path:
+    """An adapter of these tensors, under the names that peft gives them."""
+    folder.mkdir(exist_ok=True)
+    save_file(
+        {f"base_model.model.{name}": each for name, each in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+    settings = {"peft_type": "LORA", "r": _RANK, "lora_alpha": _ALPHA, "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def _pair(module: str, rows: int, depth: int, rank: int = _RANK) -> tuple[dict[str, Array], Array]:
+    """The tensors of a module's adapter, and their product (rows, depth)."""
+    random = np.random.default_rng(len(module) + rows)
+    a, b = (random.standard_normal(shape).astype(np.float32) * 0.1 for shape in ((rank, depth), (rows, rank)))
+    return {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, b @ a
+
+
+def _merged(base: Path, adapter: Path, name: str) -> Array:
+    reader = AdaptedReader(SafetensorsFolder(base), [Adapter(adapter)], rounds=False)
+    found: Array = reader.matrix(name).data
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A small Llama: its folder, and the torch module."""
+    folder = tmp_path_factory.mktemp("base")
+    return folder, save_model("llama", folder, num_hidden_layers=1, tie_word_embeddings=False)
+
+
+def test_logits_are_those_of_the_merged_model(base: tuple[Path, Any], tmp_path: Path) -> None:
+    import torch
+
+    folder, _ = base
+    reference = save_model("llama", tmp_path / "copy", num_hidden_layers=1, tie_word_embeddings=False)
+    adapters, weights = [], dict(reference.named_parameters())
+    for index, modules in enumerate((["self_attn.q_proj", "mlp.down_proj"], ["self_attn.q_proj", "self_attn.v_proj"])):
+        tensors: dict[str, Array] = {}
+        for module in modules:
+            weight = weights[f"{_LAYER}{module}.weight"]
+            own, product = _pair(_LAYER + module, weight.shape[0], weight.shape[1])
+            tensors |= own
+            with torch.no_grad():
+                weight.add_(torch.from_numpy(_SCALE * product))
+        adapters.append(_write(tmp_path / f"adapter{index}", tensors))
+    prompt = np.random.default_rng(1).integers(1, reference.config.vocab_size, 9)
+    wanted, _ = greedy(reference, prompt, 1)
+    found = compiler.compile(folder, adapters=adapters, threads=1).session(capacity=16).run([prompt[None]])["logits"]
+    np.testing.assert_allclose(found[0, 0], wanted[0], rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("config", "rank", "scale"),
+    [
+        ({}, 4, 6 / 4),
+        ({"use_rslora": True}, 4, 6 / 2),
+        ({"rank_pattern": {"self_attn.q_proj": 2}}, 2, 6 / 2),
+        ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 10}}, 4, 10 / 4),
+        ({"alpha_pattern": {"0.self_attn.q_proj": 1, "q_proj": 2}}, 4, 1 / 4),
+    ],
+)
+def test_scales_are_those_of_the_configuration(
+    config: dict[str, Any], rank: int, scale: float, base: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, model = base
+    name = f"{_LAYER}self_attn.q_proj"
+    weight = model.get_parameter(f"{name}.weight").detach().numpy()
+    tensors, product = _pair(name, weight.shape[0], weight.shape[1], rank)
+    found = _merged(folder, _write(tmp_path, tensors, **config), f"{name}.weight")
+    np.testing.assert_allclose(found, weight + np.float32(scale) * product, rtol=1e-6, atol=1e-7)
+
+
+def test_rows_of_dora_have_the_lengths_that_it_stores(base: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, model = base
+    name = f"{_LAYER}self_attn.k_proj"
+    weight = model.get_parameter(f"{name}.weight").detach().numpy()
+    tensors, product = _pair(name, weight.shape[0], weight.shape[1])
+    lengths = np.random.default_rng(5).uniform(1, 2, len(weight)).astype(np.float32)
+    adapter = _write(tmp_path, {**tensors, f"{name}.lora_magnitude_vector": lengths}, use_dora=True)
+    found = _merged(folder, adapter, f"{name}.weight")
+    changed = weight + _SCALE * product
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), lengths, rtol=1e-6)
+    np.testing.assert_allclose(found / lengths[:, None], changed / np.linalg.norm(changed, axis=1)[:, None], rtol=1e-5)
+
+
+def test_embeddings_and_whole_modules_are_changed(base: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, model = base
+    embedding = model.get_parameter("model.embed_tokens.weight").detach().numpy()
+    vocabulary, hidden = embedding.shape
+    random = np.random.default_rng(6)
+    a, b = random.standard_normal((_RANK, vocabulary)), random.standard_normal((hidden, _RANK))
+    head = random.standard_normal((vocabulary, hidden)).astype(np.float32)
+    tensors = {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b}
+    stored = {**{key: each.astype(np.float32) for key, each in tensors.items()}, "lm_head.weight": head}
+    adapter = _write(tmp_path, stored, modules_to_save=["lm_head"])
+    found = _merged(folder, adapter, "model.embed_tokens.weight")
+    np.testing.assert_allclose(found, embedding + _SCALE * (b @ a).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(_merged(folder, adapter, "lm_head.weight"), head)
+
+
+def test_weights_that_are_stored_transposed_are_changed_so(tmp_path: Path) -> None:
+    model = save_model("gpt2", tmp_path / "base", n_layer=1)
+    name = "transformer.h.0.attn.c_attn"
+    weight = model.get_parameter(f"{name}.weight").detach().numpy()
+    tensors, product = _pair(name, weight.shape[1], weight.shape[0])
+    adapter = _write(tmp_path / "adapter", tensors, fan_in_fan_out=True)
+    found = _merged(tmp_path / "base", adapter, f"{name}.weight")
+    np.testing.assert_allclose(found, weight + _SCALE * product.T, rtol=1e-6, atol=1e-7)
+
+
+def test_quantized_weights_are_changed_where_they_are_quantized_again(tmp_path: Path) -> None:
+    model = write_quantized(kinds()["gptq"], tmp_path / "base")
+    name = f"{_LAYER}self_attn.q_proj"
+    weight = model.get_parameter(f"{name}.weight").detach().numpy()
+    tensors, product = _pair(name, weight.shape[0], weight.shape[1])
+    adapter = _write(tmp_path / "adapter", tensors)
+    with pytest.raises(OptionError, match="weights are quantized"):
+        import_language_model(tmp_path / "base", LanguageModelOptions(adapters=(adapter,)))
+    import_language_model(tmp_path / "base", LanguageModelOptions("int8", adapters=(adapter,)))
+    from compiler.frontends.llm.quantized.folder import open_folder
+
+    reader = AdaptedReader(open_folder(tmp_path / "base"), [Adapter(adapter)], rounds=True)
+    found = reader.matrix(f"{name}.weight")
+    assert found.kind == "F32"
+    np.testing.assert_allclose(found.data, weight + _SCALE * product, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "type 'IA3'"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "'layer_replication'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4'"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "'target_parameters'"),
+        ({"rank_pattern": {"layers.[0-9]+.*": 2}}, "patterns of modules"),
+    ],
+)
+def test_adapters_that_are_not_supported_are_named(
+    config: dict[str, Any], message: str, base: tuple[Path, Any], tmp_path: Path
+) -> None:
+    tensors, _ = _pair(f"{_LAYER}self_attn.q_proj", 64, 48)
+    adapter = _write(tmp_path, tensors, **config)
+    with pytest.raises(OptionError, match=message):
+        import_language_model(base[0], LanguageModelOptions(adapters=(adapter,)))
+
+
+def test_adapters_of_another_model_are_refused(base: tuple[Path, Any], tmp_path: Path) -> None:
+    name = f"{_LAYER}self_attn.q_proj"
+    whole, _ = _pair(name, 64, 48)
+    half = {key: each for key, each in whole.items() if "lora_A" in key}
+    cases: list[tuple[dict[str, Array], dict[str, Any], str]] = [
+        (_pair(name, 64, 40)[0], {}, "expected"),
+        (_pair(name, 60, 48)[0], {}, "expected"),
+        (whole, {"r": 8}, "has rank 4"),
+        (half, {}, r"lacks the tensor .*lora_B"),
+        (_pair("model.layers.7.self_attn.q_proj", 64, 48)[0], {}, r"layers\.7.* does not have"),
+    ]
+    for tensors, config, message in cases:
+        options = LanguageModelOptions(adapters=(_write(tmp_path, tensors, **config),))
+        with pytest.raises(InvalidModelError, match=message):
+            import_language_model(base[0], options)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"adapter_model\.safetensors"):
+        Adapter(tmp_path)
+
+
+def test_adapters_are_for_folders(base: tuple[Path, Any], tmp_path: Path) -> None:
+    from tests.compiler.generation.models import write_gguf
+
+    adapter = _write(tmp_path / "adapter", _pair(f"{_LAYER}self_attn.q_proj", 64, 48)[0])
+    path = write_gguf(tmp_path / "model.gguf", "F32")
+    with pytest.raises(OptionError, match="adapters are for folders"):
+        compiler.compile(path, adapters=[adapter])
+    with pytest.raises(OptionError, match="for language models"):
+        compiler.compile(b"", adapters=[adapter])
