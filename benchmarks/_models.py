@@ -54,10 +54,10 @@ def task_of(name: str, sizes: Mapping[str, int] | None = None) -> Task:
 
 
 def batched(name: str, batch: int) -> Task:
-    """The task for a torchvision model at a batch size, for which it is exported. Raises ValueError for other names."""
-    model = _torchvision(name)
-    if model is None:
-        raise ValueError(f"no model {name!r} of torchvision")
+    """The task for a PyTorch model at a batch size, for which it is exported. Raises ValueError for other names."""
+    model = CATALOG.get(name) or _torchvision(name)
+    if model is None or "torch" not in model.tags:
+        raise ValueError(f"{name!r} is no PyTorch model")
 
     def inputs(generator: np.random.Generator, sizes: Mapping[str, int]) -> Inputs:
         samples = [model.inputs(generator, sizes) for _ in range(batch)]

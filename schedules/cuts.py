@@ -20,8 +20,12 @@ and writes one parallel loop over the product of `parts` (`found.tasks`), or a s
 False because the work does not pay for starting the threads.
 
 TVM cuts a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more tasks
-than the machine has cores therefore serves other numbers of threads too, and among the cuts that cost under half a per
-cent more than the best for the machine, the one is taken that suits all numbers of threads best.
+than the machine has cores therefore serves other numbers of threads too, and among the cuts that cost little more than
+the best for the machine (`FREE`), the one is taken that suits other numbers of threads best.
+
+The order of the loop may be chosen as well: `orders`. An even number of parts of an axis that an order names twice is
+divided into halves, each of which one thread of two takes: `("rows", "channels", "rows")` is for each half of the rows,
+for each part of the channels, the parts of that half.
 
 For an extent that is known only when the kernel runs, `parts_at_run_time` is the same choice as an expression.
 """
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
 
 SHARED_CACHE_RATE = 16.0
 """Bytes per cycle of a core from the cache behind its own: 26 (Zen 4), 25 (Zen 5) where it does nothing else."""
+# Bytes per cycle of what another core wrote, beside the time of the shared cache: 18 to 25 GB/s (14 at worst) where a
+# core reads its own at 100 (two cores, Zen 4).
+OTHER_CORES_RATE = 6.0
+CORE_MEMORY_RATE = 7.0  # bytes per cycle that one core draws from memory at most (Zen 4)
 EXPOSED = 0.3  # of the shorter of arithmetic and movement: they overlap for the most part
 TASK_CYCLES = 150.0  # to start a task of a loop
 # To start threads that spin and to wait for them: 2.65 microseconds with two (Zen 4, 4.5 GHz). Each is handed its part
@@ -53,15 +61,20 @@ TASK_CYCLES = 150.0  # to start a task of a loop
 # (50 to 150 ns a line, https://chipsandcheese.com).
 START_CYCLES, START_CYCLES_OF_THREAD = 11000.0, 600.0
 WORTH = 0.85  # of the time on one core: threads that gain less are left to others
-FREE = 1.005  # what a cut may cost on the machine's cores to suit other numbers of threads better
+# What a cut may cost on the machine's cores to suit other numbers of threads better; on more than a few cores, where
+# the order is chosen as well.
+FREE, FREE_OF_MANY = 1.005, 1.05
+FEW = 2  # threads that count as a few: what suits them counts as much as what suits any number
 # Of a nest: its work, in times of what pays for threads, where it is not known or less; what a point of fused loops
 # takes for its indices; and what it takes at least.
 WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 8.0, 40.0, 160.0
 HELD = 0.6  # of a second cache: what a thread reads once for consecutive tasks
 MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
+_ENOUGH_TASKS = 4  # of a core
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 Vector = NDArray[np.float64]
+_Loop = tuple[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,16 @@ class Work:
         cycles: arithmetic of the whole, by one core. It is done again in each task.
         bytes: what the whole reads and writes beyond a core's own caches. Consecutive tasks of a thread that need the
             same part read it once, if `HELD` of the second cache holds it.
+        passed: bytes of the whole that the kernel before wrote, taken to be cut likewise: a thread that needs other
+            parts than it wrote itself gets them from the caches of other cores.
+        from_memory: the bytes are weights, which each thread draws from memory where no second cache holds them.
     """
 
     axes: Mapping[str, float | Sequence[float]]
     cycles: float = 0.0
     bytes: float = 0.0
+    passed: float = 0.0
+    from_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,8 @@ class Cut:
         parallel: False where threads do not pay.
         cycles: estimated time on the machine's cores.
         serial_cycles: estimated time of the same tasks on one core.
+        few_cycles: estimated time of the same tasks on `FEW` threads.
+        order: axes of the loop over tasks, outermost first; parts of one that is named twice are divided into halves.
     """
 
     sizes: Mapping[str, int]
@@ -116,6 +136,8 @@ class Cut:
     parallel: bool
     cycles: float
     serial_cycles: float
+    few_cycles: float
+    order: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> int:
@@ -123,13 +145,23 @@ class Cut:
         return math.prod(self.parts.values())
 
 
-def cut(axes: Sequence[CutAxis], works: Sequence[Work], machine: Machine, free: float = FREE) -> Cut:
+def cut(
+    axes: Sequence[CutAxis],
+    works: Sequence[Work],
+    machine: Machine,
+    free: float = 0.0,
+    orders: Sequence[Sequence[str]] = (),
+) -> Cut:
     """The cut with the least estimated time on all cores of the machine; the same for the same arguments.
 
-    `axes` are in the order of the parallel loop, outermost first. `free` is what it may cost there to suit other
-    numbers of threads. Raises ValueError for an axis of no steps.
+    Args:
+        free: what it may cost there to suit other numbers of threads; 0: `FREE` or `FREE_OF_MANY`.
+        orders: of the parallel loop, to choose from, outermost first; that of `axes` alone if none is given.
+
+    Raises ValueError for an axis of no steps.
     """
-    return _best(axes, works, _candidates(axes, machine), machine, free)
+    every = [tuple(order) for order in orders] or [tuple(axis.name for axis in axes)]
+    return _best(axes, works, _candidates(axes, machine), machine, free, orders=every)
 
 
 @dataclass(frozen=True)
@@ -164,7 +196,7 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
     sizes = np.array([*leading, *([1] * len(outer) + [part] for part in sorted(parts or {run}))], dtype=np.int64)
     least = WORK_OF_A_NEST * least_parallel_cycles(max(machine.cores, 2)), LEAST_POINT_CYCLES * math.prod(whole[:-1])
     works = [Work({axis.name: 0 for axis in axes}, max(cycles, *least))]
-    found = _best(axes, works, sizes, machine, FREE, POINT_CYCLES)
+    found = _best(axes, works, sizes, machine, task=POINT_CYCLES)
     fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
     return NestCut(max(unknown, *fused, 0), found.sizes["run"])
 
@@ -173,6 +205,16 @@ def chunks_at_run_time(machine: Machine) -> int:
     """Pieces of about equal length into which a nest of unknown size is cut where threads pay."""
     longest = MOST_TASKS * machine.cores
     return ceil_div(longest, cut_nest([], machine, run=longest).run)
+
+
+def keep_busy(tasks: Index, machine: Machine) -> bool | Expr:
+    """True if so many equal tasks keep all cores busy: the busiest core has at most a quarter more than its share."""
+    return tasks >= _ENOUGH_TASKS * machine.cores
+
+
+def balancing_parts(tasks: int, machine: Machine) -> int:
+    """Into how many equal parts to cut each of equal tasks, of unknown length, so that all cores have as much."""
+    return 1 if keep_busy(tasks, machine) else machine.cores // math.gcd(tasks, machine.cores)
 
 
 def shared_cycles(tasks: int, cycles: float, machine: Machine) -> float:
@@ -199,22 +241,42 @@ def _best(
     works: Sequence[Work],
     sizes: NDArray[np.int64],
     machine: Machine,
-    free: float,
+    free: float = 0.0,
     task: float = TASK_CYCLES,
+    orders: Sequence[tuple[str, ...]] = (),
 ) -> Cut:
     """The best of the cuts whose steps of a part are the rows of `sizes`; `task`: cycles to start a task."""
-    times = _cycles(axes, works, sizes, machine, machine.cores, task)
-    alone = _cycles(axes, works, sizes, machine, 1, task)
+    orders = orders or [tuple(axis.name for axis in axes)]
+    free = free or (FREE_OF_MANY if machine.cores > FEW and len(orders) > 1 else FREE)
+
+    def on(threads: int, order: tuple[str, ...], rows: NDArray[np.int64]) -> Vector:
+        times = _cycles(axes, works, rows, machine, threads, task, order)
+        return np.where(_is_halved(axes, rows, order), times, np.inf)
+
+    times = np.array([on(machine.cores, order, sizes) for order in orders])
+    alone = np.array([on(1, order, sizes) for order in orders])
     parallel = machine.cores > 1 and bool(times.min() < WORTH * alone.min())
+    choices = np.argwhere(times <= free * times.min()) if parallel else np.argwhere(alone == alone.min())[:1]
     if parallel:
-        near = np.flatnonzero(times <= free * times.min())
-        others = [np.log(_cycles(axes, works, sizes[near], machine, threads, task)) for threads in _THREADS]
-        best = int(near[np.sum(others, axis=0).argmin()])
-    else:
-        best = int(alone.argmin())
+        others = np.zeros(len(choices))
+        for number, order in enumerate(orders):
+            of_order = choices[:, 0] == number
+            near = sizes[choices[of_order, 1]]
+            any_number = np.mean([np.log(on(threads, order, near)) for threads in _THREADS], axis=0)
+            others[of_order] = any_number + np.log(on(FEW, order, near))
+        choices = choices[others.argmin() :]
+    number, best = (int(each) for each in choices[0])
     found = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
     parts = {axis.name: ceil_div(axis.extent, found[axis.name]) for axis in axes}
-    return Cut(found, parts, parallel, float((times if parallel else alone)[best]), float(alone[best]))
+    cycles, serial = (float(each[number, best]) for each in (times if parallel else alone, alone))
+    few = float(on(FEW, orders[number], sizes[best : best + 1])[0]) if parallel else serial
+    return Cut(found, parts, parallel, cycles, serial, few, orders[number])
+
+
+def _is_halved(axes: Sequence[CutAxis], sizes: NDArray[np.int64], order: Sequence[str]) -> NDArray[np.bool_]:
+    """True for the cuts whose axes that an order names twice have parts to halve."""
+    parts = [-(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes) if list(order).count(axis.name) > 1]
+    return np.all([each % 2 == 0 for each in parts], axis=0) if parts else np.ones(len(sizes), dtype=bool)
 
 
 def start_cycles(threads: int) -> float:
@@ -253,23 +315,31 @@ def _cycles(
     machine: Machine,
     threads: int,
     task: float = TASK_CYCLES,
+    order: Sequence[str] = (),
 ) -> Vector:
     """Estimated time of each cut: that of the thread with the most tasks, and of starting and joining."""
     parts = {axis.name: -(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes)}
+    numbers = {axis.name: i for i, axis in enumerate(axes)}
+    loops = _loops(order or list(numbers), parts)
     tasks = np.prod(list(parts.values()), axis=0)
     own = -(-tasks // threads)  # of one thread, one after the other
     cycles, moved = task * own, np.zeros(len(sizes))
+    rate = SHARED_CACHE_RATE if machine.l3_bytes else machine.memory_rate / threads
     for work in works:
         share, covered = np.ones(len(sizes)), own.astype(np.float64)
-        for i, axis in reversed(list(enumerate(axes))):
-            if axis.name in work.axes:
-                share = share * _share(axis, work.axes[axis.name], sizes[:, i], parts[axis.name], covered)
-            covered = covered / parts[axis.name]
+        known: set[str] = set()
+        for name, count in reversed(loops):
+            if name in work.axes and name not in known:
+                i = numbers[name]
+                share = share * _share(axes[i], work.axes[name], sizes[:, i], parts[name], covered)
+            known.add(name)
+            covered = covered / count
         cycles = cycles + own * work.cycles * share
-        reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(axes, work, parts)), own)
-        moved = moved + reads * work.bytes * share
-    rate = SHARED_CACHE_RATE if machine.l3_bytes else machine.memory_rate / threads
-    moved = moved / rate
+        reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(loops, work)), own)
+        far = work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes
+        moved = moved + reads * work.bytes * share / (CORE_MEMORY_RATE if far else rate)
+        if work.passed and threads > 1:
+            moved = moved + work.passed * _foreign(loops, work, own) / OTHER_CORES_RATE
     time = np.maximum(cycles, moved) + EXPOSED * np.minimum(cycles, moved)
     if threads == 1:
         return time + sum(axis.join * (parts[axis.name] - 1) for axis in axes)
@@ -302,14 +372,64 @@ def _share(
     return mean
 
 
-def _reuse(axes: Sequence[CutAxis], work: Work, parts: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64] | int:
+def _loops(order: Sequence[str], parts: Mapping[str, NDArray[np.int64]]) -> list[_Loop]:
+    """The loops over tasks, outermost first: the axis, and iterations."""
+    loops: list[_Loop] = []
+    for at, name in enumerate(order):
+        count = parts[name]
+        if name in order[:at]:
+            count = -(-count // 2)
+        elif name in order[at + 1 :]:
+            count = np.minimum(count, 2)
+        loops.append((name, count))
+    return loops
+
+
+def _reuse(loops: Sequence[_Loop], work: Work) -> NDArray[np.int64] | int:
     """How many consecutive tasks need the same part of the work."""
     reuse: NDArray[np.int64] | int = 1
-    for axis in reversed(axes):
-        if axis.name in work.axes:
+    for name, count in reversed(loops):
+        if name in work.axes:
             return reuse
-        reuse = reuse * parts[axis.name]
+        reuse = reuse * count
     return reuse
+
+
+def _foreign(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> Vector:
+    """The share of the work that a thread of so many tasks needs and others did in the kernel before."""
+    needed, done = np.ones(len(own)), np.ones(len(own))
+    for name, count in reversed(loops):
+        part = np.minimum(own, count) / count
+        needed, done = needed * (part if name in work.axes else 1.0), done * part
+        own = -(-own // count)
+    return np.maximum(needed - done, 0.0)
+
+
+def part_numbers(
+    task: Index,
+    parts: Mapping[str, Index],
+    order: Sequence[str] = (),
+    named: Callable[[str, Index], Index] = lambda name, value: value,
+) -> dict[str, Index]:
+    """The number of each axis's part in a task.
+
+    Args:
+        order: that of `Cut`; if not given, that of `parts`.
+        named: binds an expression to a name.
+    """
+    order = order or list(parts)
+    found: dict[str, Index] = {}
+    for at, name in reversed(list(enumerate(order))):
+        count = parts[name]
+        if name in order[:at] or name in order[at + 1 :]:
+            halves = min(int(count), 2)
+            count = count // halves if name in order[:at] else halves
+        index: Index = 0
+        if not (isinstance(count, int) and count == 1):
+            index = named(f"{name}_part", task % count)
+            task = named("task_left", task // count)
+        found[name] = found[name] + index * (parts[name] // count) if name in found else index
+    return found
 
 
 # Numbers of parts, and of rounds of tasks for each thread, that are compared for an axis of unknown length.

@@ -83,7 +83,7 @@ def get(name: str, *, cores: int | None = None) -> Target:
             name has so many cores.
         RegistrationError: an entry point is not a target.
     """
-    plain, colon, count = name.rpartition(":")
+    plain, colon, count = name.partition(":")
     if colon:
         return _with_cores(plain.strip(), count.strip())
     own = _own()

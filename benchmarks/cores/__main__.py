@@ -74,7 +74,8 @@ def main() -> int:
     failed = False
     for name in options.nets:
         try:
-            net_rows = _rows(net_of(name), options, console)
+            net = net_of(name, dict(options.sizes))
+            net_rows = _rows(net.fixed() if options.fixed else net, options, console)
         except (RuntimeError, ValueError) as error:
             console.print(f"[red]{name}: {error}", highlight=False)
             failed = True
@@ -93,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("nets", nargs="+", help="NAME, NAME@BATCH, FILE.onnx, smollm2:decode, FILE.gguf:prompt")
     parser.add_argument("--cores", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128])
+    parser.add_argument("--sizes", type=_size, nargs="*", default=[], help="height=640 ...: of symbolic dimensions")
+    parser.add_argument("--fixed", action="store_true", help="compile for the sizes of the run, not for dynamic ones")
     parser.add_argument("--target", default="host", help="a target that this machine runs; its caches and memory count")
     parser.add_argument("--precision", default="", help="as compile takes it; a language model's own if none")
     parser.add_argument("--compiled-for", type=int, help="compile once, for so many cores")
@@ -104,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--json", help="write the rows to this file")
     return parser
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    return name, int(value)
 
 
 def _rows(net: Net, options: argparse.Namespace, console: Console) -> list[Row]:

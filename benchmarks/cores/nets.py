@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,19 @@ class Net:
     sizes: Mapping[str, int] = field(default_factory=dict)
     task: Task | None = None
 
+    def fixed(self) -> Net:
+        """The net compiled for the sizes of its inputs."""
+        with np.load(self.arrays) as stored:
+            shapes = {name: stored[name].shape for name in stored.files}
+        return replace(self, name=f"{self.name}, fixed", shapes=shapes)
 
-def net_of(name: str) -> Net:
+
+def net_of(name: str, sizes: Mapping[str, int] | None = None) -> Net:
     """A net of the catalog, torchvision or `benchmarks.families`, "@16" behind it for a batch of 16; an ONNX file; or a
     GGUF file or folder of a language model, ":decode" or ":prompt" behind it ("smollm2" is the demo's).
+
+    Args:
+        sizes: of symbolic dimensions, where they are not those that the table of families ends with.
 
     Raises ValueError for any other name.
     """
@@ -49,8 +58,8 @@ def net_of(name: str) -> Net:
     if plain in CATALOG or family is None:
         task = batched(plain, int(batch)) if batch else task_of(plain)
     else:
-        sizes = dict(family.sizes[-1])
-        task = family.task({**sizes, "batch": int(batch)} if batch else sizes)
+        own = {**family.sizes[-1], **(sizes or {})}
+        task = family.task({**own, "batch": int(batch)} if batch else own)
     return Net(name, task.path, task.arrays, task.shapes, task=task)
 
 

@@ -34,8 +34,6 @@ _INDEX = "int64"
 ROWS_AHEAD = 64
 # Marks a parallel loop whose body is to be a function: a single iteration is a call of it on the calling thread.
 CHUNKED = "tensorwright.chunked"
-# Parts for each core of one query over a cache.
-CHUNKS_PER_CORE = 4
 
 
 def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:

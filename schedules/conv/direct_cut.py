@@ -11,8 +11,7 @@ from functools import lru_cache
 from math import prod
 
 from schedules.config import Config
-from schedules.conv.estimates import product_cycles
-from schedules.conv.tiling import input_bytes
+from schedules.conv.tiling import input_bytes, product_cycles
 from schedules.conv.workload import ConvWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.ir.numbers import ceil_div
@@ -20,6 +19,8 @@ from schedules.machine import Machine, dtype_bits
 
 IMAGES, GROUPS, CHANNELS = "images", "groups", "channels"
 COPY_CYCLES = 2  # of a vector of input, read and written
+# Of input without a dimension of channels innermost: vectors of a whole line are copied, elements of a part of it.
+_ELEMENT_CYCLES = 1.5
 _WIDEN_CYCLES = 4  # of a vector of weights, which becomes two
 
 
@@ -38,18 +39,17 @@ def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: boo
     """The cut of a convolution of known sizes. `copies`: each task copies its input to a scratch buffer; `widens`: its
     weights too.
 
-    The order of the axes is that of the parallel loop: where channels come last, tasks that follow one another share
-    their input, else their weights.
+    Where channels come last in the order of the tasks, those that follow one another share their input, else their
+    weights. Where a spatial dimension is halved, each of two threads finds its input in its own cache, and reads all of
+    the weights once.
     """
-    axes = _axes(work, config)
-    works = _works(work, config, machine, copies, widens)
     dims = [dimension(dim) for dim in range(work.rank)]
-    orders = [[IMAGES, GROUPS, CHANNELS, *dims], [IMAGES, GROUPS, *dims, CHANNELS]]
-    found = [cut([axes[name] for name in order], works, machine) for order in orders]
-    return min(found, key=lambda each: each.cycles)
+    orders = [[IMAGES, dim, GROUPS, CHANNELS, *dims] for dim in dims]
+    orders += [[IMAGES, GROUPS, CHANNELS, *dims], [IMAGES, GROUPS, *dims, CHANNELS]]
+    return cut(_axes(work, config), _works(work, config, machine, copies, widens), machine, orders=orders)
 
 
-def _axes(work: ConvWorkload, config: Config) -> dict[str, CutAxis]:
+def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
     pixels, blocks, chunks = (config.integer(name) for name in ("pixels", "blocks", "chunks"))
     steps = group_steps(work, blocks)
     axes = [CutAxis(IMAGES, max(work.batch, 1), most=1)]
@@ -62,7 +62,7 @@ def _axes(work: ConvWorkload, config: Config) -> dict[str, CutAxis]:
         axes.append(CutAxis(dimension(work.rank - 2), work.out_spatial[-2], most=config.integer("rows")))
     tiles = ceil_div(work.out_spatial[-1], pixels)
     axes.append(CutAxis(dimension(work.rank - 1), tiles, most=ceil_div(config.integer("columns"), pixels)))
-    return {axis.name: axis for axis in axes}
+    return axes
 
 
 def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool) -> Sequence[Work]:
@@ -79,13 +79,19 @@ def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, w
     read *= prod(work.out_spatial[:-2])
     vector = machine.vector_bits / 8
     copied = COPY_CYCLES * read / vector if copies else 0.0
+    lines: dict[str, float | Sequence[float]] = {**spatial}
+    if work.in_block == 1 and copies:
+        slower = _ELEMENT_CYCLES / COPY_CYCLES * machine.vector_bits / dtype_bits(work.source_dtype)
+        tiles = ceil_div(work.out_spatial[-1], config.integer("pixels"))
+        lines[dimension(work.rank - 1)] = [*((size + halos[-1]) * slower for size in range(1, tiles)), tiles]
     stored = work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
     weights = work.out_blocks * work.block * stored
     widened = _WIDEN_CYCLES * weights / vector if widens else 0.0
     return (
         Work(every, cycles=images * product_cycles(work, config, machine)),
-        Work({IMAGES: 0.0, GROUPS: 0.0, **spatial}, cycles=copied, bytes=float(read)),
-        Work({GROUPS: 0.0, CHANNELS: 0.0}, cycles=widened, bytes=float(weights)),
+        Work({IMAGES: 0.0, GROUPS: 0.0, **lines}, cycles=copied),
+        Work({IMAGES: 0.0, GROUPS: 0.0, **spatial}, bytes=float(read), passed=float(read)),
+        Work({GROUPS: 0.0, CHANNELS: 0.0}, cycles=widened, bytes=float(weights), from_memory=True),
     )
 
 

@@ -37,7 +37,13 @@ from schedules.conv.padded_line import padded_line
 from schedules.conv.tiling import Place, divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload
-from schedules.cuts import chunks_at_run_time, other_parts, parts_of_two_at_run_time, pays_at_run_time
+from schedules.cuts import (
+    chunks_at_run_time,
+    other_parts,
+    part_numbers,
+    parts_of_two_at_run_time,
+    pays_at_run_time,
+)
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
 from schedules.machine import Machine
@@ -79,7 +85,8 @@ class DirectNest:
         if self.is_flat:
             self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
         self.cut: list[Index] = list(self.room)
-        self.axes: dict[str, Index] = {}  # parts of each axis, in the order of the loop over tasks
+        self.axes: dict[str, Index] = {}  # parts of each axis
+        self.order: Sequence[str] = ()  # of the loop over tasks, as `Cut` has it; that of `axes` if empty
         self.groups_each = self.steps_each = 1  # groups of a task, and register tiles of their output channels
         self.scratch: Buffer | None = None
         self.by_lane = False
@@ -105,7 +112,7 @@ class DirectNest:
         whole = found.parts[dimension(self.work.rank - 1)] == 1
         sizes[-1] = self.work.out_spatial[-1] if whole else sizes[-1] * self.pixels
         self.room, self.cut = sizes, list(sizes)
-        self.axes = {**found.parts, IMAGES: self._images}
+        self.axes, self.order = {**found.parts, IMAGES: self._images}, found.order
         self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
         return found.parallel
 
@@ -153,11 +160,7 @@ class DirectNest:
     def _task(self, task: Index) -> Stmt:
         """Task number -> part of each axis."""
         names: list[Stmt] = []
-        at: dict[str, Index] = {}
-        for name, count in reversed(self.axes.items()):
-            single = isinstance(count, int) and count == 1
-            at[name] = 0 if single else self._named(f"{name}_part", task % count, names)
-            task = task if single else self._named("task_left", task // count, names)
+        at = part_numbers(task, self.axes, self.order, lambda name, value: self._named(name, value, names))
         corner = tuple(
             self._named(f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.cut)
         )
@@ -383,7 +386,8 @@ class DirectNest:
         output = [*self.room[:-1], ceil_div(self.room[-1], self.pixels)]
         places = [*start[:-1], start[-1] // self.pixels, *at]
         if self._parts_between_steps > 1 and self.steps_each == 1:  # tasks of the same weights follow one another
-            output, places = [self._parts_between_steps, *output], [place.part, *places]
+            between = self._parts_between_steps
+            output, places = [between, *output], [place.part % between, *places]
         elif self._parts_between_steps > 1:
             steps = self.steps_each
         extents = [*output, self.work.in_blocks, *self.work.kernel]
@@ -403,10 +407,11 @@ class DirectNest:
     @property
     def _parts_between_steps(self) -> int:
         """How many tasks in a row share their output channels, where that is known."""
-        names = list(self.axes)
-        if self.work.is_open or names[-1] == CHANNELS:
+        if self.work.is_open:
             return 1
-        return prod(int(count) for count in list(self.axes.values())[names.index(CHANNELS) + 1 :])
+        order = self.order or list(self.axes)
+        inner = order[order.index(CHANNELS) + 1 :]
+        return prod(int(self.axes[name]) // (2 if order.count(name) > 1 else 1) for name in inner)
 
     def _input(
         self, place: Place, source: Index, start: Sequence[Index], pixel: int, window: Sequence[Index], lane: Index

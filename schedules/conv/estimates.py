@@ -5,23 +5,13 @@ from __future__ import annotations
 from math import prod
 
 from schedules.config import Config
-from schedules.conv.tiling import input_bytes, multiplies_by_lane, row_cost
+from schedules.conv.tiling import copied_scalars, input_bytes, product_cycles, row_cost
 from schedules.conv.winograd_tiling import tile_counts, transform_cycles
 from schedules.conv.winograd_transforms import edge_of
-from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
+from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
 from schedules.estimate import Estimate, tail
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
-
-
-def product_cycles(work: ConvWorkload, config: Config, machine: Machine) -> float:
-    """Arithmetic of a direct convolution for one image, by one core."""
-    pixels, blocks, columns = (config.integer(name) for name in ("pixels", "blocks", "columns"))
-    width = work.out_spatial[-1]
-    row = row_cost(machine, columns, pixels, blocks) * width / columns
-    row += width * _copies(work, config, machine) / blocks
-    cycles = row * prod(work.out_spatial[:-1]) * work.out_blocks * work.group_channels * prod(work.kernel)
-    return cycles / work.group if isinstance(work, DotWorkload) else cycles
 
 
 def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Estimate:
@@ -45,12 +35,6 @@ def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Est
     )
 
 
-def _copies(work: ConvWorkload, config: Config, machine: Machine) -> float:
-    """Cycles to copy a scalar to all lanes, where that takes the place of a multiply-add."""
-    by_lane = min(config.integer("unroll"), work.in_block) % work.in_block == 0
-    return 1 / machine.fma_ports if multiplies_by_lane(work, machine) and not by_lane else 0.0
-
-
 def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) -> Estimate:
     """Of a convolution by Winograd's algorithm."""
     tiles, blocks, chunks = (config.integer(name) for name in ("tiles", "blocks", "chunks"))
@@ -60,7 +44,7 @@ def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) 
     cuts = ceil_div(total, tiles)
     edge = edge_of(work.tile, work.strides[0])
     frequencies = edge * edge
-    row = row_cost(machine, tiles, pixels, blocks) + tiles * _copies(work, config, machine) / blocks
+    row = row_cost(machine, tiles, pixels, blocks) + tiles * copied_scalars(work, config, machine) / blocks
     product = row * frequencies * work.channels * work.out_blocks
     spread = tiles * work.in_blocks * transform_cycles(edge, edge) * chunks
     collect = tiles * work.out_blocks * transform_cycles(edge, work.tile)

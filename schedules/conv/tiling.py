@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
-from schedules.conv.workload import ConvWorkload, WindowWorkload
+from schedules.config import Config
+from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine, dtype_bits
 
@@ -72,6 +74,22 @@ def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles
     # Each tile reads all weights of its channels: nearly as expensive as a load from the level-2 cache.
     weights = (whole + bool(rest)) * blocks
     return (cost + weights / 2) / blocks
+
+
+def product_cycles(work: ConvWorkload, config: Config, machine: Machine) -> float:
+    """Arithmetic of a direct convolution for one image, by one core."""
+    pixels, blocks, columns = (config.integer(name) for name in ("pixels", "blocks", "columns"))
+    width = work.out_spatial[-1]
+    row = row_cost(machine, columns, pixels, blocks) * width / columns
+    row += width * copied_scalars(work, config, machine) / blocks
+    cycles = row * prod(work.out_spatial[:-1]) * work.out_blocks * work.group_channels * prod(work.kernel)
+    return cycles / work.group if isinstance(work, DotWorkload) else cycles
+
+
+def copied_scalars(work: ConvWorkload, config: Config, machine: Machine) -> float:
+    """Cycles to copy a scalar to all lanes, where that takes the place of a multiply-add."""
+    by_lane = min(config.integer("unroll"), work.in_block) % work.in_block == 0
+    return 1 / machine.fma_ports if multiplies_by_lane(work, machine) and not by_lane else 0.0
 
 
 def tails(tile: int) -> list[int]:

@@ -33,7 +33,7 @@ from schedules.conv.dynamic_sizes import Sizes, edges, least, most, open_repeat,
 from schedules.conv.estimates import window_cycles
 from schedules.conv.tiling import divisors, input_bytes
 from schedules.conv.workload import WindowWorkload
-from schedules.cuts import Cut, CutAxis, Work, cut, parts_at_run_time, pays_at_run_time
+from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
@@ -43,6 +43,7 @@ from schedules.stages.fused_kernel import FusedKernel
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
+_ORDER = ("images", "blocks", "rows")
 _OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose number is not known
 _OPEN_WIDTH = 56  # of rows whose length is not known
 _HALO = 2  # rows that a part of the rows reads beyond its own
@@ -97,8 +98,10 @@ def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machin
         [
             Work({"images": 0, "blocks": 0, "rows": 0}, cycles=window_cycles(work, rows, width, pixels, machine)),
             Work({"images": 0, "blocks": 0, "rows": halo}, bytes=float(read)),
+            Work({"images": 0, "rows": halo}, passed=float(read)),  # convolutions before and behind need all blocks
         ],
         machine,
+        orders=[_ORDER, ["images", "rows", "blocks"]],
     )
 
 
@@ -115,6 +118,7 @@ class WindowNest(ABC):
         self.rows = self.sizes.out[-2] if work.rank > 1 else 1
         self.rows_each: Index = 1
         self.parts: Index = 1
+        self.order: Sequence[str] = _ORDER
         self.names = 0
 
     @abstractmethod
@@ -139,11 +143,12 @@ class WindowNest(ABC):
 
     def build(self, machine: Machine) -> Stmt:
         work = self.work
-        batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
+        self.images = batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
         bindings = list(self.sizes.bindings)
         if isinstance(self.rows, int):
             found = window_cut(work, self.rows, self.pixels, self.splits, machine)
             self.parts, self.rows_each, shared = found.parts["rows"], found.sizes["rows"], found.parallel
+            self.order = found.order
         else:
             least_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
             parts = most(least_parts, least(self.splits, self.rows))
@@ -156,9 +161,9 @@ class WindowNest(ABC):
         return sequence(bindings, tasks_loop("task", batch * (work.out_blocks * self.parts), self._task, shared))
 
     def _task(self, task: Index) -> Stmt:
-        image = task // (self.work.out_blocks * self.parts)
-        block = task // self.parts % self.work.out_blocks
-        first = task % self.parts * self.rows_each
+        parts = {"images": self.images, "blocks": self.work.out_blocks, "rows": self.parts}
+        at = part_numbers(task, parts, self.order)
+        image, block, first = at["images"], at["blocks"], at["rows"] * self.rows_each
         if self.work.rank == 1:
             return self._row(image, block, [])
         rows, part = self.rows, self.rows_each

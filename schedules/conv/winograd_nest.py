@@ -38,10 +38,10 @@ from schedules.conv.tiling import divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead
 from schedules.conv.winograd_apply import Transform
 from schedules.conv.winograd_tasks import cut_tiles
-from schedules.conv.winograd_tiling import INPUTS, PLACES, TILES, Tiles
+from schedules.conv.winograd_tiling import CHANNELS, IMAGES, INPUTS, PLACES, TILES, Tiles
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import WinogradWorkload
-from schedules.cuts import Cut
+from schedules.cuts import Cut, part_numbers
 from schedules.errors import NotScheduledError
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt
@@ -99,7 +99,7 @@ class WinogradNest:
     def build(self, machine: Machine) -> Stmt:
         self.by_lane = multiplies_by_lane(self.work, machine)
         work = self.work
-        batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
+        self.images = batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
         counts = [parts_of(size, self.tile) for size in self.sizes.out]
         self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
         if isinstance(self.cut.tiles, int):
@@ -133,12 +133,10 @@ class WinogradNest:
     def _task(self, task: Expr | int) -> Stmt:
         cut, work = self.cut, self.work
         names: list[Stmt] = []
-        image = self._position("image", task // (cut.parts * cut.chunks), names)
-        if cut.weights_shared:
-            number, part = task // cut.parts % cut.chunks, task % cut.parts
-        else:
-            number, part = task % cut.chunks, task // cut.chunks % cut.parts
-        begin = self._position("begin", number * cut.steps, names)
+        parts = {IMAGES: self.images, TILES: cut.parts, CHANNELS: cut.chunks}
+        at = part_numbers(task, parts, cut.order, lambda name, value: self._position(name, value, names))
+        image, part = at[IMAGES], at[TILES]
+        begin = self._position("begin", at[CHANNELS] * cut.steps, names)
         first = self._position("first", part * cut.tiles, names)
         steps = self.work.out_blocks // self.blocks
         whole = isinstance(cut.steps, int) and steps % cut.steps == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from schedules.codegen.nest import name_opaque
 from schedules.config import Config
 from schedules.conv.dynamic_sizes import parts_of
-from schedules.conv.winograd_tiling import CHANNELS, TILES, Register, transform_cycles, winograd_cut
+from schedules.conv.winograd_tiling import CHANNELS, IMAGES, TILES, Register, transform_cycles, winograd_cut
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import WinogradWorkload
 from schedules.cuts import Cut, other_parts, parts_of_two_at_run_time, pays_at_run_time
@@ -28,7 +28,7 @@ class TileCut:
     `steps` register tiles. Expressions where sizes are not known.
 
     Attributes:
-        weights_shared: the tasks of one chunk follow one another; else those of one part of the tiles.
+        order: of the loop over tasks, as `Cut` has it.
         parallel: threads share the tasks.
         transforms: the tasks that transform the input before those of the products, if not each of these its own.
     """
@@ -39,7 +39,7 @@ class TileCut:
     tiles: Index
     chunks: Index
     steps: Index
-    weights_shared: bool
+    order: Sequence[str]
     parallel: bool | Expr
     bindings: tuple[Stmt, ...] = ()
     transforms: Cut | None = None
@@ -55,12 +55,9 @@ def cut_tiles(
     register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
     whole = winograd_cut(work, work.tile, register, machine)
     found = whole.products
-    shared = list(found.parts).index(CHANNELS) < list(found.parts).index(TILES)
     tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
     total, parallel = rows * columns, found.parallel
-    return TileCut(
-        columns, total, *tiles, *channels, weights_shared=shared, parallel=parallel, transforms=whole.transforms
-    )
+    return TileCut(columns, total, *tiles, *channels, found.order, parallel, transforms=whole.transforms)
 
 
 def _cut_open(
@@ -85,4 +82,5 @@ def _cut_open(
     tiles = named("tiles_each", parts_of(extent, parts) * step)
     each = named("steps_each", parts_of(steps, chunks))
     parallel = pays_at_run_time(named("all_tiles", batch * total), products + spread, machine)
-    return TileCut(columns, total, parts, tiles, chunks, each, False, parallel, tuple(bindings))
+    order = (IMAGES, TILES, CHANNELS)
+    return TileCut(columns, total, parts, tiles, chunks, each, order, parallel, tuple(bindings))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from schedules.conv.defaults import direct_default, tile_for
+from schedules.conv.direct_cut import direct_cut
 from schedules.conv.dynamic_sizes import open_row_cost
 from schedules.conv.tiling import (
     block_choices,
@@ -21,7 +23,7 @@ from schedules.conv.tiling import (
 )
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload
-from schedules.cuts import FREE, Cut, CutAxis, Work, cut, start_cycles
+from schedules.cuts import FEW, Cut, CutAxis, Work, cut, start_cycles
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 
@@ -34,12 +36,11 @@ _IN_STEP = 2  # cores that read the same weights from memory at about the same t
 WINOGRAD_MAX_TASK_TILES = 64
 IMAGES, TILES, CHANNELS = "images", "tiles", "channels"
 PLACES, INPUTS = "places", "inputs"  # parts of the tiles of all images; blocks of input channels
-# Tasks that follow one another share the weights, or the input.
-_ORDERS = ((IMAGES, CHANNELS, TILES), (IMAGES, TILES, CHANNELS))
+# Tasks that follow one another share the weights, within each half of the tiles or of all, or the input.
+_ORDERS = ((IMAGES, TILES, CHANNELS, TILES), (IMAGES, CHANNELS, TILES), (IMAGES, TILES, CHANNELS))
 # Of the time of transforms in each task. The tiles come out of other cores' caches then: on two threads 512 channels at
 # 7 x 7, estimated to take 0.985 of the time, took 1.05 (Zen 4).
 _APART = 0.97
-_FEW_CORES = 2
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
@@ -85,18 +86,19 @@ def most_tiles(work: ConvWorkload, tile: int) -> int:
 
 @lru_cache(maxsize=1024)
 def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
-    """The cheapest plan; its cycles are unknown for dynamic sizes."""
+    """The cheapest plan, on all cores and on a few; its cycles are unknown for dynamic sizes."""
     if work.is_open:
         return _open_plan(work, tile, machine)
     by_lane = multiplies_by_lane(work, machine)
     plans = []
     for blocks in block_choices(work.out_blocks, machine):
-        found = winograd_cut(work, tile, Register(blocks), machine, free=1.0)
+        found = winograd_cut(work, tile, Register(blocks), machine, free=1.0 if machine.cores <= FEW else 0.0)
         tiles = found.products.sizes[TILES]
         cycles = found.cycles - (start_cycles(machine.cores) if found.parallel else 0)
         _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
-        plans.append(WinogradPlan(tiles, pixels, blocks, cycles / max(work.batch, 1)))
-    return min(plans, key=lambda plan: plan.cycles)
+        plan = WinogradPlan(tiles, pixels, blocks, cycles / max(work.batch, 1))
+        plans.append((found.cycles * found.few_cycles, plan))
+    return min(plans, key=lambda each: each[0])[1]
 
 
 def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
@@ -148,28 +150,28 @@ class WinogradCut:
         return self.products.cycles + (self.transforms.cycles if self.transforms else 0.0)
 
     @property
+    def few_cycles(self) -> float:
+        return self.products.few_cycles + (self.transforms.few_cycles if self.transforms else 0.0)
+
+    @property
     def serial_cycles(self) -> float:
         return self.products.serial_cycles + (self.transforms.serial_cycles if self.transforms else 0.0)
 
 
 @lru_cache(maxsize=4096)
-def winograd_cut(
-    work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = FREE
-) -> WinogradCut:
+def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = 0.0) -> WinogradCut:
     """The cut of a convolution of known sizes."""
     rows, columns = tile_counts(work, tile)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
     most = min(total, register.tiles)
-    axes = {
-        IMAGES: CutAxis(IMAGES, images, most=1),
-        TILES: CutAxis(TILES, total, most=most),
-        CHANNELS: CutAxis(CHANNELS, steps, most=ceil_div(steps, register.chunks)),
-    }
+    axes = [
+        CutAxis(IMAGES, images, most=1),
+        CutAxis(TILES, total, most=most),
+        CutAxis(CHANNELS, steps, most=ceil_div(steps, register.chunks)),
+    ]
 
     def found(apart: bool) -> Cut:
-        works = _works(work, tile, register, most, images * total, machine, apart)
-        cuts = [cut([axes[name] for name in order], works, machine, free) for order in _ORDERS]
-        return min(cuts, key=lambda each: each.cycles)
+        return cut(axes, _works(work, tile, register, most, images * total, machine, apart), machine, free, _ORDERS)
 
     together = WinogradCut(found(apart=False))
     if together.products.parts[CHANNELS] == 1 or work.batch == 0:
@@ -177,7 +179,12 @@ def winograd_cut(
     products = found(apart=True)
     places = CutAxis(PLACES, images * products.parts[TILES], most=1)
     inputs = [places, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
-    spread = Work({each.name: 0.0 for each in inputs}, cycles=float(images * total * _spread_cycles(work, tile)))
+    written = images * total * edge_of(tile, work.strides[0]) ** 2 * work.channels * 4
+    spread = Work(
+        {each.name: 0.0 for each in inputs},
+        cycles=float(images * total * _spread_cycles(work, tile)),
+        bytes=2.0 * written,  # a line is read before it is written
+    )
     apart = WinogradCut(products, cut(inputs, [spread], machine))
     # On all cores, and as on one: on few of them.
     shares = apart.cycles / together.cycles, apart.serial_cycles / together.serial_cycles
@@ -210,6 +217,7 @@ def _works(
     reads = 1 if machine.l3_bytes else work.out_blocks // register.blocks
     far = [float(tiles if scratch * tiles > 0.75 * machine.l2_bytes else 0) for tiles in sizes]
     read = total * frequencies * work.channels * 4
+    passed = total * (tile * work.strides[0]) ** 2 * work.channels * 4  # tiles overlap: a core has the rest by then
     spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work, tile))]
     weights = frequencies * work.channels * work.out_blocks * work.block * 4
     every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
@@ -219,8 +227,8 @@ def _works(
         *spread,
         Work({IMAGES: 0.0, TILES: far}, bytes=float(total * scratch)),
         Work({**every, TILES: far}, bytes=float(total * scratch * reads)),
-        Work({IMAGES: 0.0, TILES: 0.0}, bytes=float(read)),
-        Work({CHANNELS: 0.0}, bytes=weights / (1 if machine.l3_bytes else _IN_STEP)),
+        Work({IMAGES: 0.0, TILES: 0.0}, bytes=float(read), passed=float(passed)),
+        Work({CHANNELS: 0.0}, bytes=weights / (1 if machine.l3_bytes else _IN_STEP), from_memory=True),
     ]
 
 
@@ -241,15 +249,16 @@ def winograd_cycles(work: ConvWorkload, tile: int, machine: Machine) -> float:
 
 def direct_cycles(work: ConvWorkload, machine: Machine) -> float:
     """Cycles of a core for one image of a direct convolution, weights coming from memory."""
-    points = work.out_blocks * work.group_channels
-    for size in (*work.kernel, *work.out_spatial):
-        points *= size
-    arithmetic = points / machine.fma_ports / machine.cores * 1.03
     bytes_each = 4.0
     if isinstance(work, DotWorkload):
+        points = work.out_blocks * work.group_channels * math.prod((*work.kernel, *work.out_spatial))
         # One instruction per cycle like float32: measured on Zen 4, 118 GFLOP/s, 210 in bfloat16, 420 in int8.
-        arithmetic *= 1.1 / work.group
+        arithmetic = 1.13 / work.group * points / machine.fma_ports / machine.cores
         bytes_each /= work.group
+    else:
+        config = direct_default(work, machine, *tile_for(work, machine))
+        found = direct_cut(work, config, machine, copies=work.reaches_outside)
+        arithmetic = (found.cycles - start_cycles(machine.cores) * found.parallel) / max(work.batch, 1)
     weights = int(work.out_blocks * work.block * work.group_channels * bytes_each)
     for size in work.kernel:
         weights *= size
@@ -268,7 +277,7 @@ def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine
     With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
     few of the cores, in a container or beside other modules, the arithmetic does, of which it has less.
     """
-    few = machine if machine.cores <= _FEW_CORES else machine.model_copy(update={"cores": _FEW_CORES})
+    few = machine if machine.cores <= FEW else machine.model_copy(update={"cores": FEW})
     shares = [winograd_cycles(work, tile, each) / direct_cycles(direct, each) for each in (machine, few)]
     return math.sqrt(math.prod(shares))
 

@@ -23,6 +23,7 @@ from schedules.cuts import (
     cut,
     cut_nest,
     least_parallel_cycles,
+    part_numbers,
     parts_at_run_time,
     pays_at_run_time,
     shared_cycles,
@@ -152,6 +153,38 @@ def test_a_cut_that_costs_nothing_serves_other_numbers_of_threads() -> None:
 def test_an_axis_without_steps_is_an_error() -> None:
     with pytest.raises(ValueError, match="rows"):
         cut([CutAxis("rows", 0)], [], machine(2))
+
+
+ORDERS = [("a", "b", "c"), ("c", "b", "a"), ("a", "c", "b", "c"), ("c", "a", "b", "c"), ("b", "a", "b", "c")]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tasks_in_any_order_are_all_parts_once(order: tuple[str, ...]) -> None:
+    parts: dict[str, int] = {"a": 3, "b": 4, "c": 6}
+    found = [part_numbers(task, parts, order) for task in range(72)]
+    assert sorted((each["a"], each["b"], each["c"]) for each in found) == list(
+        itertools.product(*map(range, (3, 4, 6)))
+    )
+    if order[0] == "c" and order[-1] == "c":
+        assert {each["c"] < 3 for each in found[:36]} == {True}
+
+
+def test_two_threads_find_their_input_in_their_own_cache() -> None:
+    """Of a map with few weights each thread takes half of the rows; of one with many, half of the channels."""
+
+    def of(weights: float) -> Cut:
+        axes = [CutAxis("channels", 8), CutAxis("rows", 56)]
+        every = {"channels": 0, "rows": 0}
+        works = [
+            Work(every, cycles=8e6),
+            Work({"rows": 0}, bytes=8e5, passed=8e5),
+            Work({"channels": 0}, bytes=weights),
+        ]
+        orders = [("rows", "channels", "rows"), ("channels", "rows")]
+        return cut(axes, works, machine(32), orders=orders)
+
+    assert of(1.5e5).order == ("rows", "channels", "rows")
+    assert of(4e6).order == ("channels", "rows")
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 8, 32])

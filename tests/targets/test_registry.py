@@ -109,7 +109,7 @@ def test_a_name_may_say_the_cores(name: str, plain: str, cores: int) -> None:
         assert (target.name, target.machine.cores) == (plain, cores)
 
 
-@pytest.mark.parametrize("count", ["", "0", "-4", "1.5", "many", "193", "100000000000", "\u0663"])
+@pytest.mark.parametrize("count", ["", "0", "-4", "1.5", "many", "193", "32:4", "100000000000", "\u0663"])
 def test_cores_that_no_machine_has(count: str) -> None:
     with pytest.raises(targets.TargetError, match="znver4 has 1 to 192 cores") as raised:
         targets.get(f"znver4:{count}")

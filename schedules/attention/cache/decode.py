@@ -9,7 +9,6 @@ A query's parts depend on how many rows it sees alone: its numbers are the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ from schedules.attention.cache.read_ahead import ReadAhead, Rows, asked, start_o
 from schedules.attention.cache.softmax_block import RunningSoftmax
 from schedules.attention.pairs import in_vectors
 from schedules.codegen.nest import (
-    CHUNKS_PER_CORE,
     Extent,
     allocate,
     allocate_tile,
@@ -36,6 +34,7 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.parallel import pays_off
+from schedules.cuts import balancing_parts, keep_busy
 from schedules.instructions.row_sums import row_sums
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
@@ -123,7 +122,7 @@ class DecodeWriter:
         if self.splits == 1:
             return 1
         heads = expression(self.operands.batch) * self.operands.key_heads
-        return tirx.Select(heads >= CHUNKS_PER_CORE * self.machine.cores, expression(1), expression(self.splits))
+        return tirx.Select(keep_busy(heads, self.machine), expression(1), expression(self.splits))
 
     def _queries(self, sample: Expr, body: Callable[[_Seen], Stmt]) -> Stmt:
         """A body for each query of a sample, with the rows that it sees."""
@@ -342,7 +341,4 @@ def _block_keys(width: int, machine: Machine) -> int:
 
 def _splits(operands: CacheOperands, machine: Machine) -> int:
     """Parts of the rows that make all cores equally busy."""
-    tasks = operands.key_heads * (operands.batch if isinstance(operands.batch, int) else 1)
-    if tasks >= CHUNKS_PER_CORE * machine.cores:
-        return 1
-    return machine.cores // math.gcd(tasks, machine.cores)
+    return balancing_parts(operands.key_heads * (operands.batch if isinstance(operands.batch, int) else 1), machine)
