@@ -1,29 +1,32 @@
 """Modelled times of nets on a described x86-64 processor, by what `compiler.quantize` estimates with.
 
     python -m benchmarks.modelled resnet50 vit_b_16 --target granite-rapids:2 --precision bf16
-    python -m benchmarks.modelled resnet50 --target granite-rapids:2 --int8
+    python -m benchmarks.modelled resnet50 minilm-128 --precision int8 --kernels
     python -m benchmarks.modelled resnet50 --batch 16 --precision bf16
     python -m benchmarks.modelled SmolLM2-135M --prompt 512 --precision int8 --without-tiles
 
 For each net, or folder or GGUF file of a language model with `--prompt`: the time at a clock of 3 GHz, perfectly shared
-by the cores; the share of it in kernels whose sums stay in tiles; and those kernels' share of the unit's peak (16 x 16
-sums of 64 bytes of a row take 16 cycles). A model orders candidates; it is no measurement.
+by the cores; the share of it in kernels whose sums stay in tiles; those kernels' share of the unit's peak (16 x 16 sums
+of 64 bytes of a row take 16 cycles); and what OpenVINO 2026.4 was measured at on two cores of a Granite Rapids class
+processor. Nets in int8 are quantized by ONNX Runtime, as `benchmarks.compare` does. A model orders candidates; it is no
+measurement.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import geometric_mean
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tvm import IRModule, relax
 
-import compiler
 import targets
-from benchmarks._models import Task, batched, task_of
+from benchmarks._models import batched, task_of
+from benchmarks._quantized import quantized
 from compiler.compression.predicted_times import KernelTime, PredictedClock
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
@@ -31,8 +34,9 @@ from compiler.frontends.source import import_model
 from targets.cpu.x86 import X86Target
 
 _HERTZ = 3e9  # of the predictions
-_PEAKS = {"tdpbf16ps": 16 * 16 * 32 * 2 / 16 * _HERTZ}
-_BYTES_PEAK = 2 * _PEAKS["tdpbf16ps"]
+_BYTES_PEAK = 16 * 16 * 64 * 2 / 16 * _HERTZ
+_MEASURED = Path(__file__).parent / "results" / "openvino-granite-rapids.json"
+_MEASURED_TARGET = "granite-rapids:2"
 
 
 def main() -> None:
@@ -40,8 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nets", nargs="+")
     parser.add_argument("--target", default="granite-rapids:2")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bf16", "int8", "int4"))
-    parser.add_argument("--int8", action="store_true", help="quantize by random data first")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bf16", "float16", "int8", "int4"))
     parser.add_argument("--batch", type=int, help="of a torchvision net")
     parser.add_argument("--prompt", type=int, metavar="TOKENS", help="of a language model, without a past")
     parser.add_argument("--without-tiles", action="store_true", help="of the same processor in vectors alone")
@@ -52,16 +55,23 @@ def main() -> None:
         assert isinstance(target, X86Target)
         features = frozenset(each for each in target.machine.features if not each.startswith("amx"))
         target = replace(target, machine=target.machine.model_copy(update={"features": features}))
-    table = Table(title=f"{target.name}, {target.machine.cores} cores, {'int8' if given.int8 else given.precision}")
-    for name in ("net", "modelled ms", "of it in tiles", "share of the unit's peak there"):
+    table = Table(title=f"{target.name}, {target.machine.cores} cores, {given.precision}")
+    for name in ("net", "modelled ms", "of it in tiles", "share of the unit's peak there", "OpenVINO ms", "ratio"):
         table.add_column(name)
+    alone = given.batch is None and given.prompt is None and given.target == _MEASURED_TARGET
+    peers = json.loads(_MEASURED.read_text(encoding="utf-8")).get(given.precision, {}) if alone else {}
+    ratios = []
     for name in given.nets:
         mod, precision = _module(name, given)
         clock = PredictedClock(target, precision)
         [times] = clock([mod])
-        table.add_row(name, *_summary(times, target.machine.cores))
+        ours = 1e3 * sum(each.seconds for each in times) / target.machine.cores
+        behind = [f"{peers[name]:.2f}", f"{peers[name] / ours:.2f}"] if name in peers else []
+        ratios += [peers[name] / ours] if name in peers else []
+        table.add_row(name, *_summary(times, target.machine.cores), *behind)
         for kernel, calls in _by_kernel(times) if given.kernels else ():
             table.add_row(f"  {len(calls)} {kernel}", *_summary(calls, target.machine.cores))
+    table.caption = f"geometric mean of the ratios {geometric_mean(ratios):.2f}" if ratios else None
     Console().print(table)
 
 
@@ -71,8 +81,9 @@ def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
         options = LanguageModelOptions(given.precision)
         return prompt_of(import_language_model(Path(name), options), given.prompt), "float32"
     task = task_of(name) if given.batch is None else batched(name, given.batch)
-    model = _quantized(task) if given.int8 else import_model(str(task.path), shapes=task.shapes)
-    return model.mod, given.precision
+    is_int8 = given.precision == "int8"
+    model = import_model(str((quantized(task) if is_int8 else task).path), shapes=task.shapes)
+    return model.mod, "float32" if is_int8 else given.precision
 
 
 def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
@@ -92,16 +103,11 @@ def _by_kernel(times: list[KernelTime]) -> list[tuple[str, list[KernelTime]]]:
     return sorted(found.items(), key=lambda entry: -sum(each.seconds for each in entry[1]))
 
 
-def _quantized(task: Task) -> ImportedModel:
-    with np.load(task.arrays) as arrays:
-        return compiler.quantize(str(task.path), [dict(arrays)], shapes=task.shapes)
-
-
 def _summary(times: list[KernelTime], cores: int) -> tuple[str, str, str]:
     """Milliseconds, the share in kernels of tiles, and their share of the peak."""
     total, tiles = sum(each.seconds for each in times), [each for each in times if each.tiles]
     inside = sum(each.seconds for each in tiles)
-    ideal = sum(each.operations / _PEAKS.get(each.tiles, _BYTES_PEAK) for each in tiles)
+    ideal = sum(each.operations / (_BYTES_PEAK / (2 if each.tiles.endswith("ps") else 1)) for each in tiles)
     return (
         f"{total / cores * 1e3:.2f}",
         f"{inside / total:.0%}",

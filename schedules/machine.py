@@ -95,5 +95,5 @@ class Machine(BaseModel):
 
     @property
     def float16_product(self) -> bool:
-        """True if one instruction multiplies matrices of float16 and sums them in float32."""
-        return False
+        """True if instructions multiply and add float16 at more than float32's rate."""
+        return self.has("avx512fp16") or self.has("amx-fp16") or self.has("avx10.2")

@@ -28,7 +28,7 @@ from compiler.support.compile_lock import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
 from schedules.attention.cache.estimates import cache_cycles
 from schedules.attention.cache.rule import CacheWorkload, sizes_of, tiles_of
-from schedules.conv.dot import CONV_TILES
+from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.products.product import Product
@@ -58,14 +58,13 @@ _ARITHMETIC = {
     "conv-dot": 1.01,
     "conv-winograd-integer": 0.53,
     "matmul": 1.02,
-    "matmul-int8": 1.02,
+    **dict.fromkeys(KINDS.values(), 1.02),
     "elementwise": 1.0,
 }
 _DIRECT_OF_FEW_REGISTERS = 1.28  # without AVX-512 tiles are smaller
 _DEPTHWISE = 0.84
 _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
 _ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
-_INTEGER_RULES = ("conv-dot", "matmul-int8")
 _MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {
     MatmulRoundedBf16.name: DOT_BF16,
     MatmulGatedBf16.name: DOT_BF16,
@@ -213,7 +212,7 @@ def _padded(operations: float, workload: object) -> float:
     return operations * ceil_div(channels, workload.group) * workload.group / channels
 
 
-def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
+def _arithmetic_factor(rule: str, workload: Any, machine: Machine) -> float:
     factor = _ARITHMETIC.get(rule, _ELSEWHERE)
     products = dot_products(machine, "uint8", "int8")
     if rule == "conv-direct" and machine.vector_registers < 32:
@@ -225,8 +224,10 @@ def _arithmetic_factor(rule: str, workload: object, machine: Machine) -> float:
     tiles = _tiles_of(rule, workload, machine)
     if tiles is not None:
         return _TILES / (tiles.convolution_rate_on if rule == CONV_TILES else tiles.rate_on)(machine)
-    if rule in _INTEGER_RULES and getattr(workload, "operand", "uint8") != "uint16":
-        factor /= products[0].rate_on(machine) if products else _PAIR_PRODUCTS
+    operation = workload.operation if rule == CONV_DOT else _MATMUL_OPERATIONS.get(rule)
+    if operation is not None:
+        found = dot_products(machine, operation.a, operation.b)
+        factor /= found[0].rate_on(machine) if found else _PAIR_PRODUCTS
     return factor
 
 

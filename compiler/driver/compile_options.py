@@ -25,7 +25,7 @@ Progress = Callable[[str], None]
 # What a target's machine needs for a lower precision, and targets that have it.
 _NEEDS = {
     "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
-    "float16": ("float16_product", "products of float16 with float32 sums", "t4, a100, h100"),
+    "float16": ("float16_product", "fast products of float16", "sapphire-rapids, granite-rapids, t4, a100, h100"),
 }
 
 

@@ -14,6 +14,7 @@ _WORTH_SAYING = 1.3
 _PRECISIONS = (
     # What it is called, how one asks for it, types of the operands, and their bytes beside those of float32.
     ("bfloat16", "--precision bf16", ("bfloat16", "bfloat16"), 0.5),
+    ("float16", "--precision float16", ("float16", "float16"), 0.5),
     ("int8", "tensorwright quantize", ("uint8", "int8"), 0.25),
 )
 
@@ -44,7 +45,8 @@ def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: R
     if isinstance(machine, GpuMachine):
         return None
     total = sum(each.calls * roofline.seconds(each.operations, each.nbytes) for each in works)
-    found = []
+    found: list[str] = []
+    best: dict[float, float] = {}  # by bytes: a slower precision of as many is not worth saying
     for name, how, operands, share in _PRECISIONS:
         instructions = products(machine, *operands)
         if not instructions:
@@ -60,8 +62,10 @@ def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: R
                 operations = max(each.operations, each.direct) / rates[each.float32]
                 narrow = roofline.seconds(int(operations), int(each.nbytes * share))
                 saved += each.calls * max(seconds - narrow, 0.0)
-        if total > 0 and total / (total - saved) >= _WORTH_SAYING:
-            found.append(f"{name} is estimated {total / (total - saved):.1f} times as fast here: {how}")
+        gain = total / (total - saved) if total > 0 else 0.0
+        if gain >= max(_WORTH_SAYING, best.get(share, 0.0)):
+            best[share] = gain
+            found.append(f"{name} is estimated {gain:.1f} times as fast here: {how}")
     return "; ".join(found) or None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import allocate_tile, expression, lanes_of, load, repeat, sequence, store
+from schedules.instructions.products.operation import ONES, PARTIAL_STEPS
 from schedules.ir.expression import index
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
@@ -34,7 +35,8 @@ def multiply_add(total: Expr, a: Expr, b: Expr) -> Expr:
 class RegisterTile:
     """Writes a tile.
 
-    `combine(sum, a, b)` adds a product. The sums of each row have a buffer of their own (see `nest.allocate_tile`);
+    `combine(sum, a, b)` adds a product; `partial` (see `Operation.partial`) does in sums of `PARTIAL_STEPS` steps of a
+    known depth. The sums of each row have a buffer of their own (see `nest.allocate_tile`);
     `allocations` are the statements that make them, which `code` begins with.
     """
 
@@ -45,10 +47,14 @@ class RegisterTile:
         lanes: int,
         dtype: str,
         combine: Callable[[Expr, Expr, Expr], Expr] = multiply_add,
+        partial: Callable[[Expr, Expr, Expr], Expr] | None = None,
     ) -> None:
         self.rows, self.width, self.lanes = rows, width, lanes
-        self.combine = combine
+        self.combine, self.partial = combine, partial
         self._sums, self.allocations = allocate_tile("sums", (rows, width), dtype)
+        if partial is not None:
+            self._halves, more = allocate_tile("halves", (rows, width), "int32")
+            self.allocations = [*self.allocations, *more]
 
     def sum(self, row: int, place: Expr) -> Expr:
         """A sum of the tile."""
@@ -97,16 +103,20 @@ class RegisterTile:
         where there is one and the machine multiplies by its lanes; `b` takes vectors of columns then.
         """
 
+        sums, combine = (self._sums, self.combine) if self.partial is None else (self._halves, self.partial)
+
         def start(i: int, place: Expr, column: Expr) -> Stmt:
             return store(self._sums, begin(i, column), i, place)
 
         def step(k: Expr) -> Stmt:
             def add(i: int, place: Expr, column: Expr) -> Stmt:
-                return store(self._sums, self.combine(self.sum(i, place), a(i, k), b(k, column)), i, place)
+                return store(sums, combine(load(sums, i, place), a(i, k), b(k, column)), i, place)
 
             return sequence([*ahead(k), *self.each(add)])
 
         loops = [repeat("k", depth, lambda k: step(expression(k)))]
+        if self.partial is not None:
+            loops = self._in_parts(depth, step)
         if a_lanes is not None and isinstance(depth, int):
             whole, rest = divmod(depth, self.lanes)
 
@@ -116,6 +126,21 @@ class RegisterTile:
             loops = [repeat("k", whole, several)] if whole else []
             loops += [step(index(whole * self.lanes + k)) for k in range(rest)]
         return [*self.allocations, *self.each(start), *loops, *end]
+
+    def _in_parts(self, depth: int, step: Callable[[Expr], Stmt]) -> list[Stmt]:
+        """The steps, whose partial sums are added to the sums from time to time."""
+        zero, ones = tirx.IntImm("int32", 0), tirx.IntImm("int32", ONES)
+
+        def join(i: int, place: Expr, _: Expr) -> Stmt:
+            return store(self._sums, self.combine(self.sum(i, place), load(self._halves, i, place), ones), i, place)
+
+        def part(start: Index, steps: int) -> Stmt:
+            clear = self.each(lambda i, place, _: store(self._halves, zero, i, place))
+            return sequence(clear, repeat("k", steps, lambda k: step(expression(start + k))), self.each(join))
+
+        whole, rest = divmod(depth, PARTIAL_STEPS)
+        parts = [repeat("part", whole, lambda i: part(i * PARTIAL_STEPS, PARTIAL_STEPS))] if whole else []
+        return [*parts, *([part(whole * PARTIAL_STEPS, rest)] if rest else [])]
 
     def _by_lanes(
         self,

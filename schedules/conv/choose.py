@@ -22,6 +22,7 @@ from schedules.conv.winograd_integer import integer_winograd_pays, winograd_work
 from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
 from schedules.conv.winograd_transforms import bounds
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
+from schedules.instructions.products.operation import DOT_U8S8, OF_STORED, Operation
 from schedules.instructions.products.table import dot_products, matrix_product
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
@@ -146,18 +147,17 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
     return QuadsWorkload(**fields, operand=operand, fill=fill, signed=signed, matrix=matrix is not None)
 
 
-def narrow_workload(work: ConvWorkload, machine: Machine) -> DotWorkload | None:
-    """The convolution of operands rounded to bfloat16; None where float32 is as fast on the machine."""
-    tiles = tiles_workload(work, "uint16", machine)
-    found = dot_products(machine, "bfloat16", "bfloat16")
+def narrow_workload(work: ConvWorkload, halves: Operation, machine: Machine) -> DotWorkload | None:
+    """The convolution of operands rounded to 16 bits; None where float32 is as fast on the machine."""
+    tiles = tiles_workload(work, halves.stored, machine)
+    found = dot_products(machine, halves.a, halves.b)
     if tiles is None and (not found or found[0].rate_on(machine) <= 1):
         return None
-    return tiles or dot_workload(work, "uint16", work.block)
+    return tiles or dot_workload(work, halves.stored, work.block)
 
 
 def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:
     """The same convolution of narrow operands; input in words where it is read from the plain layout."""
-    group = 2 if operand == "uint16" else 4
-    fields = {**vars(work), "in_block": group if work.in_block == 1 else lanes}
-    fields["dtype"] = "float32" if operand == "uint16" else "int32"
+    operation = OF_STORED.get(operand, DOT_U8S8)
+    fields = {**vars(work), "in_block": operation.group if work.in_block == 1 else lanes, "dtype": operation.total}
     return DotWorkload(**fields, operand=operand, fill=fill)

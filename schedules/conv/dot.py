@@ -1,12 +1,13 @@
 """Direct convolution of narrow operands: the loop nest of `conv_direct` with a dot product in place of a multiply-add.
 
-bfloat16 operands are summed in float32, pairs of channels at a time; 8-bit integers in int32, four channels at a time.
+16-bit floats are summed in float32, pairs of channels at a time; 8-bit integers in int32, four channels at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import (
@@ -29,12 +30,12 @@ from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Place, divisors, register_tile
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
-from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, DOT_WORDS
-from schedules.instructions.products.table import dot_products, widens_bytes
+from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation
+from schedules.instructions.products.table import dot_products, partial_operation, widens_bytes
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
-from schedules.ir.widening import number, widened
+from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -83,8 +84,7 @@ def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[In
         if work.panel == work.block:
             panel, column = co, rest[-1]
         factor = weight(panel, block, *window, lane // work.group, column * work.group + lane % work.group)
-        wide = widened(factor) if work.operand == "uint16" else tirx.Cast("int32", factor)
-        return te.sum(value * wide, axis=[channel, *window])
+        return te.sum(value * number(factor, work.dtype), axis=[channel, *window])
 
     shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
     return te.compute(shape, point, name="conv", attrs=work.annotation(kind_of(work)))
@@ -103,8 +103,8 @@ def _number(data: Tensor, place: tuple[Expr, ...], lane: Expr, work: DotWorkload
         return number(data(*place, lane), work.dtype) + tirx.const(work.shift, work.dtype)
     bits = 32 // work.group
     shifted = data(*place) >> tirx.Cast("int32", lane * bits)
-    if work.operand == "uint16":
-        return widened(tirx.Cast("uint16", shifted & tirx.IntImm("int32", 0xFFFF)))
+    if work.of_halves:
+        return work.operation.half(shifted & tirx.IntImm("int32", 0xFFFF), 0)
     return shifted & tirx.IntImm("int32", 0xFF)
 
 
@@ -137,7 +137,7 @@ class ConvDot(DirectRule[DotWorkload]):
         return super().space(workload, _with_sums(workload, machine))
 
     def _register_tile(self, workload: DotWorkload, machine: Machine) -> tuple[int, int]:
-        load_cycles = _BF16_LOAD_CYCLES if workload.operand == "uint16" else 0.5
+        load_cycles = _BF16_LOAD_CYCLES if workload.of_halves else 0.5
         machine = _with_sums(workload, machine)
         if _in_pairs(workload, machine) and machine.register_sums == _SUMS_OF_PAIRS and workload.out_spatial[-1]:
             return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
@@ -153,12 +153,12 @@ class ConvDot(DirectRule[DotWorkload]):
 
 
 def _in_pairs(work: DotWorkload, machine: Machine) -> bool:
-    return work.operand != "uint16" and widens_bytes(machine)
+    return not work.of_halves and widens_bytes(machine)
 
 
 def _with_sums(work: DotWorkload, machine: Machine) -> Machine:
     """The machine with as many sums as its few registers have room for beside such products."""
-    if work.operand == "uint16" or machine.vector_registers >= 32:
+    if work.of_halves or machine.vector_registers >= 32:
         return machine
     if not _in_pairs(work, machine) and not dot_products(machine, work.operand, "int8"):
         return machine
@@ -174,8 +174,8 @@ class DotNest(DirectNest):
     def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
         self.fill = word(work.fill + work.shift) if work.words else work.fill
-        signed = isinstance(work, QuadsWorkload) and work.signed
-        self.combine = DOT_BF16 if work.operand == "uint16" else DOT_S8S8 if signed else DOT_U8S8
+        self.combine = work.operation
+        self.partial: Operation | None = None
         self.vector = f"int32x{self.lanes}" if self.lanes > 1 else "int32"
 
     @staticmethod
@@ -185,14 +185,21 @@ class DotNest(DirectNest):
     def _read(self, point: Sequence[Index], lane: Expr) -> Expr:
         return load(self.data, *point) if self.work.words else load(self.data, *point, lane)
 
+    def build(self, machine: Machine) -> Stmt:
+        self.partial = partial_operation(machine, self.work.operation)
+        return super().build(machine)
+
     def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
         whole, rest = divmod(place.channels, work.in_block)
+        summed, room = sums, list[Stmt]()
+        if self.partial is not None:
+            summed, room = allocate_tile("halves", (pixels, self.blocks, lanes), "int32")
 
         def step(source: Expr | int, window: Sequence[Index], group: Expr | int, count: int) -> list[Stmt]:
-            return self._step(sums, Step(place, block, start, pixels, source, window, group, count))
+            return self._step(summed, Step(place, block, start, pixels, source, window, group, count))
 
         def window_loop(source: Expr | int, channels: int) -> Stmt:
             groups, single = divmod(channels, work.group)
@@ -218,15 +225,41 @@ class DotNest(DirectNest):
             return sequence(self._weights_ahead(place, block, start, [source], 1), taps)
 
         parts = []
-        if whole:
+        if whole and self.partial is None:
             parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
+        elif whole:
+            parts += self._in_parts(whole, lambda source: window_loop(source, work.in_block), sums, summed)
         if rest:
-            parts.append(window_loop(whole, rest))
+            parts.append(self._joined(window_loop(whole, rest), sums, summed))
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
-        return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+        return sequence(allocation, room, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+
+    def _in_parts(
+        self, sources: int, body: Callable[[Index], Stmt], sums: list[Buffer], halves: list[Buffer]
+    ) -> list[Stmt]:
+        """The steps over blocks of the input in partial sums: of several blocks where a window is small."""
+        each = max(1, PARTIAL_STEPS // (prod(self.work.kernel) * self.work.in_block // self.work.group))
+        whole, rest = divmod(sources, each)
+
+        def part(start: Index, count: int) -> Stmt:
+            return self._joined(repeat("cb", count, lambda source: body(start + source)), sums, halves)
+
+        parts = [repeat("part", whole, lambda i: part(i * each, each))] if whole else []
+        return [*parts, *([part(whole * each, rest)] if rest else [])]
+
+    def _joined(self, steps: Stmt, sums: list[Buffer], halves: list[Buffer]) -> Stmt:
+        """Steps whose partial sums are added to the sums behind them."""
+        if self.partial is None:
+            return steps
+        ones, zero = splat(ONES, "int32", self.lanes), splat(0, "int32", self.lanes)
+        places = [(pixel, part, lanes_of(0, self.lanes)) for pixel, part in static_grid(len(sums), self.blocks)]
+        clear = [store(halves, zero, *at) for at in places]
+        join = [store(sums, self.combine(load(sums, *at), load(halves, *at), ones), *at) for at in places]
+        return sequence(clear, steps, join)
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         """The products of a tile with one group of channels."""
+        combine = self.partial or self.combine
         lanes, group = self.lanes, self.work.group
         values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
         result = []
@@ -234,7 +267,7 @@ class DotNest(DirectNest):
             stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, lanes * group))
             weight = tirx.reinterpret(self.vector, stored)
             here = (pixel, part, lanes_of(0, lanes))
-            result.append(store(sums, self.combine(load(sums, *here), values[pixel], weight), *here))
+            result.append(store(sums, combine(load(sums, *here), values[pixel], weight), *here))
         return result
 
     def _group_of(self, at: Step, pixel: int) -> Expr:
@@ -246,7 +279,7 @@ class DotNest(DirectNest):
         value = tirx.reinterpret("int32", self._input(at.place, at.source, at.start, pixel, at.window, lane))
         if self.work.shift:
             value = value ^ tirx.IntImm("int32", SIGN_BITS)
-        if self.work.operand == "uint16" and at.channels < self.work.group:
+        if self.work.of_halves and at.channels < self.work.group:
             value = value & tirx.IntImm("int32", 0xFFFF)
         return value
 

@@ -9,6 +9,7 @@ over the padding into the next line, and the sums of padded columns are not used
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -48,14 +49,15 @@ def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int
     if not (even and in_depth and work.in_block == work.block == COLUMNS) or work.is_open:
         return None
     in_block = ROW_BYTES * 8 // dtype_bits(operand)
-    dtype = "float32" if operand == "uint16" else "int32"
-    found = TilesWorkload(**{**vars(work), "in_block": in_block, "dtype": dtype}, operand=operand, fill=fill)
+    found = TilesWorkload(**{**vars(work), "in_block": in_block}, operand=operand, fill=fill)
+    found = replace(found, dtype=found.operation.total)
     product = tile_product(machine, found.operation)
     if product is None:
         return None
     used = work.group_channels / (found.in_blocks * in_block)
-    stored = "bfloat16" if operand == "uint16" else operand
-    in_vectors = max([1.0, *(each.rate_on(machine) for each in dot_products(machine, stored, found.operation.b))])
+    in_vectors = max(
+        [1.0, *(each.rate_on(machine) for each in dot_products(machine, found.operation.a, found.operation.b))]
+    )
     return found if product.convolution_rate_on(machine) * used > in_vectors else None
 
 

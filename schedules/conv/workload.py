@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, Operation
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, OF_STORED, Operation
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.rule import Workload
 
@@ -192,9 +192,9 @@ class WinogradWorkload(ConvWorkload):
 class DotWorkload(ConvWorkload):
     """A convolution of narrow operands, summed by dot-product instructions in groups of neighbouring channels.
 
-    `operand` is what the input holds: "uint16" (the bits of a bfloat16; the weights too, `dtype` is float32), "uint8"
-    or "int8" (the weights are int8, `dtype` is int32). `fill` stands in the padding. Instructions want unsigned
-    input: 128 is added to every element of int8 input as it is read, the padding's too.
+    `operand` is what the input holds: "uint16" (the bits of a bfloat16) or "float16" (the weights too, `dtype` is
+    float32), "uint8" or "int8" (the weights are int8, `dtype` is int32). `fill` stands in the padding. Instructions
+    want unsigned input: 128 is added to every element of int8 input as it is read, the padding's too.
     Input: as for any convolution, or, when `in_block` is `group`, words: int32 (batch, ceil(channels / group),
     *spatial), each with a group of channels, the first in the lowest bits, and int8 made unsigned already.
     Weights: (ceil(filters / block), ceil(channels / groups / in_block), *kernel, in_block / group, block * group), the
@@ -216,7 +216,17 @@ class DotWorkload(ConvWorkload):
     @property
     def group(self) -> int:
         """Channels that one instruction sums over."""
-        return 2 if self.operand == "uint16" else 4
+        return self.operation.group
+
+    @property
+    def of_halves(self) -> bool:
+        """True if operands are 16-bit floats."""
+        return self.operand in OF_STORED
+
+    @property
+    def operation(self) -> Operation:
+        """What sums the products, of the input with `shift` added."""
+        return OF_STORED.get(self.operand, DOT_U8S8)
 
     @property
     def shift(self) -> int:
@@ -263,8 +273,7 @@ class TilesWorkload(DotWorkload):
 
     @property
     def operation(self) -> Operation:
-        """What sums the products."""
-        return {"uint16": DOT_BF16, "uint8": DOT_U8S8, "int8": DOT_S8S8}[self.operand]
+        return DOT_S8S8 if self.operand == "int8" else super().operation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,8 +297,12 @@ class QuadsWorkload(DotWorkload):
         return 8 if self.matrix else QUAD
 
     @property
+    def operation(self) -> Operation:
+        return DOT_S8S8 if self.signed else DOT_U8S8
+
+    @property
     def shift(self) -> int:
-        return (DOT_S8S8 if self.signed else DOT_U8S8).shift(self.operand)
+        return self.operation.shift(self.operand)
 
     @property
     def stored_block(self) -> int:

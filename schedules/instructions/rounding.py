@@ -1,4 +1,4 @@
-"""Rounding in vectors as operators: of float32 to int32 and to bfloat16, whose pairs travel as int32.
+"""Rounding in vectors as operators: of float32 to int32, and to 16-bit floats, whose pairs travel as int32.
 
 TVM turns bfloat16 into floats before code generation. So a pair is an int32 (the element with the even index in the low
 half), and a function in LLVM IR, inlined where it is called, does the rest.
@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
-from schedules.instructions.products.operation import splat
+from schedules.instructions.products.operation import DOT_BF16, Operation, splat
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
 INTEGER = "tensorwright.round_int32"
-PAIR = "tensorwright.round_bf16"
-RUN = "tensorwright.round_run_bf16"
+PAIR = {"bfloat16": "tensorwright.round_bf16", "float16": "tensorwright.round_f16"}
+RUN = {"bfloat16": "tensorwright.round_run_bf16", "float16": "tensorwright.round_run_f16"}
 NARROW = "tensorwright.narrow_bf16"
-OPERATORS = (INTEGER, PAIR, RUN, NARROW)
+OPERATORS = (INTEGER, *PAIR.values(), *RUN.values(), NARROW)
 
 
 def rounded_int32(value: Expr) -> Expr:
@@ -32,20 +33,30 @@ def rounded_int32(value: Expr) -> Expr:
     return tvm.ir.Call(tvm.ir.Op.get(INTEGER), [value], ret_ty=result.ty)
 
 
-def rounded_pair(low: Expr, high: Expr) -> Expr:
-    """Two float32 rounded to nearest even bfloat16, as an int32 pair."""
-    return tvm.ir.Call(tvm.ir.Op.get(PAIR), [low, high], ret_ty=tirx.IntImm("int32", 0).ty)
+def rounded_pair(low: Expr, high: Expr, operation: Operation = DOT_BF16) -> Expr:
+    """Two float32 rounded to nearest even 16-bit floats, as an int32 pair."""
+    return tvm.ir.Call(tvm.ir.Op.get(PAIR[operation.a]), [low, high], ret_ty=tirx.IntImm("int32", 0).ty)
 
 
-def rounded_run(first: Expr, second: Expr) -> Expr:
+def rounded_run(first: Expr, second: Expr, operation: Operation = DOT_BF16) -> Expr:
     """Two vectors of float32 that follow each other in memory, as one vector of pairs. Not elementwise: in a vectorized
     loop of n lanes, the arguments are the elements `lane` and `n + lane` of the run."""
-    return tvm.ir.Call(tvm.ir.Op.get(RUN), [first, second], ret_ty=tirx.IntImm("int32", 0).ty)
+    return tvm.ir.Call(tvm.ir.Op.get(RUN[operation.a]), [first, second], ret_ty=tirx.IntImm("int32", 0).ty)
 
 
-def narrowed(value: Expr) -> Expr:
-    """A float32 rounded to nearest even bfloat16, as the uint16 that holds its bits."""
+def narrowed(value: Expr, operation: Operation = DOT_BF16) -> Expr:
+    """A float32 rounded to nearest even, as it is stored: bfloat16 as the uint16 that holds its bits."""
+    if operation is not DOT_BF16:
+        return tirx.Cast(operation.stored, value)
     return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=tirx.IntImm("uint16", 0).ty)
+
+
+def stored_halves(values: np.ndarray, operation: Operation) -> NDArray[Any]:
+    """float32 values rounded to nearest even, as they are stored. Beyond float16 they become infinite."""
+    if operation is DOT_BF16:
+        return bfloat16_bits(values)
+    with np.errstate(over="ignore"):
+        return values.astype(operation.stored)
 
 
 def bfloat16_bits(values: np.ndarray) -> NDArray[np.uint16]:
@@ -104,6 +115,27 @@ def _run_text(lanes: int) -> str:
 }}"""
 
 
+def _float16_texts(lanes: int) -> str:
+    """Pairs of single elements, and of those that follow each other."""
+    f, i, wide = vector("float", lanes), vector("i32", lanes), 2 * lanes
+    halves, order = f"<{wide} x half>", ", ".join(f"i32 {lane}" for lane in range(wide))
+    words = [f"  %{name}s = insertelement <1 x float> poison, float %{name}, i32 0" for name in ("first", "second")]
+    part, kind = ("s", "<1 x float>") if lanes == 1 else ("", f)
+    zipped = ", ".join(f"i32 {lane // 2 + lane % 2 * lanes}" for lane in range(wide))
+    texts = []
+    for name, mask in (("round_run_f16", order), ("round_f16", zipped)):
+        lines = [
+            f"define {i} @{symbol(name, lanes)}({f} %first, {f} %second) alwaysinline nounwind {{",
+            *(words if lanes == 1 else []),
+            f"  %run = shufflevector {kind} %first{part}, {kind} %second{part}, <{wide} x i32> <{mask}>",
+            f"  %halves = fptrunc <{wide} x float> %run to {halves}",
+            f"  %r = bitcast {halves} %halves to {i}",
+            f"  ret {i} %r\n}}",
+        ]
+        texts.append("\n".join(lines))
+    return "\n".join(texts)
+
+
 def _narrow_text(lanes: int) -> str:
     """LLVM knows the instruction of targets that have it, and what to do on others, NaN included."""
     f, b, i = vector("float", lanes), vector("bfloat", lanes), vector("i16", lanes)
@@ -116,7 +148,7 @@ def _narrow_text(lanes: int) -> str:
 
 @cache
 def _definitions(lanes: tuple[int, ...]) -> str:
-    texts = (_integer_text, _pair_text, _run_text, _narrow_text)
+    texts = (_integer_text, _pair_text, _run_text, _float16_texts, _narrow_text)
     return "\n".join([*(text(count) for count in lanes for text in texts), ""])
 
 

@@ -31,7 +31,8 @@ class TileWriter:
     """Writes the tiles of a product.
 
     With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
-    Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before.
+    Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before. `partial` sums a few steps
+    in words of two float16, as `Operation.partial`.
     """
 
     has_room: ClassVar[bool] = True
@@ -47,6 +48,7 @@ class TileWriter:
         vectors: int,
         pack: bool,
         combine: Combine | None = None,
+        partial: Combine | None = None,
         tiles: Product | None = None,
     ) -> None:
         self.form = form
@@ -62,13 +64,14 @@ class TileWriter:
         packed = self.pack or bool(form.width)
         self.by_lane = machine.lane_products and packed and combine is None and form.has_rows_of_floats
         self.combine = combine if combine is not None else lambda total, a, b: total + a * b
+        self.partial = partial
 
     def _tile(self, at: Tile) -> Stmt:
         form, block, column = self.form, at.block, at.column
         if self.tiles is not None:
             return self._tile_in_memory(self.tiles, at)
         assert isinstance(at.rows, int)
-        tile = RegisterTile(at.rows, at.width, self.lanes, self.dtype, self.combine)
+        tile = RegisterTile(at.rows, at.width, self.lanes, self.dtype, self.combine, self.partial)
         first = index(0) if block is None else block.start
 
         def begin(i: int, lane: Expr) -> Expr:

@@ -1,4 +1,4 @@
-"""Products of narrow operands that travel in words of neighbours along the depth: pairs of bfloat16, or four bytes.
+"""Products of narrow operands that travel in words of neighbours along the depth: pairs of floats, or four bytes.
 
 The data is made words once, which costs one pass over it; the weights are packed when compiling.
 """
@@ -16,8 +16,8 @@ from schedules.codegen.tile_sums import with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.instructions.products.amx import STEPS, WIDTHS
-from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, Operation
-from schedules.instructions.products.table import tile_product
+from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, Operation
+from schedules.instructions.products.table import partial_operation, tile_product
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import substitute
 from schedules.ir.reduction import COMBINERS, Reduction
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from schedules.instructions.products.product import Product
     from schedules.ir.tvm_types import PrimFunc, Stmt, Tensor, Var
 
-KINDS = {DOT_BF16: "matmul-bf16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
+KINDS = {DOT_BF16: "matmul-bf16", DOT_F16: "matmul-f16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
 """Annotations of the kernels, and names of their rules, by what sums the products."""
 _SIGN_BITS = 0x80808080 - (1 << 32)
 
@@ -45,8 +45,8 @@ _SIGN_BITS = 0x80808080 - (1 << 32)
 def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operation) -> Tensor:
     """The product of data (..., depth) and weights of `pack.pack_words` in the operation's groups: (..., columns).
 
-    float32 data is rounded to bfloat16. To bytes `operation.shift(their type)` is added: the caller subtracts that
-    times the sums of the weights' columns.
+    float32 data is rounded to the operation's type. To bytes `operation.shift(their type)` is added: the caller
+    subtracts that times the sums of the weights' columns.
     """
     steps, width = packed.shape[1], int(packed.shape[2])
     depth, group = data.shape[-1], operation.group
@@ -54,19 +54,20 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
     known = int(depth.value) if isinstance(depth, tirx.IntImm) else 0
     last = (int(steps) - 1) * group  # where the last word begins
     shift = tirx.const(operation.shift(str(data.dtype)), "int32")
+    halves = operation.total == "float32"
 
     def element(at: tuple[Expr, ...], number: int) -> Expr:
         """A number of a word, 0 behind the depth."""
         place = at[-1] * group + number
         value = data(*at[:-1], place)
-        value = value if operation is DOT_BF16 else (tirx.Cast("int32", value) + shift) & 0xFF
+        value = value if halves else (tirx.Cast("int32", value) + shift) & 0xFF
         zero = tirx.const(0, str(value.ty))
         value = value if last + number < known else tirx.if_then_else(place < depth, value, zero)
-        return value + zero if operation is DOT_BF16 else value
+        return value + zero if halves else value
 
     def word(*at: Expr) -> Expr:
         values = [element(at, number) for number in range(group)]
-        return rounded_pair(*values) if operation is DOT_BF16 else word_of_bytes(values)
+        return rounded_pair(values[0], values[1], operation) if halves else word_of_bytes(values)
 
     words = te.compute([*data.shape[:-1], steps], word, name="words", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), steps), name="k")
@@ -133,12 +134,28 @@ class MatmulBf16(CpuRule[MatmulWorkload]):
         fused = FusedKernel(kernel, [parts.words, parts.product])
         tiles = self._tiles(workload.width, workload.depth, machine)
         rows, words = config.integer("rows"), parts.form.a.source
+        partial = partial_operation(machine, self.operation) if tiles is None else None
         writer = MatmulWriter(
-            parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=self.operation, tiles=tiles
+            parts.form,
+            fused,
+            machine,
+            rows=rows,
+            vectors=1,
+            pack=False,
+            combine=self.operation,
+            partial=partial,
+            tiles=tiles,
         )
         code = sequence(_words(parts, self.operation, machine), writer.statement())
         room = words if tiles is None else with_room(words)
         return fused.function(sequence(tirx.AllocBuffer(room), substitute(code, {words: room})), machine)
+
+
+class MatmulF16(MatmulBf16):
+    """Serves those of float16."""
+
+    name: ClassVar[str] = KINDS[DOT_F16]
+    operation: ClassVar[Operation] = DOT_F16
 
 
 class MatmulInt8(MatmulBf16):
@@ -159,14 +176,15 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
     """The statement that makes words of the data, in whole vectors where rows are long enough."""
     stage, group, lanes = parts.words, operation.group, machine.lanes("int32")
     depth = shape_of(stage.loads[0].source)[-1]
-    whole_words = operation is DOT_BF16 or (isinstance(depth, int) and depth % group == 0)
+    halves = operation.total == "float32"
+    whole_words = halves or (isinstance(depth, int) and depth % group == 0)
     if not isinstance(depth, int) or not whole_words or depth < group * lanes:
         return stage_code(stage, machine)
     assert stage.store is not None
-    row = _rounded_row if operation is DOT_BF16 else _copied_row
+    row = _rounded_row if halves else _copied_row
     step = stage.store.indices[-1]
     axes = [axis for axis in stage.axes if not axis.var.same_as(step)]
-    lead = axes if operation is DOT_BF16 else [axis for axis in axes if axis.extent != 1]
+    lead = axes if halves else [axis for axis in axes if axis.extent != 1]
     ones = {axis.var: tirx.IntImm("int64", 0) for axis in axes if axis not in lead}
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
 
@@ -188,7 +206,7 @@ def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lan
     def vector(run: Expr, lane: Expr) -> Stmt:
         first = run * (2 * lanes) + lane
         halves = [tirx.BufferLoad(data, [*outer, each]) for each in (first, first + lanes)]
-        return tirx.BufferStore(words, rounded_run(*halves), [*outer, run * lanes + lane])
+        return tirx.BufferStore(words, rounded_run(halves[0], halves[1], operation), [*outer, run * lanes + lane])
 
     def runs(run: Expr) -> Stmt:
         return repeat("lane", lanes, lambda lane: vector(run, lane), tirx.ForKind.VECTORIZED)

@@ -76,9 +76,12 @@ class MatmulWriter(TileWriter):
         pack: bool,
         depth: int = 0,
         combine: Combine | None = None,
+        partial: Combine | None = None,
         tiles: Instruction | None = None,
     ) -> None:
-        super().__init__(form, fused, machine, rows=rows, vectors=vectors, pack=pack, combine=combine, tiles=tiles)
+        super().__init__(
+            form, fused, machine, rows=rows, vectors=vectors, pack=pack, combine=combine, partial=partial, tiles=tiles
+        )
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0
         self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
@@ -247,6 +250,7 @@ class MatmulWriter(TileWriter):
                 shared_weights=not any(moved),
                 cuts_depth=self.cuts_depth
                 and self.tiles is None
+                and self.partial is None
                 and not self.block
                 and isinstance(form.depth.extent, int),
             ),

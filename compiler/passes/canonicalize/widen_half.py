@@ -65,6 +65,13 @@ def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
     return relax.transform.DeadCodeElimination(["main"])(copy) if changed else mod
 
 
+def multiplies_halves(mod: IRModule) -> bool:
+    """True if a model has convolutions or products, all of float16 operands."""
+    values = [binding.value for _, function in rewritable_functions(mod) for binding in bindings_of(function.body)]
+    types = {dtype_of(each.args[0]) for each in values if operator_name(each) in _SUMS}
+    return types == {"float16"}
+
+
 def _is_half_convolution(value: Expr) -> bool:
     """True if the operands are float16; sums may be float32."""
     return operator_name(value) in _CONVOLUTIONS and dtype_of(value.args[0]) == "float16"

@@ -36,7 +36,7 @@ from schedules.conv.folded import FoldedWorkload, conv_folded, fold_filter
 from schedules.conv.sparse import conv_sparse, pack_sparse_filter
 from schedules.conv.winograd_transforms import weight_matrix
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
-from schedules.instructions.rounding import bfloat16_bits
+from schedules.instructions.rounding import stored_halves
 from schedules.ir.numbers import ceil_div
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ class BlockedConv:
             return self._direct_unknown_weight()
         values = merge_groups(self._filter_values(), self.conv.groups, merged) if merged > 1 else self._filter_values()
         work = self._workload(groups, self._in_lanes(groups), merged)
-        shape = shape_of(self.data) or []
+        shape, halves = shape_of(self.data) or [], self.builder.halves
         case = FloatConvolution(
             work,
-            narrow=narrow_workload(work, self.builder.machine) if self.builder.bf16 else None,
+            narrow=None if halves is None else narrow_workload(work, halves, self.builder.machine),
             images=common_sizes([shape[axis] for axis in self.conv.order[2:]]) if work.is_open else (),
             out_order=self.conv.out_order,
             kept=lambda: _kept(pack_filter(values, work.in_block, work.block), work, values),
@@ -179,7 +179,8 @@ class BlockedConv:
         if isinstance(chosen, WinogradWorkload):
             return self._emit_winograd(chosen, values)
         if isinstance(chosen, DotWorkload):
-            narrow = pack_filter_groups(bfloat16_bits(values), chosen.in_block, chosen.panel, chosen.group)
+            stored = stored_halves(values, chosen.operation)
+            narrow = pack_filter_groups(stored, chosen.in_block, chosen.panel, chosen.group)
             return self._emit(lambda data, weight, sizes: conv_dot(data, weight, chosen, sizes), chosen, narrow)
         packed = as_constant(pack_filter(values, chosen.in_block, chosen.block))
         if chosen.in_block == chosen.block and self.channels % chosen.block == 0:
@@ -313,7 +314,7 @@ class BlockedConv:
     ) -> Blocked:
         """The call of a kernel of data, weights, output sizes and `more`.
 
-        `widens` says that it computes in floats and reads bfloat16 as well. `key` is what the kernel follows from
+        `widens` says that it computes in floats and reads 16-bit ones as well. `key` is what the kernel follows from
         besides the types of its operands, as in `LayoutBuilder.emit_kernel`.
         """
         if isinstance(weight, np.ndarray):
@@ -329,8 +330,8 @@ class BlockedConv:
         order = self.conv.order
         if isinstance(work, DotWorkload) and work.words:
             plain = self.builder.plain(self.data)
-            return self.builder.emit_kernel(lambda data: pack_words(data, order, work.group), plain, name="words")
-        if isinstance(work, DotWorkload) and work.operand == "uint16":
+            return self.builder.emit_kernel(lambda data: pack_words(data, order, work.operation), plain, name="words")
+        if isinstance(work, DotWorkload) and work.of_halves:
             return self.builder.narrow(self.data, order).expr
         if getattr(work, "in_block", work.block) == 1:
             data = self.builder.plain(self.data)

@@ -29,7 +29,8 @@ from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name
 from compiler.passes.rewriting.matching import same_shape, shape_of
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
-from schedules.instructions.products.table import bfloat16_pays, multiplies_bytes
+from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.table import halves_pay, multiplies_bytes
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor, Var
@@ -44,7 +45,7 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing without a machine: the kernel is only fast when scheduled."""
     if context.machine is None:
         return mod
-    narrow = context.options.precision == "bf16" and bfloat16_pays(context.machine)
+    narrow = context.options.precision == "bf16" and halves_pay(context.machine, DOT_BF16)
     mod = _with_rounded_products(mod) if narrow else mod
     fuser = _Fuser(mod, "bfloat16" if narrow else "float32", in_integers=multiplies_bytes(context.machine))
     for variable, function in rewritable_functions(mod):

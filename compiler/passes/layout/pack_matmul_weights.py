@@ -15,8 +15,9 @@ from compiler.passes.layout.packer import pack_all
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, shape_of
 from compiler.passes.schedule.half_storage import exact_half
-from schedules.instructions.products.operation import DOT_BF16, Operation
-from schedules.instructions.products.table import bfloat16_pays, operation_of, tile_product
+from schedules.instructions.products.operation import DOT_F16, HALVES, Operation
+from schedules.instructions.products.table import halves_pay, operation_of, tile_product
+from schedules.instructions.rounding import stored_halves
 from schedules.machine import Machine
 from schedules.matmul.matrix import MATRICES, matmul_matrix
 from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
@@ -36,6 +37,8 @@ _DTYPES = (
     ("float32", "int8", "float32"),
 )
 
+_OF_FLOAT16 = (("float16", "float16", "float16"), ("float16", "float16", "float32"))
+
 
 @graph_pass(
     "pack-matmul-weights",
@@ -47,19 +50,20 @@ def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     result int32; does nothing without a machine to pack for.
 
     Weights that float16 holds exactly are read in it where there are few rows. The option "precision" set to "bf16"
-    rounds weights and data to bfloat16, where the machine multiplies those faster; sums stay float32.
+    or "float16" rounds weights and data to that, where the machine multiplies those faster.
     """
     if context.machine is None:
         return mod
-    bf16 = context.options.precision == "bf16" and bfloat16_pays(context.machine)
-    return pack_all(_Packer(mod, context.machine, bf16=bf16), mod)
+    halves = HALVES.get(context.options.precision)
+    pays = halves is not None and halves_pay(context.machine, halves)
+    return pack_all(_Packer(mod, context.machine, halves if pays else None), mod)
 
 
 @mutator
 class _Packer(PyExprMutator):
-    def __init__(self, mod: IRModule, machine: Machine, *, bf16: bool) -> None:
+    def __init__(self, mod: IRModule, machine: Machine, halves: Operation | None) -> None:
         super().__init__(mod)
-        self.bf16 = bf16
+        self.halves = halves
         self.machine = machine
         self.count = 0
         self._packed: dict[tuple[Any, ...], Any] = {}
@@ -76,14 +80,19 @@ class _Packer(PyExprMutator):
         columns = int(weight.ty.shape.values[1])
         if str(call.ty.dtype) == "int32":
             return self._integers(data, weight, width, columns)
-        return self.builder_.call_te(
-            partial(matmul_words, operation=DOT_BF16) if self.bf16 else packed_matmul,
+        if str(data.ty.dtype) == "float16":
+            data = self.builder_.emit(relax.op.astype(data, "float32"))
+        product = self.builder_.call_te(
+            partial(matmul_words, operation=self.halves) if self.halves is not None else packed_matmul,
             data,
             self._panels(weight, width, few=self._few_rows(data)),
             columns,
             primfunc_name_hint="matmul",
             primfunc_attrs={"op_pattern": FUSABLE},
         )
+        if str(call.ty.dtype) != "float16":
+            return product
+        return self.builder_.normalize(relax.op.astype(self.builder_.emit(product), "float16"))
 
     def _integers(self, data: Expr, weight: Expr, width: int, columns: int) -> Expr:
         key, dtype = (weight, width), str(data.ty.dtype)
@@ -114,7 +123,7 @@ class _Packer(PyExprMutator):
         if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return 0
         types = tuple(str(each.ty.dtype) for each in (data, weight, call))
-        if types not in _DTYPES:
+        if types not in (_DTYPES if self.halves is not DOT_F16 else (*_DTYPES, *_OF_FLOAT16)):
             return 0
         shape = shape_of(data)
         depth, columns = (int(size) for size in weight.ty.shape.values)
@@ -133,9 +142,11 @@ class _Packer(PyExprMutator):
         key = (weight, width, few)
         if key not in self._packed:
             values = array_of(weight)
-            half = exact_half(values) if few and not self.bf16 else None
+            half = exact_half(values) if few and self.halves is None else None
             read = half if half is not None and half.dtype == np.float16 else values
             self._packed[key] = as_constant(
-                self._words(values, width, DOT_BF16) if self.bf16 else pack_panels(read, width)
+                pack_panels(read, width)
+                if self.halves is None
+                else self._words(stored_halves(values, self.halves), width, self.halves)
             )
         return self._packed[key]

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
+from schedules.instructions.products.operation import Operation
 from schedules.instructions.rounding import narrowed, rounded_pair
 from schedules.ir.numbers import ceil_div
-from schedules.ir.widening import widened
+from schedules.ir.widening import number
 
 from tvm import te, tirx  # isort: skip
 
@@ -177,19 +178,20 @@ def pack_filter_tensor(weight: Tensor, in_lanes: int, lanes: int) -> Tensor:
     return te.compute(shape, point, name="pack_filter")
 
 
-def narrowed_tensor(data: Tensor) -> Tensor:
-    """float32 as the bits of bfloat16."""
-    return te.compute(data.shape, lambda *at: narrowed(data(*at)), name="narrow")
+def narrowed_tensor(data: Tensor, halves: Operation) -> Tensor:
+    """float32 as the 16-bit floats of an operation."""
+    return te.compute(data.shape, lambda *at: narrowed(data(*at), halves), name="narrow")
 
 
-def widened_tensor(bits: Tensor) -> Tensor:
+def widened_tensor(stored: Tensor) -> Tensor:
     """The inverse of `narrowed_tensor`."""
-    return te.compute(bits.shape, lambda *at: widened(bits(*at)), name="widen")
+    return te.compute(stored.shape, lambda *at: number(stored(*at), "float32"), name="widen")
 
 
-def pack_words(data: Tensor, order: Sequence[int], group: int) -> Tensor:
-    """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): `group` channels per word,
-    as `DotWorkload` states. Float data becomes bfloat16, int8 is made unsigned."""
+def pack_words(data: Tensor, order: Sequence[int], operation: Operation) -> Tensor:
+    """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): a group of channels per
+    word, as `DotWorkload` states. Float data becomes the operation's, int8 is made unsigned."""
+    group = operation.group
     shape = list(data.shape)
     channels = int(shape[order[1]])
     physical = [shape[axis] for axis in order]
@@ -204,7 +206,7 @@ def pack_words(data: Tensor, order: Sequence[int], group: int) -> Tensor:
     def word(at: Sequence[Expr], start: int) -> Expr:
         values = [element(at, channel) for channel in range(start, min(start + group, channels))]
         if group == 2:
-            return rounded_pair(*values, *([tirx.const(0.0, "float32")] if len(values) < 2 else []))
+            return rounded_pair(values[0], values[1] if values[1:] else tirx.const(0.0, "float32"), operation)
         shift = tirx.const(128 if str(data.dtype) == "int8" else 0, "int32")
         joined = tirx.Cast("int32", values[0]) + shift
         for place, value in enumerate(values[1:], 1):
@@ -213,8 +215,8 @@ def pack_words(data: Tensor, order: Sequence[int], group: int) -> Tensor:
 
     def point(*at: Expr) -> Expr:
         value = word(at, 0)
-        for number in range(1, int(physical[1])):
-            value = tirx.Select(at[1] == number, word(at, number * group), value)
+        for block in range(1, int(physical[1])):
+            value = tirx.Select(at[1] == block, word(at, block * group), value)
         return value
 
     return te.compute(physical, point, name="words")

@@ -23,6 +23,7 @@ from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import dtype_of
+from schedules.instructions.products.operation import HALVES
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
@@ -39,10 +40,10 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     if not wanted:
         return mod
     builder = relax.BlockBuilder(mod)
-    bf16 = context.options.precision == "bf16"
+    halves = HALVES.get(context.options.precision)
 
     def layout() -> LayoutBuilder:
-        return LayoutBuilder(builder, mod, machine, context.expansions, bf16=bf16, choose=context.choose)
+        return LayoutBuilder(builder, mod, machine, context.expansions, halves=halves, choose=context.choose)
 
     planned = {var: _plan(function, layout()) for var, function in wanted}
     result = builder.get()
@@ -62,7 +63,7 @@ def _has_anchor(function: Function) -> bool:
 
 
 def _plan(function: Function, builder: LayoutBuilder) -> Function:
-    if builder.bf16:
+    if builder.halves is not None:
         builder.wanted_narrow = _wanted_narrow(function)
     blocks = [
         _plan_block(block, builder) if isinstance(block, relax.DataflowBlock) else block
@@ -73,7 +74,7 @@ def _plan(function: Function, builder: LayoutBuilder) -> Function:
 
 
 def _wanted_narrow(function: Function) -> set[Expr]:
-    """The variables that some operator reads in bfloat16."""
+    """The variables that some operator reads in 16 bits."""
     counts: dict[Var, int] = {}
     readers: dict[Var, list[str]] = {}
     count_uses(function.body, counts, readers)
@@ -115,8 +116,8 @@ def _plan_binding(binding: Binding, builder: LayoutBuilder) -> None:
 
 
 def _value_of(blocked: Blocked, variable: Var, builder: LayoutBuilder) -> Value:
-    """A result, in bfloat16 where a reader wants it: rounding it is the last step of the kernel that makes it."""
-    if blocked.bf16:
+    """A result, in 16 bits where a reader wants it: rounding it is the last step of the kernel that makes it."""
+    if blocked.narrow:
         return Value(narrow=blocked)
     if variable in builder.wanted_narrow and dtype_of(blocked.expr) == "float32":
         return Value(narrow=builder.narrowed(blocked))

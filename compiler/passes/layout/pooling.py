@@ -229,7 +229,7 @@ def _work(
         strides=tuple(strides),
         dilations=tuple(dilations),
         pad=tuple(pad),
-        dtype="float32" if data.bf16 else dtype_of(data.expr),
+        dtype="float32" if data.narrow else dtype_of(data.expr),
         mode=mode,
         count_pad=count,
     )

@@ -26,7 +26,7 @@ def permute(builder: LayoutBuilder, call: Call) -> Blocked | None:
     rank = len(data.shape)
     axes = [int(axis) % rank for axis in given] if given is not None else list(reversed(range(rank)))
     order = tuple(axes.index(axis) for axis in data.order)
-    return Blocked(data.expr, tuple(shape), order, data.bf16)
+    return Blocked(data.expr, tuple(shape), order, data.narrow)
 
 
 @handles("relax.concat")
@@ -37,8 +37,8 @@ def concat(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if fields is None or shape is None or call.attrs.axis is None:
         return None
     parts = [builder.stored(each) for each in fields]
-    if any(part is not None and part.bf16 for part in parts) and not all(
-        part is not None and part.bf16 for part in parts
+    if any(part is not None and part.narrow for part in parts) and not all(
+        part is not None and part.narrow for part in parts
     ):
         parts = [builder.blocked(each) for each in fields]
     first = next((part for part in parts if part is not None), None)
@@ -49,7 +49,7 @@ def concat(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if axis == 1 and any(part.channels % builder.lanes for part in blocked[:-1]):
         return None
     result = builder.emit(relax.op.concat([part.expr for part in blocked], axis), "joined")
-    return Blocked(result, tuple(shape), first.order, first.bf16)
+    return Blocked(result, tuple(shape), first.order, first.narrow)
 
 
 @handles("relax.split")
@@ -80,8 +80,8 @@ def split(builder: LayoutBuilder, call: Call) -> Value | None:
         piece = relax.op.strided_slice(data.expr, [axis], [start // scale], [last])
         shape = list(data.shape)
         shape[data.order[axis]] = stop - start
-        part = Blocked(builder.emit(piece, "part"), tuple(shape), data.order, data.bf16)
-        parts.append(Value(narrow=part) if data.bf16 else Value(blocked=part))
+        part = Blocked(builder.emit(piece, "part"), tuple(shape), data.order, data.narrow)
+        parts.append(Value(narrow=part) if data.narrow else Value(blocked=part))
     return Value(parts=parts)
 
 
@@ -112,7 +112,7 @@ def cut(builder: LayoutBuilder, call: Call) -> Blocked | None:
         starts.append(start // scale)
         stops.append(-(-stop // scale))
     result = builder.emit(relax.op.strided_slice(data.expr, axes, starts, stops), "part")
-    return Blocked(result, tuple(shape), data.order, data.bf16)
+    return Blocked(result, tuple(shape), data.order, data.narrow)
 
 
 def _bounds(call: Call) -> dict[int, tuple[int, int]] | None:
@@ -144,4 +144,4 @@ def pad(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if any(pairs[0]) or any(pairs[1]) or min(given) < 0:
         return None
     widths = [width for pair in [*pairs, [0, 0]] for width in pair]
-    return Blocked(builder.emit(relax.op.nn.pad(data.expr, widths), "padded"), tuple(shape), data.order, data.bf16)
+    return Blocked(builder.emit(relax.op.nn.pad(data.expr, widths), "padded"), tuple(shape), data.order, data.narrow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,11 +21,12 @@ from compiler.passes.layout.packing import (
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
-from schedules.instructions.rounding import bfloat16_bits
+from schedules.instructions.rounding import stored_halves
 from schedules.ir.tir import StructuralKey
 from schedules.selection.alternatives import Choice
 
 if TYPE_CHECKING:
+    from schedules.instructions.products.operation import Operation
     from schedules.ir.tvm_types import Binding, BlockBuilder, GlobalVar, Index, IRModule, PrimFunc, Tensor, Var
     from schedules.machine import Machine
 
@@ -40,14 +42,14 @@ class Blocked:
     """A tensor in blocked layout: (batch, channel blocks, *spatial, lanes).
 
     `shape` is the logical shape; `order[i]` is the logical axis behind physical axis i: the batch, the channels, then
-    the spatial dimensions. The lanes behind the last channel hold anything. `bf16` says that floats are stored as the
-    bits of bfloat16 in uint16.
+    the spatial dimensions. The lanes behind the last channel hold anything. `narrow` says that they are 16-bit
+    floats, as `Operation.stored`.
     """
 
     expr: Expr
     shape: tuple[Index, ...]
     order: Order
-    bf16: bool = False
+    narrow: bool = False
 
     @property
     def channels(self) -> int:
@@ -65,7 +67,7 @@ class Blocked:
 
 @dataclass(eq=False)
 class Value:
-    """One value of the function; `parts` are those of a tuple. `narrow` is its blocked form in bfloat16."""
+    """One value of the function; `parts` are those of a tuple. `narrow` is its blocked form in 16-bit floats."""
 
     plain: Expr | None = None
     blocked: Blocked | None = None
@@ -85,10 +87,10 @@ class LayoutBuilder:
         machine: Machine,
         expansions: Expansions,
         *,
-        bf16: bool = False,
+        halves: Operation | None = None,
         choose: Choice | None = None,
     ) -> None:
-        self.bf16 = bf16
+        self.halves = halves
         self.choose = choose
         self.definitions: dict[Var, Expr] = {}
         self.wanted_narrow: set[Var] = set()
@@ -196,7 +198,7 @@ class LayoutBuilder:
         return self._widened[narrow.expr]
 
     def narrow(self, expr: Expr, order: Order) -> Blocked:
-        """The blocked form of a float operand in bfloat16, converted when it has none."""
+        """The blocked form of a float operand in 16 bits, converted when it has none."""
         value = self.value(expr)
         if value.narrow is not None and value.narrow.order == order:
             return value.narrow
@@ -207,12 +209,13 @@ class LayoutBuilder:
         return value.packed_narrow[order]
 
     def narrowed(self, blocked: Blocked) -> Blocked:
-        """Blocked floats as bfloat16."""
+        """Blocked floats in 16 bits."""
+        assert self.halves is not None
         if isinstance(blocked.expr, GenericConst):
-            bits = as_constant(bfloat16_bits(array_of(blocked.expr)))
+            stored = as_constant(stored_halves(array_of(blocked.expr), self.halves))
         else:
-            bits = self.emit_kernel(narrowed_tensor, blocked.expr, name="narrow")
-        return Blocked(bits, blocked.shape, blocked.order, bf16=True)
+            stored = self.emit_kernel(partial(narrowed_tensor, halves=self.halves), blocked.expr, name="narrow")
+        return Blocked(stored, blocked.shape, blocked.order, narrow=True)
 
     def blocked(self, expr: Expr, order: Order | None = None) -> Blocked | None:
         """The blocked form that an operand has already (in `order`, if given), without converting anything."""
@@ -223,7 +226,7 @@ class LayoutBuilder:
         return None if order is None else value.packed.get(order)
 
     def stored(self, expr: Expr, order: Order | None = None) -> Blocked | None:
-        """`blocked`, in bfloat16 when that is how the operand is stored."""
+        """`blocked`, in 16 bits when that is how the operand is stored."""
         narrow = self.value(expr).narrow
         if narrow is not None and (order is None or narrow.order == order):
             return narrow

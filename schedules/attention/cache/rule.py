@@ -14,7 +14,8 @@ from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
-from schedules.instructions.products.table import bfloat16_pays
+from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.table import halves_pay
 from schedules.instructions.row_sums import has_row_sums
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.ir.tir import tirx
@@ -58,7 +59,7 @@ class AttentionOverCache(ScheduleRule[CacheWorkload]):
         own = _operands(kernel.function)
         few = max(1, _FEW_ROWS // own.group)
         tiles = prompt_tiles(own, machine)
-        narrow = tiles is not None or (own.rounds and bfloat16_pays(machine, in_tiles=False))
+        narrow = tiles is not None or (own.rounds and halves_pay(machine, DOT_BF16, in_tiles=False))
         prompt = PromptWriter(own, machine, narrow=narrow, tiles=tiles)
         if SEQUENCES in own:
             return build_function(kernel, [DecodeWriter(own, machine, few).code(), prompt.code()], [])

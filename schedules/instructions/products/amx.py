@@ -18,7 +18,15 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import replace
 
-from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_S8U8, DOT_U8S8, DOT_U8U8, SCALARS
+from schedules.instructions.products.operation import (
+    DOT_BF16,
+    DOT_F16,
+    DOT_S8S8,
+    DOT_S8U8,
+    DOT_U8S8,
+    DOT_U8U8,
+    SCALARS,
+)
 from schedules.instructions.products.product import Product, features
 from schedules.machine import Machine
 
@@ -36,6 +44,7 @@ PRODUCTS = tuple(
     for name, operation, needed, rate, depth in (
         # Rates were measured on products of 512 x 768 x 3072, on one core of a Granite Rapids class processor.
         ("tdpbf16ps", DOT_BF16, "amx-bf16", 5.0, 32),
+        ("tdpfp16ps", DOT_F16, "amx-fp16", 5.0, 32),
         ("tdpbusd", DOT_U8S8, "amx-int8", 11.0, 64),
         ("tdpbssd", DOT_S8S8, "amx-int8", 11.0, 64),
         ("tdpbsud", DOT_S8U8, "amx-int8", 11.0, 64),

@@ -29,6 +29,8 @@ class Operation:
         a: the type of the left operand's elements; `b`: of the right one's; `total`: of the sum.
         group: how many elements of an operand share a word.
         plain: its body on any processor; None where only machines with an instruction for it write it.
+        partial: an operation on the same words, whose totals are words of two sums in the operands' type. It adds up a
+            few steps where that is faster; its words by `ONES` are added to the total then.
     """
 
     short: str
@@ -37,6 +39,7 @@ class Operation:
     total: str
     group: int
     plain: Body | None
+    partial: Operation | None = None
 
     @property
     def name(self) -> str:
@@ -50,9 +53,22 @@ class Operation:
     def expression(self, a: Expr, b: Expr) -> Expr:
         """The sum of products of two words as arithmetic."""
         if self.total == "float32":
-            return _half(a, 0) * _half(b, 0) + _half(a, 1) * _half(b, 1)
+            return self.half(a, 0) * self.half(b, 0) + self.half(a, 1) * self.half(b, 1)
         first, second, third, fourth = (_byte(a, at, self.a) * _byte(b, at, self.b) for at in range(4))
         return first + second + third + fourth
+
+    @property
+    def stored(self) -> str:
+        """TVM's type of the left operand in memory; that of bfloat16 are its bits."""
+        return "uint16" if self.a == "bfloat16" else self.a
+
+    def half(self, word: Expr, at: int) -> Expr:
+        """The 16-bit float in the low or the high half of a word, as float32."""
+        sixteen = tirx.IntImm("int32", 16)
+        if self.a == "bfloat16":
+            return tirx.reinterpret("float32", word & tirx.IntImm("int32", -65536) if at else word << sixteen)
+        bits = tirx.Cast("uint16", word >> sixteen if at else word)
+        return tirx.Cast("float32", tirx.reinterpret("float16", bits))
 
     def takes(self, a: str, b: str) -> bool:
         """True if it multiplies such operands, bytes of the other signedness shifted."""
@@ -78,12 +94,6 @@ def row_of(left: Expr, right: Expr, row: int) -> Expr:
     """A row of four columns out of the 2 x 2 sums of the left and the right two columns."""
     places = [2 * row, 2 * row + 1, 4 + 2 * row, 5 + 2 * row]
     return tirx.Shuffle([left, right], [tirx.IntImm("int32", place) for place in places])
-
-
-def _half(word: Expr, at: int) -> Expr:
-    """The bfloat16 in the low or the high half of a word, as float32."""
-    bits = word & tirx.IntImm("int32", -65536) if at else word << tirx.IntImm("int32", 16)
-    return tirx.reinterpret("float32", bits)
 
 
 def _byte(word: Expr, at: int, dtype: str) -> Expr:
@@ -145,7 +155,54 @@ def _plain_bfloat16(lanes: int) -> str:
   %r = fadd contract {f} %sum, %low"""
 
 
+def _plain_float16(lanes: int) -> str:
+    """Two multiply-adds on the halves."""
+    f, h, s, i = (vector(each, lanes) for each in ("float", "half", "i16", "i32"))
+    lines = []
+    for name in "ab":
+        lines += [
+            f"  %{name}l = trunc {i} %{name} to {s}",
+            f"  %{name}s = lshr {i} %{name}, {splat(16, lanes)}",
+            f"  %{name}h = trunc {i} %{name}s to {s}",
+            f"  %{name}lb = bitcast {s} %{name}l to {h}",
+            f"  %{name}hb = bitcast {s} %{name}h to {h}",
+            f"  %{name}lf = fpext {h} %{name}lb to {f}",
+            f"  %{name}hf = fpext {h} %{name}hb to {f}",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            f"  %high = fmul contract {f} %ahf, %bhf",
+            f"  %sum = fadd contract {f} %c, %high",
+            f"  %low = fmul contract {f} %alf, %blf",
+            f"  {RESULT} = fadd contract {f} %sum, %low",
+        ]
+    )
+
+
+def float16_sums(lanes: int) -> str:
+    """Each half of a word by itself, added in float16."""
+    i, h = vector("i32", lanes), f"<{2 * lanes} x half>"
+    return f"""  %ch = bitcast {i} %c to {h}
+  %ah = bitcast {i} %a to {h}
+  %bh = bitcast {i} %b to {h}
+  %product = fmul contract {h} %ah, %bh
+  %sum = fadd contract {h} %ch, %product
+  %r = bitcast {h} %sum to {i}"""
+
+
 DOT_BF16 = Operation("dot_bf16", "bfloat16", "bfloat16", "float32", 2, _plain_bfloat16)
+SUM_F16 = Operation("sum_f16", "float16", "float16", "int32", 2, float16_sums)
+"""A word of two sums in float16 plus the products of the low and of the high halves."""
+DOT_F16 = Operation("dot_f16", "float16", "float16", "float32", 2, _plain_float16, partial=SUM_F16)
+ONES = 0x3C003C00
+"""A word of two ones in float16."""
+PARTIAL_STEPS = 64
+"""Of a sum in float16: its error, some 8e-4 of it, is no more than twice that of the rounded operands."""
+HALVES = {"bf16": DOT_BF16, "float16": DOT_F16}
+"""What sums products of 16-bit floats, by the option "precision"."""
+OF_STORED = {each.stored: each for each in HALVES.values()}
+"""The same by the type of the operands in memory."""
 DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8 = (
     Operation(f"dot_{a[0]}8{b[0]}8".replace("i", "s"), a, b, "int32", 4, _plain_bytes(a, b))
     for a, b in (("uint8", "int8"), ("int8", "int8"), ("int8", "uint8"), ("uint8", "uint8"))
@@ -155,7 +212,7 @@ DOT_WORDS = Operation("dot_words", "int16", "int16", "int32", 1, _plain_word)
 MATRIX_U8S8 = Operation("matrix_u8s8", "uint8", "int8", "int32", 8, None)
 MATRIX_S8S8 = Operation("matrix_s8s8", "int8", "int8", "int32", 8, None)
 """Four int32 of a 2 x 2 total, row after row, plus two rows `a` by two columns `b` of eight bytes each."""
-OPERATIONS = (DOT_BF16, DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8, DOT_WORDS, MATRIX_U8S8, MATRIX_S8S8)
+OPERATIONS = (DOT_BF16, SUM_F16, DOT_F16, DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8, DOT_WORDS, MATRIX_U8S8, MATRIX_S8S8)
 
 for _operation in OPERATIONS:
     register_operator(_operation.name, f"of {_operation.a} and {_operation.b}")

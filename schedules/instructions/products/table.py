@@ -10,7 +10,7 @@ from functools import cache
 
 from schedules.instructions.llvm_functions import symbol, vector
 from schedules.instructions.products import amx, arm, x86
-from schedules.instructions.products.operation import OPERATIONS, SCALARS, Operation
+from schedules.instructions.products.operation import DOT_BF16, OPERATIONS, SCALARS, Operation
 from schedules.instructions.products.product import Product
 from schedules.instructions.products.quarters import REGISTER_LANES, in_quarters
 from schedules.machine import Machine
@@ -49,10 +49,17 @@ def operation_of(machine: Machine, a: str, b: str) -> Operation:
     return found[0].operation if found else next(each for each in OPERATIONS if each.takes(a, b))
 
 
-def bfloat16_pays(machine: Machine, *, in_tiles: bool = True) -> bool:
-    """True if products of bfloat16 are faster than those of float32; `in_tiles`: where sums may stay in tiles."""
-    found = (products if in_tiles else dot_products)(machine, "bfloat16", "bfloat16")
-    return machine.bf16_dot_product and (not found or any(each.rate_on(machine) > 1 for each in found))
+def partial_operation(machine: Machine, operation: Operation) -> Operation | None:
+    """`Operation.partial` where the machine's vectors sum best by it."""
+    found = dot_products(machine, operation.a, operation.b) if operation.partial is not None else ()
+    return operation.partial if found and found[0].operation is operation.partial else None
+
+
+def halves_pay(machine: Machine, operation: Operation, *, in_tiles: bool = True) -> bool:
+    """True if products of 16-bit floats are faster than those of float32; `in_tiles`: where sums may stay in tiles."""
+    found = (products if in_tiles else dot_products)(machine, operation.a, operation.b)
+    has = machine.bf16_dot_product if operation is DOT_BF16 else machine.float16_product
+    return has and (not found or any(each.rate_on(machine) > 1 for each in found))
 
 
 def multiplies_bytes(machine: Machine) -> bool:

@@ -1,9 +1,22 @@
-"""x86's instructions: VNNI (AVX-512 and, of up to 256 bits, AVX), AVX-VNNI-INT8, AVX-512 BF16, and `vpmaddwd`."""
+"""x86's instructions: VNNI (AVX-512 and, of up to 256 bits, AVX), AVX-VNNI-INT8, AVX-512 BF16 and FP16, AVX10.2, and
+`vpmaddwd`."""
 
 from __future__ import annotations
 
 from schedules.instructions.llvm_functions import vector
-from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, DOT_WORDS, splat
+from schedules.instructions.products.operation import (
+    DOT_BF16,
+    DOT_F16,
+    DOT_S8S8,
+    DOT_S8U8,
+    DOT_U8S8,
+    DOT_U8U8,
+    DOT_WORDS,
+    SUM_F16,
+    Operation,
+    float16_sums,
+    splat,
+)
 from schedules.instructions.products.product import Product, features
 
 BITS = {4: 128, 8: 256, 16: 512}
@@ -67,28 +80,43 @@ def _pairs_of_words(lanes: int) -> str:
     return f"{_casts(lanes, w)}\n  %p = call {i} @{_PAIRS[lanes]}({w} %x, {w} %y)\n  %r = add {i} %c, %p"
 
 
-def _dot_bfloat16(lanes: int) -> str:
-    f, h = vector("float", lanes), f"<{2 * lanes} x bfloat>"
-    call = f"call {f} @llvm.x86.avx512bf16.dpbf16ps.{BITS[lanes]}({f} %c, {h} %x, {h} %y)"
-    return f"{_casts(lanes, h)}\n  %r = {call}"
+def _halves(name: str, operation: Operation, needs: frozenset[str], intrinsic: str, half: str) -> Product:
+    """An instruction on pairs of 16-bit floats that sums in float32."""
+
+    def body(lanes: int) -> str:
+        f, h = vector("float", lanes), f"<{2 * lanes} x {half}>"
+        return f"{_casts(lanes, h)}\n  %r = call {f} @{intrinsic}.{BITS[lanes]}({f} %c, {h} %x, {h} %y)"
+
+    def declared(lanes: int) -> list[str]:
+        f, h = vector("float", lanes), f"<{2 * lanes} x {half}>"
+        return [f"declare {f} @{intrinsic}.{BITS[lanes]}({f}, {h}, {h})"]
+
+    return Product(name, operation, (needs,), 2.0, (4, 8, 16), body, declared)
 
 
-def _declared_bfloat16(lanes: int) -> list[str]:
-    f, h = vector("float", lanes), f"<{2 * lanes} x bfloat>"
-    return [f"declare {f} @llvm.x86.avx512bf16.dpbf16ps.{BITS[lanes]}({f}, {h}, {h})"]
+def _bytes_as_they_are(name: str, operation: Operation) -> Product:
+    """AVX-VNNI-INT8 has registers of up to 256 bits, AVX10.2 those of 512."""
 
+    def called(lanes: int) -> str:
+        return f"llvm.x86.{'avx10' if lanes == 16 else 'avx2'}.{name}"
 
-_UNSIGNED, _SIGNED, _WORDS = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx2.vpdpbssd", "llvm.x86.avx512.vpdpwssd"
-PRODUCTS = (
-    Product(
-        "vdpbf16ps",
-        DOT_BF16,
-        (features("avx512bf16", "avx512vl"),),
-        2.0,
+    return Product(
+        name,
+        operation,
+        (features("avx10.2"), features("avxvnniint8")),
+        4.0,
         (4, 8, 16),
-        _dot_bfloat16,
-        _declared_bfloat16,
-    ),
+        lambda lanes: _dot_bytes(lanes, called(lanes)),
+        lambda lanes: _declared(lanes, called(lanes), _bytes(lanes)),
+    )
+
+
+_UNSIGNED, _WORDS = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
+PRODUCTS = (
+    _halves("vdpbf16ps", DOT_BF16, features("avx512bf16", "avx512vl"), "llvm.x86.avx512bf16.dpbf16ps", "bfloat"),
+    _halves("vdpphps", DOT_F16, features("avx10.2"), "llvm.x86.avx10.vdpphps", "half"),
+    # Of 64 steps, the multiplications are 64 of some 74 instructions.
+    Product("vfmadd231ph", SUM_F16, (features("avx512fp16", "avx512vl"),), 1.7, (4, 8, 16), float16_sums),
     Product(
         "vpdpbusd",
         DOT_U8S8,
@@ -99,15 +127,9 @@ PRODUCTS = (
         lambda lanes: _declared(lanes, _UNSIGNED, _bytes(lanes)),
         pads=True,
     ),
-    Product(
-        "vpdpbssd",
-        DOT_S8S8,
-        (features("avxvnniint8"),),
-        4.0,
-        (4, 8),
-        lambda lanes: _dot_bytes(lanes, _SIGNED),
-        lambda lanes: _declared(lanes, _SIGNED, _bytes(lanes)),
-    ),
+    _bytes_as_they_are("vpdpbssd", DOT_S8S8),
+    _bytes_as_they_are("vpdpbsud", DOT_S8U8),
+    _bytes_as_they_are("vpdpbuud", DOT_U8U8),
     Product(
         "vpdpwssd",
         DOT_WORDS,

@@ -18,14 +18,13 @@ from schedules.conv.workload import ConvWorkload, TilesWorkload
 from schedules.selection.apply import apply_schedules
 from tests.schedules.blocked import reference_conv, unpack
 from tests.schedules.conv.test_direct import _COMMON, convolutions
-from tests.schedules.conv.test_dot import operands, pack, pack_weight, run_kernel
+from tests.schedules.conv.test_dot import HALVES, KINDS, operands, pack, pack_weight, run_kernel
 
 import tvm  # isort: skip
 from tvm import te  # isort: skip
 
-MACHINE = targets.get("sapphire-rapids-simulated", cores=2).machine
+MACHINE = targets.get("granite-rapids-simulated", cores=2).machine
 _CUBE = {"kernel": (3, 3, 3), "pad": ((1, 1),) * 3, "strides": (1, 1, 1), "dilations": (1, 1, 1)}
-KINDS = ("uint16", "uint8", "int8")
 _LANES = 16
 
 
@@ -40,7 +39,7 @@ def tensors_of(work: TilesWorkload) -> tuple[Any, Any, Any]:
     place = (work.batch, -(-work.channels // _LANES), *work.spatial, _LANES)
     data = te.placeholder(place, work.operand, name="data")
     shape = (-(-work.filters // work.panel), work.in_blocks, *work.kernel, 16, work.panel * work.group)
-    weight = te.placeholder(shape, "uint16" if work.operand == "uint16" else "int8", name="weight")
+    weight = te.placeholder(shape, work.operand if work.of_halves else "int8", name="weight")
     return data, weight, conv_dot(data, weight, work)
 
 
@@ -56,10 +55,10 @@ def check(kind: str, case: dict[str, Any], fill: int = 0) -> None:
     amounts = [(0, 0), (0, 0), *work.pad]
     whole = np.pad(x_meant.astype(np.float64), amounts, constant_values=fill)
     expected = reference_conv(whole, w_meant, work.strides, work.dilations, [(0, 0)] * work.rank, work.groups)
-    if kind != "uint16":
+    if not work.of_halves:
         np.testing.assert_array_equal(got, expected)
         return
-    # Products of bfloat16 are exact in float32; each addition rounds once.
+    # Products of 16-bit floats are exact in float32; each addition rounds once.
     terms = work.group_channels * np.prod(work.kernel)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-7 * terms + 1e-6)
 
@@ -69,7 +68,7 @@ def check(kind: str, case: dict[str, Any], fill: int = 0) -> None:
 @given(case=convolutions(), fill=st.integers(0, 127))
 def test_random_shapes(kind: str, case: dict[str, Any], fill: int) -> None:
     assume(case["dilations"][:-2] in ((), (1,)) and workload(kind, case) is not None)
-    check(kind, case, fill=0 if kind == "uint16" else fill)
+    check(kind, case, fill=0 if kind in HALVES else fill)
 
 
 @pytest.mark.parametrize("kind", KINDS)

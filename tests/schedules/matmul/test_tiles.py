@@ -6,22 +6,23 @@ import re
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from tvm import relax
 
-from schedules.instructions.products.operation import DOT_BF16, DOT_S8S8, DOT_U8S8, Operation
+from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, HALVES, Operation
 from schedules.instructions.products.table import tile_product
+from schedules.instructions.rounding import stored_halves
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.pack import pack_words
 from schedules.matmul.words import matmul_words
 from tests.schedules.harness import Array, assembly, normal, run, scheduled, target_of
 from tests.schedules.matmul.test_int8 import integers
 
-SIMULATED, REAL = "sapphire-rapids-simulated", "sapphire-rapids"
+SIMULATED, REAL = "granite-rapids-simulated", "granite-rapids"
 CASES = [
     (DOT_BF16, "float32"),
+    (DOT_F16, "float32"),
     (DOT_U8S8, "uint8"),
     (DOT_U8S8, "int8"),
     (DOT_S8S8, "int8"),
@@ -32,7 +33,8 @@ def build(operation: Operation, weight: Array, target: str) -> Any:
     product = tile_product(target_of(target).machine, operation)
     assert product is not None
     width = 32 if weight.shape[1] > 16 else 16
-    packed = pack_words(weight, width, operation.group, product.depth)
+    stored = stored_halves(weight, operation) if operation in HALVES.values() else weight
+    packed = pack_words(stored, width, operation.group, product.depth)
 
     def make(builder: Any, data: Any) -> Any:
         call = builder.call_te(
@@ -49,14 +51,14 @@ def build(operation: Operation, weight: Array, target: str) -> Any:
 
 
 def operands(operation: Operation, dtype: str, lead: tuple[int, ...], depth: int, columns: int) -> tuple[Array, Array]:
-    if operation is DOT_BF16:
+    if operation in HALVES.values():
         return normal((*lead, depth)), normal((depth, columns), 1)
     return integers((*lead, depth), dtype, 0), integers((depth, columns), "int8", 1)
 
 
 def expected(operation: Operation, data: Array, weight: Array) -> Array:
-    if operation is DOT_BF16:
-        left, right = (each.astype(ml_dtypes.bfloat16).astype("float64") for each in (data, weight))
+    if operation in HALVES.values():
+        left, right = (each.astype(operation.a).astype("float64") for each in (data, weight))
         return np.asarray(np.maximum(left @ right, 0))
     wide = data.astype("int64") + operation.shift(str(data.dtype))
     return np.asarray(np.maximum(wide @ weight.astype("int64"), 0))
@@ -76,7 +78,7 @@ def test_any_size(
     mod, report = scheduled(build(operation, weight, SIMULATED), [(shape, dtype)], SIMULATED)
     assert len(report.kernels) == 1
     assert "tensorwright_tiles_" in str(mod)
-    tolerance = {"rtol": 1e-5, "atol": 4e-7 * (depth + 10)} if operation is DOT_BF16 else {"rtol": 0, "atol": 0}
+    tolerance = {"rtol": 1e-5, "atol": 4e-7 * (depth + 10)} if operation in HALVES.values() else {"rtol": 0, "atol": 0}
     np.testing.assert_allclose(run(mod, SIMULATED, [data]), expected(operation, data, weight), **tolerance)
 
 
@@ -86,7 +88,7 @@ def test_tiles_stay_in_registers(operation: Operation, dtype: str) -> None:
     data, weight = operands(operation, dtype, (60,), 130, 70)
     mod, _ = scheduled(build(operation, weight, REAL), [(data.shape, dtype)], REAL)
     code = assembly(mod, REAL)
-    name = {DOT_BF16: "tdpbf16ps", DOT_U8S8: "tdpbusd", DOT_S8S8: "tdpbssd"}[operation]
+    name = {DOT_BF16: "tdpbf16ps", DOT_F16: "tdpfp16ps", DOT_U8S8: "tdpbusd", DOT_S8S8: "tdpbssd"}[operation]
     loops = [each for each in re.split(r"\n\.L\w+:", code) if len(re.findall(rf"\b{name}\b", each)) == 4]
     assert loops
     assert all(len(re.findall(r"\btileloadd\b", each)) == 4 and "tilestored" not in each for each in loops)

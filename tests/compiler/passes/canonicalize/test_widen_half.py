@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 import compiler
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
@@ -71,3 +72,40 @@ def test_functions_without_float16_convolutions_stay() -> None:
     assert widen_half(mod, PipelineContext(machine=MACHINE)).same_as(mod)
     half = _net(_weights(), "float16")
     assert widen_half(half, PipelineContext()).same_as(half)
+
+
+@pytest.mark.parametrize(
+    ("target", "rules"),
+    [
+        ("granite-rapids-simulated", {"conv-tiles", "matmul-f16"}),
+        ("sapphire-rapids-simulated", {"conv-dot", "matmul-f16"}),
+    ],
+)
+def test_models_of_float16_multiply_it_where_that_is_faster(target: str, rules: set[str]) -> None:
+    """In tiles, whose sums are float32, and in vectors, which add a few steps in float16. What lies between
+    convolutions is rounded too, by 2^-11 each time."""
+    weights = _weights()
+    convolutions, product = _net(weights, "float16"), _product(weights[0].reshape(9 * CHANNELS, CHANNELS))
+    random = np.random.default_rng(1)
+    data = (
+        random.standard_normal(shape).astype(np.float16) for shape in ((1, CHANNELS, SIDE, SIDE), (5, 9 * CHANNELS))
+    )
+    used = set()
+    for mod, x in zip((convolutions, product), data, strict=True):
+        module = compiler.compile(mod, target=target)
+        used |= {kernel.rule for kernel in module.artifact.manifest.kernels}
+        (got,) = module.run([x]).values()
+        (expected,) = compiler.compile(mod).run([x]).values()
+        assert got.dtype == np.float16
+        np.testing.assert_allclose(got, expected, rtol=2**-8, atol=2**-8 * float(np.abs(expected).max()))
+    assert rules <= used
+
+
+def _product(weight: np.ndarray[Any, Any]) -> tvm.IRModule:
+    x = relax.Var("x", relax.TensorType((5, weight.shape[0]), "float16"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            output = builder.emit_output(relax.op.matmul(x, relax.const(weight)))
+        builder.emit_func_output(output)
+    return builder.get()
