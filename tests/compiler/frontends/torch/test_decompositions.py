@@ -244,6 +244,16 @@ def test_interpolation_of_open_sizes_by_factors_that_float32_rounds() -> None:
     check(resized, normal(1, 2, 11), ({2: torch.export.Dim.DYNAMIC},), others, tolerance=5e-5)
 
 
+def test_antialiased_interpolation_to_open_sizes() -> None:
+    def resized(x: Tensor) -> list[Tensor]:
+        size = (x.shape[2] // 3, 2 * x.shape[3] - 5)
+        return [functional.interpolate(x, size, mode=mode, antialias=True) for mode in ("bilinear", "bicubic")]
+
+    dynamic = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    others = (normal(1, 2, 7, 4), normal(1, 2, 40, 11))
+    check(resized, normal(1, 2, 16, 9), dynamic, others, tolerance=5e-5)
+
+
 def test_draws_without_replacement_are_different_ones() -> None:
     check(lambda x: torch.multinomial(x.abs(), 6).sort(-1)[0], normal(9, 6))  # all of six: 0, 1, ..., 5
 

@@ -65,7 +65,7 @@ def resize(context: NodeContext) -> relax.Expr:
         return _resized(context, _from_scales(context, axes, scales, regions), sampling)
     if not _is_given(context, 3):
         context.invalid("neither scales nor sizes are given")
-    needs_values = sampling.antialias or context.attribute("keep_aspect_ratio_policy", "stretch") != "stretch"
+    needs_values = context.attribute("keep_aspect_ratio_policy", "stretch") != "stretch"
     sizes: list[Dim] = [*context.integers(3)] if needs_values else context.shape_values(3)
     if len(sizes) != len(axes):
         context.invalid(f"{len(sizes)} sizes for {len(axes)} axes")

@@ -15,6 +15,8 @@ from compiler.frontends.onnx.operators.nn.resize_sampling import (
     EngineOperations,
     NumpyOperations,
     Sampling,
+    dynamic_tap,
+    dynamic_taps,
     is_outside,
     nearest_index,
     source_coordinate,
@@ -219,6 +221,8 @@ def _cheapest_order(axes: list[AxisResize]) -> list[AxisResize]:
 def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling) -> relax.Expr:
     if axis.is_static:
         return _resize_axis_by_table(context, data, axis, sampling)
+    if sampling.antialias and axis.static_scale is None:
+        return _resize_axis_by_dynamic_taps(context, data, axis, sampling)
 
     def compute(tensor: Tensor, after: Expr) -> Tensor:
         bound = _with_sizes(axis, tensor.shape[axis.axis], after)
@@ -239,10 +243,51 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
 
         return te.compute(shape, element, name="resize")
 
-    try:
-        return context.emit_te(compute, data, expression(axis.after), primfunc_name_hint=f"resize_{sampling.mode}")
-    except ValueError as error:
-        context.refuse(str(error))
+    return context.emit_te(compute, data, expression(axis.after), primfunc_name_hint=f"resize_{sampling.mode}")
+
+
+def _resize_axis_by_dynamic_taps(
+    context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling
+) -> relax.Expr:
+    """Antialiased, where sizes decide how many elements are averaged: the kernel computes the table of weights too."""
+
+    def compute(tensor: Tensor, after: Expr) -> Tensor:
+        bound = _with_sizes(axis, tensor.shape[axis.axis], after)
+        count = dynamic_taps(sampling, bound)
+
+        def coordinate(position: Expr) -> Expr:
+            return source_coordinate(EngineOperations, sampling, bound, position.astype("float32"))
+
+        def tap(position: Expr, number: Expr) -> tuple[Expr, Expr]:
+            return dynamic_tap(sampling, bound, coordinate(position), number)
+
+        weights = te.compute((after, count), lambda o, k: tap(o, k)[1], name="weights")
+        summed = te.reduce_axis((0, count), name="tap")
+        totals = te.compute((after,), lambda o: te.sum(weights(o, summed), axis=summed), name="totals")
+        number = te.reduce_axis((0, count), name="tap")
+
+        def term(*output: Expr) -> Expr:
+            position = output[axis.axis]
+            place = limited_place(tap(position, number)[0], bound.before)
+            value = tensor(*output[: axis.axis], place, *output[axis.axis + 1 :])
+            weight = weights(position, number)
+            # An element that weighs nothing may be infinite.
+            return tirx.Select(weight == 0, tirx.const(0, tensor.dtype), value * weight.astype(tensor.dtype))
+
+        shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
+        sums = te.compute(shape, lambda *o: te.sum(term(*o), axis=number), name="resize")
+
+        def element(*output: Expr) -> Expr:
+            position = output[axis.axis]
+            total = sums(*output) / totals(position).astype(tensor.dtype)
+            if sampling.coordinates != "tf_crop_and_resize":
+                return total
+            fill = tirx.const(sampling.extrapolation, tensor.dtype)
+            return tirx.Select(is_outside(EngineOperations, bound, coordinate(position)), fill, total)
+
+        return te.compute(shape, element, name="averaged")
+
+    return context.emit_te(compute, data, expression(axis.after), primfunc_name_hint=f"resize_{sampling.mode}")
 
 
 def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling) -> relax.Expr:

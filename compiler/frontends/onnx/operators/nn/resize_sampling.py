@@ -165,35 +165,52 @@ def _clamped(ops: Operations, axis: AxisResize, index: Expr) -> Expr:
 def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
     """(index, weight), both float32, of each element that an output element is made of.
 
-    Raises ValueError when the number of taps depends on a symbolic size.
+    An antialiased axis needs a scale that is known when compiling; `dynamic_tap` serves others.
     """
     if sampling.mode == "linear" and not sampling.antialias:
         return _linear_taps(ops, axis, coordinate)
-    radius = 2 if sampling.mode == "cubic" else 1
-    stretch = 1.0
-    if sampling.antialias:
-        scale = axis.static_scale
-        if scale is None:
-            raise ValueError("antialias needs a scale that is known when compiling")
-        stretch = min(scale, 1.0)
-    first = math.floor(-radius / stretch) + 1
-    base = ops.floor(coordinate)
-    ratio = coordinate - base
-    zero = ops.real(0.0)
-    offsets = range(first, 2 - first)
-    weights = [_weight(ops, sampling, ops.real(stretch) * (ops.real(float(o)) - ratio)) for o in offsets]
-    indices = [base + ops.real(float(o)) for o in offsets]
-    if sampling.exclude_outside:
-        last = ops.real(axis.before) - ops.real(1.0)
-        weights = [
-            ops.where(i < zero, zero, ops.where(i > last, zero, w)) for i, w in zip(indices, weights, strict=True)
-        ]
+    stretch = min(axis.static_scale or 1.0, 1.0) if sampling.antialias else 1.0
+    first = math.floor(-_radius(sampling) / stretch) + 1
+    taps = [
+        _tap(ops, sampling, axis, coordinate, ops.real(float(o)), ops.real(stretch)) for o in range(first, 2 - first)
+    ]
     if sampling.exclude_outside or stretch < 1.0:
-        total = weights[0]
-        for weight in weights[1:]:
+        total = taps[0][1]
+        for _, weight in taps[1:]:
             total = total + weight
-        weights = [weight / _not_zero(ops, total) for weight in weights]
-    return [(_clamped(ops, axis, i), w) for i, w in zip(indices, weights, strict=True)]
+        taps = [(index, weight / _not_zero(ops, total)) for index, weight in taps]
+    return [(_clamped(ops, axis, index), weight) for index, weight in taps]
+
+
+def dynamic_taps(sampling: Sampling, axis: AxisResize) -> Expr:
+    """A bound, int64, of the elements of an antialiased axis of dynamic sizes that an output element is made of."""
+    shrunk = tirx.floordiv(axis.before, tirx.max(axis.after, tirx.const(1, "int64")))
+    return 2 * _radius(sampling) * (shrunk + 1) + 2
+
+
+def dynamic_tap(sampling: Sampling, axis: AxisResize, coordinate: Expr, number: Expr) -> tuple[Expr, Expr]:
+    """(index, weight), both float32, of one of the `dynamic_taps`; the weights have yet to be divided by their sum."""
+    ops = EngineOperations
+    offset = number - (tirx.div(dynamic_taps(sampling, axis), 2) - 1)
+    stretch = ops.minimum(ops.real(axis.after) / ops.real(axis.before), ops.real(1.0))
+    return _tap(ops, sampling, axis, coordinate, ops.real(offset), stretch)
+
+
+def _radius(sampling: Sampling) -> int:
+    return 2 if sampling.mode == "cubic" else 1
+
+
+def _tap(
+    ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr, offset: Expr, stretch: Expr
+) -> tuple[Expr, Expr]:
+    """(index, weight) of the element that lies `offset` behind the coordinate rounded down."""
+    base = ops.floor(coordinate)
+    index = base + offset
+    weight = _weight(ops, sampling, stretch * (offset - (coordinate - base)))
+    if not sampling.exclude_outside:
+        return index, weight
+    zero, last = ops.real(0.0), ops.real(axis.before) - ops.real(1.0)
+    return index, ops.where(index < zero, zero, ops.where(index > last, zero, weight))
 
 
 def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:

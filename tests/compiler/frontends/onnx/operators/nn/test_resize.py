@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.errors import InputValueRequiredError, InvalidModelError
+from compiler.errors import InvalidModelError
 from tests.compiler.frontends.onnx.operators.node_cases import (
     Generator,
     Maker,
@@ -79,11 +79,7 @@ def antialias(random: Generator) -> NodeCase:
         "antialias": 1,
         "exclude_outside": 1,
     }
-    case = _resize(random, pick(random, "linear", "cubic"), attributes, 18)
-    case.fixed |= {3}
-    # The number of taps must be known, so the sizes are, too.
-    case.dims = {0: {0: "batch"}} if case.inputs[3] is None else {}
-    return case
+    return _resize(random, pick(random, "linear", "cubic"), attributes, 18)
 
 
 def region(random: Generator) -> NodeCase:
@@ -132,13 +128,6 @@ def test_integers_drop_fractions_as_onnx_runtime_does() -> None:
     attributes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
     inputs = [data, None, None, np.array([1, 1, 3, 4])]
     check(NodeCase("Resize", inputs, attributes, opset=13, fixed=frozenset({3})))
-
-
-def test_an_antialiased_size_must_be_known() -> None:
-    inputs = [np.zeros((1, 1, 4, 4), np.float32), None, None, np.array([1, 1, 2, 2])]
-    case = NodeCase("Resize", inputs, {"mode": "linear", "antialias": 1}, opset=18)
-    with pytest.raises(InputValueRequiredError, match="'x3'"):
-        import_and_build(node_model(case, symbolic=False, constant=False)[0])
 
 
 def test_an_unknown_mode_is_named() -> None:
