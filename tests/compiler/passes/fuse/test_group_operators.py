@@ -8,8 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import targets
+from benchmarks.compile_time import CASES
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions, PipelineContext
+from compiler.passes.fuse.group_operators import MOST_OPERATORS
 from compiler.passes.pipeline import run_pipeline
 
 
@@ -31,13 +33,21 @@ def _limited(operator: str, *weight: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-@pytest.mark.parametrize("target", ["host", "h100"])
-@pytest.mark.parametrize("model", [_limited("MatMul", 8, 4), _limited("Conv", 4, 3, 1, 1)], ids=["product", "conv"])
-def test_a_limit_of_one_sample_joins_the_kernel_before_it(model: onnx.ModelProto, target: str) -> None:
+def _kernels(model: onnx.ModelProto, target: str) -> list[str]:
     described = targets.get(target)
     imported = import_model(model)
     context = PipelineContext(described, described.machine, PassOptions(checks=imported.checks))
     fused = run_pipeline(imported.mod, context, until="fuse").mod
-    kernels = [var.name_hint for var in fused.functions if var.name_hint != "main"]
+    return [var.name_hint for var in fused.functions if var.name_hint != "main"]
+
+
+@pytest.mark.parametrize("target", ["host", "h100"])
+@pytest.mark.parametrize("model", [_limited("MatMul", 8, 4), _limited("Conv", 4, 3, 1, 1)], ids=["product", "conv"])
+def test_a_limit_of_one_sample_joins_the_kernel_before_it(model: onnx.ModelProto, target: str) -> None:
+    kernels = _kernels(model, target)
     arithmetic = [name for name in kernels if name not in ("pack", "unpack")]
     assert len(arithmetic) == 1, kernels
+
+
+def test_a_chain_becomes_kernels_of_bounded_length() -> None:
+    assert len(_kernels(CASES["chain"](2 * MOST_OPERATORS + 1), "host")) == 3

@@ -1,4 +1,4 @@
-"""Many tensors of dynamic sizes are joined in steps; few, or of known sizes, at once."""
+"""Many tensors are joined in steps, of more where sizes are known; few at once."""
 
 from __future__ import annotations
 
@@ -33,5 +33,10 @@ def test_tensors_of_dynamic_sizes_are_joined_in_steps(count: int, kernels: int) 
     np.testing.assert_array_equal(run_module(mod, *arrays)[0], np.concatenate(arrays, axis=-1))
 
 
-def test_tensors_of_known_sizes_are_joined_at_once() -> None:
-    assert _joined([3] * 20)["main"].script().count("R.call_tir(") == 1
+@pytest.mark.parametrize(("count", "kernels"), [(24, 1), (60, 4)])
+def test_tensors_of_known_sizes_are_joined_in_longer_steps(count: int, kernels: int) -> None:
+    mod = _joined([1 + i % 3 for i in range(count)])
+    assert mod["main"].script().count("R.call_tir(") == kernels
+    generator = np.random.default_rng(count)
+    arrays = [generator.standard_normal((2, 1 + i % 3)).astype(np.float32) for i in range(count)]
+    np.testing.assert_array_equal(run_module(mod, *arrays)[0], np.concatenate(arrays, axis=-1))
