@@ -103,6 +103,9 @@ class Arithmetic:
         return self._binary(max, tirx.Max, a, b)
 
     def equal(self, a: Scalar, b: Scalar) -> Scalar:
+        if _is_condition(a) or _is_condition(b):  # TVM's code generator has no comparison of booleans
+            both = self.logical_and(a, b)
+            return self.logical_or(both, self.logical_not(self.logical_or(a, b)))
         return self._binary(lambda x, y: x == y, tirx.EQ, a, b)
 
     def less(self, a: Scalar, b: Scalar) -> Scalar:
@@ -231,6 +234,11 @@ class Arithmetic:
 
 def is_number(value: Scalar) -> bool:
     return isinstance(value, (int, float, bool))
+
+
+def _is_condition(value: Scalar) -> bool:
+    """True for an expression that is a boolean."""
+    return not is_number(value) and dtype_of(value) == "bool"
 
 
 def dtype_of(value: tvm.ir.Expr) -> str:

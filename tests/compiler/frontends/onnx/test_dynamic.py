@@ -47,6 +47,25 @@ def test_sizes_that_turn_out_to_be_one_broadcast() -> None:
     check_feeds(make_model(nodes, inputs, ["o"]), feeds)
 
 
+def test_conditions_on_sizes_are_compared() -> None:
+    """As exported quotients of sizes: (n < 5) == (m < 9), and != True."""
+    constants = [("five", 5), ("nine", 9), ("true", np.bool_(1))]
+    nodes = [
+        Node("Shape", ["x"], ["n"], start=0, end=1),
+        Node("Shape", ["x"], ["m"], start=1, end=2),
+        Node("Less", ["n", "five"], ["small"]),
+        Node("Less", ["m", "nine"], ["narrow"]),
+        Node("Equal", ["small", "narrow"], ["alike"]),
+        Node("Equal", ["small", "true"], ["same"]),
+        Node("Cast", ["alike"], ["a"], to=INT64),
+        Node("Cast", ["same"], ["b"], to=INT64),
+        Node("Concat", ["a", "b", "n"], ["o"], axis=0),
+    ]
+    weights = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants]
+    model = make_model(nodes, [Info("x", FLOAT, ["n", "m"])], ["o"], weights)
+    check_feeds(model, [{"x": floats(n, m)} for n, m in ((4, 8), (4, 9), (5, 8), (5, 9))])
+
+
 @pytest.mark.parametrize("target", [[3, 8], [-1, 4], [0, -1], [24, 1], [2, 12]], ids=str)
 def test_reshape_by_a_run_time_shape(target: list[int]) -> None:
     inputs = [Info("x", FLOAT, ["n", 6]), Info("s", INT64, [2])]
