@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compiler.errors import InternalError, UserError
+from tests.coverage.files_table import lost_sizes
 from tests.fuzz import symbolic_control, symbolic_networks, symbolic_shapes  # noqa: F401  (they register templates)
 from tests.fuzz.forked import call_forked
 from tests.fuzz.minimize import minimized
@@ -88,7 +89,11 @@ def judged(model: onnx.ModelProto, runs: list[Feeds]) -> Outcome:
         return Outcome("agreed" if session is None else "refused", "compile", f"{type(error).__name__}: {error}")
     except Exception as error:
         return Outcome("exception", "compile", f"{type(error).__name__}: {error}")
-    wanted = {each.name for each in model.graph.input}
+    declared = {each.name: [dim.dim_param or dim.dim_value for dim in each.type.tensor_type.shape.dim]
+                for each in model.graph.input}  # fmt: skip
+    if lost := lost_sizes(module.inputs, declared):
+        return Outcome("wrong", "lost size", lost)
+    wanted = set(declared)
     found = [_run(module, session, model, {k: v for k, v in feeds.items() if k in wanted}) for feeds in runs]
     return min(found, key=lambda outcome: _ORDER.index(outcome.kind))
 

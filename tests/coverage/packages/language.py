@@ -6,23 +6,35 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from tests.coverage.packages.model import BATCH, IMAGE, Build, PackageModel, with_call
+from tests.coverage.packages.model import Build, PackageModel, usual_axes, with_call
 
-_MOST_PARAMETERS = 5e7
+_MOST_PARAMETERS = 2e7
 _IMAGE_SIZE = 64
-_TOKENS = ((0, 0, 1), (0, 1, 1))
+_VOCABULARY = 120
 
+# Sizes by the names that configs have for them; sizes that are smaller already stay.
 _SIZES = {
-    **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "projection_dim"), 32),
+    **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "projection_dim", "hidden_dim"), 32),
+    **dict.fromkeys(("decoder_hidden_size", "encoder_hidden_size", "encoder_hidden_dim", "fusion_hidden_size"), 32),
+    **dict.fromkeys(("text_hidden_size", "vision_hidden_size", "projector_hidden_size", "out_hidden_size"), 32),
+    **dict.fromkeys(("embedding_size", "output_channels", "upsample_initial_channel"), 32),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_dim", "d_ff"), 48),
-    **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layer", "num_layers"), 2),
+    **dict.fromkeys(("mlp_dim", "decoder_intermediate_size", "ffn_hidden_size"), 48),
+    **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layer", "num_layers", "depth"), 2),
+    **dict.fromkeys(("n_layers", "num_blocks", "num_decoder_layers", "num_encoder_layers"), 2),
+    **dict.fromkeys(("decoder_num_hidden_layers", "num_adapter_layers", "num_codebooks"), 2),
     **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head"), 4),
-    **dict.fromkeys(("num_heads",), 4),
-    **dict.fromkeys(("vocab_size",), 120),
-    **dict.fromkeys(("max_position_embeddings",), 64),
-    **dict.fromkeys(("num_key_value_heads",), 2),
-    **dict.fromkeys(("head_dim", "d_kv"), 8),
-    **dict.fromkeys(("pad_token_id",), 0),
+    **dict.fromkeys(("num_heads", "n_heads", "decoder_num_attention_heads", "index_n_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("head_dim", "d_kv", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "index_head_dim"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "index_topk"), 4),
+    **dict.fromkeys(("num_experts_per_tok",), 2),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    **dict.fromkeys(("vocab_size", "codebook_size"), _VOCABULARY),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_target_positions"), 64),
+    **dict.fromkeys(("max_source_positions",), 30),
+    **dict.fromkeys(("num_queries",), 10),
     **dict.fromkeys(("image_size",), _IMAGE_SIZE),
 }
 
@@ -31,31 +43,19 @@ def transformers_models() -> Iterator[PackageModel]:
     """The base model of each type whose config takes the usual names of sizes, of two layers."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     for kind in sorted(auto.MODEL_MAPPING_NAMES):
-        yield _model(kind)
-
-
-def _model(kind: str) -> PackageModel:
-    import transformers
-
-    names = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_MAPPING_NAMES[kind]
-    model = getattr(transformers, names if isinstance(names, str) else names[0], None)
-    main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
-        return PackageModel(kind, _transformers(kind), IMAGE)
-    if main in ("input_values", "input_features"):
-        return PackageModel(kind, _transformers(kind), BATCH)
-    return PackageModel(kind, _transformers(kind), _TOKENS, tied=((1, 0, 0),))
+        yield PackageModel(kind, _transformers(kind), find=usual_axes)
 
 
 def _small(config: Any) -> dict[str, Any]:
     """Sizes for the constructor of a config, with those of the configs in it."""
     from transformers import PretrainedConfig
 
-    found: dict[str, Any] = {
-        name: size for name, size in _SIZES.items() if isinstance(getattr(config, name, None), int)
-    }
+    given = {name: value for name, value in vars(config).items() if type(value) is int}
+    found: dict[str, Any] = {name: min(size, given[name]) for name, size in _SIZES.items() if name in given}
     if isinstance(getattr(config, "depths", None), list):
         found["depths"] = [1] * len(config.depths)
+    tokens = [name for name in sorted(given) if name.endswith(("_token_id", "_token_index"))]
+    found.update({name: 100 + place for place, name in enumerate(tokens) if given[name] >= 100})
     found.update({name: _small(value) for name, value in vars(config).items() if isinstance(value, PretrainedConfig)})
     return found
 
@@ -66,9 +66,11 @@ def _transformers(kind: str) -> Build:
         import transformers
 
         config = transformers.AutoConfig.for_model(kind, **_small(transformers.AutoConfig.for_model(kind)))
-        net = transformers.AutoModel.from_config(config).eval()
-        if sum(each.numel() for each in net.parameters()) > _MOST_PARAMETERS:
+        with torch.device("meta"):
+            parameters = transformers.AutoModel.from_config(config).parameters()
+        if sum(each.numel() for each in parameters) > _MOST_PARAMETERS:
             raise ValueError("its config does not take the usual names of sizes")
+        net = transformers.AutoModel.from_config(config).eval()
         options = {"use_cache": False} if hasattr(config, "use_cache") else {}
         failed: Exception = ValueError(f"its main input is {net.main_input_name}")
         for names in _signatures(net):

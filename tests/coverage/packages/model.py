@@ -9,8 +9,10 @@ from typing import Any
 
 IMAGE = ((0, 0, 1), (0, 2, 32), (0, 3, 32))
 BATCH = ((0, 0, 1),)
+_TOKENS = ((0, 0, 1), (0, 1, 1))
 
 Build = Callable[[], tuple[Any, tuple[Any, ...]]]
+Axes = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,34 @@ class PackageModel:
         build: makes the module and its positional inputs.
         dynamic: (input, axis, multiple): the axes that are tried together as dynamic dimensions, each a multiple of a
             number; fewer are tried where `torch.export` refuses.
-        tied: (input, axis) of other axes that have the size of the dynamic axis of that place.
+        tied: (input, axis, place) of other axes that have the size of the dynamic axis of that place.
+        find: finds `dynamic` and `tied` by the inputs, where these are not known before.
     """
 
     name: str
     build: Build
-    dynamic: tuple[tuple[int, int, int], ...] = BATCH
-    tied: tuple[tuple[int, int, int], ...] = ()
+    dynamic: Axes = BATCH
+    tied: Axes = ()
+    find: Callable[[tuple[Any, ...]], tuple[Axes, Axes]] | None = None
+
+
+def usual_axes(inputs: tuple[Any, ...]) -> tuple[Axes, Axes]:
+    """Batch and length, or batch, height and width, of the first input, and the axes of others that follow them."""
+    first = inputs[0].shape
+    found = ((0, 0, 1), *((0, axis, _step(first[axis])) for axis in range(2, 4))) if len(first) == 4 else _TOKENS
+    axes = tuple(each for each in found if each[1] < len(first) and first[each[1]] > 1)
+    tied = tuple(
+        (place, axis, number)
+        for place, each in enumerate(inputs[1:], 1)
+        for number, (_, axis, _) in enumerate(axes)
+        if len(each.shape) > axis and each.shape[axis] == first[axis] and (axis < 2 or len(each.shape) == len(first))
+    )
+    return axes, tied
+
+
+def _step(size: int) -> int:
+    """The largest power of two, 32 at most, that divides a size of an image."""
+    return next(step for step in (32, 16, 8, 4, 2, 1) if size % step == 0)
 
 
 def first_tensor(value: Any) -> Any:

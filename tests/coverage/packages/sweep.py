@@ -1,13 +1,15 @@
 """Compiles networks of a package at fixed and at dynamic sizes and compares them with PyTorch.
 
 A network is "right", "wrong" or of "lost sizes" (compiled without a dimension that was asked for), "refused by
-torch.export", "refused" by this compiler with a reason, an "internal error", or not "built" by its package at all.
+torch.export", "refused" by this compiler with a reason, an "internal error", "unfinished" within its processor time, or
+not "built" by its package at all.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from tests.coverage.models import relative_error
-from tests.coverage.packages.model import PackageModel, takes_any_inputs
+from tests.coverage.packages.model import Axes, PackageModel, takes_any_inputs
 
 RIGHT, WRONG, LOST = "right", "wrong", "lost sizes"
 EXPORT, REFUSED, INTERNAL, UNBUILT = "refused by torch.export", "refused", "internal error", "not built"
-FAILURES = (WRONG, LOST, INTERNAL)
+UNFINISHED = "unfinished"
+FAILURES = (WRONG, LOST, INTERNAL, UNFINISHED)
 TOLERANCE = 1e-3  # of the largest magnitude: nets of random weights, whose outputs are small differences
 _TIMES_AS_LARGE = 2
+_LONGEST = 700  # characters of a reason
 
 Inputs = tuple[Any, ...]
-Axes = Sequence[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,12 @@ class SweepRow:
     detail: str = ""
 
 
-def check_network(model: PackageModel) -> SweepRow:
-    """Build, compile and compare one network; with as many of its dynamic dimensions as `torch.export` takes."""
+def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepRow:
+    """Build, compile and compare one network; with as many of its dynamic dimensions as `torch.export` takes.
+
+    Args:
+        dynamic_first: compile at fixed sizes only where dynamic ones are refused; `fixed` is empty otherwise.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -54,11 +61,25 @@ def check_network(model: PackageModel) -> SweepRow:
             return SweepRow(model.name, UNBUILT, detail="it draws random numbers")
     except Exception as error:  # whatever a package raises for a config or an input that it does not take
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
-    fixed, worst, detail = _compared(net, inputs, (), model)
-    row = SweepRow(model.name, fixed, error=worst, detail=detail)
-    if fixed == RIGHT:
+    if model.find is not None:
+        dynamic, tied = model.find(inputs)
+        model = replace(model, dynamic=dynamic, tied=tied)
+    row = SweepRow(model.name, "")
+    if dynamic_first:
+        row = _with_dynamic(row, net, inputs, model)
+    if row.dynamic_result in ("", EXPORT, REFUSED):
+        fixed, worst, detail = _compared(net, inputs, (), model)
+        row = replace(row, fixed=fixed, error=worst, detail=row.detail if fixed == RIGHT else detail)
+    if row.fixed == RIGHT and not row.dynamic_result:
         row = _with_dynamic(row, net, inputs, model)
     return replace(row, seconds=time.process_time() - start)
+
+
+def where_stopped(error: BaseException) -> str:
+    """The innermost lines of this compiler that were running."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if "site-packages" not in each.filename]
+    return " < ".join(f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in reversed(own[-6:]))
 
 
 def _draws(net: Any, inputs: Inputs) -> bool:
@@ -101,13 +122,13 @@ def _compared(net: Any, inputs: Inputs, axes: Axes, model: PackageModel) -> tupl
     try:
         module = compiler.compile(net, example_inputs=inputs, threads=1, progress=None, **options)
     except InvalidModelError as error:
-        return EXPORT, 0.0, str(error)[:300]
+        return EXPORT, 0.0, str(error)[:_LONGEST]
     except InternalError as error:
-        return INTERNAL, 0.0, str(error)[:300]
+        return INTERNAL, 0.0, str(error)[:_LONGEST]
     except TensorwrightError as error:
-        return REFUSED, 0.0, str(error)[:300]
+        return REFUSED, 0.0, str(error)[:_LONGEST]
     except Exception as error:  # what is no error of the compiler's own is a defect
-        return INTERNAL, 0.0, f"{type(error).__name__}: {str(error)[:300]}"
+        return INTERNAL, 0.0, f"{type(error).__name__}: {str(error)[:_LONGEST]}"
     lost = [(place, axis) for place, axis, _ in axes if isinstance(module.inputs[place].shape[axis], int)]
     if lost:
         return LOST, 0.0, f"(input, axis) {lost} are fixed"
@@ -164,7 +185,7 @@ def _random(shape: list[int], like: Any) -> Any:
 
 def summary(rows: Sequence[SweepRow]) -> str:
     """How many networks fared how, at fixed and at dynamic sizes."""
-    fixed = Counter(row.fixed for row in rows)
+    fixed = Counter(row.fixed for row in rows if row.fixed)
     dynamic = Counter(row.dynamic_result for row in rows if row.dynamic_result)
     parts = [", ".join(f"{count} {name}" for name, count in each.most_common()) for each in (fixed, dynamic)]
     return f"fixed sizes: {parts[0]}; dynamic sizes: {parts[1] or 'none'}"

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import signal
 from functools import partial
 from pathlib import Path
 
 from tests.coverage.packages import PACKAGES
 from tests.coverage.packages.model import PackageModel
-from tests.coverage.packages.sweep import FAILURES, INTERNAL, SweepRow, check_network, summary, write_rows
+from tests.coverage.packages.sweep import (
+    FAILURES,
+    INTERNAL,
+    UNFINISHED,
+    SweepRow,
+    check_network,
+    summary,
+    where_stopped,
+    write_rows,
+)
 from tests.fuzz.forked import call_forked
+
+_MEMORY_BYTES = 12 << 30  # of address space that a network may take
+_LAST_SECONDS = 30  # to say where a network was when its time was over
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=1, help="run only each Nth network")
     parser.add_argument("--start", type=int, default=0, help="leave out the networks before this one")
     parser.add_argument("--seconds", type=int, default=600, help="processor time that a network may take")
-    parser.add_argument("--json", type=Path, help="write every row to this file")
+    parser.add_argument("--dynamic-first", action="store_true", help="fixed sizes only where no dimension is dynamic")
+    parser.add_argument("--json", type=Path, help="write every row to this file, and leave out networks that it holds")
 
 
-def _bounded(model: PackageModel, seconds: int) -> SweepRow:
+def _bounded(model: PackageModel, seconds: int, dynamic_first: bool) -> SweepRow:
     """The row of a network, in a process that ends when its processor time is used up."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    return check_network(model)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + _LAST_SECONDS))
+    signal.signal(signal.SIGXCPU, signal.default_int_handler)
+    try:
+        return check_network(model, dynamic_first=dynamic_first)
+    except KeyboardInterrupt as stopped:
+        return SweepRow(model.name, UNFINISHED, seconds=seconds, detail=where_stopped(stopped))
 
 
 def main(options: argparse.Namespace) -> int:
@@ -36,17 +56,29 @@ def main(options: argparse.Namespace) -> int:
     import compiler.driver.compile  # noqa: F401  (once, not in each child)
 
     torch.set_num_threads(1)
+    rows = _known_rows(options.json)
+    known = {row.name for row in rows}
     chosen = [each for each in PACKAGES[options.package]() if options.filter is None or options.filter in each.name]
-    rows = []
     for model in chosen[options.start :: options.every]:
-        row = call_forked(partial(_bounded, model, options.seconds)) or SweepRow(
-            model.name, INTERNAL, detail=f"it died, or took more than {options.seconds} s"
+        if model.name in known:
+            continue
+        row = call_forked(partial(_bounded, model, options.seconds, options.dynamic_first)) or SweepRow(
+            model.name, INTERNAL, detail=f"it died, of memory or of {options.seconds} s in one call"
         )
         rows.append(row)
-        dynamic = f"{row.dynamic_result} {list(row.dynamic)}" if row.dynamic_result else ""
-        numbers = f"{row.error:.1e} {row.seconds:6.1f} s"
-        print(f"{row.name:50} {row.fixed:24} {dynamic:34} {numbers}  {' '.join(row.detail.split())}", flush=True)
+        _print(row)
+        if options.json:
+            write_rows(rows, options.json)
     print(summary(rows))
-    if options.json:
-        write_rows(rows, options.json)
     return int(any(row.fixed in FAILURES or row.dynamic_result in FAILURES for row in rows))
+
+
+def _known_rows(path: Path | None) -> list[SweepRow]:
+    """The rows of an earlier run, which is gone on with."""
+    return [SweepRow(**each) for each in json.loads(path.read_text())] if path is not None and path.exists() else []
+
+
+def _print(row: SweepRow) -> None:
+    dynamic = f"{row.dynamic_result} {list(row.dynamic)}" if row.dynamic_result else ""
+    numbers = f"{row.error:.1e} {row.seconds:6.1f} s"
+    print(f"{row.name:50} {row.fixed:24} {dynamic:34} {numbers}  {' '.join(row.detail.split())}", flush=True)

@@ -8,7 +8,23 @@ from typing import Any
 
 from tests.coverage.packages.model import IMAGE, Build, PackageModel, with_call
 
-SMALL = ("test_", "atto", "femto", "pico", "nano", "tiny", "xxs", "_s0", "_b0", "small", "mini", "18", "050", "s16")
+SMALL = (
+    "test_",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "tiny",
+    "xxs",
+    "_s0",
+    "_b0",
+    "small",
+    "mini",
+    "18",
+    "050",
+    "s16",
+    "x0_5",
+)
 # Options that make a network small or free of a fixed image size, the first that its code takes.
 _SMALLER: tuple[dict[str, Any], ...] = (
     {"depth": 2, "dynamic_img_size": True},
@@ -63,7 +79,7 @@ def torchvision_models() -> Iterator[PackageModel]:
         if "detection" not in models.get_model_builder(name).__module__ and "raft" not in name:
             families.setdefault(models.get_model_builder(name).__module__, []).append(name)
     for names in families.values():
-        name = min(names, key=lambda each: (len(each), each))
+        name = _smallest(names)
         yield PackageModel(name, _torchvision(name), IMAGE)
 
 
