@@ -63,7 +63,7 @@ START_CYCLES, START_CYCLES_OF_THREAD = 11000.0, 600.0
 WORTH = 0.85  # of the time on one core: threads that gain less are left to others
 # What a cut may cost on the machine's cores to suit other numbers of threads better; on more than a few cores, where
 # the order is chosen as well.
-FREE, FREE_OF_MANY = 1.005, 1.05
+FREE, FREE_OF_MANY = 1.005, 1.02
 FEW = 2  # threads that count as a few: what suits them counts as much as what suits any number
 # Of a nest: its work, in times of what pays for threads, where it is not known or less; what a point of fused loops
 # takes for its indices; and what it takes at least.
