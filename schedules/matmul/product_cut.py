@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,8 +12,8 @@ from schedules.cuts import CutAxis, Work, cut, estimated_cycles, parts_at_run_ti
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, tirx
-from schedules.machine import Machine
-from schedules.matmul.tiling import tile_cost
+from schedules.machine import Machine, dtype_bits
+from schedules.matmul.tiling import MatmulWorkload, tile_cost
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
@@ -21,6 +22,7 @@ CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symb
 _LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
 _MOST_JOINED = 1 << 16  # results of a product whose depth is cut
 _WORTH_JOINING = 0.85  # of the time without
+_MORE_EVENLY = 0.97  # of the time with the largest register tile
 _ON_TWO = 1.03  # of the time without, on two threads: what the module may lose on a few of the cores
 _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (measured, Zen 4)
 
@@ -63,15 +65,37 @@ class ProductCut:
     depth: int = 0
 
 
+def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine) -> int:
+    """Rows of the register tile of a product with packed weights: fewer than those of `tile` where that takes no longer
+    on one core and makes parts that all cores share more evenly."""
+    lanes = machine.lanes(work.dtype)
+
+    def on_one_core(rows: int) -> float:
+        return tile_cost(work.rows, work.columns, (rows, tile[1]), machine, lanes)
+
+    def on_all(rows: int) -> float:
+        sizes = dtype_bits(work.dtype) // 8, dtype_bits(work.b_dtype) // 8
+        shape = work.batch, work.rows, work.columns, work.depth
+        product = Product(*shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, cuts_depth=False)
+        return cut(_axes(product, rows_first=False), _works(product, math.prod(shape[:3]), machine), machine).cycles
+
+    choices = [rows for rows in range(tile[0], tile[0] // 2, -1) if on_one_core(rows) <= on_one_core(tile[0])]
+    best = min(choices, key=on_all)
+    return best if on_all(best) < _MORE_EVENLY * on_all(tile[0]) else tile[0]
+
+
+def _axes(product: Product, *, rows_first: bool) -> list[CutAxis]:
+    rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
+    panels = CutAxis("panels", ceil_div(product.columns, product.panel), most=1)
+    return [CutAxis("batch", product.batch, most=1), *((rows, panels) if rows_first else (panels, rows))]
+
+
 def cut_product(product: Product, machine: Machine, *, rows_first: bool) -> ProductCut:
     """The cut of a product of known sizes."""
     steps = ceil_div(product.depth, _LEAST_DEPTH)
     results = product.batch * product.rows * product.columns
     may_cut_depth = product.cuts_depth and steps > 1 and results <= _MOST_JOINED
-    rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
-    panels = CutAxis("panels", ceil_div(product.columns, product.panel), most=1)
-    axes = [CutAxis("batch", product.batch, most=1), *((rows, panels) if rows_first else (panels, rows))]
-    works = _works(product, results, machine)
+    axes, works = _axes(product, rows_first=rows_first), _works(product, results, machine)
     found, depth = cut(axes, works, machine), 0
     if may_cut_depth and machine.cores > 1:
         deeper = [*axes, CutAxis("depth", steps)]

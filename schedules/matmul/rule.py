@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.config import Config, ConfigSpace
+from schedules.cuts import FEW
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate
 from schedules.ir.inline import operations
@@ -12,6 +13,7 @@ from schedules.ir.stages import Kernel, product
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.estimates import matmul_estimate
 from schedules.matmul.form import MatmulForm, find_matmul, operand_dtypes
+from schedules.matmul.product_cut import rows_for_cores
 from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
@@ -85,6 +87,8 @@ class Matmul(CpuRule[MatmulWorkload]):
 
     def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
         rows, vectors = best_tile(workload, machine)
+        if workload.layout == "panels" and workload.batch == 1 and 1 < rows < workload.rows and machine.cores > FEW:
+            rows = rows_for_cores(workload, (rows, vectors), machine)
         enough = _MIN_ROWS_TO_PACK if workload.layout == "rows" else _MIN_ROWS_TO_TRANSPOSE
         pack = workload.layout != "panels" and (workload.rows == 0 or workload.rows >= enough)
         return Config.of(rows=rows, vectors=vectors, pack=pack, depth=self._depth(workload, vectors, machine))
