@@ -52,6 +52,7 @@ CONV_TILES = "conv-tiles"
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
 SIGN_BITS = 0x80808080 - (1 << 32)
+_MOST_STEPS = 72  # in partial sums: a window of 3 x 3 over 16 channels; those of larger ones are joined at each tap
 # Sums in 16 registers. Products of pairs take one each before they are added: on Zen 5, with 28 pixels in a row, 222
 # billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are added as they are made:
 # with 14 pixels 480 with 5 x 2, 422 with 4 x 2, 420 with 7 x 1.
@@ -197,6 +198,7 @@ class DotNest(DirectNest):
         summed, room = sums, list[Stmt]()
         if self.partial is not None:
             summed, room = allocate_tile("halves", (pixels, self.blocks, lanes), "int32")
+        windows = self.partial is not None and self._window_steps <= _MOST_STEPS
 
         def step(source: Expr | int, window: Sequence[Index], group: Expr | int, count: int) -> list[Stmt]:
             return self._step(summed, Step(place, block, start, pixels, source, window, group, count))
@@ -219,26 +221,32 @@ class DotNest(DirectNest):
                     )
                 if single:
                     parts.append(sequence(step(source, window, groups, single)))
-                return sequence(parts)
+                return sequence(parts) if windows else self._joined(sequence(parts), sums, summed)
 
             taps = self._taps(body, steps=groups // unroll + bool(single))
             return sequence(self._weights_ahead(place, block, start, [source], 1), taps)
 
         parts = []
-        if whole and self.partial is None:
+        if whole and not windows:
             parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
         elif whole:
             parts += self._in_parts(whole, lambda source: window_loop(source, work.in_block), sums, summed)
         if rest:
-            parts.append(self._joined(window_loop(whole, rest), sums, summed))
+            last = window_loop(whole, rest)
+            parts.append(self._joined(last, sums, summed) if windows else last)
         clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
         return sequence(allocation, room, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+
+    @property
+    def _window_steps(self) -> int:
+        """Steps over a window of one block of the input."""
+        return prod(self.work.kernel) * self.work.in_block // self.work.group
 
     def _in_parts(
         self, sources: int, body: Callable[[Index], Stmt], sums: list[Buffer], halves: list[Buffer]
     ) -> list[Stmt]:
         """The steps over blocks of the input in partial sums: of several blocks where a window is small."""
-        each = max(1, PARTIAL_STEPS // (prod(self.work.kernel) * self.work.in_block // self.work.group))
+        each = max(1, PARTIAL_STEPS // self._window_steps)
         whole, rest = divmod(sources, each)
 
         def part(start: Index, count: int) -> Stmt:

@@ -6,7 +6,7 @@ The data is copied once, eight bytes of two rows next to each other; the weights
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, prod
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.annotations import KIND
@@ -14,6 +14,7 @@ from schedules.codegen.nest import (
     ROWS_AHEAD,
     Extent,
     allocate_tile,
+    expression,
     lanes_of,
     parallel_grid,
     prefetch,
@@ -36,7 +37,7 @@ from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.tile import Tile
 from schedules.matmul.tiling import MatmulWorkload
-from schedules.matmul.words import Parts, parts_of, workload_of
+from schedules.matmul.words import Parts, parts_of, word_of_bytes, workload_of
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
@@ -58,18 +59,14 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     """The int32 product of 8-bit data (..., depth) and weights of `pack.pack_words` in groups of 8: (..., columns)."""
     steps, width = packed.shape[1], int(packed.shape[2]) // 2
     lead, depth = list(data.shape[:-1]), data.shape[-1]
-    rows = _product(lead)
+    rows = prod(lead, start=tirx.IntImm("int64", 1))
     attrs = {KIND: MATMUL_MATRIX}
-    zero = tirx.const(0, "int32")
 
     def word(pair: Expr, step: Expr, place: Expr) -> Expr:
         row = tirx.min(2 * pair + place // 2, rows - 1)
-        total = zero
-        for byte in range(_WORD):
-            at = DEPTH * step + _WORD * (place % 2) + byte
-            value = tirx.Cast("int32", data(*_places(row, lead), at)) & 0xFF
-            total = total | tirx.if_then_else(at < depth, value, zero) << 8 * byte
-        return total
+        at = DEPTH * step + _WORD * (place % 2)
+        values = [tirx.Cast("int32", data(*_places(row, lead), at + byte)) & 0xFF for byte in range(_WORD)]
+        return word_of_bytes([tirx.if_then_else(at + byte < depth, each, 0) for byte, each in enumerate(values)])
 
     words = te.compute([(rows + 1) // 2, steps, _LANES], word, name="words", attrs=attrs)
     k = te.reduce_axis((tirx.IntImm("int64", 0), 2 * steps), name="k")
@@ -80,20 +77,10 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
             row = row * size + place
         a = words(row // 2, k // 2, row % 2 * 2 + k % 2)
         b = packed(at[-1] // width, k // 2, at[-1] % width * 2 + k % 2)
-        total = zero
-        for byte in range(_WORD):
-            first = (a << (24 - 8 * byte)) >> 24 if str(data.dtype) == "int8" else (a >> 8 * byte) & 0xFF
-            total = total + first * ((b << (24 - 8 * byte)) >> 24)
-        return te.sum(total, axis=k)
+        operation = MATRIX_S8S8 if str(data.dtype) == "int8" else MATRIX_U8S8
+        return te.sum(operation.expression(a, b), axis=k)
 
     return te.compute([*lead, tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
-
-
-def _product(sizes: list[Expr]) -> Expr:
-    total: Expr = tirx.IntImm("int64", 1)
-    for size in sizes:
-        total = total * size
-    return total
 
 
 def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
@@ -208,8 +195,8 @@ def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
     pairs = (rows + 1) // 2 if isinstance(rows, int) else tirx.FloorDiv(rows + 1, index(2))
 
     def run(pair: Expr, k: Expr) -> Stmt:
-        numbers = (2 * pair, tirx.min(2 * pair + 1, _expression(rows) - 1))
-        places = ([*_places(number, [_expression(size) for size in lead])] for number in numbers)
+        numbers = (2 * pair, tirx.min(2 * pair + 1, expression(rows) - 1))
+        places = ([*_places(number, [expression(size) for size in lead])] for number in numbers)
         bytes_ = lanes_of(k * (DEPTH * steps), DEPTH * steps)
         low, high = (tirx.reinterpret(f"int32x{2 * steps}", element(data, *place, bytes_)) for place in places)
         if steps == 1:
@@ -222,7 +209,3 @@ def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
         return repeat("k", depth // (DEPTH * steps), lambda k: run(values[0], k))
 
     return parallel_grid([Extent("pair", pairs)], pair_of_rows, machine, parallel=pays_off(rows * depth, machine))
-
-
-def _expression(value: Index) -> Expr:
-    return index(value) if isinstance(value, int) else value

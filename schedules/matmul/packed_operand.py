@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.instructions.products.amx import STEPS, WIDTHS
+from schedules.instructions.products.operation import Operation
+from schedules.instructions.products.table import tile_product
 from schedules.ir.expression import index, substitute
 from schedules.ir.reduction import COMBINERS, Reduction
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
@@ -19,11 +22,12 @@ from schedules.rule import CpuRule, Priority, WorkloadT
 from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
+    from schedules.instructions.products.product import Product
     from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 
-def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr) -> MatmulForm:
-    """The form of a float32 product whose B is `values`, in panels as wide as its last axis.
+def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str = "float32") -> MatmulForm:
+    """The form of a product of a type whose B is `values`, in panels as wide as its last axis.
 
     Neither the strides of A nor a start is of use to such a product.
     """
@@ -33,7 +37,7 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr) -> MatmulFor
     rows = tuple(axis for axis in stage.spatial if axis is not column and axis.extent != 1)
     ones = [axis for axis in stage.axes if axis.extent == 1 and axis is not column]
     trivial = {axis.var: index(0) for axis in ones}
-    zero = tirx.const(0.0, "float32")
+    zero = tirx.const(0, dtype)
     reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(store, trivial))
     data, width = substitute(data, trivial), shape_of(values.source)[-1]
     return MatmulForm(
@@ -91,6 +95,14 @@ class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
 
 class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
     """Such a product whose tile has the columns of a panel, and rows as those of any other product."""
+
+    operation: ClassVar[Operation | None] = None
+    """What sums products of words, where it does."""
+
+    def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> Product | None:
+        """The instruction that sums in tiles, where the machine has one and weights are packed for it."""
+        whole = workload.width in WIDTHS and workload.depth % STEPS == 0
+        return tile_product(machine, self.operation) if whole and self.operation is not None else None
 
     def space(self, workload: MatmulWorkloadT, machine: Machine) -> ConfigSpace:
         vectors = max(1, workload.width // machine.lanes("float32"))

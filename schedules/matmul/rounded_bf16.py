@@ -15,9 +15,7 @@ from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.errors import NotScheduledError
-from schedules.instructions.products.amx import STEPS, WIDTHS
-from schedules.instructions.products.operation import DOT_BF16
-from schedules.instructions.products.table import tile_product
+from schedules.instructions.products.operation import DOT_BF16, Operation
 from schedules.instructions.rounding import narrowed
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Kernel, Stage
@@ -79,6 +77,7 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
 
     name: ClassVar[str] = "matmul-rounded-bf16"
     version: ClassVar[int] = 1
+    operation: ClassVar[Operation | None] = DOT_BF16
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
         parts = self.parts(kernel)
@@ -102,7 +101,7 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("the stages of the product are missing")
-        fused, tiles = self.fused(kernel, parts), self._tiles(workload, machine)
+        fused, tiles = self.fused(kernel, parts), self.tiles(workload, machine)
         few = self.writer(parts, fused, machine, config.integer("rows"))
         if tiles is None:
             return fused.function(few.statement(), machine)
@@ -112,10 +111,6 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
     def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:
         """The kernel around the stages of the product."""
         return FusedKernel(kernel, [parts.form.stage])
-
-    def _tiles(self, workload: MatmulWorkload, machine: Machine) -> Product | None:
-        """The instruction that sums in tiles, where the machine has one and rows are whole tiles wide."""
-        return tile_product(machine, DOT_BF16) if workload.width in WIDTHS and workload.depth % STEPS == 0 else None
 
 
 class RowsFirstWriter(MatmulWriter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from schedules.codegen.nest import ROWS_AHEAD, load, prefetch, repeat, sequence
+from schedules.codegen.nest import ROWS_AHEAD, load, name_opaque, prefetch, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile
 from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
 from schedules.instructions.products.amx import ROW_BYTES
@@ -31,8 +31,9 @@ class TileWriter:
     """Writes the tiles of a product.
 
     With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
-    Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before. `partial` sums a few steps
-    in words of two float16, as `Operation.partial`.
+    Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before, `depth` cuts the sum into
+    blocks of that length whose part of B stays in the second cache (0: one block). `partial` sums a few steps in words
+    of two float16, as `Operation.partial`.
     """
 
     has_room: ClassVar[bool] = True
@@ -47,6 +48,7 @@ class TileWriter:
         rows: int,
         vectors: int,
         pack: bool,
+        depth: int = 0,
         combine: Combine | None = None,
         partial: Combine | None = None,
         tiles: Product | None = None,
@@ -65,6 +67,14 @@ class TileWriter:
         self.by_lane = machine.lane_products and packed and combine is None and form.has_rows_of_floats
         self.combine = combine if combine is not None else lambda total, a, b: total + a * b
         self.partial = partial
+        total = form.depth.extent
+        self.block = depth if isinstance(total, int) and 0 < depth < total else 0
+        self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
+        self._rows_count = self._named("rows", form.rows.extent)
+
+    def _named(self, name: str, size: Expr) -> Expr:
+        """A size as one variable: every index holds it, and it may be the product of several computed sizes."""
+        return size if isinstance(size, tirx.Var) else name_opaque(name, size, self._sizes)
 
     def _tile(self, at: Tile) -> Stmt:
         form, block, column = self.form, at.block, at.column

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat
@@ -15,19 +15,17 @@ from schedules.codegen.parallel import pays_off, work
 from schedules.codegen.tile_sums import with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.products.amx import STEPS, WIDTHS
 from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, Operation
-from schedules.instructions.products.table import partial_operation, tile_product
+from schedules.instructions.products.table import partial_operation
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import substitute
-from schedules.ir.reduction import COMBINERS, Reduction
-from schedules.ir.stages import Axis, Kernel, Stage, dtype_of, shape_of
+from schedules.ir.stages import Kernel, Stage, dtype_of, shape_of
 from schedules.ir.tir import Expr, tirx
 from schedules.machine import Machine
-from schedules.matmul.form import Group, MatmulForm
-from schedules.matmul.tiling import TILE_ROWS, MatmulWorkload, best_tile, block_rows, fits, tile_choices
+from schedules.matmul.form import MatmulForm
+from schedules.matmul.packed_operand import PanelRule, panel_form
+from schedules.matmul.tiling import TILE_ROWS, MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter
-from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
@@ -96,56 +94,43 @@ class Parts:
     form: MatmulForm
 
 
-class MatmulBf16(CpuRule[MatmulWorkload]):
+class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
     """Serves the kernels of `matmul_words` of bfloat16."""
 
     name: ClassVar[str] = KINDS[DOT_BF16]
     version: ClassVar[int] = 1
-    priority: ClassVar[int] = Priority.PACKED
-
     operation: ClassVar[Operation] = DOT_BF16
 
     def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = parts_of(kernel, KINDS[self.operation])
+        parts = self.parts(kernel)
         return None if parts is None else workload_of(parts, self.operation.total, self.operation.b)
 
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel, KINDS[self.operation])
+
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
-        if self._tiles(workload.width, workload.depth, machine) is not None:
-            return ConfigSpace({"rows": TILE_ROWS})
-        vectors = max(1, workload.width // machine.lanes("float32"))
-        rows = tuple(
-            sorted({row for row, _ in tile_choices(machine, vectors) if row == 1 or fits(row, vectors, machine)})
-        )
-        return ConfigSpace({"rows": rows})
+        in_tiles = self.tiles(workload, machine) is not None
+        return ConfigSpace({"rows": TILE_ROWS}) if in_tiles else super().space(workload, machine)
 
     def default(self, workload: MatmulWorkload, machine: Machine) -> Config:
-        if self._tiles(workload.width, workload.depth, machine) is not None:
-            return Config.of(rows=block_rows(workload.rows))
-        return Config.of(rows=best_tile(workload, machine)[0])
+        in_tiles = self.tiles(workload, machine) is not None
+        return Config.of(rows=block_rows(workload.rows)) if in_tiles else super().default(workload, machine)
 
-    def _tiles(self, width: int, steps: int, machine: Machine) -> Product | None:
-        """The instruction that sums in tiles, where the machine has one and weights are packed for it."""
-        return tile_product(machine, self.operation) if width in WIDTHS and steps % STEPS == 0 else None
+    def writer(
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
+    ) -> MatmulWriter:
+        partial = partial_operation(machine, self.operation) if tiles is None else None
+        how: dict[str, Any] = {"rows": rows, "vectors": 1, "pack": False, "tiles": tiles}
+        return MatmulWriter(parts.form, fused, machine, combine=self.operation, partial=partial, **how)
 
     def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
-        parts = parts_of(kernel, KINDS[self.operation])
+        parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("stages of the product are missing")
         fused = FusedKernel(kernel, [parts.words, parts.product])
-        tiles = self._tiles(workload.width, workload.depth, machine)
-        rows, words = config.integer("rows"), parts.form.a.source
-        partial = partial_operation(machine, self.operation) if tiles is None else None
-        writer = MatmulWriter(
-            parts.form,
-            fused,
-            machine,
-            rows=rows,
-            vectors=1,
-            pack=False,
-            combine=self.operation,
-            partial=partial,
-            tiles=tiles,
-        )
+        tiles = self.tiles(workload, machine)
+        writer = self.writer(parts, fused, machine, config.integer("rows"), tiles)
+        words = parts.form.a.source
         code = sequence(_words(parts, self.operation, machine), writer.statement())
         room = words if tiles is None else with_room(words)
         return fused.function(sequence(tirx.AllocBuffer(room), substitute(code, {words: room})), machine)
@@ -263,13 +248,11 @@ def parts_of(kernel: Kernel, kind: str) -> Parts | None:
     data = next((load for load in product.loads if load.source.same_as(stored.buffer)), None)
     if packed is None or data is None:
         return None
-    axes = [axis for axis in product.axes if axis.extent != 1]
     depth = next((axis for axis in product.axes if axis.reduce), None)
     column = next((axis for axis in product.axes if axis.var.same_as(summed.indices[-1])), None)
     if depth is None or column is None:
         return None
-    rows = tuple(axis for axis in axes if not axis.reduce and axis is not column)
-    return Parts(words, product, _form(product, rows, column, depth, data, packed))
+    return Parts(words, product, panel_form(product, depth, data, packed, str(summed.buffer.dtype)))
 
 
 def kernel_weight(product: Stage, words: Expr) -> Expr:
@@ -278,18 +261,4 @@ def kernel_weight(product: Stage, words: Expr) -> Expr:
     own = product.store.buffer
     return next(
         load.source for load in product.loads if not load.source.same_as(words) and not load.source.same_as(own)
-    )
-
-
-def _form(product: Stage, rows: tuple[Axis, ...], column: Axis, depth: Axis, data: Expr, packed: Expr) -> MatmulForm:
-    assert product.store is not None
-    zero = tirx.const(0, str(product.store.buffer.dtype))
-    ones = [axis for axis in product.axes if axis.extent == 1 and not axis.reduce and axis is not column]
-    trivial = {axis.var: tirx.IntImm("int64", 0) for axis in ones}
-    reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(product.store, trivial))
-    data, packed = substitute(data, trivial), substitute(packed, trivial)
-    steps = depth.extent
-    width = shape_of(packed.source)[-1]
-    return MatmulForm(
-        product, reduction, (), Group(rows), column, depth, data, packed, data, packed, width, steps, 1, 1, None
     )

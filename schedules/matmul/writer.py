@@ -14,7 +14,6 @@ from schedules.codegen.nest import (
     Extent,
     expression,
     load,
-    name_opaque,
     parallel_grid,
     repeat,
     repeat_symbolic,
@@ -26,8 +25,7 @@ from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
 from schedules.ir.stages import product
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
-from schedules.machine import Machine, dtype_bits
-from schedules.matmul.form import MatmulForm
+from schedules.machine import dtype_bits
 from schedules.matmul.product_cut import (
     CHUNK_TILES,
     Product,
@@ -37,12 +35,10 @@ from schedules.matmul.product_cut import (
     row_chunks_at_run_time,
     tiles_of_chunk,
 )
-from schedules.matmul.tile import Batch, Block, Combine, PanelLoad, PartialSums, Tile, from_row
+from schedules.matmul.tile import Batch, Block, PanelLoad, PartialSums, Tile, from_row
 from schedules.matmul.tile_writer import TileWriter
-from schedules.stages.fused_kernel import FusedKernel
 
 if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product as Instruction
     from schedules.ir.tvm_types import Index, PrimFunc
 
 # Row tiles, rows that are left, and how they are cut.
@@ -54,9 +50,6 @@ _PACKING_CYCLES = 4  # of a vector of a panel
 class MatmulWriter(TileWriter):
     """Writes one product.
 
-    `pack` says whether panels of B are copied first, `depth` cuts the sum into blocks of that length whose part of B
-    stays in the second cache (0: one block).
-
     Tasks are ordered by panels, or by chunks of rows where `rows_first`: then a thread computes the same rows as in
     kernels before and behind that share rows out, which are in its cache.
     """
@@ -64,32 +57,6 @@ class MatmulWriter(TileWriter):
     rows_first: ClassVar[bool] = False
     cuts_depth: ClassVar[bool] = True
     """Whether `_tile` sums the part of the depth that it is given."""
-
-    def __init__(
-        self,
-        form: MatmulForm,
-        fused: FusedKernel,
-        machine: Machine,
-        *,
-        rows: int,
-        vectors: int,
-        pack: bool,
-        depth: int = 0,
-        combine: Combine | None = None,
-        partial: Combine | None = None,
-        tiles: Instruction | None = None,
-    ) -> None:
-        super().__init__(
-            form, fused, machine, rows=rows, vectors=vectors, pack=pack, combine=combine, partial=partial, tiles=tiles
-        )
-        total = form.depth.extent
-        self.block = depth if isinstance(total, int) and 0 < depth < total else 0
-        self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
-        self._rows_count = self._named("rows", form.rows.extent)
-
-    def _named(self, name: str, size: Expr) -> Expr:
-        """A size as one variable: every index holds it, and it may be the product of several computed sizes."""
-        return size if isinstance(size, tirx.Var) else name_opaque(name, size, self._sizes)
 
     # The loops outside the panels.
 

@@ -36,6 +36,8 @@ def _unsigned_by_signed() -> str:
   %r = {_call("sdot", "%t", "%z", "%y")}"""
 
 
+# A row by `usmmla`, half of whose work is thrown away, takes as long as by `usdot` (llvm-mca: two of either start in a
+# cycle on Neoverse N2, four on V1 and V2), so a single row is no case of its own.
 _BFDOT = "@llvm.aarch64.neon.bfdot.v4f32.v8bf16"
 _NEON, _DOT, _MATRIX = features("neon", "bf16"), features("neon", "dotprod"), features("neon", "dotprod", "i8mm")
 PRODUCTS = (

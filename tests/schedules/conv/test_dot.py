@@ -160,6 +160,11 @@ def test_groups_words_and_small_blocks(kind: str) -> None:
     check(machine, kind, {**_COMMON, "channels": 9, "filters": 7}, in_lanes=8)
 
 
+@pytest.mark.skipif("halves" not in RUNNABLE, reason="this machine has no AVX2")
+def test_float16_of_large_windows() -> None:
+    check(MACHINES["halves"], "float16", {**_COMMON, "channels": 40, "filters": 20, "kernel": (5, 5)})
+
+
 @pytest.mark.skipif("dots" not in RUNNABLE, reason="this machine has no dot products")
 @pytest.mark.parametrize(("kind", "instruction"), [("uint16", "vdpbf16ps"), ("uint8", "vpdpbusd")])
 def test_the_inner_loop_is_the_instruction(kind: str, instruction: str) -> None:
