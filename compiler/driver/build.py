@@ -52,6 +52,8 @@ from compiler.support.notebook import shortened
 from compiler.support.precision import precision_of
 from compiler.support.processing import Processing
 from compiler.support.tokenizer_file import library_errors, read_tokenizer
+from schedules.instructions.products.operation import DOT_F16
+from schedules.instructions.products.table import tile_product
 
 
 def build_module(
@@ -85,9 +87,9 @@ def build_module(
 
 def _own_precision(model: ImportedModel, target: targets.Target) -> str:
     """The precision of a model where none is asked for: float16 for one of float16 on a processor that multiplies that
-    faster. Targets with `narrows_operands` compute with what they are given."""
-    fast = not target.narrows_operands and target.machine.float16_product
-    return "float16" if fast and multiplies_halves(model.mod) else "float32"
+    in tiles, which sum in float32: vectors that add in float16 are to be asked for."""
+    in_tiles = not target.narrows_operands and tile_product(target.machine, DOT_F16) is not None
+    return "float16" if in_tiles and multiplies_halves(model.mod) else "float32"
 
 
 def _check_language_options(options: CompileOptions, imports: ImportArguments, is_language: bool) -> None:

@@ -97,8 +97,8 @@ def compile(
             between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
             compute in float32. "float16" is the same with float16, for graphics processors and those with AMX-FP16 or
             AVX-512 FP16 (which sum up to 64 products in float16): what lies beyond 65504 becomes infinite. None is
-            "float32", and "float16" of models that are in float16 where the processor has that. Of a language model it
-            says what weights are stored as, "int8" and "int4" among them; None keeps what the file has.
+            "float32", and "float16" of models that are in float16 where the processor has AMX-FP16. Of a language model
+            it says what weights are stored as, "int8" and "int4" among them; None keeps what the file has.
         sequences: build a language model so that a run reads tokens of several sequences, for
             `tensorwright.generation.Scheduler` and for speculative decoding.
         cache: the type of the keys and values that a language model keeps: "float32", "float16", "bfloat16" or "int8",

@@ -23,7 +23,7 @@ from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_til
 from schedules.conv.winograd_transforms import bounds
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
 from schedules.instructions.products.operation import DOT_U8S8, OF_STORED, Operation
-from schedules.instructions.products.table import dot_products, matrix_product
+from schedules.instructions.products.table import dot_products, matrix_product, tile_product
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
@@ -148,12 +148,16 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
 
 
 def narrow_workload(work: ConvWorkload, halves: Operation, machine: Machine) -> DotWorkload | None:
-    """The convolution of operands rounded to 16 bits; None where float32 is as fast on the machine."""
+    """The convolution of operands rounded to 16 bits; None where float32 is as fast on the machine, or vectors add in
+    16 bits what tiles elsewhere in the model add in float32."""
     tiles = tiles_workload(work, halves.stored, machine)
     found = dot_products(machine, halves.a, halves.b)
-    if tiles is None and (not found or found[0].rate_on(machine) <= 1):
+    if tiles is not None:
+        return tiles
+    if not found or found[0].rate_on(machine) <= 1:
         return None
-    return tiles or dot_workload(work, halves.stored, work.block)
+    less_exact = found[0].operation is halves.partial and tile_product(machine, halves) is not None
+    return None if less_exact else dot_workload(work, halves.stored, work.block)
 
 
 def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:

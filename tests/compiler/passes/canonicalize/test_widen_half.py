@@ -75,15 +75,18 @@ def test_functions_without_float16_convolutions_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "rules"),
+    ("target", "precision", "rules"),
     [
-        ("granite-rapids-simulated", {"conv-tiles", "matmul-f16"}),
-        ("sapphire-rapids-simulated", {"conv-dot", "matmul-f16"}),
+        ("granite-rapids-simulated", None, {"conv-tiles", "matmul-f16"}),
+        ("sapphire-rapids-simulated", "float16", {"conv-dot", "matmul-f16"}),
+        ("sapphire-rapids-simulated", None, {"conv-direct"}),
     ],
 )
-def test_models_of_float16_multiply_it_where_that_is_faster(target: str, rules: set[str]) -> None:
-    """In tiles, whose sums are float32, and in vectors, which add a few steps in float16. What lies between
-    convolutions is rounded too, by 2^-11 each time."""
+def test_models_of_float16_multiply_it_where_that_is_faster(
+    target: str, precision: str | None, rules: set[str]
+) -> None:
+    """In tiles, whose sums are float32, and where they are asked for in vectors, which add a few steps in float16. What
+    lies between convolutions is rounded too, by 2^-11 each time."""
     weights = _weights()
     convolutions, product = _net(weights, "float16"), _product(weights[0].reshape(9 * CHANNELS, CHANNELS))
     random = np.random.default_rng(1)
@@ -92,7 +95,7 @@ def test_models_of_float16_multiply_it_where_that_is_faster(target: str, rules: 
     )
     used = set()
     for mod, x in zip((convolutions, product), data, strict=True):
-        module = compiler.compile(mod, target=target)
+        module = compiler.compile(mod, target=target, precision=precision)
         used |= {kernel.rule for kernel in module.artifact.manifest.kernels}
         (got,) = module.run([x]).values()
         (expected,) = compiler.compile(mod).run([x]).values()
