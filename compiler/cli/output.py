@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _PIPED_WIDTH = 10_000
 
@@ -101,7 +102,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for label, value in facts:
         grid.add_row(Text(label), Text(value))
-    result_console().print(grid)
+    _print_cells(grid)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -116,4 +117,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: 
         table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    result_console().print(table)
+    _print_cells(table)
+
+
+def _print_cells(table: Table) -> None:
+    """Print a table; in a pipe without the spaces that fill its last column."""
+    console = result_console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print_line(line.rstrip())

@@ -37,6 +37,18 @@ def show_predictions(module: Module, given: Sequence[Path | str], output: Path |
         print_json(documents if len(documents) > 1 else documents[0])
 
 
+def show_ranking(module: Module, query: str, texts: Sequence[str], as_json: bool) -> None:
+    """Print texts by how well they answer a query, the best first. Raises as `Module.rank`."""
+    from compiler.cli.output import print_json, print_table
+
+    found = module.rank(query, texts)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        rows = [(f"{each.score:.4f}", str(each.place + 1), each.text) for each in found]
+        print_table(("score", "place", "text"), rows, ("score", "place"))
+
+
 def _check_output(module: Module, given: Sequence[Path | str], output: Path | None) -> None:
     from compiler.cli.paths import check_writable
     from compiler.errors import OptionError
@@ -45,8 +57,8 @@ def _check_output(module: Module, given: Sequence[Path | str], output: Path | No
 
     if output is None:
         return
-    if processing_of(module).task != "detect":
-        raise OptionError("--output is for pictures with boxes", "use --json, and redirect it to a file")
+    if processing_of(module).task not in ("detect", "segment"):
+        raise OptionError("--output is for pictures with boxes or masks", "use --json, and redirect it to a file")
     if len(given) > 1:
         raise OptionError("--output is one file, and there are several pictures", "leave it out, or run one at a time")
     if output.suffix.lower() not in SUFFIXES:
@@ -55,22 +67,26 @@ def _check_output(module: Module, given: Sequence[Path | str], output: Path | No
 
 
 def _written(found: Prediction, given: Path | str, output: Path | None) -> Path | None:
-    """The file with the picture and its boxes; None where there is none."""
-    from compiler.runtime.prediction import Detections
+    """The file with the picture and its boxes or mask; None where there is none."""
+    from compiler.runtime.prediction import Detections, Segmentation
 
-    if not isinstance(found, Detections):
+    if not isinstance(found, Detections | Segmentation):
         return None
     source = Path(given)
-    path = output if output is not None else Path(f"{source.stem}-boxes{source.suffix}")
+    what = "boxes" if isinstance(found, Detections) else "mask"
+    path = output if output is not None else Path(f"{source.stem}-{what}{source.suffix}")
     found.save(path)
     return path
 
 
 def _print(found: Prediction) -> None:
     from compiler.cli.output import print_line, print_table
-    from compiler.reports.formatting import plural
-    from compiler.runtime.prediction import Classes, Detections, Vector
+    from compiler.reports.formatting import format_percent, plural
+    from compiler.runtime.prediction import Classes, Detections, Segmentation, Text, Vector
 
+    if isinstance(found, Text):
+        print_line(f"{found} ({found.score:.3f})")
+        return
     if isinstance(found, Vector):
         shown = ", ".join(f"{each:.4f}" for each in found.values[:_NUMBERS])
         print_line(f"[{shown}, ...] ({len(found.values)} numbers; --json prints all)")
@@ -82,6 +98,9 @@ def _print(found: Prediction) -> None:
     if isinstance(found, Detections):
         rows = [(each.name, f"{each.score:.3f}", *(f"{edge:.1f}" for edge in each.box)) for each in found]
         columns: Any = ("name", "score", "left", "top", "right", "bottom")
+    elif isinstance(found, Segmentation):
+        rows = [(each.name, format_percent(each.share)) for each in found]
+        columns = ("name", "share of the picture")
     elif isinstance(found, Classes):
         rows = [(each.name, f"{each.score:.3f}") for each in found]
         columns = ("name", "score")

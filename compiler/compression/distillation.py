@@ -21,6 +21,7 @@ from compiler.support.accuracy import Evaluate
 from compiler.support.interrupts import interruptible
 from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
+from targets.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ def _distilled(
     try:
         import torch
     except ImportError as error:
-        raise MissingDependencyError("distillation needs PyTorch", "pip install 'tensorwright[torch]'") from error
+        raise MissingDependencyError("distillation needs PyTorch", install_command("torch")) from error
     options.check()
     trained = getattr(student, "trained", None)
     net = trained.net if trained is not None else student

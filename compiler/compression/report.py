@@ -96,10 +96,25 @@ class CompressionReport:
         changed = sum(bool(layer.change) for layer in self.layers)
         lines = [
             f"{self.technique}: {changed} of {len(self.layers)} layers changed; {score}",
-            f"parameters {self.before.bytes} bytes before, {self.after.bytes} after; time per run"
-            f" {self.before.seconds * 1e3:.3f} ms before, {self.after.seconds * 1e3:.3f} ms after",
+            *size_lines((self.before.bytes, self.after.bytes), (self.before.seconds, self.after.seconds)),
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def size_lines(sizes: tuple[int, int], seconds: tuple[float, float]) -> list[str]:
+    """Two lines about bytes of parameters and seconds of a run, measured here, before and after."""
+    before, after = sizes
+    share = f" ({after / before:.2f} times)" if before else ""
+    return [
+        f"parameters {before:,} bytes before, {after:,} after{share}",
+        f"{time_text(*seconds)} (measured on this machine)",
+    ]
+
+
+def time_text(before: float, after: float) -> str:
+    """Seconds of a run, of a model or a layer, measured or predicted."""
+    share = f", {after / before:.2f} times" if before > 0 else ""
+    return f"time per run {format_seconds(before)} before, {format_seconds(after)} after{share}"
 
 
 def save_report(path: str | Path, page: Any, numbers: Any) -> None:

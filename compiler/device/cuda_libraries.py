@@ -12,8 +12,7 @@ from compiler.runtime.device import CUDA_PART, CUDA_RUNTIME, CUDA_RUNTIME_DISTRI
 from compiler.runtime.tvm_runtime import runtime_library_path
 from targets import Target
 from targets.cuda.target import CudaTarget
-
-_INSTALL = "pip install 'tensorwright[cuda]'"
+from targets.extras import install_command
 
 
 def cuda_libraries(target: Target) -> tuple[Path, ...]:
@@ -39,14 +38,16 @@ def cuda_license() -> str:
     for file in importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ():
         if file.name.lower().startswith("license") and ".dist-info" in file.parts[0]:
             return Path(str(file.locate())).read_text(encoding="utf-8")
-    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} is installed without its license", _INSTALL)
+    raise MissingDependencyError(
+        f"{CUDA_RUNTIME_DISTRIBUTION} is installed without its license", install_command("cuda")
+    )
 
 
 def _check_installed() -> None:
     try:
         installed_version(CUDA_RUNTIME_DISTRIBUTION)
     except MissingDependencyError as error:
-        raise MissingDependencyError(f"{error.message}: it holds {CUDA_RUNTIME}", _INSTALL) from error
+        raise MissingDependencyError(f"{error.message}: it holds {CUDA_RUNTIME}", install_command("cuda")) from error
 
 
 def _runtime_member() -> str:
@@ -54,11 +55,13 @@ def _runtime_member() -> str:
         if file.name == CUDA_RUNTIME:
             return file.as_posix()
     version = installed_version(CUDA_RUNTIME_DISTRIBUTION)
-    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} {version} does not contain {CUDA_RUNTIME}", _INSTALL)
+    raise MissingDependencyError(
+        f"{CUDA_RUNTIME_DISTRIBUTION} {version} does not contain {CUDA_RUNTIME}", install_command("cuda")
+    )
 
 
 def _installed(member: str) -> Path:
     for file in importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ():
         if file.as_posix() == member:
             return Path(str(file.locate()))
-    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} does not contain {member}", _INSTALL)
+    raise MissingDependencyError(f"{CUDA_RUNTIME_DISTRIBUTION} does not contain {member}", install_command("cuda"))

@@ -107,7 +107,7 @@ def _check_language_options(options: CompileOptions, imports: ImportArguments, i
 
 def _processed(model: ImportedModel, source: object, importing: ImportOptions, processing: Processing) -> ImportedModel:
     """The model from an image to its results; imported again where its image is dynamic. Raises OptionError."""
-    if processing.task in ("embed", "speech"):
+    if processing.task in ("embed", "rerank", "speech"):
         return with_description(model, processing)
     fixed = fixed_shape(model, processing)
     if fixed is not None:

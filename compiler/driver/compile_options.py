@@ -74,10 +74,14 @@ def check_precision(target: targets.Target, precision: str) -> None:
     if precision in _NEEDS:
         needed, what, having = _NEEDS[precision]
         if not getattr(target.machine, needed):
-            raise OptionError(
-                f"target {target.name!r} has no {what}",
-                f"name a target that has ({having}), or leave precision at float32",
-            )
+            hint = f"name a target that has ({having}), or leave precision at float32"
+            if precision == "float16":
+                faster = ' "bf16" is computed here, and' if target.machine.bf16_dot_product else ""
+                hint = (
+                    f"targets that have these: {having};{faster} weights are stored in float16 by "
+                    f'tensorwright.quantize(model, scheme="float16"), or `tensorwright quantize --scheme float16`'
+                )
+            raise OptionError(f"target {target.name!r} has no {what}", hint)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from compiler.support.processing import Processing
 
 _LARGEST = 1 << 22  # bytes of a JSON file
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_LINE = (48, 320)  # pixels of a line that PaddleOCR recognizes
 _STATED = ("preprocessor_config.json", "config.json")
 
 
@@ -47,9 +48,12 @@ def found_processing(source: object) -> Processing | None:
         InvalidModelError: they cannot be read.
         OptionError: they ask for what is not supported.
     """
-    metadata = _onnx_metadata(source)
+    model = _onnx_model(source)
+    metadata = {} if model is None else {each.key: each.value for each in model.metadata_props}
     if {"task", "names"} <= metadata.keys():
         return _of_ultralytics(metadata)
+    if model is not None and "character" in metadata:
+        return _of_paddle(metadata["character"], model)
     if isinstance(source, str | Path):
         for folder in (Path(source).parent, Path(source).parent.parent):  # Hub folders hold onnx/model.onnx
             if all((folder / name).is_file() for name in _STATED):
@@ -59,18 +63,31 @@ def found_processing(source: object) -> Processing | None:
     return None
 
 
-def _onnx_metadata(source: object) -> dict[str, str]:
+def _onnx_model(source: object) -> onnx.ModelProto | None:
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix != ".onnx" or not path.is_file():
-            return {}
+            return None
         try:
             source = onnx.load(path, load_external_data=False)
         except Exception as error:  # protobuf's own class depends on its version
             raise InvalidModelError(f"{path} is not an ONNX file: {error}") from error
     if isinstance(source, bytes):
         source = onnx.ModelProto.FromString(source)
-    return {each.key: each.value for each in source.metadata_props} if isinstance(source, onnx.ModelProto) else {}
+    return source if isinstance(source, onnx.ModelProto) else None
+
+
+def _of_paddle(characters: str, model: onnx.ModelProto) -> Processing:
+    """The preparation of lines for PaddleOCR's recognition of text, as RapidOCR exports it with its characters."""
+    names = ("", *characters.splitlines(), " ")
+    sizes = [each.dim_value for value in model.graph.input for each in value.type.tensor_type.shape.dim]
+    if len(sizes) != 4:
+        raise OptionError("processing: the model's metadata name characters, and its input is no image")
+    size = (sizes[2] or _LINE[0], sizes[3] or _LINE[1])
+    half = (0.5,)
+    return Processing(
+        task="read", size=size, names=names, colors="bgr", mean=half, std=half, fill=127, activation="none"
+    )
 
 
 def _of_ultralytics(metadata: Mapping[str, str]) -> Processing:
@@ -81,7 +98,7 @@ def _of_ultralytics(metadata: Mapping[str, str]) -> Processing:
     if task not in ("detect", "classify"):
         raise OptionError(
             f"processing: the model's task is {task!r}",
-            "detect and classify are supported; process its outputs yourself",
+            "detect and classify are supported of ultralytics' models; process its outputs yourself",
         )
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
         raise InvalidModelError(f"the model's metadata name no classes: {str(names)[:100]}")
@@ -119,12 +136,13 @@ def _of_transformers(preprocessor: Mapping[str, Any], config: Mapping[str, Any])
         names = tuple(str(labels[str(each)]) for each in range(len(labels)))
     architecture = str((config.get("architectures") or [""])[0])
     is_detector = "ObjectDetection" in architecture
+    is_segmenter = architecture.endswith("ForSemanticSegmentation")
     boxes: Any = None
     if is_detector:
         boxes = "rt-detr" if "RTDetr" in architecture or "DFine" in architecture else "detr"
     rescales, normalizes = (bool(preprocessor.get(name, True)) for name in ("do_rescale", "do_normalize"))
     return Processing(
-        task="detect" if is_detector else "classify",
+        task="detect" if is_detector else "segment" if is_segmenter else "classify",
         boxes=boxes,
         names=names,
         **_transformers_size(preprocessor),

@@ -47,7 +47,9 @@ def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
         raise OptionError(f"sizes[{name!r}] is {given!r}", "give a list, as in [1, 8]")
     by_input = {spec.name: spec.shape for spec in model.inputs}
     if name in by_input:
-        return [_variant_of_shape(name, by_input[name], shape) for shape in given]
+        is_one_shape = len(given) == len(by_input[name]) and not any(isinstance(each, Sequence) for each in given)
+        shapes = [tuple(given)] if is_one_shape else given
+        return [_variant_of_shape(name, by_input[name], shape) for shape in shapes]
     if name not in symbolic_dimensions(model.mod["main"].params):
         inputs = "; ".join(map(str, model.inputs))
         raise OptionError(f"sizes: {name!r} is neither an input nor a dynamic dimension", f"the model takes {inputs}")
@@ -57,7 +59,7 @@ def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
 def _variant_of_shape(name: str, declared: Sequence[int | str], shape: object) -> Variant:
     wanted = f"input {name!r} has the shape [{', '.join(map(str, declared))}]"
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != len(declared):
-        raise OptionError(f"sizes[{name!r}] holds {shape!r}, and {wanted}", "give shapes of that rank")
+        raise OptionError(f"sizes[{name!r}] holds {shape!r}, and {wanted}", "give one shape, or several, of that rank")
     variant: Variant = {}
     for size, own in zip(shape, declared, strict=True):
         number = _size(name, size)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+from typing_extensions import Unpack
 
 import targets
-from compiler.driver.compile import compile
-from compiler.errors import InvalidModelError, MissingDependencyError, OptionError
-from compiler.frontends.onnx.loading.loader import load_model
-from compiler.frontends.onnx.structure import describe
-from compiler.profiling.workload import complete_inputs
-from compiler.support.import_arguments import Constants, Shapes
+from compiler.errors import OptionError, StorageError
+from compiler.inspection.comparing.onnx_side import OnnxSide
+from compiler.inspection.comparing.side import Side
+from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import table_html
 from compiler.support.progress_bar import automatic, shows_progress
 
 Array = np.ndarray
-Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
-REFERENCES = ("onnxruntime", "onnx")
+REFERENCES = ("onnxruntime", "onnx", "torch")
 DEFAULT_TOLERANCE = 1e-3
 
 
@@ -58,6 +56,9 @@ class Comparison:
         outputs: of the model as it is compiled.
         layers: values inside of the model in the order of its nodes, compiled so that each is an output; empty where
             they were not asked for. Layers are then not fused as in the model itself.
+        fused: the first value that differs in a model that ends with it, where no layer does: its node is computed
+            otherwise together with those before it.
+        tensors: of the first value that differs: "ours", "reference", and "operand NAME" of its node by the reference.
     """
 
     model: str
@@ -65,6 +66,8 @@ class Comparison:
     tolerance: float
     outputs: tuple[Difference, ...]
     layers: tuple[Difference, ...] = ()
+    fused: Difference | None = None
+    tensors: dict[str, Array] = field(default_factory=dict, repr=False)
 
     @property
     def equal(self) -> bool:
@@ -74,7 +77,7 @@ class Comparison:
     @property
     def first(self) -> Difference | None:
         """The first value inside of the model that differs, None where none does."""
-        return next((each for each in self.layers if each.differs), None)
+        return next((each for each in self.layers if each.differs), self.fused)
 
     @property
     def summary(self) -> str:
@@ -84,6 +87,7 @@ class Comparison:
             return f"equal to {self.reference} within {self.tolerance:g} of the largest value (at most {worst:.2g})"
         if self.first is not None:
             where = f"{self.first.node}, value {self.first.name!r}"
+            where += ", fused with what is before it" if self.first is self.fused else ""
             return f"differs from {self.reference} by up to {worst:.2g}; the first layer that differs is {where}"
         hint = "; no single layer does: compile with verify=True to find the pass" if self.layers else ""
         return f"differs from {self.reference} by up to {worst:.2g}{hint}"
@@ -91,7 +95,17 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         first = None if self.first is None else asdict(self.first)
-        return {**asdict(self), "equal": self.equal, "first": first}
+        return {**asdict(replace(self, tensors={})), "equal": self.equal, "first": first}
+
+    def save_first(self, path: str | os.PathLike[str]) -> None:
+        """Write `tensors` as an .npz file. Raises OptionError where nothing differs, StorageError."""
+        if not self.tensors:
+            raise OptionError("no value differs, or its tensors were not asked for: first_difference=True")
+        try:
+            with open(path, "wb") as file:
+                np.savez(file, allow_pickle=False, **self.tensors)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
 
     def __repr__(self) -> str:
         return f"<Comparison {self.model!r} {self.summary}>"
@@ -103,30 +117,36 @@ class Comparison:
 
 @interruptible
 @shows_progress
+@takes_imports
 def compare(
-    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    source: Any,
     inputs: Mapping[str, object] | None = None,
     *,
-    reference: str = "onnxruntime",
+    reference: str | None = None,
     target: str | targets.Target = "host",
-    shapes: Shapes | None = None,
-    constants: Constants | None = None,
     sizes: Mapping[str, int] | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     layers: bool | None = None,
+    first_difference: bool = False,
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
+    **imports: Unpack[ImportArguments],
 ) -> Comparison:
-    """Compare an ONNX model's outputs with another runtime's, and find the first node that differs.
+    """Compare a model's outputs with another runtime's, and find the first node that differs.
 
     Args:
-        source: a path to an .onnx file, an `onnx.ModelProto`, or its bytes.
-        inputs: by name; random ones for the rest.
-        reference: "onnxruntime", without its optimizations, or "onnx", the reference evaluator of the onnx package.
+        source: a path to an .onnx file, an `onnx.ModelProto`, or its bytes; or a `torch.nn.Module` with
+            `example_inputs`, a `torch.export.ExportedProgram`, or the path of a .pt2 file.
+        inputs: by name; random ones for the rest, and of a PyTorch model those of the example.
+        reference: "onnxruntime", without its optimizations, "onnx", the reference evaluator of the onnx package, or
+            "torch"; None: "onnxruntime", and "torch" of PyTorch models, which are compared with it alone.
         shapes, constants, target, threads: as in `tensorwright.compile`.
         sizes: of symbolic dimensions, for random inputs; 1 for those not named.
         tolerance: how far values may be apart, as a share of the largest magnitude of the reference's.
         layers: compare values inside of the model too; None: where an output differs.
+        first_difference: find the first value that differs, also where the outputs agree, and keep its tensors
+            (`Comparison.tensors`, `save_first`). Where an output differs and no layer of its own does, models that end
+            with one of the values before it are compiled, as nodes are fused there, and bisected.
         progress: called with the name of each step as it begins; a bar unless given, and None for nothing.
 
     Raises:
@@ -135,50 +155,88 @@ def compare(
         UserError: of importing, compiling and running; also where the reference fails.
     """
     report: Callable[[str], None] = progress if progress is not None else automatic
-    if reference not in REFERENCES:
-        raise OptionError(f"reference={reference!r}", f"use one of {', '.join(REFERENCES)}")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise OptionError(f"tolerance={tolerance}", "give a share such as 0.001")
-    proto = load_model(source).proto
-    runner = _onnxruntime if reference == "onnxruntime" else _onnx_reference
-    options = {"shapes": shapes, "constants": constants, "threads": threads, "records": False}
     report("compile")
-    module = compile(source, target, **options, progress=None)  # type: ignore[arg-type]
-    given = {name: np.asarray(value) if not isinstance(value, str) else value for name, value in (inputs or {}).items()}
-    arrays = complete_inputs(module, given, sizes)
-    feeds = {**arrays, **{name: np.asarray(value) for name, value in (constants or {}).items()}}
-    run = runner(proto, source)
-    producers = {name: describe(node) for node in proto.graph.node for name in node.output}
-    names = [spec.name for spec in module.outputs]
+    options = {**imports, "target": target, "threads": threads, "records": False, "progress": None}
+    side = _side(source, reference, inputs or {}, sizes, options)
 
-    def differences(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> tuple[Difference, ...]:
+    def differences(names: Sequence[str]) -> tuple[Difference, ...]:
+        ours, theirs = side.ours(names), side.theirs(names)
         return tuple(
-            _difference(name, producers.get(name, "model input"), ours[name], theirs[name], tolerance)
-            for name in theirs
+            _difference(name, side.nodes.get(name, "model input"), ours[name], theirs[name], tolerance)
+            for name in names
             if name in ours
         )
 
-    report(f"run {reference}")
-    outputs = differences(module.run(arrays), run(feeds, names))
+    report(f"run {side.reference}")
+    outputs = differences(side.outputs)
+    differs = any(each.differs for each in outputs)
     inner: tuple[Difference, ...] = ()
-    if layers or (layers is None and any(each.differs for each in outputs)):
+    if layers or first_difference or (layers is None and differs):
         report("compile layer by layer")
-        values = tensor_values(proto)
-        whole = compile(source, target, **options, outputs=values, progress=None)  # type: ignore[arg-type]
-        report(f"run {reference} layer by layer")
-        inner = differences(whole.run(arrays), run(feeds, values))
-    return Comparison(_name(source, proto), reference, tolerance, outputs, inner)
+        inner = differences(side.values)
+    found = Comparison(side.model, side.reference, tolerance, outputs, inner)
+    if not first_difference:
+        return found
+    if found.first is None and differs:
+        report("bisect")
+        worst = next(each.name for each in outputs if each.differs)
+        found = replace(found, fused=_first_fused(side, worst, lambda name: differences([name])[0]))
+    return found if found.first is None else replace(found, tensors=_tensors(side, found.first.name))
 
 
-def tensor_values(proto: onnx.ModelProto) -> list[str]:
-    """The values of the main graph that nodes compute, in order, where they are known to be tensors."""
-    inferred = onnx.shape_inference.infer_shapes(proto) if proto.ByteSize() < 1 << 31 else proto
-    known = {
-        each.name
-        for each in (*inferred.graph.value_info, *inferred.graph.output)
-        if each.type.HasField("tensor_type") and each.type.tensor_type.elem_type != onnx.TensorProto.STRING
-    }
-    return [name for node in proto.graph.node for name in node.output if name in known]
+def _side(
+    source: Any,
+    reference: str | None,
+    inputs: Mapping[str, object],
+    sizes: Mapping[str, int] | None,
+    options: Mapping[str, Any],
+) -> Side:
+    torch = sys.modules.get("torch")
+    is_file = isinstance(source, str | os.PathLike) and Path(source).suffix == ".pt2"
+    is_torch = is_file or (torch is not None and isinstance(source, torch.nn.Module | torch.export.ExportedProgram))
+    usual = "torch" if is_torch else "onnxruntime"
+    if reference is not None and (reference not in REFERENCES or (reference == "torch") != is_torch):
+        known = ("torch",) if is_torch else REFERENCES[:2]
+        raise OptionError(f"reference={reference!r}", f"use one of {', '.join(known)}")
+    if is_torch:
+        if any(options.get(name) for name in ("shapes", "constants", "state", "capacity", "outputs")) or sizes:
+            raise OptionError("of a PyTorch model, compare takes example_inputs and inputs alone")
+        from compiler.inspection.comparing.torch_side import TorchSide  # loads torch
+
+        return TorchSide(source, inputs, options)
+    return OnnxSide(source, reference or usual, inputs, sizes, options)
+
+
+def _first_fused(side: Side, output: str, difference: Callable[[str], Difference]) -> Difference:
+    """The first value before an output that differs in a model that ends with it, by bisection: of the values that the
+    output is computed from, those after the first one that differs are taken to differ too."""
+    needed, waiting = set(), [output]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += side.operands.get(name, ())
+    values = [name for name in side.values if name in needed] or [output]
+    low, high, found = 0, len(values) - 1, difference(values[-1])
+    while low < high:
+        middle = (low + high) // 2
+        tried = difference(values[middle])
+        if tried.differs:
+            high, found = middle, tried
+        else:
+            low = middle + 1
+    return found
+
+
+def _tensors(side: Side, name: str) -> dict[str, Array]:
+    """Both results of a node, and what it read, by the reference."""
+    read = [each for each in side.operands.get(name, ()) if each in side.nodes]
+    operands = side.theirs(read) if read else {}
+    operands |= {each: side.example[each] for each in side.operands.get(name, ()) if each in side.example}
+    ours, theirs = side.ours([name])[name], side.theirs([name])[name]
+    return {"ours": ours, "reference": theirs, **{f"operand {key}": array for key, array in operands.items()}}
 
 
 def _difference(name: str, node: str, ours: Array, theirs: Array, tolerance: float) -> Difference:
@@ -194,59 +252,3 @@ def _difference(name: str, node: str, ours: Array, theirs: Array, tolerance: flo
             largest = float(np.abs(right[finite]).max())
             error = float(np.abs(left[finite] - right[finite]).max()) / (largest if largest > 0 else 1.0)
     return Difference(name, node, error, problem, error > tolerance)
-
-
-def _onnxruntime(proto: onnx.ModelProto, source: object) -> Run:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("ONNX Runtime is not installed", "pip install onnxruntime") from error
-
-    folder = Path(source).parent if isinstance(source, str | os.PathLike) else None
-
-    def run(feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        settings = onnxruntime.SessionOptions()
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        settings.log_severity_level = 3
-        if folder is not None:
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        try:
-            session = onnxruntime.InferenceSession(
-                _with_outputs(proto, names).SerializeToString(), settings, providers=["CPUExecutionProvider"]
-            )
-            wanted = {each.name for each in session.get_inputs()}
-            results = session.run(list(names), {name: value for name, value in feeds.items() if name in wanted})
-        except Exception as error:  # whatever its C++ side raises
-            raise InvalidModelError(f"ONNX Runtime cannot run the model: {error}") from error
-        return dict(zip(names, map(np.asarray, results), strict=True))
-
-    return run
-
-
-def _onnx_reference(proto: onnx.ModelProto, source: object) -> Run:
-    from onnx.reference import ReferenceEvaluator
-
-    def run(feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        try:
-            results: Any = ReferenceEvaluator(_with_outputs(proto, names)).run(None, dict(feeds))
-        except Exception as error:
-            raise InvalidModelError(f"the reference evaluator of onnx cannot run the model: {error}") from error
-        return dict(zip(names, map(np.asarray, results), strict=True))
-
-    return run
-
-
-def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with these values as its outputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    declared = {each.name: each for each in proto.graph.output}
-    inferred = onnx.shape_inference.infer_shapes(proto).graph.value_info if proto.ByteSize() < 1 << 31 else ()
-    known = {**{each.name: each for each in inferred}, **declared}
-    del copy.graph.output[:]
-    copy.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
-    return copy
-
-
-def _name(source: object, proto: onnx.ModelProto) -> str:
-    return Path(source).name if isinstance(source, str | os.PathLike) else proto.graph.name or "model"

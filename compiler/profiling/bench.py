@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -29,6 +29,18 @@ from compiler.reports.formatting import format_bytes, format_seconds, plural
 from compiler.runtime import Module
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import facts_html
+
+Hint = Literal["latency", "throughput"]
+
+
+@dataclass(frozen=True)
+class StreamTime:
+    """Runs per second, and seconds of a run in the middle, of a number of streams with so many threads each."""
+
+    streams: int
+    threads: int
+    runs_per_second: float
+    p50: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,9 @@ class BenchResult:
         planned_memory: activations as the module's memory plan has them; None where there is none.
         batch: rows of a run, the size of the symbolic first dimension of its inputs; None where that is not known.
         faster_precisions: those that are estimated to be much faster than float32 on the module's target, as text.
+        streams: threads of the process that run the module at the same time, with `threads` each.
+        elapsed: seconds that all runs took by the clock.
+        sweep: of the hint "throughput", each number of streams that was tried, the fastest one's result being this.
     """
 
     model: str
@@ -65,11 +80,19 @@ class BenchResult:
     planned_memory: int | None
     batch: int | None = None
     faster_precisions: str = ""
+    streams: int = 1
+    elapsed: float = 0.0
+    sweep: tuple[StreamTime, ...] = ()
+
+    @property
+    def runs_per_second(self) -> float:
+        """Runs of all streams in a second."""
+        return self.latency.throughput if self.streams == 1 else self.latency.runs / self.elapsed
 
     @property
     def items_per_second(self) -> float:
         """Rows per second; runs per second where the batch size is not known."""
-        return self.latency.throughput * (self.batch or 1)
+        return self.runs_per_second * (self.batch or 1)
 
     def items_text(self) -> str:
         """Items per second behind runs per second; "" where a run has one item."""
@@ -80,7 +103,7 @@ class BenchResult:
         return (
             f"<BenchResult {self.model!r} on {self.target}, {plural(self.threads, 'thread')}: "
             f"p50 {seconds(latency.p50)}, "
-            f"p99 {seconds(latency.p99)}, {latency.throughput:.4g} runs/s; loads in {seconds(self.load_seconds)}, "
+            f"p99 {seconds(latency.p99)}, {self.runs_per_second:.4g} runs/s; loads in {seconds(self.load_seconds)}, "
             f"peak memory {format_bytes(self.peak_memory)}>"
         )
 
@@ -89,7 +112,7 @@ class BenchResult:
         times = {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99, "mean": latency.mean}
         facts = [(f"latency {name}", format_seconds(seconds)) for name, seconds in times.items()]
         facts += [
-            ("throughput", f"{latency.throughput:.4g} runs/s ({latency.runs} runs){self.items_text()}"),
+            ("throughput", f"{self.runs_per_second:.4g} runs/s ({latency.runs} runs){self.items_text()}"),
             ("load, first run", f"{format_seconds(self.load_seconds)}, {format_seconds(self.first_seconds)}"),
             ("peak memory", format_bytes(self.peak_memory)),
             ("file", f"{format_bytes(self.file_bytes)}, parameters {format_bytes(self.parameter_bytes)}"),
@@ -115,6 +138,8 @@ def bench(
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
     batch: int | None = None,
+    streams: int = 1,
+    hint: Hint = "latency",
     trusted_keys: Sequence[Key] | None = None,
 ) -> BenchResult:
     """Measure a module in a fresh process.
@@ -126,12 +151,17 @@ def bench(
         threads: how many threads a run uses; the module's own setting when None.
         sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
         batch: rows of each input whose first dimension is symbolic; 1 when neither this nor inputs nor sizes are given.
+        streams: how many threads of the process run the module at the same time.
+        hint: "latency" measures `streams`, one run after the other by default. "throughput" divides the threads among
+            1, 2, 4, ... streams, measures each in a share of `seconds`, and returns the fastest one's result.
         trusted_keys: Ed25519 public keys, as for `load`: a file must be signed by one of them.
 
     Raises:
         UserError: the file or an input is at fault.
         InternalError: TVM failed, or the process died.
     """
+    if streams < 1 or hint not in get_args(Hint) or (streams > 1 and hint == "throughput"):
+        raise OptionError(f"streams={streams}, hint={hint!r}", "give a number of streams, or the hint throughput")
     if runs is not None and runs < 1:
         raise OptionError(f"runs={runs}: at least one run is needed")
     if not seconds > 0:
@@ -143,16 +173,23 @@ def bench(
         path = Path(source) if isinstance(source, str | os.PathLike) else Path(folder) / "module.twm"
         if not isinstance(source, str | os.PathLike):
             module.export(path)
-        request = {
+        request: dict[str, Any] = {
             "parent": os.getpid(),
             "module": str(path.resolve()),
             "inputs": _save_inputs(arrays, Path(folder)),
             "runs": runs,
             "seconds": seconds,
             "threads": threads,
+            "streams": streams,
             "trusted_keys": trusted if isinstance(source, str | os.PathLike) else None,
         }
-        measured = _run_worker(request)
+        choices = [(streams, threads)] if hint == "latency" else _divided(threads or module.threads)
+        found = []
+        for count, each in choices:
+            changed = {"streams": count, "threads": each, "seconds": seconds / len(choices)}
+            found.append((count, _run_worker({**request, **changed})))
+        sweep = [_stream_time(count, each) for count, each in found] if hint == "throughput" else []
+        streams, measured = max(found, key=lambda each: _stream_time(*each).runs_per_second)
         file_bytes = path.stat().st_size
     manifest = module.manifest
     plan = manifest.memory_plan
@@ -168,8 +205,22 @@ def bench(
         planned_memory=plan.peak_bytes if plan is not None else None,
         batch=rows,
         faster_precisions=manifest.target.faster_precisions,
+        streams=streams,
+        sweep=tuple(sweep),
         **measured,
     )
+
+
+def _divided(threads: int) -> list[tuple[int, int]]:
+    """Numbers of streams, and of threads for each, that keep so many threads busy."""
+    streams = [1 << power for power in range(threads.bit_length()) if 1 << power < threads] + [threads]
+    return [(count, max(1, threads // count)) for count in streams]
+
+
+def _stream_time(streams: int, measured: Mapping[str, Any]) -> StreamTime:
+    latency = Latency.of(measured["samples"])
+    rate = latency.throughput if streams == 1 else latency.runs / measured["elapsed"]
+    return StreamTime(streams, measured["threads"], rate, latency.p50)
 
 
 def bench_inputs(

@@ -9,6 +9,7 @@ _STARTED = time.perf_counter()
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 from typing import Any  # noqa: E402
 
 import ml_dtypes  # noqa: E402, F401  (numpy then knows its element types by name)
@@ -37,7 +38,12 @@ def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
     load_memory = _resident_bytes() - before
     first_seconds = _timed_run(module, inputs)
     _warm_up(module, inputs, request)
-    samples = _sample(module, inputs, request["runs"], request["seconds"])
+    started = time.perf_counter()
+    if request["streams"] == 1:
+        samples = _sample(module, inputs, request["runs"], request["seconds"])
+    else:
+        samples = _sample_streams(module, inputs, request)
+    elapsed = time.perf_counter() - started
     return {
         "threads": module.threads,
         "import_seconds": import_seconds,
@@ -46,6 +52,7 @@ def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
         "load_memory": load_memory,
         "peak_memory": _peak_bytes() - before,
         "samples": samples,
+        "elapsed": elapsed,
     }
 
 
@@ -76,6 +83,19 @@ def _sample(module: Module, inputs: dict[str, Any], runs: int | None, seconds: f
     while len(samples) < _MINIMUM_RUNS or time.perf_counter() < deadline:
         samples.append(_timed_run(module, inputs))
     return samples
+
+
+def _sample_streams(module: Module, inputs: dict[str, Any], request: dict[str, Any]) -> list[float]:
+    """Times of runs on several threads of this process, each of which runs the module on inputs of its own."""
+    streams = request["streams"]
+    runs = None if request["runs"] is None else max(1, request["runs"] // streams)
+
+    def stream(_: int) -> list[float]:
+        own = {name: array.copy() for name, array in inputs.items()}
+        return _sample(module, own, runs, request["seconds"])
+
+    with ThreadPoolExecutor(streams) as pool:
+        return [sample for samples in pool.map(stream, range(streams)) for sample in samples]
 
 
 def _resident_bytes() -> int:

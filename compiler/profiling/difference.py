@@ -6,10 +6,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.errors import OptionError, StorageError
-from compiler.profiling.measured import FORMAT_VERSION, Profile
+
+if TYPE_CHECKING:
+    from compiler.profiling.measured import Profile
+
+FORMAT_VERSION = 2
+"""Version of `profile.json`."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,9 @@ class LayerDifference:
 
 def layer_times(source: Profile | Mapping[str, Any]) -> list[LayerTime]:
     """The layers of a profile, or of what `Profile.to_dict` made of one."""
-    if isinstance(source, Profile):
-        return [LayerTime(each.name, each.nodes, each.seconds) for each in source.layers]
-    return [LayerTime(each["name"], tuple(each["nodes"]), float(each["seconds"])) for each in source["layers"]]
+    if isinstance(source, Mapping):
+        return [LayerTime(each["name"], tuple(each["nodes"]), float(each["seconds"])) for each in source["layers"]]
+    return [LayerTime(each.name, each.nodes, each.seconds) for each in source.layers]
 
 
 def read_profile(path: Path) -> Mapping[str, Any]:
@@ -55,7 +60,7 @@ def read_profile(path: Path) -> Mapping[str, Any]:
         OptionError: it is not a profile, or has no layers.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
         layer_times(found)
         float(found["latency"]["p50"])
     except OSError as error:
@@ -65,7 +70,7 @@ def read_profile(path: Path) -> Mapping[str, Any]:
             f"{path} is not a profile with layers (format version {FORMAT_VERSION})",
             "give a profile.json that `tensorwright profile --output` wrote, or a module",
         ) from error
-    return dict(found)
+    return found
 
 
 def differences(layers: Sequence[LayerTime], others: Sequence[LayerTime]) -> list[LayerDifference]:

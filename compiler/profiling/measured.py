@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.profiling.attribution import layer_label
+from compiler.profiling.difference import FORMAT_VERSION
 from compiler.profiling.save import save_profile
 from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
 from compiler.reports.formatting import format_percent, format_seconds, plural
 from compiler.support.notebook import table_html
-
-FORMAT_VERSION = 2
+from compiler.support.roofline import Roofline
 
 _SHOWN = 20  # kernels in a notebook
 
@@ -113,6 +114,7 @@ class Profile:
         layers: the same by the place in the code that calls them, so that calls of one kernel for several nodes of
             the model are apart, slowest first.
         calls: the calls of one typical run, in order.
+        roofline: limits of the processor with these threads; None for other devices.
     """
 
     model: str
@@ -127,6 +129,7 @@ class Profile:
     kernels: tuple[KernelTime, ...]
     calls: tuple[CallTime, ...]
     layers: tuple[KernelTime, ...] = ()
+    roofline: Roofline | None = None
 
     def __repr__(self) -> str:
         slowest = ", ".join(f"{each.label} {format_seconds(each.seconds)}" for each in self.layers[:3])
@@ -136,20 +139,34 @@ class Profile:
         )
 
     def _repr_html_(self) -> str:
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (
                 each.label,
                 each.name,
                 each.kind,
                 each.calls,
                 format_seconds(each.seconds),
-                format_percent(each.seconds / self.latency.p50) if self.latency.p50 > 0 else "-",
+                self._share(each.seconds),
             )
             for each in self.layers[:_SHOWN]
         ]
         where = f"{self.model} on {self.target}, {plural(self.threads, 'thread')}"
+        hidden = self.layers[_SHOWN:]
+        if hidden:
+            rest = sum(each.seconds for each in hidden)
+            calls = sum(each.calls for each in hidden)
+            rows.append((f"{len(hidden)} more", "", "", calls, format_seconds(rest), self._share(rest)))
+        outside = max(0.0, self.untracked)
+        rows.append(("outside all calls", "", "", "", format_seconds(outside), self._share(outside)))
+        total = max(self.latency.p50, self.tracked)
+        rows.append(("whole run", "", "", "", format_seconds(total), self._share(total)))
         title = f"{where}: p50 {format_seconds(self.latency.p50)}"
         return table_html(title, ("layer", "kernel", "kind", "calls", "time", "share"), rows)
+
+    def _share(self, seconds: float) -> str:
+        """A share of a run, of which watched calls may come to more than an unwatched one takes."""
+        whole = max(self.latency.p50, self.tracked)
+        return format_percent(max(0.0, seconds) / whole) if whole > 0 else "-"
 
     @property
     def tracked(self) -> float:
@@ -200,8 +217,11 @@ class Profile:
             "layers": layers,
         }
 
-    def save(self, folder: str | Path) -> dict[str, Path]:
+    def save(self, folder: str | Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
         """Write the profile into a folder, made if need be: `profile.json`, `trace.json` and `profile.html`.
+
+        Args:
+            beside: another profile of the model, or what its `to_dict` gave, which the page compares layer by layer.
 
         Returns:
             The paths by "profile", "trace" and "page".
@@ -209,4 +229,4 @@ class Profile:
         Raises:
             StorageError: a file cannot be written.
         """
-        return save_profile(self, Path(folder))
+        return save_profile(self, Path(folder), beside)

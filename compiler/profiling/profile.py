@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact.manifest import KernelProvenance
+import targets
+from compiler.artifact.manifest import KernelProvenance, Manifest
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
 from compiler.profiling.call_names import NamedCall, named_calls
@@ -24,6 +25,7 @@ from compiler.support.balance import balance, task_counts
 from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
 from compiler.support.interrupts import interruptible
+from compiler.support.roofline import Roofline
 from targets import cpuinfo
 from targets.processors import usable_cores
 
@@ -126,7 +128,16 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         kernels=kernels([(call.name, -1) for call in calls]),
         layers=kernels([name.place for name in named]),
         calls=_calls(recording, times, operations, watched, named, provenance),
+        roofline=_limits(manifest, workload.module.threads),
     )
+
+
+def _limits(manifest: Manifest, threads: int) -> Roofline | None:
+    """Limits of this processor with so many threads; None where kernels run elsewhere."""
+    if manifest.target.device is not None:
+        return None
+    machine = targets.get("host").machine.model_copy(update={"cores": threads})
+    return Roofline.of(machine, measured=True)
 
 
 def _operations(call: Call, entry: Any) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from compiler.profiling.attribution import KINDS
+from compiler.profiling.difference import differences, layer_times
 from compiler.reports.charts import (
     Bar,
     BarChart,
@@ -20,6 +21,7 @@ from compiler.reports.charts import (
     Timeline,
 )
 from compiler.reports.formatting import (
+    format_bytes,
     format_count,
     format_operations,
     format_percent,
@@ -28,6 +30,8 @@ from compiler.reports.formatting import (
     plural,
 )
 from compiler.reports.page import Fact, Page, Section, render
+from compiler.support.balance import tasks_text
+from compiler.support.roofline import Roofline
 
 if TYPE_CHECKING:
     from compiler.profiling.measured import CallTime, KernelTime, Profile
@@ -36,15 +40,15 @@ _BARS = 20
 _UNTRACKED = "untracked"
 
 
-def profile_page(profile: Profile) -> str:
-    """The page as HTML text."""
+def profile_page(profile: Profile, beside: Profile | Mapping[str, Any] | None = None) -> str:
+    """The page as HTML text, with another profile of the model next to it where one is given."""
     inputs = ", ".join(f"{name} {shape}" for name, shape in profile.inputs.items())
     return render(
         Page(
             title=f"{profile.model} on {profile.target}",
             subtitle=f"{inputs or 'no inputs'}; {plural(profile.threads, 'thread')}; {profile.machine}",
             facts=_facts(profile),
-            sections=_sections(profile),
+            sections=[*_sections(profile), *([] if beside is None else [_beside(profile, beside)])],
             categories=(*KINDS, _UNTRACKED),
         )
     )
@@ -91,7 +95,8 @@ def _sections(profile: Profile) -> list[Section]:
             f"{latency.runs} runs without the instrument.",
             narrow=True,
         ),
-        Section("All layers", _table(profile.layers)),
+        *([] if profile.roofline is None else [_roofline(profile, profile.roofline)]),
+        Section("All layers", _table(profile), "Click a row for its nodes, shapes and limits."),
     ]
 
 
@@ -153,7 +158,75 @@ def _cumulative_note(kernels: Sequence[KernelTime]) -> str:
     return ""
 
 
-def _table(kernels: Sequence[KernelTime]) -> Table:
+def _roofline(profile: Profile, limits: Roofline) -> Section:
+    """Layers by operations for each byte and operations a second, under what the processor allows."""
+    layers = [each for each in profile.layers if each.rate and each.nbytes and each.operations]
+    points = [(each.operations / each.nbytes, each.rate) for each in layers if each.operations and each.rate]
+    least, most = (edge([x for x, _ in points] or [1.0]) for edge in (min, max))
+    left, right = least / 2, max(most * 2, 2 * limits.peak / limits.memory_bandwidth)
+
+    def roof(bandwidth: float) -> list[tuple[float, float]]:
+        return [(x, min(limits.peak, bandwidth * x)) for x in sorted({left, limits.peak / bandwidth, right})]
+
+    chart = LineChart(
+        [
+            Series("layers", points),
+            Series("by memory", roof(limits.memory_bandwidth), line=True),
+            Series("by the last cache", roof(limits.cache_bandwidth), line=True),
+        ],
+        "operations for each byte",
+        "operations a second",
+        "",
+        "1/s",
+        points=True,
+        log=True,
+        labels=[each.label for each in layers],
+    )
+    return Section("Roofline", chart, f"{limits.source}; peak {format_rate(limits.peak)} in float32.")
+
+
+def _beside(profile: Profile, other: Profile | Mapping[str, Any]) -> Section:
+    rows = [
+        {"label": each.name, "seconds": each.seconds, "other": each.other, "ratio": _ratio(each.other, each.seconds)}
+        for each in differences(layer_times(profile), layer_times(other))
+    ]
+    columns = [
+        Column("label", "layer"),
+        Column("seconds", "here", "s", number=True),
+        Column("other", "other", "s", number=True),
+        Column("ratio", "other / here", number=True),
+    ]
+    p50 = float(other["latency"]["p50"]) if isinstance(other, Mapping) else other.latency.p50
+    here = profile.latency.p50
+    note = f"A run takes {format_seconds(here)} here, {format_seconds(p50)} there. Layers that differ most come first."
+    return Section("Beside the other profile", Table(columns, rows), note)
+
+
+def _ratio(other: float | None, seconds: float | None) -> float | None:
+    return other / seconds if other is not None and seconds else None
+
+
+def _details(profile: Profile, kernel: KernelTime) -> list[list[str]]:
+    """What a row of the table tells where it is clicked: names and values."""
+    calls = [call for call in profile.calls if call.name == kernel.name and call.nodes == kernel.nodes]
+    shapes = dict.fromkeys(", ".join(call.shapes) for call in calls)
+    details = [
+        ["computes", ", ".join(kernel.nodes)],
+        ["tensors", "\n".join(shapes)],
+        ["operators", ", ".join(kernel.operators)],
+        ["tasks", "" if kernel.rule is None else tasks_text(kernel.tasks, kernel.serial)],
+        ["balance", "" if kernel.balance is None else format_percent(kernel.balance)],
+    ]
+    if kernel.bandwidth:
+        details.append(["memory", f"{format_bytes(round(kernel.bandwidth))}/s"])
+    if profile.roofline is not None and kernel.operations and kernel.nbytes:
+        least = profile.roofline.seconds(kernel.operations, kernel.nbytes)
+        details.append(["least time", f"{format_seconds(least)} by the roofline"])
+    return [each for each in details if each[1]]
+
+
+def _table(profile: Profile) -> Table:
+    kernels = profile.layers
     columns = [
         Column("label", "layer"),
         Column("name", "kernel"),
@@ -178,7 +251,8 @@ def _table(kernels: Sequence[KernelTime]) -> Table:
             "operations": kernel.operations or None,
             "rate": kernel.rate,
             "nbytes": kernel.nbytes or None,
+            "details": _details(profile, kernel),
         }
         for kernel in kernels
     ]
-    return Table(columns, rows, category_key="kind", sort_by="seconds")
+    return Table(columns, rows, category_key="kind", sort_by="seconds", details_key="details")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.storage import write_atomically
 from compiler.errors import StorageError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from compiler.profiling.measured import Profile
 
 
-def save_profile(profile: Profile, folder: Path) -> dict[str, Path]:
+def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
     """Write `profile.json`, `trace.json` and `profile.html` into a folder, each whole or not at all.
 
     Raises:
@@ -30,7 +31,7 @@ def save_profile(profile: Profile, folder: Path) -> dict[str, Path]:
     contents = {
         "profile": ("profile.json", json.dumps(profile.to_dict(), indent=2, allow_nan=False)),
         "trace": ("trace.json", json.dumps(chrome_trace(profile), allow_nan=False)),
-        "page": ("profile.html", profile_page(profile)),
+        "page": ("profile.html", profile_page(profile, beside)),
     }
     paths = {}
     for key, (name, text) in contents.items():

@@ -94,7 +94,8 @@ class Series:
 @dataclass(frozen=True)
 class LineChart(Chart):
     """Lines over a common x axis; `steps` draws stairs, `points` draws points without a line. `labels` name the points
-    of the first line in tooltips, and beside the points of a chart of few."""
+    of the first line in tooltips, and beside the points of a chart of few. `log`: both axes are logarithmic, and all
+    numbers above 0."""
 
     kind: ClassVar[str] = "lines"
     series: Sequence[Series]
@@ -105,6 +106,7 @@ class LineChart(Chart):
     steps: bool = False
     points: bool = False
     y_from_zero: bool = True
+    log: bool = False
     marks: Sequence[Mark] = ()
     labels: Sequence[str] = ()
 
@@ -133,10 +135,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Table(Chart):
-    """Rows to sort and search, in the order given where `sort_by` names no column; a cell of None shows as a dash."""
+    """Rows to sort and search, in the order given where `sort_by` names no column; a cell of None shows as a dash.
+    `details_key`: of each row's names and values, [[name, value], ...], that a click on it shows."""
 
     kind: ClassVar[str] = "table"
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
     category_key: str = ""
     sort_by: str = ""
+    details_key: str = ""

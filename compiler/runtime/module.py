@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import check_out
-from compiler.runtime.prediction import Given, Prediction, predict
+from compiler.runtime.prediction import Given, Prediction, Ranking, predict, rank
 from compiler.runtime.session import Session
 from compiler.runtime.threads import runners_of, threads_here
 from compiler.runtime.verification import compare
@@ -158,15 +158,21 @@ class Module:
         outputs = self.run({**given, **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
-    def predict(self, given: Given) -> Prediction:
-        """Run a module that was compiled with `processing` on a picture, a text or a recording.
+    @overload
+    def predict(self, given: Given) -> Prediction: ...
+    @overload
+    def predict(self, given: list[Given] | tuple[Given, ...]) -> list[Prediction]: ...
+    def predict(self, given: Given | list[Given] | tuple[Given, ...]) -> Prediction | list[Any]:
+        """Run a module that was compiled with `processing` on a picture, a text or a recording, or on a list of these.
 
         Args:
             given: a PNG, JPEG, WebP, BMP or GIF file by its path or bytes, or uint8 (height, width, 3); of an embedder
-                a text; of a detector of speech a WAV file, or float32 (samples,) at its rate.
+                a text; of a detector of speech a WAV file, or float32 (samples,) at its rate. Texts of a list are one
+                run, pictures one each.
 
         Returns:
-            `Detections`, `Classes`, a `Vector` or `Speech`, by the task: `for name, score, box in detections`.
+            `Detections`, `Segmentation`, `Classes`, a `Text`, a `Vector` or `Speech`, by the task (of a list, a list):
+            `for name, score, box in detections`.
 
         Raises:
             InputError: the file cannot be read, or is too large.
@@ -174,6 +180,19 @@ class Module:
             MissingDependencyError: Pillow, which reads images, or tokenizers is not installed.
         """
         return predict(self, given)
+
+    def rank(self, query: str, texts: Sequence[str]) -> Ranking:
+        """Order texts by how well they answer a query, with a module that was compiled with the task "rerank".
+
+        Returns:
+            Texts, scores from 0 to 1 and places in the list, the best first: `for place, score, text in ranking`.
+
+        Raises:
+            InputError: the texts are no strings.
+            OptionError: the module was compiled for another task, or without processing.
+            MissingDependencyError: tokenizers is not installed.
+        """
+        return rank(self, query, texts)
 
     def prepare(self, inputs: Mapping[str, object] | Sequence[object]) -> tuple[RuntimeModule, Callable[[], Any]]:
         """Bind inputs to a dedicated virtual machine, for benchmarks: a run then executes the model and nothing else.

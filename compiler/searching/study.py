@@ -12,6 +12,7 @@ from typing import Any
 from compiler.errors import MissingDependencyError, OptionError, StorageError
 from compiler.searching.front import Candidate
 from compiler.searching.knobs import Config, Knob, Option
+from targets.extras import install_command
 
 _NAME = "tensorwright-search"
 _POPULATION = 16
@@ -43,7 +44,7 @@ class Study:
         try:
             import optuna
         except ImportError as error:
-            raise MissingDependencyError("search needs optuna", "pip install 'tensorwright[search]'") from error
+            raise MissingDependencyError("search needs optuna", install_command("search")) from error
         self._optuna: Any = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._knobs, self._main, self._sampler, self._seed = list(knobs), main, sampler, seed

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from compiler.errors import MissingDependencyError
+from targets.extras import install_command
 
 
 def optional_module(name: str, extra: str, purpose: str) -> Any:
@@ -23,5 +24,5 @@ def optional_module(name: str, extra: str, purpose: str) -> Any:
         if error.name != name.partition(".")[0]:
             raise
         raise MissingDependencyError(
-            f"the package {name!r}, which {purpose}, is not installed", f"pip install 'tensorwright[{extra}]'"
+            f"the package {name!r}, which {purpose}, is not installed", install_command(extra)
         ) from error

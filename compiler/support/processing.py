@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 from compiler.errors import OptionError
 
-Task = Literal["detect", "classify", "embed", "speech"]
-Resize = Literal["stretch", "crop", "letterbox"]
+Task = Literal["detect", "classify", "segment", "read", "embed", "rerank", "speech"]
+Resize = Literal["stretch", "crop", "letterbox", "fit"]
 Filter = Literal["bilinear", "bicubic"]
 Colors = Literal["rgb", "bgr", "gray"]
 Boxes = Literal["yolo", "yolo-objectness", "end-to-end", "detr", "rt-detr"]
@@ -27,16 +27,20 @@ def _help(text: str) -> dict[str, str]:
 class Processing:
     """Processing that is part of a module, before and behind the net.
 
-    The input of a module that detects or classifies is an image of any size: uint8 (height, width, 3), in RGB. It
-    returns `scores` and `classes`, of detectors `boxes` too, in pixels of that image. Modules that embed texts or find
-    speech keep their inputs; `Module.predict` makes them of a text or a recording. A field that is None is found in the
-    model's metadata, or has the task's default.
+    The input of a module that detects, classifies, segments or reads is an image of any size: uint8 (height, width, 3),
+    in RGB. It returns `scores` and `classes`, of detectors `boxes` too, in pixels of that image, and of segmentation a
+    `mask` of the image's size. Modules that embed or rerank texts or find speech keep their inputs; `Module.predict`
+    makes them of texts or a recording. A field that is None is found in the model's metadata, or has the task's
+    default.
 
     Attributes:
-        task: "detect" (boxes), "classify", "embed" (a text becomes a vector) or "speech" (where in a recording it is).
+        task: "detect" (boxes), "classify", "segment" (a class for each pixel), "read" (the text of a line in an image,
+            by CTC), "embed" (a text becomes a vector), "rerank" (texts are ordered by how well they answer a query) or
+            "speech" (where in a recording it is).
         size: height and width that the net reads; that of its input when None, which must be fixed then.
         resize: "stretch" changes the aspect ratio. "crop" makes the shorter side as long as `shortest` and cuts out the
-            middle. "letterbox" makes the whole image fit and fills the rest with `fill`.
+            middle. "letterbox" makes the whole image fit and fills the rest with `fill`; "fit" too, with the image at
+            the left and top edges in place of the middle.
         shortest: pixels of the shorter side before the crop; that of `size` when None.
         filter: "bilinear" or "bicubic" (a = -0.5), as Pillow computes them: bit for bit as its versions to 12 do.
         antialias: average over all pixels that a smaller image covers, as Pillow and torchvision do; False reads the
@@ -54,17 +58,18 @@ class Processing:
             of classes, which are multiplied (YOLOv5 to v7). "end-to-end": (1, boxes, 6), corners, score and class
             (YOLOv10, YOLO26). "detr", "rt-detr": logits (1, boxes, classes), and centers and sizes from 0 to 1 in
             (1, boxes, 4); the last class of "detr" is no object.
-        score: least score of a box.
+        score: least score of a box; of segmentation with one class, of a pixel that belongs to it.
         overlap: boxes of one class whose intersection over union with a better one is above it are dropped.
-        names: of the classes, in their order.
-        tokenizer: a tokenizer.json of the tokenizers library, for "embed"; it becomes part of the module.
+        names: of the classes, in their order; for "read", the characters, with a name for the blank.
+        blank: class that stands for no character, for "read".
+        tokenizer: a tokenizer.json of the tokenizers library, for "embed" and "rerank"; it becomes part of the module.
         rate, window, context: samples a second that a net for "speech" reads, those of a run, and those of the run
             before that stand before them.
     """
 
-    task: Task | None = field(default=None, metadata=_help("What it does: detect, classify, embed or speech."))
+    task: Task | None = field(default=None, metadata=_help("detect, classify, segment, read, embed, rerank or speech."))
     size: tuple[int, int] | None = field(default=None, metadata=_help("HEIGHTxWIDTH that the net reads."))
-    resize: Resize | None = field(default=None, metadata=_help("How images fit: stretch, crop or letterbox."))
+    resize: Resize | None = field(default=None, metadata=_help("How images fit: stretch, crop, letterbox or fit."))
     shortest: int | None = field(default=None, metadata=_help("Pixels of the shorter side before a crop."))
     filter: Filter | None = field(default=None, metadata=_help("bilinear or bicubic."))
     antialias: bool | None = field(default=None, metadata=_help("Average when shrinking, as Pillow does."))
@@ -83,7 +88,8 @@ class Processing:
     score: float | None = field(default=None, metadata=_help("Least score of a box."))
     overlap: float | None = field(default=None, metadata=_help("Overlap that drops the worse of two boxes."))
     names: tuple[str, ...] | None = field(default=None, metadata=_help("A file with the name of a class on each line."))
-    tokenizer: str | None = field(default=None, metadata=_help("A tokenizer.json, for embed."))
+    blank: int | None = field(default=None, metadata=_help("Class that is no character, for read."))
+    tokenizer: str | None = field(default=None, metadata=_help("A tokenizer.json, for embed and rerank."))
     rate: int | None = field(default=None, metadata=_help("Samples a second, for speech."))
     window: int | None = field(default=None, metadata=_help("Samples of a run, for speech."))
     context: int | None = field(default=None, metadata=_help("Samples before those, of the run before."))
@@ -98,6 +104,8 @@ class Processing:
             raise OptionError("processing: bicubic filters always antialias", "leave antialias at None")
 
     def _check_numbers(self) -> None:
+        if self.blank is not None and self.blank < 0:
+            raise OptionError(f"processing: blank={self.blank} is not the number of a class")
         sizes = [*(self.size or ()), *(each for each in (self.shortest, self.top) if each is not None)]
         if any(not 1 <= each <= 1 << 16 for each in sizes) or (self.size is not None and len(self.size) != 2):
             raise OptionError("processing: size is (height, width), and sizes lie between 1 and 65536")
@@ -129,8 +137,12 @@ _CHOICES = {
 _SHARED = Processing(filter="bilinear", antialias=True, fill=0, colors="rgb", scale=1 / 255, even_crop=True)
 _DEFAULTS = {
     "embed": Processing(),
+    "rerank": Processing(),
     "speech": Processing(rate=16000, window=512, context=0, score=0.5),
     "classify": Processing(resize="crop", activation="softmax", top=5),
+    "segment": Processing(resize="stretch", score=0.5, activation="none"),
+    # PaddleOCR's preparation of lines, but for its fixed height of lines that are too wide
+    "read": Processing(resize="fit", antialias=False, activation="softmax", blank=0),
     # ultralytics' defaults of `predict`
     "detect": Processing(resize="letterbox", antialias=False, fill=114, top=300, score=0.25, overlap=0.7),
 }

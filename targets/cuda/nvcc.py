@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import LinkError, ToolchainMissing
+from targets.extras import install_command
 from targets.toolchain import limited, ran_over
 
 OVERRIDE = "TENSORWRIGHT_NVCC"
 _PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
-_INSTALL = "pip install 'tensorwright[cuda]'"
 _PROCESSOR_SECONDS = 1800
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -103,7 +103,7 @@ def find_nvcc() -> Nvcc:
         if candidate and (found := shutil.which(candidate)):
             return Nvcc(found)
     where = f"{OVERRIDE} is {override!r}, which is not a program" if override else "nvcc is not on the PATH"
-    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", _INSTALL)
+    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", install_command("cuda"))
 
 
 def _resources(said: str) -> list[KernelResources]:
@@ -131,7 +131,7 @@ def tensor_core_instructions(cubin: Path) -> dict[str, int]:
     """
     program = shutil.which("nvdisasm") or _packaged("nvdisasm")
     if program is None:
-        raise ToolchainMissing("nvdisasm, which shows machine code, is not on the PATH", _INSTALL)
+        raise ToolchainMissing("nvdisasm, which shows machine code, is not on the PATH", install_command("cuda"))
     done = subprocess.run([program, "-c", str(cubin)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LinkError(f"{program} failed: {done.stderr.strip()[:2000]}")

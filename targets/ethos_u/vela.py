@@ -17,8 +17,7 @@ from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.program import Place, Program
 from targets.ethos_u.settings import VelaOptions
-
-INSTALL = "pip install 'tensorwright[ethos-u]'"
+from targets.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ def require() -> None:
         except ModuleNotFoundError:
             missing = True
         if missing:
-            raise ToolchainMissing(f"{package}, which compiles for the Ethos-U, is not installed", INSTALL)
+            message = f"{package}, which compiles for the Ethos-U, is not installed"
+            raise ToolchainMissing(message, install_command("ethos-u"))
 
 
 def version() -> str:

@@ -40,6 +40,15 @@ def test_module_equals_eager_at_several_sizes() -> None:
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_floats_of_modules_are_constants_where_sizes_are_dynamic_from_the_first_call() -> None:
+    model = network()
+    compiled = torch.compile(model, backend="tensorwright", dynamic=True)
+    with torch.no_grad():
+        for batch in (2, 5):
+            x = torch.randn(batch, 6)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_changed_parameters_are_seen() -> None:
     model = network()
     compiled = torch.compile(model, backend="tensorwright")

@@ -31,6 +31,9 @@ The module runs in a fresh process, with the runtime alone, after a warm-up. A m
   Beside other runtimes, each in a process of its own, on the same inputs:
     tensorwright bench model.onnx --compare onnxruntime,openvino --threads 2
 
+  As many runs a second as possible: threads divided among 1, 2, 4, ... streams:
+    tensorwright bench model.twm --hint throughput
+
   A module on a device server, its stored example, without making it the active one:
     tensorwright bench model.twm --device gpu:9090 --runs 50 --key laptop.pem --device-key device.pem.pub
 """
@@ -59,6 +62,12 @@ class _Options:
         int | None,
         typer.Option(min=1, metavar="N", help="Rows of inputs with a dynamic first dimension; 1 if not given."),
     ] = None
+    hint: Annotated[
+        str, typer.Option(metavar="HINT", help="latency, or throughput: find the fastest number of streams.")
+    ] = "latency"
+    streams: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Threads that run the module at the same time, with --threads each.")
+    ] = 1
     runs: options.Runs = None
     seconds: options.Seconds = 3.0
     threads: options.Threads = None
@@ -84,6 +93,7 @@ def _bench(given: _Options) -> None:
     from compiler.cli.output import print_json
     from compiler.cli.progress import Steps
     from compiler.cli.sources import prepare
+    from compiler.errors import OptionError
 
     if given.device is not None:
         from compiler.cli.passphrases import load_credentials
@@ -99,6 +109,8 @@ def _bench(given: _Options) -> None:
         check_peers(peers, given.file)
     prepared = prepare(given.file, given.target, given.shape, given.inputs, given.threads, given.trusted)
     if peers:
+        if given.streams > 1 or given.hint != "latency":
+            raise OptionError("--compare times one run after the other", "leave out --streams and --hint")
         _compare(given, prepared, peers)
         return
     with Steps() as steps:
@@ -111,6 +123,8 @@ def _bench(given: _Options) -> None:
             threads=given.threads,
             sizes=prepared.sizes,
             batch=given.batch,
+            streams=given.streams,
+            hint=given.hint,  # type: ignore[arg-type]  # checked there
             trusted_keys=prepared.trusted_keys,
         )
     if given.as_json:
@@ -194,22 +208,36 @@ def _bench_there(
     print_facts(rows)
 
 
+def _stream_text(each: Any) -> str:
+    from compiler.reports.formatting import format_count, format_seconds
+
+    return f"{format_count(each.runs_per_second)} runs/s, p50 {format_seconds(each.p50)}"
+
+
+def _threads_text(result: Any) -> str:
+    from compiler.reports.formatting import plural
+
+    each = plural(result.threads, "thread")
+    return each if result.streams == 1 else f"{plural(result.streams, 'stream')} of {each}"
+
+
 def _print(result: Any) -> None:
     from compiler.cli.output import print_facts
-    from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
+    from compiler.reports.formatting import format_bytes, format_count, format_seconds
 
     latency = result.latency
     plan = f", {format_bytes(result.planned_memory)} of it planned activations" if result.planned_memory else ""
     print_facts(
         [
-            ("module", f"{result.model} on {result.target}, {plural(result.threads, 'thread')}"),
+            ("module", f"{result.model} on {result.target}, {_threads_text(result)}"),
             ("inputs", "\n".join(f"{name}: {shape}" for name, shape in result.inputs.items()) or "none"),
             ("latency p50", format_seconds(latency.p50)),
             ("latency p90", format_seconds(latency.p90)),
             ("latency p99", format_seconds(latency.p99)),
             ("mean", f"{format_seconds(latency.mean)}, deviation {format_seconds(latency.deviation)}"),
             ("fastest, slowest", f"{format_seconds(latency.minimum)}, {format_seconds(latency.maximum)}"),
-            ("throughput", f"{format_count(latency.throughput)} runs/s ({latency.runs} runs){result.items_text()}"),
+            *((f"{each.streams} x {each.threads}", _stream_text(each)) for each in result.sweep),
+            ("throughput", f"{format_count(result.runs_per_second)} runs/s ({latency.runs} runs){result.items_text()}"),
             (
                 "load",
                 f"{format_seconds(result.load_seconds)} (the runtime itself: {format_seconds(result.import_seconds)})",

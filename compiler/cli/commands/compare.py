@@ -24,6 +24,9 @@ Ends with exit code 1 where an output differs by more than the tolerance.
   On inputs of your own, and layer by layer in any case:
     tensorwright compare model.onnx --input inputs.npz --layers
 
+  The first node that differs, with what it read and returned here and there:
+    tensorwright compare model.onnx --first-difference first.npz
+
   Sizes of dynamic dimensions, for random inputs:
     tensorwright compare bert.onnx --shape batch=2 --shape sequence=128
 """
@@ -37,10 +40,11 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.", show_default=False)]
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.", show_default=False)]
     reference: Annotated[
-        str, typer.Option("--with", metavar="NAME", help="onnxruntime, or onnx: the onnx package's evaluator.")
-    ] = "onnxruntime"
+        str | None,
+        typer.Option("--with", metavar="NAME", help="onnxruntime, onnx (the onnx package's evaluator); torch of .pt2."),
+    ] = None
     inputs: options.Inputs = None
     shape: options.RunShapes = None
     constant: options.Constants = None
@@ -51,17 +55,24 @@ class _Options:
     layers: Annotated[bool, typer.Option("--layers", help="Compare layer by layer even where the outputs agree.")] = (
         False
     )
+    first_difference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Find the first node that differs, and write its tensors there (.npz)."),
+    ] = None
     threads: options.Threads = None
     as_json: options.Json = False
 
 
 def _compare(given: _Options) -> None:
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
-    from compiler.cli.output import print_json
+    from compiler.cli.output import print_json, print_note
+    from compiler.cli.paths import check_writable
     from compiler.cli.progress import Steps
     from compiler.inspection.comparison import compare
     from compiler.inspection.model_inspection import model_inputs
 
+    if given.first_difference is not None:
+        check_writable(given.first_difference)
     specs = {each.name: each for each in model_inputs(given.model)}
     fixed, sizes = divide_shapes(parse_shapes(given.shape or []), set(specs))
     with Steps() as steps:
@@ -75,9 +86,13 @@ def _compare(given: _Options) -> None:
             sizes=sizes or None,
             tolerance=given.tolerance,
             layers=given.layers or None,
+            first_difference=given.first_difference is not None,
             threads=given.threads,
             progress=steps,
         )
+    if given.first_difference is not None and found.tensors:
+        found.save_first(given.first_difference)
+        print_note(f"wrote {given.first_difference}: {', '.join(found.tensors)}")
     if given.as_json:
         print_json(found.to_dict())
     else:

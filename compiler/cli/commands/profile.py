@@ -31,6 +31,9 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
   Two modules of one model, layer by layer (or a module and the profile.json of an earlier one):
     tensorwright profile tuned.twm --compare untuned.twm
 
+  The same as a page, side by side:
+    tensorwright profile tuned.twm --compare untuned.twm --output profile
+
   A dynamic dimension set to 8:
     tensorwright profile bert.twm --shape batch=8 --output profile
 """
@@ -89,7 +92,7 @@ def _profile(given: _Options) -> None:
     profile = measured(given.file)
     if given.compare is not None and other is None:
         other = measured(given.compare).to_dict()
-    paths = profile.save(given.output) if given.output is not None else {}
+    paths = profile.save(given.output, other) if given.output is not None else {}
     compared = differences(layer_times(profile), layer_times(other)) if other is not None else []
     if given.as_json:
         beside = {"compared": [asdict(each) for each in compared]} if other is not None else {}

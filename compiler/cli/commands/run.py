@@ -26,6 +26,9 @@ module's stored example, or random.
     tensorwright run embedder.twm --text "The cat sleeps."
     tensorwright run vad.twm speech.wav
 
+  Texts in the order in which they answer a query:
+    tensorwright run reranker.twm --query "Who sleeps?" --text "The cat sleeps." --text "Stocks fell."
+
   All inputs from one archive, and the module checked against its stored example first:
     tensorwright run model.twm --input inputs.npz --verify
 
@@ -53,7 +56,10 @@ def _run(
         ),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="A text to embed; repeat for more.")
+        list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="A text to embed or rank; repeat for more.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", metavar="TEXT", help="Order the texts by how well they answer it.")
     ] = None,
     inputs: options.Inputs = None,
     shape: options.RunShapes = None,
@@ -70,14 +76,17 @@ def _run(
     from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
     from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module, check_writable
-    from compiler.cli.predictions import show_predictions
+    from compiler.cli.predictions import show_predictions, show_ranking
     from compiler.profiling.outputs import describe_arrays, save_arrays
     from compiler.profiling.workload import complete_inputs, made_up_note
 
     check_is_module(module)
     if files or text:
         loaded = compiler.load(module, threads=threads, trusted_keys=trusted or None, verify=verify)
-        show_predictions(loaded, [*(files or []), *(text or [])], output, as_json)
+        if query is not None:
+            show_ranking(loaded, query, text or [], as_json)
+        else:
+            show_predictions(loaded, [*(files or []), *(text or [])], output, as_json)
         return
     if output is not None:
         check_writable(output)

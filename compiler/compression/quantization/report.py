@@ -11,7 +11,7 @@ from typing import Any
 from compiler.compression.quantization.affine import NO_NOISE
 from compiler.compression.quantization.precisions import FLOAT, INTEGER, MEASURED, write_precisions
 from compiler.compression.quantization.schemes import STATIC
-from compiler.compression.report import save_report
+from compiler.compression.report import save_report, size_lines
 from compiler.reports.charts import Bar, BarChart, Column, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds, plural
 from compiler.reports.page import Fact, Page, Section, render
@@ -154,8 +154,9 @@ class QuantizationReport:
         lines = [
             f"{self.scheme}: {self.summary}",
             f"score {self.before:.6g}, then {self.after:.6g} (drop {self.drop:.3%}, limit {self.max_drop:.3%})",
-            f"parameters {self.size.float_bytes} bytes before, {self.size.integer_bytes} after; time per run"
-            f" {self.size.float_seconds * 1e3:.3f} ms before, {self.size.integer_seconds * 1e3:.3f} ms after",
+            *size_lines(
+                (self.size.float_bytes, self.size.integer_bytes), (self.size.float_seconds, self.size.integer_seconds)
+            ),
         ]
         if self.size.integer_seconds > self.size.float_seconds:
             lines.append("slower than in float on this machine: the gain is in size alone")

@@ -19,6 +19,7 @@ from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.precisions import MEASURED
 from compiler.compression.quantization.regions import faster_in_float
 from compiler.compression.quantization.session import Candidate, Session
+from compiler.compression.report import time_text
 from compiler.profiling.profile import profile
 from compiler.profiling.timing import seconds_in_turns
 from compiler.runtime import Module
@@ -98,8 +99,8 @@ class SpeedLimit:
         time = self.times.get(name)
         if time is None or time.floats >= time.integers:
             return "faster in float with what is around it: converting costs more than integers gain"
-        how = "measured" if self._measured else "predicted for the target"
-        return f"slower in integers: {time.integers * 1e6:.1f} us, in float {time.floats * 1e6:.1f} ({how})"
+        how = "measured on this machine" if self._measured else "predicted for the target"
+        return f"slower in integers: {time_text(time.floats, time.integers)} ({how})"
 
 
 _TURNS, _RUNS = 7, 5

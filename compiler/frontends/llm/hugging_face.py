@@ -17,6 +17,7 @@ from compiler.frontends.llm.quantized.folder import open_folder
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Checkpoint, Reader
+from targets.extras import install_command
 
 
 def model_type(folder: Path) -> str:
@@ -40,7 +41,7 @@ def read_hugging_face(folder: Path, options: LanguageModelOptions) -> tuple[Deco
     if family is None:
         raise OptionError(
             f"{path}: models of type {kind!r} are not supported",
-            f"supported: {', '.join(sorted(FAMILIES))}; for others install 'tensorwright[torch]' and transformers: its"
+            f"supported: {', '.join(sorted(FAMILIES))}; for others, {install_command('torch')} transformers: its"
             " own code is captured then",
         )
     settings = Settings(values, path, family.defaults, family.aliases)

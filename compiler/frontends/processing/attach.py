@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from compiler.artifact.language_model import TOKENIZER_ASSET
 from compiler.artifact.processing import PROCESSING_ASSET, encoded
 from compiler.errors import OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel, SizeRequirement, TensorSpec
+from compiler.frontends.processing.masks import emit_mask, mask_outputs
 from compiler.frontends.processing.resample import emit_frame, emit_placement
 from compiler.frontends.processing.results import recognized, results_of
 from compiler.frontends.rewritten_main import with_rewritten_main
@@ -67,9 +68,9 @@ def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
     Raises OptionError, StorageError: there is no tokenizer.
     """
     processing, assets = completed(given), dict(model.assets)
-    if processing.task == "embed":
+    if processing.task in ("embed", "rerank"):
         if processing.tokenizer is None:
-            raise OptionError("processing: embed needs a tokenizer", "give tokenizer=, a tokenizer.json")
+            raise OptionError(f"processing: {processing.task} needs a tokenizer", "give tokenizer=, a tokenizer.json")
         try:
             assets[TOKENIZER_ASSET] = Path(processing.tokenizer).read_bytes()
         except OSError as error:
@@ -94,7 +95,7 @@ def with_processing(model: ImportedModel, given: Processing) -> ImportedModel:
     size = (sizes["H"], sizes["W"])
     _check(spec, processing, sizes)
     processing = replace(processing, size=size)
-    results, read = results_of(model, processing, size)
+    results, read = (None, []) if processing.task == "segment" else results_of(model, processing, size)
     attached = _Attached(model, processing, spec, results, read, layout)
     return attached.model()
 
@@ -135,7 +136,7 @@ class _Attached:
         model: ImportedModel,
         processing: Processing,
         spec: TensorSpec,
-        results: ImportedModel,
+        results: ImportedModel | None,
         read: Sequence[str],
         layout: str,
     ) -> None:
@@ -148,6 +149,7 @@ class _Attached:
         """The model with processing."""
         model, names = self._model, self._names
         image = TensorSpec("image", (*names, 3), "uint8")
+        outputs = self._results.outputs if self._results is not None else self._masks()
         inputs = [image if each is self._spec else each for each in model.inputs]
         bounds = [
             bound
@@ -161,10 +163,10 @@ class _Attached:
             model,
             mod=with_rewritten_main(model.mod, self._function, "the module with processing"),
             inputs=inputs,
-            outputs=self._results.outputs,
+            outputs=outputs,
             requirements=(*model.requirements, *bounds),
             assets={**model.assets, PROCESSING_ASSET: encoded(self._processing)},
-            nodes={**model.nodes, **self._results.nodes},
+            nodes={**model.nodes, **(self._results.nodes if self._results is not None else {})},
         )
 
     def _function(self, builder: BlockBuilder) -> Function:
@@ -182,7 +184,24 @@ class _Attached:
             frame = builder.emit(R.astype(frame, self._spec.dtype))
         outputs = _inlined(builder, main, [frame if place == at else each for place, each in enumerate(params)])
         by_name = dict(zip((each.name for each in self._model.outputs), outputs, strict=True))
-        given = [self._as_float(builder, by_name[name]) for name in self._read]
+        results = self._emit_results(builder, image, by_name)
+        block = builder._end_block()
+        builder.end_scope()
+        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        bindings = [*block.bindings, relax.VarBinding(whole, relax.Tuple(results))]
+        body = relax.SeqExpr([relax.BindingBlock(bindings)], whole)
+        return relax.Function(params, builder.normalize(body), is_pure=True).with_attr(dict(main.attrs or {}))
+
+    def _masks(self) -> list[TensorSpec]:
+        return mask_outputs(self._model, self._processing, (self._names[0], self._names[1]))
+
+    def _emit_results(self, builder: BlockBuilder, image: Expr, outputs: Mapping[str, Expr]) -> list[Expr]:
+        size = self._processing.size
+        assert size is not None
+        if self._results is None:
+            values = self._as_float(builder, outputs[self._model.outputs[0].name])
+            return emit_mask(builder, image, values, self._processing, size)
+        given = [self._as_float(builder, outputs[name]) for name in self._read]
         if self._processing.task == "detect":
             given.append(emit_placement(builder, image, self._processing, size))
         renamed = {
@@ -190,13 +209,7 @@ class _Attached:
             for var, function in self._results.mod.functions_items()
             if var.name_hint != "main"
         }
-        results = _inlined(builder, self._results.mod["main"], given, lambda each: renamed.get(each, each))
-        block = builder._end_block()
-        builder.end_scope()
-        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
-        bindings = [*block.bindings, relax.VarBinding(whole, relax.Tuple(results))]
-        body = relax.SeqExpr([relax.BindingBlock(bindings)], whole)
-        return relax.Function(params, builder.normalize(body), is_pure=True).with_attr(dict(main.attrs or {}))
+        return _inlined(builder, self._results.mod["main"], given, lambda each: renamed.get(each, each))
 
     @staticmethod
     def _as_float(builder: BlockBuilder, output: Expr) -> Expr:

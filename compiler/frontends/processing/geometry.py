@@ -36,9 +36,10 @@ def axes_of(processing: Processing, size: tuple[int, int], height: Expr, width: 
     """The vertical and the horizontal axis of an image of int64 sizes, for a frame of (height, width)."""
     if processing.resize == "stretch":
         return _stretched(height, size[0]), _stretched(width, size[1])
-    if processing.resize == "letterbox":
+    if processing.resize in ("letterbox", "fit"):
         gain = tirx.min(_real(size[0]) / _real(height), _real(size[1]) / _real(width))
-        return _letterboxed(height, size[0], gain), _letterboxed(width, size[1], gain)
+        centered = processing.resize == "letterbox"
+        return _fitted(height, size[0], gain, centered), _fitted(width, size[1], gain, centered)
     shortest = processing.shortest or min(size)
     resized = (
         tirx.Select(height <= width, _integer(shortest), tirx.floordiv(shortest * height, width)),
@@ -56,10 +57,11 @@ def _stretched(image: Expr, frame: int) -> Axis:
     return Axis(image, _integer(frame), frame, _integer(0), _real(frame) / _real(image))
 
 
-def _letterboxed(image: Expr, frame: int, gain: Expr) -> Axis:
+def _fitted(image: Expr, frame: int, gain: Expr, centered: bool) -> Axis:
     """As ultralytics' LetterBox rounds: half to even for the size, and the smaller margin before the image."""
     resized = tirx.max(tirx.Cast("int64", tirx.nearbyint(_real(image) * gain)), _integer(1))
-    return Axis(image, resized, frame, -tirx.floordiv(frame - resized, 2), gain)
+    offset = -tirx.floordiv(frame - resized, 2) if centered else _integer(0)
+    return Axis(image, resized, frame, offset, gain)
 
 
 def _margin(extra: Expr, even: bool) -> Expr:

@@ -52,6 +52,22 @@ _BEST = """
   best = ReduceMax <keepdims = 0> (probabilities, one)
   label = ArgMax <axis = 1, keepdims = 0> (probabilities)
 """
+_READ = """
+  frames = Squeeze (raw, zero)
+  {activation}
+  best = ReduceMax <keepdims = 0> (probabilities, one)
+  label = ArgMax <axis = 1, keepdims = 0> (probabilities)
+  none = Constant <value_ints = [-1]> ()
+  earlier = Slice (label, zero, none, zero)
+  before = Concat <axis = 0> (none, earlier)
+  blank = Constant <value_ints = [{blank}]> ()
+  is_blank = Equal (label, blank)
+  is_repeated = Equal (label, before)
+  is_dropped = Or (is_blank, is_repeated)
+  is_kept = Not (is_dropped)
+  classes = Compress <axis = 0> (label, is_kept)
+  scores = Compress <axis = 0> (best, is_kept)
+"""
 _YOLO = """
   turned = Transpose <perm = [0, 2, 1]> (raw)
   entries = Squeeze (turned, zero)
@@ -144,6 +160,12 @@ def results_of(model: ImportedModel, processing: Processing, size: tuple[int, in
         body = _CLASSIFY.format(activation=_ACTIVATIONS[processing.activation or "softmax"].format("flat"))
         results = "float[k] scores, int64[k] classes"
         return _graph(body, [("raw", raw)], results, min(processing.top or 5, classes)), [raw.name]
+    if processing.task == "read":
+        raw = model.outputs[0]
+        _check_frames(raw, processing)
+        activation = _ACTIVATIONS[processing.activation or "softmax"].format("frames")
+        body = _READ.format(activation=activation, blank=processing.blank or 0)
+        return _graph(body, [("raw", raw)], "float[n] scores, int64[n] classes", 1), [raw.name]
     raw, boxes = _detector_outputs(model, processing)
     read = [("raw", raw)] if boxes is None else [("raw", raw), ("boxes_raw", boxes)]
     results = "float[n, 4] boxes, float[n] scores, int64[n] classes"
@@ -151,6 +173,17 @@ def results_of(model: ImportedModel, processing: Processing, size: tuple[int, in
     count = min(processing.top or 300, _candidates(processing, raw))
     graph = _graph(body, read, results, count, placed=True, size=size)
     return graph, [each.name for _, each in read]
+
+
+def _check_frames(raw: TensorSpec, processing: Processing) -> None:
+    """Raise OptionError unless an output is classes of the steps of a line, (1, steps, classes)."""
+    numbers = _numbers(raw)
+    if len(numbers) != 3 or numbers[0] != 1:
+        raise OptionError(f"processing: {raw} is not classes of steps: (1, steps, classes)")
+    if processing.names is not None and len(processing.names) != numbers[2]:
+        raise OptionError(f"processing: {len(processing.names)} names for {numbers[2]} classes of {raw}")
+    if (processing.blank or 0) >= numbers[2]:
+        raise OptionError(f"processing: blank={processing.blank} is not one of {numbers[2]} classes")
 
 
 def _detector_body(processing: Processing, raw: TensorSpec) -> str:

@@ -34,6 +34,7 @@ from compiler.frontends.torch.requirements import ProgramRequirements
 from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
 from compiler.frontends.torch.translations import translations
+from targets.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -137,21 +138,25 @@ def import_torch_file(
     state: Mapping[str, str] | Collection[str] | None = None,
 ) -> ImportedModel:
     """Import a file written by `torch.export.save`. Raises as `import_torch`."""
+    return import_torch(read_program(path), shapes=shapes, constants=constants, outputs=outputs, state=state)
+
+
+def read_program(path: Path) -> torch.export.ExportedProgram:
+    """The program in a file written by `torch.export.save`. Raises InvalidModelError, MissingDependencyError."""
     torch = _torch()
     try:
-        program = torch.export.load(str(path))
+        return torch.export.load(str(path))
     except Exception as error:  # torch raises whatever the broken part raises
         check_is_model_file(path, exported_program=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {reason}") from error
-    return import_torch(program, shapes=shapes, constants=constants, outputs=outputs, state=state)
 
 
 def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingDependencyError("PyTorch is not installed", "pip install 'tensorwright[torch]'") from error
+        raise MissingDependencyError("PyTorch is not installed", install_command("torch")) from error
     return torch
 
 
@@ -181,7 +186,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             "onnxscript, which converts PyTorch operators, is not installed",
-            "pip install 'tensorwright[torch]'",
+            install_command("torch"),
         ) from error
     try:
         return _converted(program)

@@ -9,6 +9,7 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import torch
+from torch._dynamo.source import AttrSource
 
 Place = tuple[int, int]  # of a size: which argument, which of its dimensions
 
@@ -17,8 +18,9 @@ Place = tuple[int, int]  # of a size: which argument, which of its dimensions
 class GraphArguments:
     """Arguments of a captured graph, by their positions.
 
-    `sizes`: integers that are a dimension of a tensor, and where they are read. `dynamic`: symbolic dimensions of
-    tensors. All but `constants`, `sizes` and `numbers` are `tensors`, which the compiled module takes.
+    `numbers`: integers, and floats of modules, which are constants of the compiled module. `sizes`: integers that are a
+    dimension of a tensor, and where they are read. `dynamic`: symbolic dimensions of tensors. All but `constants`,
+    `sizes` and `numbers` are `tensors`, which the compiled module takes.
     """
 
     count: int
@@ -37,7 +39,7 @@ class GraphArguments:
         places: dict[Any, Place] = {}
         dynamic: dict[int, frozenset[int]] = {}
         for index, example in enumerate(fake):
-            if not isinstance(example, torch.Tensor):
+            if not isinstance(example, torch.Tensor) or _is_float(placeholders[index]):
                 numbers.append(index)
             elif isinstance(given[index], torch.nn.Parameter | torch.nn.Buffer):
                 constants.append(index)
@@ -154,5 +156,26 @@ def _symbol(size: Any) -> Any:
     return None if expression.is_number else expression
 
 
+class _Float(float):
+    """A float as the graph reads it: a tensor of one element."""
+
+    def item(self) -> float:
+        return float(self)
+
+
+def _is_float(node: torch.fx.Node) -> bool:
+    """True for a float that is an attribute of a module (the epsilon of a normalization), which dynamo hands on as a
+    tensor where it captures floats as symbols. Floats among a function's arguments stay inputs: each call may bring
+    another one."""
+    example = node.meta.get("example_value")
+    argument = node.meta.get("grapharg")
+    if not isinstance(example, torch.Tensor) or example.dtype != torch.float64 or example.ndim or argument is None:
+        return False
+    is_read_alone = all(user.op == "call_method" and user.target == "item" for user in node.users)
+    return is_read_alone and isinstance(argument.source, AttrSource)
+
+
 def _number(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _Float(value.item())
     return int(value) if isinstance(value, torch.SymInt) else value

@@ -8,20 +8,31 @@ function plane(host, bounds, options) {
   const width = host.clientWidth, height = 240;
   const [xLow, xHigh, yLow, yHigh] = bounds;
   const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
-  const x = (value) => MARGIN.left + ((value - xLow) / (xHigh - xLow || 1)) * (right - MARGIN.left);
-  const y = (value) => bottom - ((value - yLow) / (yHigh - yLow || 1)) * (bottom - MARGIN.top);
+  const part = (value, low, high) => options.log ? Math.log(value / low) / (Math.log(high / low) || 1) : (value - low) / (high - low || 1);
+  const marks = options.log ? powers : ticks;
+  const x = (value) => MARGIN.left + part(value, xLow, xHigh) * (right - MARGIN.left);
+  const y = (value) => bottom - part(value, yLow, yHigh) * (bottom - MARGIN.top);
   const svg = make("svg:svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img" });
-  for (const [value, text] of ticks(yLow, yHigh, options.yUnit, 4))
+  for (const [value, text] of marks(yLow, yHigh, options.yUnit, 4))
     svg.append(
       make("svg:line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(value), y2: y(value) }),
       make("svg:text", { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, text));
-  for (const [value, text] of ticks(xLow, xHigh, options.xUnit, Math.max(2, Math.floor(width / 110))))
+  for (const [value, text] of marks(xLow, xHigh, options.xUnit, Math.max(2, Math.floor(width / 110))))
     svg.append(make("svg:text", { class: "tick", x: x(value), y: bottom + 17, "text-anchor": "middle" }, text));
   svg.append(
     make("svg:line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
     make("svg:text", { class: "tick", x: right, y: height - 6, "text-anchor": "end" }, options.xLabel),
     make("svg:text", { class: "tick", x: 0, y: 10 }, options.yLabel));
   return { svg, x, y, right, bottom };
+}
+
+/** Powers of ten from `low` to `high`, and how to write them; no more than three times `wanted`. */
+function powers(low, high, unit, wanted) {
+  const first = Math.ceil(Math.log10(low) - 1e-9), last = Math.floor(Math.log10(high) + 1e-9);
+  const step = Math.max(1, Math.ceil((last - first + 1) / (3 * wanted)));
+  const values = [];
+  for (let power = first; power <= last; power += step) values.push([10 ** power, format(10 ** power, unit)]);
+  return values;
 }
 
 function drawMarks(area, marks, unit) {
@@ -63,9 +74,9 @@ function drawLines(host, chart) {
   const xs = [...points.map(([value]) => value), ...(chart.points ? chart.marks.map((mark) => mark.value) : [])], ys = points.map(([, value]) => value);
   const yLow = chart.y_from_zero ? Math.min(0, ...ys) : Math.min(...ys);
   const room = chart.points ? 0.08 : 0;
-  const bounds = [...widened([Math.min(...xs), Math.max(...xs)], room), ...(chart.y_from_zero ? [yLow, Math.max(...ys)] : widened([yLow, Math.max(...ys)], room))];
+  const bounds = chart.log ? [Math.min(...xs), Math.max(...xs), Math.min(...ys) / 1.5, Math.max(...ys) * 1.5] : [...widened([Math.min(...xs), Math.max(...xs)], room), ...(chart.y_from_zero ? [yLow, Math.max(...ys)] : widened([yLow, Math.max(...ys)], room))];
   const area = plane(host, bounds, {
-    xUnit: chart.x_unit, yUnit: chart.y_unit, xLabel: chart.x_label, yLabel: chart.y_label });
+    xUnit: chart.x_unit, yUnit: chart.y_unit, xLabel: chart.x_label, yLabel: chart.y_label, log: chart.log });
   chart.series.forEach((series, index) => {
     const stroke = series.category ? colour(series.category) : `var(--c${index % 8})`;
     let path = "";
@@ -76,7 +87,7 @@ function drawLines(host, chart) {
     if (!chart.points || series.line) area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
     const radius = series.points.length > 60 && !chart.points ? 0 : room ? 4 : 2.6;
     series.points.forEach(([px, py], at) => {
-      const name = chart.labels[at] || series.name;
+      const name = (index === 0 && chart.labels[at]) || series.name;
       const spot = make("svg:g", {},
         make("svg:circle", { cx: area.x(px), cy: area.y(py), r: 8, fill: "transparent" }),
         make("svg:circle", { cx: area.x(px), cy: area.y(py), r: radius, fill: stroke }));

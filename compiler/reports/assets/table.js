@@ -19,8 +19,7 @@ function drawTable(host, chart) {
     const shown = chart.rows.filter((row) =>
       chart.columns.some((column) => String(row[column.key] ?? "").toLowerCase().includes(state.text)));
     if (state.key) shown.sort((a, b) => order(a[state.key], b[state.key], state.descending));
-    body.replaceChildren(...shown.map((row) => make("tr", {}, chart.columns.map((column, index) =>
-      cell(chart, row, column, index)))));
+    body.replaceChildren(...shown.map((row) => line(chart, row)));
     heads.forEach((head, index) => head.setAttribute("aria-sort",
       chart.columns[index].key !== state.key ? "none" : state.descending ? "descending" : "ascending"));
     count.textContent = `${shown.length} of ${chart.rows.length}`;
@@ -28,6 +27,24 @@ function drawTable(host, chart) {
   fill();
   host.replaceChildren(make("div", { class: "tools" }, search, count),
     make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, heads)), body)));
+}
+
+/** A row, which shows its details below it where it is clicked, or Enter is pressed on it. */
+function line(chart, row) {
+  const details = row[chart.details_key];
+  const element = make("tr", details ? { class: "opens", tabindex: 0, "aria-expanded": "false" } : {},
+    chart.columns.map((column, index) => cell(chart, row, column, index)));
+  if (!details) return element;
+  const toggle = () => {
+    const open = element.getAttribute("aria-expanded") === "true";
+    element.setAttribute("aria-expanded", String(!open));
+    if (open) { element.nextSibling.remove(); return; }
+    element.after(make("tr", { class: "details" }, make("td", { colspan: chart.columns.length }, make("dl", {},
+      details.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])))));
+  };
+  element.addEventListener("click", toggle);
+  element.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(); });
+  return element;
 }
 
 /** Missing values come last in either direction. */

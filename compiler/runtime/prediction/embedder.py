@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from compiler.runtime.module import Module
 
 Array = np.ndarray
-_TOKENS = ("input_ids", "ids", "tokens")
-_MASKS = ("attention_mask", "mask")
+TOKENS = ("input_ids", "ids", "tokens")
+MASKS = ("attention_mask", "mask")
 _LIMIT = 512
 
 
@@ -50,11 +50,11 @@ class TextEmbedder:
             MissingDependencyError: the package tokenizers is not installed.
         """
         self._module = module
-        content = _tokenizer_bytes(self._module, tokenizer)
+        content = tokenizer_bytes(self._module, tokenizer)
         self._tokenizer = read_tokenizer(content, "the tokenizer")
         inputs = {each.name: each for each in self._module.inputs}
-        self._ids = next((name for name in _TOKENS if name in inputs), "")
-        self._mask = next((name for name in _MASKS if name in inputs), None)
+        self._ids = next((name for name in TOKENS if name in inputs), "")
+        self._mask = next((name for name in MASKS if name in inputs), None)
         output = self._module.outputs[0]
         if not self._ids or len(inputs[self._ids].shape) != 2 or len(output.shape) not in (2, 3):
             listed = "; ".join(map(str, (*self._module.inputs, *self._module.outputs)))
@@ -93,7 +93,8 @@ class TextEmbedder:
         return np.asarray(first)[: len(texts)]
 
 
-def _tokenizer_bytes(module: Module, path: str | os.PathLike[str] | None) -> bytes:
+def tokenizer_bytes(module: Module, path: str | os.PathLike[str] | None) -> bytes:
+    """The tokenizer.json at a path, or of the module. Raises StorageError, OptionError."""
     if path is not None:
         try:
             return Path(path).read_bytes()

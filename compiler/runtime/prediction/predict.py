@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,7 +12,8 @@ import numpy as np
 from compiler.artifact.processing import PROCESSING_ASSET, decoded
 from compiler.errors import InputError, OptionError
 from compiler.runtime.prediction.embedder import TextEmbedder
-from compiler.runtime.prediction.results import Classes, Detections, Prediction, Segment, Speech, Vector
+from compiler.runtime.prediction.reranker import TextReranker
+from compiler.runtime.prediction.results import Prediction, Ranking, Segment, Speech, Vector, of_image
 from compiler.support.audio_files import read_audio
 from compiler.support.image_files import pixels_of
 from compiler.support.processing import Processing
@@ -36,15 +37,39 @@ def processing_of(module: Module) -> Processing:
     return decoded(asset.tobytes())
 
 
-def predict(module: Module, given: Given) -> Prediction:
+def predict(module: Module, given: Given | list[Given] | tuple[Given, ...]) -> Prediction | list[Any]:
     """See `Module.predict`."""
     processing = processing_of(module)
+    if processing.task == "rerank":
+        raise InputError("the module orders texts by a query", "give both: module.rank(query, texts)")
+    if not isinstance(given, list | tuple):
+        return _predicted(module, [given], processing)[0]
+    return _predicted(module, given, processing)
+
+
+def rank(module: Module, query: str, texts: Sequence[str]) -> Ranking:
+    """See `Module.rank`."""
+    processing = processing_of(module)
+    if processing.task != "rerank":
+        raise OptionError(f"the module was compiled to {processing.task}", 'compile it with task="rerank"')
+    if not isinstance(query, str) or isinstance(texts, str) or not all(isinstance(each, str) for each in texts):
+        raise InputError("the module orders texts by a query", "give a string, and a list of strings")
+    return _reranker(module).rank(query, texts)
+
+
+def _predicted(module: Module, given: Sequence[Given], processing: Processing) -> list[Any]:
+    """A prediction of each. Texts are one run of their own; images differ in size, and are a run each."""
     if processing.task == "embed":
-        if not isinstance(given, str):
+        texts = [each for each in given if isinstance(each, str)]
+        if len(texts) < len(given):
             raise InputError("the module embeds texts", "give a string")
-        return Vector(_embedder(module).embed([given])[0])
+        return [Vector(each) for each in _embedder(module).embed(texts)] if texts else []
     if processing.task == "speech":
-        return _speech(module, given, processing)
+        return [_speech(module, each, processing) for each in given]
+    return [_of_image(module, each, processing) for each in given]
+
+
+def _of_image(module: Module, given: Given, processing: Processing) -> Prediction:
     others = [each.name for each in module.inputs if each.name != "image"]
     if others:
         raise InputError(
@@ -52,15 +77,17 @@ def predict(module: Module, given: Given) -> Prediction:
             "run it: run({...}), or make these inputs constants when compiling",
         )
     image = pixels_of(given)
-    outputs = module.run({"image": image})
-    if processing.task == "classify":
-        return Classes(outputs["scores"], outputs["classes"], processing.names)
-    return Detections(outputs["boxes"], outputs["scores"], outputs["classes"], image, processing.names)
+    return of_image(processing.task, module.run({"image": image}), image, processing.names)
 
 
 @lru_cache(maxsize=8)
 def _embedder(module: Module) -> TextEmbedder:
     return TextEmbedder(module)
+
+
+@lru_cache(maxsize=8)
+def _reranker(module: Module) -> TextReranker:
+    return TextReranker(module)
 
 
 def _speech(module: Module, given: Given, processing: Processing) -> Speech:

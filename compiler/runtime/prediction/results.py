@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,21 @@ class Class(NamedTuple):
 
     name: str
     score: float
+
+
+class Area(NamedTuple):
+    """A class's share of an image's pixels."""
+
+    name: str
+    share: float
+
+
+class Ranked(NamedTuple):
+    """A text, its place in the list that was given, and its score."""
+
+    place: int
+    score: float
+    text: str
 
 
 class Segment(NamedTuple):
@@ -87,12 +104,7 @@ class Detections:
 
     def save(self, path: str | Path) -> None:
         """Write the image with its boxes; the file's name says its format. Raises StorageError, OptionError."""
-        try:
-            self.picture().save(path)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
-        except (ValueError, KeyError) as error:
-            raise OptionError(f"{path}: {error}", "end the name in .jpg or .png") from error
+        _save(self.picture(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -102,11 +114,113 @@ class Detections:
 
     def _repr_png_(self) -> bytes:
         """The picture in notebooks."""
-        import io
+        return _png(self.picture())
 
-        buffer = io.BytesIO()
-        self.picture().save(buffer, "PNG")
-        return buffer.getvalue()
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The class of each pixel of an image.
+
+    Attributes:
+        mask: uint8 (height, width), numbers of classes.
+        image: uint8 (height, width, 3).
+        scores: of the class, where the net knows one: float32 (height, width); None where there are several.
+        names: of all classes; None where the module has none.
+    """
+
+    mask: Array = field(repr=False)
+    image: Array = field(repr=False)
+    scores: Array | None = field(default=None, repr=False)
+    names: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(np.unique(self.mask))
+
+    def __iter__(self) -> Iterator[Area]:
+        counts = np.bincount(self.mask.reshape(-1), minlength=1)
+        for number in np.argsort(-counts, kind="stable"):
+            if counts[number]:
+                yield Area(name_of(self.names, int(number)), float(counts[number] / self.mask.size))
+
+    def picture(self) -> Any:
+        """The image with a color over each class but the first, as an image of Pillow. Raises
+        MissingDependencyError."""
+        pillow = optional_module("PIL.Image", "images", "draws masks")
+        palette = np.array([[int(each[at : at + 2], 16) for at in (1, 3, 5)] for each in _COLORS])
+        colors = palette[(self.mask.astype(np.int64) - 1) % len(palette)]
+        mixed = (self.image.astype(np.int64) + colors) // 2
+        return pillow.fromarray(np.where(self.mask[:, :, None] > 0, mixed, self.image).astype(np.uint8))
+
+    def cutout(self) -> Any:
+        """What the mask covers, on a transparent ground (the scores, where there are some), as an image of Pillow in
+        RGBA. Raises MissingDependencyError."""
+        pillow = optional_module("PIL.Image", "images", "cuts out")
+        opaque = (self.mask > 0) * 255.0 if self.scores is None else np.clip(self.scores, 0, 1) * 255
+        return pillow.fromarray(np.dstack([self.image, np.rint(opaque).astype(np.uint8)]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the image with its mask; the file's name says its format. Raises StorageError, OptionError."""
+        _save(self.picture(), path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the mask as a PNG file of bytes in base64."""
+        pillow = optional_module("PIL.Image", "images", "writes masks")
+        height, width = self.mask.shape
+        mask = base64.b64encode(_png(pillow.fromarray(self.mask))).decode()
+        return {"width": width, "height": height, "classes": [each._asdict() for each in self], "mask": mask}
+
+    def _repr_png_(self) -> bytes:
+        """The picture in notebooks."""
+        return _png(self.picture())
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a line.
+
+    Attributes:
+        text: as the names of the classes spell it.
+        scores: of each character, float32 (characters,).
+    """
+
+    text: str
+    scores: Array = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def score(self) -> float:
+        """Mean score of the characters; 0 where there are none."""
+        return float(self.scores.mean()) if len(self.scores) else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"text": self.text, "score": self.score}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Texts in the order of their scores, the best first.
+
+    Attributes:
+        texts: as they were given.
+        scores: of each, float32 (texts,).
+    """
+
+    texts: tuple[str, ...]
+    scores: Array
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[Ranked]:
+        for index in np.argsort(-self.scores, kind="stable"):
+            yield Ranked(int(index), float(self.scores[index]), self.texts[index])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"results": [{"index": each.place, "score": each.score, "text": each.text} for each in self]}
 
 
 @dataclass(frozen=True)
@@ -172,9 +286,42 @@ class Speech:
         return {"segments": [each._asdict() for each in self.segments], "window": self.window}
 
 
-Prediction = Detections | Classes | Vector | Speech
+Prediction = Detections | Segmentation | Classes | Text | Vector | Speech
 
 
 def name_of(names: tuple[str, ...] | None, number: int) -> str:
     """The name of a class, or its number."""
     return names[number] if names is not None and 0 <= number < len(names) else str(number)
+
+
+def of_image(
+    task: str | None, outputs: Mapping[str, Array], image: Array, names: tuple[str, ...] | None
+) -> Detections | Segmentation | Classes | Text:
+    """What the outputs of a module with processing of images say.
+
+    Args:
+        image: that it was run on, uint8 (height, width, 3).
+    """
+    if task == "classify":
+        return Classes(outputs["scores"], outputs["classes"], names)
+    if task == "segment":
+        return Segmentation(outputs["mask"], image, outputs.get("scores"), names)
+    if task == "read":
+        text = "".join(name_of(names, int(each)) for each in outputs["classes"])
+        return Text(text, outputs["scores"])
+    return Detections(outputs["boxes"], outputs["scores"], outputs["classes"], image, names)
+
+
+def _save(picture: Any, path: str | Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+    except (ValueError, KeyError) as error:
+        raise OptionError(f"{path}: {error}", "end the name in .jpg or .png") from error
+
+
+def _png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -14,6 +14,7 @@ from compiler.serving.app.http import Call, Reply, check_method
 from compiler.serving.app.open_inference import OpenInference
 from compiler.serving.app.openai_models import OpenAIModels
 from compiler.serving.app.predictions import Predictions
+from compiler.serving.app.rerank import Rerank
 from compiler.serving.app.transcriptions import Transcriptions
 from compiler.serving.configuration import ModelOptions
 from compiler.serving.control import Control, LocalControl
@@ -68,6 +69,7 @@ def create_app(
         OpenInference(repository, control(repository), metrics, traces=options.traces, tracer=options.tracer),
         Predictions(repository, metrics),
         Embeddings(repository, metrics),
+        Rerank(repository, metrics),
         Completions(repository, metrics),
         Transcriptions(repository, metrics),
         OpenAIModels(repository),

@@ -21,6 +21,7 @@ from compiler.serving.limits import Limits
 from compiler.serving.sandbox.forker import serve
 from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
 from compiler.serving.sandbox.wire import receive, send
+from compiler.serving.text.reranker import encoded_pairs
 from compiler.support.audio_files import read_audio, wave_seconds
 from compiler.support.image_files import pixels_of
 from compiler.support.tokenizer_file import read_tokenizer
@@ -65,6 +66,10 @@ def _prompts(reader: PromptReader, prompts: list[Any], images: list[bytes]) -> l
 
 def _texts(tokenizer: Any, texts: list[str]) -> list[Array]:
     return [np.array(tokens_of(tokenizer, text), np.int64) for text in texts]
+
+
+def _pairs(tokenizer: Any, query: str, texts: list[str]) -> list[Any]:
+    return [list(each) for each in encoded_pairs(tokenizer, query, texts)]
 
 
 def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> list[Any]:
@@ -117,6 +122,7 @@ def _follow(grammars: Grammars, compiled: Any, sock: socket.socket, seconds: int
 JOBS: Mapping[str, Callable[..., Any]] = {
     "prompts": _prompts,
     "texts": _texts,
+    "pairs": _pairs,
     "speech": _speech,
     "pixels": _pixels,
     "inference": _inference,

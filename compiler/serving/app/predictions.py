@@ -1,4 +1,4 @@
-"""Predictions on pictures: the body of a request is a file of an image, the answer JSON with boxes or classes."""
+"""Predictions on pictures: the body of a request is an image, the answer boxes, a mask, classes or a text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import weakref
 
 import numpy as np
 
-from compiler.artifact import read_artifact
+from compiler.artifact import Artifact, read_artifact
 from compiler.artifact.processing import PROCESSING_ASSET, decoded
 from compiler.errors import InputError
-from compiler.runtime.prediction.results import Classes, Detections
+from compiler.runtime.prediction.results import of_image
 from compiler.serving.app.http import Call, Reply, check_method, json_reply
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository, versions_of
@@ -54,10 +54,10 @@ class Predictions:
             call.computed = response.timing.ended
         self._metrics.observe_response(response, name, 1)
         found = response.outputs
-        if processing.task == "classify":
-            return json_reply(Classes(found["scores"], found["classes"], processing.names).to_dict())
-        boxes = Detections(found["boxes"], found["scores"], found["classes"], pixels, processing.names)
-        return json_reply(boxes.to_dict())
+        prediction = of_image(processing.task, found, pixels, processing.names)
+        if processing.task == "segment":  # whose mask is compressed
+            return json_reply(await asyncio.to_thread(prediction.to_dict))
+        return json_reply(prediction.to_dict())
 
     async def _processing(self, name: str, service: Service) -> Processing:
         """The processing of a model. Raises InputError where it has none, or is not for images."""
@@ -66,12 +66,17 @@ class Predictions:
                 raise InputError(
                     f"model {name!r} takes no pictures", "compile it with processing, or send tensors to .../infer"
                 )
-            paths = versions_of(self._repository.options(name).path)
-            path = next((path for path, version in paths if version == service.version), paths[0][0])
-            if path.is_dir():
+            artifact = await served_artifact(self._repository, name, service)
+            if artifact is None:
                 raise InputError(f"model {name!r} has variants, which take no pictures", "send tensors to .../infer")
-            artifact = await asyncio.to_thread(read_artifact, path)
             if PROCESSING_ASSET not in artifact.assets:
                 raise InputError(f"model {name!r} was compiled without processing", "send tensors to .../infer")
             self._known[service] = decoded(artifact.assets[PROCESSING_ASSET].tobytes())
         return self._known[service]
+
+
+async def served_artifact(repository: Repository, name: str, service: Service) -> Artifact | None:
+    """The module that a service runs; None where it has variants. Raises ArtifactError, StorageError."""
+    paths = versions_of(repository.options(name).path)
+    path = next((path for path, version in paths if version == service.version), paths[0][0])
+    return None if path.is_dir() else await asyncio.to_thread(read_artifact, path)

@@ -19,6 +19,7 @@ from compiler.serving.ray.placement import required_resources
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer
 from compiler.support.optional import optional_module
+from targets.extras import install_command
 
 
 def ray_package(name: str) -> Any:
@@ -27,7 +28,7 @@ def ray_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{name} cannot be loaded: {error}", "pip install 'tensorwright[ray]'") from error
+        raise MissingDependencyError(f"{name} cannot be loaded: {error}", install_command("ray")) from error
 
 
 def deployment(models: Sequence[ModelOptions], options: AppOptions | None = None, ray: RayOptions | None = None) -> Any:

@@ -20,6 +20,7 @@ from compiler.errors import MissingDependencyError
 from compiler.tuning.cost_models import CostModel, Sample, Subject, cost_models
 from compiler.tuning.cost_models.roofline import Estimate, RooflineModel, estimate
 from schedules.config import Config
+from targets.extras import install_command
 from targets.measure import Measure
 
 MIN_SAMPLES = 12
@@ -44,7 +45,7 @@ def _xgboost() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             "the cost model 'xgboost' needs the package xgboost",
-            "pip install 'tensorwright[tune]', or choose the cost model 'roofline'",
+            f"{install_command('tune')}, or choose the cost model 'roofline'",
         ) from error
 
 

@@ -82,6 +82,15 @@ def test_each_combination_is_a_variant() -> None:
     assert "if" in mod["main"].script()
 
 
+def test_one_shape_may_stand_without_a_list() -> None:
+    names = [
+        {str(each.name_hint) for each in specialized(import_model(pooled()), {"x": given}).mod.get_global_vars()}
+        for given in ((1, 8, 12, 20), [(1, 8, 12, 20)])
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) > 2
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

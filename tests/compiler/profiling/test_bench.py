@@ -48,6 +48,18 @@ def test_batches(open_module: compiler.Module, module: compiler.Module) -> None:
         compiler.bench(module, batch=8)
 
 
+def test_streams(open_module: compiler.Module) -> None:
+    two = compiler.bench(open_module, runs=40, streams=2, threads=1, batch=3)
+    assert (two.streams, two.threads, two.latency.runs) == (2, 1, 40)
+    assert two.items_per_second == pytest.approx(3 * 40 / two.elapsed)
+    best = compiler.bench(open_module, runs=10, hint="throughput", threads=3)
+    assert [(each.streams, each.threads) for each in best.sweep] == [(1, 3), (2, 1), (3, 1)]
+    assert best.runs_per_second == pytest.approx(max(each.runs_per_second for each in best.sweep))
+    assert best.streams in (1, 2, 3)
+    with pytest.raises(OptionError, match="hint='speed'"):
+        compiler.bench(open_module, hint="speed")  # type: ignore[arg-type]
+
+
 def test_bad_arguments(module: compiler.Module, module_path: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         compiler.bench(module, runs=0)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,30 @@ def test_a_file_in_the_folders_place_is_an_error(profile: Profile, tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be made"):
         profile.save(tmp_path / "file" / "profile")
+
+
+def test_rows_in_a_notebook_add_up_to_the_run(profile: Profile) -> None:
+    layers = tuple(replace(each, seconds=each.seconds / 30) for each in profile.layers for _ in range(30))
+    found = replace(profile, layers=layers)
+    assert len(layers) > 20
+    shares = [float(each) for each in re.findall(r">([0-9.]+) %</td></tr>", found._repr_html_())]
+    assert len(shares) == 20 + 3  # the rest, what lies outside, and the whole
+    assert sum(shares[:-1]) == pytest.approx(100, abs=1.5)  # each is rounded to a tenth
+    assert shares[-1] == pytest.approx(100)
+
+
+def test_the_page_has_a_roofline_details_and_another_profile(profile: Profile, tmp_path: Path) -> None:
+    assert profile.roofline is not None
+    assert profile.roofline.peak > 0
+    other = profile.to_dict()
+    for each in other["layers"]:
+        each["seconds"] *= 2
+    page = profile.save(tmp_path, other)["page"].read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    (roofline,) = [each for each in data["charts"] if each.get("log")]
+    assert len(roofline["series"][0]["points"]) == len(roofline["labels"]) >= 1
+    *_, layers, beside = [each for each in data["charts"] if each["kind"] == "table"]
+    assert {name for name, _ in layers["rows"][0]["details"]} >= {"computes", "tensors", "tasks", "least time"}
+    ratios = [each["ratio"] for each in beside["rows"] if each["ratio"] is not None]
+    assert ratios == pytest.approx([2.0] * len(ratios))
+    assert ratios

@@ -35,6 +35,15 @@ EVERYTHING = Page(
         Section("shares", ShareStrip({"a": 3.0, "b": 1.0}, "s"), narrow=True),
         Section("time", Timeline([Span("outer", "a", 0, 5e-3), Span(HOSTILE, "b", 1e-3, 2e-3, 1, ("x",))])),
         Section("lines", LineChart([Series("p", [(0, 0), (1, 2)]), Series("q", [(0, 1), (1, 1)])], steps=True)),
+        Section(
+            "logarithmic",
+            LineChart(
+                [Series("p", [(0.01, 1e6), (30.0, 2e9)]), Series("roof", [(0.01, 1e8), (40.0, 1e11)], line=True)],
+                points=True,
+                log=True,
+                labels=["first", "second"],
+            ),
+        ),
         Section("one point", LineChart([Series("p", [(3, 4)])], marks=[Mark("here", 3)])),
         Section(
             "named points",

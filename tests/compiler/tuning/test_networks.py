@@ -23,6 +23,7 @@ from compiler.tuning.settings import TuningOptions
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u import vela
 from targets.ethos_u.accelerators import accelerators
+from targets.extras import install_command
 from targets.measure import NetworkCost, Setting
 from tests.targets.ethos_u.checking import target_named
 from tests.targets.ethos_u.graphs import QuantizedGraph
@@ -144,7 +145,7 @@ def test_what_cannot_be_tuned_is_one_error(tmp_path: Path, monkeypatch: pytest.M
         compiler.tune(net(), "host", records=tmp_path, memory_limit=64, progress=None)
 
     def missing() -> None:
-        raise ToolchainMissing("ethos-u-vela is not installed", vela.INSTALL)
+        raise ToolchainMissing("ethos-u-vela is not installed", install_command("ethos-u"))
 
     monkeypatch.setattr(vela, "require", missing)
     with pytest.raises(OptionError, match="ethos-u-vela is not installed"):

@@ -27,6 +27,7 @@ from targets.cuda.image import parsed_module, source_of
 from targets.cuda.nvcc import OVERRIDE, find_nvcc
 from targets.cuda.target import CudaTarget, presets
 from targets.errors import TargetError, ToolchainMissing
+from targets.extras import install_command
 from targets.toolchain import find_compiler
 from tests.targets.cuda_models import (
     CONVOLUTIONS,
@@ -183,7 +184,7 @@ def test_a_listing_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setenv(OVERRIDE, "/nowhere/nvcc")
     listed = {each.name: each for each in list_targets()[0]}
-    assert (listed["t4"].toolchain, listed["t4"].install) == (None, "pip install 'tensorwright[cuda]'")
+    assert (listed["t4"].toolchain, listed["t4"].install) == (None, install_command("cuda"))
     assert listed["cuda-simulated"].toolchain
     assert listed["cuda-simulated"].device == "sm_80, simulated"
     if targets.get("jetson-orin-gpu").host.is_cross:  # type: ignore[attr-defined]
@@ -204,7 +205,7 @@ def test_the_compiler_of_nvidias_python_packages_is_found(monkeypatch: pytest.Mo
     program.unlink()
     with pytest.raises(ToolchainMissing) as caught:
         find_nvcc()
-    assert caught.value.hint == "pip install 'tensorwright[cuda]'"
+    assert caught.value.hint == install_command("cuda")
 
 
 def test_matrix_instructions_are_told_from_others_of_their_name() -> None:

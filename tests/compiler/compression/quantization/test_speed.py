@@ -84,7 +84,7 @@ def test_a_model_that_is_slower_in_integers_stays_in_float(monkeypatch: pytest.M
     data = samples((4, 16), 1)
     model = compiler.quantize(chain_net(2), data, method="min-max", decide="measured", threads=1)
     assert len(model.report.in_float) == len(model.report.layers) == 2
-    assert all("float" in layer.reason for layer in model.report.in_float)
+    assert all("integers" in layer.reason for layer in model.report.in_float)
     got, wanted = (compiler.compile(each, threads=1).run(data[0])["y"] for each in (model, chain_net(2)))
     np.testing.assert_array_equal(got, wanted)
 

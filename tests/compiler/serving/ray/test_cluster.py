@@ -21,7 +21,7 @@ from tests.compiler.serving.ray.test_replica import model, requiring
 from tests.compiler.serving.server import dense_file
 from tests.compiler.tuning.rpc import free_port
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tensorwright[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: the extra ray")
 serve = pytest.importorskip("ray.serve")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 

@@ -45,10 +45,10 @@ def test_one_error_where_ray_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     file = dense_file(tmp_path)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'tensorwright\[ray\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'ray\[serve\]"):
         deployment([model(file)])
     assert main(["serve", str(file), "--engine", "ray"]) == 2
-    assert "tensorwright[ray]" in capsys.readouterr().err
+    assert "ray[serve]" in capsys.readouterr().err
 
 
 def test_options_of_ray_need_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Sides of a comparison: a model as it is compiled, and as another runtime computes it."""

@@ -1,0 +1,107 @@
+"""Texts in the order in which they answer a query, by the request that Cohere, Jina, vLLM and llama.cpp take."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact.language_model import TOKENIZER_ASSET
+from compiler.errors import InputError
+from compiler.serving.app.http import Call, Reply, check_method, json_reply, mapping
+from compiler.serving.app.openai_models import named_model, unknown_fields
+from compiler.serving.app.predictions import served_artifact
+from compiler.serving.limits import Limits, utf8_size
+from compiler.serving.metrics import Metrics
+from compiler.serving.repository import Repository
+from compiler.serving.request import Request
+from compiler.serving.service import Service
+from compiler.serving.text.reranker import ServiceReranker
+from compiler.support.shown import shown
+
+_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
+_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+
+
+class Rerank:
+    """`POST /v1/rerank`."""
+
+    def __init__(self, repository: Repository, metrics: Metrics) -> None:
+        self._repository, self._metrics = repository, metrics
+        self._rerankers: weakref.WeakKeyDictionary[Service, ServiceReranker] = weakref.WeakKeyDictionary()
+
+    async def answer(self, call: Call) -> Reply | None:
+        """See `Routes`."""
+        if call.path not in _PATHS:
+            return None
+        check_method(call, "POST")
+        call.route = "rerank"
+        body = mapping(call.json(), "the request")
+        unknown_fields(body, _FIELDS, frozenset())
+        name = named_model(self._repository, body, call)
+        query, texts = _texts(body, call.limits)
+        most = _top(body.get("top_n"), len(texts))
+        with self._repository.lease(name) as service:
+            reranker = await self._reranker(name, service)
+            pairs = await reranker.pairs(query, texts, call.required_sandbox)
+            latency = self._repository.options(name).latency_ms
+            deadline, level = call.deadline(latency), call.level(latency, {})
+            request = Request({}, None, call.arrival, deadline, level, margin=call.margin(deadline))
+            scores, responses = await reranker.score(pairs, request)
+            call.computed = max(each.timing.ended for each in responses)
+        for response in responses:
+            self._metrics.observe_response(response, name, 1)
+        results = []
+        for index in np.argsort(-scores, kind="stable")[:most]:
+            document = {"document": {"text": texts[index]}} if body.get("return_documents") else {}
+            results.append({"index": int(index), "relevance_score": float(scores[index]), **document})
+        count = sum(len(tokens) for tokens, _ in pairs)
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return json_reply({"object": "list", "model": name, "results": results, "usage": usage})
+
+    async def _reranker(self, name: str, service: Service) -> ServiceReranker:
+        found = self._rerankers.get(service)
+        if found is None:
+            options = self._repository.options(name).text
+            if options.tokenizer is not None:
+                content = await asyncio.to_thread(options.tokenizer.read_bytes)
+            else:
+                artifact = await served_artifact(self._repository, name, service)
+                asset = None if artifact is None else artifact.assets.get(TOKENIZER_ASSET)
+                if asset is None:
+                    raise InputError(
+                        f"model {name!r} is served without a tokenizer",
+                        "compile it with the task rerank, or serve it with --tokenizer tokenizer.json",
+                    )
+                content = asset.tobytes()
+            found = self._rerankers[service] = ServiceReranker(service, content, options.max_tokens)
+        return found
+
+
+def _texts(body: Mapping[str, Any], limits: Limits) -> tuple[str, list[str]]:
+    query, documents = body.get("query"), body.get("documents")
+    if not isinstance(query, str):
+        raise InputError(f"'query' must be a text, not {shown(query)}")
+    if not isinstance(documents, list) or not documents:
+        raise InputError("'documents' must be a list of texts")
+    texts: list[str] = []
+    for each in documents:
+        text = each.get("text") if isinstance(each, dict) else each
+        if not isinstance(text, str):
+            raise InputError(f'a document must be a text, or {{"text": ...}}, not {shown(each)}')
+        texts.append(text)
+    limits.check("texts", len(texts))
+    # The query is read once with each text.
+    limits.check("text_bytes", utf8_size(query) * len(texts) + sum(map(utf8_size, texts)))
+    return query, texts
+
+
+def _top(given: object, count: int) -> int:
+    if given is None:
+        return count
+    if type(given) is not int or given < 1:
+        raise InputError(f"'top_n' must be a number of documents, not {shown(given)}")
+    return given

@@ -1,0 +1,82 @@
+"""`ServiceReranker`: scores of texts for a query by a service that reads both as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.errors import InputError, OptionError
+from compiler.runtime.prediction.embedder import MASKS, TOKENS
+from compiler.runtime.prediction.reranker import LIMIT, SEGMENTS, check_reranker, sigmoid
+from compiler.serving.gathering import gathered
+from compiler.serving.limits import INLINE_TEXT
+from compiler.serving.request import Array, Request, Response
+from compiler.serving.sandbox.client import Sandbox, State
+from compiler.serving.service import Service
+from compiler.support.tokenizer_file import library_errors, read_tokenizer
+
+Pair = tuple[Array, Array]  # tokens, and which of the two texts each is of, int64 (length,)
+_AT_ONCE = 64  # pairs of a request that wait for the model: others find room beside them
+
+
+class ServiceReranker:
+    """Scores pairs of texts: each is a request of its own, so that a batcher puts those of one length together."""
+
+    def __init__(self, service: Service, tokenizer: bytes, max_tokens: int | None = None) -> None:
+        """Find out how the service takes tokens.
+
+        Raises:
+            InputError: it does not map pairs of texts to a number.
+            ArtifactError: the tokenizer cannot be read.
+            MissingDependencyError: the package tokenizers is missing.
+        """
+        self._service = service
+        inputs = {each.name: each for each in service.inputs}
+        name = next((each for each in TOKENS if each in inputs), "")
+        try:
+            check_reranker(inputs.get(name), service.outputs[0])
+        except OptionError as error:
+            raise InputError(f"model {service.name!r} does not rerank texts", error.hint) from error
+        unknown = [each for each in inputs if each not in (*TOKENS, *MASKS, *SEGMENTS)]
+        if unknown:
+            raise InputError(f"model {service.name!r} takes {unknown[0]!r}, which is not made of texts")
+        self._output = service.outputs[0].name
+        length = inputs[name].shape[1]
+        self._length = length if isinstance(length, int) else None
+        most = min(each for each in (self._length, max_tokens, LIMIT if self._length is None else None) if each)
+        self._tokenizer = read_tokenizer(tokenizer, "the tokenizer")
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(most)
+        self._state = State("text tokenizer", self._tokenizer.to_str(), most)
+
+    async def pairs(self, query: str, texts: Sequence[str], sandbox: Sandbox) -> list[Pair]:
+        """Tokens of the query with each text, the longer one cut where there are too many. Short texts are read here,
+        all else in a sandbox. Raises InputError where the tokenizer fails on a text."""
+        if len(query) * len(texts) + sum(map(len, texts)) <= INLINE_TEXT:
+            return encoded_pairs(self._tokenizer, query, texts)
+        found = await sandbox.run("pairs", self._state, query, list(texts))
+        return [(tokens, segments) for tokens, segments in found]
+
+    async def score(self, pairs: Sequence[Pair], request: Request) -> tuple[Array, list[Response]]:
+        """Scores from 0 to 1, float32 (pairs,), and the answers that they come from. Raises what the service raises."""
+        responses = await gathered(len(pairs), _AT_ONCE, lambda place: self._infer(pairs[place], request))
+        return sigmoid(np.array([float(each.outputs[self._output].reshape(-1)[0]) for each in responses])), responses
+
+    async def _infer(self, pair: Pair, request: Request) -> Response:
+        tokens, segments = pair
+        inputs = {}
+        for each in self._service.inputs:
+            row = np.zeros((1, self._length or len(tokens)), np.int64)
+            row[0, : len(tokens)] = tokens if each.name in TOKENS else segments if each.name in SEGMENTS else 1
+            inputs[each.name] = row.astype(ELEMENT_TYPES[each.dtype].numpy)
+        return await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
+
+
+def encoded_pairs(tokenizer: Any, query: str, texts: Sequence[str]) -> list[Pair]:
+    """Tokens of a query with each text. Raises InputError where the tokenizer fails on a text."""
+    with library_errors(InputError, "the tokenizer cannot read the text"):
+        encoded = tokenizer.encode_batch([(query, each) for each in texts])
+    return [(np.array(each.ids, np.int64), np.array(each.type_ids, np.int64)) for each in encoded]
