@@ -85,7 +85,7 @@ def _selections() -> dict[str, Case]:
         found[f"TfIdfVectorizer {mode}"] = Case(text, {"x": _places(220, 64, 100)})
     for count, size in ((1000, 3), (256, 8), (16, 64)):
         text = f"(float[{count},{size},{size}] x) => (float[{count}] y) {{y = Det(x)}}"
-        found[f"Det {count}x{size}x{size}"] = Case(text, {"x": _random(count, size, size)})
+        found[f"Det {count}x{size}x{size}"] = Case(text, {"x": _random(count, size, size) / np.float32(size**0.5)})
     return found
 
 

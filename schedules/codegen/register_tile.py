@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import allocate_tile, expression, lanes_of, load, repeat, sequence, store
+from schedules.codegen.partial_sums import in_parts, steps_of_part
 from schedules.instructions.products.operation import ONES, PARTIAL_STEPS
-from schedules.ir.expression import index
 from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RegisterTile:
         partial: Callable[[Expr, Expr, Expr], Expr] | None = None,
     ) -> None:
         self.rows, self.width, self.lanes = rows, width, lanes
-        self.combine, self.partial = combine, partial
+        self.combine, self.partial, self._dtype = combine, partial, dtype
         self._sums, self.allocations = allocate_tile("sums", (rows, width), dtype)
         if partial is not None:
             self._halves, more = allocate_tile("halves", (rows, width), "int32")
@@ -114,18 +114,39 @@ class RegisterTile:
 
             return sequence([*ahead(k), *self.each(add)])
 
-        loops = [repeat("k", depth, lambda k: step(expression(k)))]
-        if self.partial is not None:
-            loops = self._in_parts(depth, step)
-        if a_lanes is not None and isinstance(depth, int):
-            whole, rest = divmod(depth, self.lanes)
+        def steps(first: Index, count: Index) -> list[Stmt]:
+            """The steps from `first` on."""
+            if a_lanes is None or not isinstance(count, int):
+                return [repeat("k", count, lambda k: step(expression(first + k)))]
+            whole, rest = divmod(count, self.lanes)
 
             def several(k: Index) -> Stmt:
-                return sequence(self._by_lanes(expression(k * self.lanes), a_lanes, b, ahead))
+                return sequence(self._by_lanes(expression(first + k * self.lanes), a_lanes, b, ahead))
 
             loops = [repeat("k", whole, several)] if whole else []
-            loops += [step(index(whole * self.lanes + k)) for k in range(rest)]
-        return [*self.allocations, *self.each(start), *loops, *end]
+            return loops + [step(expression(first + whole * self.lanes + k)) for k in range(rest)]
+
+        if self.partial is not None:
+            return [*self.allocations, *self.each(start), *self._in_parts(depth, step), *end]
+        if self._dtype != "float32" or self.combine is not multiply_add or not isinstance(depth, int):
+            return [*self.allocations, *self.each(start), *steps(0, depth), *end]
+        part = steps_of_part(depth, 1)
+        if part >= depth:
+            return [*self.allocations, *self.each(start), *steps(0, depth), *end]
+        totals, allocations = allocate_tile("totals", (self.rows, self.width), self._dtype)
+
+        def zero(i: int, place: Expr, column: Expr) -> Stmt:
+            return self.put(i, place, tirx.const(0, self._dtype))
+
+        def add(i: int, place: Expr, column: Expr) -> Stmt:
+            return store(totals, load(totals, i, place) + self.sum(i, place), i, place)
+
+        def one(first: Index, count: int) -> Stmt:
+            return sequence(self.each(zero), steps(first, count), self.each(add))
+
+        begun = self.each(lambda i, place, column: store(totals, begin(i, column), i, place))
+        taken = self.each(lambda i, place, column: self.put(i, place, load(totals, i, place)))
+        return [*self.allocations, *allocations, *begun, in_parts(depth, part, one), *taken, *end]
 
     def _in_parts(self, depth: int, step: Callable[[Expr], Stmt]) -> list[Stmt]:
         """The steps, whose partial sums are added to the sums from time to time."""

@@ -28,7 +28,7 @@ from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
 
-WINOGRAD_ERROR_BOUND = 3e-6  # relative root mean square error; see `winograd_transforms.ERROR_BOUND`
+WINOGRAD_ERROR_BOUND = 1e-6  # relative root mean square error; see `winograd_transforms.ERROR_BOUND`
 _FOLDED_GAIN = 0.85  # share of the cycles of any other algorithm
 
 

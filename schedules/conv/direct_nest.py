@@ -29,6 +29,7 @@ from schedules.codegen.nest import (
     vectorized,
     when,
 )
+from schedules.codegen.partial_sums import in_parts, steps_of_part
 from schedules.config import Config
 from schedules.conv.direct_cut import CHANNELS, COPY_CYCLES, GROUPS, IMAGES, dimension, direct_cut, group_steps
 from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
@@ -356,13 +357,25 @@ class DirectNest:
             taps = self._taps(body, steps=count)
             return sequence(self._weights_ahead(place, block, start, [source], parts), taps)
 
-        parts = []
-        if whole:
-            parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
-        if rest:
-            parts.append(window_loop(whole, rest))
-        clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
-        return sequence(allocation, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+        every = lanes_of(0, lanes)
+        clear = [store(sums, self.zero, *at, every) for at in points]
+
+        def blocks(first: Index, count: int) -> Stmt:
+            return repeat("cb", count, lambda source: window_loop(first + source, work.in_block))
+
+        finish = self._finish_tile(sums, place, block, start, pixels)
+        last = window_loop(whole, rest) if rest else None
+        terms = work.in_block * prod(work.kernel)
+        part = steps_of_part(whole, terms) if work.dtype == "float32" and whole else whole
+        if part >= whole:
+            return sequence(allocation, clear, blocks(0, whole) if whole else None, last, finish)
+        totals, allocate_totals = allocate_tile("totals", (pixels, self.blocks, lanes), work.dtype)
+        begin = [store(totals, self.zero, *at, every) for at in points]
+        add = [store(totals, load(totals, *at, every) + load(sums, *at, every), *at, every) for at in points]
+        take = [store(sums, load(totals, *at, every), *at, every) for at in points]
+        most = in_parts(whole, part, lambda first, count: sequence(clear, blocks(first, count), add))
+        rest_of = sequence(clear, last, add) if rest else None
+        return sequence(allocation, allocate_totals, begin, most, rest_of, take, finish)
 
     def _taps(self, body: Callable[[list[Index]], Stmt], *, steps: int) -> Stmt:
         """`body(place in the window)` for each tap, of so many steps.

@@ -37,11 +37,13 @@ _HALVES: dict[int, tuple[Fraction, ...]] = {
 }
 """The points of F(m, 2), for stride 2, found in the same way."""
 
-ERROR_BOUND: dict[int, float] = {2: 1e-6, 4: 3e-6, 6: 1.2e-5}
-"""Root mean square of the error over that of the result, in float32, for up to 512 channels of non-negative normal data
-and normal weights; the direct sum has about 3e-7. Tests hold the kernels to these."""
+ERROR_BOUND: dict[int, float] = {2: 3e-7, 4: 8e-7, 6: 3e-6}
+"""Root mean square of the error over that of the result, in float32, for 16 to 512 channels of non-negative normal data
+and normal weights; the direct sum has about 2e-7. Tests hold the kernels to these. Most of it comes from the sums over
+channels, which are of the transforms' larger numbers, and grows with the root of the channels that are summed at a time
+(`winograd_nest.CHANNELS_OF_PART`): of 512 at once it was 1.8e-6 with tiles of 4."""
 
-ERROR_BOUND_OF_HALVES: dict[int, float] = {2: 1e-6, 4: 3e-6}
+ERROR_BOUND_OF_HALVES: dict[int, float] = {2: 3e-7, 4: 5e-7}
 """The same for stride 2."""
 
 TILES = tuple(sorted(_POINTS))

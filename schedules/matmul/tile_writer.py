@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import ROWS_AHEAD, load, name_opaque, prefetch, repeat, sequence
-from schedules.codegen.register_tile import RegisterTile
+from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
 from schedules.instructions.products.amx import ROW_BYTES
 from schedules.ir.expression import index
@@ -65,7 +65,7 @@ class TileWriter:
         # Rows of A are read as vectors, whose lanes multiply vectors of B.
         packed = self.pack or bool(form.width)
         self.by_lane = machine.lane_products and packed and combine is None and form.has_rows_of_floats
-        self.combine = combine if combine is not None else lambda total, a, b: total + a * b
+        self.combine = combine if combine is not None else multiply_add
         self.partial = partial
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0

@@ -16,7 +16,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
+from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, in_vectors
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.frontends.onnx.values import tensor_shape
@@ -225,11 +225,16 @@ def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr
                     _exchange(work, column * size + j, work[pivot].astype("int64") * size + j, pivot + 1)
             work[product] = work[product] * work[column * size + column]
             nonzero = work[column * size + column] != tirx.const(0.0, "float64")
-            below, right = T.serial(0, size - column - 1), T.serial(0, size - column)
-            with T.If(nonzero), T.Then(), below as down, right as back:
-                row, last = column + 1 + down, size - 1 - back
-                factor = work[row * size + column] / work[column * size + column]
-                work[row * size + last] = work[row * size + last] - factor * work[column * size + last]
+            with T.If(nonzero), T.Then(), T.serial(0, size - column - 1) as down, T.seq_scope():
+                row = column + 1 + down
+                work[pivot + 1] = work[row * size + column] / work[column * size + column]
+                factor = T.bind(work[pivot + 1])
+
+                def subtract(right: Expr, row: Expr = row, column: Expr = column, factor: Expr = factor) -> None:
+                    place, above = row * size + column + 1 + right, column * size + column + 1 + right
+                    work[place] = work[place] - factor * work[above]
+
+                in_vectors(size - column - 1, "float64", subtract)
         result[b] = work[product].astype(dtype)
 
 

@@ -33,7 +33,10 @@ _BLOCK = _LANES * _VECTORS
 _WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
 _WORTH_THREADS = 1 << 15  # items, some 15 microseconds
 _ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as so many items each
-_FEW = 64  # so many candidates are kept in order, each new one moved to its place
+_FEW = 256  # so many candidates are kept in order, each new one moved to its place
+
+_RANKED = 128  # items of a row that are counted: each is compared with every other, 16 at a time
+_KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # that have keys of 32 bits
 
 # Places in `state` behind those of the sort.
 _COUNT, _IS_FULL, _FOUND, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 7)
@@ -52,7 +55,10 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
         int64 (rows, k).
     """
     rows, count = data.shape
-    if isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm) and 2 * int(k) >= int(count):
+    is_known = isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm)
+    if is_known and str(data.dtype) in _KEYS and int(k) > 0 and int(count) <= _RANKED:
+        return _ranked_positions(data, int(k), int(count), descending=descending)
+    if is_known and 2 * int(k) >= int(count):
         order = sorted_positions(data, descending=descending)
         return te.compute((rows, k), lambda row, i: order[row, i], name="positions")
     width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
@@ -70,6 +76,75 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
 
     first = te.extern([[rows, width]], [data], generate, dtype="int64", name="first_positions")
     return te.compute((rows, k), lambda row, i: first[row, i], name="positions")
+
+
+def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) -> te.Tensor:
+    """`first_positions` of short rows: an item's place is the number of items before it, which vectors count."""
+    rows = data.shape[0]
+    lanes = _LANES * -(-count // _LANES)
+
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            with shared_tasks(rows, rows * int64(count * (4 + lanes // _LANES)), _WORTH_THREADS) as row:
+                keys, places, order = (T.buffer_proxy(T.alloc_buffer([lanes], "int32")) for _ in range(3))
+                _put_keys(source, row * int64(count), keys, count, lanes, descending=descending)
+                _count_before(keys, places, count, lanes)
+                with T.serial(0, int64(count)) as i:
+                    order[tirx.Cast("int64", places[i])] = tirx.Cast("int32", i)
+                with T.serial(0, int64(k)) as i:
+                    first[row * int64(k) + i] = tirx.Cast("int64", order[i])
+            return builder.get()
+
+    return te.extern([[rows, int64(k)]], [data], generate, dtype="int64", name="first_positions")
+
+
+def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int, *, descending: bool) -> None:
+    """Integers in the order of the items of a row, those that come first larger; the least behind the last item.
+
+    Positive floats are ordered as their bits are, negative ones the other way round. Both zeros are equal; NaN is the
+    largest.
+    """
+
+    def key(i: Expr) -> Expr:
+        item = source[begin + i]
+        if str(source.dtype) in ("float32", "float16", "bfloat16"):
+            value = item.astype("float32")
+            bits = tirx.reinterpret("int32", value)
+            ordered = tirx.bitwise_xor(bits, tirx.bitwise_and(bits >> 31, tirx.const(0x7FFFFFFF, "int32")))
+            ordered = tirx.Select(value == tirx.const(0, "float32"), tirx.const(0, "int32"), ordered)
+            item = tirx.Select(tirx.isnan(value), tirx.const(0x7FFFFFFF, "int32"), ordered)
+        else:
+            item = item.astype("int32")
+        return item if descending else tirx.bitwise_not(item)
+
+    whole = count // _LANES * _LANES
+    for start in range(0, whole, _LANES):
+        with T.vectorized(0, int64(_LANES)) as lane:
+            keys[int64(start) + lane] = key(int64(start) + lane)
+    if whole < count:
+        with T.serial(0, int64(count - whole)) as i:
+            keys[int64(whole) + i] = key(int64(whole) + i)
+        with T.serial(0, int64(lanes - count)) as i:
+            keys[int64(count) + i] = tirx.min_value("int32")
+
+
+def _count_before(keys: Buffer, places: Buffer, count: int, lanes: int) -> None:
+    """The place of each item: the number of larger keys, and of equal ones before it."""
+    every = [T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(0, lanes, _LANES)]
+    for sums in every:
+        with T.vectorized(0, int64(_LANES)) as lane:
+            sums[lane] = tirx.const(0, "int32")
+    with T.serial(0, int64(count)) as i, T.seq_scope():
+        for number, sums in enumerate(every):
+            with T.vectorized(0, int64(_LANES)) as lane:
+                place = int64(number * _LANES) + lane
+                is_larger, is_equal = keys[i] > keys[place], keys[i] == keys[place]
+                is_before = tirx.any(is_larger, tirx.all(is_equal, i < place))
+                sums[lane] = sums[lane] + tirx.Select(is_before, tirx.const(1, "int32"), tirx.const(0, "int32"))
+    for number, sums in enumerate(every):
+        with T.vectorized(0, int64(_LANES)) as lane:
+            places[int64(number * _LANES) + lane] = sums[lane]
 
 
 def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:

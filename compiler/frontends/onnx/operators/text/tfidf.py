@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
+_LONGEST_TABLE = 1 << 16  # entries for first tokens
+
+
 @dataclass(frozen=True)
 class _Grams:
     """The n-grams to count: where each begins in the pool, its length, the column that counts it. All int64.
 
     They are ordered by their first tokens: those that begin with `firsts[i]` are from `begins[i]` to `begins[i + 1]`.
+    Where the first tokens lie close together, `firsts` is the least of them alone, and `begins` has an entry for each
+    number from there on.
     """
 
     firsts: np.ndarray
@@ -84,6 +89,9 @@ def _grams(context: NodeContext) -> _Grams:
     heads = pool[chosen[:, 0]]
     ordered = chosen[np.argsort(heads, kind="stable")]
     firsts, counts = np.unique(heads, return_counts=True)
+    if len(firsts) and int(firsts[-1]) - int(firsts[0]) < _LONGEST_TABLE:
+        counts = np.bincount(heads - firsts[0])
+        firsts = firsts[:1]
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return _Grams(firsts, ends, pool, *(np.ascontiguousarray(each) for each in ordered.T))
 
@@ -125,22 +133,35 @@ def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> No
     tokens, firsts, begins = (T.buffer_proxy(item) for item in ins[:3])
     result, state = (T.buffer_proxy(out) for out in outs)
     (rows, count), different, width = ins[0].shape, int(ins[1].shape[0]), outs[0].shape[1]
+    entries = int(ins[2].shape[0]) - 1
     with in_sequence(rows, "rows share one scratch buffer") as row, T.seq_scope():
         in_vectors(width, "float32", lambda i: result.__setitem__(row * width + i, tirx.const(0.0, "float32")))
         with T.serial(0, count) as i, T.seq_scope():
             token = T.bind(tokens[row * count + i])
-            state[_LOW] = int64(0)
-            state[_HIGH] = int64(different)
-            with T.serial(0, int64(different.bit_length())), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
-                middle = T.bind((state[_LOW] + state[_HIGH]) >> 1)
-                with T.If(firsts[middle] < token):
-                    with T.Then():
-                        state[_LOW] = middle + int64(1)
-                    with T.Else():
-                        state[_HIGH] = middle
-            place = T.bind(tirx.min(state[_LOW], int64(different - 1)))
-            with T.If(firsts[place] == token), T.Then(), T.serial(begins[place], begins[place + int64(1)]) as gram:
-                _count_gram(ins, outs, skips, row, i, gram)
+            if different == 1:  # of a table
+                is_known = tirx.all(token >= firsts[0], token < firsts[0] + int64(entries))
+                with T.If(is_known), T.Then(), T.seq_scope():
+                    number = T.bind(token - firsts[0])
+                    with T.serial(begins[number], begins[number + int64(1)]) as gram:
+                        _count_gram(ins, outs, skips, row, i, gram)
+            else:
+                place = _place_of(token, firsts, state, different)
+                with T.If(firsts[place] == token), T.Then(), T.serial(begins[place], begins[place + int64(1)]) as gram:
+                    _count_gram(ins, outs, skips, row, i, gram)
+
+
+def _place_of(token: Expr, firsts: Buffer, state: Buffer, different: int) -> Expr:
+    """The place of the first token that is not less, or the last place."""
+    state[_LOW] = int64(0)
+    state[_HIGH] = int64(different)
+    with T.serial(0, int64(different.bit_length())), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
+        middle = T.bind((state[_LOW] + state[_HIGH]) >> 1)
+        with T.If(firsts[middle] < token):
+            with T.Then():
+                state[_LOW] = middle + int64(1)
+            with T.Else():
+                state[_HIGH] = middle
+    return T.bind(tirx.min(state[_LOW], int64(different - 1)))
 
 
 def _count_gram(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int, row: Expr, start: Expr, gram: Expr) -> None:

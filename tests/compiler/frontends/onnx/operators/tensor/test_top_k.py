@@ -97,3 +97,29 @@ def test_items_of_an_unknown_number_are_merged_in_parts(width: tuple[int, ...]) 
         wanted = np.unique(x, axis=0, return_index=True)
         for ours, theirs in zip(module.run({"x": x}).values(), wanted, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("dtype", "count", "k"), [("float32", 33, 5), ("float16", 16, 16), ("int32", 128, 9)])
+@pytest.mark.parametrize("largest", [True, False])
+def test_short_rows_are_ordered_by_counting(dtype: str, count: int, k: int, largest: bool) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    node = helper.make_node("TopK", ["x", "k"], ["values", "positions"], largest=int(largest))
+    inputs = [helper.make_tensor_value_info("x", kind, ["rows", count])]
+    outputs = [
+        helper.make_tensor_value_info("values", kind, None),
+        helper.make_tensor_value_info("positions", TensorProto.INT64, None),
+    ]
+    graph = helper.make_graph([node], "top_k", inputs, outputs, [helper.make_tensor("k", TensorProto.INT64, [1], [k])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.random.default_rng(count).integers(-3, 4, (20, count)).astype(dtype)
+    if dtype == "int32":
+        x[:, ::7], x[:, ::9] = np.iinfo(dtype).min, np.iinfo(dtype).max
+    else:
+        x[:5, ::5], x[5:10, 1::4], x[7:, ::6], x[9:, 2::6] = -0.0, np.nan, np.inf, -np.inf
+        x[3] = -np.nan
+    given = x[:, ::-1] if largest else x
+    positions = np.argsort(given, axis=1, kind="stable")
+    positions = (count - 1 - positions[:, ::-1] if largest else positions)[:, :k]
+    found = compiler.compile(model, threads=1, records=False).run([x])
+    np.testing.assert_array_equal(found["positions"], positions)
+    np.testing.assert_array_equal(found["values"], np.take_along_axis(x, positions, axis=1))
