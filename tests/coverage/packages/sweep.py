@@ -34,7 +34,8 @@ Inputs = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class SweepRow:
-    """How a network fares; `dynamic` holds (input, axis) of the dimensions that are dynamic."""
+    """How a network fares; `dynamic` holds (input, axis) of the dimensions that are dynamic, `detail` the reason of what
+    failed, or why `torch.export` took no more of them."""
 
     name: str
     fixed: str
@@ -93,7 +94,7 @@ def _draws(net: Any, inputs: Inputs) -> bool:
 
 
 def _with_dynamic(row: SweepRow, net: Any, inputs: tuple[Any, ...], model: PackageModel) -> SweepRow:
-    result, detail, error = EXPORT, "", row.error
+    result, refusal, error = EXPORT, "", row.error
     for count in range(len(model.dynamic), 0, -1):
         axes = model.dynamic[:count]
         result, found, detail = _compared(net, inputs, axes, model)
@@ -103,9 +104,10 @@ def _with_dynamic(row: SweepRow, net: Any, inputs: tuple[Any, ...], model: Packa
                 dynamic_result=result,
                 dynamic=tuple(axis[:2] for axis in axes),
                 error=max(error, found),
-                detail=detail,
+                detail=detail or refusal,
             )
-    return replace(row, dynamic_result=result, detail=detail)
+        refusal = detail
+    return replace(row, dynamic_result=result, detail=refusal)
 
 
 def _compared(net: Any, inputs: Inputs, axes: Axes, model: PackageModel) -> tuple[str, float, str]:
