@@ -110,7 +110,8 @@ def _segmentation(name: str) -> Build:
 
         package = importlib.import_module("segmentation_models_pytorch")
         encoder = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}.get(name, "resnet18")
-        net = package.create_model(name, encoder_name=encoder, encoder_weights=None)
+        options = {"dynamic_img_size": True} if name == "dpt" else {}
+        net = package.create_model(name, encoder_name=encoder, encoder_weights=None, **options)
         return net, (torch.randn(2, 3, 64, 64),)
 
     return build

@@ -159,6 +159,13 @@ def test_narrow_weights_stay_where_they_are_multiplied_or_activations_are_narrow
         np.testing.assert_allclose(run_module(each, data)[0], run_module(mod, data)[0], rtol=1e-5)
 
 
+def test_elementary_functions_are_rounded_once() -> None:
+    x = np.linspace(0.01, 9, 2000, dtype="float32")
+    for name in ("exp", "log", "sin", "cos", "tanh"):
+        expected = getattr(np, name)(x.astype("float64")).astype("float32")
+        np.testing.assert_array_equal(array_of(folded(getattr(relax.op, name)(as_constant(x)))), expected)
+
+
 def test_branches_private_functions_and_kernels() -> None:
     w = as_constant(np.arange(4, dtype="float32"))
 
