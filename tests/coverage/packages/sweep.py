@@ -34,8 +34,12 @@ Inputs = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class SweepRow:
-    """How a network fares; `dynamic` holds (input, axis) of the dimensions that are dynamic, `detail` the reason of what
-    failed, or why `torch.export` took no more of them."""
+    """How a network fares.
+
+    Attributes:
+        dynamic: (input, axis) of the dimensions that are dynamic.
+        detail: the reason of what failed, or why `torch.export` took no more dimensions.
+    """
 
     name: str
     fixed: str
