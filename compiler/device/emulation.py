@@ -108,9 +108,7 @@ class EmulatedModule:
 
     def environment(self, threads: int) -> dict[str, str]:
         """The environment for a run with so many threads."""
-        # Threads that wait by yielding starve while other processes use the processor.
-        settings = {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "0"}
-        return {**os.environ, **settings}
+        return {**os.environ, "TVM_NUM_THREADS": str(threads)}
 
 
 def _read_outputs(blob: memoryview, outputs: Sequence[TensorDescription]) -> dict[str, Array]:

@@ -49,6 +49,8 @@ LIBRARY_SOURCES = (
     "c_api.cc",
     *LOADING_SOURCES,
 )
+# Apart from the others: it declares what it calls of TVM itself, as it is compiled for Python without TVM's headers.
+THREAD_POOL_SOURCES = ("thread_pool.c",)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {
@@ -102,14 +104,16 @@ def source_files() -> list[Path]:
 def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
-    groups = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], **PROGRAMS}
+    own = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], "thread_pool": THREAD_POOL_SOURCES}
+    groups: dict[str, Sequence[str]] = {**own, **PROGRAMS}
     sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
     options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
-    library, *programs = compile_objects(target, sources, options, folder)
+    made = compile_objects(target, sources, options, folder)
+    library = [*made[: len(own)], sodium]
     options = engine_link_options(folder)
-    target.compiler().run(["-shared", library, sodium, "-o", folder / SHARED_LIBRARY, *options])
-    for made in programs:
-        target.compiler().run([made, library, sodium, "-o", folder / made.stem, *options])
+    target.compiler().run(["-shared", *library, "-o", folder / SHARED_LIBRARY, *options])
+    for program in made[len(own) :]:
+        target.compiler().run([program, *library, "-o", folder / program.stem, *options])
 
 
 def tuning_program(target: Target) -> Path:
@@ -123,7 +127,8 @@ def tuning_program(target: Target) -> Path:
         options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
         sources = {TUNING_PROGRAM: [SOURCES / name for name in _TUNING_SOURCES]}
         (made,) = compile_objects(target, sources, options, folder)
-        linked: list[str | Path] = [made, programs / "library.o", sodium, "-o", folder / TUNING_PROGRAM]
+        library = [programs / "library.o", programs / "thread_pool.o", sodium]
+        linked: list[str | Path] = [made, *library, "-o", folder / TUNING_PROGRAM]
         target.compiler().run([*linked, *engine_link_options(programs), "-Wl,-rpath,$ORIGIN/lib"])
         made.unlink()
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from compiler.artifact import Artifact
 from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture, write_module
 from compiler.device.licenses import licenses_text
-from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, LOADING_SOURCES, SOURCES, source_files
+from compiler.device.programs import (
+    COMPILE_OPTIONS,
+    LIBRARY_SOURCES,
+    LOADING_SOURCES,
+    SOURCES,
+    THREAD_POOL_SOURCES,
+    source_files,
+)
 from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
 from compiler.device.sodium import sodium_include, sodium_object
 from compiler.device.toolchain import compile_objects, include_folders, include_options
@@ -150,7 +157,7 @@ def _objects(target: Target, *, generates: bool, progress: Callable[[str], None]
     name = f"{target.architecture}-{key}"
 
     def build(folder: Path) -> None:
-        _compile(target, {"program": _SOURCES, "main": _RUNNER_SOURCES}, folder)
+        _compile(target, {"program": _SOURCES, "thread_pool": THREAD_POOL_SOURCES, "main": _RUNNER_SOURCES}, folder)
         for path in (runtime / FFI_OBJECT, runtime / RUNTIME_OBJECT, sodium):
             shutil.copy(path, folder)
 

@@ -30,7 +30,7 @@ def set_threads() -> Callable[[int], int]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall tensorwright") from error
-    if library.tensorwright_register_pool() != 0:
+    if library.tensorwright_pool_register() != 0:
         raise InternalError("TVM did not take the thread pool")
     return global_function("tensorwright.set_threads")  # another library of this process may have been first
 

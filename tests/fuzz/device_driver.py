@@ -40,17 +40,20 @@ def build_driver() -> Path:
     _check_sanitizers(target)
     # Of TVM, only the parser is compiled with sanitizers.
     sources = [*(SOURCES / name for name in _SOURCES), *(CPP / name for name in ("driver.cc", "instrumented_json.cc"))]
-    contents = [path.read_bytes() for path in (*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h")), *sources)]
+    contents = [
+        path.read_bytes()
+        for path in (SOURCES / "thread_pool.c", *sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h")), *sources)
+    ]
     compiler = target.compiler()
     libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program looks for them there
 
     def build(folder: Path) -> None:
         folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
         options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
-        (made,) = compile_objects(target, {"driver": sources}, options, folder)
+        made = compile_objects(target, {"driver": sources, "thread_pool": pool}, options, folder)
         links = [part for path in libraries for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
         sodium = sodium_object(target)
-        compiler.run([*_SANITIZERS, made, sodium, "-o", folder / "driver", *(part for part in links if part != "-s")])
+        compiler.run([*_SANITIZERS, *made, sodium, "-o", folder / "driver", *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
     key = key_of([compiler.version(), *_SANITIZERS, *map(str, libraries), *contents])

@@ -327,7 +327,7 @@ static Seat* seat_of_caller(void) {
   return own_seat = seat;
 }
 
-int tensorwright_set_threads(int threads) {
+int tensorwright_pool_set_threads(int threads) {
   Seat* seat = seat_of_caller();
   if (!seat) return 0;
   pthread_mutex_lock(&pool.lock);
@@ -380,7 +380,7 @@ static void join(Seat* own) {
   }
 }
 
-int tensorwright_launch(TensorwrightPart part, void* data, int count) {
+int tensorwright_pool_launch(TensorwrightPart part, void* data, int count) {
   Seat* own = own_seat;
   if (!own || !(own->threads || own->inside)) return TVMBackendParallelLaunch(part, data, count);
   if (own->inside || own->helpers == 0) return run_here(part, data);
@@ -410,11 +410,11 @@ static int barrier(int number, TensorwrightGroup* group) {
 static int set_threads_of_tvm(void* self, const Any* arguments, int32_t count, Any* result) {
   (void)self;
   result->type = INTEGER;
-  result->value = tensorwright_set_threads(count == 1 ? (int)arguments[0].value : 0);
+  result->value = tensorwright_pool_set_threads(count == 1 ? (int)arguments[0].value : 0);
   return 0;
 }
 
-int tensorwright_register_pool(void) {
+int tensorwright_pool_register(void) {
   static const char text[] = "tensorwright.set_threads";
   Name name = {text, sizeof text - 1};
   void* function = NULL;
@@ -422,7 +422,7 @@ int tensorwright_register_pool(void) {
   if (!function) {
     if (TVMFFIFunctionCreate(NULL, set_threads_of_tvm, NULL, &function) != 0) return -1;
     if (TVMFFIFunctionSetGlobal(&name, function, 0) != 0) return -1;
-    if (TVMFFIEnvModRegisterContextSymbol("__TVMBackendParallelLaunch", (void*)tensorwright_launch) != 0) return -1;
+    if (TVMFFIEnvModRegisterContextSymbol("__TVMBackendParallelLaunch", (void*)tensorwright_pool_launch) != 0) return -1;
     if (TVMFFIEnvModRegisterContextSymbol("__TVMBackendParallelBarrier", (void*)barrier) != 0) return -1;
   }
   return TVMFFIObjectDecRef(function);

@@ -18,17 +18,17 @@ typedef int (*TensorwrightPart)(int number, TensorwrightGroup* group, void* data
 
 /* TVMBackendParallelLaunch: runs the parts 0 to `count` - 1 of a region; with `count` 0 as many as the calling thread uses
    threads. Returns 0, or -1 where a part failed; its error (of several the first part's) is then the calling thread's.
-   Threads that `tensorwright_set_threads` was not called on compute in TVM's own pool. */
-int tensorwright_launch(TensorwrightPart part, void* data, int count);
+   Threads that `tensorwright_pool_set_threads` was not called on compute in TVM's own pool. */
+int tensorwright_pool_launch(TensorwrightPart part, void* data, int count);
 
 /* How many threads regions of the calling thread use from now on, this one included: it keeps that number of helpers for itself
    until the next call, or until it ends. 0: none, and TVM's own pool. Returns how many there are: fewer than asked for where
    the system starts no more. */
-int tensorwright_set_threads(int threads);
+int tensorwright_pool_set_threads(int threads);
 
 /* Makes the pool known to TVM, for modules that are loaded from now on, and `tensorwright.set_threads` a function of TVM's
    registry, unless another library did. Returns 0, or -1 with an error of TVM's. */
-int tensorwright_register_pool(void);
+int tensorwright_pool_register(void);
 
 #ifdef __cplusplus
 }

@@ -9,28 +9,20 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 
 #include "error.h"
+#include "thread_pool.h"
 #include "usable_cores.h"
-
-namespace tvm::runtime::threading {
-// Threads of the calling thread's kernels, and of its pool if created later; not in the runtime's headers.
-void SetMaxConcurrency(int threads);
-}  // namespace tvm::runtime::threading
 
 namespace tensorwright {
 namespace {
 
 // The same as in the Python package (runtime/threads.py), which says why.
 constexpr int kThreadsOfAProcessor = 4, kLeastMostThreads = 64;
-const char* const kSpins = "1000";
-constexpr int kBigCores = 1;  // TVM's affinity mode for "no special wish"
 
 int MostThreads() { return std::max(kLeastMostThreads, kThreadsOfAProcessor * UsableProcessors()); }
 
@@ -52,8 +44,7 @@ int ThreadsOfEnvironment() {
 
 int SetUpThreads(int setting) {
   int threads = ThreadsOfEnvironment();
-  setenv("TVM_BIND_THREADS", "0", 0);
-  setenv("TVM_THREAD_POOL_SPIN_COUNT", kSpins, 0);
+  if (tensorwright_pool_register() != 0) throw Error("TVM did not take the thread pool");
   return threads ? threads : setting ? std::min(setting, UsableProcessors()) : UsableCores();
 }
 
@@ -64,70 +55,21 @@ void CheckThreads(int threads) {
 
 namespace {
 
-// Sets the number of threads for kernels of the calling thread; false where its pool is smaller: TVM never makes
-// one larger.
-bool Configure(int threads) {
-  thread_local int current = 0;
-  if (current == threads) return true;
-  tvm::runtime::threading::SetMaxConcurrency(threads);
-  current = threads;
-  if (threads == 1) return true;  // kernels run inline, and no pool is touched
-  static const auto count = tvm::ffi::Function::GetGlobalRequired("runtime.NumThreads");
-  static const auto configure = tvm::ffi::Function::GetGlobalRequired("runtime.config_threadpool");
-  count();  // makes the pool, if there is none, which then uses as many threads as there are cores of the highest frequency
-  configure(kBigCores, threads);
-  tvm::runtime::threading::SetMaxConcurrency(threads);  // the call above resets it
-  if (count().cast<int>() != threads) current = 0;
-  return current == threads;
-}
-
-// A thread that computes for one whose own pool is too small.
-class Deputy {
+// While it lives, kernels of the calling thread run on so many threads of the pool, which it holds.
+class Helpers {
  public:
-  explicit Deputy(int most) : most(most), thread_([this] { Serve(); }) {}
-  ~Deputy() {
-    Hand(nullptr);
-    thread_.join();
+  explicit Helpers(int threads) {
+    int found = Set(threads);
+    if (found != threads) throw Error(std::to_string(threads) + " threads could not be started: the system allows " + std::to_string(found), "use fewer threads");
   }
-
-  // Calls `work` on the thread, with so many threads. Throws what it throws.
-  void Call(int count, const std::function<void()>& work) {
-    std::packaged_task<void()> task([&] {
-      if (!Configure(count)) throw Error(std::to_string(count) + " threads could not be started", "use fewer threads");
-      work();
-    });
-    auto done = task.get_future();
-    Hand(&task);
-    done.get();
-  }
-
-  const int most;  // threads that its pool can have
+  ~Helpers() { Set(1); }
+  Helpers(const Helpers&) = delete;
 
  private:
-  void Hand(std::packaged_task<void()>* task) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      task_ = task;
-      handed_ = true;
-    }
-    changed_.notify_one();
+  static int Set(int threads) {
+    static const auto set = tvm::ffi::Function::GetGlobalRequired("tensorwright.set_threads");  // of the first library that has the pool
+    return set(threads).cast<int>();
   }
-
-  void Serve() {
-    for (;;) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(lock, [&] { return handed_; });
-      handed_ = false;
-      if (!task_) return;
-      (*task_)();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::packaged_task<void()>* task_ = nullptr;
-  bool handed_ = false;
-  std::thread thread_;
 };
 
 // While it lives, the calling thread may compute with so many threads: at most `processors / threads` calling threads do at
@@ -184,10 +126,8 @@ Turn::~Turn() {
 
 void OnThreads(int threads, const std::function<void()>& work) {
   Turn turn(threads);
-  if (Configure(threads)) return work();
-  thread_local std::unique_ptr<Deputy> deputy;
-  if (!deputy || deputy->most < threads) deputy = std::make_unique<Deputy>(threads);
-  deputy->Call(threads, work);
+  Helpers helpers(threads);
+  work();
 }
 
 }  // namespace tensorwright

@@ -1,11 +1,11 @@
-// How many threads a run uses, on top of TVM's thread pool, and how many runs compute at once.
+// How many threads a run uses, and how many runs compute at once.
 #pragma once
 
 #include <functional>
 
 namespace tensorwright {
 
-// Sets TVM's pools up, unless the environment did, and gives how many threads a run uses: those of TVM_NUM_THREADS or
+// Makes the thread pool known to TVM, and gives how many threads a run uses: those of TVM_NUM_THREADS or
 // OMP_NUM_THREADS, else a module's own setting (0: none), bounded by the processors that this process may use, else as many
 // as there are cores. Throws Error where a variable asks for more than the machine can serve.
 int SetUpThreads(int setting);
@@ -14,8 +14,7 @@ int SetUpThreads(int setting);
 void CheckThreads(int threads);
 
 // Calls `work` where its kernels run on that number of threads, and throws what it throws. At most `processors / threads` calls
-// compute at a time, first come, first served. TVM keeps a pool for each calling thread, of the size that it first computes
-// with; with more threads than that, a thread computes for the calling one. Both end with it.
+// compute at a time, first come, first served.
 void OnThreads(int threads, const std::function<void()>& work);
 
 }  // namespace tensorwright

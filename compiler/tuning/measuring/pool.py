@@ -133,7 +133,7 @@ class MeasurementPool:
                     target.memory,
                     keys.get(device),
                 ),
-                {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"},
+                {"TVM_NUM_THREADS": str(threads)},
                 threads=threads,
             )
             for device in devices

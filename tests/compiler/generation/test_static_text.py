@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +47,7 @@ def run(
     program: StaticProgram, target: Target, root: Path, *options: object, prompt: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
     command = [target.emulator()[0], "-L", str(root), str(program.path), *map(str, options)]
-    environment = {**os.environ, "TVM_THREAD_POOL_SPIN_COUNT": "0"}
-    return subprocess.run(command, capture_output=True, timeout=600, env=environment, input=prompt)
+    return subprocess.run(command, capture_output=True, timeout=600, input=prompt)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def main() -> None:
     path, way, *numbers = sys.argv[1:]
     parts: set[int] = set()
     set_threads()
-    original = _LAUNCH(("tensorwright_launch", ctypes.CDLL(str(library_path()))))
+    original = _LAUNCH(("tensorwright_pool_launch", ctypes.CDLL(str(library_path()))))
 
     def launch(part: Any, closure: int, count: int) -> int:
         def counted(number: int, group: Any, _closure: int) -> int:

@@ -56,7 +56,7 @@ int CountPart(int number, TensorwrightGroup* group, void* data) {
 
 void RunsEachPartOnce(int threads, int count) {
   Counts counts;
-  CHECK(tensorwright_launch(CountPart, &counts, count) == 0);
+  CHECK(tensorwright_pool_launch(CountPart, &counts, count) == 0);
   int expected = threads == 1 ? 1 : count ? count : threads;
   CHECK(counts.parts == expected);
   for (int i = 0; i < 1024; ++i) CHECK(counts.runs[i] == (i < expected));
@@ -65,7 +65,7 @@ void RunsEachPartOnce(int threads, int count) {
 void RegionsOf(const std::vector<int>& threads, int rounds) {
   for (int round = 0; round < rounds; ++round) {
     for (int each : threads) {
-      CHECK(tensorwright_set_threads(each) == each);
+      CHECK(tensorwright_pool_set_threads(each) == each);
       for (int count : {0, 1, 2, 7, 1000}) RunsEachPartOnce(each, count);
     }
   }
@@ -110,12 +110,12 @@ int WaitForOthers(int, TensorwrightGroup* group, void* data) {
 }
 
 void OthersTakeWhatAThreadDoesNot() {
-  tensorwright_set_threads(2);
+  tensorwright_pool_set_threads(2);
   for (bool caller_waits : {true, false}) {
     for (int round = 0; round < 50; ++round) {
       Stolen stolen;
       stolen.caller_waits = caller_waits;
-      CHECK(tensorwright_launch(WaitForOthers, &stolen, 100) == 0);
+      CHECK(tensorwright_pool_launch(WaitForOthers, &stolen, 100) == 0);
       CHECK(stolen.done == 100);
     }
   }
@@ -123,7 +123,7 @@ void OthersTakeWhatAThreadDoesNot() {
 
 int Nested(int, TensorwrightGroup*, void* data) {
   Counts counts;
-  CHECK(tensorwright_launch(CountPart, &counts, 0) == 0);
+  CHECK(tensorwright_pool_launch(CountPart, &counts, 0) == 0);
   CHECK(counts.parts == 1 && counts.runs[0] == 1 && counts.runs[1] == 0);
   ++*static_cast<std::atomic<int>*>(data);
   return 0;
@@ -137,10 +137,10 @@ int Fail(int number, TensorwrightGroup*, void* data) {
 
 void Errors() {
   for (int threads : {1, 2, 4}) {
-    tensorwright_set_threads(threads);
+    tensorwright_pool_set_threads(threads);
     for (int first : {0, 3, 7}) {
       int limit = threads == 1 ? 0 : first;
-      CHECK(tensorwright_launch(Fail, &limit, 8) == -1);
+      CHECK(tensorwright_pool_launch(Fail, &limit, 8) == -1);
       CHECK(raised && *raised == std::to_string(limit));
       delete raised;
       raised = nullptr;
@@ -150,12 +150,12 @@ void Errors() {
 }
 
 void Forks() {
-  tensorwright_set_threads(3);
+  tensorwright_pool_set_threads(3);
   RunsEachPartOnce(3, 0);
   pid_t child = fork();
   if (child == 0) {
     Counts counts;
-    CHECK(tensorwright_launch(CountPart, &counts, 0) == 0);  // alone
+    CHECK(tensorwright_pool_launch(CountPart, &counts, 0) == 0);  // alone
     RegionsOf({3, 2}, 3);
     _exit(0);
   }
@@ -168,16 +168,16 @@ void Forks() {
 
 int main(int count, char** arguments) {
   Counts counts;
-  CHECK(tensorwright_launch(CountPart, &counts, 0) == 0 && tvm_launches == 1);  // no number of threads: TVM's pool
+  CHECK(tensorwright_pool_launch(CountPart, &counts, 0) == 0 && tvm_launches == 1);  // no number of threads: TVM's pool
   RegionsOf({1, 2, 3, 8, 2, 1, 5}, 40);
   SeveralCallers();
   OthersTakeWhatAThreadDoesNot();
   std::atomic<int> nested{0};
-  tensorwright_set_threads(3);
-  CHECK(tensorwright_launch(Nested, &nested, 12) == 0 && nested == 12);
+  tensorwright_pool_set_threads(3);
+  CHECK(tensorwright_pool_launch(Nested, &nested, 12) == 0 && nested == 12);
   Errors();
   if (count < 2 || std::strcmp(arguments[1], "without-fork") != 0) Forks();
-  CHECK(tensorwright_set_threads(0) == 0);
-  CHECK(tensorwright_launch(CountPart, &counts, 0) == 0 && tvm_launches == 2);
+  CHECK(tensorwright_pool_set_threads(0) == 0);
+  CHECK(tensorwright_pool_launch(CountPart, &counts, 0) == 0 && tvm_launches == 2);
   return 0;  // while helpers spin or sleep
 }
