@@ -40,10 +40,9 @@ def build_driver() -> Path:
     _check_sanitizers(target)
     # Of TVM, only the parser is compiled with sanitizers.
     sources = [*(SOURCES / name for name in _SOURCES), *(CPP / name for name in ("driver.cc", "instrumented_json.cc"))]
-    contents = [
-        path.read_bytes()
-        for path in (SOURCES / "thread_pool.c", *sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h")), *sources)
-    ]
+    pool = [SOURCES / name for name in THREAD_POOL_SOURCES]
+    headers = [*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h"))]
+    contents = [path.read_bytes() for path in (*headers, *sources, *pool)]
     compiler = target.compiler()
     libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program looks for them there
 
