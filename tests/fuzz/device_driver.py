@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import targets
-from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES, engine_link_options
+from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES, THREAD_POOL_SOURCES, engine_link_options
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import ffi_source_folder
 from compiler.device.sodium import sodium_include, sodium_object
