@@ -109,11 +109,11 @@ def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path
     sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
     options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
     made = compile_objects(target, sources, options, folder)
-    library = [*made[: len(own)], sodium]
+    linked = [*made[: len(own)], sodium]
     options = engine_link_options(folder)
-    target.compiler().run(["-shared", *library, "-o", folder / SHARED_LIBRARY, *options])
+    target.compiler().run(["-shared", *linked, "-o", folder / SHARED_LIBRARY, *options])
     for program in made[len(own) :]:
-        target.compiler().run([program, *library, "-o", folder / program.stem, *options])
+        target.compiler().run([program, *linked, "-o", folder / program.stem, *options])
 
 
 def tuning_program(target: Target) -> Path:
