@@ -23,6 +23,7 @@ from tvm import tirx
 
 from compiler.codegen.boolean_scratch import bytes_for_booleans
 from compiler.codegen.plain_kernels import with_plain_kernels
+from compiler.codegen.region_extents import with_extents
 from schedules.codegen.nest import CHUNKED
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.stages import dtype_of, product, shape_of
@@ -52,7 +53,8 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tv
 
     @tvm.transform.module_pass(opt_level=0, name="FinishKernels")
     def finished(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
-        return with_chunk_functions(_rewritten(mod, lambda body: opaque_floats(inlined_divisions(_linked(body)))))
+        rewritten = _rewritten(mod, lambda body: opaque_floats(inlined_divisions(_linked(body))))
+        return with_extents(with_chunk_functions(rewritten))
 
     def finalize() -> tvm.transform.Pass:
         return tvm.transform.Sequential([finalize_host(), finished])

@@ -93,6 +93,7 @@ struct Seat {
   int helpers, room;
   int threads; /* that its regions use; 0: TVM's pool */
   int inside;  /* a region: those that its parts launch run here */
+  int32_t extent; /* of the next region's loop; 0: not known */
 } __attribute__((aligned(64)));
 
 static struct {
@@ -212,9 +213,11 @@ static void run_part(Region* region, int number) {
   if (region->part(number, &region->group, region->data) != 0) note_failure(region, number);
 }
 
-/* Runs the given part, which the seat at that place of the team took, and all that nobody else takes. */
+/* Runs the given part, which the seat at that place of the team took, and all that nobody else takes. Wakes two other helpers
+   first, as each of them does. */
 static void run_parts(Seat* owner, int place, int number) {
   Region* region = &owner->region;
+  for (int i = 2 * place + 1; i <= 2 * place + 2 && i < region->seats; ++i) wake(owner->team[i]);
   for (; number >= 0; number = take_own(owner->team[place])) run_part(region, number);
   for (int i = place + 1; i < place + region->seats; ++i) {
     Seat* other = owner->team[i % region->seats];
@@ -342,18 +345,17 @@ static int run_here(TensorwrightPart part, void* data) {
   return part(0, &group, data) ? -1 : 0;
 }
 
-/* Hands out the ranges of a region's parts, and wakes helpers. */
+/* Hands out the ranges of a region's parts: of late places first, so that whoever has one may wake those behind it. */
 static void hand_out(Seat* own) {
-  Region* region = &own->region;
+  const Region* region = &own->region;
   int count = region->group.num_task, seats = region->seats;
-  for (int i = 0; i < seats; ++i) {
+  for (int i = seats; i-- > 0;) {
     Seat* seat = own->team[i];
     seat->owner = own, seat->place = i;
     uint32_t parts = range((int)((int64_t)count * i / seats), (int)((int64_t)count * (i + 1) / seats));
     __atomic_store_n(&seat->parts, parts, __ATOMIC_RELEASE);
   }
   __atomic_thread_fence(__ATOMIC_SEQ_CST); /* a helper that goes to sleep sees its range, or is seen to sleep */
-  for (int i = 1; i < seats; ++i) wake(own->team[i]);
 }
 
 static int failure_of(Region* region) {
@@ -384,7 +386,8 @@ int tensorwright_pool_launch(TensorwrightPart part, void* data, int count) {
   Seat* own = own_seat;
   if (!own || !(own->threads || own->inside)) return TVMBackendParallelLaunch(part, data, count);
   if (own->inside || own->helpers == 0) return run_here(part, data);
-  if (count <= 0) count = own->threads;
+  if (count <= 0) count = own->extent > 0 && own->extent < own->threads ? own->extent : own->threads;
+  own->extent = 0;
   if (count > MOST_PARTS) count = MOST_PARTS;
   Region* region = &own->region;
   region->part = part, region->data = data;
@@ -399,10 +402,15 @@ int tensorwright_pool_launch(TensorwrightPart part, void* data, int count) {
   return failure_of(region);
 }
 
-/* Parts of our regions need not run at the same time. */
+/* Parts need not run at the same time, so they cannot wait for each other. Generated code tells here what extent the loop of
+   the next region has: as the counter of a region of one part (compiler/codegen/region_extents.py). */
 static int barrier(int number, TensorwrightGroup* group) {
-  if (group->sync_handle) return TVMBackendParallelBarrier(number, group);
-  if (group->num_task == 1) return 0;
+  Seat* own = own_seat;
+  if (!own || !(own->threads || own->inside)) return TVMBackendParallelBarrier(number, group);
+  if (group->num_task == 1) {
+    if (group->sync_handle && !own->inside) own->extent = *(const int32_t*)group->sync_handle;
+    return 0;
+  }
   TVMFFIErrorSetRaisedFromCStr("RuntimeError", "parallel regions with barriers are not supported");
   return -1;
 }

@@ -1,4 +1,4 @@
-"""The threads of a run govern the parts of its kernels, whatever cores the module was compiled for."""
+"""The threads of a run govern the parts of its kernels, whatever cores the module was compiled for, up to their tasks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import compiler
+from compiler.runtime import load
+from compiler.support.balance import task_counts
 from tests.compiler.building import perceptron
 
-NUMBERS = ("2", "1", "3", "2", "5", "4")  # fewer than before, and more
+NUMBERS = ("2", "1", "3", "2", "50", "4")  # fewer than before, and more; more than there are tasks
 
 
 @pytest.fixture(scope="module", params=[2, 8])
@@ -33,4 +35,6 @@ def test_parts_follow_the_threads_of_a_run(path: Path, way: str) -> None:
     command = [sys.executable, "-m", "tests.compiler.runtime.parts", str(path), way, *NUMBERS]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[int(number)] for number in NUMBERS]
+    tasks = {count for entry in load(path).manifest.kernels for count in task_counts(entry.tasks or (), {}) or ()}
+    assert 5 < max(tasks) < 50
+    assert json.loads(done.stdout) == [sorted({min(int(number), each) for each in tasks}) for number in NUMBERS]
