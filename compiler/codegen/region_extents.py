@@ -1,8 +1,8 @@
 """Tells the thread pool how many iterations the next parallel loop has, so that it starts no more threads than that.
 
 TVM's generated code launches a region without the extent of its loop. Here it calls the barrier of parallel regions
-before, for a region of one part whose counter holds the extent. There TVM's own barrier has nothing to wait for; that of
-the thread pool reads the extent (`device/cpp/thread_pool.c`).
+before, for a region of one part whose counter holds the extent. There TVM's own barrier has nothing to wait for; that
+of the thread pool reads the extent (`device/cpp/thread_pool.c`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The threads of a run govern the parts of its kernels, whatever cores the module was compiled for, up to their tasks."""
+"""The threads of a run govern the parts of its kernels up to their tasks, whatever cores the module is for."""
 
 from __future__ import annotations
 
