@@ -61,7 +61,8 @@ def _with_extents(function: PrimFunc) -> PrimFunc:
         told = True
         bounded = extent if isinstance(extent, tirx.IntImm) else tirx.min(extent, tirx.IntImm(str(extent.ty), _MOST))
         tell = tirx.call_extern("int32", _TOLD, tirx.Cast("int32", bounded))
-        return tirx.SeqStmt([tirx.Evaluate(tell), loop])
+        # Nothing follows, but sets a debug location of its own: else what follows has one of the loop's function.
+        return tirx.SeqStmt([tirx.Evaluate(tell), loop, tirx.Evaluate(tirx.IntImm("int32", 0))])
 
     body = structural_map(function.body, (tirx.For, visit))
     return function.with_body(with_import(body, _TEXT)) if told else function
