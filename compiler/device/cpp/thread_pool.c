@@ -5,17 +5,19 @@
  * neighbouring parts stay on one core, and a helper that the system keeps waiting loses its range to those that run. The region
  * ends when all parts are done and every helper that took one has left; one that took none is not waited for.
  *
- * Who waits, for work or for the end of a region, spins before it sleeps. Where a processor was taken away from a thread
- * meanwhile, more threads want to run than there are processors, and spinning takes them from those that have work: for
- * some time, which grows while it happens again, everybody sleeps soon.
+ * Who waits, for work or for the end of a region, spins before it sleeps, and yields meanwhile (a virtual processor that only
+ * pauses may be taken away by its host). Where more threads want to run than there are processors, spinning takes them from
+ * those that have work, and yielding gives one away for a time slice: for a while everybody sleeps at once.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
 #include "thread_pool.h"
 
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -57,10 +59,14 @@ int TVMFFIFunctionSetGlobal(const Name* name, void* function, int override);
 enum {
   CALM_SPIN = 300, /* longer than regions of a run wait for each other, and most runs of a loop */
   BUSY_SPIN = 5,   /* regions of some kernels follow each other that fast */
-  TAKEN = 500,     /* a thread that shows nothing for so long was not running */
-  LEAST_BUSY = 20000,
-  MOST_BUSY = 1000000
+  LOST = 50,       /* a spinning thread that did not see the clock for so long was not running */
+  LONG_LOST = 500, /* longer than a processor takes to wake */
+  MOST_LOST = 6000,
+  BETWEEN_LOOKS = 1000,
+  LEAST_BUSY = 30000,
+  MOST_BUSY = 250000
 };
+enum { PAUSES = 8 }; /* some 0.1 microseconds */
 enum { INTEGER = 1 }; /* kTVMFFIInt */
 enum { RANGE_BITS = 15, MOST_PARTS = (1 << RANGE_BITS) - 1 };
 /* A range in a word: how many parts are left, the end, and whether the seat's helper is in the region. */
@@ -102,9 +108,10 @@ static struct {
   Seat* vacant;    /* seats of callers that ended */
   pthread_key_t ending;
   pthread_once_t once;
-} pool = {PTHREAD_MUTEX_INITIALIZER, NULL, NULL, 0, PTHREAD_ONCE_INIT};
+  int processors;
+} pool = {PTHREAD_MUTEX_INITIALIZER, NULL, NULL, 0, PTHREAD_ONCE_INIT, 0};
 
-static uint32_t busy_until, busy_for; /* microseconds; read and written by all */
+static uint32_t lost, lost_at, looked_at, was_crowded, busy_until, busy_for; /* microseconds, of all threads */
 static __thread Seat* own_seat;
 
 static uint32_t now(void) {
@@ -125,15 +132,48 @@ static void relax(void) {
 
 static int is_busy(uint32_t time) { return __atomic_load_n(&busy_until, __ATOMIC_RELAXED) - time - 1 < MOST_BUSY; }
 
-/* A thread that could have run since then did not; if that is long ago, somebody else had its processor. */
-static void note_taken(uint32_t since, uint32_t time) {
-  if (time - since <= TAKEN || is_busy(time)) return;
-  uint32_t until = __atomic_load_n(&busy_until, __ATOMIC_RELAXED), length = __atomic_load_n(&busy_for, __ATOMIC_RELAXED);
-  int again = time - until < 2 * length; /* soon after the last time */
-  length = again ? 2 * length : (uint32_t)LEAST_BUSY;
-  if (length > MOST_BUSY) length = MOST_BUSY;
-  __atomic_store_n(&busy_for, length, __ATOMIC_RELAXED);
-  __atomic_store_n(&busy_until, time + length, __ATOMIC_RELAXED);
+/* Whether more threads of the system want to run than there are processors. */
+static int is_crowded(void) {
+  char text[64]; /* "0.20 0.18 0.12 3/80 11206": 3 run */
+  int file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC), running = 0, fields = 0;
+  if (file < 0) return 0;
+  ssize_t size = read(file, text, sizeof text);
+  close(file);
+  for (ssize_t i = 0; i < size && text[i] != '/'; ++i) {
+    if (text[i] == ' ') fields++;
+    else if (fields == 3) running = 10 * running + (text[i] - '0');
+  }
+  return running > pool.processors;
+}
+
+/* Whether threads lost more than an eighth of the time, in long pieces: for processes that may use some processors alone, of
+   which the system's number of threads says nothing. */
+static int is_short_of_time(uint32_t length, uint32_t time) {
+  uint32_t leaked = (time - __atomic_exchange_n(&lost_at, time, __ATOMIC_RELAXED)) / 8;
+  uint32_t sum = __atomic_load_n(&lost, __ATOMIC_RELAXED);
+  sum = (sum > leaked ? sum - leaked : 0) + length;
+  __atomic_store_n(&lost, sum, __ATOMIC_RELAXED);
+  return sum > MOST_LOST;
+}
+
+/* A thread that could have run since then did not. Where that is because others want the processors, all threads sleep soon for
+   a while, a longer one if it is soon after the last. */
+static void note_lost(uint32_t since, uint32_t time) {
+  uint32_t length = time - since;
+  if (length < LOST || is_busy(time)) return;
+  int crowded = length >= LONG_LOST && is_short_of_time(length, time);
+  if (!crowded && time - __atomic_load_n(&looked_at, __ATOMIC_RELAXED) > BETWEEN_LOOKS) {
+    __atomic_store_n(&looked_at, time, __ATOMIC_RELAXED);
+    int before = __atomic_exchange_n(&was_crowded, is_crowded(), __ATOMIC_RELAXED);
+    crowded = before && __atomic_load_n(&was_crowded, __ATOMIC_RELAXED);
+  }
+  if (!crowded) return;
+  uint32_t until = __atomic_load_n(&busy_until, __ATOMIC_RELAXED), last = __atomic_load_n(&busy_for, __ATOMIC_RELAXED);
+  last = time - until < last ? 2 * last : (uint32_t)LEAST_BUSY;
+  if (last > MOST_BUSY) last = MOST_BUSY;
+  __atomic_store_n(&lost, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&busy_for, last, __ATOMIC_RELAXED);
+  __atomic_store_n(&busy_until, time + last, __ATOMIC_RELAXED);
 }
 
 static void wake(Seat* seat) {
@@ -148,29 +188,34 @@ static int holds(const uint32_t* word, uint32_t mask, int set) {
   return ((__atomic_load_n(word, __ATOMIC_SEQ_CST) & mask) != 0) == set;
 }
 
-/* Spins until some bit of the mask is set in a word (`set` 1), or none is (0). Returns 0 where that took too long. */
+/* Spins until some bit of the mask is set in a word (`set` 1), or none is (0). Returns 0 where that took too long. Where nobody
+   else wants the processor, it is offered to others meanwhile: that they took it shows soon. */
 static int spin_until(const uint32_t* word, uint32_t mask, int set) {
   uint32_t begin = 0, last = 0;
   for (int turn = 0;; ++turn) {
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < PAUSES; ++i) {
       if (holds(word, mask, set)) return 1;
       relax();
     }
     uint32_t time = now();
+    int busy = is_busy(time);
     if (turn == 0) begin = last = time;
-    note_taken(last, time);
+    note_lost(last, time);
     last = time;
-    if (time - begin > (uint32_t)(is_busy(time) ? BUSY_SPIN : CALM_SPIN)) return 0;
+    if (time - begin > (uint32_t)(busy ? BUSY_SPIN : CALM_SPIN)) return 0;
+    if (!busy) sched_yield();
   }
 }
 
-/* Sleeps, on the thread of `seat`, until that or until somebody wakes the seat, as who changes the word does. */
-static void sleep_until(Seat* seat, const uint32_t* word, uint32_t mask, int set) {
-  __atomic_store_n(&seat->asleep, 1, __ATOMIC_SEQ_CST);
-  while (!holds(word, mask, set) && __atomic_load_n(&seat->asleep, __ATOMIC_RELAXED)) {
-    syscall(SYS_futex, &seat->asleep, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+/* Waits in the same way on the thread of `seat`, which soon sleeps: who changes the word wakes it. */
+static void wait_until(Seat* seat, const uint32_t* word, uint32_t mask, int set) {
+  while (!spin_until(word, mask, set)) {
+    __atomic_store_n(&seat->asleep, 1, __ATOMIC_SEQ_CST);
+    while (!holds(word, mask, set) && __atomic_load_n(&seat->asleep, __ATOMIC_RELAXED)) {
+      syscall(SYS_futex, &seat->asleep, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+    }
+    if (!__atomic_exchange_n(&seat->asleep, 0, __ATOMIC_ACQUIRE)) note_lost(__atomic_load_n(&seat->woken, __ATOMIC_RELAXED), now());
   }
-  if (!__atomic_exchange_n(&seat->asleep, 0, __ATOMIC_ACQUIRE)) note_taken(__atomic_load_n(&seat->woken, __ATOMIC_RELAXED), now());
 }
 
 static uint32_t range(int first, int end) { return (uint32_t)end << RANGE_BITS | (uint32_t)(end - first); }
@@ -229,7 +274,7 @@ static void* help(void* argument) {
   Seat* seat = own_seat = (Seat*)argument;
   seat->inside = 1;
   for (;;) {
-    while (!spin_until(&seat->parts, LEFT, 1)) sleep_until(seat, &seat->parts, LEFT, 1);
+    wait_until(seat, &seat->parts, LEFT, 1);
     int number = take_own(seat);
     if (number < 0) continue;
     Seat* owner = seat->owner;
@@ -314,6 +359,7 @@ static void in_child(void) {
 }
 
 static void set_up(void) {
+  pool.processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
   pthread_key_create(&pool.ending, leave);
   pthread_atfork(before_fork, after_fork, in_child);
 }
@@ -376,9 +422,8 @@ static void join(Seat* own) {
     const uint32_t* parts = &own->team[i]->parts;
     if (spin_until(parts, HELPED, 0)) continue;
     uint32_t begin = now();
-    do sleep_until(own, parts, HELPED, 0);
-    while (!spin_until(parts, HELPED, 0));
-    note_taken(begin, now());
+    wait_until(own, parts, HELPED, 0);
+    note_lost(begin, now()); /* parts that are so uneven are few */
   }
 }
 
