@@ -13,6 +13,7 @@ extern int __tvm_ffi_kernel(void *, Any *, int32_t, Any *);
 void TVMFFIErrorSetRaisedFromCStrParts(void) { abort(); }
 extern char __start_kernel_text, __stop_kernel_text;
 void *__TVMBackendParallelLaunch __attribute__((weak));
+void *__TVMBackendParallelBarrier __attribute__((weak));
 void *__TVMBackendAllocWorkspace __attribute__((weak));
 void *__TVMBackendFreeWorkspace __attribute__((weak));
 
