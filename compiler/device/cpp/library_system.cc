@@ -41,12 +41,12 @@ class CodeFile {
 
 // A path to the descriptor that no other load uses: the dynamic loader takes a path that it has seen for the same library,
 // even when the descriptor's number was reused for another file. "/./" and "//" write a counter in binary, and mean
-// nothing to the kernel.
+// nothing to the kernel. (The Python package does the same from another folder, so that both may be in one process.)
 std::string UniquePath(int descriptor) {
   static std::atomic<unsigned> loads{1};
   std::string path = "/" + std::to_string(descriptor);
   for (unsigned count = loads++; count; count >>= 1) path = (count & 1 ? "/." : "/") + path;
-  return "/proc/self/fd" + path;
+  return "/proc/self/./fd" + path;  // not the Python package's paths, which may load libraries in the same process
 }
 
 // Whether a loader's message says that the system runs no code from anonymous memory.
