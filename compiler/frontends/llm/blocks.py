@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import ml_dtypes  # noqa: F401  (numpy's types of 8 bits, by name)
@@ -11,23 +12,32 @@ import numpy as np
 from compiler.frontends.gguf_blocks import read_gguf_blocks
 from compiler.frontends.llm.group_rounding import GROUP, best_scales, rounded_by_gptq
 from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Experts, Matrix
-from compiler.passes.rewriting.block_weights import BlockWeight
+from compiler.passes.rewriting.block_weights import BlockWeight, Empty
 from compiler.support.optional import optional_module
 
 _NUMBERS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-_ROWS_AT_ONCE = 256  # what stays in the caches
+_ROWS_AT_ONCE = 4096  # of which there are copies in memory
+_ROWS_IN_CACHES = 256
 
 
-def packed(weight: Matrix, precision: str | None, gram: Array | None = None, *, vary: bool = False) -> BlockWeight:
-    """A weight in the form that kernels read.
+def packed(weight: Matrix, precision: str | None, gram: Array | None = None, *, empty: Empty = np.empty) -> BlockWeight:
+    """A weight in the form that kernels read, some rows at a time.
 
     Args:
         weight: of any kind. Where kernels do not read its groups, which are no multiple of 4, it becomes float32.
         precision: as of `LanguageModelOptions`; weights that are quantized already are quantized again.
         gram: one of the options' `grams`.
-        vary: store the zero of each group even if all are equal.
+        empty: allocates the arrays of the weight.
     """
+    vary = _zeros_vary([weight])
+    step = weight.rows if gram is not None else _ROWS_AT_ONCE
+    rows = (weight.taken(slice(start, start + step)) for start in range(0, weight.rows, step))
+    whole = BlockWeight.of_rows(weight.rows, (_packed(each, precision, gram, vary=vary) for each in rows), empty)
+    return replace(whole, order=_order(weight, precision))
+
+
+def _packed(weight: Matrix, precision: str | None, gram: Array | None, *, vary: bool) -> BlockWeight:
     if weight.kind not in FLOAT_KINDS and (precision is not None or not _kernels_read(weight)):
         weight = Matrix("F32", dequantized(weight), weight.depth)
     if weight.kind in FLOAT_KINDS:
@@ -41,13 +51,11 @@ def packed(weight: Matrix, precision: str | None, gram: Array | None = None, *, 
         return read_gguf_blocks(weight.data, weight.kind, (weight.rows, weight.depth))
     groups = weight.groups
     if weight.kind in _FLOAT8:
-        found = BlockWeight.of_codes(weight.data, groups.scales, groups.size, _FLOAT8[weight.kind])
-    elif groups.table is not None:
-        found = BlockWeight.of_codes(weight.data, groups.scales, groups.size, groups.table.tolist())
-    else:
-        bits = int(weight.kind.removeprefix("INT"))
-        found = BlockWeight.of_integers(weight.data, groups.scales, groups.zeros, groups.size, bits, vary=vary)
-    return found if groups.order is None else replace(found, order=groups.order)
+        return BlockWeight.of_codes(weight.data, groups.scales, groups.size, _FLOAT8[weight.kind])
+    if groups.table is not None:
+        return BlockWeight.of_codes(weight.data, groups.scales, groups.size, groups.table.tolist())
+    bits = int(weight.kind.removeprefix("INT"))
+    return BlockWeight.of_integers(weight.data, groups.scales, groups.zeros, groups.size, bits, vary=vary)
 
 
 def _kernels_read(weight: Matrix) -> bool:
@@ -55,11 +63,29 @@ def _kernels_read(weight: Matrix) -> bool:
     return weight.groups is None or math.gcd(weight.groups.size, 4) == 4
 
 
-def packed_experts(experts: Experts, precision: str | None) -> BlockWeight:
-    """The weights of the experts of a mixture, one after another, in the form that kernels read."""
-    zeros = [each.groups.zeros for each in experts.weights if each.groups is not None and each.groups.zeros is not None]
-    vary = bool(zeros) and any(bool((each != zeros[0].flat[0]).any()) for each in zeros)
-    return BlockWeight.of_experts([packed(each, precision, vary=vary) for each in experts.weights])
+def packed_experts(run: Sequence[Experts], precision: str | None, empty: Empty = np.empty) -> BlockWeight:
+    """The weights of the experts of a mixture, one after another, in the form that kernels read; those of the parts of
+    a run beside each other in each expert."""
+    vary = _zeros_vary([weight for part in run for weight in part.weights])
+    each = zip(*(part.weights for part in run), strict=True)
+    weights = (_packed_expert(Matrix.joined(parts), precision, vary=vary) for parts in each)
+    return BlockWeight.of_experts(len(run[0].weights), sum(part.rows for part in run), weights, empty)
+
+
+def _packed_expert(weight: Matrix, precision: str | None, *, vary: bool) -> BlockWeight:
+    return replace(_packed(weight, precision, None, vary=vary), order=_order(weight, precision))
+
+
+def _order(weight: Matrix, precision: str | None) -> Array | None:
+    """The order of the features that a packed weight multiplies."""
+    kept = weight.groups is not None and precision is None and _kernels_read(weight)
+    return weight.groups.order if weight.groups is not None and kept else None
+
+
+def _zeros_vary(weights: Sequence[Matrix]) -> bool:
+    """True if weights have zeros that are not all equal."""
+    zeros = [each.groups.zeros for each in weights if each.groups is not None and each.groups.zeros is not None]
+    return bool(zeros) and any(bool((each != zeros[0].flat[0]).any()) for each in zeros)
 
 
 def dequantized(weight: Matrix) -> Array:
@@ -93,9 +119,9 @@ def _rounded(values: Array, bits: int) -> BlockWeight:
     groups = -(-depth // GROUP)
     integers = np.zeros((rows, groups * GROUP), np.int8)
     scales = np.zeros((rows, groups), np.float16)
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        part = np.zeros((len(values[start : start + _ROWS_AT_ONCE]), groups * GROUP), np.float32)
-        part[:, :depth] = values[start : start + _ROWS_AT_ONCE]
+    for start in range(0, rows, _ROWS_IN_CACHES):
+        part = np.zeros((len(values[start : start + _ROWS_IN_CACHES]), groups * GROUP), np.float32)
+        part[:, :depth] = values[start : start + _ROWS_IN_CACHES]
         blocks = part.reshape(len(part), groups, GROUP)
         scale = _byte_scales(blocks) if bits == 8 else best_scales(blocks)
         rounded = _to_integers(blocks, scale.astype(np.float32), bits)

@@ -12,14 +12,17 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.blocks import packed, packed_experts
 from compiler.frontends.llm.options import LanguageModelOptions
-from compiler.frontends.llm.weights import Experts, Linear, Matrix, joined, joined_experts, stacked, stacked_experts
+from compiler.frontends.llm.weights import Array, Experts, Linear, Matrix, joined, stacked, stacked_experts
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows, gated_product, gates
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
+from compiler.support.unnamed_file import Room
 from schedules.sequence_mixers.operands import Columns
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
+
+_MOST_IN_MEMORY = 1 << 30  # bytes of weights; further ones go to files, so that a large model need not fit the memory
 
 
 class Products:
@@ -27,15 +30,19 @@ class Products:
 
     def __init__(self, builder: relax.BlockBuilder, options: LanguageModelOptions) -> None:
         self._builder, self._options = builder, options
+        self._room = Room(_MOST_IN_MEMORY)
         self.operands: list[Expr] = []  # of `product` but for the head, in order
+
+    def _packed(self, weight: Matrix, precision: str | None, gram: Array | None = None) -> BlockWeight:
+        return packed(weight, precision, gram, empty=self._room.empty)
 
     def product(self, x: Expr, linear: Linear, *, is_head: bool = False) -> Expr:
         """x @ weight.T + bias: (1, n, depth) -> (1, n, rows)."""
         if is_head:
-            weight = packed(linear.weight, self._table_precision)
+            weight = self._packed(linear.weight, self._table_precision)
         else:
             gram = self._options.grams[len(self.operands)] if self._options.grams else None
-            weight = packed(linear.weight, self._options.precision, gram)
+            weight = self._packed(linear.weight, self._options.precision, gram)
             self.operands.append(x)
         result = block_product(self._builder, x, weight, self._activations(weight))
         if linear.scale is not None:
@@ -88,7 +95,7 @@ class Products:
         kinds = {part.weight.kind for part in gate_up}
         if self._options.precision != "bfloat16" and not (self._options.precision is None and kinds == {"BF16"}):
             return None
-        gate, up = (packed(part.weight, self._options.precision) for part in gate_up)
+        gate, up = (self._packed(part.weight, self._options.precision) for part in gate_up)
         if not gates(gate, up, activation):
             return None
         self.operands.append(x)
@@ -101,11 +108,11 @@ class Products:
         """
         results: list[Expr] = []
         for run in stacked_experts(parts):
-            whole = joined_experts(run)
-            weight = packed_experts(whole, self._options.precision)
+            weight = packed_experts(run, self._options.precision, self._room.empty)
+            columns = sum(part.rows for part in run)
             activations = self._options.activations
             slots = x if of_slots else expert_rows(self._builder, x, routing, weight, activations)
-            found = expert_product(self._builder, slots, weight, whole.rows, routing.experts, activations)
+            found = expert_product(self._builder, slots, weight, columns, routing.experts, activations)
             results += self._split(found, [part.rows for part in run])
         return results
 
@@ -129,7 +136,7 @@ class Products:
 
     def table(self, embedding: Matrix) -> BlockWeight:
         """The embedding, for `rows` and, where it is the head as well, for `with_table`."""
-        return packed(embedding, self._table_precision)
+        return self._packed(embedding, self._table_precision)
 
     def rows(self, table: BlockWeight, tokens: Expr) -> Expr:
         """Entries by token: (1, n) -> (1, n, depth)."""

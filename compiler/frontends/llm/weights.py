@@ -154,13 +154,6 @@ def stacked_experts(parts: Sequence[Experts]) -> list[list[Experts]]:
     return _runs(parts, fits)
 
 
-def joined_experts(run: Sequence[Experts]) -> Experts:
-    """One product whose outputs are those of the parts, one after another, in each expert."""
-    if len(run) == 1:
-        return run[0]
-    return Experts(tuple(Matrix.joined(each) for each in zip(*(part.weights for part in run), strict=True)))
-
-
 def _runs(parts: Sequence[Part], fits: Callable[[Part, Part], bool]) -> list[list[Part]]:
     """Parts in runs, each of which fits the one before it."""
     runs: list[list[Part]] = []

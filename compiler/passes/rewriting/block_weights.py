@@ -7,7 +7,7 @@ with exactly the numbers of the blocks, but for many rows on processors with AMX
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from tvm import relax
 
 from compiler.passes.rewriting.graph import Expr
-from compiler.passes.rewriting.matching import Array, as_constant
+from compiler.passes.rewriting.matching import Array, as_constant, shared_constant
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.rounding import bfloat16_bits
 from schedules.matmul.blocks.expressions import block_matmul, block_take
@@ -27,6 +27,7 @@ from schedules.matmul.pack import FUSABLE
 from schedules.matmul.rounded_bf16 import matmul_rounded_bf16, rounded_bf16
 from schedules.matmul.words import matmul_words
 
+Empty = Callable[[tuple[int, ...], Any], Array]
 ACTIVATIONS = ("int8", "float32", "bfloat16")
 _ELEMENTWISE = 0  # relax's pattern kind that is fused with what comes before
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
@@ -92,7 +93,7 @@ class BlockWeight:
         zero = np.zeros((1, 1), np.int16) if zeros is None else zeros.astype(np.int16)
         if values.dtype == np.int8:
             middle = 1 << (bits - 1)
-            values, zero = (values.astype(np.int16) + middle).astype(np.uint8), zero + middle
+            values, zero = values.view(np.uint8) + np.uint8(middle), zero + middle
         unit, (scales, zero) = _readable_groups(values.shape[1], group, [_exact_half(scales), zero])
         same = not vary and bool((zero == zero.flat[0]).all())
         if not same and (int(zero.min()) < 0 or int(zero.max()) > 255):
@@ -119,12 +120,16 @@ class BlockWeight:
         return BlockWeight.of_blocks(layout, values, {"scale": scales})
 
     @staticmethod
-    def of_experts(weights: Sequence[BlockWeight]) -> BlockWeight:
-        """The weights of experts, of one format and shape, as one: each has whole panels, filled up with zeros."""
-        first = weights[0]
-        columns = -(-first.columns // PANEL) * PANEL
-        whole = BlockWeight.stacked([replace(each, columns=columns, order=None) for each in weights])
-        orders = [each.order for each in weights if each.order is not None]
+    def of_experts(count: int, columns: int, weights: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
+        """The weights of experts, each of so many columns, as one: each has whole panels, filled up with zeros."""
+        orders = list[Array]()
+
+        def each_weight() -> Iterator[BlockWeight]:
+            for weight in weights:
+                orders.extend([] if weight.order is None else [weight.order])
+                yield weight
+
+        whole = BlockWeight.of_rows(count * -(-columns // PANEL) * PANEL, each_weight(), empty)
         return replace(whole, order=np.stack(orders)) if orders else whole
 
     @staticmethod
@@ -160,6 +165,24 @@ class BlockWeight:
         arrays = tuple(np.concatenate(parts) for parts in zip(*(each.arrays for each in weights), strict=True))
         return BlockWeight(first.layout, sum(each.columns for each in weights), first.depth, arrays)
 
+    @staticmethod
+    def of_rows(columns: int, parts: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
+        """As `stacked`, of parts that are made one after another: no more than one is there beside the whole, whose
+        arrays `empty` allocates."""
+        layout, depth, whole, start = None, 0, list[Array](), 0
+        for part in parts:
+            layout, depth = part.layout, part.depth
+            panels = len(part.arrays[0])
+            if not whole:
+                whole = [empty((-(-columns // PANEL), *each.shape[1:]), each.dtype) for each in part.arrays]
+            for at, each in enumerate(part.arrays):
+                if whole[at].dtype != each.dtype:  # scales that float16 does not hold
+                    whole[at] = whole[at].astype(np.promote_types(whole[at].dtype, each.dtype))
+                whole[at][start : start + panels] = each
+            start += panels
+        assert layout is not None
+        return BlockWeight(layout, columns, depth, tuple(whole))
+
     def joins(self, other: BlockWeight) -> bool:
         """True if the two can be joined."""
         full = self.columns % PANEL == 0 and other.columns % PANEL == 0
@@ -169,7 +192,7 @@ class BlockWeight:
     def constants(self) -> list[Expr]:
         """The arrays as constants of Relax, the same ones at each call."""
         if not self._constants:
-            self._constants.extend(as_constant(each) for each in self.arrays)
+            self._constants.extend(shared_constant(each) for each in self.arrays)
         return self._constants
 
     @property

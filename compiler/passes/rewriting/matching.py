@@ -13,6 +13,8 @@ from tvm.sym import Analyzer
 
 from compiler.passes.rewriting.graph import Expr, Graph
 
+_ALIGNMENT = 64  # bytes
+
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
@@ -38,6 +40,13 @@ def array_of(constant: Expr) -> Array:
 def as_constant(array: Array) -> Expr:
     """`array` as a constant of the same data type (`relax.const` makes int32 of int64)."""
     return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape)))
+
+
+def shared_constant(array: Array) -> Expr:
+    """`array` as a constant that, where it is aligned as kernels read constants, shares its memory: it must not be
+    changed any more."""
+    aligned = array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable
+    return relax.const(tvm.runtime.from_dlpack(array)) if array.size and aligned else as_constant(array)
 
 
 def scalar_of(graph: Graph, expr: Expr) -> float | int | bool | None:
