@@ -88,7 +88,8 @@ def read_opened(opened: OpenedModule, trusted_keys: Sequence[Key] | None = None)
     try:
         return _read(opened, trusted_keys)
     except BaseException:
-        opened.digests.stop()
+        if opened.digests is not None:
+            opened.digests.stop()
         raise
 
 
@@ -125,16 +126,19 @@ def _parse_manifest(layout: Layout, origin: str) -> Manifest:
 
 
 def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, memoryview]:
-    """The sections by name, each having the checksum that the manifest holds for it."""
+    """The sections by name, each having the checksum that the manifest holds for it, now or when it was checked."""
     names, expected = tuple(section.name for section in opened.layout.sections), _section_names(manifest)
     if names != expected or set(manifest.checksums) != set(expected):
         raise ArtifactError(f"{opened.origin} is damaged: it must hold the sections {', '.join(expected)}")
-    for name, digest in zip(names, opened.digests.result(), strict=True):
+    found = () if opened.digests is None else zip(names, opened.digests.result(), strict=True)
+    for name, digest in found:
         if digest.hex() != manifest.checksums[name]:
             raise ArtifactError(
                 f"{opened.origin} is damaged: the checksum of its {name} does not match",
                 "copy or export the file again",
             )
+    if opened.file is not None:
+        opened.file.remember()
     return {name: opened.section(index) for index, name in enumerate(names)}
 
 

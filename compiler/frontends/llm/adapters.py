@@ -52,19 +52,18 @@ class Adapter:
         self._settings = Settings(read_json(folder / _CONFIG), folder / _CONFIG, {})
         self._check_settings()
         self._tensors = SafetensorsFolder(folder, _WEIGHTS)
-        names = {name.removeprefix(_PREFIX): name for name in self._tensors.names}
-        self._stored: dict[str, str] = {}  # without the prefix -> as it is in the file
+        # Without the prefix, and without what peft calls the weight below an adapter, -> as it is in the file.
+        self._stored = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): name for name in self._tensors.names}
         self.targets: set[str] = set()
-        self.replaced: dict[str, str] = {}
-        for name, stored in names.items():
-            self._stored[name] = stored
+        self.replaced: set[str] = set()
+        for name, stored in self._stored.items():
             end = next(
                 (each for each in (_A, _B, _EMBEDDING_A, _EMBEDDING_B, *_MAGNITUDE) if name.endswith(each)), None
             )
             if end is not None:
                 self.targets.add(name.removesuffix(end))
             elif name.endswith((".weight", ".bias")):
-                self.replaced[name] = stored
+                self.replaced.add(name)
             else:
                 raise OptionError(f"{self.origin}: tensor {stored!r} is not one of a LoRA adapter")
 

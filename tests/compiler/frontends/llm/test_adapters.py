@@ -122,6 +122,11 @@ def test_embeddings_and_whole_modules_are_changed(base: tuple[Path, Any], tmp_pa
     tensors = {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b}
     stored = {**{key: each.astype(np.float32) for key, each in tensors.items()}, "lm_head.weight": head}
     adapter = _write(tmp_path, stored, modules_to_save=["lm_head"])
+    # peft saves the table as well where an adapter changes it, which may have been made longer or trained.
+    table = random.standard_normal((vocabulary, hidden)).astype(np.float32)
+    stored["model.embed_tokens.base_layer.weight"] = table
+    found = _merged(folder, _write(tmp_path / "own", stored), "model.embed_tokens.weight")
+    np.testing.assert_allclose(found, table + _SCALE * (b @ a).T, rtol=1e-5, atol=1e-5)
     found = _merged(folder, adapter, "model.embed_tokens.weight")
     np.testing.assert_allclose(found, embedding + _SCALE * (b @ a).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(_merged(folder, adapter, "lm_head.weight"), head)

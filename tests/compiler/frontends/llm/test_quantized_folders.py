@@ -157,3 +157,20 @@ def _numpy(tensor: Any) -> np.ndarray[Any, Any]:
     else:
         found = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return found
+
+
+def test_blocks_of_mxfp4_are_those_of_transformers(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    random, name = np.random.default_rng(7), "model.layers.0.mlp.experts.gate_up_proj"
+    blocks = torch.from_numpy(random.integers(0, 256, (2, 6, 3, 16)).astype(np.uint8))
+    scales = torch.from_numpy(random.integers(100, 140, (2, 6, 3)).astype(np.uint8))
+    save_file({f"{name}_blocks": blocks, f"{name}_scales": scales}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "mxfp4"}}))
+    reader = open_folder(tmp_path)
+    wanted = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).transpose(1, 2)  # which turns them
+    assert reader.names == {f"{name}.weight"}
+    assert reader.shape(f"{name}.weight") == (2, 6, 96)
+    np.testing.assert_array_equal(reader.vector(f"{name}.weight"), wanted.numpy())
