@@ -1,23 +1,35 @@
-"""Reading 4-bit integers out of 32-bit words as an operator: `unpacked(word, shift)` is the float32 of the signed four
-bits from bit `shift` on.
+"""Numbers that 4 bits of 32-bit words stand for, as operators: `unpacked(word, shift)` is the float32 of the signed
+four bits from bit `shift` on, `looked_up(word, table)` the entry of a table that the lowest four bits name.
 
-On AVX-512 it is a shift and a look-up: `vpermps` reads one of 16 floats by the lowest four bits of each lane and
-ignores the others. Elsewhere the bits are shifted to the top, back with their sign, and converted.
+On AVX-512 they are a shift and a look-up: `vpermps` reads one of 16 floats by the lowest four bits of each lane and
+ignores the others. Elsewhere signed bits are shifted to the top, back with their sign, and converted; entries of tables
+are chosen bit by bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from functools import cache
+
+import numpy as np
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
 UNPACK = "tensorwright.unpack_int4"
-OPERATORS = (UNPACK,)
 BITS = 4
 _PERMUTED_LANES = 16
+_PERMUTATION = "@llvm.x86.avx512.permvar.sf.512"
+# The tables of bitsandbytes (`get_4bit_type`).
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
+    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+TABLES = {"nf4": _NF4}
+OPERATORS = (UNPACK, *(f"tensorwright.look_up_{name}" for name in TABLES))
 
 
 def unpacked(word: Expr, shift: int) -> Expr:
@@ -26,15 +38,23 @@ def unpacked(word: Expr, shift: int) -> Expr:
     return tvm.ir.Call(tvm.ir.Op.get(UNPACK), arguments, ret_ty=tirx.FloatImm("float32", 0.0).ty)
 
 
-def _text(lanes: int, permutes: bool) -> str:
+def looked_up(word: Expr, table: Sequence[float]) -> Expr | None:
+    """The operator on an int32; None for a table that there is no operator for."""
+    name = next((name for name, each in TABLES.items() if np.array_equal(np.float32(each), np.float32(table))), None)
+    if name is None:
+        return None
+    operator = tvm.ir.Op.get(f"tensorwright.look_up_{name}")
+    return tvm.ir.Call(operator, [word], ret_ty=tirx.FloatImm("float32", 0.0).ty)
+
+
+def _unpacking(lanes: int, permutes: bool) -> str:
     f, i = vector("float", lanes), vector("i32", lanes)
     head = f"define {f} @{symbol('unpack_int4', lanes)}({i} %w, {i} %s) alwaysinline nounwind {{"
     if permutes and lanes == _PERMUTED_LANES:
         levels = ", ".join(f"float {float(level)}" for level in [*range(8), *range(-8, 0)])
-        return f"""declare {f} @llvm.x86.avx512.permvar.sf.512({f}, {i})
-{head}
+        return f"""{head}
   %n = lshr {i} %w, %s
-  %r = call {f} @llvm.x86.avx512.permvar.sf.512({f} <{levels}>, {i} %n)
+  %r = call {f} {_PERMUTATION}({f} <{levels}>, {i} %n)
   ret {f} %r
 }}"""
     top = "28" if lanes == 1 else "splat (i32 28)"
@@ -47,14 +67,50 @@ def _text(lanes: int, permutes: bool) -> str:
 }}"""
 
 
+def _look_up(name: str, lanes: int, permutes: bool) -> str:
+    f, i, i1 = vector("float", lanes), vector("i32", lanes), vector("i1", lanes)
+    numbers = [_hexadecimal(each) for each in TABLES[name]]
+    head = f"define {f} @{symbol(f'look_up_{name}', lanes)}({i} %w) alwaysinline nounwind {{"
+    if permutes and lanes == _PERMUTED_LANES:
+        levels = ", ".join(f"float {each}" for each in numbers)
+        return f"""{head}
+  %r = call {f} {_PERMUTATION}({f} <{levels}>, {i} %w)
+  ret {f} %r
+}}"""
+
+    def all_lanes(scalar: str, number: object) -> str:
+        return str(number) if lanes == 1 else f"splat ({scalar} {number})"
+
+    lines, entries = [head], [all_lanes("float", each) for each in numbers]
+    for bit in range(BITS):
+        lines.append(f"  %m{bit} = and {i} %w, {all_lanes('i32', 1 << bit)}")
+        lines.append(f"  %b{bit} = icmp ne {i} %m{bit}, {all_lanes('i32', 0)}")
+        chosen = [f"%r{bit}_{at}" for at in range(len(entries) // 2)]
+        for at, name_ in enumerate(chosen):
+            lines.append(f"  {name_} = select {i1} %b{bit}, {f} {entries[2 * at + 1]}, {f} {entries[2 * at]}")
+        entries = chosen
+    return "\n".join([*lines, f"  ret {f} {entries[0]}", "}"])
+
+
+def _hexadecimal(number: float) -> str:
+    """A float32 as LLVM writes it: the bits of the double."""
+    return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
+
+
 @cache
 def _definitions(lanes: tuple[int, ...], permutes: bool) -> str:
-    return "\n".join([*(_text(count, permutes) for count in lanes), ""])
+    f, i = vector("float", _PERMUTED_LANES), vector("i32", _PERMUTED_LANES)
+    declared = permutes and _PERMUTED_LANES in lanes
+    texts = [f"declare {f} {_PERMUTATION}({f}, {i})"] if declared else []
+    for count in lanes:
+        texts += [_unpacking(count, permutes), *(_look_up(name, count, permutes) for name in TABLES)]
+    return "\n".join([*texts, ""])
 
 
 def definitions(lanes: Iterable[int], machine: Machine) -> str:
-    """LLVM IR of the function for these numbers of lanes."""
+    """LLVM IR of the functions for these numbers of lanes."""
     return _definitions(tuple(sorted(set(lanes))), machine.executes("avx512f"))
 
 
-register_operator(UNPACK, "of a word")
+for _operator in OPERATORS:
+    register_operator(_operator, "of a word")

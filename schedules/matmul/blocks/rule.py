@@ -111,6 +111,8 @@ def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
         return None
     layout = BlockFormat.of_text(str(stage.annotations[SPEC]))
     data, experts, weights = _operands(stage, store.buffer, column)
+    if not layout.is_integer:  # whose numbers are told from their bits, each read again
+        weights = list({load.source: load for load in weights}.values())
     arrays = _named(weights, layout)
     if data is None or arrays is None or (experts is None) != (kind == BLOCK_MATMUL):
         return None

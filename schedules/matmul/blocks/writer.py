@@ -15,6 +15,7 @@ from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pa
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.instructions.products.table import sums_signed
+from schedules.instructions.unpack_bits import looked_up
 from schedules.ir.expression import index, substitute
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.ir.widening import number
@@ -278,11 +279,18 @@ class BlockWriter(WriterOfParts[Parts]):
 
             def add(i: int, at: Expr, lane: Expr, k: int = k) -> Expr:
                 value = self._bits(place, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
-                weight = tirx.Cast("float32", value) if self.layout.is_integer else number_of(value, self.layout)
+                weight = self._number(value)
                 return sums.sum(i, at) + self._data(place, i, first + k) * weight
 
             code += sums.stores(add)
         return code
+
+    def _number(self, value: Expr) -> Expr:
+        """The float32 that an integer of the weight stands for, but for its zero."""
+        if self.layout.is_integer:
+            return tirx.Cast("float32", value)
+        found = looked_up(value, self.layout.table) if self.layout.table else None
+        return number_of(value, self.layout) if found is None else found
 
     def _float_end(
         self, totals: RegisterTile, sums: RegisterTile, place: Place, group: Expr, run: tuple[Expr, int]

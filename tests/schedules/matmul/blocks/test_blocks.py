@@ -9,6 +9,7 @@ import pytest
 from tvm import relax
 
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product
+from schedules.instructions.unpack_bits import TABLES
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.blocks.layout import BlockFormat
 from tests.schedules.harness import AVX2, AVX512, Array, executable, normal, run, runnable, scheduled, target_of
@@ -176,3 +177,18 @@ def test_integers_keep_their_numbers(signed: bool) -> None:
     assert weight.layout == BlockFormat(4, 16, zeros=True)
     with pytest.raises(ValueError, match="multiple of 4"):
         BlockWeight.of_integers(values, scales, zeros, 42, 4)
+
+
+@pytest.mark.parametrize("target", runnable())
+@pytest.mark.parametrize("code", ["nf4", "a table of its own", "float8_e4m3fn", "float8_e5m2"])
+def test_integers_that_stand_for_numbers(code: str, target: str) -> None:
+    import ml_dtypes  # noqa: F401  (numpy's types of 8 bits, by name)
+
+    random, columns, depth, group = np.random.default_rng(5), 41, 100, 32
+    tables = {"nf4": TABLES["nf4"], "a table of its own": tuple(random.standard_normal(16).astype(np.float32).tolist())}
+    table = tables.get(code)
+    values = random.integers(0, 16 if table else 0x70, (columns, depth)).astype(np.uint8)
+    scales = random.uniform(0.5, 1, (columns, -(-depth // group))).astype(np.float16)
+    numbers = values.view(code).astype(np.float64) if table is None else np.array(table)[values]
+    wide = numbers * np.repeat(scales.astype(np.float64), group, 1)[:, :depth]
+    check(BlockWeight.of_codes(values, scales, group, table or code), wide.T, "float32", target, (1, 9))
