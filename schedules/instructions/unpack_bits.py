@@ -40,7 +40,14 @@ def unpacked(word: Expr, shift: int) -> Expr:
 
 def looked_up(word: Expr, table: Sequence[float]) -> Expr | None:
     """The operator on an int32; None for a table that there is no operator for."""
-    name = next((name for name, each in TABLES.items() if np.array_equal(np.float32(each), np.float32(table))), None)
+    name = next(
+        (
+            name
+            for name, each in TABLES.items()
+            if np.array_equal(np.asarray(each, np.float32), np.asarray(table, np.float32))
+        ),
+        None,
+    )
     if name is None:
         return None
     operator = tvm.ir.Op.get(f"tensorwright.look_up_{name}")
