@@ -16,15 +16,22 @@ from tests.fuzz.hostile.subjects import subjects
 from tests.fuzz.hostile.verdict import Verdict, subject_table, verdict_table
 
 _SHOWN_RUNS = 8
+_TOGETHER = 50  # subjects, after which what failed is shown: all of them take hours
 
 
 def run(only: str | None, workers: int, console: Console) -> int:
     """Run the suite; 0 if nothing failed."""
     chosen = [number for number, each in enumerate(subjects()) if _is_chosen(each.name, only)]
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="tensorwright-hostile-") as folder, Progress(console=console) as progress:
+    verdicts: list[Verdict] = []
+    with Progress(console=console) as progress:
         task = progress.add_task("hostile", total=steps(chosen))
-        verdicts = run_subjects(chosen, Path(folder), workers=workers, seen=lambda: progress.advance(task))
+        for first in range(0, len(chosen), _TOGETHER):
+            some = chosen[first : first + _TOGETHER]
+            with tempfile.TemporaryDirectory(prefix="tensorwright-hostile-") as folder:
+                found = run_subjects(some, Path(folder), workers=workers, seen=lambda: progress.advance(task))
+            _list("failed so far", (verdict for verdict in found if verdict.failed), console)
+            verdicts += found
     _print(verdicts, time.monotonic() - start, console)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
 
