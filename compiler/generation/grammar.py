@@ -146,7 +146,7 @@ class Matcher:
     """Follows one text, token by token."""
 
     def __init__(self, masks: Masks, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
-        self._masks, self._vocabulary, self._stop_tokens = masks, vocabulary, list(stop_tokens)
+        self._masks, self._vocabulary, self._stop_tokens = masks, vocabulary, sorted(set(stop_tokens))
         self._next: tuple[Mask | None, bool] | None = None
 
     def wait(self, seconds: float) -> bool:
@@ -176,12 +176,10 @@ class Matcher:
     def _read(self, given: Bits | None, completed: bool) -> tuple[Mask | None, bool]:
         if given is None:
             return None, False
-        bits = np.unpackbits(given.view(np.uint8), bitorder="little", count=self._vocabulary)
-        allowed = bits.astype(np.bool_)
-        others = allowed.copy()
-        others[self._stop_tokens] = False
-        ended = not others.any()
-        if ended and not allowed.any() and not completed:
+        allowed = np.unpackbits(given.view(np.uint8), bitorder="little", count=self._vocabulary).view(np.bool_)
+        stops = allowed[self._stop_tokens]
+        ended = np.count_nonzero(allowed) == np.count_nonzero(stops)
+        if ended and not stops.any() and not completed:
             raise InputError(
                 "the grammar allows no token here: the model's vocabulary does not have what it asks for",
                 "change the grammar",

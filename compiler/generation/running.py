@@ -27,6 +27,7 @@ class RunningSequence:
         slot: where its state is; None before its first chunk.
         read: how many tokens its slot holds.
         reused: how many tokens of the prompt were there already.
+        held: logits of its next token, until its grammar says which ones it may be.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RunningSequence:
         self._speculate = speculate
         self._guesses: list[int] = []
         self.slot: int | None = None
+        self.held: Logits | None = None
         self.read = self.reused = 0
         self._begin = self._prompt_seconds = self._decode_seconds = 0.0
         self._decoded = 0
@@ -85,6 +87,11 @@ class RunningSequence:
             self._guesses = self.speculation.draft([*self.prompt, *output.tokens], min(guesses, output.left - 1))
         tokens = [output.tokens[-1], *self._guesses]
         return Chunk(self.slot, tokens, self.read, self.read + len(tokens), is_prompt=False, logits=len(tokens))
+
+    @property
+    def can_run(self) -> bool:
+        """True if it may read another token, even if its last one turns out to have ended the text."""
+        return self.held is None and (self.reads_prompt or self.output.left > 0)
 
     def take(self, logits: Logits) -> int:
         """Go on by the logits of the next tokens, and hand out what comes of it; how many guesses were wrong."""
@@ -146,9 +153,12 @@ class Batch:
             self._remove(sequence)
 
     def step(self) -> None:
-        """Read the next token of each sequence, and parts of prompts."""
-        waiting = self._settle()
-        parts = self._parts([each for each in self.running if each not in waiting])
+        """Read the next token of each sequence, and parts of prompts.
+
+        A sequence whose grammar is another process's runs while that looks for what may follow its last token.
+        """
+        self._settle()
+        parts = self._parts([each for each in self.running if each.can_run])
         if not parts:
             return
         try:
@@ -161,35 +171,28 @@ class Batch:
             self._slots.read(chunk.slot, chunk.tokens)
             sequence.read += len(chunk.tokens)
             if chunk.logits:
-                self._advance(sequence, logits)
+                self._advance(sequence, logits, 0.0)
 
-    def _settle(self) -> list[RunningSequence]:
-        """The sequences that are left out of this step, since the grammars of their last tokens do not answer yet."""
-        waiting = self._unsettled(self.running, 0.0)
+    def _settle(self) -> None:
+        """Let sequences go on that can only do so once their grammars have answered; wait a little for these."""
+        waiting = [each for each in self.running if not each.can_run]
         if waiting:
             others = len(self.running) > len(waiting)
-            waiting = self._unsettled(waiting, _GRAMMAR_SECONDS if others else _LONE_GRAMMAR_SECONDS)
-        return waiting
+            until = time.monotonic() + (_GRAMMAR_SECONDS if others else _LONE_GRAMMAR_SECONDS)
+            for sequence in waiting:
+                self._advance(sequence, sequence.held, max(0.0, until - time.monotonic()))
 
-    def _unsettled(self, sequences: Sequence[RunningSequence], seconds: float) -> list[RunningSequence]:
-        """Sequences whose grammars would take longer; sequences that turn out to have ended are removed."""
-        until = time.monotonic() + seconds
-        waiting = []
-        for sequence in tuple(sequences):
-            try:
-                if not sequence.output.settle(max(0.0, until - time.monotonic())):
-                    waiting.append(sequence)
-                elif sequence.output.reason is not None:
-                    sequence.finish()
-                    self._remove(sequence)
-            except TensorwrightError as error:
-                self._fail(sequence, error)
-        return waiting
-
-    def _advance(self, sequence: RunningSequence, logits: Logits) -> None:
+    def _advance(self, sequence: RunningSequence, logits: Logits | None, seconds: float) -> None:
+        """Choose the next token by its logits, if the grammar answers within so many seconds; keep them if not."""
         try:
-            wrong = sequence.take(logits)
-            if sequence.slot is not None and wrong:
+            if not sequence.output.settle(seconds):
+                if sequence.held is None and logits is not None:
+                    sequence.held = logits.copy()  # the next run overwrites them
+                return
+            sequence.held = None
+            if sequence.output.reason is not None:
+                sequence.finish()
+            elif logits is not None and (wrong := sequence.take(logits)) and sequence.slot is not None:
                 self._slots.forget(sequence.slot, wrong)
         except TensorwrightError as error:
             self._fail(sequence, error)
