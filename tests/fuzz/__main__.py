@@ -27,6 +27,7 @@ from tests.fuzz.worker_pool import MEMORY_BYTES, run_cases
 SUITES = {
     "artifacts": "tests.fuzz.artifacts",
     "device": "tests.fuzz.device",
+    "device-server": "tests.fuzz.device_server",
     "files": "tests.fuzz.files",
     "interrupts": "tests.fuzz.interrupts",
     "models": "tests.fuzz.models",

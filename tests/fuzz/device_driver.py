@@ -1,4 +1,7 @@
-"""The C++ runtime under AddressSanitizer and UndefinedBehaviorSanitizer, as a process that answers commands."""
+"""The C++ runtime under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+A process that answers commands, and the device server.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import targets
-from compiler.device.programs import COMPILE_OPTIONS, LIBRARY_SOURCES, SOURCES, THREAD_POOL_SOURCES, engine_link_options
+from compiler.device.programs import (
+    COMPILE_OPTIONS,
+    LIBRARY_SOURCES,
+    NO_LINKED_MODULE,
+    PROGRAMS,
+    SOURCES,
+    THREAD_POOL_SOURCES,
+    engine_link_options,
+)
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import ffi_source_folder
 from compiler.device.sodium import sodium_include, sodium_object
@@ -18,7 +29,7 @@ from compiler.support.cache import cached, key_of
 
 CPP = Path(__file__).with_name("cpp")
 _SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-_SOURCES = (*LIBRARY_SOURCES, "mapped_code.cc", "linked_none.cc")
+_SOURCES = (*LIBRARY_SOURCES, "mapped_code.cc", NO_LINKED_MODULE)
 # TVM's own leaks at exit are not looked for.
 _SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"
 _NEW_LINE = "\x1e"  # within an answer
@@ -30,7 +41,25 @@ class SanitizerReport(Exception):  # noqa: N818 (it is what they call it)
 
 
 def build_driver() -> Path:
-    """The program of `cpp/driver.cc`; compiled once.
+    """The program of `cpp/driver.cc`. Raises as `_built`."""
+    return _built("driver", [*(SOURCES / name for name in _SOURCES), CPP / "driver.cc"])
+
+
+def build_server() -> Path:
+    """The device server. Raises as `_built`."""
+    names = (*LIBRARY_SOURCES, *PROGRAMS["tensorwright-server"], NO_LINKED_MODULE)
+    return _built("server", [SOURCES / name for name in names])
+
+
+def sanitizer_environment(**options: str) -> dict[str, str]:
+    """The environment of such a program; `options` are more ones of AddressSanitizer."""
+    own = {"allocator_may_return_null": "1", "detect_leaks": "1", "abort_on_error": "0", **options}
+    joined = ":".join(f"{name}={value}" for name, value in own.items())
+    return {**os.environ, "ASAN_OPTIONS": joined, "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def _built(name: str, sources: Sequence[Path]) -> Path:
+    """A program with sanitizers, compiled once.
 
     Raises:
         targets.ToolchainMissing: there is no compiler with sanitizers, for which tests skip (tests/conftest.py).
@@ -38,8 +67,7 @@ def build_driver() -> Path:
     """
     target = targets.get("host", cores=1)
     _check_sanitizers(target)
-    # Of TVM, only the parser is compiled with sanitizers.
-    sources = [*(SOURCES / name for name in _SOURCES), *(CPP / name for name in ("driver.cc", "instrumented_json.cc"))]
+    sources = [*sources, CPP / "instrumented_json.cc"]  # of TVM, only the parser is compiled with sanitizers
     pool = [SOURCES / name for name in THREAD_POOL_SOURCES]
     headers = [*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h"))]
     contents = [path.read_bytes() for path in (*headers, *sources, *pool)]
@@ -49,14 +77,14 @@ def build_driver() -> Path:
     def build(folder: Path) -> None:
         folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
         options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
-        made = compile_objects(target, {"driver": sources, "thread_pool": pool}, options, folder)
+        made = compile_objects(target, {name: sources, "thread_pool": pool}, options, folder)
         links = [part for path in libraries for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
         sodium = sodium_object(target)
-        compiler.run([*_SANITIZERS, *made, sodium, "-o", folder / "driver", *(part for part in links if part != "-s")])
+        compiler.run([*_SANITIZERS, *made, sodium, "-o", folder / name, *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
     key = key_of([compiler.version(), *_SANITIZERS, *map(str, libraries), *contents])
-    return cached("fuzz-driver", key, build) / "driver"
+    return cached(f"fuzz-{name}", key, build) / name
 
 
 def _check_sanitizers(target: targets.Target) -> None:
@@ -109,12 +137,7 @@ class Driver:
 
     def _start(self) -> subprocess.Popen[str]:
         suppressions = f"suppressions={self._program.with_name('suppressions')}"
-        environment = {
-            **os.environ,
-            "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1:abort_on_error=0",
-            "LSAN_OPTIONS": f"{suppressions}:print_suppressions=0",
-            "UBSAN_OPTIONS": "print_stacktrace=1",
-        }
+        environment = {**sanitizer_environment(), "LSAN_OPTIONS": f"{suppressions}:print_suppressions=0"}
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             [str(self._program)],

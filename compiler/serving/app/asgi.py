@@ -50,7 +50,8 @@ class Asgi:
         assert task is not None
         loop = asyncio.get_running_loop()
         flight = self._inflight.begin(task, receive, loop.time() + self._handler.limits.body_seconds)
-        call = Call(scope["method"], scope["path"], dict(scope["headers"]), b"", time.monotonic())
+        headers = dict(scope["headers"])
+        call = Call(scope["method"], scope["path"], headers, b"", time.monotonic(), holding=self._held)
         status = 499
         try:
             reply = await self._answered(call, flight)
@@ -67,7 +68,7 @@ class Asgi:
             _uncancel(task)
         finally:
             self._inflight.end(flight)
-            self._held.remove(call.held)
+            call.release()
             self._handler.finished(call, status, (scope.get("client") or ("-",))[0])
 
     async def _answered(self, call: Call, flight: Flight) -> Reply | StreamReply:
@@ -90,8 +91,7 @@ class Asgi:
                 if message["type"] == "http.disconnect":
                     raise _ClientGoneError
                 parts.append(message.get("body", b""))
-                self._held.add(len(parts[-1]))
-                call.held += len(parts[-1])
+                call.hold(len(parts[-1]))
                 size += len(parts[-1])
                 if size > limits.max_request_bytes:
                     raise limits.too_large()

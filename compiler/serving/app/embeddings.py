@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, Reply, check_method, json_reply, mapping
+from compiler.serving.app.http import Call, Reply, check_method, json_bytes, mapping
 from compiler.serving.app.openai_models import named_model, unknown_fields
 from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
@@ -21,6 +22,7 @@ from compiler.support.shown import shown
 _PATH = "/v1/embeddings"
 _FIELDS = frozenset({"model", "input", "encoding_format", "dimensions"})
 _IGNORED = frozenset({"user"})
+_WRITTEN_AT_ONCE = 64  # vectors
 
 
 class Embeddings:
@@ -52,12 +54,8 @@ class Embeddings:
             self._metrics.observe_response(response, name, 1)
         _check_dimensions(body.get("dimensions"), vectors.shape[1])
         count = sum(map(len, texts))
-        data = [
-            {"object": "embedding", "index": index, "embedding": _written(vector, as_text)}
-            for index, vector in enumerate(vectors)
-        ]
-        usage = {"prompt_tokens": count, "total_tokens": count}
-        return json_reply({"object": "list", "data": data, "model": name, "usage": usage})
+        rest = json_bytes({"model": name, "usage": {"prompt_tokens": count, "total_tokens": count}})
+        return Reply(b'{"object":"list","data":[%b],%b' % (await _written(vectors, as_text), rest[1:]))
 
     def _embedder(self, name: str, service: Service) -> ServiceEmbedder:
         found = self._embedders.get(service)
@@ -95,5 +93,12 @@ def _check_dimensions(given: object, size: int) -> None:
         raise InputError(f"the model's vectors have {size} dimensions, not {shown(given)}")
 
 
-def _written(vector: Array, as_text: bool) -> Any:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector
+async def _written(vectors: Array, as_text: bool) -> bytes:
+    """The elements of a list in JSON, which of many vectors are written a part at a time: others are served between."""
+    parts = []
+    for index, vector in enumerate(vectors):
+        written = base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector
+        parts.append(json_bytes({"object": "embedding", "index": index, "embedding": written}))
+        if index % _WRITTEN_AT_ONCE == _WRITTEN_AT_ONCE - 1:
+            await asyncio.sleep(0)
+    return b",".join(parts)

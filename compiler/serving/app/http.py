@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from compiler.errors import InputError, UserError
 from compiler.serving.app.lag import Lag
-from compiler.serving.limits import DEFAULT_LIMITS, Limits
+from compiler.serving.limits import DEFAULT_LIMITS, HeldBytes, Limits
 from compiler.serving.request import ANY_LEVEL, ServiceLevel
 from compiler.serving.sandbox.client import Sandbox
 from compiler.support.optional import optional_module
@@ -49,7 +49,8 @@ class Call:
         lag: of the process that answers.
         limits: of the server.
         sandbox: of the process that answers; None before it answers.
-        held: bytes of its body that are counted.
+        holding: counts the bytes that requests hold; None: nothing does.
+        held: bytes that are counted: of its body, and of what was unpacked from it.
         computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
     """
 
@@ -64,9 +65,22 @@ class Call:
     lag: Lag | None = None
     limits: Limits = DEFAULT_LIMITS
     sandbox: Sandbox | None = None
+    holding: HeldBytes | None = None
     held: int = 0
     computed: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def hold(self, count: int) -> None:
+        """Count bytes that it holds until `release`. Raises LimitError where all requests together hold too many."""
+        if self.holding is not None:
+            self.holding.add(count)
+            self.held += count
+
+    def release(self) -> None:
+        """Count what it held as gone."""
+        if self.holding is not None:
+            self.holding.remove(self.held)
+            self.held = 0
 
     def json(self) -> Any:
         """The body as JSON. Raises InputError, LimitError where it has too many values."""
@@ -159,9 +173,15 @@ def check_method(call: Call, method: str) -> None:
         raise HttpError(405, f"{call.path} takes {allowed}, not {call.method}", headers=((b"allow", allowed.encode()),))
 
 
+def json_bytes(content: Any) -> bytes:
+    """JSON; numpy arrays are lists in it, and NaN and infinities null."""
+    written: bytes = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return written
+
+
 def json_reply(content: Any, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
-    """An answer in JSON; numpy arrays are lists in it, and NaN and infinities null."""
-    return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, (JSON, *headers))
+    """An answer in JSON, as `json_bytes` writes it."""
+    return Reply(json_bytes(content), status, (JSON, *headers))
 
 
 def parse_json(content: bytes | bytearray | memoryview) -> Any:

@@ -45,6 +45,7 @@ class Predictions:
                 raise InputError("the request has no body", "send an image: curl --data-binary @cat.jpg URL")
             # A decoder of images that crashes, or that takes long, ends its own process alone.
             pixels: np.ndarray = await call.required_sandbox.run("pixels", None, bytes(call.body))
+            call.hold(pixels.nbytes)  # a thousand times the file, of which many might wait for the model
             latency = self._repository.options(name).latency_ms
             deadline = call.deadline(latency)
             level, margin = call.level(latency, {}), call.margin(deadline)

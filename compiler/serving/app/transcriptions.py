@@ -58,6 +58,7 @@ class Transcriptions:
             how = encode(speech_preparation(service.model))
             sandbox, longest = call.required_sandbox, call.limits.audio_seconds
             parts, seconds = await sandbox.run("speech", None, wanted.audio, how, longest)
+            call.hold(sum(each.nbytes for each in parts))
             speech = await asyncio.to_thread(prepared_speech, service.model, parts, language=wanted.language, task=task)
             text = await self._text_of(name, service, speech, wanted.options)
         if wanted.form == "text":

@@ -22,6 +22,7 @@ from compiler.serving.sandbox.wire import LENGTH_BYTES, pack, unpack
 _USES = 256  # jobs of one process, whose memory might grow
 _LARGE = 1 << 20  # bytes of a message after which a process is not used again, for its memory
 _PIECE = 1 << 20
+_LONGEST = 1 << 32  # bytes of a message
 _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -225,27 +226,31 @@ class Process:
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))
 
-    async def ask(self, message: bytes) -> Any:
+    async def ask(self, message: bytes | bytearray) -> Any:
         """Send a message, and receive the answer. Raises EOFError where the process ends before."""
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(self.sock, message)
             length = int.from_bytes(await self._received(LENGTH_BYTES), "little")
+            if length > _LONGEST:
+                raise EOFError
             content = await self._received(length)
         except ConnectionError as error:
             raise EOFError from error
         self.large = self.large or max(len(message), length) > _LARGE
         return unpack(content)
 
-    async def _received(self, count: int) -> bytes:
+    async def _received(self, count: int) -> bytearray:
+        """So many bytes, a piece at a time, so that the event loop serves others while many megabytes come."""
         loop = asyncio.get_running_loop()
-        content = bytearray()
-        while len(content) < count:
-            part = await loop.sock_recv(self.sock, min(count - len(content), _PIECE))
-            if not part:
+        content = bytearray(count)
+        left = memoryview(content)
+        while left:
+            got = await loop.sock_recv_into(self.sock, left[:_PIECE])
+            if not got:
                 raise EOFError
-            content += part
-        return bytes(content)
+            left = left[got:]
+        return content
 
 
 def _result(answer: list[Any], limits: Limits) -> Any:

@@ -19,13 +19,15 @@ _ARRAY = 1
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def pack(message: object) -> bytes:
+def pack(message: object) -> bytearray:
     """A message with its length before it."""
-    content = _ENCODER.encode(message)
-    return len(content).to_bytes(LENGTH_BYTES, "little") + content
+    content = bytearray(LENGTH_BYTES)
+    _ENCODER.encode_into(message, content, LENGTH_BYTES)
+    content[:LENGTH_BYTES] = (len(content) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little")
+    return content
 
 
-def unpack(content: bytes) -> Any:
+def unpack(content: bytes | bytearray) -> Any:
     """What was packed, without its length."""
     return _DECODER.decode(content)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from compiler.serving.sandbox.client import Sandbox, State
 from compiler.serving.service import Service
 from compiler.serving.text.options import TextOptions
 from compiler.support.tokenizer_file import read_tokenizer_file
+
+Tokens: TypeAlias = Sequence[int] | Array
+"""Of a text: a list, or int64 (tokens,)."""
 
 _IDS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")
@@ -63,7 +67,7 @@ class ServiceEmbedder:
             self._tokenizer.enable_truncation(self.max_tokens)
             self._state = State("text tokenizer", self._tokenizer.to_str(), self.max_tokens)
 
-    async def tokens(self, given: Sequence[str | list[int]], sandbox: Sandbox) -> list[list[int]]:
+    async def tokens(self, given: Sequence[str | list[int]], sandbox: Sandbox) -> list[Tokens]:
         """The tokens of texts, cut where there are too many; lists of tokens stay as they are. Short texts are read
         here, all else in a sandbox.
 
@@ -73,7 +77,7 @@ class ServiceEmbedder:
         found = iter(await self._read(texts, sandbox) if texts else ())
         return [next(found) if isinstance(each, str) else each for each in given]
 
-    async def _read(self, texts: list[str], sandbox: Sandbox) -> list[list[int]]:
+    async def _read(self, texts: list[str], sandbox: Sandbox) -> list[Tokens]:
         if self._tokenizer is None or self._state is None:
             raise InputError(
                 f"model {self._service.name!r} is served without a tokenizer",
@@ -81,10 +85,10 @@ class ServiceEmbedder:
             )
         if sum(map(len, texts)) <= INLINE_TEXT:
             return [tokens_of(self._tokenizer, each) for each in texts]
-        return [each.tolist() for each in await sandbox.run("texts", self._state, texts)]
+        return list(await sandbox.run("texts", self._state, texts))
 
-    async def embed(self, texts: Sequence[Sequence[int]], request: Request) -> tuple[Array, list[Response]]:
-        """Vectors of texts given as tokens, float32 (texts, size), and the answers that they come from.
+    async def embed(self, texts: Sequence[Tokens], request: Request) -> tuple[Array, list[Response]]:
+        """Vectors of texts given as tokens, float32 (texts, size), and the answers that they come from, less outputs.
 
         Raises InputError for an empty text or one that is too long, OptionError where padding changes vectors, and what
         the service raises.
@@ -95,15 +99,11 @@ class ServiceEmbedder:
         if not self._padding_is_proven:
             await self._prove_padding(texts, request)
         lengths = [self._padded(len(each)) for each in texts]
-        responses = await gathered(
-            len(texts), _AT_ONCE, lambda place: self._infer(texts[place], lengths[place], request)
-        )
-        vectors = np.stack(
-            [self._pooled(each.outputs[self._output], len(text)) for each, text in zip(responses, texts, strict=True)]
-        )
+        found = await gathered(len(texts), _AT_ONCE, lambda place: self._vector(texts[place], lengths[place], request))
+        vectors = np.stack([vector for vector, _ in found])
         if self._options.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _LEAST_NORM)
-        return vectors, responses
+        return vectors, [response for _, response in found]
 
     def _padded(self, count: int) -> int:
         """The padded length of a text of `count` tokens."""
@@ -112,13 +112,14 @@ class ServiceEmbedder:
         multiple = self._options.pad_to_multiple_of
         return min(-(-count // multiple) * multiple, max(count, self.max_tokens))
 
-    async def _prove_padding(self, texts: Sequence[Sequence[int]], request: Request) -> None:
+    async def _prove_padding(self, texts: Sequence[Tokens], request: Request) -> None:
         """Compare the vectors of a text with and without padding."""
         text = next((each for each in texts if self._padded(len(each)) > len(each)), None)
         if text is None:
             return
-        pair = [await self._infer(text, length, request) for length in (len(text), self._padded(len(text)))]
-        plain, padded = (self._pooled(each.outputs[self._output], len(text)) for each in pair)
+        plain, padded = [
+            (await self._vector(text, length, request))[0] for length in (len(text), self._padded(len(text)))
+        ]
         if not np.allclose(padded, plain, rtol=0, atol=_PADDED_TOLERANCE * float(np.abs(plain).max())):
             raise OptionError(
                 f"the vectors of model {self._service.name!r} depend on padding",
@@ -126,14 +127,16 @@ class ServiceEmbedder:
             )
         self._padding_is_proven = True
 
-    async def _infer(self, text: Sequence[int], length: int, request: Request) -> Response:
+    async def _vector(self, text: Tokens, length: int, request: Request) -> tuple[Array, Response]:
+        """The vector of a text. The outputs that it comes from, a vector of each token, are not kept."""
         inputs = self._inputs(text, length)
-        return await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
+        response = await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
+        return self._pooled(response.outputs[self._output], len(text)), response._replace(outputs={})
 
-    def _inputs(self, tokens: Sequence[int], length: int) -> dict[str, Array]:
+    def _inputs(self, tokens: Tokens, length: int) -> dict[str, Array]:
         return {each.name: self._input(each, tokens, length) for each in self._service.inputs}
 
-    def _input(self, tensor: TensorDescription, tokens: Sequence[int], length: int) -> Array:
+    def _input(self, tensor: TensorDescription, tokens: Tokens, length: int) -> Array:
         row = np.zeros((1, length), np.int64)
         if tensor.name == self._ids:
             row[:] = self._pad

@@ -11,7 +11,7 @@ import http
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Mapping
 from contextlib import aclosing, suppress
 from enum import Enum
 from functools import lru_cache
@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
         """All headers have been received; a request that is refused for them is not read further."""
         if self._reading is _Reading.NOTHING:
             return
-        call = Call(self._parser.get_method().decode("latin-1"), "", self._headers, b"", time.monotonic())
+        call = self._call_of(self._parser.get_method().decode("latin-1"), "", self._headers, b"")
         version = self._parser.get_http_version()
         call.chunked = version == "1.1"
         try:
@@ -179,11 +179,10 @@ class Connection(asyncio.Protocol):
         if self._reading is not _Reading.BODY or self._call is None:
             return
         try:
-            self._owner.held.add(len(body))
+            self._call.hold(len(body))
         except LimitError as error:
             self._refuse(self._call, error)
             return
-        self._call.held += len(body)
         if not self._body:
             self._body = body
         elif isinstance(self._body, bytearray):
@@ -214,7 +213,7 @@ class Connection(asyncio.Protocol):
 
     def _received(self, head: Head, body: bytes) -> None:
         """A whole request has been received, with a known head."""
-        call = Call(head.method, head.path, head.headers, body, time.monotonic())
+        call = self._call_of(head.method, head.path, head.headers, body)
         try:
             self._admit(call)
         except Exception as error:  # becomes an answer
@@ -222,6 +221,9 @@ class Connection(asyncio.Protocol):
             return
         self._until = None
         self._begin(call, True)
+
+    def _call_of(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Call:
+        return Call(method, path, headers, body, time.monotonic(), holding=self._owner.held)
 
     def _admit(self, call: Call) -> None:
         if len(self._owner.connections) > self._owner.max_connections:
@@ -269,10 +271,8 @@ class Connection(asyncio.Protocol):
             self._next()
 
     def _forget(self, call: Call | None) -> None:
-        """Count the body of a request as gone."""
         if call is not None:
-            self._owner.held.remove(call.held)
-            call.held = 0
+            call.release()
 
     def _drop_pending(self) -> None:
         for call, _, _ in self._pending:

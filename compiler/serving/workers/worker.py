@@ -7,6 +7,7 @@ supervisor.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import pickle
 import resource
@@ -136,6 +137,8 @@ class _Worker:
             own = made[0]
             await talking.open(own)
             await app.start()
+            gc.collect()
+            gc.freeze()  # what lives as long as the server: collections amid a request do not look through it
             server = Server(app, self._http(), talking.ready)
         except TensorwrightError as error:
             await talking.failed(error)
