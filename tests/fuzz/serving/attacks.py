@@ -9,6 +9,7 @@ import struct
 import wave
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 FORM = "multipart/form-data; boundary=B"
@@ -61,6 +62,11 @@ def image(content: Callable[[], bytes], kind: str = "png", count: int = 1) -> At
     return post("/v1/chat/completions", body)
 
 
+def picture(content: Callable[[], bytes], model: str = "pictures") -> Attack:
+    """A picture as the body of a request for predictions."""
+    return Attack("POST", f"/v2/models/{model}/predict", content, {"Content-Type": "image/png"})
+
+
 def speech(content: Callable[[], bytes]) -> Attack:
     """A transcription of a file."""
 
@@ -72,15 +78,34 @@ def speech(content: Callable[[], bytes]) -> Attack:
     return post("/v1/audio/transcriptions", body, Content_Type=FORM)
 
 
-def png(width: int, height: int, rows: bytes | None = None) -> bytes:
-    """A PNG file of one bit a pixel that says so many pixels, and holds the rows that are given, else all of them."""
+def png(width: int, height: int, rows: bytes | None = None, before: bytes = b"") -> bytes:
+    """A PNG file of one bit a pixel that says so many pixels, and holds the rows that are given, else all of them.
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    `before`: chunks before the pixels.
+    """
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     content = zlib.compress(bytes(height * (1 + (width + 7) // 8)) if rows is None else rows, 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    chunks = png_chunk(b"IHDR", header) + before + png_chunk(b"IDAT", content) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def gif(width: int, height: int, frames: int) -> bytes:
+    """A GIF file of that size, of frames of one pixel."""
+    frame = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    colors = bytes(6)
+    return b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + colors + frame * frames + b";"
+
+
+def bmp(width: int, height: int) -> bytes:
+    """A BMP file of 24 bits a pixel that says so many pixels, and has 64 bytes of them."""
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 118, 0, 0, 54) + head + bytes(64)
 
 
 def wav(frames: int, rate: int = 16000, width: int = 2, channels: int = 1) -> bytes:
@@ -183,6 +208,23 @@ ATTACKS: dict[str, Attack | list[Attack]] = {
     "image that is none": image(lambda: b"\x89PNG\r\n\x1a\n" + b"\xff" * 1000),
     "image of another format": image(lambda: b"GIF89a\xff\xff\xff\xff\xf7\x00\x00" + b"\x2c" * 5000, "gif"),
     "1,000 images": chat([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}] * 1000, "vision"),
+    "picture bomb of 900 megapixels": picture(lambda: png(30_000, 30_000, b"")),
+    "picture of 60 megapixels": picture(lambda: png(7_900, 7_900)),
+    "pictures of one line and one column": [picture(lambda: png(1 << 26, 1)), picture(lambda: png(1, 1 << 22))],
+    "pictures of one pixel, and of none": [picture(lambda: png(1, 1)), picture(lambda: png(0, 5, b""))],
+    "pictures that lie about their size": [
+        picture(lambda: png(5_000, 5_000, b"\0" * 100)), picture(lambda: bmp(20_000, 3_000)),
+        picture(lambda: bmp(-5, -(1 << 31))), picture(lambda: gif(65_535, 1_000, 1)),
+        picture(lambda: gif(9, 9, 100_000)),
+        picture(lambda: png((1 << 31) - 1, (1 << 31) - 1, b""))],
+    "picture with a bomb of text": picture(
+        lambda: png(8, 8, before=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26), 9)))),
+    "pictures that are none": [
+        picture(partial(bytes, content)) for content in (b"", b"\0" * 1000, wav(100), b"RIFF\xff\xff\xff\x7fWEBPVP8 ",
+                                                 b"\xff\xd8\xff\xe0" + b"\xff" * 5000, b"P6 9 9 255 ", b"%!PS-Adobe")],
+    "pictures to models that take none": [
+        picture(lambda: png(8, 8), model)
+        for model in ("dense", "chat", "detect", "nope", "..%2f..", "%00", "a" * 9000)],
     "speech of 3 hours": speech(lambda: wav(8000 * 3600 * 3, 8000, 1)),
     "speech of 50 minutes": speech(lambda: wav(8000 * 3000, 8000, 1)),
     "speech at 1,000 a second": speech(lambda: wav(60_000_000, 1000, 1)),
@@ -191,6 +233,12 @@ ATTACKS: dict[str, Attack | list[Attack]] = {
     "speech at rate 0": speech(lambda: wav(100)[:24] + bytes(4) + wav(100)[28:]),
     "speech of zero bits": speech(lambda: wav(100)[:34] + bytes(2) + wav(100)[36:]),
 }  # fmt: skip
+
+
+TOGETHER: dict[str, tuple[Attack, int]] = {
+    "16 pictures of 60 megapixels at once": (picture(lambda: png(7_900, 7_900)), 16),
+}
+"""Requests that are sent so many times at once, by name."""
 
 
 def _gzipped(content: bytes) -> bytes:

@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz.serving.attacks import ATTACKS, Attack, chat, completion
+from tests.fuzz.serving.attacks import ATTACKS, TOGETHER, Attack, chat, completion
 from tests.fuzz.serving.models import build
 from tests.fuzz.serving.random_requests import request
 from tests.fuzz.serving.server import Health, Served, Watch, serve
@@ -75,6 +75,7 @@ def run(cases: int, seed: int, only: str | None, console: Console) -> int:
             _warm(served)
             parts: dict[str, Callable[[Row], object]] = {
                 **{name: partial(_attack, served, attack) for name, attack in ATTACKS.items()},
+                **{name: partial(_together, served, *attack) for name, attack in TOGETHER.items()},
                 f"{cases} random requests": lambda row: _random(row, served, cases, seed),
                 "reload while serving": lambda row: _reload(row, served),
                 "afterwards": lambda row: time.sleep(1.0),
@@ -129,6 +130,14 @@ def _send(served: Served, attack: Attack) -> tuple[str, bytes]:
 def _attack(served: Served, attack: Attack | list[Attack], row: Row) -> None:
     for each in [attack] if isinstance(attack, Attack) else attack:
         _note(row, served, each, row.name)
+
+
+def _together(served: Served, attack: Attack, count: int, row: Row) -> None:
+    threads = [threading.Thread(target=_note, args=(row, served, attack, row.name)) for _ in range(count)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
 
 
 def _note(row: Row, served: Served, attack: Attack, what: str) -> str:

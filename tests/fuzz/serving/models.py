@@ -11,17 +11,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 import compiler
 from compiler.frontends.llm.gguf_tokenizer import LLAMA3
+from compiler.support.processing import Processing
 from tests.compiler.frontends.llm.encoder_models import save_encoder_model
+from tests.compiler.frontends.processing.nets import centers, net_with
 from tests.compiler.generation.models import write_folder
 
-NAMES = ("chat", "chat3", "embed", "detect", "dense", "speech", "vision")
+NAMES = ("chat", "chat3", "embed", "detect", "dense", "speech", "vision", "pictures")
 
 
 def build(folder: Path) -> Path:
     """Write NAME.twm for each of the names that is missing, and a configuration; returns the configuration.
 
     A language model that joins sequences, one with Llama 3's pattern, an embedder, a detector (a convolution, then
-    non-maximum suppression), a product, and small models of the kinds of Whisper and SmolVLM.
+    non-maximum suppression), a product, small models of the kinds of Whisper and SmolVLM, and a detector of pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[Path], object]] = {
@@ -32,6 +34,7 @@ def build(folder: Path) -> Path:
         "dense": _dense,
         "speech": lambda file: _encoder("whisper", file),
         "vision": lambda file: _encoder("smolvlm", file),
+        "pictures": _pictures,
     }
     for name, make in makers.items():
         file = folder / f"{name}.twm"
@@ -86,6 +89,13 @@ def _embedder(file: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     compiler.compile(model, threads=1).export(file)
+
+
+def _pictures(file: Path) -> None:
+    """Boxes in the pixels of an image of any size."""
+    boxes, scores = centers()
+    net = net_with({"output0": np.concatenate([boxes, scores], 1).T[None]})
+    compiler.compile(net, processing=Processing(task="detect"), threads=1).export(file)
 
 
 def _detector(file: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import random
 from typing import Any
 
-from tests.fuzz.serving.attacks import FORM, Attack, png, wav
+from tests.fuzz.serving.attacks import FORM, Attack, bmp, gif, picture, png, wav
 
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 2**64 - 1, -(2**63), 0.5, -0.0, 1e308, 5e-324, "", "a", "\0",
@@ -53,6 +53,8 @@ def request(seed: int) -> Attack:
         return _speech(random_)
     if kind < 0.06:
         return _path(random_)
+    if kind < 0.09:
+        return _picture(random_)
     path, body = _sound(random_)
     for _ in range(random_.choice((0, 1, 1, 1, 2, 4))):
         _change(body, random_)
@@ -127,6 +129,17 @@ def _speech(random_: random.Random) -> Attack:
     ]
     body = b"".join(parts) + random_.choice((b"--B--\r\n", b"--B--\r\n", b"", b"--B\r\n"))
     return Attack("POST", "/v1/audio/transcriptions", lambda: body, {"Content-Type": FORM})
+
+
+def _picture(random_: random.Random) -> Attack:
+    sizes = (0, 1, 7, 64, 500)
+    made = (lambda: png(random_.choice(sizes), random_.choice(sizes)), lambda: gif(*random_.choices(sizes, k=3)),
+            lambda: bmp(random_.choice(sizes), random_.choice((-9, 1, 9))))  # fmt: skip
+    content = bytearray(random_.choice(made)())
+    for _ in range(random_.choice((0, 0, 1, 3))):
+        content[random_.randrange(len(content))] = random_.randrange(256)
+    cut = len(content) if random_.random() < 0.8 else random_.randrange(len(content))
+    return picture(lambda: bytes(content[:cut]), random_.choice(("pictures", "pictures", "pictures", "detect")))
 
 
 def _path(random_: random.Random) -> Attack:
