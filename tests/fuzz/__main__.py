@@ -47,7 +47,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the first case; case i has the seed S + i")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0, help="after which a case counts as hanging")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of processor time, after which a case hangs")
     parser.add_argument("--target", help="graphs and torch: what to compile for; host unless given")
     parser.add_argument("--only", help='hostile: the subjects whose name holds this text or, after a "!", does not')
     parser.add_argument("--here", action="store_true", help="run in this process, to debug one case")

@@ -23,6 +23,9 @@ def _case(context: str, seed: int) -> Outcome:
         os._exit(7)
     if kind == 3:
         time.sleep(1000)
+    if seed == 10:
+        while True:
+            pass
     if kind == 4:
         try:
             bytearray(1 << 40)
@@ -32,17 +35,17 @@ def _case(context: str, seed: int) -> Outcome:
 
 
 def test_crashes_and_hangs_are_outcomes() -> None:
-    outcomes = list(run_cases(_case, "context", range(10), workers=2, seconds=2))
-    assert sorted(outcome.seed for outcome in outcomes) == list(range(10))
+    outcomes = list(run_cases(_case, "context", range(11), workers=2, seconds=1))
+    assert sorted(outcome.seed for outcome in outcomes) == list(range(11))
     by_seed = {outcome.seed: outcome for outcome in outcomes}
     assert by_seed[1].kind == "crash"
     assert by_seed[1].detail == "SIGSEGV"
     assert by_seed[2].detail == "exit status 7"
-    assert by_seed[3].kind == "hang"
+    assert by_seed[3].kind == by_seed[10].kind == "hang"
     assert by_seed[4].label == "memory"
     counts = Counter(outcome.kind for outcome in outcomes)
-    assert counts == {"right": 6, "crash": 2, "hang": 1, "refused": 1}
-    assert sum(outcome.failed for outcome in outcomes) == 3
+    assert counts == {"right": 6, "crash": 2, "hang": 2, "refused": 1}
+    assert sum(outcome.failed for outcome in outcomes) == 4
     assert outcome_table(outcomes, "title").row_count == 4
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import psutil
+
 from tests.fuzz.outcome import Outcome
 
 Case = Callable[[Any, int], Outcome]
@@ -18,6 +20,8 @@ Case = Callable[[Any, int], Outcome]
 
 MEMORY_BYTES = 8 << 30
 _START_SECONDS = 120.0
+_CLOCK = 5
+"""The time of a case by the clock, as a multiple of its processor time: other programs may be busy."""
 
 
 def _serve(connection: Connection, case: Case, context: Any, memory_bytes: int) -> None:
@@ -39,13 +43,30 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.seed: int | None = None
-        self.deadline = time.monotonic() + _START_SECONDS
+        self._limit(_START_SECONDS)
 
     def give(self, seed: int | None, seconds: float) -> None:
         self.seed = seed
-        self.deadline = time.monotonic() + seconds
+        self._limit(seconds)
         with contextlib.suppress(BrokenPipeError):  # it has died since its last outcome: the next receive says so
             self.connection.send(seed)
+
+    def _limit(self, seconds: float) -> None:
+        """Allow so many seconds of processor time from now on."""
+        self._seconds, self._until, self._used = seconds, time.monotonic() + _CLOCK * seconds, self._processor_time()
+
+    @property
+    def hangs(self) -> bool:
+        """True if its case has taken too long."""
+        return time.monotonic() > self._until or self._processor_time() > self._used + self._seconds
+
+    def _processor_time(self) -> float:
+        """Seconds of it and of the processes that it started."""
+        try:
+            own = psutil.Process(self.process.pid)
+            return sum(sum(each.cpu_times()[:4]) for each in (own, *own.children(recursive=True)))
+        except psutil.NoSuchProcess:
+            return 0.0
 
     def end(self) -> None:
         self.process.kill()
@@ -66,7 +87,8 @@ def run_cases(
 
     Args:
         context: passed to every case; must be picklable.
-        seconds: after which a case counts as hanging, and its process is killed.
+        seconds: of processor time, after which a case counts as hanging, and its process is killed; by the clock it may
+            take five times that.
         memory_bytes: of address space that a worker may have.
     """
     waiting = iter(seeds)
@@ -77,8 +99,8 @@ def run_cases(
             for worker in list(pool):
                 if worker.connection in ready:
                     outcome, alive = _receive(worker)
-                elif time.monotonic() > worker.deadline:
-                    outcome, alive = Outcome("hang", "?", f"no answer in {seconds:g} s"), False
+                elif worker.hangs:
+                    outcome, alive = Outcome("hang", "?", f"no answer in {seconds:g} s of processor time"), False
                 else:
                     continue
                 if outcome is not None:
