@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.errors import MissingDependencyError, OptionError, StorageError
+from compiler.support.shown import shown
 
 PREFIX = "hf:"
-_FORM = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
+_FORM = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-][\w./-]*))?(:(?P<file>[\w.-][\w./-]*))?")
+_LONGEST = 1024  # characters of a name
 # Of a folder: weights, configuration, tokenizer; not the same weights in the formats of other libraries.
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
@@ -39,9 +41,9 @@ def hub_model(source: object) -> HubModel | None:
     if not isinstance(source, str | Path) or not str(source).startswith(PREFIX):
         return None
     match = _FORM.fullmatch(str(source))
-    if match is None or ".." in str(source):
+    if match is None or ".." in str(source) or len(str(source)) > _LONGEST:
         raise OptionError(
-            f"{source} is no name of the Hugging Face Hub", "write hf:org/model, or hf:org/model:file.gguf"
+            f"{shown(str(source))} is no name of the Hugging Face Hub", "write hf:org/model, or hf:org/model:file.gguf"
         )
     return HubModel(match["repository"], match["revision"], match["file"])
 

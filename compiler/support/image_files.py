@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.errors import InputError, StorageError
 from compiler.support.optional import optional_module
+from compiler.support.processing import MOST_PIXELS
 
 Array = np.ndarray
 Image = str | Path | bytes | Array
@@ -18,7 +19,6 @@ Image = str | Path | bytes | Array
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """The formats that are read, by Pillow's names: others of Pillow's start programs, or are rare and little tried."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-_MOST_PIXELS = 1 << 26
 
 
 def read_image(image: Image) -> Any:
@@ -33,19 +33,27 @@ def read_image(image: Image) -> Any:
     operations = optional_module("PIL.ImageOps", "images", "reads images")
     try:
         if isinstance(image, np.ndarray):
+            _check_size(*(image.shape[:2] if image.ndim > 1 else (1, image.size)))
             return pillow.fromarray(image).convert("RGB")
         found = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
-        if found.width * found.height > _MOST_PIXELS:
-            raise InputError(f"an image has {found.width} x {found.height} pixels, and at most {_MOST_PIXELS} are read")
+        _check_size(found.height, found.width)
         return operations.exif_transpose(found).convert("RGB")
     except FileNotFoundError as error:
         raise StorageError(f"no such file: {image!s}") from error
-    except (OSError, ValueError, TypeError, SyntaxError, KeyError, EOFError, pillow.DecompressionBombError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # its formats raise what they like on damaged files
         raise InputError(f"the image cannot be read: {error}", f"give one of {', '.join(FORMATS)}") from error
 
 
 def pixels_of(image: Image) -> Array:
     """Pixels, uint8 (height, width, 3), contiguous. Raises as `read_image`."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        _check_size(*image.shape[:2])
         return np.ascontiguousarray(image)
     return np.array(read_image(image), np.uint8)
+
+
+def _check_size(height: int, width: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise InputError(f"an image has {width} x {height} pixels, and at most {MOST_PIXELS} are read")

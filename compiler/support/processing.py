@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -17,6 +18,7 @@ Activation = Literal["softmax", "sigmoid", "none"]
 
 MOST_PIXELS = 1 << 26
 """Pixels of an image at most."""
+_MOST_SAMPLES = 1 << 24  # of a second, or of a run
 
 
 def _help(text: str) -> dict[str, str]:
@@ -115,8 +117,15 @@ class Processing:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise OptionError(f"processing: {name}={value} does not lie between 0 and 1")
-        if self.std is not None and any(not each > 0 for each in self.std):
+        if self.std is not None and any(not 0 < each < math.inf for each in self.std):
             raise OptionError(f"processing: std={self.std} must be above 0")
+        numbers = [*(self.mean or ()), *(() if self.scale is None else (self.scale,))]
+        if not all(map(math.isfinite, numbers)):
+            raise OptionError(f"processing: mean={self.mean} and scale={self.scale} must be finite")
+        for name, least in (("rate", 1), ("window", 1), ("context", 0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= _MOST_SAMPLES:
+                raise OptionError(f"processing: {name}={value} does not lie between {least} and {_MOST_SAMPLES}")
 
     def over(self, found: Processing | None) -> Processing:
         """These options, and those of `found` where they are None."""

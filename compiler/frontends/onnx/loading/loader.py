@@ -87,6 +87,8 @@ def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
         check_folder(path)
     check_is_model_file(path)
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe, which may never end
+            raise StorageError(f"the model {path} is not a file")
         if path.is_file() and path.stat().st_size >= _MAXIMUM_PROTOBUF:
             raise InvalidModelError(
                 f"{path} is larger than 2 GB, which a protobuf file cannot be",
