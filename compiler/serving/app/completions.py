@@ -237,6 +237,7 @@ class _Texts:
         sequences = len(request.prompts) * request.choices
         try:
             for prompt in await service.read(request.prompts, request.images, sequences, sandbox):
+                call.hold(sum(each.nbytes for each in (prompt.inputs or {}).values()))
                 for choice in range(request.choices):
                     seed = None if options.seed is None else options.seed + choice
                     matcher = await service.matcher(grammar, sandbox, call.limits)

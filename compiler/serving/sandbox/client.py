@@ -13,6 +13,8 @@ import sys
 import weakref
 from typing import Any
 
+import numpy as np
+
 from compiler import errors
 from compiler.errors import InputError, ServiceUnavailableError, TensorwrightError
 from compiler.serving.limits import Limits
@@ -240,11 +242,10 @@ class Process:
         self.large = self.large or max(len(message), length) > _LARGE
         return unpack(content)
 
-    async def _received(self, count: int) -> bytearray:
+    async def _received(self, count: int) -> memoryview:
         """So many bytes, a piece at a time, so that the event loop serves others while many megabytes come."""
         loop = asyncio.get_running_loop()
-        content = bytearray(count)
-        left = memoryview(content)
+        content = left = np.empty(count, np.uint8).data  # bytearray would write zeros, which takes long
         while left:
             got = await loop.sock_recv_into(self.sock, left[:_PIECE])
             if not got:

@@ -190,15 +190,27 @@ def _read_options(sock: socket.socket) -> WorkerOptions:
     return options
 
 
+class _AccessFile(logging.FileHandler):
+    """The access log in a file; on a full disk it says so once, and requests go on."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in the standard library)
+        """See `logging.Handler`, which writes a traceback for each line that is lost."""
+        if not self._failed:
+            self._failed = True
+            _log.warning("the access log cannot be written: %s", sys.exc_info()[1])
+
+
 def _configure_logs(options: WorkerOptions) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(message)s"
     )
     access_log.setLevel(logging.INFO if options.access_log else logging.WARNING)
     if options.access_log:
-        handler = (
-            logging.StreamHandler(sys.stdout) if options.access_log == "-" else logging.FileHandler(options.access_log)
-        )
+        handler = logging.StreamHandler(sys.stdout) if options.access_log == "-" else _AccessFile(options.access_log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         access_log.addHandler(handler)
         access_log.propagate = False
