@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
@@ -21,8 +23,20 @@ _REASONING = (
 _MOST_RANGE = 1 << 20  # items of all ranges of one rendering
 _MOST_REPEATED = 1 << 24  # characters or items that a product of a text or list makes
 _MOST_POWER = 4096  # bits
-# What a template raises beside jinja2's errors where messages are not what it expects.
-_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
+_MOST_TEXT = 1 << 26  # characters of a prompt
+# A conversion of a format with a width or precision of five digits, or one that an argument says.
+_WIDE = re.compile(r"%(\([^)]*\))?[#0\- +]*(\d{5,}|\*|\d*\.(\d{5,}|\*))")
+# What a template raises beside jinja2's errors where messages are not what it expects, or Python cannot compile it.
+_ERRORS = (
+    SyntaxError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class ChatTemplate:
@@ -55,6 +69,8 @@ class ChatTemplate:
             text: str = self._template.render(given)
         except (jinja2.TemplateError, *_ERRORS) as error:
             raise InputError(f"the chat template refuses the messages: {error}") from error
+        if len(text) > _MOST_TEXT:
+            raise InputError(f"the chat template writes more than {_MOST_TEXT} characters")
         return text
 
     @cached_property
@@ -64,6 +80,8 @@ class ChatTemplate:
         del environment.globals["lipsum"]
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         environment.filters["tojson"] = _to_json
+        for name in ("batch", "center", "format", "indent", "slice"):
+            environment.filters[name] = _bounded(environment.filters[name])
         return environment.from_string(self._source)
 
 
@@ -90,7 +108,7 @@ def _environment() -> type:
     base: Any = _jinja2("jinja2.sandbox").ImmutableSandboxedEnvironment
 
     class Environment(base):
-        intercepted_binops = frozenset({"*", "**"})
+        intercepted_binops = frozenset({"*", "**", "%"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [len(each) for each in (left, right) if isinstance(each, str | list | tuple)]
@@ -99,9 +117,30 @@ def _environment() -> type:
                 _refuse(f"a product has more than {_MOST_REPEATED} items")
             if operator == "**" and len(counts) == 2 and left.bit_length() * right > _MOST_POWER:
                 _refuse(f"a power has more than {_MOST_POWER} bits")
+            if operator == "%" and isinstance(left, str):
+                _check_format(left)
             return super().call_binop(context, operator, left, right)
 
     return Environment
+
+
+def _check_format(form: str) -> None:
+    if _WIDE.search(form):
+        _refuse(f"the format {shown(form)} is too wide")
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja that takes no large numbers."""
+
+    @functools.wraps(function)
+    def checked(value: Any, *arguments: Any, **names: Any) -> Any:
+        if function.__name__ == "do_format":
+            _check_format(str(value))
+        elif any(isinstance(each, int) and each > _MOST_RANGE for each in (*arguments, *names.values())):
+            _refuse(f"a filter is given a number above {_MOST_RANGE}")
+        return function(value, *arguments, **names)
+
+    return checked
 
 
 def _generation_tag() -> type:

@@ -209,6 +209,16 @@ def _header(path: Path) -> dict[str, _Entry]:
     return found
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises StorageError where it cannot be read, or is a device, which may never end."""
+    try:
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{path} is not a file")
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
@@ -217,9 +227,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidModelError: it is not JSON, or another thing than an object.
     """
     try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
+        found = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise InvalidModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):

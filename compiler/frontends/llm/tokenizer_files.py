@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ArtifactError, InvalidModelError, StorageError
-from compiler.frontends.llm.safetensors_folder import read_json
+from compiler.errors import ArtifactError, InvalidModelError
+from compiler.frontends.llm.safetensors_folder import read_bytes, read_json
 from compiler.support.tokenizer_file import check_tokenizer
 
 _MOST_TOKENS = 1 << 31
@@ -83,7 +83,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     stops = generation.get("eos_token_id")
     stops = config.get("eos_token_id") if stops is None else stops
     return TokenizerFiles(
-        content=_read(path) if path.exists() else None,
+        content=read_bytes(path) if path.exists() else None,
         stop_tokens=_tokens(stops, folder),
         begin=_text(settings.get("bos_token")),
         end=_text(settings.get("eos_token")),
@@ -123,7 +123,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
-            return _read(path).decode()
+            return read_bytes(path).decode()
         except UnicodeDecodeError as error:
             raise InvalidModelError(f"{path} is not valid UTF-8: {error}") from error
     template = settings.get("chat_template")
@@ -149,13 +149,6 @@ def _text(token: Any) -> str:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
 
 
 def _largest_token(content: bytes, origin: str) -> int:

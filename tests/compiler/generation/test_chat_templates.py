@@ -67,6 +67,11 @@ def test_what_a_template_refuses(source: str) -> None:
         ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "its ranges have more than"),
         ("{{ 'a' * 10000000000 }}", "a product has more than"),
         ("{{ 10000000000 * [1] }}", "a product has more than"),
+        ("{{ '%1000000000d' % 1 }}", "is too wide"),
+        ("{{ '%-.*f'|format(1000000000, 1) }}", "is too wide"),
+        ("{{ [1]|slice(10000000000)|list }}", "a filter is given a number above"),
+        ("{{ 'a'.center(100000000) }}", "writes more than"),
+        ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
         ("{{ 9 ** 99999 }}", "a power has more than"),
         ("{{ lipsum(n=1000000) }}", "'lipsum' is undefined"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
@@ -80,6 +85,8 @@ def test_a_template_cannot_take_any_time_or_memory(source: str, reason: str) -> 
 def test_numbers_and_small_products_of_a_template() -> None:
     source = "{{ 3 * 4 }} {{ 2.5 * 2 }} {{ '-' * 3 }} {{ 2 ** 10 }} {% for i in range(3) %}{{ i }}{% endfor %}"
     assert ChatTemplate(source, SPECIAL).render([USER]) == "12 5.0 --- 1024 012"
+    source = "{{ '**%s** %05d %.2f' % ('a', 12345, 2.5) }} {{ '%s, 123456'|format(7) }} {{ [1, 2]|slice(2)|list }}"
+    assert ChatTemplate(source, SPECIAL).render([USER]) == "**a** 12345 2.50 7, 123456 [[1], [2]]"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from compiler.errors import OptionError
 from compiler.generation import Grammar, LanguageModel, Scheduler
+from compiler.generation.grammar import Bits, Grammars, Masks, Matcher
 from compiler.generation.grammar_rules import endless_rule
 
 pytest.importorskip("xgrammar")
@@ -42,6 +43,43 @@ def test_guesses_and_neighbours_change_nothing(joined: LanguageModel) -> None:
         free = scheduler.submit("xyz", max_new_tokens=24)
         bound = scheduler.submit("xyz", grammar=grammar, max_new_tokens=24, speculative=4)
         assert bound.result().tokens == wanted.tokens
+        assert free.result().tokens == joined.generate("xyz", max_new_tokens=24).tokens
+
+
+class _Late:
+    """Masks of another process, which is asked so many times in vain before it has an answer."""
+
+    def __init__(self, masks: Masks, late: int) -> None:
+        self._masks, self._late, self._left = masks, late, -1
+
+    def accept(self, token: int) -> None:
+        self._masks.accept(token)
+        self._left = self._late
+
+    def wait(self, seconds: float) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def next(self) -> tuple[Bits | None, bool]:
+        assert self._left < 0
+        return self._masks.next()
+
+
+@pytest.mark.parametrize("late", [1, 2, 5])
+@pytest.mark.parametrize(("most", "reason"), [(24, "stop"), (3, "length"), (5, "stop")])
+def test_the_model_runs_while_a_grammar_answers(joined: LanguageModel, late: int, most: int, reason: str) -> None:
+    grammar = Grammar.regex("abcd[.]")
+    wanted = joined.generate("xyz", grammar=grammar, max_new_tokens=most)
+    description = joined.description
+    assert joined.tokenizer is not None
+    grammars = Grammars(joined.tokenizer, description.vocabulary, description.stop_tokens)
+    with Scheduler(joined, max_sequences=3) as scheduler:
+        free = scheduler.submit("xyz", max_new_tokens=24)
+        masks = _Late(grammars.masks(grammars.compile(grammar)), late)
+        matcher = Matcher(masks, description.vocabulary, description.stop_tokens)
+        bound = scheduler.submit("xyz", matcher=matcher, max_new_tokens=most)
+        assert (bound.result().tokens, bound.result().finish_reason) == (wanted.tokens, reason)
+        assert wanted.finish_reason == reason
         assert free.result().tokens == joined.generate("xyz", max_new_tokens=24).tokens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,6 +159,14 @@ def test_metadata_of_transformers_are_found(tmp_path: Path) -> None:
     assert [each.name for each in _predicted(module, Classes)] == ["dog", "bird", "cat"]
 
 
+@pytest.mark.parametrize(
+    "options", [{"window": 0}, {"rate": 1 << 40}, {"context": -1}, {"mean": (math.nan,)}, {"std": (math.inf,)}]
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(errors.OptionError, match=next(iter(options))):
+        Processing(task="speech", **options)
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     net = net_with({"output0": np.zeros((1, 7), np.float32)})
     with pytest.raises(errors.OptionError, match="no metadata"):
@@ -171,6 +180,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     module = _compiled(net, task="classify")
     with pytest.raises(errors.InputError):
         module.run([np.zeros((0, 5, 3), np.uint8)])
+    with pytest.raises(errors.InputError, match="1048576 x 1048576 pixels"):
+        module.predict(np.broadcast_to(IMAGE[:1, :1], (1 << 20, 1 << 20, 3)))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(errors.InputError, match="cannot be read"):
         module.predict(tmp_path / "broken.png")

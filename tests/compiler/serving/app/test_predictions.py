@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import tensorwright
+from compiler.serving.app.create import AppOptions
 from compiler.serving.configuration import model_options
+from compiler.serving.limits import Limits
 from compiler.support.processing import Processing
 from tests.compiler.frontends.processing.nets import NAMES, centers, net_with
 from tests.compiler.serving.server import Running, dense_file, serving
@@ -73,6 +75,18 @@ def _huge() -> bytes:
 def test_hostile_pictures_are_refused(server: Running, body: bytes | None) -> None:
     assert server.ask("POST", PATH, _huge() if body is None else body).status == 400
     assert server.ask("GET", "/v2/health/ready").status == 200
+
+
+def test_pixels_of_all_requests_are_bounded_together(module: tensorwright.Module, tmp_path: Path) -> None:
+    module.export(tmp_path / "detector.twm")
+    options = AppOptions(limits=Limits(held_bytes=50_000))
+    with serving([model_options({"path": str(tmp_path / "detector.twm")}, "a model")], options) as running:
+        buffer = io.BytesIO()
+        pillow.new("1", (500, 500)).save(buffer, "PNG")  # 250 bytes, and 750,000 of pixels
+        answer = running.ask("POST", PATH, buffer.getvalue())
+        assert (answer.status, b"held_bytes" in answer.body) == (503, True)
+        pillow.new("1", (100, 100)).save(buffer := io.BytesIO(), "PNG")
+        assert [running.ask("POST", PATH, buffer.getvalue()).status for _ in range(3)] == [200] * 3
 
 
 def test_damaged_pictures_are_answered(server: Running) -> None:

@@ -140,6 +140,12 @@ def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").symlink_to("/dev/zero")
+    with pytest.raises(StorageError, match="is not a file"):
+        load_model(tmp_path / "model.onnx")
+
+
 def external_model(folder: Path, **entries: object) -> Path:
     """The product model with its weight in the file weights.bin, and the reference to it changed."""
     model = product_model()
