@@ -27,7 +27,7 @@ def pack(message: object) -> bytearray:
     return content
 
 
-def unpack(content: bytes | memoryview) -> Any:
+def unpack(content: bytes | bytearray | memoryview) -> Any:
     """What was packed, without its length."""
     return _DECODER.decode(content)
 
