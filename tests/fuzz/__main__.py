@@ -10,6 +10,7 @@ takes --only, and --cases and --seed of random requests.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 import tempfile
@@ -72,7 +73,10 @@ def main() -> int:
         else:
             limits = {"seconds": options.seconds, "memory_bytes": getattr(suite, "MEMORY_BYTES", MEMORY_BYTES)}
             running = run_cases(suite.case, context, seeds, workers=options.workers, **limits)
-            outcomes = list(track(running, total=options.cases, console=console, description=options.suite))
+            outcomes = []
+            with contextlib.suppress(KeyboardInterrupt):  # the table of the cases that ended so far
+                for outcome in track(running, total=options.cases, console=console, description=options.suite):
+                    outcomes.append(outcome)
     return _report(outcomes, options.suite, time.monotonic() - start, console)
 
 
