@@ -137,6 +137,7 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
             only the code knows; none: one thread computes it. None where it does not run on a processor.
         serial: why one thread computes it, of any size; None where threads share it.
         gathered: the arguments of which a call reads as many elements as it writes (embedding tables), not all.
+        outputs: how many of its tensors, the last ones, it writes.
     """
 
     kernel: Name
@@ -150,6 +151,7 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
     tasks: tuple[Name, ...] | None = None
     serial: Name | None = None
     gathered: tuple[Integer, ...] = ()
+    outputs: Size = 1
 
     def __post_init__(self) -> None:
         _check_json(self.config)

@@ -178,6 +178,7 @@ def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfi
                 tasks=tasks,
                 serial=None if function is None else serial_reason(function, target.machine.cores),
                 gathered=tuple(sorted(pipeline.report.gathered.get(entry.kernel, ()))),
+                outputs=pipeline.report.outputs.get(entry.kernel, 1),
             )
         )
     return kernels

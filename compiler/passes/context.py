@@ -54,6 +54,7 @@ class CompilationReport:
         dynamic_memory: of `plan-memory`: bytes of each function's tensors of unbounded size, as a formula of symbols;
             "" where there is none.
         calls: of `list-calls`: the calls of each function in order, with the model's nodes that they compute.
+        outputs: of `list-calls`: how many results the kernels with several have.
         partition: of a target's partition passes: "claimed" and "refused", each a list; None for a processor.
     """
 
@@ -64,6 +65,7 @@ class CompilationReport:
     dynamic_memory: dict[str, str] = field(default_factory=dict)
     partition: Mapping[str, object] | None = None
     calls: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
 
     @property
     def kernels(self) -> Sequence[KernelReport]:

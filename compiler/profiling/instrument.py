@@ -39,11 +39,12 @@ shape."""
 
 @dataclass(frozen=True)
 class TensorArgument:
-    """Shape and data type of a tensor that a call was given."""
+    """Shape, data type and address of a tensor that a call was given."""
 
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    address: int
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _tensors(arguments: Sequence[object]) -> dict[int, TensorArgument]:
         if isinstance(argument, tvm_ffi.Tensor):
             shape = tuple(int(size) for size in argument.shape)
             dtype = str(argument.dtype)
-            found[position] = TensorArgument(shape, dtype, _nbytes(shape, dtype))
+            found[position] = TensorArgument(shape, dtype, _nbytes(shape, dtype), argument.data_ptr())
     return found
 
 

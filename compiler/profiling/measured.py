@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ class CallTime:
         nbytes: of these tensors: what it must at least read and write.
         operations: arithmetic operations, or None where not known.
         nodes: of the model that it computes, the main one first; empty where not known.
+        layer: its place among the layers of the profile.
+        reads: the earlier calls whose results it reads, by their places among the calls.
+        live_bytes: of tensors alive while it runs, but for parameters and inputs.
     """
 
     name: str
@@ -41,6 +44,9 @@ class CallTime:
     nbytes: int
     operations: int | None
     nodes: tuple[str, ...] = ()
+    layer: int = 0
+    reads: tuple[int, ...] = ()
+    live_bytes: int = 0
 
     @property
     def label(self) -> str:
@@ -66,6 +72,7 @@ class KernelTime:
             they differ from call to call.
         balance: the share of the time in which all threads work, if tasks take equally long; None where not known.
         serial: why one thread computes it, where that is known before it runs.
+        config: of its schedule, by the names of the rule's parameters.
     """
 
     name: str
@@ -81,6 +88,7 @@ class KernelTime:
     tasks: tuple[int, ...] | None = None
     balance: float | None = None
     serial: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -115,6 +123,7 @@ class Profile:
             the model are apart, slowest first.
         calls: the calls of one typical run, in order.
         roofline: limits of the processor with these threads; None for other devices.
+        planned_bytes: that the memory plan holds for tensors between kernels; None where it depends on sizes.
     """
 
     model: str
@@ -130,6 +139,7 @@ class Profile:
     calls: tuple[CallTime, ...]
     layers: tuple[KernelTime, ...] = ()
     roofline: Roofline | None = None
+    planned_bytes: int | None = None
 
     def __repr__(self) -> str:
         slowest = ", ".join(f"{each.label} {format_seconds(each.seconds)}" for each in self.layers[:3])

@@ -17,6 +17,7 @@ from compiler.artifact.manifest import KernelProvenance, Manifest
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
 from compiler.profiling.call_names import NamedCall, named_calls
+from compiler.profiling.dataflow import dataflow
 from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
 from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
@@ -111,10 +112,13 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
     recording = replace(recording, calls=calls)
     operations = [_operations(call, provenance.get(call.name)) for call in recording.calls]
 
-    def kernels(places: Sequence[tuple[str, int]]) -> tuple[KernelTime, ...]:
+    def kernels(places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], KernelTime]:
         run = _Calls(calls, times, operations, named)
         return _kernels(run, places, latency.p50, provenance, workload.module.threads)
 
+    layers = kernels([name.place for name in named])
+    positions = {place: position for position, place in enumerate(layers)}
+    plan = manifest.memory_plan
     return Profile(
         model=manifest.model_name,
         target=manifest.target.name,
@@ -125,10 +129,11 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         samples=tuple(samples),
         watched=Latency.of(watched),
         crossing=times.crossing,
-        kernels=kernels([(call.name, -1) for call in calls]),
-        layers=kernels([name.place for name in named]),
-        calls=_calls(recording, times, operations, watched, named, provenance),
+        kernels=tuple(kernels([(call.name, -1) for call in calls]).values()),
+        layers=tuple(layers.values()),
+        calls=_calls(recording, times, operations, watched, named, provenance, positions),
         roofline=_limits(manifest, workload.module.threads),
+        planned_bytes=plan.peak_bytes if plan is not None and plan.dynamic_bytes == "0" else None,
     )
 
 
@@ -188,7 +193,7 @@ def _kernels(
     latency: float,
     provenance: Mapping[str, KernelProvenance],
     threads: int,
-) -> tuple[KernelTime, ...]:
+) -> dict[tuple[str, int], KernelTime]:
     """The calls in groups of one place each, slowest first."""
     kinds = _kinds(run.calls)
     groups: dict[tuple[str, int], list[int]] = {}
@@ -197,30 +202,29 @@ def _kernels(
     seconds_of = {key: median(run.times.own[:, members].sum(axis=1).tolist()) for key, members in groups.items()}
     # The two are measured in different runs: noise must not make shares of more than the whole.
     whole = max(latency, sum(seconds_of.values()), 1e-9)
-    kernels = []
-    for key, members in groups.items():
+    kernels = {}
+    for key, members in sorted(groups.items(), key=lambda item: -seconds_of[item[0]]):
         name, seconds = run.calls[members[0]].name, seconds_of[key]
         known = [run.operations[index] for index in members]
         entry = provenance.get(name)
         tasks = _tasks([run.calls[index] for index in members], entry)
-        kernels.append(
-            KernelTime(
-                name=name,
-                operators=operators_of(name),
-                kind=kinds[members[0]],
-                rule=None if entry is None else entry.rule,
-                calls=len(members),
-                seconds=seconds,
-                share=seconds / whole,
-                operations=None if None in known else sum(count for count in known if count is not None),
-                nbytes=sum(_nbytes(run.calls[index], kinds[index], entry) for index in members),
-                nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
-                tasks=tasks,
-                balance=None if tasks is None else balance(tasks, threads),
-                serial=None if entry is None else entry.serial,
-            )
+        kernels[key] = KernelTime(
+            name=name,
+            operators=operators_of(name),
+            kind=kinds[members[0]],
+            rule=None if entry is None else entry.rule,
+            calls=len(members),
+            seconds=seconds,
+            share=seconds / whole,
+            operations=None if None in known else sum(count for count in known if count is not None),
+            nbytes=sum(_nbytes(run.calls[index], kinds[index], entry) for index in members),
+            nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
+            tasks=tasks,
+            balance=None if tasks is None else balance(tasks, threads),
+            serial=None if entry is None else entry.serial,
+            config={} if entry is None else entry.config,
         )
-    return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))
+    return kernels
 
 
 def _kinds(calls: Sequence[Call]) -> list[str]:
@@ -240,6 +244,12 @@ def _nbytes(call: Call, kind: str, entry: KernelProvenance | None) -> int:
     )
 
 
+def _outputs(calls: Sequence[Call], kinds: Sequence[str], provenance: Mapping[str, KernelProvenance]) -> list[int]:
+    """The number of tensors that each call writes."""
+    written = {name: entry.outputs for name, entry in provenance.items()}
+    return [0 if kind == RUNTIME else written.get(call.name, 1) for call, kind in zip(calls, kinds, strict=True)]
+
+
 def _calls(
     recording: Recording,
     times: CallTimes,
@@ -247,11 +257,13 @@ def _calls(
     watched: Sequence[float],
     named: Sequence[NamedCall],
     provenance: Mapping[str, KernelProvenance],
+    positions: Mapping[tuple[str, int], int],
 ) -> tuple[CallTime, ...]:
     """The calls of the run whose time is the nearest to the median."""
     order: NDArray[np.int64] = np.argsort(watched, kind="stable")
     typical = int(order[len(order) // 2])
     kinds = _kinds(recording.calls)
+    flow = dataflow(recording.calls, _outputs(recording.calls, kinds, provenance))
     return tuple(
         CallTime(
             name=call.name,
@@ -263,6 +275,9 @@ def _calls(
             nbytes=_nbytes(call, kinds[index], provenance.get(call.name)),
             operations=operations[index],
             nodes=named[index].nodes,
+            layer=positions[named[index].place],
+            reads=flow.reads[index],
+            live_bytes=flow.live[index],
         )
         for index, call in enumerate(recording.calls)
     )

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compiler.profiling.attribution import KINDS
+from compiler.profiling.attribution import KINDS, RUNTIME
 from compiler.profiling.difference import differences, layer_times
 from compiler.reports.charts import (
     Bar,
     BarChart,
     Column,
+    Graph,
     Histogram,
     LineChart,
     Mark,
+    Node,
     Series,
     ShareStrip,
     Span,
     Table,
     Timeline,
+    layered,
 )
 from compiler.reports.formatting import (
     format_bytes,
@@ -88,6 +91,7 @@ def _sections(profile: Profile) -> list[Section]:
             Timeline([_span(call) for call in profile.calls]),
             "The run nearest to the median. Scroll to zoom, drag to move, double-click to see all of it.",
         ),
+        *_memory(profile),
         Section("Cumulative share", _cumulative(profile.layers), _cumulative_note(profile.layers), narrow=True),
         Section(
             "Latency",
@@ -96,7 +100,12 @@ def _sections(profile: Profile) -> list[Section]:
             narrow=True,
         ),
         *([] if profile.roofline is None else [_roofline(profile, profile.roofline)]),
-        Section("All layers", _table(profile), "Click a row for its nodes, shapes and limits."),
+        Section(
+            "Graph",
+            _graph(profile),
+            "A box is a layer, with its result. Click one to mark its row, or a row to mark it.",
+        ),
+        Section("All layers", _table(profile), "Click a row for its nodes, shapes, configuration and limits."),
     ]
 
 
@@ -185,6 +194,48 @@ def _roofline(profile: Profile, limits: Roofline) -> Section:
     return Section("Roofline", chart, f"{limits.source}; peak {format_rate(limits.peak)} in float32.")
 
 
+def _memory(profile: Profile) -> list[Section]:
+    """Bytes of tensors between kernels over the time of a run; none where kernels write to results alone."""
+    most = max((call.live_bytes for call in profile.calls), default=0)
+    if not most:
+        return []
+    last = profile.calls[-1]
+    end = max(call.start + call.duration for call in profile.calls)
+    series = [Series("alive", [*((call.start, call.live_bytes) for call in profile.calls), (end, last.live_bytes)])]
+    note = f"At most {format_bytes(most)} of tensors are alive at once"
+    if profile.planned_bytes is not None:
+        series.append(Series("memory plan", [(0.0, profile.planned_bytes), (end, profile.planned_bytes)]))
+        note += f"; the memory plan holds {format_bytes(profile.planned_bytes)}"
+    labels = [*(call.label for call in profile.calls), ""]
+    chart = LineChart(series, "time in the run", "bytes", "s", "B", steps=True, area=True, labels=labels)
+    return [Section("Memory", chart, f"{note}. Parameters, inputs and memory inside of kernels are not counted.")]
+
+
+def _edges(profile: Profile) -> tuple[list[int], list[tuple[int, int]]]:
+    """The layers with kernels as they first run, and the pairs of which the second reads a result of the first.
+
+    Without what a layer reads of itself, or in a loop of a layer that first runs after it.
+    """
+    first: dict[int, int] = {}
+    for call in profile.calls:
+        if call.kind != RUNTIME:
+            first.setdefault(call.layer, len(first))
+    pairs = dict.fromkeys((profile.calls[each].layer, call.layer) for call in profile.calls for each in call.reads)
+    return list(first), [(source, layer) for source, layer in pairs if first[source] < first[layer]]
+
+
+def _graph(profile: Profile) -> Graph:
+    order, edges = _edges(profile)
+    results = {call.layer: call.shapes[-1] for call in profile.calls if call.shapes}
+    nodes = []
+    for layer in order:
+        kernel = profile.layers[layer]
+        text = f"{results.get(layer, '')} · {format_seconds(kernel.seconds)}"
+        details = tuple(f"{name}: {value}" for name, value in _details(profile, layer))
+        nodes.append(Node(layer, kernel.label, kernel.kind, text, details=details))
+    return layered(nodes, edges)
+
+
 def _beside(profile: Profile, other: Profile | Mapping[str, Any]) -> Section:
     rows = [
         {"label": each.name, "seconds": each.seconds, "other": each.other, "ratio": _ratio(each.other, each.seconds)}
@@ -206,14 +257,18 @@ def _ratio(other: float | None, seconds: float | None) -> float | None:
     return other / seconds if other is not None and seconds else None
 
 
-def _details(profile: Profile, kernel: KernelTime) -> list[list[str]]:
-    """What a row of the table tells where it is clicked: names and values."""
-    calls = [call for call in profile.calls if call.name == kernel.name and call.nodes == kernel.nodes]
+def _details(profile: Profile, layer: int) -> list[list[str]]:
+    """Names and values that a row of the table shows where it is clicked."""
+    kernel = profile.layers[layer]
+    calls = [call for call in profile.calls if call.layer == layer]
     shapes = dict.fromkeys(", ".join(call.shapes) for call in calls)
+    sources = dict.fromkeys(profile.layers[profile.calls[each].layer].label for call in calls for each in call.reads)
     details = [
         ["computes", ", ".join(kernel.nodes)],
         ["tensors", "\n".join(shapes)],
+        ["reads results of", ", ".join(sources)],
         ["operators", ", ".join(kernel.operators)],
+        ["configuration", ", ".join(f"{name} {value}" for name, value in kernel.config.items() if value != "")],
         ["tasks", "" if kernel.rule is None else tasks_text(kernel.tasks, kernel.serial)],
         ["balance", "" if kernel.balance is None else format_percent(kernel.balance)],
     ]
@@ -226,7 +281,6 @@ def _details(profile: Profile, kernel: KernelTime) -> list[list[str]]:
 
 
 def _table(profile: Profile) -> Table:
-    kernels = profile.layers
     columns = [
         Column("label", "layer"),
         Column("name", "kernel"),
@@ -251,8 +305,9 @@ def _table(profile: Profile) -> Table:
             "operations": kernel.operations or None,
             "rate": kernel.rate,
             "nbytes": kernel.nbytes or None,
-            "details": _details(profile, kernel),
+            "details": _details(profile, layer),
+            "layer": layer,
         }
-        for kernel in kernels
+        for layer, kernel in enumerate(profile.layers)
     ]
-    return Table(columns, rows, category_key="kind", sort_by="seconds", details_key="details")
+    return Table(columns, rows, category_key="kind", sort_by="seconds", details_key="details", id_key="layer")

@@ -10,7 +10,7 @@ from importlib import resources
 
 from compiler.reports.charts import Chart
 
-_SCRIPTS = ("core.js", "bars.js", "lines.js", "timeline.js", "table.js", "main.js")
+_SCRIPTS = ("core.js", "bars.js", "lines.js", "timeline.js", "graph.js", "table.js", "main.js")
 # No request can leave the page, whatever text ends up in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 

@@ -44,6 +44,8 @@ def _steps(sequence: SeqExpr, function: str, context: PipelineContext) -> Iterat
                 if callee is not None and isinstance(value.op, GlobalVar):
                     yield Call(callee, context.tracker.of(variable))
                 elif callee is not None:
+                    if isinstance(value.ty, relax.TupleType):
+                        context.report.outputs[callee] = max(1, len(value.ty.fields))
                     yield Call(callee, context.tracker.of_call(function, variable))
 
 

@@ -98,6 +98,16 @@ function fitted(text, width) {
   return shorten(text, length);
 }
 
+/** The id of the row and the node that are marked. */
+let picked = null;
+
+/** Mark the rows and nodes of an id, and the edges at them. */
+function pick(id) {
+  picked = id;
+  for (const element of document.querySelectorAll("[data-ids]"))
+    element.classList.toggle("picked", element.dataset.ids.split(" ").includes(String(id)));
+}
+
 const tooltip = document.getElementById("tooltip");
 
 function showTooltip(event, title, lines) {

@@ -84,6 +84,8 @@ function drawLines(host, chart) {
       if (chart.steps && at) path += `H${area.x(px)}`;
       path += `${at ? "L" : "M"}${area.x(px)},${area.y(py)}`;
     });
+    if (chart.area && index === 0 && path)
+      area.svg.append(make("svg:path", { class: "area", d: `${path}V${area.y(yLow)}H${area.x(series.points[0][0])}Z`, fill: stroke }));
     if (!chart.points || series.line) area.svg.append(make("svg:path", { d: path, fill: "none", stroke, "stroke-width": 2, "stroke-linejoin": "round" }));
     const radius = series.points.length > 60 && !chart.points ? 0 : room ? 4 : 2.6;
     series.points.forEach(([px, py], at) => {

@@ -2,7 +2,7 @@
 // Draw every chart, and again when the width or the colour scheme changes.
 
 const DRAW = { bars: drawBars, shares: drawShares, timeline: drawTimeline, lines: drawLines, histogram: drawHistogram,
-  table: drawTable };
+  graph: drawGraph, table: drawTable };
 
 function drawAll() {
   for (const host of document.querySelectorAll("[data-chart]")) {

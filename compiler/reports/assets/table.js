@@ -32,8 +32,11 @@ function drawTable(host, chart) {
 /** A row, which shows its details below it where it is clicked, or Enter is pressed on it. */
 function line(chart, row) {
   const details = row[chart.details_key];
-  const element = make("tr", details ? { class: "opens", tabindex: 0, "aria-expanded": "false" } : {},
+  const id = row[chart.id_key];
+  const element = make("tr", { "data-ids": id, ...(details ? { tabindex: 0, "aria-expanded": "false" } : {}) },
     chart.columns.map((column, index) => cell(chart, row, column, index)));
+  element.classList.toggle("opens", Boolean(details));
+  element.classList.toggle("picked", id !== undefined && id === picked);
   if (!details) return element;
   const toggle = () => {
     const open = element.getAttribute("aria-expanded") === "true";
@@ -42,8 +45,12 @@ function line(chart, row) {
     element.after(make("tr", { class: "details" }, make("td", { colspan: chart.columns.length }, make("dl", {},
       details.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])))));
   };
-  element.addEventListener("click", toggle);
-  element.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(); });
+  const chosen = () => {
+    toggle();
+    if (id !== undefined) showNode(id);
+  };
+  element.addEventListener("click", chosen);
+  element.addEventListener("keydown", (event) => { if (event.key === "Enter") chosen(); });
   return element;
 }
 
