@@ -103,7 +103,7 @@ def _sections(profile: Profile) -> list[Section]:
         Section(
             "Graph",
             _graph(profile),
-            "A box is a layer, with its result. Click one to mark its row, or a row to mark it.",
+            "A box is a layer, with time and shape of its result. Click it to mark its row, or a row to mark it.",
         ),
         Section("All layers", _table(profile), "Click a row for its nodes, shapes, configuration and limits."),
     ]
@@ -230,7 +230,8 @@ def _graph(profile: Profile) -> Graph:
     nodes = []
     for layer in order:
         kernel = profile.layers[layer]
-        text = f"{results.get(layer, '')} · {format_seconds(kernel.seconds)}"
+        sizes = results.get(layer, "").partition("[")[2].rstrip("]").replace(", ", "x")
+        text = f"{format_seconds(kernel.seconds)} · {sizes}"
         details = tuple(f"{name}: {value}" for name, value in _details(profile, layer))
         nodes.append(Node(layer, kernel.label, kernel.kind, text, details=details))
     return layered(nodes, edges)

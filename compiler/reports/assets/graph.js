@@ -6,8 +6,8 @@ const BOX = { width: 168, height: 40, across: 36, down: 26, top: 40 };
 function drawGraph(host, chart) {
   const x = (node) => 4 + node.level * (BOX.width + BOX.across);
   const y = (node) => BOX.top + node.slot * (BOX.height + BOX.down);
-  const width = Math.max(...chart.nodes.map(x)) + BOX.width + 8;
-  const height = Math.max(...chart.nodes.map(y)) + BOX.height + 12;
+  const width = Math.max(0, ...chart.nodes.map(x)) + BOX.width + 8;
+  const height = Math.max(0, ...chart.nodes.map(y)) + BOX.height + 12;
   const svg = make("svg:svg", { width, height, viewBox: `0 0 ${width} ${height}`, style: `width: ${width}px`, role: "img" });
   const nodes = new Map(chart.nodes.map((node) => [node.id, node]));
   for (const [from, to] of chart.edges) svg.append(edge(from, to, nodes.get(from), nodes.get(to), x, y));
@@ -17,11 +17,11 @@ function drawGraph(host, chart) {
   host.firstChild.scrollLeft = left;
 }
 
-/** An edge; one that passes by nodes in its row goes above them. */
+/** An edge; one that passes by other levels goes above their nodes. */
 function edge(from, to, source, target, x, y) {
   const left = x(source) + BOX.width, right = x(target), top = y(source) + BOX.height / 2, end = y(target) + BOX.height / 2;
   const span = target.level - source.level;
-  const bend = span > 1 && source.slot === target.slot ? -(BOX.height / 2 + Math.min(6 + 2 * span, 16)) * 4 / 3 : 0;
+  const bend = span > 1 ? -(BOX.height / 2 + Math.min(6 + 2 * span, 16)) * 4 / 3 : 0;
   const reach = Math.max(BOX.across / 2, bend ? BOX.across : (right - left) / 2);
   const marked = from === picked || to === picked;
   return make("svg:path", { class: marked ? "edge picked" : "edge", "data-ids": `${from} ${to}`,

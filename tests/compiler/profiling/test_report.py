@@ -11,14 +11,17 @@ from compiler.reports.charts import (
     Bar,
     BarChart,
     Column,
+    Graph,
     Histogram,
     LineChart,
     Mark,
+    Node,
     Series,
     ShareStrip,
     Span,
     Table,
     Timeline,
+    layered,
 )
 from compiler.reports.page import Fact, Page, Section, render
 from tests.compiler.profiling.conftest import chromium
@@ -60,6 +63,9 @@ EVERYTHING = Page(
         Section("kinds", BarChart([Bar("x", 1.0, "a"), Bar("y", 2.0, "b")])),
         Section("histogram", Histogram([1e-3, 1.1e-3, 5e-3], "s", "time", [Mark("p50", 1.1e-3)])),
         Section("one value", Histogram([1e-3], "s")),
+        Section("graph", layered([Node(7, "from", "a", HOSTILE), Node(8, HOSTILE, "b")], [(7, 8)])),
+        Section("no nodes", Graph([], [])),
+        Section("area", LineChart([Series("p", [(0, 0), (1, 2)])], steps=True, area=True)),
         Section("table", Table([Column("n", "name"), Column("v", "value", "B", number=True)], [{"n": "x", "v": None}])),
         Section(
             "steps",
@@ -89,6 +95,15 @@ def test_no_text_becomes_markup() -> None:
     charts = json.loads(data.group(1))["charts"]
     assert charts[0]["bars"][0]["label"] == HOSTILE
     assert [chart["kind"] for chart in charts].count("histogram") == 2
+
+
+def test_nodes_lie_behind_what_they_have_edges_from() -> None:
+    edges = [(0, 1), (0, 2), (1, 3), (2, 3), (0, 3), (3, 4)]
+    graph = layered([Node(each, str(each)) for each in range(6)], edges)
+    places = {node.id: (node.level, node.slot) for node in graph.nodes}
+    assert all(places[source][0] < places[target][0] for source, target in edges)
+    assert len(set(places.values())) == 6
+    assert [places[each] for each in (0, 1, 3, 4)] == [(0, 0), (1, 0), (2, 0), (3, 0)]
 
 
 def test_numbers_that_json_lacks_are_refused() -> None:
