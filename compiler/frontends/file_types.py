@@ -158,8 +158,8 @@ def check_exists(path: Path) -> None:
 
 
 def missing_file_hint(path: Path) -> str | None:
-    """How to get a missing file whose name tells what it would be: a pickled PyTorch file, or a model of the Hugging
-    Face Hub."""
+    """Hint for obtaining a missing file that the name suggests is a pickled PyTorch file or a Hugging Face Hub
+    model."""
     name = str(path)
     if path.suffix == ".pt":
         return f"{name} would be a pickled PyTorch file, which is not read; {_EXPORT_ULTRALYTICS.format(name=name)}"

@@ -25,7 +25,7 @@ Parts = tuple[Array, dict[str, Array]]
 
 @dataclass(frozen=True)
 class _BlockType:
-    """How a type stores `elements` numbers in `size` bytes."""
+    """Block layout of a GGUF type: `elements` numbers stored in `size` bytes."""
 
     elements: int
     size: int

@@ -126,7 +126,7 @@ class ImportedModel:
     encoder: ImportedModel | None = None
 
     def state_positions(self) -> tuple[tuple[int, int], ...]:
-        """Of each state that is updated in place, the position of its input and of its output."""
+        """(input index, output index) of each state that is updated in place."""
         inputs, outputs = ([spec.name for spec in specs] for specs in (self.inputs, self.outputs))
         return tuple((inputs.index(each.input), outputs.index(each.output)) for each in self.states if not each.grows)
 

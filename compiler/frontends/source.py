@@ -59,7 +59,7 @@ class ImportOptions:
         return cls(**arguments)
 
     def given(self) -> dict[str, Any]:
-        """Those that are not None, by name."""
+        """The options that are not None, by name."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 

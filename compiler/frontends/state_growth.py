@@ -62,7 +62,7 @@ class Appends:
         self.rows = self._rows_of_a_run()
 
     def _rows_of_a_run(self) -> Index:
-        """How many rows a run appends to each state: a number, or the size of a dimension of an input."""
+        """Number of rows that a run appends to each state: a constant, or an input dimension."""
         found: Index | None = None
         symbols = {size for spec in self._model.inputs for size in spec.shape}
         for state in self.at.values():

@@ -38,7 +38,7 @@ _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class Adapter:
-    """One adapter: by the names of the weights that it changes, what it changes them to."""
+    """A LoRA adapter: the update to each weight, by weight name."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder of peft.

@@ -31,7 +31,7 @@ def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the tokens of a run stand in what they belong to.
+    """Positions of a run's tokens within their sequences.
 
     Attributes:
         start: int64 (), how many tokens came before; None where the run is of several sequences.

@@ -117,7 +117,7 @@ class _Builder(Emitter):
         return self.products.operands if self.options.captures else []
 
     def _positions(self) -> tuple[Positions, list[relax.Var]]:
-        """Where the tokens of a run stand, and the parameters that say it."""
+        """The positions of a run's tokens, and the parameters that they are computed from."""
 
         def parameter(name: str, *shape: Index) -> relax.Var:
             return relax.Var(name, relax.TensorType(list(shape), "int64"))
@@ -167,7 +167,8 @@ class _Builder(Emitter):
         return x if norm is None else self.normalized(x, norm)
 
     def _block(self, index: int, x: Expr, mixers: Sequence[Mixer]) -> Expr:
-        """One layer: (1, n, hidden) -> (1, n, hidden); of the last one, rows whose logits are wanted alone."""
+        """One decoder layer: (1, n, hidden) -> (1, n, hidden). The last one returns only the rows whose logits are
+        needed."""
         layer = self.config.layers[index]
         is_last = index == len(self.config.layers) - 1 and not self.options.captures
         first = self.normed(index, "attention_norm", x)

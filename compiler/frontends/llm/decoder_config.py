@@ -137,7 +137,7 @@ def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerCo
 
 
 def _rotating_layers(settings: Settings, kinds: list[str], family: Family, *, has_window: bool) -> list[bool]:
-    """Of each layer, true if it has a rotary embedding."""
+    """For each layer, True if it applies a rotary embedding."""
     attends = [kind in _ATTENDING for kind in kinds]
     if family.rope_if is not None and settings.get(family.rope_if[0]) != family.rope_if[1]:
         return [False] * len(kinds)

@@ -141,7 +141,7 @@ class _Graph:
                     yield value.name, name
 
     def _size(self, value: onnx.ValueInfoProto) -> None:
-        """One sequence, and a symbolic number of rows; the width of a head is that which attention has."""
+        """Set the shape of a cache: batch 1, a symbolic number of rows, and the head size of the attention."""
         sizes = value.type.tensor_type.shape.dim
         if len(sizes) != 4:
             raise InvalidModelError(f"{self._path}: the cache {value.name!r} has {len(sizes)} axes, not 4")

@@ -114,7 +114,7 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
 
 
 def tokenizer_kind(file: GgufFile) -> str:
-    """How the metadata name the tokenizer, in brackets behind a space; empty where they do not."""
+    """The tokenizer named by the metadata, in parentheses after a space; empty if there is none."""
     kind, pre = file.value(f"{_PREFIX}model"), file.value(f"{_PREFIX}pre")
     named = [f"{name} {value!r}" for name, value in (("model", kind), ("pre-tokenizer", pre)) if value is not None]
     return f" ({', '.join(named)})" if named else ""

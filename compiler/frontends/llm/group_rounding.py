@@ -108,7 +108,7 @@ class _Groups:
         )
 
     def _trial(self, end: float) -> Stmt:
-        """One more scale, kept where its error is the least so far."""
+        """Try another scale, and keep it where its error is the smallest so far."""
         zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
 
         def halved(lane: Expr) -> Expr:

@@ -147,7 +147,7 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
-    """How images are prepared; None where the folder does not say it, or has no text for an image."""
+    """Image preprocessing; None if the folder does not describe it or has no token for images."""
     text = None if found.image_token is None else files.text_of(found.image_token)
     return None if text is None else read_images(folder, found.decoder.architecture, found.rows, text)
 

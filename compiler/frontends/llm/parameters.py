@@ -24,7 +24,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Storage:
-    """How a format stores what a decoder has.
+    """Storage conventions of a file format for a decoder's weights.
 
     Attributes:
         interleaved: rows of queries and keys are ordered for the rotation of adjacent pairs (GGUF of Llama, GPT-J).
@@ -75,7 +75,7 @@ class Parameters:
         return self._checkpoint.matrix(f"{self._names.positions}.weight", config.position_rows, config.hidden)
 
     def embedding_norm(self) -> Norm | None:
-        """Of the embeddings; None where they have none."""
+        """The norm applied to the embeddings; None if there is none."""
         name = self._names.embedding_norm
         return None if name is None else self._norm(name, self._config.hidden)
 
@@ -178,7 +178,7 @@ class Parameters:
         return self._role(layer, "router", config.count, self._config.hidden)
 
     def router_bias(self, layer: int, config: ExpertsConfig) -> Array:
-        """What is added to the scores that experts are chosen by."""
+        """The bias added to the router scores when experts are selected."""
         return self.array(layer, "router_bias", (config.count,))
 
     def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:

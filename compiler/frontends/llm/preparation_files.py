@@ -1,4 +1,4 @@
-"""How speech and images are prepared for an encoder, from preprocessor_config.json or processor_config.json."""
+"""Reads the preprocessing of speech and images from preprocessor_config.json or processor_config.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _LANCZOS, _BICUBIC = 1, 3
 
 
 def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
-    """Of a model like Whisper, whose encoder reads so many frames. Raises InvalidModelError."""
+    """Read the audio preprocessing of a Whisper-like model whose encoder takes `frames` frames. Raises
+    InvalidModelError."""
     values = {**_WHISPER, **(_settings(folder, "feature_extractor") or {})}
     hop = values["hop_length"]
     return _made(
@@ -34,7 +35,7 @@ def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
 
 
 def read_images(folder: Path, kind: str, rows: int, text: str) -> ImagePreparation | None:
-    """Of a model that reads images; None where the folder does not say how, or asks for a step that is not known.
+    """Read the image preprocessing of a vision model; None if the folder does not describe it or uses an unknown step.
 
     Args:
         kind: the type of the model.

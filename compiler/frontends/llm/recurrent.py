@@ -29,7 +29,7 @@ class Mixer(Protocol):
         """Next values of the states."""
 
     def heads(self, x: Expr) -> Expr:
-        """What the mixer computes for normalized x (1, n, hidden), before its last product: (1, n, width)."""
+        """The mixer's result for normalized x (1, n, hidden), before the output projection: (1, n, width)."""
 
     def output(self, found: Expr) -> Expr:
         """The last product: (1, n, hidden)."""
@@ -44,7 +44,7 @@ def recurrent_mixer(
 
 
 class _Recurrent:
-    """What the mixers share."""
+    """Code shared by the recurrent mixers."""
 
     output_role: str
     convolution_role: str

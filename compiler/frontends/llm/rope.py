@@ -35,7 +35,7 @@ class Rope:
 
     @property
     def size(self) -> int:
-        """How many elements of a head are rotated."""
+        """Number of elements of a head that are rotated."""
         return 2 * len(self.frequencies)
 
 

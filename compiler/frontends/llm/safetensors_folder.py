@@ -187,7 +187,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def _header(path: Path) -> dict[str, _Entry]:
-    """Where each tensor is, all inside of the file."""
+    """Parse the header: the location of each tensor, all checked to lie within the file."""
     if not path.is_file():  # opening a pipe would wait for its writer
         raise StorageError(f"{path} is not a regular file")
     try:

@@ -70,7 +70,7 @@ def _added_tokens(content: bytes) -> dict[int, str]:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Those of a folder.
+    """Read the tokenizer files of a folder.
 
     Raises:
         InvalidModelError: a file is damaged.
@@ -101,7 +101,8 @@ class TextRules:
 
 
 def read_text_rules(folder: Path) -> TextRules:
-    """Those of a folder: generation_config.json, or else config.json. Raises as `read_tokenizer_files`."""
+    """Read the text rules of a folder from generation_config.json, falling back to config.json. Raises as
+    `read_tokenizer_files`."""
     settings = {**_optional_json(folder / "config.json"), **_optional_json(folder / "generation_config.json")}
 
     def tokens(name: str) -> tuple[int, ...]:

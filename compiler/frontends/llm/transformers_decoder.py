@@ -189,7 +189,7 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
 
 
 def context_of(config: Any, setting: str = "max_position_embeddings") -> int:
-    """How many tokens a model has positions for, at most `MOST_CONTEXT`."""
+    """Maximum context length of a model in tokens, at most `MOST_CONTEXT`."""
     return min(int(getattr(config, setting, None) or MOST_CONTEXT), MOST_CONTEXT)
 
 

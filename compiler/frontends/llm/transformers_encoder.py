@@ -194,7 +194,7 @@ def _read_once(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _width(model: Any) -> int:
-    """Of what the encoder returns for each token."""
+    """Width of the encoder's output for each token."""
     return int(getattr(model.config, "d_model", None) or model.get_input_embeddings().embedding_dim)
 
 

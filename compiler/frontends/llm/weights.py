@@ -68,7 +68,7 @@ class Matrix:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.data)
 
     def transposed(self) -> Matrix:
@@ -78,7 +78,7 @@ class Matrix:
         return Matrix(self.kind, np.ascontiguousarray(self.data.T), self.rows)
 
     def taken(self, rows: Array | slice) -> Matrix:
-        """These rows, in this order."""
+        """Select rows, in the given order."""
         return Matrix._merged([self], lambda arrays: arrays[0][rows])
 
     @staticmethod
@@ -131,7 +131,7 @@ class Experts:
 
     @property
     def rows(self) -> int:
-        """How many rows one expert has."""
+        """Number of rows of one expert."""
         return self.weights[0].rows
 
     @staticmethod
@@ -141,7 +141,7 @@ class Experts:
         return Experts(tuple(stack.taken(slice(at * rows, (at + 1) * rows)) for at in range(count)))
 
     def part(self, start: int, end: int) -> Experts:
-        """These rows of each expert."""
+        """Slice rows `start` to `end` - 1 of each expert."""
         return Experts(tuple(each.taken(slice(start, end)) for each in self.weights))
 
 
@@ -228,7 +228,7 @@ class Checkpoint:
         return self._reader.matrix(name)
 
     def ignore(self, names: Sequence[str]) -> None:
-        """These tensors, where they are there, hold nothing that a model needs."""
+        """Mark tensors as not needed by the model, if they are present."""
         self._left.difference_update(names)
 
     def ignore_suffixes(self, suffixes: tuple[str, ...]) -> None:
@@ -262,7 +262,7 @@ def stacked(parts: Sequence[Linear]) -> list[list[Linear]]:
 
 
 def joined(run: Sequence[Linear]) -> Linear:
-    """One product whose outputs are those of the parts, one after another."""
+    """Concatenate weights: a matmul whose outputs are those of the parts, in order."""
     if len(run) == 1:
         return run[0]
     biases = [part.bias for part in run if part.bias is not None]

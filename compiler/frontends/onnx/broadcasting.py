@@ -161,7 +161,7 @@ def _common_shape(shapes: list[list[Expr]], rank: int) -> list[Expr]:
 
 
 def _own_indices(tensor: te.Tensor, sizes: Sequence[Expr], indices: Sequence[Expr]) -> list[Expr]:
-    """Where an element of the result, of `sizes`, reads a tensor.
+    """Indices at which a tensor is read for an element of a result of shape `sizes`.
 
     An axis of size 1 keeps its index where the result has one element there too: TVM joins the kernel with the
     convolution or product before it only if it reads as it writes.

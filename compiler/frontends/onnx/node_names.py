@@ -28,7 +28,7 @@ class NamingBuilder(relax.BlockBuilder):
         self.nodes: dict[str, ModelNode] = {}
 
     def emit(self, expr: Expr, name_hint: str = "") -> Expr:
-        """As TVM's; a variable without a name of its own gets the node's."""
+        """Like TVM's `emit`, but an unnamed variable gets the node's name."""
         if name_hint or self.node is None:
             return super().emit(expr, name_hint)
         variable = super().emit(expr, variable_name(self.node))

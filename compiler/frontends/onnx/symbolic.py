@@ -130,7 +130,8 @@ class Arithmetic:
         return abs(a) if is_number(a) else self.maximum(a, self.negative(a))
 
     def floor(self, a: Scalar) -> Scalar:
-        """Of a float; exact integer arithmetic, cast back, where `a` is a rational multiple of sizes."""
+        """Floor of a float; computed in exact integer arithmetic and cast back if `a` is a rational multiple of
+        sizes."""
         if is_number(a):
             return float(math.floor(a))
         fraction = self.fraction(a)

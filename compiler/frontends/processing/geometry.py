@@ -1,4 +1,4 @@
-"""Where an axis of what a net reads lies on that of an image.
+"""Mapping between an axis of the model's input (the frame) and that of the image.
 
 A position p of the frame that the net reads is position p + offset of the image made `resized` pixels long. The
 formulas are written once, and evaluated with numpy (tests, documentation) or as TVM's expressions (kernels).
@@ -58,7 +58,7 @@ def _stretched(image: Expr, frame: int) -> Axis:
 
 
 def _fitted(image: Expr, frame: int, gain: Expr, centered: bool) -> Axis:
-    """As ultralytics' LetterBox rounds: half to even for the size, and the smaller margin before the image."""
+    """Fit an axis like ultralytics' LetterBox: sizes round half to even, and the smaller margin comes first."""
     resized = tirx.max(tirx.Cast("int64", tirx.nearbyint(_real(image) * gain)), _integer(1))
     offset = -tirx.floordiv(frame - resized, 2) if centered else _integer(0)
     return Axis(image, resized, frame, offset, gain)

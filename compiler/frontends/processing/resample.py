@@ -26,8 +26,8 @@ _OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
 
 
 def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int], layout: str) -> Expr:
-    """What the net reads, float32 (1, channels, height, width), or in the order of `layout`, of an image
-    uint8 (height, width, 3)."""
+    """Resize and normalize an image uint8 (height, width, 3) to the model's input: float32 (1, channels, height,
+    width), or in the order of `layout`."""
     height, width, _ = image.ty.shape.values
     windows, weights = zip(*(_tables(builder, processing, size, height, width, each) for each in (0, 1)), strict=True)
     rows = builder.call_te(
@@ -54,8 +54,8 @@ def normalization(processing: Processing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def emit_placement(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int]) -> Expr:
-    """Where the frame lies on the image, float32 (3, 4): what is subtracted from x, y, x, y in the frame, by what the
-    difference is multiplied, and the largest value of each in pixels of the image."""
+    """The mapping from frame to image coordinates, float32 (3, 4): offsets to subtract from x, y, x, y in the frame,
+    factors to multiply by, and the maximum of each in image pixels."""
     height, width, _ = image.ty.shape.values
 
     def placement(rows: Expr, columns: Expr) -> Tensor:
@@ -83,7 +83,7 @@ def emit_placement(builder: BlockBuilder, image: Expr, processing: Processing, s
 def _tables(
     builder: BlockBuilder, processing: Processing, size: tuple[int, int], height: Expr, width: Expr, which: int
 ) -> tuple[Expr, Expr]:
-    """Of an axis, the first pixel of each position and the number of those that it weighs, int32 (2, frame), and the
+    """Resampling tables of an axis: the first pixel and the pixel count of each position, int32 (2, frame), and the
     weights, int32 (frame, taps)."""
 
     def tables(rows: Expr, columns: Expr) -> list[Tensor]:
@@ -178,7 +178,7 @@ def _sum_columns(
     height: Expr,
     width: Expr,
 ) -> Tensor:
-    """What the net reads."""
+    """Apply the vertical pass, and normalize to the model input."""
     channels, _, columns = rows.shape
     tap = te.reduce_axis((0, weights.shape[1]), name="tap")
 

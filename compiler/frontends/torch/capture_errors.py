@@ -46,7 +46,7 @@ def capture_error(error: Exception, example: Sequence[Any] = ()) -> InvalidModel
 
 
 def _range_of_a_dimension(text: str, example: Sequence[Any]) -> tuple[str, str]:
-    """What the model requires of a dynamic dimension, and lines to paste that define the dimension so."""
+    """The model's constraint on a dynamic dimension, and code to paste that defines the dimension accordingly."""
     reasons = [line.strip().removeprefix("- ") for line in text.splitlines() if "the generated guard" in line]
     suggested = re.findall(r"^\s+(\w+) = (.*)$", text.partition("Suggested fixes:")[2], re.MULTILINE)
     if not suggested:

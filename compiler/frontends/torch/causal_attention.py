@@ -35,7 +35,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """As the exporter's own conversion, of (batch, heads, length, size) tensors; dropout is for training alone."""
+    """Like the exporter's conversion, for (batch, heads, length, size) tensors; dropout applies only to training."""
     from onnxscript import opset18 as op
 
     size = query.shape[-1]

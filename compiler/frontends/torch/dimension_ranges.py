@@ -1,4 +1,4 @@
-"""What a PyTorch program requires of each dynamic dimension alone: its range, and that it is a multiple of a number."""
+"""Constraints of a PyTorch program on each dynamic dimension: its range, and a number that it must be a multiple of."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Dimension:
 
     @property
     def multiple(self) -> str:
-        """What has to be a multiple of the factor."""
+        """The expression that must be a multiple of the factor."""
         return f"({self.name}{_signed(-self.offset)})"
 
 
@@ -105,7 +105,7 @@ def _signed(number: int) -> str:
 
 
 def congruences(program: torch.export.ExportedProgram) -> dict[str, Congruence]:
-    """What is known of dimensions, by the names that torch's ONNX exporter gives them ("4*s39")."""
+    """Known congruences of dimensions, by the names that torch's ONNX exporter gives them ("4*s39")."""
     known = {}
     for each in dimensions(program):
         if each.factor > 1:

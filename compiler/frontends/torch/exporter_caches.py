@@ -54,13 +54,13 @@ def _replaced(place: str, name: str, cached: Callable[[Function], Function]) -> 
 
 @cache
 def _kept(function: Function) -> Function:
-    """One result for the process."""
+    """Cache one result per process."""
     return cache(function)
 
 
 @cache
 def _kept_for_each_function(describe: Function) -> Function:
-    """One result for each function that `describe` is given, as long as that function exists."""
+    """Cache one result for each function passed to `describe`, for as long as that function exists."""
     results: weakref.WeakKeyDictionary[Function, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
     @wraps(describe)

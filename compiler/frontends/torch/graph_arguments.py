@@ -32,7 +32,7 @@ class GraphArguments:
 
     @classmethod
     def of(cls, graph: torch.fx.GraphModule, given: Sequence[Any]) -> GraphArguments:
-        """Those of a graph that is called with the `given` ones first."""
+        """The arguments of a graph whose first arguments are `given`."""
         placeholders = graph.graph.find_nodes(op="placeholder")
         fake = [node.meta.get("example_value", value) for node, value in zip(placeholders, given, strict=True)]
         tensors, constants, numbers = [], [], []
@@ -75,7 +75,7 @@ class GraphArguments:
         return tuple(dict.fromkeys(self.dynamic[index], torch.export.Dim.AUTO) for index in self.tensors)
 
     def constant_versions(self, arguments: Sequence[Any]) -> list[tuple[int, int]]:
-        """These differ once a parameter was changed or replaced."""
+        """Versions of the constants; they change if a parameter is modified or replaced."""
         return [(arguments[index].data_ptr(), arguments[index]._version) for index in self.constants]
 
 

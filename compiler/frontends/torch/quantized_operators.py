@@ -12,7 +12,7 @@ _BOUNDS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16"
 
 
 def int_mm(first: object, second: object) -> Any:
-    """Of integers of 8 bits, in int32."""
+    """Matmul of 8-bit integers with an int32 result."""
     return _opset().MatMulInteger(first, second)
 
 

@@ -103,7 +103,7 @@ def _shapes(layer: _Layer) -> Callable[..., Any]:
 
 
 def translation(name: str) -> Callable[..., Any]:
-    """How the operator becomes ONNX, for the exporter's `custom_translation_table`."""
+    """ONNX conversion of the operator, for the exporter's `custom_translation_table`."""
     layer = _LAYERS[name.split(".")[1]]
 
     def convert(

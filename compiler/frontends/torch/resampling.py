@@ -149,7 +149,7 @@ def _cropped(op: Opset, data: Value, sizes: Value, rank: int) -> Value:
 def _nearest_indices(
     sizes: Sequence[Any], wanted: Sequence[Any], factors: Sequence[float | None]
 ) -> list[np.ndarray] | None:
-    """Where PyTorch takes each element from, in float32; None where every size is multiplied by a whole number."""
+    """Source indices as PyTorch computes them, in float32; None if every scale factor is an integer."""
     whole, found = True, []
     for size, count, factor in zip(sizes, wanted, factors, strict=True):
         places = np.arange(count)

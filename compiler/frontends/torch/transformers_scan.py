@@ -57,7 +57,7 @@ def _selective_scan(
     return_last_state: bool = False,
     **_: Any,
 ) -> Any:
-    """As transformers' own, step by step: state = exp(A dt) state + B dt x; y = C state + D x.
+    """Like the scan in transformers, step by step: state = exp(A dt) state + B dt x; y = C state + D x.
 
     Args:
         hidden_states, dt, z: (batch, channels, length).

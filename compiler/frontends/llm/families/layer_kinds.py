@@ -53,7 +53,7 @@ def kinds_by_interval(settings: Settings, count: int) -> list[str]:
 
 
 def kinds_of_nemotron(settings: Settings, count: int) -> list[str]:
-    """Those of the list, or of a letter each."""
+    """Layer kinds from the config's list, or from a pattern with one letter per layer."""
     pattern = settings.get("hybrid_override_pattern")
     if pattern is None:
         kinds = listed_kinds(settings, count)

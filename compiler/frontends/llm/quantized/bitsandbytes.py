@@ -91,7 +91,8 @@ def _eight_bits(parts: Parts) -> Matrix:
 
 
 def bitsandbytes(settings: Settings) -> tuple[Scheme, ...]:
-    """Of both kinds, which one model may hold. Raises InvalidModelError for neither."""
+    """Schemes of bitsandbytes: 4-bit and 8-bit weights, which may be mixed in a model. Raises InvalidModelError if the
+    config enables neither."""
     if not (settings.flag("load_in_4bit") or settings.flag("load_in_8bit")):
         raise InvalidModelError(f"{settings.path}: bitsandbytes with neither 'load_in_4bit' nor 'load_in_8bit'")
     numbers = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")

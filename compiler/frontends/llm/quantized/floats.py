@@ -76,7 +76,7 @@ def _of_float8(scale: str, block: tuple[int, int] | None) -> Scheme:
 
 
 def fine_grained(settings: Settings) -> Scheme:
-    """Of fine-grained FP8. Raises InvalidModelError for a block that is none."""
+    """Scheme of fine-grained FP8. Raises InvalidModelError for an invalid block size."""
     block = settings.get("weight_block_size")
     if block is None:
         return _of_float8(".weight_scale_inv", None)
@@ -86,12 +86,12 @@ def fine_grained(settings: Settings) -> Scheme:
 
 
 def fbgemm(settings: Settings) -> Scheme:
-    """Of FBGEMM."""
+    """Scheme of FBGEMM FP8."""
     return _of_float8(".weight_scale", None)
 
 
 def mxfp4(settings: Settings) -> Scheme:
-    """Of MXFP4, experts whose blocks are a tensor beside that of their scales."""
+    """Scheme of MXFP4: expert weights with blocks and scales in separate tensors."""
     return Scheme(("_blocks",), ("_blocks", "_scales"), _mxfp4_shape, _mxfp4_matrix)
 
 

@@ -46,7 +46,7 @@ def open_folder(folder: Path) -> Reader:
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
-    """What config.json says of the quantization of the weights; None for nothing."""
+    """The quantization settings in config.json; None if there are none."""
     path = folder / "config.json"
     values = read_json(path)
     found = next((values[key] for key in _KEYS if values.get(key)), None)
@@ -58,7 +58,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 
 
 def _schemes(folder: Path) -> tuple[Scheme, ...]:
-    """How the weights of a folder are quantized; empty where they are not."""
+    """The quantization schemes used by a folder's weights; empty if they are not quantized."""
     values, path = quantization(folder), folder / "config.json"
     if values is None:
         return ()

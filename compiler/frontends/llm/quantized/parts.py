@@ -74,7 +74,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a package stores quantized weights.
+    """Storage format of a package's quantized weights.
 
     Attributes:
         marks: ends of names; a tensor whose name ends so shows that its module's weight is quantized.

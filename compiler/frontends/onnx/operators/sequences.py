@@ -162,6 +162,6 @@ def optional_element(context: NodeContext) -> Value:
 
 @converter("OptionalHasElement", since=15)
 def optional_has_element(context: NodeContext) -> Value:
-    """Whether there is something in an optional; a value that is not an optional counts."""
+    """OptionalHasElement: True if an optional holds a value; a non-optional value always counts."""
     value = context.value(0) if context.has_input(0) else OptionalValue(None)
     return Constant(np.array(not isinstance(value, OptionalValue) or value.value is not None))

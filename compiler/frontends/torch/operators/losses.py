@@ -19,7 +19,7 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Of probabilities for each class, or of smoothed labels; plain labels are the exporter's."""
+    """Cross entropy with class probabilities or label smoothing; the exporter handles plain labels."""
     if target.is_floating_point():
         return _of_probabilities(values, target, weight, reduction, label_smoothing)
     if label_smoothing == 0:

@@ -144,7 +144,7 @@ def _searchsorted(
     side: str | None = None,
     sorter: Tensor | None = None,
 ) -> Tensor:
-    """How many elements stand before the place: those that are less, or (`right`) no larger."""
+    """Insertion position of each value: the number of elements that are less, or with `right` less or equal."""
     if sorter is not None:
         ordered = ordered.gather(-1, sorter)
     one, other = ordered.unsqueeze(-2) if ordered.ndim > 1 else ordered, values.unsqueeze(-1)

@@ -80,7 +80,7 @@ def _of_rank(sizes: Sequence[int], rank: int) -> list[int]:
 
 
 def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) -> Any:
-    """How many windows an axis has; with `ceil_mode` none begins behind the values and their left padding."""
+    """Number of windows along an axis; with `ceil_mode`, none starts beyond the values and their left padding."""
     rest = size + 2 * pad - kernel
     if not ceil_mode:
         return rest // stride + 1
@@ -89,7 +89,8 @@ def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) 
 
 @decomposition_of("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
 def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Of images of dynamic size: products with the share that each place has in each window."""
+    """Adaptive average pooling of images of dynamic size: matmuls with the share of each input position in each
+    window."""
     height, width = _sizes(values)[-2:]
     if (isinstance(height, int) and isinstance(width, int)) or list(output_size) == [1, 1]:
         return NotImplemented

@@ -13,7 +13,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 @decomposition_of("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
 def _arange(*bounds: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    """Of floats: counted and computed in float64; the exporter's conversion counts in the type of the result."""
+    """Arange of floats, counted and computed in float64; the exporter's conversion counts in the result's dtype."""
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
     kinds = {type(each) for each in (start, end, step)}
     if not kinds <= {int, float} or float not in kinds:

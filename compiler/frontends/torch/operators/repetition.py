@@ -10,7 +10,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 @decomposition_of("aten.repeat_interleave.Tensor")
 def _repeated_places(repeats: Tensor, *, output_size: int | None = None) -> Tensor:
-    """Where each repeated element comes from, once the total is known; the exporter's conversion refuses to be told."""
+    """Source index of each repeated element, for a known total, which the exporter's conversion does not accept."""
     if output_size is None:
         return NotImplemented
     return _places(repeats, output_size)

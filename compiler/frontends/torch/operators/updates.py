@@ -20,7 +20,7 @@ def _index_copy(data: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 
 @decomposition_of("aten.index_put.default")
 def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """Of one axis, by whole numbers; others stay as they are."""
+    """Index_put along one axis with integer indices; the exporter handles the rest."""
     used = [axis for axis, index in enumerate(indices) if index is not None]
     index = indices[used[0]] if len(used) == 1 else None
     if accumulate or index is None or index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):

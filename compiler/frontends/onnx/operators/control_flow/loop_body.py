@@ -177,7 +177,7 @@ def _import_body(context: NodeContext, loop: Loop, state: State, trips: relax.Ex
 def _condition(
     context: NodeContext, go: object, following: relax.Expr, trips: relax.Expr | None
 ) -> tuple[relax.Expr, bool]:
-    """Whether another iteration follows, and whether the model's own condition can end the loop."""
+    """The condition for another iteration, and True if the model's own condition can end the loop."""
     assert isinstance(go, (Constant, Symbolic, Runtime))
     if known_scalar(go) == 0:
         return relax.const(False, "bool"), True

@@ -175,7 +175,7 @@ class _Recursion:
         return [self.context.dimension() if d is None else d for d in self._element_shape(index)]
 
     def _iterations(self) -> Dim | None:
-        """How many iterations there will be, where that is known."""
+        """Number of iterations, or None if it is unknown."""
         if self.body.ends_early or (self.loop.go is not None and known_scalar(self.loop.go) is None):
             return None
         if isinstance(self.loop.trips, Constant):
@@ -186,7 +186,7 @@ class _Recursion:
         return None
 
     def _start(self, trips: relax.Expr | None) -> relax.Expr | None:
-        """Whether there is an iteration at all; None when there surely is."""
+        """The condition that the first iteration runs; None if it always does."""
         context, go = self.context, self.loop.go
         conditions = []
         if trips is not None and (known_scalar(self.loop.trips) or 0) <= 0:

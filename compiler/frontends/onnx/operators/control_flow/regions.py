@@ -159,7 +159,7 @@ class _Bins:
         return _Bins(start, size, self.samples)
 
     def coordinate(self, number: Expr, sample: Expr) -> Expr:
-        """Where a sample of a bin lies."""
+        """Coordinate of a sample within a bin."""
         dtype = str(self.start.ty.dtype)
         within = (sample.astype(dtype) + tirx.const(0.5, dtype)) * self.size / self.samples.astype(dtype)
         return self.start + number.astype(dtype) * self.size + within

@@ -131,7 +131,7 @@ def _summed(context: NodeContext, term: Term, needed: set[str]) -> Term:
 
 
 def _contract(context: NodeContext, a: Term, b: Term, needed: set[str]) -> Term:
-    """One matrix product of two terms: over the common labels that are not needed afterwards."""
+    """One matmul of two terms, contracting the common labels that are not needed afterwards."""
     a = _summed(context, a, needed | set(b.labels))
     b = _summed(context, b, needed | set(a.labels))
     common = [label for label in a.labels if label in b.labels]

@@ -65,7 +65,7 @@ def float_function(context: NodeContext) -> relax.Expr:
 
 @converter("Abs", "Neg", "Sign")
 def signed_function(context: NodeContext) -> relax.Expr:
-    """Of any number type; unsigned values are their own magnitude."""
+    """Abs, Neg and Sign for any number type; unsigned values are their own magnitude."""
     data, dtype = context.input(0), context.dtype(0)
     if context.operator == "Neg":
         return R.negative(data)

@@ -23,7 +23,7 @@ def given(context: NodeContext, index: int) -> Value | None:
 
 
 def attributes_of(context: NodeContext, *names: str) -> dict[str, Any]:
-    """Those of the attributes that the node has."""
+    """The named attributes that the node has."""
     return {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
 
 

@@ -149,7 +149,7 @@ class _Grouped:
             require_entries(context, length, self.capacity)
 
     def _starts(self) -> relax.Expr:
-        """How many entries of the cache belong to each sample: int64 (batch,); none when all there is is new."""
+        """Number of valid cache entries of each sample, int64 (batch,); 0 if all tokens are new."""
         length, total = expression(self.length), expression(self.total)
 
         def starts(lengths: te.Tensor, new: Expr, all_of_them: Expr) -> te.Tensor:

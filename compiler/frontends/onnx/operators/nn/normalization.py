@@ -165,7 +165,7 @@ def instance_normalization(context: NodeContext) -> relax.Expr:
 
 @converter("GroupNormalization", since=18)
 def group_normalization_18(context: NodeContext) -> relax.Expr:
-    """As GroupNormalization 21, with a scale and a bias per group."""
+    """GroupNormalization 18: like version 21, but with a scale and a bias per group."""
     return _group_normalization(context, int(context.required_attribute("num_groups")), per_group=True)
 
 

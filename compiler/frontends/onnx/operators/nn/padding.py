@@ -137,7 +137,7 @@ def _pad_kernel(
 
 
 def _source_index(mode: str, index: Expr, size: Expr) -> Expr:
-    """Where a padded position takes its element from; reflection and wrapping repeat as often as needed."""
+    """Source index of a padded position; reflection and wrapping repeat as often as needed."""
     if mode == "edge":
         return tirx.max(tirx.min(index, size - 1), tirx.const(0, "int64"))
     if mode == "wrap":

@@ -63,7 +63,7 @@ class _Windows:
         self.taps = [te.reduce_axis((0, k), name=f"tap{axis}") for axis, k in enumerate(window.kernel)]
 
     def positions(self, output: Sequence[Expr], taps: Sequence[Expr]) -> list[Expr]:
-        """Where a tap of the window at an output position lies in the data; outside of it in the padding."""
+        """Input indices of a window's tap at an output position; out of range in the padding."""
         window = self.window
         return [
             o * window.strides[axis] + t * window.dilations[axis] - self.before[axis]
@@ -192,7 +192,7 @@ def average_kernel(window: Window, include_padding: bool) -> Kernel:
 
 
 def _taps_between(start: Expr, kernel: int, dilation: int, low: Expr, high: Expr) -> Expr:
-    """How many of start, start + dilation, ... (`kernel` of them) lie in [low, high)."""
+    """Number of taps start, start + dilation, ... (`kernel` of them) that lie in [low, high)."""
     step = _const(dilation, "int64")
     skipped = tirx.max(tirx.floordiv(low - start + step - 1, step), 0)
     reached = tirx.min(tirx.floordiv(high - 1 - start, step) + 1, kernel)
@@ -254,7 +254,7 @@ def _require_data(context: NodeContext) -> None:
 
 
 def _overhang(context: NodeContext, window: Window) -> tuple[Dim, ...]:
-    """How far the last window reaches beyond the padded input: not at all where output sizes are rounded down."""
+    """Distance by which the last window extends beyond the padded input; 0 if output sizes are rounded down."""
     if not context.attribute("ceil_mode", 0):
         return (0,) * window.rank
     return window.overhang(context.arithmetic, spatial_sizes(context.input(0)))

@@ -1,4 +1,4 @@
-"""Where each output element of a resized axis samples the input, and with what weights.
+"""Input coordinates and weights for each output element of a resized axis.
 
 The formulas are those of ONNX's Resize. They are written once and evaluated twice: with numpy, to tables, when sizes
 are known, and as TVM's expressions, inside the kernel, when they are symbolic. All arithmetic is in float32.
@@ -33,7 +33,7 @@ NEAREST_MODES = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "si
 
 @dataclass(frozen=True)
 class Sampling:
-    """How Resize samples; the same for all axes."""
+    """Sampling options of Resize, common to all axes."""
 
     mode: str = "nearest"
     coordinates: str = "half_pixel"

@@ -66,7 +66,7 @@ def grid_sample(context: NodeContext) -> relax.Expr:
 
 
 def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Tensor]:
-    """Of data (N, C, product of the sampled axes' sizes), a grid and those sizes."""
+    """Kernel of GridSample on data (N, C, product of the sampled axes' sizes), a grid and those sizes."""
     zeros = padding == "zeros"
 
     def compute(data: Tensor, grid: Tensor, *lengths: Expr) -> Tensor:

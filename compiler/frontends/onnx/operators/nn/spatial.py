@@ -49,7 +49,7 @@ class Window:
         return all(isinstance(p, int) for p in (*self.before, *self.after))
 
     def overhang(self, arithmetic: Arithmetic, sizes: Sequence[Dim]) -> tuple[Dim, ...]:
-        """How far the last position reaches beyond the padded input, along each axis."""
+        """Distance by which the last window extends beyond the padded input, along each axis."""
         reach = []
         for axis, size in enumerate(sizes):
             padded = arithmetic.add(arithmetic.add(size, self.before[axis]), self.after[axis])

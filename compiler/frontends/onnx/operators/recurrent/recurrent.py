@@ -90,7 +90,7 @@ def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[re
 
 
 def direction_flags(context: NodeContext) -> tuple[bool, ...]:
-    """Of each direction of the node, whether it runs back in time."""
+    """For each direction of the node, True if it runs backwards in time."""
     direction = context.attribute("direction", "forward")
     if direction not in _DIRECTIONS:
         context.invalid(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")

@@ -133,18 +133,18 @@ class Arrays:
         return np.zeros(shape, dtypes.numpy_dtype(self.dtype))
 
     def tensor(self, value: Operand) -> relax.Expr:
-        """As a Relax expression."""
+        """Convert to a Relax expression."""
         return Constant(np.ascontiguousarray(value)).expr() if isinstance(value, np.ndarray) else value
 
     def value(self, value: Operand) -> Constant | Runtime:
-        """As the operand of a node."""
+        """Convert to an operand of the node."""
         if isinstance(value, np.ndarray):
             return Constant(np.ascontiguousarray(value))
         return Runtime(value, str(value.ty.dtype), self.context.sources())
 
 
 class Packing:
-    """Where gates and hidden units go."""
+    """Layout of packed weights: blocks of hidden units, gates side by side."""
 
     def __init__(self, arrays: Arrays, directions: int, gates: int, hidden: int, lanes: int) -> None:
         self.arrays = arrays

@@ -53,7 +53,7 @@ class _Grams:
 
 @converter("TfIdfVectorizer", since=9)
 def tf_idf_vectorizer(context: NodeContext) -> relax.Expr | list[Value]:
-    """How often n-grams with up to max_skip_count tokens left out between theirs occur in each row; weighted."""
+    """Weighted counts of n-grams in each row, with up to max_skip_count tokens skipped between their tokens."""
     if context.dtype(0) == "string":
         return fold_strings(context)
     grams, rank = _grams(context), context.rank(0)

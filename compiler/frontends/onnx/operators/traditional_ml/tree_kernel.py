@@ -32,7 +32,7 @@ _LEAST_SLOTS = 1 << 15
 
 @dataclass(frozen=True)
 class Plan:
-    """How the work is divided; it depends on the table alone, so that sums do not depend on threads or rows."""
+    """Partition of the work. It depends only on the table, so sums do not depend on the number of threads or rows."""
 
     trees: int
     block_trees: int
@@ -173,8 +173,8 @@ class _Code:
     def _walks(
         self, trees: list[Expr], rows: list[Expr], places: list[Expr], features: Expr, valid: Expr | None = None
     ) -> None:
-        """One row through one tree in each lane, and what the leaves give added in the order of lanes; only the first
-        `valid` lanes count."""
+        """Walk one row through one tree per lane, and add the leaf values in lane order; only the first `valid` lanes
+        count."""
         word = "int32" if self.table.value_type == "float32" else "int64"
         last = int64(self.plan.trees - 1)
         with T.seq_scope():

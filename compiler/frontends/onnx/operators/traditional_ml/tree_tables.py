@@ -198,7 +198,7 @@ class _Flags:
 
 
 def _flags(ensemble: Ensemble, nodes: Array, modes: Array) -> _Flags:
-    """How the branches of the table test, and whether NaN goes to the first child."""
+    """Comparison of each branch, and True where NaN goes to the first child."""
     tests = np.select([np.isin(modes, (EQ, NEQ)), modes == MEMBER], [EQUAL, IN_SET], AT_MOST).astype(np.int64)
     missing = ensemble.missing[nodes].astype(bool)
     turned = np.isin(modes, (GTE, GT)) & ~np.isnan(ensemble.thresholds[nodes])
