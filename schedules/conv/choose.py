@@ -53,7 +53,7 @@ class FloatConvolution:
 
 @dataclass(frozen=True)
 class SparseChoice:
-    """The convolution without the zero blocks of its weights; its workload is known when they are packed."""
+    """A convolution that skips zero weight blocks; its workload is known once the weights are packed."""
 
     work: ConvWorkload
 
@@ -62,7 +62,8 @@ FloatChoice = FoldedWorkload | SparseChoice | WinogradWorkload | DotWorkload | C
 
 
 def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | None = None) -> FloatChoice:
-    """The algorithm for a floating-point convolution; `measured` chooses among those that were timed."""
+    """Choose the algorithm of a floating-point convolution; `measured` selects among those that were
+    timed."""
     work, narrow = case.work, case.narrow
     if isinstance(narrow, TilesWorkload):
         return narrow
@@ -77,14 +78,14 @@ def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | No
 
 
 def _dense(work: ConvWorkload, narrow: DotWorkload | None, tile: int | None) -> FloatChoice:
-    """Winograd's method with that tile, or the direct convolution."""
+    """The Winograd convolution with that tile size, or the direct convolution."""
     if tile is not None:
         return WinogradWorkload(**vars(work), tile=tile)
     return work if narrow is None else narrow
 
 
 def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
-    """The convolution with neighbouring outputs as filters, where that is much cheaper."""
+    """The convolution with neighbouring outputs folded into filters, if that is much cheaper."""
     work, narrow = case.work, case.narrow
     folded = folded_workload(work, machine, case.out_order)
     if folded is None:
@@ -96,7 +97,7 @@ def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
 
 
 def _winograd_tile(case: FloatConvolution, machine: Machine, measured: Choice | None) -> int | None:
-    """The tile of Winograd's method, None for the direct convolution: as estimated, or as was measured."""
+    """Winograd's tile size, estimated or measured; None for the direct convolution."""
     work, narrow = case.work, case.narrow
     tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow, case.images)
     if measured is None or work.is_open or not serves(work):
@@ -116,8 +117,8 @@ def _alternative(choice: FloatChoice) -> Alternative:
 def choose_integer(
     plain: ConvWorkload, operand: str, fill: int, weights: NDArray[np.int8], machine: Machine
 ) -> DotWorkload:
-    """The algorithm for a convolution of 8-bit integers, `fill` in its padding; an `IntegerWinogradWorkload` says
-    Winograd's.
+    """Choose the algorithm of an 8-bit integer convolution, padded with `fill`; an `IntegerWinogradWorkload` selects
+    Winograd.
 
     Args:
         plain: the convolution, in blocks of the machine's lanes or of four channels.
@@ -130,7 +131,8 @@ def choose_integer(
 
 
 def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Machine) -> DotWorkload:
-    """Blocks of four channels are words as they lie; matrices of them are multiplied where there are two pixels."""
+    """Workload of an 8-bit integer convolution. Blocks of four channels are read as words in place; matrix instructions
+    need two pixels."""
     tiles = tiles_workload(plain, operand, machine, fill)
     if tiles is not None:
         return tiles
@@ -148,8 +150,8 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
 
 
 def narrow_workload(work: ConvWorkload, halves: Operation, machine: Machine) -> DotWorkload | None:
-    """The convolution of operands rounded to 16 bits; None where float32 is as fast on the machine, or vectors add in
-    16 bits what tiles elsewhere in the model add in float32."""
+    """The convolution with operands rounded to 16 bits; None if float32 is as fast on the machine, or if vectors would
+    accumulate in 16 bits where tiles elsewhere in the model accumulate in float32."""
     tiles = tiles_workload(work, halves.stored, machine)
     found = dot_products(machine, halves.a, halves.b)
     if tiles is not None:
@@ -161,7 +163,7 @@ def narrow_workload(work: ConvWorkload, halves: Operation, machine: Machine) -> 
 
 
 def dot_workload(work: ConvWorkload, operand: str, lanes: int, fill: int = 0) -> DotWorkload:
-    """The same convolution of narrow operands; input in words where it is read from the plain layout."""
+    """The same convolution with narrow operands; the input is packed into words if it has the plain layout."""
     operation = OF_STORED.get(operand, DOT_U8S8)
     fields = {**vars(work), "in_block": operation.group if work.in_block == 1 else lanes, "dtype": operation.total}
     return DotWorkload(**fields, operand=operand, fill=fill)

@@ -1,4 +1,4 @@
-"""The blocked kernels as tensor expressions, which define them; the rules make them fast.
+"""Tensor expressions of the convolution and pooling kernels in blocked layouts; rules schedule them.
 
 Each function takes placeholders in the layouts that `conv_workload` states and returns the output tensor. The stages
 carry the workload as block attributes; compiled without a rule they give the same numbers, slowly.
@@ -44,7 +44,7 @@ def _window_positions(
 
 
 def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Index]) -> list[Index]:
-    """Padding before the input, for these spatial sizes of the output."""
+    """Padding before the input, given the spatial sizes of the output."""
     return padding_before(work, spatial_sizes(work, data), output_sizes(work, sizes))
 
 
@@ -57,12 +57,12 @@ def _inside(work: WindowWorkload, data: Tensor, positions: Sequence[Expr]) -> Ex
 
 
 def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Index]:
-    """The input's spatial sizes: ints where known."""
+    """Spatial sizes of the input; ints if static."""
     return [size or each for size, each in zip(work.spatial, data.shape[2 : 2 + work.rank], strict=True)]
 
 
 def output_sizes(work: WindowWorkload, sizes: Sequence[Index]) -> list[Index]:
-    """The output's spatial sizes: those of `sizes` where they are open."""
+    """Spatial sizes of the output; taken from `sizes` if dynamic."""
     return [known or given for known, given in zip(work.out_spatial, sizes or work.out_spatial, strict=True)]
 
 
@@ -100,7 +100,7 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequenc
 
 
 def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Index] = ()) -> Tensor:
-    """One filter per channel. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
+    """Depthwise convolution. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
     zero = tirx.const(0, work.dtype)
     window = _window_axes(work)
     padding = _padding(work, data, sizes)
@@ -147,8 +147,8 @@ def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Index] = ()) -> Tenso
 
 
 def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Index], padding: Sequence[Index]) -> Expr:
-    """By what the sum of the window of an output position is divided; `sizes` are the input's spatial sizes, `padding`
-    what lies before it."""
+    """Divisor of average pooling at an output position; `sizes` are the input's spatial sizes, `padding` is the padding
+    before it."""
     if work.count_pad or not work.reaches_outside:
         total = 1
         for size in work.kernel:
@@ -167,7 +167,7 @@ def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Index]
 
 
 def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
-    """Maximum or mean over all spatial positions; the spatial dimensions stay, with size 1."""
+    """Global max or average pooling; the spatial dimensions are kept with size 1."""
     sizes = spatial_sizes(work, data)
     axes = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(sizes)]
     combine = te.max if work.mode == "max" else te.sum
@@ -191,7 +191,7 @@ def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
 
 
 def share_of_image(sizes: Sequence[Index], dtype: str) -> Expr:
-    """One divided by the number of positions."""
+    """Reciprocal of the number of spatial positions."""
     total: Index = 1
     for size in sizes:
         total = total * size
@@ -282,7 +282,7 @@ def _transformed_input(
 
 
 def _entry(matrix: Sequence[Sequence[float]], row: Expr, column: Expr, dtype: str) -> Expr:
-    """matrix[row][column] for indices that are expressions."""
+    """matrix[row][column] for indices given as expressions."""
     value: Expr = tirx.const(0, dtype)
     for i, entries in enumerate(matrix):
         for j, entry in enumerate(entries):

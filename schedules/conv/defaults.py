@@ -42,7 +42,7 @@ def tile_for(work: ConvWorkload, machine: Machine, load_cycles: float = 0.5) -> 
 
 
 def open_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
-    """For sizes that are known when the kernel runs."""
+    """Default config for dynamic sizes."""
     rows, columns = open_block(
         work.rank,
         lambda height, width: input_bytes(work, work.group_channels, height, width),
@@ -57,10 +57,10 @@ def open_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int)
 
 
 def even_blocks(work: ConvWorkload) -> int:
-    """A number of output blocks that every group is a multiple of."""
+    """A number of output blocks that divides every group."""
     return gcd(work.group_out_blocks, work.last_group_out_blocks)
 
 
 def chunk_choices(work: ConvWorkload) -> tuple[int, ...]:
-    """Into how many tasks the output channels may be cut: at groups where there are several."""
+    """Candidate numbers of tasks to split the output channels into; group boundaries are respected."""
     return divisors(work.groups if work.groups > 1 else work.out_blocks)

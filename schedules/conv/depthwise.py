@@ -71,7 +71,7 @@ class DepthwiseNest(WindowNest):
         return [var for var, _ in named], [binding for _, binding in named]
 
     def weight_of(self, stored: Expr) -> Expr:
-        """A vector of weights as the taps use it."""
+        """A weight vector, in the type that the taps use."""
         return stored
 
     def tap(self, total: Expr, value: Expr, operand: Expr) -> Expr:
@@ -79,7 +79,7 @@ class DepthwiseNest(WindowNest):
 
 
 class DepthwiseDotNest(DepthwiseNest):
-    """The same on 8-bit integers: products of 16 bits summed in 32."""
+    """Depthwise convolution of 8-bit integers: 16-bit products accumulated in int32."""
 
     work: DepthwiseDotWorkload
 

@@ -71,7 +71,7 @@ class DirectRule(CpuRule[ConvWorkloadT]):
 
 
 class ConvDirect(DirectRule[ConvWorkload]):
-    """Serves the kernels of `conv_direct`, in float32 and in integers without special instructions."""
+    """Serves `conv_direct` kernels, in float32 and in integers without dot-product instructions."""
 
     name: ClassVar[str] = "conv-direct"
     priority: ClassVar[int] = Priority.BLOCKED

@@ -1,4 +1,4 @@
-"""How tasks share a direct convolution: images, groups, output channels and each spatial dimension.
+"""Parallel tasks of a direct convolution: images, groups, output channels and each spatial dimension.
 
 The knobs of the rule say what caches hold: a task has at most `rows` x `columns` of output, and at least `chunks` tasks
 share the output channels. Within that, `schedules.cuts` cuts for the machine's cores.
@@ -25,19 +25,19 @@ _WIDEN_CYCLES = 4  # of a vector of weights, which becomes two
 
 
 def dimension(number: int) -> str:
-    """The name of the axis of a spatial dimension. Its steps are outputs; of the last one, register tiles."""
+    """Name of the axis of a spatial dimension. Its steps are outputs; of the last dimension, register tiles."""
     return f"d{number}"
 
 
 def group_steps(work: ConvWorkload, blocks: int) -> int:
-    """Register tiles of the output channels of a group: steps of the axis `CHANNELS`."""
+    """Register tiles over the output channels of a group: the steps of the axis `CHANNELS`."""
     return ceil_div(work.group_out_blocks, blocks)
 
 
 @lru_cache(maxsize=1024)
 def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool = False) -> Cut:
-    """The cut of a convolution of known sizes. `copies`: each task copies its input to a scratch buffer; `widens`: its
-    weights too.
+    """Tasks of a convolution of static sizes. `copies`: each task copies its input to a scratch buffer; `widens`: each
+    also converts its weights to a wider type.
 
     Where channels come last in the order of the tasks, those that follow one another share their input, else their
     weights. Where a spatial dimension is halved, each of two threads finds its input in its own cache, and reads all of
@@ -66,7 +66,7 @@ def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
 
 
 def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool) -> Sequence[Work]:
-    """Products, the input with its halo, and the weights."""
+    """Work of the multiply-adds, of the input with its halo, and of the weights."""
     halos = [
         max(0.0, ((window - 1) * dilation + 1) / stride - 1)
         for window, dilation, stride in zip(work.kernel, work.dilations, work.strides, strict=True)

@@ -107,7 +107,7 @@ class DirectNest:
         return self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
 
     def _cut_known(self, machine: Machine) -> bool:
-        """Cut known sizes into tasks; returns whether threads share them."""
+        """Split static sizes into tasks; returns True if they run in parallel."""
         found = direct_cut(self.work, self.config, machine, copies=self.copies, widens=self.widens)
         sizes = [found.sizes[dimension(dim)] for dim in range(self.work.rank)]
         whole = found.parts[dimension(self.work.rank - 1)] == 1
@@ -118,8 +118,8 @@ class DirectNest:
         return found.parallel
 
     def _cut_open(self, machine: Machine) -> bool | Expr:
-        """Cut sizes that are known when the kernel runs: rows, or pixels where there are no rows, and where those are
-        few the output channels too. Returns whether threads share the tasks."""
+        """Split dynamic sizes into tasks: rows, or pixels if there are no rows, and also the output channels if those
+        are few. Returns True if the tasks run in parallel."""
         work, cores = self.work, machine.cores
         last = self.is_flat or work.rank == 1
         shared, step = (work.rank - 1, self.pixels) if last else (work.rank - 2, 1)
@@ -153,13 +153,13 @@ class DirectNest:
         return pays_at_run_time(points, work.groups * (products + copied), machine)
 
     def _live(self, place: Place, dim: int) -> Index:
-        """How much of a task's output along a dimension there is."""
+        """Valid extent of a task's output along a dimension."""
         size, part = self.sizes.out[dim], self.cut[dim]
         known = isinstance(size, int) and isinstance(part, int)
         return part if known else most(least(part, size - place.corner[dim]), 0)
 
     def _task(self, task: Index) -> Stmt:
-        """Task number -> part of each axis."""
+        """Position along each axis of a task, from the task number."""
         names: list[Stmt] = []
         at = part_numbers(task, self.axes, self.order, lambda name, value: self._named(name, value, names))
         corner = tuple(
@@ -173,11 +173,12 @@ class DirectNest:
         return sequence(names, self._channels(replace(place, live=live), at[GROUPS], at[CHANNELS]))
 
     def _named(self, name: str, value: Index, names: list[Stmt]) -> Index:
-        """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
+        """Bind a position in an image of dynamic size to a variable, so that its divisions are not repeated in every
+        index."""
         return name_opaque(name, value, names) if self.work.is_open else value
 
     def _channels(self, place: Place, part: Index, chunk: Index) -> Stmt:
-        """A chunk of the output channels of each group of a part of the groups."""
+        """A chunk of output channels, for each group in a range of groups."""
         work = self.work
         if work.groups == 1:
             return self._group(place, 0, work.out_blocks, chunk)
@@ -198,14 +199,14 @@ class DirectNest:
         return repeat("group", count, group)
 
     def _group(self, place: Place, first: Index, count: int, chunk: Index) -> Stmt:
-        """A chunk of the `count` output blocks from `first` on, all of one group."""
+        """A chunk of `count` output blocks starting at `first`, all in one group."""
         self.scratch = None
         copied = self._fill_scratch(place) if self.copies else []
         return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._rows(place, block)))
 
     def _all_blocks(self, first: Index, count: int, chunk: Index, body: Callable[[Self, Index], Stmt]) -> Stmt:
-        """`body(nest, block)` for each register tile's first of a chunk of `count` output blocks: whole tiles, then
-        what is left as one of fewer blocks."""
+        """Call `body(nest, block)` with the first block of each register tile in a chunk of `count` output blocks: full
+        tiles, then one smaller tile for the remainder."""
         steps, rest = divmod(count, self.blocks)
         begin = chunk * self.steps_each
         own: Index = self.steps_each
@@ -265,7 +266,7 @@ class DirectNest:
         return padded_line(start, extent, size, self.work.pad[-1][0], copy, clear, lanes)
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
-        """One position of the input into the scratch buffer."""
+        """Copy one input position to the scratch buffer."""
         every = lanes_of(0, self.scratch_lanes)
         return store(self.scratch, self._read(source, every), *target, every)
 
@@ -378,7 +379,7 @@ class DirectNest:
         return sequence(allocation, allocate_totals, begin, most, rest_of, take, finish)
 
     def _taps(self, body: Callable[[list[Index]], Stmt], *, steps: int) -> Stmt:
-        """`body(place in the window)` for each tap, of so many steps.
+        """Call `body(position in the window)` for each tap of a given number of steps.
 
         Where a tap is one step LLVM unrolls the loop over the innermost dimension of taps. Those of a row read the same
         elements, which it would hold in registers; those of a column do not.
@@ -390,7 +391,7 @@ class DirectNest:
     def _weights_ahead(
         self, place: Place, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int
     ) -> Stmt | None:
-        """Prefetch by the tile at `start` in its sum: its share of the weights of output blocks to come.
+        """Prefetch a share of the weights of later output blocks, from the tile at `start`.
 
         `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
         of these places one alone asks.
@@ -419,7 +420,7 @@ class DirectNest:
 
     @property
     def _parts_between_steps(self) -> int:
-        """How many tasks in a row share their output channels, where that is known."""
+        """Number of consecutive tasks that share their output channels; 1 if unknown."""
         if self.work.is_open:
             return 1
         order = self.order or list(self.axes)
@@ -429,7 +430,7 @@ class DirectNest:
     def _input(
         self, place: Place, source: Index, start: Sequence[Index], pixel: int, window: Sequence[Index], lane: Index
     ) -> Expr:
-        """The input element that a pixel of the tile reads: from the scratch buffer, else from the input itself."""
+        """The input element read for a pixel of the tile, from the scratch buffer or directly from the input."""
         work = self.work
         inner = list(start)
         inner[-1] = inner[-1] + pixel
@@ -454,7 +455,8 @@ class DirectNest:
     def _finish_tile(
         self, sums: list[Buffer], place: Place, block: Index, start: Sequence[Index], pixels: int
     ) -> list[Stmt]:
-        """Each sum's epilogue; of dynamic sizes, whose addresses take many instructions, in a loop over pixels."""
+        """Apply the epilogue to each sum; for dynamic sizes, whose address computations are long, in a loop over
+        pixels."""
         if not self.work.is_open:
             return [self._finish(sums, place, block, start, *at) for at in static_grid(pixels, self.blocks)]
         result: list[Stmt] = []

@@ -99,7 +99,7 @@ def kind_of(work: DotWorkload) -> str:
 
 
 def _number(data: Tensor, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
-    """A stored element as the type of the sum."""
+    """A stored element converted to the accumulator type."""
     if not work.words:
         return number(data(*place, lane), work.dtype) + tirx.const(work.shift, work.dtype)
     bits = 32 // work.group
@@ -111,8 +111,8 @@ def _number(data: Tensor, place: tuple[Expr, ...], lane: Expr, work: DotWorkload
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the sum: the tile (`pixels` from `start` on, output blocks from `block` on), the input's channel block
-    `source`, the tap of the window, the group of channels and how many of them there are."""
+    """A reduction step: the tile (`pixels` starting at `start`, output blocks starting at `block`), the input's channel
+    block `source`, the tap of the window, the group of channels and the number of groups."""
 
     place: Place
     block: Index
@@ -158,7 +158,7 @@ def _in_pairs(work: DotWorkload, machine: Machine) -> bool:
 
 
 def _with_sums(work: DotWorkload, machine: Machine) -> Machine:
-    """The machine with as many sums as its few registers have room for beside such products."""
+    """The machine with its accumulators limited to what its few registers allow for such dot products."""
     if work.of_halves or machine.vector_registers >= 32:
         return machine
     if not _in_pairs(work, machine) and not dot_products(machine, work.operand, "int8"):
@@ -245,7 +245,7 @@ class DotNest(DirectNest):
     def _in_parts(
         self, sources: int, body: Callable[[Index], Stmt], sums: list[Buffer], halves: list[Buffer]
     ) -> list[Stmt]:
-        """The steps over blocks of the input in partial sums: of several blocks where a window is small."""
+        """Split the steps over input blocks into partial sums; several blocks each if the window is small."""
         each = max(1, PARTIAL_STEPS // self._window_steps)
         whole, rest = divmod(sources, each)
 
@@ -256,7 +256,7 @@ class DotNest(DirectNest):
         return [*parts, *([part(whole * each, rest)] if rest else [])]
 
     def _joined(self, steps: Stmt, sums: list[Buffer], halves: list[Buffer]) -> Stmt:
-        """Steps whose partial sums are added to the sums behind them."""
+        """Steps whose partial sums are then added to the accumulators."""
         if self.partial is None:
             return steps
         ones, zero = splat(ONES, "int32", self.lanes), splat(0, "int32", self.lanes)
@@ -266,7 +266,7 @@ class DotNest(DirectNest):
         return sequence(clear, steps, join)
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
-        """The products of a tile with one group of channels."""
+        """Multiply-adds of a tile with one group of channels."""
         combine = self.partial or self.combine
         lanes, group = self.lanes, self.work.group
         values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
@@ -279,8 +279,8 @@ class DotNest(DirectNest):
         return result
 
     def _group_of(self, at: Step, pixel: int) -> Expr:
-        """A group of channels of the pixel as an int32. Of the last bfloat16 pair, lanes beyond the channels are
-        cleared: they may hold NaN, which a weight of zero would not take away."""
+        """A pixel's group of channels as an int32. In the last bfloat16 pair, lanes beyond the channels are cleared:
+        they may hold NaN, and NaN times a zero weight is NaN."""
         if self.work.words:
             return self._input(at.place, at.source, at.start, pixel, at.window, 0)
         lane = lanes_of(at.group * self.work.group, self.work.group)
@@ -293,7 +293,8 @@ class DotNest(DirectNest):
 
 
 class QuadsNest(DotNest):
-    """Of a `QuadsWorkload` on Arm: four neighbouring pixels are one load, and dot products take a lane of it."""
+    """Loop nest of a `QuadsWorkload` on Arm: one load reads four neighbouring pixels, and dot products index its
+    lanes."""
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         values: list[Expr] = []
@@ -315,8 +316,8 @@ class QuadsNest(DotNest):
 
 
 class PairsNest(DotNest):
-    """For processors that multiply pairs of 16-bit integers but no bytes: the input and the weights of a tile's
-    channels are widened once, in scratch buffers, into the even and the odd bytes of each group of four."""
+    """For processors that multiply pairs of 16-bit integers but not bytes: the input and the weights of a tile's
+    channels are converted to 16 bits once, in scratch buffers, as the even and the odd bytes of each group of four."""
 
     widens = True
 
@@ -346,7 +347,7 @@ class PairsNest(DotNest):
         )
 
     def _widened(self, place: Place, block: Expr | int) -> Stmt:
-        """The tiles of some output blocks, after their weights are widened."""
+        """Tiles of several output blocks, after their weights are converted to 16 bits."""
         work, lanes = self.work, self.lanes
         blocks = ceil_div(place.channels, work.in_block)
         shape = (blocks, *work.kernel, self.quads, self.blocks * 2 * lanes)

@@ -1,4 +1,4 @@
-"""Spatial sizes known only at run time: their variables, and their tiling.
+"""Dynamic spatial sizes: their variables, and their tiling.
 
 Sizes and positions are Python ints where they are known and expressions where they are not.
 """
@@ -41,7 +41,7 @@ class Sizes:
 
     @classmethod
     def of(cls, work: WindowWorkload, data: Expr, result: Expr) -> Sizes:
-        """From the workload where it knows them, else from the buffers of the input and of the anchor's result."""
+        """Take sizes from the workload if static, else from the buffers of the input and of the anchor's result."""
         bindings: list[Stmt] = []
 
         def named(name: str, known: int, size: Index) -> Index:
@@ -58,7 +58,7 @@ class Sizes:
 
 
 def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence[Index]) -> list[Index]:
-    """The padding before the input of each spatial dimension, for such input and output sizes."""
+    """Padding before the input along each spatial dimension, from the input and output sizes."""
     result: list[Index] = []
     for dim, (before, _) in enumerate(work.pad):
         if not work.same or work.spatial[dim]:
@@ -71,23 +71,23 @@ def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence
 
 
 def least(left: Index, right: Index) -> Expr:
-    """The smaller of two, folded where both are known."""
+    """Minimum of two, folded if both are constant."""
     return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
 
 
 def most(left: Expr, right: Index) -> Expr:
-    """The larger of two, folded where both are known."""
+    """Maximum of two, folded if both are constant."""
     return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
 
 
 def parts_of(size: Index, part: Index) -> Index:
-    """size / part, rounded up."""
+    """ceil(size / part)."""
     return ceil_div(size, part) if isinstance(size, int) and isinstance(part, int) else (size + part - 1) // part
 
 
 def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int], Stmt]) -> Stmt:
-    """`body(start, size)` over [0, extent), the extent unknown: a loop of whole tiles, then what is left over in tiles
-    of the powers of two below."""
+    """Call `body(start, size)` over [0, extent) for a dynamic extent: a loop of full tiles, then the remainder in tiles
+    of decreasing powers of two."""
     rest = extent % tile
     whole = extent - rest
     parts = [repeat(name, extent // tile, lambda i: body(i * tile, tile))]
@@ -101,7 +101,7 @@ def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int],
 def open_register_tile(
     out_blocks: int, machine: Machine, load_cycles: float = 0.5, *, by_lane: bool = False
 ) -> tuple[int, int]:
-    """(pixels, channel blocks) of least cost for rows of any width, what is left over cut as `open_repeat` does."""
+    """(pixels, channel blocks) of lowest cost for rows of any width, with remainders tiled as in `open_repeat`."""
 
     def cost(pixels: int, blocks: int) -> float:
         return sum(open_row_cost(machine, width, pixels, blocks, load_cycles) / width for width in _WIDTHS)
@@ -117,7 +117,7 @@ def open_register_tile(
 
 
 def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
-    """`conv_tiling.row_cost` of the tiles that `open_repeat` makes."""
+    """`conv_tiling.row_cost` of the tiles that `open_repeat` generates."""
     whole, rest = divmod(width, pixels)
     sizes = [size for size in tails(pixels) if rest & size]
     cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
@@ -126,7 +126,7 @@ def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_c
 
 
 def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixels: int) -> tuple[int, int]:
-    """(rows, columns) of output that a task computes at most, whose input, `bytes_of(rows, columns)`, is to fit.
+    """Maximum (rows, columns) of a task's output such that its input, `bytes_of(rows, columns)`, fits.
 
     Columns are whole register tiles. Rows suit images half as wide as the widest that is not cut.
     """
@@ -140,7 +140,7 @@ def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixe
 
 
 def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
-    """The first output along the last dimension all of whose window lies inside, and the end of those."""
+    """Range [first, end) of outputs along the last dimension whose window lies entirely inside the input."""
     (most_before, after), stride = work.pad[-1], work.strides[-1]
     size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
     if most_before <= 0 and after <= 0:

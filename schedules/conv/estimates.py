@@ -15,7 +15,7 @@ from schedules.machine import Machine
 
 
 def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Estimate:
-    """Of a direct convolution."""
+    """Estimated cost of a direct convolution."""
     pixels, blocks, rows = (config.integer(name) for name in ("pixels", "blocks", "rows"))
     columns, chunks = config.integer("columns"), config.integer("chunks")
     width = work.out_spatial[-1]
@@ -36,7 +36,7 @@ def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Est
 
 
 def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) -> Estimate:
-    """Of a convolution by Winograd's algorithm."""
+    """Estimated cost of a Winograd convolution."""
     tiles, blocks, chunks = (config.integer(name) for name in ("tiles", "blocks", "chunks"))
     pixels = min(config.integer("pixels"), tiles)
     down, across = tile_counts(work, work.tile)
@@ -60,8 +60,8 @@ def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) 
 
 
 def window_cycles(work: WindowWorkload, rows: int, width: int, pixels: int, machine: Machine) -> float:
-    """Arithmetic of a depthwise convolution or of pooling for `rows` x `width` outputs of each channel (and one along
-    dimensions whose size is not known), by one core."""
+    """Arithmetic cycles on one core of a depthwise convolution or pooling, for `rows` x `width` outputs of each channel
+    (and one output along dimensions of dynamic size)."""
     outputs = max(work.batch, 1) * work.out_blocks * rows * width * prod(size or 1 for size in work.out_spatial[:-2])
     taps, last = prod(work.kernel), work.kernel[-1]
     loads = ((pixels - 1) * work.strides[-1] + last) / pixels + last / pixels
@@ -70,7 +70,7 @@ def window_cycles(work: WindowWorkload, rows: int, width: int, pixels: int, mach
 
 
 def window_estimate(work: WindowWorkload, config: Config, machine: Machine) -> Estimate:
-    """Of a depthwise convolution or of pooling."""
+    """Estimated cost of a depthwise convolution or pooling."""
     pixels, splits = config.integer("pixels"), config.integer("splits")
     rows, width = work.out_spatial[-2] if work.rank > 1 else 1, work.out_spatial[-1]
     cycles = window_cycles(work, rows, width, pixels, machine)

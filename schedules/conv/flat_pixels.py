@@ -1,4 +1,4 @@
-"""Images of unknown size as one long row: for pointwise convolutions rows need not end where those of images do.
+"""Flattens images of dynamic size to one long row: pointwise convolutions may process pixels across row ends.
 
 The remainder of a register tile then occurs once per image, not once per row, and rows may be short.
 """
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes | None:
-    """The sizes of images whose pixels lie in the last dimension; None where a window is more than one pixel, sizes are
-    known, or the epilogue needs to know the row of a pixel."""
+    """Sizes of images flattened into the last dimension; None if the window is larger than one pixel, sizes are static,
+    or the epilogue uses a pixel's row."""
     ones = (1,) * work.rank
     plain = work.kernel == work.strides == ones and not work.reaches_outside and not any(map(any, work.pad))
     if work.rank == 1 or not work.is_open or not plain or not fused.ignores_rows(2, work.rank):

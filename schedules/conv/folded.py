@@ -41,7 +41,7 @@ _STORE_CYCLES = 6  # of an epilogue and a store
 @dataclasses.dataclass(frozen=True)
 class FoldedWorkload(ConvWorkload):
     """A convolution that computes `fold` neighbours along the last dimension as one output of `fold` x `outputs`
-    filters: filter f of the neighbour p is filter f * fold + p. All other fields are those of the folded convolution.
+    filters: filter f of neighbour p becomes filter f * fold + p. All other fields are those of the folded convolution.
 
     Output: plain, its axes in the order `axes` (the logical axis of the batch, the channels, and each spatial
     dimension); the last spatial dimension has `width` elements, the channels are `outputs`.
@@ -61,7 +61,7 @@ class FoldedWorkload(ConvWorkload):
 
 
 def folded_workload(work: ConvWorkload, machine: Machine, axes: Sequence[int]) -> FoldedWorkload | None:
-    """The cheapest folding of a convolution of one group, or None where there is none."""
+    """The cheapest folding of an ungrouped convolution, or None."""
     stride, dilation = work.strides[-1], work.dilations[-1]
     if work.groups > 1 or work.filters >= 2 * work.block or stride % dilation:
         return None
@@ -92,7 +92,7 @@ def _folded(work: ConvWorkload, fold: int, axes: tuple[int, ...]) -> FoldedWorkl
 
 
 def tile_cycles(work: ConvWorkload, machine: Machine) -> float:
-    """Estimated cycles of a core for one image of a direct convolution, weights in the caches."""
+    """Estimated single-core cycles of a direct convolution of one image, with weights in cache."""
     width = work.out_spatial[-1]
     rows = work.out_blocks * work.group_channels
     for size in (*work.kernel, *work.out_spatial[:-1]):
@@ -148,7 +148,8 @@ def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
 
 
 class ConvFolded(DirectRule[FoldedWorkload]):
-    """The knobs are those of the direct convolution, pixels and columns counted in folds."""
+    """Serves `conv_folded` kernels. The knobs are those of the direct convolution, with pixels and columns counted in
+    folds."""
 
     name: ClassVar[str] = "conv-folded"
     priority: ClassVar[int] = Priority.BLOCKED

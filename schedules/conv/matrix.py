@@ -36,7 +36,7 @@ _OPEN_WIDTH = 56  # pixels of a row whose number is not known
 
 
 class ConvMatrix(DirectRule[QuadsWorkload]):
-    """Serves the kernels of `conv_dot` whose workload says so; the knobs are those of the direct convolution."""
+    """Serves the `conv_dot` kernels whose workload requests it; the knobs are those of the direct convolution."""
 
     name: ClassVar[str] = CONV_MATRIX
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
@@ -77,7 +77,7 @@ def _fits(pairs: int, blocks: int, machine: Machine) -> bool:
 
 
 def _row_cost(width: int, pairs: int, blocks: int, machine: Machine) -> float:
-    """Cycles for eight channels of a row of `width` pixels, a block: multiplications, loads or their latency."""
+    """Cycles for eight channels of a row of `width` pixels, per block: multiplications, and loads or their latency."""
 
     def cost(count: int) -> float:
         arithmetic = 2 * count * blocks / machine.fma_ports
@@ -99,7 +99,8 @@ class MatrixNest(DotNest):
         self.fill = word(work.fill + work.shift & 0xFF)
 
     def _copy(self, source: Sequence[Index], target: Sequence[Expr]) -> Stmt:
-        """Eight channels of a pixel: two blocks of the input. What lies behind its last meets weights of zero."""
+        """Copy eight channels of a pixel: two blocks of the input. Data after the last block is multiplied by zero
+        weights."""
         image, block, *position = source
         quads = ceil_div(self.work.channels, self.work.stored_block)
         parts = []
@@ -150,7 +151,7 @@ class MatrixNest(DotNest):
         return result
 
     def _pair(self, at: Step, pixel: int) -> Expr:
-        """Eight channels of two pixels; a single last one stands for both."""
+        """Eight channels of two pixels; a single last pixel is duplicated."""
 
         def loaded(pixel: int, lanes: int) -> Expr:
             return self._input(at.place, at.source, at.start, pixel, at.window, lanes_of(0, lanes))

@@ -1,4 +1,4 @@
-"""A line of the input as a task reads it: elements copied where there are some, others cleared."""
+"""Copies a line of the input with padding: existing elements are copied, others cleared."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an a
 
 
 def _larger(total: Expr, value: Expr) -> Expr:
-    """The larger one, or NaN: of a comparison with NaN the second is taken, so that only the value is looked at."""
+    """NaN-propagating maximum: a comparison with NaN selects the second operand, so only `value` needs checking."""
     larger = tirx.max(value, total)
     return tirx.Select(tirx.isnan(value), value, larger) if "float" in str(total.ty.dtype) else larger
 
@@ -82,7 +82,7 @@ class Pooling(CpuRule[PoolWorkload]):
 
 
 class PoolNest(WindowNest):
-    """Maxima, or sums that are divided by the size of the window."""
+    """Maxima, or sums divided by the window size."""
 
     work: PoolWorkload
 
@@ -99,7 +99,7 @@ class PoolNest(WindowNest):
 
 
 class GlobalPooling(CpuRule[PoolWorkload]):
-    """No knobs: one pass over the image, a few sums at a time."""
+    """Global pooling without knobs: one pass over the image, several accumulators at a time."""
 
     name: ClassVar[str] = "global-pool"
     priority: ClassVar[int] = Priority.BLOCKED

@@ -48,7 +48,8 @@ CONV_SPARSE = "conv-sparse"
 
 @dataclass(frozen=True)
 class SparseConvWorkload(ConvWorkload):
-    """A dense convolution's numbers and how many blocks are stored: `blocks` in all, `longest` of one filter block.
+    """Sizes of the dense convolution and the number of stored blocks: `blocks` in total, at most `longest` per filter
+    block.
 
     Input and output are those of `ConvWorkload`, of one group, the input in blocks. Weights: as `sparse_weights` says;
     the index names channel block, tap and lane of the input in bits (see `names`).
@@ -59,11 +60,11 @@ class SparseConvWorkload(ConvWorkload):
 
     @property
     def radices(self) -> tuple[int, ...]:
-        """For each tap and the lane, how many numbers its bits hold: powers of two."""
+        """Radix of each tap dimension and of the lane in an index entry: powers of two."""
         return tuple(1 << (size - 1).bit_length() for size in (*self.kernel, self.in_block))
 
     def names(self) -> NDArray[np.int32]:
-        """Index of each row of the weight: (channel blocks, *kernel, lanes of the input), flat."""
+        """Index of each weight row: (channel blocks, *kernel, lanes of the input), flattened."""
         result: NDArray[np.int32] = np.arange(self.in_blocks, dtype=np.int32)
         for size, radix in zip((*self.kernel, self.in_block), self.radices, strict=True):
             result = (result[..., None] * radix + np.arange(size)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""When a convolution with sparse weights pays off: estimated cycles against those of the dense algorithms."""
+"""Cost model of sparse convolution: estimated cycles against those of the dense algorithms."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _WINOGRAD = 0.7
 
 
 def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machine) -> bool:
-    """True if a convolution that keeps this share of its blocks is faster than the dense one, which takes tiles of
-    `tile` by Winograd's method, or none."""
+    """True if a convolution that keeps this fraction of its blocks is faster than the dense one, which uses Winograd
+    tiles of size `tile`, or none."""
     pixels, _ = tile_for(work, machine)
     name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES
     if tile is None or work.is_open:

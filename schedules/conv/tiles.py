@@ -1,4 +1,4 @@
-"""Convolution of narrow operands by instructions whose sums stay in tiles (AMX): rows of tiles are pixels.
+"""Convolution of narrow operands by matrix instructions with tile accumulators (AMX): rows of a tile are pixels.
 
 Each task copies its input into a scratch buffer, 64 bytes of a pixel's channels next to each other and planes of them
 one after the other, with the zeros of the padding; a step of the depth of a window is a plane too. Then a tile takes
@@ -62,8 +62,8 @@ def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int
 
 
 class ConvTiles(CpuRule[TilesWorkload]):
-    """Serves the kernels of `conv_dot` of a `TilesWorkload`. Knobs: a task has at most `rows` of the output, and at
-    least `chunks` tasks share its channels."""
+    """Serves the `conv_dot` kernels of a `TilesWorkload`. Knobs: a task has at most `rows` of the output, and at least
+    `chunks` tasks share its channels."""
 
     name: ClassVar[str] = CONV_TILES
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
@@ -94,29 +94,29 @@ def _height(work: ConvWorkload) -> int:
 
 
 def _chunk_choices(work: TilesWorkload) -> tuple[int, ...]:
-    """Into how many equal tasks whole panels of filters may be cut."""
+    """Candidate numbers of equal tasks to split the filter panels into."""
     blocks = work.panel // work.block
     return divisors(work.group_out_blocks // blocks) if work.group_out_blocks % blocks == 0 else (1,)
 
 
 def _line(work: ConvWorkload) -> int:
-    """Pixels of a line of the scratch buffer."""
+    """Pixels per line of the scratch buffer."""
     return int(work.reach(work.out_spatial)[-1])
 
 
 def _joins(work: ConvWorkload) -> bool:
-    """True if lines of the output are as far apart as those of the input."""
+    """True if output lines have the same pitch as input lines."""
     return all(stride == 1 for stride in work.strides[-2:])
 
 
 def _run_lines(work: ConvWorkload, rows: int) -> int:
-    """Lines of a block."""
+    """Lines per block."""
     return max(1, min(rows, _RUN_ROWS // _line(work))) if _joins(work) else 1
 
 
 def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
-    """The cut into tasks of at most `rows`, and at least `chunks` parts of the filters. Lines are not cut, and a task
-    has one step of the depth."""
+    """Split into tasks of at most `rows` rows, and at least `chunks` parts of the filters. Lines are not split, and a
+    task has one step of the depth."""
     images, height, width = max(work.batch, 1), _height(work), work.out_spatial[-1]
     depths, lines = [dimension(dim) for dim in range(work.rank - 2)], dimension(work.rank - 2)
     groups, panels = work.groups, group_steps(work, work.panel // work.block)
@@ -148,7 +148,7 @@ def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
 
 
 def _row_tiles(work: TilesWorkload, rows: int) -> int:
-    """Tiles of rows for so many lines of output."""
+    """Number of row tiles for a number of output lines."""
     lines = _run_lines(work, rows)
     return ceil_div(rows, lines) * ceil_div((lines - 1) * _line(work) + work.out_spatial[-1], ROWS)
 
@@ -177,8 +177,8 @@ class TilesNest(DotNest):
         return found.parallel
 
     def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
-        """With lines behind each plane for the pixels that the last tile reads beyond it; steps of the depth are
-        planes."""
+        """Shape of the scratch buffer: depth steps are planes, each followed by extra lines for pixels that the last
+        tile reads past its end."""
         *lead, line = (int(each) for each in self.work.reach(self.room))
         behind = (ROWS - 1) * self.work.strides[-1]
         if not lead:
@@ -186,8 +186,8 @@ class TilesNest(DotNest):
         return blocks, *lead[:-1], lead[-1] + ceil_div(behind, line), line, self.scratch_lanes
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
-        """The channels of a pixel: blocks of the input side by side. What lies behind the last channel is cleared: it
-        may be no number, which a weight of zero would not take away."""
+        """Copy the channels of a pixel: input blocks side by side. Elements after the last channel are cleared: they
+        may be NaN, and NaN times a zero weight is NaN."""
         work, lanes = self.work, self.work.stored_block
         image, number, *position = source
         parts, stored = work.in_block // lanes, ceil_div(work.group_channels, lanes)
@@ -213,7 +213,7 @@ class TilesNest(DotNest):
         return sequence(repeat("run", whole, lambda run: self._run(place, block, run * lines, lines)), last)
 
     def _run(self, place: Place, block: Index, first: Index, lines: int) -> Stmt:
-        """Lines of a task's output from `first` on."""
+        """Lines of a task's output, starting at `first`."""
         work, line, width = self.work, _line(self.work), self.room[-1]
         count = (lines - 1) * line + width
         sums, allocation = allocate("tile", [ceil_div(count, ROWS) * ROWS, work.panel], work.dtype)
@@ -236,7 +236,7 @@ class TilesNest(DotNest):
         )
 
     def _finish_pixel(self, sums: Buffer, place: Place, block: Index, row: Index, at: Sequence[Index]) -> Stmt:
-        """The epilogue of a pixel at line and column `at` of a block, in row `row` of the task."""
+        """Apply the epilogue to the pixel at line and column `at` of a block, in row `row` of the task."""
         work, (line, column) = self.work, at
         places = [place.corner[-1] + column]
         if work.rank > 1:

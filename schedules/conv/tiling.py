@@ -18,7 +18,7 @@ MAX_PIXELS = 30
 
 
 def accumulators(machine: Machine) -> int:
-    """Vector registers that a tile may accumulate in; the rest hold weights and broadcast values.
+    """Number of vector registers available as accumulators; the rest hold weights and broadcast values.
 
     With 16 registers LLVM spills from 10 accumulators on: 107 GFLOP/s with 4 x 2, 75 with 6 x 2 (Zen 4, AVX2).
     """
@@ -29,13 +29,14 @@ def accumulators(machine: Machine) -> int:
 
 
 def multiplies_by_lane(work: ConvWorkload, machine: Machine) -> bool:
-    """True if vectors of a block of outputs are multiplied by lanes of a block of inputs."""
+    """True if vectors of an output block are multiplied by single lanes of an input block."""
     floats = work.dtype == work.source_dtype == "float32"
     return machine.lane_products and floats and work.block == work.in_block == machine.lanes("float32")
 
 
 def most_pixels(blocks: int, machine: Machine, *, by_lane: bool = False) -> int:
-    """Of a register tile beside so many channel blocks. With `by_lane`, the inputs of each pixel take a register."""
+    """Maximum pixels of a register tile, given its channel blocks. With `by_lane`, each pixel's inputs occupy a
+    register."""
     if by_lane:
         return max(1, (machine.vector_registers - 1 - blocks) // (blocks + 1))
     return max(1, accumulators(machine) // blocks)
@@ -45,15 +46,16 @@ _UNEVEN = 1.05  # what tiles of two widths have to win: they are twice the code
 
 
 def channel_unroll(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> int:
-    """Input channels in the innermost loop: those of a vector, or one, which hides the loop where the tile is not
-    small."""
+    """Input channels unrolled in the innermost loop: a vector's worth, or one, which hides the loop overhead if the
+    tile is not small."""
     if multiplies_by_lane(work, machine):
         return work.in_block
     return 1 if pixels * blocks >= 7 else 4
 
 
 def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
-    """Cycles a tile takes for one input channel: multiply-adds, loads, or the latency of a chain, what is longest.
+    """Cycles of a tile for one input channel: the maximum of multiply-adds, loads and the latency of the dependency
+    chain.
 
     Tiles far beyond what hides the latency cost more: the next tile cannot begin while all registers are taken
     (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). `load_cycles` is that of two load ports.
@@ -66,7 +68,7 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
 
 
 def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
-    """Cycles for a row of `width` pixels cut into tiles of `pixels`, one input channel, one block of channels."""
+    """Cycles for a row of `width` pixels in tiles of `pixels`, for one input channel and one block of channels."""
     whole, rest = divmod(width, pixels)
     cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
     if rest:
@@ -77,7 +79,7 @@ def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles
 
 
 def product_cycles(work: ConvWorkload, config: Config, machine: Machine) -> float:
-    """Arithmetic of a direct convolution for one image, by one core."""
+    """Arithmetic cycles on one core of a direct convolution of one image."""
     pixels, blocks, columns = (config.integer(name) for name in ("pixels", "blocks", "columns"))
     width = work.out_spatial[-1]
     row = row_cost(machine, columns, pixels, blocks) * width / columns
@@ -87,31 +89,31 @@ def product_cycles(work: ConvWorkload, config: Config, machine: Machine) -> floa
 
 
 def copied_scalars(work: ConvWorkload, config: Config, machine: Machine) -> float:
-    """Cycles to copy a scalar to all lanes, where that takes the place of a multiply-add."""
+    """Cycles to broadcast scalars, where a broadcast takes an issue slot from a multiply-add."""
     by_lane = min(config.integer("unroll"), work.in_block) % work.in_block == 0
     return 1 / machine.fma_ports if multiplies_by_lane(work, machine) and not by_lane else 0.0
 
 
 def tails(tile: int) -> list[int]:
-    """The powers of two below a tile, falling: what is left over of a width that is not known is cut into these."""
+    """Decreasing powers of two below a tile size; the remainder of a dynamic width is split into these."""
     return [1 << power for power in reversed(range((tile - 1).bit_length()))]
 
 
 def block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
-    """How many channel blocks a register tile may span: divisors, so that all tiles are alike."""
+    """Candidate numbers of channel blocks of a register tile: divisors, so that all tiles are equal."""
     limit = accumulators(machine)
     return tuple(size for size in range(1, min(out_blocks, limit, 8) + 1) if out_blocks % size == 0)
 
 
 def uneven_block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
-    """`block_choices`, and numbers that leave a tile of fewer blocks at the end."""
+    """`block_choices`, and numbers that leave a smaller last tile."""
     return tuple(range(1, min(out_blocks, accumulators(machine), 8) + 1))
 
 
 def register_tile(
     width: int, out_blocks: int, machine: Machine, load_cycles: float = 0.5, *, by_lane: bool = False
 ) -> tuple[int, int]:
-    """(pixels, channel blocks) of least cost for rows of `width` pixels; `by_lane` as of `multiplies_by_lane`."""
+    """(pixels, channel blocks) of lowest cost for rows of `width` pixels; `by_lane` as in `multiplies_by_lane`."""
 
     def cost(pixels: int, blocks: int) -> float:
         whole = row_cost(machine, width, pixels, blocks, load_cycles)
@@ -132,7 +134,7 @@ def register_tile(
 
 
 def input_bytes(work: WindowWorkload, channels: int, rows: int, width: int) -> int:
-    """Bytes of input that `rows` x `width` outputs read (other spatial dimensions: one output)."""
+    """Input bytes read for `rows` x `width` outputs (one output along other spatial dimensions)."""
     sizes = [1] * work.rank
     sizes[-1] = width
     if work.rank > 1:
@@ -144,12 +146,12 @@ def input_bytes(work: WindowWorkload, channels: int, rows: int, width: int) -> i
 
 
 def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, rising."""
+    """All divisors in ascending order."""
     return tuple(each for each in range(1, number + 1) if number % each == 0)
 
 
 def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[int, int]:
-    """(rows, columns) of output that one task computes: its input fits half of the level-2 cache.
+    """(rows, columns) of a task's output such that its input fits half of the L2 cache.
 
     Rows are as even as can be; columns are cut, at whole register tiles, only when one row is too large.
     """
@@ -170,9 +172,9 @@ def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[in
 
 @dataclass(frozen=True)
 class Place:
-    """What a task computes: an image, the first output position of its block, how much output there is of it along each
-    dimension, and one group's input: its first channel block, and how many channels. `part` is the number of its block
-    of output among those of the image."""
+    """Position of a task: an image, the first output position of its block, the valid output extent along each
+    dimension, and one group's input as its first channel block and number of channels. `part` is the index of its
+    output block within the image."""
 
     image: Index
     corner: tuple[Index, ...]

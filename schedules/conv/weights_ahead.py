@@ -29,25 +29,25 @@ _AT_ONCE = 2  # cache lines that can be prefetched at once without delaying load
 
 
 def ahead(multiply_adds: int) -> int:
-    """How many parts of so many multiply-adds each cover the latency of memory."""
+    """Prefetch distance, in parts of a given number of multiply-adds, that covers memory latency."""
     return max(1, ceil_div(_LATENCY * _MULTIPLY_ADDS, multiply_adds))
 
 
 def lines_of(buffer: Buffer, elements: int) -> int:
-    """How many cache lines so many elements of a buffer take."""
+    """Number of cache lines occupied by a number of elements of a buffer."""
     return ceil_div(elements, _LINE_BITS // dtype_bits(str(buffer.ty.dtype)))
 
 
 def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
-    """Inside how many of some nested loops, outermost first and at least `least` of them, to prefetch a share of
-    `lines`: as few as make shares small."""
+    """Loop depth at which to prefetch a share of `lines`, counting from the outermost of the nested loops and at least
+    `least`: the smallest that keeps shares small."""
     return next(
         (depth for depth in range(least, len(extents)) if lines <= _AT_ONCE * prod(extents[:depth])), len(extents)
     )
 
 
 def ask_share(buffer: Buffer, start: Sequence[Index], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
-    """In iteration `turn` of `turns`: prefetch that share of the `elements` in memory from `start` on.
+    """In iteration `turn` of `turns`, prefetch that iteration's share of the `elements` that follow `start` in memory.
 
     `turns` may be an estimate: iterations beyond it do nothing.
     """

@@ -1,4 +1,4 @@
-"""The loop nest of a window that slides over each channel by itself: depthwise convolution and pooling.
+"""Loop nest of a window that slides over each channel separately: depthwise convolution and pooling.
 
 Nothing is copied: along the last dimension the tiles of a row that reach into the padding are written out with the taps
 that fall outside left away, the others are one loop; along the other dimensions a tap outside is branched around.
@@ -51,7 +51,7 @@ _MAX_PIXELS = 8  # more saves too few loads for the additional code
 
 
 def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
-    """Knobs: `pixels` of a register tile, `splits` into how many tasks the rows of a channel block are cut at least."""
+    """Knobs: `pixels` of a register tile, and `splits`, the minimum number of tasks for the rows of a channel block."""
     return ConfigSpace(
         {
             "pixels": tuple(range(1, min(work.out_spatial[-1] or _MAX_PIXELS, _most_pixels(work, machine)) + 1)),
@@ -61,7 +61,7 @@ def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
 
 
 def window_default(work: WindowWorkload, machine: Machine) -> Config:
-    """Tiles as large as registers allow and as even as can be."""
+    """The largest and most even tiles that registers allow."""
     width = work.out_spatial[-1] or _MAX_PIXELS
     most = min(width, _most_pixels(work, machine))
     pixels = ceil_div(width, ceil_div(width, most))
@@ -71,7 +71,7 @@ def window_default(work: WindowWorkload, machine: Machine) -> Config:
 
 
 def _split_choices(rows: int) -> tuple[int, ...]:
-    """Into how many tasks rows may be cut so that none is left without a row."""
+    """Candidate numbers of tasks to split rows into without empty tasks."""
     return tuple(split for split in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, split)) == split)
 
 
@@ -80,12 +80,13 @@ def _rows(work: WindowWorkload) -> int:
 
 
 def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
-    """Registers left by a row of weights, one input and one temporary."""
+    """Registers that remain after a row of weights, one input and one temporary."""
     return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
 
 
 def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machine: Machine) -> Cut:
-    """The cut of images, channel blocks and `rows` of output of known number, these in at least `splits` parts."""
+    """Tasks over images, channel blocks and a static number of output `rows`, which are split into at least `splits`
+    parts."""
     halo = max(0.0, ((work.kernel[-2] - 1) * work.dilations[-2] + 1) / work.strides[-2] - 1) if work.rank > 1 else 0.0
     images, blocks = max(work.batch, 1), work.out_blocks
     width = work.out_spatial[-1] or _OPEN_WIDTH
@@ -106,7 +107,7 @@ def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machin
 
 
 class WindowNest(ABC):
-    """Builds the nest; derived classes say what a tap does and what becomes of the sum."""
+    """Builds the loop nest; subclasses define the operation of a tap and the finish of the sum."""
 
     def __init__(self, fused: FusedKernel, work: WindowWorkload, config: Config) -> None:
         self.fused, self.work = fused, work
@@ -126,7 +127,7 @@ class WindowNest(ABC):
         """Result of an empty window."""
 
     def row_operands(self, block: Expr, outer: Sequence[int]) -> tuple[list[Expr], list[Stmt]]:
-        """One value for each tap of a row of the window, and the statements that bind them."""
+        """Operand of each tap in a window row, and the statements that bind them."""
         return [None] * self.work.kernel[-1], []
 
     @abstractmethod
@@ -134,11 +135,11 @@ class WindowNest(ABC):
         """The accumulator after one more tap."""
 
     def read(self, stored: Expr) -> Expr:
-        """A vector of the input as the type of the sum."""
+        """An input vector converted to the accumulator type."""
         return number(stored, self.work.dtype)
 
     def scale(self, point: Sequence[Expr | int]) -> Expr | None:
-        """By what the sum of the output at spatial `point` is multiplied, if at all."""
+        """Factor for the sum at output position `point`; None for no scaling."""
         return None
 
     def build(self, machine: Machine) -> Stmt:
@@ -177,7 +178,7 @@ class WindowNest(ABC):
         return grid(names, [*self.sizes.out[:-2], part], row)
 
     def _row(self, image: Index, block: Index, outer: Sequence[Index]) -> Stmt:
-        """One row of output: tiles that reach outside one by one, runs of others as loops."""
+        """One row of output: tiles that reach outside the input one by one, runs of other tiles as loops."""
         width = self.sizes.out[-1]
         if not isinstance(width, int):
             return self._open_row(image, block, outer)
@@ -202,7 +203,7 @@ class WindowNest(ABC):
         return sequence(statements)
 
     def _open_row(self, image: Expr, block: Expr, outer: Sequence[Expr]) -> Stmt:
-        """One row of unknown width: outputs whose window reaches outside one by one, the others in tiles."""
+        """One row of dynamic width: outputs whose window reaches outside the input one by one, the others in tiles."""
         width = self.sizes.out[-1]
         first, end = edges(self.work, self.sizes)
         inner = open_repeat(
@@ -227,7 +228,7 @@ class WindowNest(ABC):
     def _tile(
         self, image: Index, block: Index, outer: Sequence[Index], start: Index, size: int, *, guarded: bool = False
     ) -> Stmt:
-        """`size` outputs; `guarded` says that taps may fall outside though it is not known which."""
+        """`size` outputs; `guarded` means that taps may fall outside, which is only known at run time."""
         work = self.work
         sums, allocation = allocate("sums", (size, self.lanes), work.dtype, "local")
         start_value = splat(self.start_value(), work.dtype, self.lanes)
@@ -249,7 +250,7 @@ class WindowNest(ABC):
         return sequence(statements)
 
     def _row_conditions(self, places: Sequence[Expr], taps: Sequence[int]) -> list[Expr]:
-        """The conditions that a row of the window lies in the input, but for those that always hold."""
+        """Conditions for a window row to lie inside the input, without those that always hold."""
         work = self.work
         conditions = []
         for dim, (place, tap) in enumerate(zip(places, taps, strict=True)):
@@ -263,7 +264,7 @@ class WindowNest(ABC):
         return conditions
 
     def _may_reach_after(self, dim: int, first: int) -> bool:
-        """True if a tap that the first window has at `first` may fall behind an input whose size is not known."""
+        """True if a tap at position `first` in the first window may fall after the end of an input of dynamic size."""
         work = self.work
         last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
         return first + work.pad[dim][1] > last_tap

@@ -1,4 +1,5 @@
-"""Winograd's convolution F(m x m, 3 x 3), of stride 1 or 2, one task at a time: nothing of it leaves the level-2 cache.
+"""Winograd's convolution F(m x m, 3 x 3), with stride 1 or 2, one task at a time so that intermediates stay in the L2
+cache.
 
 A task takes some tiles of an image and some output channels: it transforms the tiles of all input channels, multiplies
 each frequency by its weights (a small matrix product with the register tile of `conv_direct`), and transforms back a
@@ -65,7 +66,7 @@ class Winograd(CpuRule[WinogradWorkload]):
         return winograd_estimate(workload, config, machine)
 
     def least_operations(self, workload: WinogradWorkload) -> int:
-        """Operations of the products only: those of the transforms depend on how they are written."""
+        """Operations of the matmuls only; those of the transforms depend on their implementation."""
         down, across = tile_counts(workload, workload.tile)
         edge = edge_of(workload.tile, workload.strides[0])
         return 2 * max(workload.batch, 1) * edge**2 * down * across * workload.channels * workload.filters

@@ -1,4 +1,4 @@
-"""One transform of Winograd's method as code: a matrix of numbers times a vector of vectors."""
+"""Code for one Winograd transform: a constant matrix times a vector of SIMD vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Winograd's convolution F(2 x 2, 3 x 3) of 8-bit integers, exact, for processors that multiply pairs of 16 bits.
+"""Exact Winograd convolution F(2 x 2, 3 x 3) of 8-bit integers, for processors that multiply 16-bit pairs.
 
 The input's transform adds and subtracts: of bytes it fits 16 bits. Twice G has whole entries, so four times the
 transformed filters fit 16 bits too, and a quarter of the result is exact; of stride 2, G itself has. Sums of products
@@ -44,7 +44,7 @@ _MOST = 255 * 4  # times the sum of a filter's weights: what must fit an int32
 
 
 def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Tensor:
-    """The int32 convolution as a tensor expression: of plain bytes, signed or not, without anything added.
+    """The int32 convolution of signed or unsigned bytes as a tensor expression, without shifting them.
 
     `weight` is made by `pack_integer_filter`: (ceil(filters / block), edge^2, channel pairs, 2 * block) in int16.
     """
@@ -60,13 +60,12 @@ def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Te
 
 
 def _doublings(stride: int) -> int:
-    """How often G is doubled for whole entries."""
+    """Number of times that G is doubled to have integer entries."""
     return 1 if stride == 1 else 0
 
 
 def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -> NDArray[np.int16]:
-    """(filters, channels, 3, 3) -> the transformed filters, four times them of stride 1; channels in pairs, zeros
-    behind the last."""
+    """(filters, channels, 3, 3) -> transformed filters, scaled by four for stride 1; channels in pairs, zero-padded."""
     matrix = np.array(transforms(TILE, stride).weight) * (1 << _doublings(stride))
     frequencies = edge_of(TILE, stride) ** 2
     filters, channels = weight.shape[:2]
@@ -78,7 +77,7 @@ def pack_integer_filter(weight: NDArray[np.int8], lanes: int, stride: int = 1) -
 
 
 def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine: Machine) -> bool:
-    """True if the rule computes this convolution of bytes, and is estimated to be faster than the direct one."""
+    """True if the rule supports this byte convolution and is estimated to be faster than the direct one."""
     if not widens_bytes(machine) or work.is_open or not has_window(work):
         return False
     if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
@@ -93,17 +92,17 @@ def winograd_workload(work: DotWorkload) -> IntegerWinogradWorkload:
 
 
 def _in_pairs(work: ConvWorkload) -> ConvWorkload:
-    """A float32 convolution that takes as many instructions for its products."""
+    """A float32 convolution whose matmuls take the same number of instructions."""
     return ConvWorkload(**{**_fields(work), "channels": ceil_div(work.channels, 2), "dtype": "float32"})
 
 
 def _fields(work: ConvWorkload) -> dict[str, Any]:
-    """Fields that every convolution states, without those of its own class."""
+    """Fields common to all convolution workloads, without those of its own class."""
     return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
 
 
 class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
-    """Knobs: those of `Winograd`; a step of the sum is a pair of channels."""
+    """Knobs as in `Winograd`; a reduction step is a pair of channels."""
 
     name: ClassVar[str] = "conv-winograd-integer"
     priority: ClassVar[int] = Priority.BLOCKED
@@ -123,7 +122,7 @@ class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=1, unroll=1)
 
     def least_operations(self, workload: IntegerWinogradWorkload) -> int:
-        """Those of the products, as in `Winograd`."""
+        """Operations of the matmuls only, as in `Winograd`."""
         return Winograd().least_operations(_as_floats(workload))
 
     def apply(self, kernel: Kernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
@@ -137,7 +136,7 @@ def _as_floats(work: IntegerWinogradWorkload) -> WinogradWorkload:
 
 
 class IntegerWinogradNest(WinogradNest):
-    """Transforms in 16 bits, products of two channels at a time in 32."""
+    """Transforms in 16 bits, and dot products of two channels at a time in 32 bits."""
 
     def __init__(self, fused: FusedKernel, work: WinogradWorkload, config: Config, fill: int) -> None:
         super().__init__(fused, work, config)

@@ -61,7 +61,7 @@ CHANNELS_OF_PART = 64
 
 @dataclass(frozen=True)
 class Spread:
-    """Transformed tiles of a task: (frequencies, input blocks * tiles, elements); in a shared buffer behind a place."""
+    """Transformed tiles of a task: (frequencies, input blocks * tiles, elements), at an offset in a shared buffer."""
 
     buffer: Expr
     place: tuple[Index, ...] = ()
@@ -120,7 +120,7 @@ class WinogradNest:
         return sequence(self.sizes.bindings, self.cut.bindings, transforming, tasks)
 
     def _transforms(self, cut: Cut) -> Stmt:
-        """The input of all tasks."""
+        """Transform the input of all tasks."""
         sizes, parts, products = cut.sizes, cut.parts, self.cut
 
         def task(number: Expr | int) -> Stmt:
@@ -172,11 +172,12 @@ class WinogradNest:
         return sequence(names, allocations, allocate_product, transforming, repeat("co", own, channels))
 
     def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:
-        """A name for a position in an image of unknown size: its divisions would be repeated in every index."""
+        """Bind a position in an image of dynamic size to a variable, so that its divisions are not repeated in every
+        index."""
         return name_opaque(name, value, names) if self.work.is_open else value
 
     def _scratch_shape(self, blocks: int, elements: int) -> tuple[int, int, int]:
-        """(frequencies, blocks * tiles, elements) of a buffer.
+        """Buffer shape (frequencies, blocks * tiles, elements).
 
         An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
         """
@@ -184,7 +185,7 @@ class WinogradNest:
         return self.frequencies, vectors + 1 - vectors % 2, elements
 
     def _each_tile(self, tiles: Tiles, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
-        """`body(place in the task, row, column of the tile)` for each tile; the last task may hold fewer."""
+        """Call `body(index in the task, row, column)` for each tile; the last task may have fewer."""
         total, columns = self.cut.total, self.cut.columns
 
         def one(i: Index) -> Stmt:
@@ -248,14 +249,14 @@ class WinogradNest:
         return sequence(allocate_patch, allocate_half, reading, *transforming)
 
     def _each(self, name: str, extent: int, body: Body) -> Stmt:
-        """`body` for 0 to `extent - 1`: a loop where sizes are dynamic, whose kernels are many times as long, else one
-        statement after the other."""
+        """Run `body` for 0 to `extent - 1`: as a loop for dynamic sizes, where kernels are many times as long, else
+        unrolled."""
         if self.work.is_open:
             return repeat(name, extent, body)
         return sequence([body(i) for i in range(extent)])
 
     def _kept(self, value: Expr) -> Expr:
-        """A transformed vector of a block of channels as `steps` elements of the sum's type."""
+        """Store a transformed vector of a channel block as `steps` elements of the accumulator type."""
         return value
 
     # The product of each frequency.
@@ -308,7 +309,7 @@ class WinogradNest:
                 return store(product, load(product, *at) + value if adds else value, *at)
 
             def blocks(first: Index, count: int, *, ends: bool) -> Stmt:
-                """Sums of blocks of input channels, the last ones with what is left of a block."""
+                """Sums over blocks of input channels, the last one partial."""
                 loop = repeat("cb", count, lambda source: block_loop(first + source, self.steps))
                 left = block_loop(whole, rest) if ends and rest else None
                 return sequence(loop if count else None, left)
@@ -337,16 +338,16 @@ class WinogradNest:
         return split_repeat("p", self.tiles, self.pixels, tile)
 
     def _whole_and_rest(self) -> tuple[int, int]:
-        """Whole blocks of input channels, and steps of the sum in the last one."""
+        """Number of full blocks of input channels, and of reduction steps in the last partial block."""
         return divmod(self.work.channels, self.lanes)
 
     def _plus_product(self, total: Expr, value: Expr, block: Expr, frequency: Expr, row: Expr) -> Expr:
-        """`total` and the product of `value` and the weights of a block of output channels in a step of the sum."""
+        """`total` plus `value` times the weights of a block of output channels, for one reduction step."""
         return total + value * load(self.weight, block, frequency, row, self.all_lanes)
 
     def _weights_ahead(self, block: Index, frequency: Expr, start: Index, channel: Index) -> list[Stmt | None]:
-        """Prefetch by the tile at `start` before it reads a channel's weights: those of that channel for a frequency to
-        come, or its share of them when several tiles use the same."""
+        """Prefetch, from the tile at `start` before it reads a channel's weights, that channel's weights for a later
+        frequency, or a share of them if several tiles use the same."""
         tiles = ceil_div(self.tiles, self.pixels)
         if self.work.is_open:  # there may be one alone
             then = frequency + ahead(self.pixels * self.blocks * self.work.channels)
@@ -370,7 +371,7 @@ class WinogradNest:
         )
 
     def _collect(self, product: Expr, at: Sequence[Index], part: Index, place: Index) -> Stmt:
-        """The results of a tile; `at` is its image, channel block, row and column."""
+        """Gather the results of a tile; `at` is its image, channel block, row and column."""
         edge, size, dtype = self.edge, self.tile, self.work.dtype
         height, width = self.sizes.out
         image, block = at[:2]
@@ -408,12 +409,12 @@ class WinogradNest:
         return sequence(allocate_half, allocate_result, *transforming, writing)
 
     def _scaled(self, value: Expr) -> Expr:
-        """A result of the transform as a result of the convolution."""
+        """Scale a result of the output transform to a result of the convolution."""
         return value
 
 
 def weight_of(fused: FusedKernel) -> Expr:
-    """The transformed weights: what the product reads besides the transformed input."""
+    """The transformed weights: the operand of the matmul other than the transformed input."""
     product = fused.anchors[1]
     own = (fused.anchors[0].writes[0], product.writes[0])
     for read in product.loads:

@@ -1,4 +1,4 @@
-"""How the tiles of Winograd's method are shared among tasks, when the kernel runs if sizes are not known before."""
+"""Distribution of Winograd tiles over tasks, computed at run time for dynamic sizes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _STEP = 4  # tiles that hide the latency of a multiply-add
 
 @dataclass(frozen=True)
 class TileCut:
-    """Each image's `total` tiles in `columns` are cut into `parts` of `tiles`, the output channels into `chunks` of
-    `steps` register tiles. Expressions where sizes are not known.
+    """Each image's `total` tiles in `columns` are split into `parts` of `tiles`, and the output channels into `chunks`
+    of `steps` register tiles. Expressions for dynamic sizes.
 
     Attributes:
         order: of the loop over tasks, as `Cut` has it.
@@ -48,7 +48,7 @@ class TileCut:
 def cut_tiles(
     work: WinogradWorkload, counts: Sequence[Index], config: Config, batch: Index, machine: Machine
 ) -> TileCut:
-    """The cut of images of `counts` tiles down and across; `config` is that of the rule."""
+    """Split images of `counts` tiles (vertically, horizontally) into tasks; `config` is that of the rule."""
     rows, columns = counts
     if work.is_open:
         return _cut_open(work, rows, columns, config, batch, machine)

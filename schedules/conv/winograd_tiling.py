@@ -1,4 +1,4 @@
-"""How to cut a Winograd convolution into tasks and register tiles, and what it costs.
+"""Task and register tiling of a Winograd convolution, and its cost.
 
 Each task transforms the input of its tiles, again for each cut of the output channels; or all of the input is
 transformed first, in tasks of its own, where that takes less than to repeat it and threads are started a second time.
@@ -47,8 +47,8 @@ _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of a task: those of an image from `first` on; `live` of them, or where sizes are known perhaps fewer. Those
-    before `start` are left to other tasks."""
+    """Tiles of a task, starting at `first` within an image; `live` of them are valid, or fewer for static sizes. Those
+    before `start` belong to other tasks."""
 
     image: Index
     first: Index
@@ -58,7 +58,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class WinogradPlan:
-    """The knobs of the rule and the estimated cycles for one image, of all cores."""
+    """The rule's knobs, and the estimated cycles of one image on all cores."""
 
     tiles: int
     pixels: int
@@ -67,26 +67,27 @@ class WinogradPlan:
 
 
 def tile_counts(work: ConvWorkload, tile: int) -> tuple[int, int]:
-    """Tiles down and across one image."""
+    """Number of tiles in an image, vertically and horizontally."""
     height, width = work.out_spatial
     return ceil_div(height, tile), ceil_div(width, tile)
 
 
 def transform_cycles(edge: int, others: int) -> float:
-    """Cycles for the two passes over one tile and block of channels: `edge` x `edge` frequencies, `others`^2 values."""
+    """Cycles of the two transform passes over one tile and channel block: `edge` x `edge` frequencies, `others`^2
+    values."""
     arithmetic = (edge + others) * edge * 2.5
     return arithmetic + edge * edge + others * others + 2 * edge * others
 
 
 def most_tiles(work: ConvWorkload, tile: int) -> int:
-    """How many tiles a task may take."""
+    """Maximum number of tiles per task."""
     rows, columns = tile_counts(work, tile)
     return WINOGRAD_MAX_TASK_TILES if work.is_open else min(rows * columns, WINOGRAD_MAX_TASK_TILES)
 
 
 @lru_cache(maxsize=1024)
 def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
-    """The cheapest plan, on all cores and on a few; its cycles are unknown for dynamic sizes."""
+    """The cheapest plan for all cores and for a few; cycles are unknown for dynamic sizes."""
     if work.is_open:
         return _open_plan(work, tile, machine)
     by_lane = multiplies_by_lane(work, machine)
@@ -102,7 +103,7 @@ def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPl
 
 
 def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
-    """What serves a large image: tasks of as many tiles as it would have, in register tiles that suit fewer as well."""
+    """Plan for dynamic sizes: as many tiles per task as for a large image, in register tiles that also suit fewer."""
     tiles = winograd_plan(replace(work, spatial=(_LARGE, _LARGE)), tile, machine).tiles
 
     def cost(pixels: int, blocks: int) -> float:
@@ -119,8 +120,8 @@ def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
 
 @dataclass(frozen=True)
 class Register:
-    """The register tile of the products, of `pixels` tiles (0: the number that suits a task) by `blocks` of output
-    channels, and the most tiles of a task and the least parts of the output channels."""
+    """Register tile of the matmuls: `pixels` Winograd tiles (0: chosen by the task) by `blocks` of output channels, the
+    maximum tiles of a task and the minimum number of parts of the output channels."""
 
     blocks: int
     pixels: int = 0
@@ -130,7 +131,7 @@ class Register:
 
 @dataclass(frozen=True)
 class WinogradCut:
-    """The cut of images, tiles and output channels (in register tiles), and that of the transforms of the input.
+    """Tasks over images, tiles and output channels (in register tiles), and those of the input transforms.
 
     Attributes:
         products: the tasks that multiply and transform back.
@@ -160,7 +161,7 @@ class WinogradCut:
 
 @lru_cache(maxsize=4096)
 def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = 0.0) -> WinogradCut:
-    """The cut of a convolution of known sizes."""
+    """Tasks of a convolution of static sizes."""
     rows, columns = tile_counts(work, tile)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
     most = min(total, register.tiles)
@@ -192,7 +193,7 @@ def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Mac
 
 
 def _spread_cycles(work: ConvWorkload, tile: int) -> float:
-    """Cycles to transform the input of a tile."""
+    """Cycles to transform the input of one tile."""
     edge = edge_of(tile, work.strides[0])
     return work.in_blocks * transform_cycles(edge, edge)
 
@@ -200,8 +201,8 @@ def _spread_cycles(work: ConvWorkload, tile: int) -> float:
 def _works(
     work: ConvWorkload, tile: int, register: Register, most: int, total: int, machine: Machine, apart: bool
 ) -> list[Work]:
-    """Products of `total` tiles, their transforms, and the transformed weights; a task has at most `most` tiles. Where
-    the input is transformed `apart`, that comes from the cache that cores share."""
+    """Work of the matmuls of `total` tiles, of their transforms, and of the transformed weights; a task has at most
+    `most` tiles. If the input is transformed in a separate pass (`apart`), it is read from the shared cache."""
     edge, pixels = edge_of(tile, work.strides[0]), register.pixels
     frequencies, by_lane = edge * edge, multiplies_by_lane(work, machine)
     sizes = range(1, most + 1)
@@ -234,21 +235,21 @@ def _works(
 
 @lru_cache(maxsize=4096)
 def _cheapest_pixels(tiles: int, blocks: int, machine: Machine, by_lane: bool) -> tuple[float, int]:
-    """The cost of a row of so many tiles at the register tile that suits it best, and how many tiles that takes."""
+    """The lowest cost of a row of tiles over all register tiles, and the size of that register tile."""
     limit = min(most_pixels(blocks, machine, by_lane=by_lane), tiles)
     cost, pixels = min((row_cost(machine, tiles, size, blocks), -size) for size in range(max(1, limit // 2), limit + 1))
     return cost, -pixels
 
 
 def winograd_cycles(work: ConvWorkload, tile: int, machine: Machine) -> float:
-    """Cycles of a core for one image, weights coming from memory."""
+    """Single-core cycles for one image, with weights read from memory."""
     frequencies = edge_of(tile, work.strides[0]) ** 2
     arithmetic = winograd_plan(work, tile, machine).cycles
     return _with_weights(arithmetic, frequencies * work.channels * work.out_blocks * work.block * 4, work, machine)
 
 
 def direct_cycles(work: ConvWorkload, machine: Machine) -> float:
-    """Cycles of a core for one image of a direct convolution, weights coming from memory."""
+    """Single-core cycles of a direct convolution of one image, with weights read from memory."""
     bytes_each = 4.0
     if isinstance(work, DotWorkload):
         points = work.out_blocks * work.group_channels * math.prod((*work.kernel, *work.out_spatial))
@@ -266,13 +267,13 @@ def direct_cycles(work: ConvWorkload, machine: Machine) -> float:
 
 
 def _with_weights(arithmetic: float, weights: int, work: ConvWorkload, machine: Machine) -> float:
-    """The cycles with the weights read once for the whole batch; most of that hides behind the arithmetic."""
+    """Cycles including one read of the weights per batch, most of which overlaps with arithmetic."""
     stream = weights / machine.memory_rate / max(work.batch, 1)
     return max(arithmetic, stream) + _EXPOSED * min(arithmetic, stream)
 
 
 def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine: Machine) -> float:
-    """Winograd's cycles over those of the direct convolution: the geometric mean of all cores, twice, and of two.
+    """Ratio of Winograd to direct cycles: the geometric mean over all cores, counted twice, and two cores.
 
     With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
     few of the cores, in a container or beside other modules, the arithmetic does, of which it has less. On 8
@@ -308,12 +309,12 @@ def winograd_tile(
 
 
 def serves(work: ConvWorkload) -> bool:
-    """True if Winograd's method computes this convolution."""
+    """True if the Winograd rule supports this convolution."""
     return has_window(work) and work.dtype == "float32"
 
 
 def has_window(work: ConvWorkload) -> bool:
-    """True if Winograd's method has the window of this convolution, its layout, and images that are not too small."""
+    """True if the window, the layout and the image size of this convolution suit Winograd's method."""
     return (
         work.rank == 2
         and work.kernel == (KERNEL, KERNEL)

@@ -60,12 +60,12 @@ class Transforms:
 
 
 def bounds(stride: int) -> dict[int, float]:
-    """The tiles that convolutions of a stride are computed by, and the error of each."""
+    """Supported tile sizes for a stride, and the error of each."""
     return {1: ERROR_BOUND, 2: ERROR_BOUND_OF_HALVES}.get(stride, {})
 
 
 def edge_of(tile: int, stride: int = 1) -> int:
-    """How many inputs, and frequencies, a tile has along each edge."""
+    """Number of inputs, and of frequencies, along each edge of a tile."""
     return (tile - 1) * stride + KERNEL
 
 
@@ -114,7 +114,7 @@ def weight_matrix(tile: int, stride: int = 1) -> NDArray[np.float64]:
 
 
 def _vandermonde(points: tuple[Fraction, ...], columns: int) -> list[list[Fraction]]:
-    """A row of powers for each point, and for infinity the highest power alone."""
+    """One row of powers per point; for the point at infinity, the highest power alone."""
     rows = [[point**power for power in range(columns)] for point in points]
     return [*rows, [Fraction(int(power == columns - 1)) for power in range(columns)]]
 
@@ -135,7 +135,7 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
 
 
 def _dyadic_scale(row: list[Fraction]) -> Fraction:
-    """Divisor of a row for entries that are exact in binary and near 1."""
+    """Divisor of a row that makes its entries dyadic and close to 1."""
     unit = Fraction(gcd(*(entry.numerator for entry in row)), lcm(*(entry.denominator for entry in row)))
     return unit * Fraction(2) ** round(log2(max(abs(entry) for entry in row) / unit))
 

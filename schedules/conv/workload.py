@@ -1,4 +1,4 @@
-"""Workload of a blocked convolution, depthwise convolution or pooling: the numbers that decide how it is computed.
+"""Workloads of blocked convolution, depthwise convolution and pooling: the parameters that determine the kernel.
 
 Blocked layout: a tensor of `channels` channels and any number of spatial dimensions is stored as
 (batch, ceil(channels / block), *spatial, block). The lanes beyond `channels` of the last block hold values without
@@ -27,7 +27,7 @@ W = TypeVar("W", bound="WindowWorkload")
 
 @dataclasses.dataclass(frozen=True)
 class WindowWorkload(Workload):
-    """A window that slides over the spatial dimensions: what all of these kernels share.
+    """A window that slides over the spatial dimensions: fields common to all of these kernels.
 
     `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is dynamic. `block` is the lanes of the
     output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
@@ -47,7 +47,7 @@ class WindowWorkload(Workload):
     same: str = dataclasses.field(default="", kw_only=True)
 
     def key(self) -> str:
-        """As for any workload, without `same` where padding is known."""
+        """Like the key of any workload, without `same` if the padding is known."""
         return super().key().replace('"same":"",', "")
 
     @property
@@ -56,7 +56,7 @@ class WindowWorkload(Workload):
 
     @property
     def source_dtype(self) -> str:
-        """The type that the input is stored in; `dtype` is that of the sum."""
+        """The stored dtype of the input; `dtype` is that of the accumulator."""
         return self.dtype
 
     @property
@@ -66,7 +66,7 @@ class WindowWorkload(Workload):
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
-        """Output size of each spatial dimension, rounded down; 0 where it is dynamic."""
+        """Output size of each spatial dimension, rounded down; 0 if dynamic."""
         return tuple(
             (size + before + after - (window - 1) * dilation - 1) // stride + 1 if size else 0
             for size, window, stride, dilation, (before, after) in zip(
@@ -166,7 +166,7 @@ class ConvWorkload(WindowWorkload):
         return self.out_blocks - (self.groups - 1) * self.group_out_blocks
 
     def reach(self, parts: Sequence[Index]) -> list[Index]:
-        """How much input so many outputs read, along each dimension."""
+        """Input extent read for a number of outputs, along each dimension."""
         return [
             (part - 1) * stride + (window - 1) * dilation + 1
             for part, window, stride, dilation in zip(parts, self.kernel, self.strides, self.dilations, strict=True)
@@ -183,7 +183,7 @@ class ConvWorkload(WindowWorkload):
 
 @dataclasses.dataclass(frozen=True)
 class WinogradWorkload(ConvWorkload):
-    """A convolution and the output tile, `tile` x `tile`, that it is computed by."""
+    """A convolution, and the output tile size (`tile` x `tile`) of the Winograd algorithm."""
 
     tile: int = 4
 
@@ -225,7 +225,7 @@ class DotWorkload(ConvWorkload):
 
     @property
     def operation(self) -> Operation:
-        """What sums the products, of the input with `shift` added."""
+        """The operation that accumulates products of the input, with `shift` added."""
         return OF_STORED.get(self.operand, DOT_U8S8)
 
     @property
@@ -246,8 +246,8 @@ class DotWorkload(ConvWorkload):
 
 @dataclasses.dataclass(frozen=True)
 class TilesWorkload(DotWorkload):
-    """A convolution of narrow operands by instructions whose sums stay in tiles: a row of a tile is 64 bytes of a
-    pixel's channels.
+    """A convolution of narrow operands by instructions with tile accumulators: a tile row is 64 bytes of a pixel's
+    channels.
 
     Input: in blocks of `block` channels, as it is. Weights: (ceil(filters / panel), ceil(channels / in_block), *kernel,
     in_block / group, panel * group), where `in_block` channels are 64 bytes.
@@ -278,7 +278,8 @@ class TilesWorkload(DotWorkload):
 
 @dataclasses.dataclass(frozen=True)
 class QuadsWorkload(DotWorkload):
-    """A convolution of 8-bit integers for vectors of four int32: input in blocks of four channels, a word each.
+    """A convolution of 8-bit integers for vectors of four int32: the input is in blocks of four channels, one word
+    each.
 
     Input: uint8 or int8 (batch, ceil(channels / 4), *spatial, 4). `signed` sums signed numbers: 128 is taken off uint8
     input; else it is added to int8. `matrix` sums eight channels at a time, by an instruction that multiplies
@@ -311,14 +312,15 @@ class QuadsWorkload(DotWorkload):
 
 @dataclasses.dataclass(frozen=True)
 class IntegerWinogradWorkload(DotWorkload):
-    """A convolution of bytes and the output tile, `tile` x `tile`, that it is computed by; `in_block` is `block`."""
+    """A convolution of bytes, and the output tile size (`tile` x `tile`) of the Winograd algorithm; `in_block` is
+    `block`."""
 
     tile: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseDotWorkload(WindowWorkload):
-    """A depthwise convolution of 8-bit integers, less `fill`, with int16 weights, summed in int32 (`dtype`).
+    """A depthwise convolution of 8-bit integers minus `fill`, with int16 weights, accumulated in int32 (`dtype`).
 
     `operand` is the type of the input. `fill` is what stands in the padding of the convolution that is meant; less
     itself it is zero, and nothing is to be added for a tap outside.
@@ -334,7 +336,7 @@ class DepthwiseDotWorkload(WindowWorkload):
 
 @dataclasses.dataclass(frozen=True)
 class PoolWorkload(WindowWorkload):
-    """Maximum or average over a window, each channel by itself.
+    """Max or average pooling over a window, each channel separately.
 
     `mode` is "max" or "average"; `count_pad` says whether an average counts what lies in the padding.
     """

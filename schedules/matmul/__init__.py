@@ -1,1 +1,1 @@
-"""Matrix products: dense, integer, bfloat16, grouped, sparse."""
+"""Matmuls: dense, integer, bfloat16, grouped, sparse."""

@@ -10,7 +10,7 @@ from schedules.matmul.tiling import MatmulWorkload, tile_cost
 
 
 def matmul_estimate(work: MatmulWorkload, config: Config, machine: Machine) -> Estimate:
-    """Of a matrix product."""
+    """Estimated cost of a matmul."""
     lanes = machine.lanes(work.dtype)
     rows = config.integer("rows")
     vectors = work.width // lanes if work.layout == "panels" and work.width >= lanes else config.integer("vectors")

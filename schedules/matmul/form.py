@@ -1,4 +1,4 @@
-"""Recognizes a matrix product in a stage, whatever its layout: `C[b, i, j] = sum over k of A[b, i, k] * B[b, k, j]`.
+"""Recognizes a matmul in a stage, in any layout: `C[b, i, j] = sum over k of A[b, i, k] * B[b, k, j]`.
 
 The roles of the loops follow from which operand they move: both (batch), only A (row), only B (column). The operand
 that moves along the contiguous dimension of C is taken as B, so that vectors run along the columns.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Loops that count as one: row index r stands for all of them; `extent` is an int when static."""
+    """Fused loops: the row index r stands for all of them; `extent` is an int if static."""
 
     axes: tuple[Axis, ...]
 
@@ -35,7 +35,7 @@ class Group:
         return total if isinstance(total, int) else simplified(total)
 
     def values(self, at: Expr) -> dict[Var, Expr]:
-        """The loop variables at a position of the group."""
+        """Values of the loop variables at an index of the group."""
         found: dict[Var, Expr] = {}
         rest = at
         for axis in reversed(self.axes[1:]):
@@ -48,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class MatmulForm:
-    """A stage read as a product. `width` is the columns of a panel when B is packed in panels, else 0."""
+    """A stage recognized as a matmul. `width` is the number of columns of a panel if B is packed in panels, else 0."""
 
     stage: Stage
     reduction: Reduction
@@ -72,14 +72,14 @@ class MatmulForm:
 
     @property
     def known_extents(self) -> tuple[int, int, int]:
-        """Rows, columns and depth as workloads hold them: 0 where they are symbolic."""
+        """Rows, columns and depth as stored in workloads: 0 if symbolic."""
         rows, columns, depth = (
             each if isinstance(each, int) else 0 for each in (self.rows.extent, self.columns, self.depth.extent)
         )
         return rows, columns, depth
 
     def a_at(self, batch: Mapping[Var, Expr], row: Expr, depth: Expr) -> Expr:
-        """The element of A as the product uses it (converted to the type of the sum)."""
+        """The element of A as multiplied (cast to the accumulator's dtype)."""
         return substitute(self.a_value, {**batch, **self.rows.values(row), self.depth.var: depth})
 
     def a_element(self, batch: Mapping[Var, Expr], row: Expr) -> Expr:
@@ -91,7 +91,7 @@ class MatmulForm:
 
     @property
     def has_rows_of_floats(self) -> bool:
-        """True if both operands are float32 as they are loaded, and the elements of a row of A follow each other."""
+        """True if both operands are loaded as float32, and the elements of a row of A are contiguous."""
         values = self.a_value, self.b_value
         if not all(isinstance(each, tvm.ir.TensorLoad) and str(each.ty) == "float32" for each in values):
             return False
@@ -100,19 +100,19 @@ class MatmulForm:
         return self.a_depth_stride == 1 and uses(last, depth) and not any(uses(each, depth) for each in others)
 
     def a_lanes(self, batch: Mapping[Var, Expr], row: Expr, depth: Expr, lanes: int) -> Expr:
-        """The vector of a row of A from a depth on, where it `has_rows_of_floats`."""
+        """A vector from a row of A at a given depth; requires `has_rows_of_floats`."""
         value = self.a_at(batch, row, depth)
         return tirx.BufferLoad(value.source, [*value.indices[:-1], lanes_of(value.indices[-1], lanes)])
 
     def b_at(self, batch: Mapping[Var, Expr], depth: Expr, column: Expr) -> Expr:
-        """The element of B as the product uses it."""
+        """The element of B as multiplied."""
         mapping = {**batch, self.depth.var: depth}
         if self.column is not None:
             mapping[self.column.var] = column
         return substitute(self.b_value, mapping)
 
     def c_indices(self, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> list[Expr]:
-        """Where the result goes."""
+        """Indices at which the result is stored."""
         mapping = {**batch, **self.rows.values(row)}
         if self.column is not None:
             mapping[self.column.var] = column
@@ -131,13 +131,13 @@ def _expr(value: Index) -> Expr:
 
 
 def find_matmul(kernel: Kernel) -> MatmulForm | None:
-    """The only matrix product of a kernel; None when there is none, or several."""
+    """The only matmul of a kernel; None if there are none or several."""
     found = [form for form in map(matmul_form, kernel.simple_stages) if form is not None]
     return found[0] if kernel.is_plain and len(found) == 1 else None
 
 
 def matmul_form(stage: Stage) -> MatmulForm | None:
-    """The stage as a product, None when it is none."""
+    """The stage as a matmul, or None if it is not one."""
     reduction = reduction_of(stage)
     if reduction is None or reduction.combiner.name != "add" or not isinstance(reduction.value, tirx.Mul):
         return None
@@ -160,7 +160,7 @@ def matmul_form(stage: Stage) -> MatmulForm | None:
 
 
 def _single_load(value: Expr) -> Expr | None:
-    """The load of an operand that is nothing but a load, perhaps converted to another type."""
+    """The load of an operand that consists of a single load, possibly with a cast."""
     while isinstance(value, tirx.Cast):
         value = value.value
     return value if isinstance(value, tvm.ir.TensorLoad) else None
@@ -210,7 +210,7 @@ def _with_operands(
 def _merge_rows(
     rows: Sequence[Axis], moves_a: Mapping[int, Stride], moves_c: Mapping[int, Stride]
 ) -> tuple[Group, list[Axis]]:
-    """The innermost run of rows through which A and C walk without a seam, and the loops outside it."""
+    """The innermost loops over rows that fuse to a single stride in A and C, and the loops outside them."""
     if not rows:
         return Group(()), []
     run = [rows[-1]]
@@ -229,7 +229,7 @@ def _follows(outer: Stride, inner: Stride, extent: Expr) -> bool:
 
 
 def _panel_width(b: Expr, axes: Sequence[Axis], depth: Axis) -> int:
-    """The panel width when B is read as packed[column // width, depth, column % width], else 0."""
+    """The panel width if B is read as packed[column // width, depth, column % width], else 0."""
     if len(b.indices) < 3:
         return 0
     panel, row, lane = list(b.indices)[-3:]
@@ -243,5 +243,5 @@ def _panel_width(b: Expr, axes: Sequence[Axis], depth: Axis) -> int:
 
 
 def operand_dtypes(form: MatmulForm) -> tuple[str, str, str]:
-    """Element types of A, B and the sum."""
+    """Dtypes of A, B and the accumulator."""
     return dtype_of(form.a.source), dtype_of(form.b.source), form.reduction.dtype

@@ -1,4 +1,4 @@
-"""Products of a gated MLP: act(x gate^T) * (x up^T) as one kernel, of bfloat16 operands.
+"""Matmuls of a gated MLP fused into one kernel, act(x gate^T) * (x up^T), with bfloat16 operands.
 
 A panel holds as many columns of the one weight as of the other, so that both sums of an element are in one tile and
 neither product is written to memory.
@@ -57,8 +57,8 @@ GATES: dict[str, Callable[[Expr], Expr]] = {
 
 
 def interleaved(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Weights of two products, each packed by `pack.pack_words` in whole panels, as one whose panels hold half a
-    panel of each."""
+    """Interleave two weights packed by `pack.pack_words` in full panels into one, with half a panel of each per
+    panel."""
     half = gate.shape[2] // 2
     panels = [np.concatenate([gate[..., part], up[..., part]], -1) for part in (slice(half), slice(half, None))]
     return np.ascontiguousarray(np.stack(panels, 1).reshape(-1, *gate.shape[1:]))
@@ -105,7 +105,7 @@ class MatmulGatedBf16(MatmulRoundedBf16):
 
 
 class _Writer(RowsFirstWriter):
-    """Multiplies the halves of a tile before it is stored."""
+    """Multiplies the halves of a tile before storing it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Products of float32 data and weights of 4 or 8 bits with one scale per group: integers become floats in the register.
+"""Matmuls of float32 data and 4-bit or 8-bit weights with one scale per group, dequantized in registers.
 
     C[i, j] = sum over groups g of scale[g, j] * sum over k in g of A[i, k] * (B[k, j] - zero[g, j])
 
@@ -41,7 +41,7 @@ _WORDS_AHEAD, _BYTES_AHEAD = 16, 64
 
 
 def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Tensor, columns: int, group: int) -> Tensor:
-    """The product of float32 data (..., depth) and a weight packed as `grouped_weights` says: float32 (..., columns).
+    """Matmul of float32 data (..., depth) and a weight in the layout of `grouped_weights`: float32 (..., columns).
 
     Args:
         packed: int32 words of 4-bit integers, or int8.
@@ -74,7 +74,7 @@ def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Tensor,
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The stage of the product and its operands; `zeros` is None where all are 0."""
+    """The stage of the matmul and its operands; `zeros` is None if all zero points are 0."""
 
     form: MatmulForm
     packed: Expr
@@ -89,7 +89,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class GroupedWorkload(MatmulWorkload):
-    """A product with a scale for each `group` neighbours of the depth; `b_dtype` names the bits."""
+    """A matmul with one scale per `group` neighbours along the depth; `b_dtype` gives the number of bits."""
 
     group: int = 0
     zeros: bool = False
@@ -141,12 +141,12 @@ def _is_weight(load: Expr) -> bool:
 
 
 class GroupedWriter(WriterOfParts[Parts]):
-    """Writes a product: the loops of any other, and a tile of its own."""
+    """Writes a matmul: the common loops, with its own tile."""
 
     cuts_depth: ClassVar[bool] = False
 
     def _tile(self, at: Tile) -> Stmt:
-        """`rows x width` results: the groups follow each other, each summed in registers."""
+        """`rows x width` results: one group after another, each accumulated in registers."""
         whole, rest = divmod(int(self.form.depth.extent), self.parts.group)
         totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
         place = (at.batch, at.row, tirx.FloorDiv(at.column, index(self.form.width)))
@@ -159,7 +159,7 @@ class GroupedWriter(WriterOfParts[Parts]):
         return sequence([*parts, *self._finish(totals, at)])
 
     def _group(self, totals: RegisterTile, at: tuple[Batch, Expr, Expr], group: Expr, depth: int) -> Stmt:
-        """The products of one group, scaled and added to the totals."""
+        """Multiply-adds of one group, scaled and added to the totals."""
         parts, (batch, row, panel) = self.parts, at
         first = group * parts.group
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")

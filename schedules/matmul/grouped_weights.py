@@ -1,4 +1,4 @@
-"""The layout of weights of 4 or 8 bits whose scales belong to groups of neighbours along the depth.
+"""The layout of 4-bit and 8-bit weights with one scale per group of neighbours along the depth.
 
 Columns lie in panels of a few vectors. Of 8 bits: int8 (panels, depth, width). Of 4: int32 (panels, ceil(depth / 8),
 width), eight neighbours along the depth per word. The first of each pair of neighbours is in the low half of the word,
@@ -19,19 +19,19 @@ _MANY_REGISTERS = 32
 
 
 def panel_width(columns: int, machine: Machine) -> int:
-    """The columns of a panel: with one row, four vectors' sums hide the latency of an addition."""
+    """Columns per panel: for a single row, the accumulators of four vectors hide the latency of an addition."""
     lanes = machine.lanes("float32")
     most = 4 if machine.vector_registers >= _MANY_REGISTERS else 2
     return lanes * max(1, min(most, -(-columns // lanes)))
 
 
 def shift_of(place: int) -> int:
-    """The lowest bit of the neighbour `place` (0 to 7) in its word."""
+    """The lowest bit of neighbour `place` (0 to 7) within its word."""
     return 4 * (place // 2) + 16 * (place % 2)
 
 
 def pack_words(weight: NDArray[np.int8], width: int) -> NDArray[np.int32]:
-    """A (depth, columns) weight of -8 to 7 as words; what is beyond is 0."""
+    """Pack a (depth, columns) weight with values -8 to 7 into words, zero-padded."""
     depth, columns = weight.shape
     steps, panels = -(-depth // PER_WORD), -(-columns // width)
     padded = np.zeros((steps, PER_WORD, panels, width), np.uint32)

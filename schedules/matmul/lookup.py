@@ -1,4 +1,4 @@
-"""Shared code of products with an index along the depth: the form, and interleaved sums."""
+"""Shared code of matmuls with an index along the depth: the form, and interleaved accumulators."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, An
 
 
 def turns(vectors: int, machine: Machine) -> int:
-    """How many sums each result has when a tile of so many vectors alone would wait for its additions."""
+    """Number of accumulators per result, for tiles of so few vectors that a single one would be bound by addition
+    latency."""
     wanted = -(-machine.fma_latency * machine.fma_ports // vectors)
     return max(1, min(wanted, machine.vector_registers // 2 // vectors))
 
 
 def joined(sums: RegisterTile, other: RegisterTile) -> list[Stmt]:
-    """Statements that add the sums of another tile to those of one."""
+    """Statements that add another tile's sums to those of one."""
     return sums.stores(lambda i, place, lane: sums.sum(i, place) + other.sum(i, place))

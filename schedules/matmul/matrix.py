@@ -1,4 +1,4 @@
-"""Products of 8-bit integers by matrix instructions (Arm's `usmmla` and `smmla`): two rows by two columns at once.
+"""Matmuls of 8-bit integers by matrix instructions (Arm's `usmmla` and `smmla`): two rows by two columns at once.
 
 The data is copied once, eight bytes of two rows next to each other; the weights are packed alike when compiling.
 """
@@ -56,7 +56,8 @@ _REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight c
 
 
 def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
-    """The int32 product of 8-bit data (..., depth) and weights of `pack.pack_words` in groups of 8: (..., columns)."""
+    """The int32 matmul of 8-bit data (..., depth) and weights packed by `pack.pack_words` in groups of 8: (...,
+    columns)."""
     steps, width = packed.shape[1], int(packed.shape[2]) // 2
     lead, depth = list(data.shape[:-1]), data.shape[-1]
     rows = prod(lead, start=tirx.IntImm("int64", 1))
@@ -84,7 +85,7 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
 
 
 def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
-    """Where the row of that number lies in a tensor with these leading dimensions."""
+    """Leading indices of a flattened row number, for a tensor with these leading dimensions."""
     places: list[Buffer] = []
     for size in reversed(lead[1:]):
         places.insert(0, tirx.floormod(row, size))
@@ -93,7 +94,7 @@ def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
 
 
 class MatmulMatrix(CpuRule[MatmulWorkload]):
-    """Serves the kernels of `matmul_matrix`; `rows` is the rows of a tile, of one panel."""
+    """Serves `matmul_matrix` kernels; `rows` is the number of rows of a tile, which spans one panel."""
 
     name: ClassVar[str] = MATMUL_MATRIX
     priority: ClassVar[int] = Priority.PACKED_MATRIX
@@ -127,20 +128,20 @@ class MatmulMatrix(CpuRule[MatmulWorkload]):
 
 
 def _row_choices(machine: Machine) -> tuple[int, ...]:
-    """Even numbers of rows whose sums fit the registers beside the weights of a step and two rows."""
+    """Even row counts whose accumulators fit the registers next to a step's weights and two rows."""
     most = (machine.vector_registers - _REGISTERS - 1) // _REGISTERS
     return tuple(2 * pairs for pairs in range(1, most + 1))
 
 
 def _cycles(rows: int, machine: Machine) -> float:
-    """Cycles of a step of a tile: multiplications, loads, or the latency of a sum."""
+    """Cycles per step of a tile: the maximum of multiplications, loads and accumulator latency."""
     pairs = ceil(rows / 2)
     loads = (pairs + _REGISTERS) / machine.load_ports
     return max(pairs * _REGISTERS / machine.fma_ports, loads, float(machine.fma_latency))
 
 
 class _Writer(MatmulWriter):
-    """Tiles whose sums are 2 x 2 until they are done. They begin at even rows."""
+    """Tiles with 2 x 2 accumulators until the end. They start at even rows."""
 
     cuts_depth: ClassVar[bool] = False
 
@@ -184,7 +185,7 @@ class _Writer(MatmulWriter):
 
 
 def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
-    """Eight bytes of two rows next to each other, sixteen at a time where rows are multiples of that."""
+    """Interleave eight bytes of two rows, sixteen bytes at a time if row lengths are multiples of that."""
     stage = parts.words
     assert stage.store is not None
     words, data = stage.store.buffer, stage.loads[0].source

@@ -1,4 +1,4 @@
-"""Products of float32 data and a weight with N of every M neighbours along the depth that are not zero.
+"""Matmuls of float32 data and an N:M sparse weight: N of every M neighbours along the depth are nonzero.
 
     C[i, j] = sum over groups g and their choices c of A[i, M g + which(g, c, j)] * values[g, c, j]
 
@@ -41,7 +41,7 @@ _PRODUCTS = 16  # in the innermost loop
 
 
 def matmul_n_of_m(data: Tensor, values: Tensor, words: Tensor, *, columns: int, keep: int, of: int) -> Tensor:
-    """The product of float32 data (..., depth) and a weight packed as `sparse_groups` says: float32 (..., columns)."""
+    """Matmul of float32 data (..., depth) and a weight in the layout of `sparse_groups`: float32 (..., columns)."""
     groups = Groups(keep, of)
     width = int(values.shape[2])
     slot = te.reduce_axis((constant(0), constant(int(values.shape[1]))), name="slot")
@@ -61,7 +61,7 @@ def matmul_n_of_m(data: Tensor, values: Tensor, words: Tensor, *, columns: int, 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The stage of the product and its operands."""
+    """The stage of the matmul and its operands."""
 
     form: MatmulForm
     values: Expr
@@ -71,14 +71,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class NOfMWorkload(MatmulWorkload):
-    """A product in which `keep` of every `of` numbers of a column are not zero."""
+    """A matmul in which `keep` of every `of` elements of a column are nonzero."""
 
     keep: int = 0
     of: int = 0
 
 
 class MatmulNOfM(PanelRule[NOfMWorkload, Parts]):
-    """Serves the kernels of `matmul_n_of_m` on machines that choose among M numbers by lane."""
+    """Serves `matmul_n_of_m` kernels on machines whose vector permutations select among M numbers per lane."""
 
     name: ClassVar[str] = "matmul-n-of-m"
     version: ClassVar[int] = 1
@@ -103,7 +103,8 @@ class MatmulNOfM(PanelRule[NOfMWorkload, Parts]):
 
     @staticmethod
     def _most_rows(workload: NOfMWorkload, machine: Machine) -> int:
-        """Sums that leave registers for the values and words of a group, and two rows of data on their way."""
+        """Maximum rows whose accumulators leave registers for the values and words of a group, and for two rows of data
+        in flight."""
         return max(1, machine.vector_registers - 2 * workload.keep - 4)
 
     def parts(self, kernel: Kernel) -> Parts | None:
@@ -123,7 +124,7 @@ def parts_of(kernel: Kernel) -> Parts | None:
 
 
 class NOfMWriter(WriterOfParts[Parts]):
-    """Writes a product: the loops of any other, and a tile of its own."""
+    """Writes a matmul: the common loops, with its own tile."""
 
     cuts_depth: ClassVar[bool] = False
 
@@ -132,7 +133,7 @@ class NOfMWriter(WriterOfParts[Parts]):
         return self.form.rows.extent * self.form.columns * slots
 
     def _tile(self, at: Tile) -> Stmt:
-        """`rows x lanes` results, of which `width` are stored: a loop over the words of the panel."""
+        """`rows x lanes` results, `width` of which are stored: a loop over the panel's words."""
         per_word = self.parts.groups.per_word
         whole, rest = divmod(int(self.form.depth.extent) // self.parts.groups.of, per_word)
         rows = int(at.rows)
@@ -155,7 +156,7 @@ class NOfMWriter(WriterOfParts[Parts]):
         return sequence([*parts, *self._finish(sums.narrowed(at.width), at)])
 
     def _word(self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], number: Expr, count: int) -> list[Stmt]:
-        """The products of `count` groups whose choices are in one word."""
+        """Multiply-adds of `count` groups whose indices share a word."""
         words, named = bind(
             "words", load(self.parts.words, at[2], number, lanes_of(0, self.lanes)), "int32", self.lanes
         )
@@ -171,7 +172,7 @@ class NOfMWriter(WriterOfParts[Parts]):
     def _group(
         self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], words: Expr, first: Expr, number: Expr
     ) -> list[Stmt]:
-        """The products of a group, that of its `number` in the word, each in its turn added to one of the tiles."""
+        """Multiply-adds of group `number` of the word, added to the tiles in turn."""
         (batch, row, panel), kept, every = at, self.parts.groups, lanes_of(0, self.lanes)
         slot = (first + number) * kept.keep
         result = [prefetch(self.parts.values, panel, slot + _VALUES_AHEAD, 0)]
@@ -189,5 +190,5 @@ class NOfMWriter(WriterOfParts[Parts]):
 
 
 def _together(count: int, sums: int, keep: int) -> int:
-    """How many of a word's groups make up the innermost loop, so that it is neither short nor long."""
+    """Number of a word's groups in the innermost loop, such that it is neither too short nor too long."""
     return next((each for each in range(1, count) if count % each == 0 and each * sums * keep >= _PRODUCTS), count)

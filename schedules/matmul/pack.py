@@ -1,4 +1,4 @@
-"""The layout of constant weights of matrix products: panels of a few vectors' columns, each stored row after row.
+"""The layout of constant matmul weights: panels a few vectors wide, each stored row by row.
 
 `packed[panel, k, lane] = weight[k, panel * width + lane]`; columns beyond the last are zero and never stored.
 """
@@ -32,9 +32,8 @@ def pack_panels(weight: np.ndarray, width: int) -> np.ndarray:
 
 
 def pack_words(weight: np.ndarray, width: int, group: int, depth_of: int = 0) -> NDArray[np.int32]:
-    """A (depth, columns) weight as int32 (panels, steps, words): `group` of its rows next to each other for each of a
-    panel's `width` columns, the depth rounded up to a multiple of `depth_of`; what is beyond is 0. float32 is rounded
-    to bfloat16; the others are int8."""
+    """A (depth, columns) weight as int32 (panels, steps, words): `group` consecutive rows side by side for each of a
+    panel's `width` columns, with the depth zero-padded to a multiple of `depth_of`."""
     values = bfloat16_bits(weight) if weight.dtype == np.float32 else weight
     depth, columns = values.shape
     block = max(group, depth_of)
@@ -46,7 +45,7 @@ def pack_words(weight: np.ndarray, width: int, group: int, depth_of: int = 0) ->
 
 
 def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
-    """The product of data (..., depth) and a packed weight as a tensor expression: (..., columns), in data's type.
+    """Matmul of data (..., depth) and a packed weight as a tensor expression: (..., columns), in the dtype of the data.
 
     The weight may be stored narrower, as int8, float16, or bfloat16 in uint16: it is converted as it is read.
     """

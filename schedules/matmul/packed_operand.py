@@ -1,4 +1,4 @@
-"""Shared code of the rules for products whose constant operand is packed in a special form."""
+"""Shared code of the matmul rules whose constant operand has a special packed format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str = "float32") -> MatmulForm:
-    """The form of a product of a type whose B is `values`, in panels as wide as its last axis.
+    """The form of a matmul of a given dtype whose B is `values`, in panels as wide as its last axis.
 
     Neither the strides of A nor a start is of use to such a product.
     """
@@ -46,7 +46,7 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str =
 
 
 def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, most: int) -> Stmt:
-    """The product of at most `most` rows by one writer, of more by another."""
+    """Dispatch at run time on the number of rows: one writer up to `most` rows, another above."""
     rows = form.rows.extent
     if isinstance(rows, int):
         return (few if rows <= most else many).statement()
@@ -54,7 +54,7 @@ def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, most: int) 
 
 
 class HasForm(Protocol):
-    """The operands of a product, whatever else they are."""
+    """Operands of a matmul that include its form."""
 
     @property
     def form(self) -> MatmulForm: ...
@@ -65,7 +65,7 @@ MatmulWorkloadT = TypeVar("MatmulWorkloadT", bound=MatmulWorkload)
 
 
 class WriterOfParts(MatmulWriter, Generic[PartsType]):
-    """Writes such a product: the loops of any other, and a tile of its own."""
+    """Writes such a matmul: the common loops, with its own tile."""
 
     def __init__(self, parts: PartsType, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
         super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
@@ -73,17 +73,17 @@ class WriterOfParts(MatmulWriter, Generic[PartsType]):
 
 
 class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
-    """A product that is found by its operands and written by a writer of its own. The knob: the rows of the tile."""
+    """A matmul recognized by its operands, with its own writer. The knob is the number of rows of the tile."""
 
     priority: ClassVar[int] = Priority.PACKED
 
     @abstractmethod
     def parts(self, kernel: Kernel) -> PartsType | None:
-        """The operands, with the `MatmulForm` as `form`; None for kernels of others."""
+        """The operands, including the `MatmulForm` as `form`; None for other kernels."""
 
     @abstractmethod
     def writer(self, parts: PartsType, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
-        """Writer of the loops."""
+        """Create the writer of the loops."""
 
     def apply(self, kernel: Kernel, workload: WorkloadT, config: Config, machine: Machine) -> PrimFunc:
         parts = self.parts(kernel)
@@ -94,13 +94,13 @@ class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
 
 
 class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
-    """Such a product whose tile has the columns of a panel, and rows as those of any other product."""
+    """A matmul of this kind whose tile spans the columns of a panel, with rows chosen as for any other matmul."""
 
     operation: ClassVar[Operation | None] = None
     """What sums products of words, where it does."""
 
     def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> Product | None:
-        """The instruction that sums in tiles, where the machine has one and weights are packed for it."""
+        """The instruction with tile accumulators, if the machine has one and the weights are packed for it."""
         whole = workload.width in WIDTHS and workload.depth % STEPS == 0
         return tile_product(machine, self.operation) if whole and self.operation is not None else None
 

@@ -1,4 +1,4 @@
-"""How a matrix product is cut into tasks: matrices, panels of columns, chunks of row tiles, and parts of the depth."""
+"""Parallel tasks of a matmul: matrices, panels of columns, chunks of row tiles, and parts of the depth."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (
 
 @dataclass(frozen=True)
 class Product:
-    """Inputs of the decision how a product is cut.
+    """Sizes and costs that determine how a matmul is split into tasks.
 
     Attributes:
         batch: how many products there are.
@@ -57,8 +57,8 @@ class Product:
 
 @dataclass(frozen=True)
 class ProductCut:
-    """Chunks of rows, row tiles of a chunk (the last may have fewer, and has the rows that fill no tile), and the depth
-    of a part of it; 0: all of it."""
+    """Number of row chunks, row tiles per chunk (the last chunk may have fewer, and includes the rows that fill no
+    tile), and the depth of each part; 0 for the whole depth."""
 
     chunks: Index
     per_chunk: Index
@@ -66,8 +66,8 @@ class ProductCut:
 
 
 def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine) -> int:
-    """Rows of the register tile of a product with packed weights: fewer than those of `tile` where that takes no longer
-    on one core and makes parts that all cores share more evenly."""
+    """Rows of the register tile of a matmul with packed weights: fewer than in `tile` if that is as fast on one core
+    and balances the work better over all cores."""
     lanes = machine.lanes(work.dtype)
 
     def on_one_core(rows: int) -> float:
@@ -91,7 +91,7 @@ def _axes(product: Product, *, rows_first: bool) -> list[CutAxis]:
 
 
 def cut_product(product: Product, machine: Machine, *, rows_first: bool) -> ProductCut:
-    """The cut of a product of known sizes."""
+    """Split a matmul of static sizes into tasks."""
     steps = ceil_div(product.depth, _LEAST_DEPTH)
     results = product.batch * product.rows * product.columns
     may_cut_depth = product.cuts_depth and steps > 1 and results <= _MOST_JOINED
@@ -127,7 +127,7 @@ def _works(product: Product, results: int, machine: Machine) -> list[Work]:
 def row_chunks_at_run_time(
     tiles: Index, others: Sequence[Index], cores: int, *, most: int = CHUNK_TILES, again: int = 1
 ) -> tuple[Index, Index]:
-    """(chunks, row tiles of a chunk) where the number of row tiles is known only when the kernel runs.
+    """(chunks, row tiles per chunk) for a number of row tiles known only at run time.
 
     Args:
         tiles: whole row tiles.
@@ -148,7 +148,7 @@ def row_chunks_at_run_time(
 
 
 def tiles_of_chunk(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
-    """How many row tiles a chunk has: the last may have fewer."""
+    """Number of row tiles in a chunk: the last chunk may have fewer."""
     if isinstance(chunks, int) and chunks == 1:
         return tiles
     if all(isinstance(each, int) for each in (tiles, per_chunk, chunks)) and tiles == per_chunk * chunks:
@@ -157,5 +157,5 @@ def tiles_of_chunk(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> 
 
 
 def falling_halves(size: int) -> Sequence[int]:
-    """Powers of two below `size`, falling: what is left of rows is done in these."""
+    """Decreasing powers of two below `size`, for the remaining rows."""
     return [1 << bit for bit in reversed(range((size - 1).bit_length()))]

@@ -1,4 +1,4 @@
-"""Products of data that are rounded to bfloat16 already, and the rounding.
+"""Matmuls of data already rounded to bfloat16, and the rounding.
 
 The rounding is elementwise, so it is done while the kernel before writes its result: the data then take half the memory
 and no pass of their own. Two neighbours along the depth are read as one word. The weights are packed as pairs when
@@ -67,7 +67,7 @@ def matmul_rounded_bf16(data: Tensor, packed: Tensor, columns: int, kind: str = 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A product whose A is a word of two neighbours."""
+    """Operands of a matmul whose A is packed in words of two neighbours."""
 
     form: MatmulForm
 
@@ -114,14 +114,14 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
 
 
 class RowsFirstWriter(MatmulWriter):
-    """A thread computes the same rows as in the kernels before and behind, whose operands and results are in its cache:
-    of prompts this saves more than reading the weights once for each thread costs."""
+    """Assigns each thread the same rows as in the kernels before and after, whose operands and results are in its
+    cache. For prompts this saves more than reading the weights once per thread costs."""
 
     rows_first: ClassVar[bool] = True
     has_room: ClassVar[bool] = False
 
     def _threads(self) -> bool | Expr:
-        """A row alone waits for the weights, which are in memory."""
+        """Use threads even for a single row, which is bound by the memory bandwidth of the weights."""
         if self._weight_bytes() >= MIN_PARALLEL_BYTES:
             return self.machine.cores > 1
         return super()._threads()

@@ -1,4 +1,4 @@
-"""Matrix products: plain, batched, with transposed operands, packed weights, few rows; epilogues inside the tile."""
+"""Matmuls: plain, batched, transposed operands, packed weights, few rows; epilogues are fused into the tile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DEPTHS = (256, 512, 1024)
 
 
 def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
-    """The numbers that decide how a product is computed."""
+    """The parameters that determine how a matmul is computed."""
     _, b_dtype, dtype = operand_dtypes(form)
     layout = "panels" if form.width else "rows" if form.b_column_stride in (0, 1) else "columns"
     after = list(kernel.simple_stages)
@@ -54,7 +54,7 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
 
 
 class Matmul(CpuRule[MatmulWorkload]):
-    """Serves kernels with exactly one product whose sum is float32, float64 or int32."""
+    """Serves kernels with exactly one matmul that accumulates in float32, float64 or int32."""
 
     name: ClassVar[str] = "matmul"
     version: ClassVar[int] = 2
@@ -97,7 +97,7 @@ class Matmul(CpuRule[MatmulWorkload]):
         return matmul_estimate(workload, config, machine)
 
     def _depth(self, workload: MatmulWorkload, vectors: int, machine: Machine) -> int:
-        """The longest block whose part of a panel leaves room in the second cache; 0 when the whole panel does."""
+        """The largest depth block whose part of a panel leaves room in the L2 cache; 0 if the whole panel does."""
         columns = workload.width or vectors * machine.lanes(workload.dtype)
         row_bytes = columns * dtype_bits(workload.dtype) // 8
         if workload.depth * row_bytes <= machine.l2_bytes // 2 or 0 < workload.rows <= _MIN_ROWS_TO_PACK:

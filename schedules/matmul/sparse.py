@@ -1,4 +1,4 @@
-"""Products of float32 data and a block-sparse weight: only nonzero blocks are multiplied.
+"""Matmuls of float32 data and a block-sparse weight: only nonzero blocks are multiplied.
 
     C[i, j] = sum over the blocks b of the panel of j of A[i, row of b] * values[b, j % width]
 
@@ -37,7 +37,7 @@ MATMUL_SPARSE = "matmul-sparse"
 
 
 def matmul_sparse(data: Tensor, values: Tensor, index: Tensor, *, columns: int, longest: int) -> Tensor:
-    """The product of float32 data (..., depth) and a weight packed as `sparse_weights` says: float32 (..., columns)."""
+    """Matmul of float32 data (..., depth) and a weight in the layout of `sparse_weights`: float32 (..., columns)."""
     width = int(values.shape[1])
     panels = -(-columns // width)
     block = te.reduce_axis((constant(0), constant(longest)), name="block")
@@ -56,7 +56,7 @@ def matmul_sparse(data: Tensor, values: Tensor, index: Tensor, *, columns: int, 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The stage of the product and its operands."""
+    """The stage of the matmul and its operands."""
 
     form: MatmulForm
     values: Expr
@@ -70,7 +70,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class SparseWorkload(MatmulWorkload):
-    """A product with `blocks` blocks of `width` columns that are not zero."""
+    """A matmul with `blocks` nonzero blocks of `width` columns."""
 
     blocks: int = 0
 
@@ -108,7 +108,7 @@ def parts_of(kernel: Kernel) -> Parts | None:
 
 
 class SparseWriter(WriterOfParts[Parts]):
-    """Writes a product: the loops of any other, and a tile of its own."""
+    """Writes a matmul: the common loops, with its own tile."""
 
     cuts_depth: ClassVar[bool] = False
 
@@ -116,7 +116,7 @@ class SparseWriter(WriterOfParts[Parts]):
         return self.form.rows.extent * (self.parts.blocks * self.form.width)
 
     def _tile(self, at: Tile) -> Stmt:
-        """`rows x width` results: a loop over the blocks of the panel, each in its turn added to one of the tiles."""
+        """`rows x width` results: a loop over the panel's blocks, each added to the tiles in turn."""
         rows, width = int(at.rows), at.width
         tiles = [
             RegisterTile(rows, width, self.lanes, "float32")

@@ -1,4 +1,4 @@
-"""Whether a sparse kernel is faster than the dense one, computed from the machine and from where the zeros are.
+"""Chooses between sparse and dense matmul kernels, from the machine and the positions of the zeros.
 
 Dense and sparse kernels do the same for each number that is left, so the share that is left decides, times what a
 number costs more in a sparse kernel. `python -m benchmarks.sparsity` measures both and prints where they meet.
@@ -28,15 +28,15 @@ _MANY_ROWS = 960
 
 @dataclass(frozen=True)
 class SparseForm:
-    """How a weight is stored: without its zero blocks of `width` columns, or with `groups` N of every M numbers."""
+    """Sparse format of a weight: without its zero blocks of `width` columns, or N:M sparse as described by `groups`."""
 
     width: int
     groups: Groups | None = None
 
 
 def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm | None:
-    """The form with which the product of `rows` rows (0: any number) and a (depth, columns) weight is fastest; None
-    where that is the dense one."""
+    """The fastest sparse format for a matmul of `rows` rows (0: any number) and a (depth, columns) weight; None if the
+    dense kernel is faster."""
     columns = weight.shape[1]
     lanes = machine.lanes("float32")
     dense = dense_cycles(rows, columns, machine)
@@ -54,12 +54,12 @@ def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm |
 
 
 def _widest(machine: Machine) -> int:
-    """Columns of the widest block: as wide as the tiles of dense products may be."""
+    """Columns of the widest block: the maximum tile width of dense matmuls."""
     return machine.lanes("float32") * (2 if machine.vector_bits >= 512 or machine.vector_registers < 32 else 4)
 
 
 def dense_cycles(rows: int, columns: int, machine: Machine) -> float:
-    """Of a step along the depth of a dense product."""
+    """Cycles per step along the depth of a dense matmul."""
     width = panel_width(columns, machine)
     work = MatmulWorkload(1, rows, columns, 0, "panels", width, "float32", "float32", 0)
     lanes = machine.lanes("float32")
@@ -68,19 +68,19 @@ def dense_cycles(rows: int, columns: int, machine: Machine) -> float:
 
 
 def block_cycles(kept: float, rows: int, columns: int, width: int, machine: Machine) -> float:
-    """Of a step along the depth of a product that keeps that share of its blocks."""
+    """Cycles per step along the depth of a block-sparse matmul that keeps this fraction of its blocks."""
     return kept * _LOOKED_UP * max(_sums(rows, columns, width, machine), dense_cycles(rows, columns, machine))
 
 
 def group_cycles(groups: Groups, rows: int, columns: int, machine: Machine) -> float:
-    """Of a step along the depth of a product of N of every M."""
+    """Cycles per step along the depth of an N:M sparse matmul."""
     arithmetic = _PERMUTED * _sums(rows, columns, machine.lanes("float32"), machine)
     word = 4 / groups.per_word / groups.keep
     return groups.keep / groups.of * max(arithmetic, columns * (4 + word) / _WEIGHTS_RATE)
 
 
 def _sums(rows: int, columns: int, width: int, machine: Machine) -> float:
-    """Cycles of the multiply-adds of a step along the depth, or of the loads; sums take turns, so none waits."""
+    """Cycles of a depth step's multiply-adds or loads; accumulators alternate, so latency is hidden."""
     rows = rows or _MANY_ROWS
     vectors = -(-columns // machine.lanes("float32"))
     loads = rows / (width / machine.lanes("float32")) + 1
@@ -88,7 +88,8 @@ def _sums(rows: int, columns: int, width: int, machine: Machine) -> float:
 
 
 def share_that_pays(machine: Machine, rows: int) -> float:
-    """From what share of zero blocks, a vector wide, on a product of `rows` rows (0: many) skips them."""
+    """The fraction of zero blocks, one vector wide, above which skipping them pays in a matmul of `rows` rows (0:
+    many)."""
     columns = 64 * machine.lanes("float32")
     whole = block_cycles(1.0, rows, columns, machine.lanes("float32"), machine)
     return float(np.clip(1 - dense_cycles(rows, columns, machine) / whole, 0, 1))

@@ -1,4 +1,4 @@
-"""The layout of constant weights with N of every M neighbours along the depth that are not zero.
+"""The layout of N:M sparse constant weights: N of every M neighbours along the depth are nonzero.
 
 A weight is a matrix (depth, columns) cut into panels of `width` columns, a vector of the machine. Each group of M rows
 is stored as N rows of values and, for each of these and each column, which of the M it is:
@@ -26,21 +26,21 @@ class Groups:
 
     @property
     def bits(self) -> int:
-        """Bits of one choice."""
+        """Bits per index."""
         return (self.of - 1).bit_length()
 
     @property
     def per_word(self) -> int:
-        """Groups whose choices one word holds."""
+        """Number of groups whose indices share a word."""
         return _WORD_BITS // self.bits // self.keep
 
     def shift(self, group: int, choice: int) -> int:
-        """The lowest bit of a choice in its word; `group` counts within the word."""
+        """The lowest bit of an index within its word; `group` counts within the word."""
         return (group * self.keep + choice) * self.bits
 
 
 def most_kept(weight: np.ndarray, of: int) -> int:
-    """The most numbers that are not zero among `of` neighbours along the depth of (depth, columns)."""
+    """Maximum number of nonzeros among `of` neighbours along the depth of a (depth, columns) weight."""
     depth, columns = weight.shape
     counts = np.count_nonzero(weight.reshape(depth // of, of, columns), axis=1)
     return int(counts.max(initial=0))

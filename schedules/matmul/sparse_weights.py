@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SparseWeight:
-    """A packed weight. `longest` is the number of blocks of the panel that has most."""
+    """A packed weight. `longest` is the maximum number of blocks in a panel."""
 
     values: NDArray[np.float32]
     index: NDArray[np.int32]
@@ -32,7 +32,7 @@ class SparseWeight:
 
 
 def in_panels(weight: np.ndarray, width: int) -> np.ndarray:
-    """A (depth, columns) weight as (panels, depth, width), zeros behind the last column."""
+    """A (depth, columns) weight as (panels, depth, width), zero-padded in the last panel."""
     depth, columns = weight.shape
     panels = -(-columns // width)
     padded = np.zeros((depth, panels * width), weight.dtype)
@@ -41,7 +41,7 @@ def in_panels(weight: np.ndarray, width: int) -> np.ndarray:
 
 
 def share_kept(panels: np.ndarray) -> float:
-    """Share of the blocks of (panels, depth, width) that is not zero."""
+    """Fraction of nonzero blocks of (panels, depth, width)."""
     return float(np.any(panels, axis=-1).mean())
 
 
@@ -64,5 +64,5 @@ def pack_blocks(panels: np.ndarray, rows: NDArray[np.int32] | None = None) -> Sp
 
 
 def entry(index: Tensor, at: Expr) -> Expr:
-    """An element of the index, as an expression of the type of loop variables; `index` is a tensor of `te`."""
+    """An index element, cast to the dtype of loop variables; `index` is a `te` tensor."""
     return tirx.Cast("int64", index(at))

@@ -1,4 +1,4 @@
-"""A tile of a matrix product: where it stands, and which part of the sum it holds."""
+"""A tile of a matmul: its position, and the part of the reduction that it covers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Combine = Callable[[Expr, Expr, Expr], Expr]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A part of the sum: `depth` terms from `start` on, added to what `waiting` holds from `row` on; to zeros with
-    `first`. The result goes there as well, or is finished with `last`."""
+    """A part of the reduction: `depth` terms starting at `start`, added to the sums in `waiting` from `row` on, or to
+    zero if `first`. The result is stored there too, or finished if `last`."""
 
     start: Expr
     depth: Index
@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class PartialSums:
-    """Sums of `parts` parts of the depth: (batch, panels, parts, rows) rows of a panel's columns."""
+    """Partial sums of a reduction split into `parts`: (batch, panels, parts, rows) rows of a panel's columns."""
 
     sums: Expr
     batch: tuple[int, ...]
@@ -58,7 +58,7 @@ class PartialSums:
         return tirx.AllocBuffer(self.sums)
 
     def block(self, batch: Sequence[Expr], panel: Expr, part: Expr, depth: int) -> Block:
-        """The part of that number, of `depth` steps; `row` is where its first row lies."""
+        """The part with a given index, of `depth` steps; `row` is the position of its first row."""
         place: Expr = index(0)
         for at, extent in zip((*batch, panel, part), (*self.batch, self.panels, self.parts), strict=True):
             place = place * extent + at
@@ -70,13 +70,13 @@ class PartialSums:
 
 
 def from_row(block: Block | None, row: Expr) -> Block | None:
-    """The block of a tile that begins at a row."""
+    """The block of a tile that starts at a given row."""
     return None if block is None else replace(block, row=block.row + row)
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """`rows` rows from `row` on by `width` columns from `column` on, of one product of a batch.
+    """`rows` rows from `row` on by `width` columns from `column` on, in one matmul of a batch.
 
     `load` reads B in the panel of the columns; `block` is the part of the sum, None for all of it.
     """
@@ -90,5 +90,5 @@ class Tile:
     block: Block | None = None
 
     def part(self, first: Index, rows: Index) -> Tile:
-        """Some of the rows, from one on, of the same part of the sum."""
+        """A subset of the rows, starting at a given one, with the same part of the reduction."""
         return replace(self, row=self.row + first, rows=rows)

@@ -1,4 +1,4 @@
-"""Code for a tile of a matrix product: its sums in registers while it walks along the depth, then the epilogue."""
+"""Code for a tile of a matmul: accumulates in registers along the depth, then runs the epilogue."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNROLLED_EPILOGUE = 6
 
 
 class TileWriter:
-    """Writes the tiles of a product.
+    """Writes the tiles of a matmul.
 
     With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
     Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before, `depth` cuts the sum into
@@ -73,7 +73,7 @@ class TileWriter:
         self._rows_count = self._named("rows", form.rows.extent)
 
     def _named(self, name: str, size: Expr) -> Expr:
-        """A size as one variable: every index holds it, and it may be the product of several computed sizes."""
+        """Bind a size to a variable: every index uses it, and it may be a product of several computed sizes."""
         return size if isinstance(size, tirx.Var) else name_opaque(name, size, self._sizes)
 
     def _tile(self, at: Tile) -> Stmt:
@@ -105,7 +105,7 @@ class TileWriter:
         depth = form.depth.extent if block is None else block.depth
 
         def ahead(k: Expr) -> list[Stmt]:
-            """Packed panels follow each other in memory: what comes next is asked for."""
+            """Prefetch the next rows: packed panels are contiguous in memory."""
             if not form.width:
                 return []
             asked = [b(k + ROWS_AHEAD, index(start)) for start in range(0, at.width, self.lanes)]
@@ -149,7 +149,7 @@ class TileWriter:
         return repeat("i", at.rows, lambda i: self._row_of(i, at.width, vector))
 
     def _tile_in_memory(self, instruction: Product, at: Tile) -> Stmt:
-        """A block of rows by an instruction that sums in tiles: its sums are left in memory."""
+        """A block of rows computed by an instruction with tile accumulators; the sums are stored to memory."""
         sums = tirx.decl_buffer([self.tile_rows, self.panel], self.dtype, "tile", layout=None)
         data = self.form.a.source
         depth = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8

@@ -1,4 +1,4 @@
-"""Sizes of the register tile of a matrix product: which rows by vectors fit the machine and waste least."""
+"""Size of the register tile of a matmul: the rows by vectors that fit the machine with the least waste."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class MatmulWorkload(Workload):
-    """A matrix product. Extents are 0 when symbolic.
+    """A matmul. Extents are 0 if symbolic.
 
     `layout` is how B is stored: "panels" (packed), "rows" (contiguous along the columns), "columns" (contiguous along
     the sum, or neither). `width` is the columns of a panel of packed B. `a_stride` is the elements from one
@@ -33,12 +33,13 @@ class MatmulWorkload(Workload):
 
 
 def fits(rows: int, vectors: int, machine: Machine) -> bool:
-    """True if the sums, a row of B and an element of A fit the registers (one more spills inside the loop)."""
+    """True if the accumulators, a row of B and an element of A fit the registers (one more would spill inside the
+    loop)."""
     return rows * vectors + vectors + 1 <= machine.vector_registers
 
 
 def _spills_lanes(rows: int, vectors: int, machine: Machine) -> bool:
-    """True if the sums, a row of B and a vector of each row of A do not fit the registers."""
+    """True if the accumulators, a row of B and a vector of each row of A exceed the registers."""
     return rows > 1 and rows * vectors + vectors + rows >= machine.vector_registers
 
 
@@ -49,20 +50,20 @@ def tile_choices(machine: Machine, vectors: int | None = None) -> list[tuple[int
 
 
 def cycles_per_step(rows: int, vectors: int, machine: Machine) -> float:
-    """Cycles of one step along the sum: bound by the multiply-adds, by the loads, or by the latency of one addition."""
+    """Cycles of one reduction step: the maximum of multiply-adds, loads and addition latency."""
     multiply_adds = rows * vectors / machine.fma_ports
     loads = (rows + vectors) / machine.load_ports
     return max(multiply_adds, loads, float(machine.fma_latency))
 
 
 def _split(extent: int, tile: int) -> list[tuple[int, int]]:
-    """(size, how often) of the tiles along an extent."""
+    """(size, count) of the tiles along an extent."""
     whole, rest = divmod(extent, tile)
     return [(size, count) for size, count in ((tile, whole), (rest, 1)) if size and count]
 
 
 def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, lanes: int) -> float:
-    """Cycles of one step along the sum over a whole rows x columns result."""
+    """Cycles of one reduction step over a whole rows x columns result."""
     vectors = -(-columns // lanes)
     return sum(
         row_count * column_count * cycles_per_step(row, column, machine)
@@ -72,7 +73,7 @@ def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, 
 
 
 def most_rows(work: MatmulWorkload, machine: Machine) -> int:
-    """How many rows of A can be walked side by side without evicting each other from the first cache.
+    """Maximum rows of A that can be read in parallel without evicting each other from the L1 cache.
 
     Rows a multiple of the size of a way apart share a set; a set holds a line of each way, some of which B needs.
     """
@@ -84,12 +85,12 @@ def most_rows(work: MatmulWorkload, machine: Machine) -> int:
 
 
 def _ways(machine: Machine) -> int:
-    """Associativity of the first cache: 8 on nearly every core; of one of 48 KiB 12, as a way is a page."""
+    """Associativity of the L1 cache: 8 on nearly every core; 12 for 48 KiB, since a way is a page."""
     return 12 if machine.l1_bytes == 12 * _PAGE else 8
 
 
 def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
-    """The tile with the lowest cost; among equals the one with fewest loads a sum. Symbolic extents are large."""
+    """The tile of lowest cost, with ties broken by loads per accumulator. Symbolic extents are assumed to be large."""
     lanes = machine.lanes(work.dtype)
     rows, columns = work.rows or 960, work.columns or 960
     limit = min(rows, most_rows(work, machine))
@@ -115,12 +116,12 @@ TILE_ROWS = (16, 32, 64, 128)
 
 
 def block_rows(rows: int) -> int:
-    """The rows of a block for so many rows, 0 when symbolic."""
+    """Rows of a block, given the number of rows, which is 0 if symbolic."""
     return next((each for each in TILE_ROWS[:-1] if 0 < rows <= each), 64)
 
 
 def panel_width(columns: int, machine: Machine, dtype: str = "float32") -> int:
-    """The columns of a panel for a constant B that is packed at compile time.
+    """Columns of a panel, for a constant B packed at compile time.
 
     Two vectors: a tile of two reaches the peak from 6 rows on, wastes little at the edge, and leaves registers for up
     to 14 rows (AVX-512), so it serves every number of rows.

@@ -1,4 +1,4 @@
-"""Products of narrow operands that travel in words of neighbours along the depth: pairs of floats, or four bytes.
+"""Matmuls of narrow operands packed into words of neighbours along the depth: pairs of floats, or four bytes.
 
 The data is made words once, which costs one pass over it; the weights are packed when compiling.
 """
@@ -41,7 +41,7 @@ _SIGN_BITS = 0x80808080 - (1 << 32)
 
 
 def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operation) -> Tensor:
-    """The product of data (..., depth) and weights of `pack.pack_words` in the operation's groups: (..., columns).
+    """Matmul of data (..., depth) and weights packed by `pack.pack_words` in the operation's groups: (..., columns).
 
     float32 data is rounded to the operation's type. To bytes `operation.shift(their type)` is added: the caller
     subtracts that times the sums of the weights' columns.
@@ -55,7 +55,7 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
     halves = operation.total == "float32"
 
     def element(at: tuple[Expr, ...], number: int) -> Expr:
-        """A number of a word, 0 behind the depth."""
+        """A number of a word, 0 beyond the depth."""
         place = at[-1] * group + number
         value = data(*at[:-1], place)
         value = value if halves else (tirx.Cast("int32", value) + shift) & 0xFF
@@ -78,7 +78,7 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
 
 
 def word_of_bytes(values: Sequence[Expr]) -> Expr:
-    """Four int32 below 256 as the bytes of a word, the first the lowest."""
+    """Pack four int32 below 256 into the bytes of a word, the first lowest."""
     total: Expr = tirx.const(0, "int32")
     for byte, value in enumerate(values):
         total = total | value << 8 * byte
@@ -87,7 +87,7 @@ def word_of_bytes(values: Sequence[Expr]) -> Expr:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The stages of a product of words: the data as words of neighbours along the depth, and their product."""
+    """The stages of a matmul of words: packing of the data into words along the depth, and the matmul."""
 
     words: Stage
     product: Stage
@@ -95,7 +95,7 @@ class Parts:
 
 
 class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
-    """Serves the kernels of `matmul_words` of bfloat16."""
+    """Serves bfloat16 `matmul_words` kernels."""
 
     name: ClassVar[str] = KINDS[DOT_BF16]
     version: ClassVar[int] = 1
@@ -137,28 +137,28 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
 
 
 class MatmulF16(MatmulBf16):
-    """Serves those of float16."""
+    """Serves float16 `matmul_words` kernels."""
 
     name: ClassVar[str] = KINDS[DOT_F16]
     operation: ClassVar[Operation] = DOT_F16
 
 
 class MatmulInt8(MatmulBf16):
-    """Serves those of unsigned by signed bytes."""
+    """Serves `matmul_words` kernels of unsigned by signed bytes."""
 
     name: ClassVar[str] = KINDS[DOT_U8S8]
     operation: ClassVar[Operation] = DOT_U8S8
 
 
 class MatmulSigned(MatmulBf16):
-    """Serves those of signed bytes."""
+    """Serves `matmul_words` kernels of signed bytes."""
 
     name: ClassVar[str] = KINDS[DOT_S8S8]
     operation: ClassVar[Operation] = DOT_S8S8
 
 
 def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
-    """The statement that makes words of the data, in whole vectors where rows are long enough."""
+    """Statement that packs the data into words, vectorized if rows are long enough."""
     stage, group, lanes = parts.words, operation.group, machine.lanes("int32")
     depth = shape_of(stage.loads[0].source)[-1]
     halves = operation.total == "float32"
@@ -181,7 +181,7 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
 
 
 def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
-    """A row rounded to pairs: whole vectors, then what is left of it pair by pair."""
+    """Round a row to pairs: full vectors, then the remainder pair by pair."""
     stage = parts.words
     assert stage.store is not None
     data, words, step = stage.loads[0].source, stage.store.buffer, stage.store.indices[-1]
@@ -204,7 +204,7 @@ def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lan
 
 
 def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
-    """A row of bytes as words: as they lie in memory."""
+    """Copy a row of bytes as words; bytes of the other signedness are shifted."""
     stage, group = parts.words, operation.group
     assert stage.store is not None
     data, words = stage.loads[0].source, stage.store.buffer
@@ -229,14 +229,14 @@ def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lane
 
 
 def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:
-    """The numbers that decide how a product of words is computed."""
+    """The parameters that determine how a matmul of words is computed."""
     form = parts.form
     rows, columns, depth = form.known_extents
     return MatmulWorkload(1, rows, columns, depth, "panels", form.width, dtype, b_dtype, 0, depth)
 
 
 def parts_of(kernel: Kernel, kind: str) -> Parts | None:
-    """The stages of a product whose stages carry the annotation `kind`."""
+    """The stages of a matmul annotated with `kind`."""
     stages = anchor_stages(kernel, kind)
     if len(stages) != 2 or not kernel.is_plain or any(stage.store is None for stage in stages):
         return None
@@ -256,7 +256,7 @@ def parts_of(kernel: Kernel, kind: str) -> Parts | None:
 
 
 def kernel_weight(product: Stage, words: Expr) -> Expr:
-    """The buffer that a product reads beside the words and its own sum."""
+    """The buffer read by a matmul besides the words and its own accumulator."""
     assert product.store is not None
     own = product.store.buffer
     return next(

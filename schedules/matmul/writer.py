@@ -1,4 +1,4 @@
-"""Code for a matrix product: a register tile that holds `rows x columns` sums while it walks along the depth.
+"""Code for a matmul: a register tile that accumulates `rows x columns` results along the depth.
 
 Threads share the panels of B, chunks of rows, and parts of the depth when both are few (see `product_cut`). Where B is
 not stored in panels, each task packs its panel first, unless there are too few rows to pay for that.
@@ -48,7 +48,7 @@ _PACKING_CYCLES = 4  # of a vector of a panel
 
 
 class MatmulWriter(TileWriter):
-    """Writes one product.
+    """Writes one matmul.
 
     Tasks are ordered by panels, or by chunks of rows where `rows_first`: then a thread computes the same rows as in
     kernels before and behind that share rows out, which are in its cache.
@@ -65,7 +65,7 @@ class MatmulWriter(TileWriter):
         return self.fused.function(self.statement(), self.machine)
 
     def statement(self) -> Stmt:
-        """The product alone."""
+        """The matmul alone."""
         columns = self.form.columns
         whole = isinstance(columns, int)
         product = self._tasks(*divmod(columns, self.panel)) if whole else self._symbolic_columns(columns)
@@ -85,7 +85,7 @@ class MatmulWriter(TileWriter):
         return self._parallel(panels, body)
 
     def _symbolic_columns(self, columns: Expr) -> Stmt:
-        """Whole panels, then vectors, then single columns."""
+        """Loops over full panels, then vectors, then single columns."""
         parts = []
         done: Expr = index(0)
         for width in sorted({self.panel, self.lanes, 1}, reverse=True):
@@ -100,8 +100,8 @@ class MatmulWriter(TileWriter):
         return sequence(parts)
 
     def _parallel(self, panels: Index, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
-        """Loops over batch, panels, chunks of rows and parts of the depth; `body` writes a panel with the function of
-        its first column and width that it is given."""
+        """Loops over batch, panels, row chunks and depth parts; `body` writes a panel, given a function of its first
+        column and width."""
         batch_axes = self.form.batch
         tiles, rest = self._row_tiles()
         found = self._cut(tiles, panels)
@@ -133,7 +133,7 @@ class MatmulWriter(TileWriter):
         return PartialSums.of(batch, panels, parts, rows, (depth, self.panel), self.dtype)
 
     def _joined(self, partial: PartialSums, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
-        """The sums of all parts, added in their order and finished."""
+        """Add the partial sums of all parts in order, and run the epilogue."""
         axes = self.form.batch
         extents = [*(Extent(axis.name, axis.extent) for axis in axes), Extent("panel", partial.panels)]
         extents.append(Extent("row", partial.rows))
@@ -170,7 +170,7 @@ class MatmulWriter(TileWriter):
         return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
 
     def _weight_bytes(self) -> int:
-        """Bytes of packed weights; 0 where B is not packed, or its size is symbolic."""
+        """Bytes of packed weights; 0 if B is not packed or its size is symbolic."""
         columns, depth = self.form.columns, self.form.depth.extent
         known = self.form.width and isinstance(columns, int) and isinstance(depth, int)
         return columns * depth * dtype_bits(str(self.form.b.source.dtype)) // 8 if known else 0
@@ -183,7 +183,7 @@ class MatmulWriter(TileWriter):
         return amount if self.tiles is None else amount // int(self.tiles.rate_on(self.machine))
 
     def _row_tiles(self) -> tuple[Index, Index]:
-        """(whole row tiles, rows left over)."""
+        """(full row tiles, remaining rows)."""
         rows = self._rows_count
         if isinstance(rows, int):
             return divmod(rows, self.tile_rows)
@@ -191,7 +191,7 @@ class MatmulWriter(TileWriter):
         return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
     def _cut(self, tiles: Expr, panels: Index) -> ProductCut:
-        """How rows, and the depth, are cut."""
+        """Split the rows and the depth into tasks."""
         form = self.form
         batch = [axis.extent for axis in form.batch]
         sizes = (*batch, panels, self._rows_count, form.columns)
@@ -260,7 +260,7 @@ class MatmulWriter(TileWriter):
     def _blocked_tiles(
         self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Index, per_chunk: Index
     ) -> list[Stmt]:
-        """The row tiles of a task in blocks of depth; the sums wait in memory between blocks."""
+        """The row tiles of a task in blocks of the depth; partial sums stay in memory between blocks."""
         most = per_chunk if isinstance(per_chunk, int) else CHUNK_TILES
         waiting = tirx.decl_buffer([most * self.tile_rows, width], self.dtype, "waiting", layout=None)
 
@@ -321,7 +321,7 @@ class MatmulWriter(TileWriter):
         return sequence(parts) if parts else None
 
     def _panel_load(self, batch: Batch, column: Expr, scratch: Expr | None, start: Expr) -> PanelLoad:
-        """B in a panel; `start` is the depth from which on `scratch` holds it."""
+        """The load of B from a panel; `scratch` holds the panel from depth `start` on."""
         form = self.form
         if scratch is not None:
             return lambda depth, lane: tirx.BufferLoad(scratch, [depth - start, lane])
@@ -336,8 +336,8 @@ class MatmulWriter(TileWriter):
         return packed
 
     def _packed_panel(self, batch: Batch, column: Expr, width: int, block: Block | None) -> tuple[list[Stmt], Expr]:
-        """Statements that copy a panel of B, or the part of it that a task sums, and the copy (depth, width), converted
-        to the sum's type."""
+        """Statements that copy a panel of B, or the part that a task reduces, and the copy (depth, width), cast to the
+        accumulator's dtype."""
         form = self.form
         depth = form.depth.extent if block is None else block.depth
         start = index(0) if block is None else block.start

@@ -1,1 +1,1 @@
-"""Products with block-quantized weights: their layout, their expressions, and the kernels that run from the blocks."""
+"""Matmuls with block-quantized weights: weight layout, tensor expressions, and kernels that dequantize on the fly."""

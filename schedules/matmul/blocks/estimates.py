@@ -1,4 +1,4 @@
-"""Cycles of one core for products with block-quantized weights, counted by instructions; nothing of it is measured."""
+"""Single-core cycles of matmuls with block-quantized weights, from instruction counts; nothing is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TILE_MARGIN = 1.25  # over what ports allow
 def block_cycles(
     rows: int, columns: int, depth: int, layout: BlockFormat, machine: Machine, *, in_tiles: bool
 ) -> float:
-    """Of a product of rows rounded to bytes."""
+    """Cycles of a matmul of int8-quantized rows."""
     units = ceil_div(columns, PANEL) * ceil_div(depth, layout.unit)
     whole = rows // ROWS if in_tiles else 0
     left = rows - whole * ROWS
@@ -29,14 +29,15 @@ def block_cycles(
 
 
 def _tile_cycles(layout: BlockFormat, machine: Machine) -> float:
-    """Of a tile's rows by its columns, for a unit: its loads (data, weights, sums, scales), or what scales its sums."""
+    """Cycles of a tile per unit: the maximum of its loads (data, weights, sums, scales) and the arithmetic that applies
+    scales."""
     scaled = _scaling(layout)
     loads = ROWS * _ACROSS_LINES + layout.unit // QUAD + ROWS * (scaled - 1)
     return _TILE_MARGIN * max(loads / machine.load_ports, ROWS * scaled / machine.fma_ports, float(ROWS))
 
 
 def _row_cycles(layout: BlockFormat, machine: Machine) -> float:
-    """Of a row by a panel in vectors, for a unit."""
+    """Cycles of a row by a panel in vector registers, per unit."""
     product = next(iter(dot_products(machine, "uint8", "int8")), None)
     rate = 1.0 if product is None else product.rate_on(machine)
     vectors = ceil_div(PANEL, machine.lanes("float32"))

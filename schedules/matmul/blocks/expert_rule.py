@@ -1,4 +1,4 @@
-"""Products of rows with the block-quantized weights of experts: the kernels of `expert_matmul`."""
+"""Matmuls of rows with block-quantized expert weights: the kernels of `expert_matmul`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MatmulExperts(MatmulBlocks):
 
 
 class _OfExperts(BlockWriter):
-    """Finds the weight of the expert of a row."""
+    """Looks up the weight of a row's expert."""
 
     def _expert(self, batch: Batch, row: Expr) -> Expr:
         assert self.parts.experts is not None
@@ -64,7 +64,7 @@ class _OfExperts(BlockWriter):
 
 
 class ExpertWriter(_OfExperts):
-    """Tiles whose rows have one expert multiply together; rows of other tiles one at a time."""
+    """Tiles whose rows share an expert are computed together; rows of other tiles one at a time."""
 
     def _tile(self, at: Tile) -> Stmt:
         together = super()._tile(at)
@@ -81,7 +81,7 @@ class ExpertWriter(_OfExperts):
 
 
 class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
-    """Writes a product by tiles: runs of rows that have one expert share a panel of its weights."""
+    """Writes a matmul with tile instructions: runs of rows with the same expert share a panel of its weights."""
 
     block_rows: ClassVar[int] = 128
 
@@ -99,7 +99,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         held, allocation = allocate("begin", (1,), "int64", "local")
 
         def ends(i: Expr) -> Stmt:
-            """The run that ends with a row of the block."""
+            """The run that ends with a given row of the block."""
             rows = expression(at.rows)
             following = self._expert(at.batch, at.row + tirx.Min(i + 1, rows - 1))
             last = tirx.any(tirx.EQ(i + 1, rows), tirx.NE(following, self._expert(at.batch, at.row + i)))
@@ -111,7 +111,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         return sequence(allocation, store(held, index(0), 0), repeat_symbolic("row", at.rows, ends))
 
     def _run(self, at: Tile) -> Stmt:
-        """Rows of one expert."""
+        """Rows of a single expert."""
         unpacked, panel = self._unpacked(self._panel(at.batch, at.row, at.column))
         tiles, own = tirx.FloorDiv(at.rows, index(ROWS)), replace(at, load=lambda k, j: tirx.BufferLoad(panel, [k, j]))
 

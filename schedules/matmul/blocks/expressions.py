@@ -1,4 +1,4 @@
-"""Tensor expressions of block-quantized weights: products, and rows of an embedding.
+"""Tensor expressions of block-quantized weights: matmuls, and embedding lookups.
 
 They say what is computed, on any target; `schedules.matmul.blocks.rule` writes the loops of products for processors.
 """
@@ -29,7 +29,7 @@ def int32(value: int) -> Expr:
 
 
 def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
-    """The unsigned integer at place k of the depth."""
+    """The unsigned integer at index k of the depth."""
     quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
     value, start = int32(0), 0
     for plane, bits in zip(planes, layout.planes, strict=True):
@@ -42,7 +42,7 @@ def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lan
 
 
 def number_of(value: Expr, layout: BlockFormat) -> Expr:
-    """The float32 that an integer of a format with `float8` or a table stands for."""
+    """The float32 value of an integer code, for a format with `float8` or a lookup table."""
     if layout.table:
         return _chosen(value, layout.table)
     # The exponent and the fraction at their place in a float32 are the number times a power of two, subnormal or not.
@@ -52,7 +52,7 @@ def number_of(value: Expr, layout: BlockFormat) -> Expr:
 
 
 def _chosen(value: Expr, table: Sequence[float]) -> Expr:
-    """The entry of a table of a power of two, chosen bit by bit from the lowest on."""
+    """Look up an entry of a power-of-two-sized table by selects, one bit at a time from the lowest."""
     rows = [tirx.const(each, "float32") for each in table]
     bit = 0
     while len(rows) > 1:
@@ -63,7 +63,7 @@ def _chosen(value: Expr, table: Sequence[float]) -> Expr:
 
 
 def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
-    """The float32 of the plain number at place k of the depth."""
+    """The float32 value of the unquantized number at index k of the depth."""
     if layout.bits == 32:
         return tirx.reinterpret("float32", words(panel, k, lane))
     half = tirx.Cast("int32", tirx.floormod(k, 2)) * 16
@@ -74,7 +74,7 @@ def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Expr, lane:
 
 
 def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Expr, panel: Expr, lane: Expr) -> Expr:
-    """The float32 element of a weight at place k of the depth, in a column of a panel."""
+    """The float32 element of a weight at index k of the depth, in a column of a panel."""
     if layout.numbers:
         return plain_number(arrays["numbers"], layout, panel, k, lane)
     planes = [arrays[f"plane{at}"] for at in range(len(layout.planes))]
@@ -97,7 +97,7 @@ def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Expr, panel: E
 
 
 def block_matmul(data: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
-    """The product of data (..., depth) and a weight: float32 (..., columns).
+    """Matmul of data (..., depth) and a weight: float32 (..., columns).
 
     Args:
         data: float32 (..., depth), or what `block_round` makes of it, with the format's `unit`.
@@ -119,7 +119,7 @@ def block_matmul(data: Tensor, *stored: Tensor, columns: int, depth: int, layout
 
 
 def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
-    """The product of each row of data with the weight of an expert: float32 (rows, columns).
+    """Matmul of each row of data with the weight of its expert: float32 (rows, columns).
 
     Args:
         data: float32 (rows, depth), or what `block_round` makes of it, with the format's `unit`.
@@ -144,17 +144,17 @@ def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, 
 
 
 def _column(column: Expr) -> tuple[Expr, Expr]:
-    """The panel of a column, and the lane in it."""
+    """The panel of a column, and its lane within it."""
     return tirx.floordiv(column, PANEL), tirx.floormod(column, PANEL)
 
 
 def _rows_of(data: Tensor) -> list[Expr]:
-    """The axes before the depth, of float32 or rounded data."""
+    """The axes before the depth, of float32 or quantized data."""
     return list(data.shape[:-2] if str(data.dtype) == "int32" else data.shape[:-1])
 
 
 def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar) -> Expr:
-    """The float32 of float32 or rounded data at place k of a row."""
+    """The float32 value of float32 or quantized data at index k of a row."""
     if str(data.dtype) != "int32":
         return data(*at, k)
     unit, place = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
@@ -164,7 +164,7 @@ def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar
 
 
 def block_take(places: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
-    """Columns of a weight, the rows of an embedding: float32 (..., depth) for integers (...), clamped to [0, columns).
+    """Embedding lookup: columns of a weight as float32 (..., depth), for integers (...) clamped to [0, columns).
 
     The other arguments are those of `block_matmul`.
     """

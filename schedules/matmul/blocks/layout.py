@@ -1,4 +1,4 @@
-"""The layout of block-quantized weights: one for every machine, read by embeddings, by one token and by prompts.
+"""The layout of block-quantized weights, the same on every machine, for embeddings, single tokens and prompts.
 
 A weight (columns, depth) is unsigned integers q of a few bits, and numbers for each group of neighbours along the
 depth:
@@ -36,17 +36,17 @@ _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2,
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """How the elements of a weight are stored.
+    """Storage format of a weight's elements.
 
     Attributes:
-        bits: of an integer, 1 to 8; 16 or 32 for plain numbers, whose type is `numbers`.
-        group: how many neighbours along the depth share a scale, a multiple of 4; 0 for plain numbers.
+        bits: of an integer, 1 to 8; 16 or 32 for unquantized numbers, whose dtype is `numbers`.
+        group: number of neighbours along the depth that share a scale, a multiple of 4; 0 for unquantized numbers.
         zero: what is subtracted from each integer, where it is the same for all.
         zeros: whether each group has an integer of its own that is subtracted (uint8).
         minimum: whether each group has a minimum that is added.
         super_groups: how many groups share a number that their integer scales and minimums are multiplied with; 0
             where scales and minimums are plain numbers.
-        numbers: the type of plain numbers: "bfloat16", "float16", "float32"; "" for integers.
+        numbers: the dtype of unquantized numbers: "bfloat16", "float16", "float32"; "" for integers.
         float8: the type of floats whose bits the integers are, one of `FLOATS_OF_8_BITS`; "" for integers.
         table: the numbers that the integers 0, 1, ... stand for, 2**bits of them; empty where they are integers.
     """
@@ -73,17 +73,17 @@ class BlockFormat:
 
     @property
     def is_integer(self) -> bool:
-        """True if the elements are integers times a scale, which dot products of bytes multiply."""
+        """True if the elements are scaled integers, which int8 dot products can multiply."""
         return not (self.numbers or self.float8 or self.table)
 
     @property
     def planes(self) -> tuple[int, ...]:
-        """The bits of each plane, the lowest first; empty for plain numbers."""
+        """Bits of each plane, lowest first; empty for unquantized numbers."""
         return () if self.numbers else _PLANES[self.bits]
 
     @property
     def unit(self) -> int:
-        """Neighbours along the depth that share a scale of the weight and of rounded data."""
+        """Number of neighbours along the depth that share a scale of the weight and of quantized data."""
         return self.group if STEP % self.group == 0 else STEP
 
     @property
@@ -97,7 +97,7 @@ class BlockFormat:
         return tuple(names)
 
     def padded_depth(self, depth: int) -> int:
-        """The depth in whole steps, groups and super groups; of plain numbers, in whole words."""
+        """The depth rounded up to whole steps, groups and super groups; for unquantized numbers, to whole words."""
         if self.numbers:
             return -(-depth * self.bits // 32) * 32 // self.bits
         whole = int(np.lcm(STEP, max(1, self.group) * max(1, self.super_groups)))
@@ -105,7 +105,7 @@ class BlockFormat:
 
 
 def pack_planes(values: NDArray[np.uint8], layout: BlockFormat) -> list[NDArray[np.int32]]:
-    """The planes of integers (columns, depth), below 2**bits."""
+    """Bit planes of integers (columns, depth), which are below 2**bits."""
     columns, depth = values.shape
     panels, padded = -(-columns // PANEL), layout.padded_depth(depth)
     planes: list[NDArray[np.int32]] = []
@@ -129,7 +129,7 @@ def pack_planes(values: NDArray[np.uint8], layout: BlockFormat) -> list[NDArray[
 
 
 def pack_numbers(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Numbers of groups (columns, groups) as (panels, groups, 32)."""
+    """Pack one number per group, (columns, groups), as (panels, groups, 32)."""
     columns, groups = values.shape
     panels = -(-columns // PANEL)
     padded = np.zeros((panels * PANEL, groups), values.dtype)
@@ -138,7 +138,8 @@ def pack_numbers(values: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def pack_floats(values: NDArray[np.generic], layout: BlockFormat) -> NDArray[np.int32]:
-    """Plain numbers (columns, depth), given as unsigned integers of the format's bits, as words (panels, steps, 32)."""
+    """Pack unquantized numbers (columns, depth), given as unsigned integers of the format's width, as words (panels,
+    steps, 32)."""
     columns, depth = values.shape
     places = 32 // layout.bits
     panels, padded = -(-columns // PANEL), layout.padded_depth(depth)

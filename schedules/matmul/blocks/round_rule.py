@@ -1,4 +1,4 @@
-"""The kernels of `block_round`: a unit at a time in vectors, rows on several threads."""
+"""The kernels of `block_round`: vectorized over a unit, parallel over rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WEIGHT = 4  # of an element, beside a multiply-add in vectors
 
 @dataclass(frozen=True)
 class RoundWorkload(Workload):
-    """Rows (0 when symbolic) of `depth` elements in units."""
+    """Rows (0 if symbolic) of `depth` elements, quantized in units."""
 
     rows: int
     depth: int
@@ -116,7 +116,7 @@ class _Writer:
         return parallel_grid(extents, row, self.machine, parallel=pays_off(amount, self.machine))
 
     def _part(self, at: list[Expr], unit: int, count: int) -> Stmt:
-        """A unit that the data end in."""
+        """The last unit, which the data fill partially."""
         copy, allocation = allocate("part", [self.unit], "float32", "local")
         zero = tirx.const(0.0, "float32")
         copies = [
@@ -132,7 +132,7 @@ class _Writer:
         return sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // QUAD)])
 
     def _unit(self, at: list[Expr], unit: Index, vector: Expr) -> Stmt:
-        """A unit: its greatest magnitude, its bytes, and their sum."""
+        """Quantize a unit: its absolute maximum, its bytes, and their sum."""
         lanes, unit = self.lanes, unit if not isinstance(unit, int) else index(unit)
         code: list[Stmt] = []
 

@@ -1,4 +1,4 @@
-"""Data of products in integers: each unit of neighbours along the depth is rounded to bytes with a scale of its own.
+"""Dynamic int8 quantization of matmul inputs, with a scale for each unit of neighbours along the depth.
 
 A unit is words of an int32 tensor (..., units, 3 + unit / 4): the scale (float32 bits), the sum of the bytes, the scale
 times that sum (float32 bits), and the bytes, four a word. The scale is the greatest magnitude over 127. A NaN in the
@@ -29,14 +29,14 @@ def _number(value: int) -> Expr:
 
 
 def block_round(data: Tensor, units: int, unit: int) -> Tensor:
-    """float32 data (..., depth) as int32 (..., units, 3 + unit / 4); what is beyond the depth counts as 0."""
+    """Quantize float32 data (..., depth) to int32 (..., units, 3 + unit / 4); zero-padded beyond the depth."""
     depth, lead = data.shape[-1], list(data.shape[:-1])
     attrs = {KIND: BLOCK_ROUND, SPEC: str(unit)}
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
     zero = tirx.const(0.0, "float32")
 
     def element(*at: Expr) -> Expr:
-        """The element of the unit at[-2] at place at[-1]."""
+        """The element at index at[-1] of unit at[-2]."""
         place = at[-2] * unit + at[-1]
         return data(*at[:-2], place) if whole else tirx.if_then_else(place < depth, data(*at[:-2], place), zero)
 

@@ -1,4 +1,4 @@
-"""Products with block-quantized weights: the kernels of `schedules.matmul.blocks.expressions`."""
+"""Matmuls with block-quantized weights: the kernels of `schedules.matmul.blocks.expressions`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNPACKED_ROWS = 4
 
 @dataclass(frozen=True)
 class BlockWorkload(Workload):
-    """A product; `rows` is 0 when symbolic, `layout` the text of the weight's `BlockFormat`."""
+    """A matmul; `rows` is 0 if symbolic, `layout` is the text of the weight's `BlockFormat`."""
 
     rows: int
     columns: int
@@ -67,7 +67,7 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
         return BlockWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
     def tiles_writer(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> MatmulWriter:
-        """Writer of the loops of more than `FEW_ROWS` rows, by an instruction whose sums stay in tiles."""
+        """Loop writer for more than `FEW_ROWS` rows, using an instruction with tile accumulators."""
         return BlockTilesWriter(parts, fused, machine, product)
 
     def apply(self, kernel: Kernel, workload: BlockWorkload, config: Config, machine: Machine) -> PrimFunc:
@@ -84,13 +84,13 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
 
 
 def vectors_of(machine: Machine) -> int:
-    """Vectors of columns of a tile: two, of a panel that holds whole ones."""
+    """Vectors of columns per tile: two, or one if a vector holds a whole panel."""
     return max(1, min(2, PANEL // machine.lanes("float32")))
 
 
 def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
-    """Rows whose sums fit the registers, beside the weights of a step and what they are unpacked with: twice the sums
-    where those of a unit are integers or unscaled."""
+    """Maximum rows whose accumulators fit the registers, next to a step's weights and the temporaries of unpacking
+    them; twice the accumulators if a unit's sums are integers or unscaled."""
     vectors = vectors_of(machine)
     plain = bool(BlockFormat.of_text(workload.layout).numbers)
     most = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
@@ -98,7 +98,7 @@ def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
 
 
 def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
-    """The operands of a kernel of `block_matmul` or, of the other kind, `expert_matmul`."""
+    """The operands of a `block_matmul` or `expert_matmul` kernel."""
     stages = anchor_stages(kernel, kind)
     if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
         return None
@@ -121,7 +121,8 @@ def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
 
 
 def _operands(stage: Stage, result: Expr, column: Axis) -> tuple[Expr | None, Expr | None, list[Expr]]:
-    """A load of the data, one of the experts, and the loads of the weight's arrays in the order of the expression.
+    """The load of the data, the load of the experts, and the loads of the weight's arrays in the order of the
+    expression.
 
     Arrays of equal content are one constant, so that a buffer may stand for several of them.
     """
@@ -139,7 +140,7 @@ def _operands(stage: Stage, result: Expr, column: Axis) -> tuple[Expr | None, Ex
 
 
 def _named(weights: list[Expr], layout: BlockFormat) -> dict[str, Expr] | None:
-    """The arrays by name: planes have more words the more bits they hold, the rest stand in the order of the names."""
+    """The weight's arrays by name: bit planes are told apart by their number of words, the rest by position."""
     planes = sorted((each.source for each in weights if str(each.source.dtype) == "int32"), key=_words)
     others = [each.source for each in weights if str(each.source.dtype) != "int32"]
     found = [*planes, *others]

@@ -1,4 +1,4 @@
-"""Products with block-quantized weights by an instruction on bytes whose sums stay in tiles (AMX).
+"""Matmuls with block-quantized weights by an int8 instruction with tile accumulators (AMX).
 
 A task unpacks a panel of its weights to bytes once and multiplies up to 256 rows by it. A tile takes 16 rows of the
 rounded data by 16 columns, one unit of neighbours at a time; its sums go to memory, from where they are scaled and
@@ -39,8 +39,8 @@ _SIGN_BITS = 0x80808080
 
 
 def block_tiles(layout: BlockFormat, machine: Machine) -> Product | None:
-    """The instruction for products of rounded data, where the machine has one: by unsigned bytes where the integers
-    have no common zero point, by signed ones where they fit those less their zero point."""
+    """The machine's tile instruction for quantized data, or None: unsigned bytes if the integers have no common zero
+    point, signed bytes if the integers minus their zero point fit."""
     if layout.numbers or layout.unit < _LEAST_UNIT:
         return None
     if not layout.zero:
@@ -50,7 +50,7 @@ def block_tiles(layout: BlockFormat, machine: Machine) -> Product | None:
 
 
 class BlockTilesWriter(BlockWriter):
-    """Writes a product by tiles."""
+    """Writes a matmul with tile instructions."""
 
     most_rows: ClassVar[int] = 256
 
@@ -62,7 +62,7 @@ class BlockTilesWriter(BlockWriter):
         return self._unpacked(self._panel(batch, index(0), column))
 
     def _unpacked(self, panel: Expr) -> tuple[list[Stmt], Expr]:
-        """Statements that unpack a panel to words of four bytes, and the panel (depth / 4, columns)."""
+        """Statements that unpack a panel into words of four bytes, and the unpacked panel (depth / 4, columns)."""
         words = self.layout.padded_depth(int(self.form.depth.extent)) // QUAD
         bytes_, allocation = allocate("panel", (words, PANEL), "int32")
         run = max(8 // bits for bits in self.layout.planes)  # quads of a word of every plane
@@ -94,7 +94,7 @@ class BlockTilesWriter(BlockWriter):
         return sequence(tiles, vectors(whole * _VECTOR_ROWS, rest) if rest else None)
 
     def _in_tile(self, at: Tile, first: int) -> Stmt:
-        """A tile's rows by at most `COLUMNS` columns from the panel's column `first` on."""
+        """A tile's rows by at most `COLUMNS` columns, starting at the panel's column `first`."""
         width, panel = min(COLUMNS, at.width - first), at.load(index(0), index(0)).source
         data, unit = self.parts.data.source, self.layout.unit
         *_, units, words = shape_of(data)
@@ -124,7 +124,7 @@ class BlockTilesWriter(BlockWriter):
 
 
 def signed(words: Expr, layout: BlockFormat) -> Expr:
-    """Words of unsigned bytes less the zero point of a format, where that is not 0 and what is left fits signed bytes.
+    """Words of unsigned bytes minus the format's zero point, if that is not 0 and the difference fits signed bytes.
 
     128 more than that is never negative, so that bytes do not borrow from each other.
     """

@@ -1,4 +1,4 @@
-"""Code for a product with a block-quantized weight: a register tile that unpacks the weight as it walks the depth.
+"""Code for a matmul with a block-quantized weight: a register tile that unpacks the weight along the depth.
 
 One row of data is bound by memory: words are asked for ahead, and each is read once. With more rows, the unpacked
 bytes serve all rows of the tile. In integers, each unit is summed by dot products of bytes and scaled once.
@@ -39,7 +39,7 @@ _FEW_ROWS = 4
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The stage of a product and its operands.
+    """The stage of a matmul and its operands.
 
     `data` is a load, `arrays` are the weight's buffers by name; `experts` is a load of each row's expert, None where
     all rows have one weight.
@@ -53,13 +53,13 @@ class Parts:
 
     @property
     def rounded(self) -> bool:
-        """True if the data are what `block_round` makes."""
+        """True if the data were quantized by `block_round`."""
         return str(self.data.source.dtype) == "int32"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile stands: its first row, its panel, and its first column in that."""
+    """Position of a tile: its first row, its panel, and its first column within the panel."""
 
     batch: Batch
     row: Expr
@@ -68,7 +68,7 @@ class Place:
 
 
 class BlockWriter(WriterOfParts[Parts]):
-    """Writes a product: the loops of any other, and a tile of its own."""
+    """Writes a matmul: the common loops, with its own tile."""
 
     cuts_depth: ClassVar[bool] = False
     rows_first: ClassVar[bool] = True
@@ -88,7 +88,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return super()._threads()
 
     def _cut(self, tiles: Index, panels: Index) -> ProductCut:
-        """As many rows a chunk at most as leave half of the second cache to the weights."""
+        """Limits the rows per chunk so that half of the L2 cache remains for weights."""
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)
         fitting = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
@@ -97,7 +97,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return self._named_cut(chunks)
 
     def _tile(self, at: Tile) -> Stmt:
-        """`rows x width` results: the steps follow each other, their sums scaled and added in registers."""
+        """`rows x width` results: one step after another, with sums scaled and accumulated in registers."""
         totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
         panel = self._panel(at.batch, at.row, at.column)
         place = Place(at.batch, at.row, panel, tirx.FloorMod(at.column, index(PANEL)))
@@ -119,18 +119,18 @@ class BlockWriter(WriterOfParts[Parts]):
     # Operands.
 
     def _panel(self, batch: Batch, row: Expr, column: Expr) -> Expr:
-        """The panel that the rows of a tile multiply."""
+        """The panel multiplied by the rows of a tile."""
         return tirx.FloorDiv(column, index(PANEL))
 
     def _data(self, place: Place, row: int, *last: Expr | int) -> Expr:
-        """An element of the data in a row of the tile."""
+        """A data element in a row of the tile."""
         data = self.parts.data
         mapping = {**place.batch, **self.form.rows.values(place.row + row)}
         lead = [substitute(each, mapping) for each in self.form.a.indices[: -len(last)]]
         return tirx.BufferLoad(data.source, [*lead, *(index(each) if isinstance(each, int) else each for each in last)])
 
     def _bits(self, place: Place, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
-        """The integers of a quad as four bytes, or one of them; `first` is the number of a quad that begins words."""
+        """The integers of a quad as four bytes, or one of them; `first` is the index of a quad at a word boundary."""
         value, start = None, 0
         for at, bits in enumerate(self.layout.planes):
             places = 8 // bits
@@ -157,7 +157,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return high * tirx.Cast("float32", tirx.BufferLoad(arrays[f"{name}_integers"], [place.panel, group, at]))
 
     def _ahead(self, totals: RegisterTile, place: Place, step: Expr) -> list[Stmt]:
-        """Words that a tile of few rows is going to read."""
+        """Prefetch the words that a tile of few rows reads next."""
         if totals.rows > _FEW_ROWS:
             return []
         asked = []
@@ -190,7 +190,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _integer_unit(
         self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], unit: Expr, group: Expr
     ) -> list[Stmt]:
-        """The products of a unit, whose bits begin at a quad, scaled and added to the totals."""
+        """Dot products of a unit whose bits start at a quad boundary, scaled and accumulated."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "int32")
         code = [*sums.allocations, *self._integer_start(sums, place, unit)]
         for each in range(self.layout.unit // QUAD):
@@ -204,7 +204,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
     @property
     def _flips(self) -> bool:
-        """True if the integers are multiplied as signed bytes, 128 less than they are."""
+        """True if the integers are multiplied as signed bytes, offset by -128."""
         return self.signed and self.layout.bits == 8
 
     def _dot(self, total: Expr, weights: Expr, data: Expr) -> Expr:
@@ -214,7 +214,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return DOT_S8S8(total, data, flipped)
 
     def _integer_start(self, sums: RegisterTile, place: Place, unit: Expr) -> list[Stmt]:
-        """The sums of a unit start from what the zero point, where it is one for all, takes away."""
+        """Initialize a unit's sums with the correction for a constant zero point."""
         zero = self.layout.zero - (128 if self._flips else 0)
 
         def start(i: int, at: Expr, lane: Expr) -> Expr:
@@ -225,7 +225,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _integer_end(
         self, totals: RegisterTile, sum_at: Callable[[int, Expr], Expr], place: Place, unit: Expr, group: Expr
     ) -> list[Stmt]:
-        """The sums of a unit by row and column, scaled and added to the totals."""
+        """Scale a unit's sums, by row and column, and accumulate them."""
         layout = self.layout
 
         def scaled(i: int, at: Expr, lane: Expr) -> Expr:
@@ -251,7 +251,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _float_unit(
         self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], group: Expr, size: int
     ) -> list[Stmt]:
-        """Like `_integer_unit`, of `size` places."""
+        """Like `_integer_unit`, over `size` elements."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
         zero, first = tirx.const(0.0, "float32"), (quad[0] + quad[1]) * QUAD
         code = [*sums.allocations, *sums.stores(lambda i, at, lane: zero)]
@@ -273,7 +273,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _float_run(
         self, sums: RegisterTile, place: Place, quad: tuple[Expr, int], first: Expr, count: int
     ) -> list[Stmt]:
-        """`count` products from place `first` of the depth on, whose bits begin at a quad."""
+        """`count` multiply-adds starting at index `first` of the depth, whose bits start at a quad boundary."""
         code = []
         for k in range(count):
 
@@ -295,7 +295,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _float_end(
         self, totals: RegisterTile, sums: RegisterTile, place: Place, group: Expr, run: tuple[Expr, int]
     ) -> list[Stmt]:
-        """The sums of a unit, with zero points taken away, scaled and added to the totals."""
+        """Subtract zero points from a unit's sums, scale and accumulate them."""
         layout, (first, size) = self.layout, run
         data = RegisterTile(sums.rows, 1, 1, "float32")
         code: list[Stmt] = []
@@ -324,7 +324,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return [*code, *totals.stores(scaled)]
 
     def _plain_words(self, totals: RegisterTile, place: Place) -> list[Stmt]:
-        """Products with plain numbers, word after word."""
+        """Multiply-adds with unquantized numbers, word by word."""
         layout, words = self.layout, self.parts.arrays["numbers"]
         places, depth = 32 // layout.bits, int(self.form.depth.extent)
 
@@ -351,7 +351,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
 
 def _plain_number(word: Expr, layout: BlockFormat, place: int) -> Expr:
-    """The float32 of a plain number in a word."""
+    """The float32 value of an unquantized number in a word."""
     if layout.bits == 32:
         return tirx.reinterpret("float32", word)
     if layout.numbers == "bfloat16":
