@@ -1,4 +1,4 @@
-"""What `benchmarks.cuda` does where a device is at hand: the conformance suite, numbers, and interleaved times."""
+"""`benchmarks.cuda` on a machine with a device: conformance suite, numerics, and interleaved timings."""
 
 from __future__ import annotations
 

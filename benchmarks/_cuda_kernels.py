@@ -1,4 +1,4 @@
-"""What the compiler makes of a model for a graphics processor: every launch, and the machine code of each."""
+"""Kernels of a model compiled for a GPU: every launch, and its machine code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.cuda --pack` and `--report` do."""
+"""The options `--pack` and `--report` of `benchmarks.cuda`."""
 
 from __future__ import annotations
 

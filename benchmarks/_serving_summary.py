@@ -1,4 +1,4 @@
-"""What `benchmarks.serving` found beside its goals."""
+"""Results of `benchmarks.serving` next to its goals."""
 
 from __future__ import annotations
 

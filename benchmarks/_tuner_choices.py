@@ -1,4 +1,4 @@
-"""What choices beside blocks and algorithms could gain: prefetch distance, threads of a kernel, depth of fusion.
+"""Potential gain of choices other than blocking and algorithms: prefetch distance, threads per kernel, fusion depth.
 
 Rules fix them, so they are no part of a search. Here a net is compiled once with each value, and every kernel takes the
 value that is best for it: the bound of any search over graphs that would choose them together, since values of
@@ -150,7 +150,7 @@ def _grouping(depth: int) -> Callable[[tvm.IRModule, PipelineContext], tvm.IRMod
 
 
 def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[Times]]:
-    """What each process of each variant measured, the variants alternately."""
+    """Timings of each process of each variant, interleaved."""
     found: dict[str, list[Times]] = {variant.name: [] for variant in variants}
     for number in range(options.rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):

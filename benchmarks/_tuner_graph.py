@@ -144,7 +144,7 @@ def _store(rows: Sequence[Row], options: Any) -> None:
 
 
 def _slower(row: Mapping[str, Any]) -> bool:
-    """Whether a tuned module is slower than the untuned one by more than chance."""
+    """True if a tuned module is slower than the untuned one beyond noise."""
     return bool(row["gain"] * (1 + row["spread"]) < 1)
 
 

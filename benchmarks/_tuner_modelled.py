@@ -1,5 +1,5 @@
-"""Ranking of configs by a target's measurer against recorded times: the proof of a model of processors, made where
-kernels can be timed."""
+"""Ranks configs by a target's cost model and compares with recorded times: validates the model of a processor on a
+machine where kernels can be timed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _rows(options: Any, target: targets.Target, measurer: Measurer, console: Con
 
 
 def _timed(paths: Sequence[str], target: str) -> dict[str, list[Record]]:
-    """Timed trials of a target by task."""
+    """A target's timed trials by task."""
     found: dict[str, list[Record]] = {}
     for path in paths:
         for record in deduplicated(read_current(path).records):
@@ -118,7 +118,7 @@ def _tasks(name: str, target: targets.Target) -> list[Task]:
 
 
 def _of_each_kind(tasks: Sequence[Task], most: int) -> list[Task]:
-    """A number of tasks, taken from each kind in turn."""
+    """A number of tasks, taken round-robin from each kind."""
     kinds: dict[str, list[Task]] = {}
     for task in tasks:
         kinds.setdefault(task.rule.name, []).append(task)
@@ -131,7 +131,7 @@ def _of_each_kind(tasks: Sequence[Task], most: int) -> list[Task]:
 
 
 def _some(records: Sequence[Record], task: Task, most: int) -> list[Record]:
-    """The default's record and randomly chosen others, of configs that are still in the space."""
+    """The record of the default config and randomly chosen others, among configs still in the space."""
     usable = [record for record in records if Config.of(record.config) in task.space]
     random.Random(0).shuffle(usable)
     usable.sort(key=lambda record: record.config != dict(task.default))

@@ -1,4 +1,4 @@
-"""What a fresh search finds in few trials, against the best on record."""
+"""Results of a fresh search with few trials, against the best on record."""
 
 from __future__ import annotations
 

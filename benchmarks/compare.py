@@ -202,7 +202,7 @@ def _compiled(task: Task, artifact: Path, options: Any, *, tuned: bool) -> float
 
 
 def _uses_records(artifact: Path) -> bool:
-    """Whether any kernel of a module is built as a tuning record says."""
+    """True if any kernel of a module was built from a tuning record."""
     return any(kernel.source == "record" for kernel in read_artifact(artifact).manifest.kernels)
 
 

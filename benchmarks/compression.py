@@ -1,4 +1,4 @@
-"""What compression costs in accuracy and gains in size and time, beside ONNX Runtime's quantizer on the same data.
+"""Accuracy cost of compression and its gains in size and time, next to ONNX Runtime's quantizer on the same data.
 
     python -m benchmarks.compression
     python -m benchmarks.compression digits-cnn minilm --methods min-max mse

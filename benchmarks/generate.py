@@ -107,7 +107,7 @@ class Contestant:
         return answer
 
     def row(self) -> dict[str, Any]:
-        """What is known of it, for JSON."""
+        """The results as JSON fields."""
         return {
             "engine": self.engine,
             "model": _model_name(self.path),

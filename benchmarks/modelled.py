@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
-    """A net or prompt to model, and the precision that it is compiled in."""
+    """A network or prompt to model, and the precision to compile it in."""
     if given.prompt is not None:
         options = LanguageModelOptions(given.precision)
         return prompt_of(import_language_model(Path(name), options), given.prompt), "float32"
@@ -87,7 +87,7 @@ def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
 
 
 def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
-    """A language model for a prompt of a given length and no past."""
+    """A language model's prompt of a given length, with an empty cache."""
     names = {size for each in model.inputs for size in each.shape if isinstance(size, str)}
     known = model.mod
     for name in names:
@@ -96,7 +96,7 @@ def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
 
 
 def _by_kernel(times: list[KernelTime]) -> list[tuple[str, list[KernelTime]]]:
-    """The calls of each kernel, the longest first."""
+    """Calls grouped by kernel, longest first."""
     found: dict[str, list[KernelTime]] = {}
     for each in times:
         found.setdefault(each.name, []).append(each)
@@ -104,7 +104,7 @@ def _by_kernel(times: list[KernelTime]) -> list[tuple[str, list[KernelTime]]]:
 
 
 def _summary(times: list[KernelTime], cores: int) -> tuple[str, str, str]:
-    """Milliseconds, the share in kernels of tiles, and their share of the peak."""
+    """Milliseconds, the share spent in tile kernels, and their fraction of the peak."""
     total, tiles = sum(each.seconds for each in times), [each for each in times if each.tiles]
     inside = sum(each.seconds for each in tiles)
     ideal = sum(each.operations / (_BYTES_PEAK / (2 if each.tiles.endswith("ps") else 1)) for each in tiles)

@@ -40,7 +40,7 @@ NOISE = 0.03
 
 @dataclass(frozen=True)
 class Made:
-    """What quantizing a net gave; `refused` says why there is no int8 module."""
+    """Result of quantizing a network; `refused` gives the reason if there is no int8 module."""
 
     integer_layers: int = 0
     layers: int = 0
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def kept(model: CatalogModel, folder: Path) -> Made:
-    """What is known of a net whose modules are in the folder; they are made where they are not."""
+    """The results for a network from the folder; quantizes it if they are missing."""
     path = folder / f"{model.name}.json"
     if not path.exists():
         path.write_text(json.dumps(asdict(_make(model, folder))))

@@ -202,7 +202,7 @@ def trained_as_long(result: SearchResult, data: Digits, path: Path | None) -> di
 
 
 def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:
-    """What was measured, in a file: a search that goes on has the budget that it began with."""
+    """Measure once and cache the result in a file, so that a resumed search has its original budget."""
     if folder is None:
         return measure()
     folder.mkdir(parents=True, exist_ok=True)

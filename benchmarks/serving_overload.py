@@ -97,7 +97,7 @@ class _Client:
         self._without_connection = 0
 
     async def run(self, rate: float, seconds: float) -> None:
-        """So many requests a second."""
+        """Send `rate` requests per second."""
         loop = asyncio.get_running_loop()
         for _ in range(_CONNECTIONS):
             _, protocol = await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self._port)

@@ -1,4 +1,4 @@
-"""How the work of a kernel is cut into tasks: the only place that decides it.
+"""Splits the work of a kernel into parallel tasks: the only place that decides it.
 
 A rule states the axes that its kernel may cut, in the order of its parallel loop (the last one varies fastest), and
 what a cut divides and what it repeats:
@@ -229,7 +229,8 @@ def least_parallel_cycles(cores: int) -> float:
 
 
 def pays_at_run_time(amount: Index, cycles: float, machine: Machine) -> bool | Expr:
-    """Whether threads pay for so many steps of so many cycles each; a condition where the number is an expression."""
+    """True if running this many steps of `cycles` each in parallel pays; a run-time condition if the number is an
+    expression."""
     least = least_parallel_cycles(machine.cores) / max(cycles, 1e-3)
     if isinstance(amount, int) or machine.cores == 1:
         return isinstance(amount, int) and amount >= least
@@ -386,7 +387,7 @@ def _loops(order: Sequence[str], parts: Mapping[str, NDArray[np.int64]]) -> list
 
 
 def _reuse(loops: Sequence[_Loop], work: Work) -> NDArray[np.int64] | int:
-    """How many consecutive tasks need the same part of the work."""
+    """Number of consecutive tasks that need the same part of the work."""
     reuse: NDArray[np.int64] | int = 1
     for name, count in reversed(loops):
         if name in work.axes:

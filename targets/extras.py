@@ -1,4 +1,4 @@
-"""The command that installs the packages of an extra."""
+"""The pip command that installs an optional extra."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _REQUIREMENT = re.compile(r"""(?P<package>[^;]+);.*\bextra == ['"](?P<extra>[\w-
 
 @cache
 def install_command(extra: str) -> str:
-    """`pip install` with the packages of an extra by their names, which works wherever Tensorwright came from; of a
-    checkout that is not installed, its extra."""
+    """`pip install` with the packages of an extra by name, for any installation; in a checkout that is not installed,
+    with the extra itself."""
     try:
         listed = metadata.requires("tensorwright") or []
     except metadata.PackageNotFoundError:

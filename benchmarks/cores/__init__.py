@@ -1,1 +1,1 @@
-"""Speedups over one core of nets compiled for many, modelled and, as far as this machine has cores, measured."""
+"""Multi-core speedups of compiled networks, modelled and, as far as this machine has cores, measured."""

@@ -1,4 +1,4 @@
-"""Speedups over one core of nets compiled for many: modelled, and measured as far as this machine has cores.
+"""Multi-core speedups of compiled networks: modelled, and measured as far as this machine has cores.
 
     python -m benchmarks.cores resnet50 vgg19@16 minilm-128 smollm2:decode --cores 2 8 32 [--kernels] [--json FILE]
 
@@ -44,9 +44,9 @@ _SHORT = 20e-6
 
 @dataclass
 class Row:
-    """A net on a number of cores; measured milliseconds by contestant, where this machine has the cores. `bound` is the
-    speedup that starting its parallel regions allows, `serial` are the calls that one core computes, longest first, but
-    for those under `_SHORT`."""
+    """A network on a number of cores; measured milliseconds by contestant, if this machine has the cores. `bound` is
+    the speedup limit due to launching parallel regions, `serial` lists the calls that run on one core, longest first,
+    except those under `_SHORT`."""
 
     net: str
     cores: int
@@ -156,7 +156,7 @@ def _compiled(net: Net, cores: int, options: argparse.Namespace, folder: Path, c
 
 
 def _emulated(plan: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
-    """The calls of each module, timed in a process of its own."""
+    """Timed calls of each module, each measured in a separate process."""
     file = folder / "plan.json"
     file.write_text(json.dumps(plan))
     command = [sys.executable, "-m", "benchmarks.cores.emulate", str(file)]
@@ -231,7 +231,7 @@ def _table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
 
 
 def _kernels(net: Net, found: Prediction) -> Table:
-    """The calls that are the farthest from their share of the work, by kernel."""
+    """The calls with the worst load balance, by kernel."""
     groups: dict[str, list[Call]] = {}
     for call in found.calls:
         groups.setdefault(call.kernel, []).append(call)

@@ -1,4 +1,4 @@
-"""Times the parts of a module's parallel regions one after the other on one core; started by `__main__`.
+"""Times the parts of a module's parallel regions one after another on one core; started by `__main__`.
 
     python -m benchmarks.cores.emulate PLAN.json
 
@@ -37,7 +37,7 @@ _LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # of a part that has work: seconds, and
 
 @dataclass(frozen=True)
 class Region:
-    """A parallel region of a call: seconds of its longest part and of all of them, and how many have work."""
+    """A parallel region of a call: seconds of its longest part and of all parts, and the number of parts with work."""
 
     longest: float
     total: float
@@ -68,7 +68,7 @@ class CallParts:
 
 
 class Launcher:
-    """The parallel launch of every module that this process loads from now on."""
+    """The parallel launch function of every module that this process loads from now on."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,11 +91,11 @@ class Launcher:
         self._library.forget()
 
     def noted(self) -> int:
-        """The number of notes so far."""
+        """Number of notes so far."""
         return int(self._library.noted())
 
     def notes(self) -> np.ndarray:
-        """Times of each region since `forget`: the number of its parts, its time and theirs, in nanoseconds."""
+        """Times of each region since `forget`: its number of parts, its time and theirs, in nanoseconds."""
         count = self.noted()
         return np.ctypeslib.as_array(self._library.first_note(), (count,)).copy() if count else np.empty(0, np.int64)
 
@@ -120,7 +120,7 @@ def _on_one_thread(workload: Workload, launcher: Launcher, runs: int) -> list[Ca
 
 
 def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallParts]:
-    """The calls of a run in their order; each time is the shortest of several runs."""
+    """The calls of a run in order; each time is the minimum over several runs."""
     workload.run()
     rows: list[np.ndarray] = []
 
@@ -162,7 +162,7 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
 
 @dataclass
 class _Place:
-    """The notes of a call's regions, and bytes of its tensors by their position: parameters, and others."""
+    """The range of notes of a call's regions, and the bytes of its tensors by position: parameters, and others."""
 
     begin: int
     end: int
@@ -171,7 +171,7 @@ class _Place:
 
 
 def _places(workload: Workload, launcher: Launcher) -> list[_Place]:
-    """The place of each call of a run among the notes."""
+    """The range of notes of each call of a run."""
     executor = workload.module._executor
     assert isinstance(executor, LocalExecutor)
     parameters = {each.data_ptr() for each in executor._parameters}
@@ -202,7 +202,7 @@ def _nbytes(tensor: Any) -> int:
 
 
 def _regions(rows: np.ndarray) -> tuple[tuple[Region, ...], float]:
-    """The regions in the notes of several runs of a call, and their seconds together."""
+    """The regions of a call from the notes of several runs, and their total seconds."""
     best = rows.min(axis=0)
     regions = []
     at, whole = 0, 0

@@ -1,4 +1,4 @@
-"""Predicts the time of a net on many cores from the times of its parts on one.
+"""Predicts the multi-core time of a network from the single-core times of its parts.
 
 A call takes the longest part of each of its parallel regions, what it does outside of them, and the cost of starting
 and joining the regions; but at least what its bytes take to come from memory and from the shared cache (the roofline
@@ -26,7 +26,7 @@ SERIAL_SECONDS = 100e-6
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a kernel on a number of cores; times in seconds.
+    """A kernel call on a number of cores; times in seconds.
 
     Attributes:
         one: on one core, of the module compiled for one.
@@ -61,7 +61,7 @@ class Call:
 
     @property
     def reason(self) -> str:
-        """Reason why one core computes it."""
+        """The reason why one core computes it."""
         if self.parts > 1:
             return ""
         if self.stated:
@@ -73,7 +73,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A net on a number of cores."""
+    """A network on a number of cores."""
 
     cores: int
     calls: tuple[Call, ...]
@@ -92,21 +92,21 @@ class Prediction:
 
     @property
     def bound(self) -> float:
-        """The speedup with parts of equal length, and nothing to wait for but the start of the regions."""
+        """The speedup with perfectly balanced parts and no cost but launching the regions."""
         return self.one / (self.one / self.cores + sum(call.starting for call in self.calls))
 
     def serial(self) -> list[Call]:
-        """Calls that one core computes, longest first."""
+        """Calls that run on one core, longest first."""
         return sorted((call for call in self.calls if call.is_serial), key=lambda call: -call.longest)
 
     @property
     def serial_share(self) -> float:
-        """The share of the time on so many cores in which one computes."""
+        """The fraction of the time on this number of cores during which only one computes."""
         return sum(call.seconds for call in self.serial()) / self.seconds
 
     @property
     def balance(self) -> float:
-        """Over all calls; 1: all cores are busy to the end."""
+        """Load balance over all calls; 1: all cores are busy to the end."""
         return sum(call.one for call in self.calls) / sum(self.cores * call.longest for call in self.calls)
 
     @property
@@ -115,12 +115,12 @@ class Prediction:
 
     @property
     def moving_share(self) -> float:
-        """The share of the time in calls that wait for their bytes."""
+        """The fraction of the time in calls bound by memory."""
         return sum(call.seconds for call in self.calls if call.moving > call.longest) / self.seconds
 
 
 def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]], machine: Machine) -> Prediction:
-    """The time on a machine of a module's calls, `one` being those of the same net on one core.
+    """Predict a module's time on a machine from its calls, given the calls of the same network on one core (`one`).
 
     Where both make the same calls, each is compared with its own; else the times on one core are shared out by the
     work in the parts.
@@ -168,8 +168,8 @@ def _balance(call: Mapping[str, Any], cores: int) -> float:
 
 
 def _moving(call: Mapping[str, Any], weights: int, roofline: Roofline) -> float:
-    """Seconds until a call's tensors are there: weights from memory where those of the net do not stay in the shared
-    cache, all else from that if it has room there."""
+    """Seconds to load a call's tensors: weights from memory unless the network's weights stay in the shared cache,
+    everything else from the shared cache if it fits."""
     far = call["weight_bytes"] * (weights > roofline.cache_bytes)
     far += call["other_bytes"] * (call["other_bytes"] > roofline.cache_bytes)
     near = call["weight_bytes"] + call["other_bytes"] - far

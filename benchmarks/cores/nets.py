@@ -1,4 +1,4 @@
-"""The nets of the table by name: what is compiled, and the inputs it runs on."""
+"""The networks of the table by name: the model to compile, and the inputs to run it on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONTEXT = 512  # tokens in the cache of a language model, those of the run incl
 
 @dataclass(frozen=True)
 class Net:
-    """A net at one size.
+    """A network at one size.
 
     Attributes:
         source, shapes: as `compiler.compile` takes them.
@@ -35,7 +35,7 @@ class Net:
     task: Task | None = None
 
     def fixed(self) -> Net:
-        """The net compiled for the sizes of its inputs."""
+        """The network compiled for the static sizes of its inputs."""
         with np.load(self.arrays) as stored:
             shapes = {name: stored[name].shape for name in stored.files}
         return replace(self, name=f"{self.name}, fixed", shapes=shapes)

@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Model:
-    """What an entry is made of.
+    """Components of an entry.
 
     Attributes:
         source, keywords: as `import_model` takes them.

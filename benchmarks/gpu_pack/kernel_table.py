@@ -1,4 +1,4 @@
-"""Which tensors a kernel writes for others to read, recorded from the graph before lowering."""
+"""Tensors that a kernel writes for other kernels to read, recorded from the graph before lowering."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class TargetDescription(Record, frozen=True, kw_only=True):
 
     @property
     def device(self) -> DeviceRequirement | None:
-        """What runs the module beside the processor; None for nothing."""
+        """The device that the module needs besides the CPU; None if it needs none."""
         return msgspec.convert(self.details.get("device"), DeviceRequirement | None)
 
     @property

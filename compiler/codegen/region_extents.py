@@ -1,4 +1,4 @@
-"""Tells the thread pool how many iterations the next parallel loop has, so that it starts no more threads than that.
+"""Passes the extent of the next parallel loop to the thread pool, so that it does not start more threads than that.
 
 TVM's generated code launches a region without the extent of its loop. Here it calls the barrier of parallel regions
 before, for a region of one part whose counter holds the extent. There TVM's own barrier has nothing to wait for; that
@@ -43,7 +43,7 @@ end:
 
 
 def with_extents(mod: tvm.IRModule) -> tvm.IRModule:
-    """Lowered kernels that tell the extents of their parallel loops."""
+    """Lowered kernels that announce the extents of their parallel loops."""
     changed = {
         var: _with_extents(function) for var, function in mod.functions_items() if isinstance(function, tirx.PrimFunc)
     }

@@ -71,7 +71,7 @@ class Grammars:
         self._lock = threading.Lock()
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """What follows one text. Raises as `compile`."""
+        """Create the matcher of one text. Raises as `compile`."""
         return Matcher(self.masks(self.compile(grammar)), self._vocabulary, self._stop_tokens)
 
     def compile(self, grammar: Grammar) -> Any:
@@ -95,7 +95,7 @@ class Grammars:
         return compiled
 
     def masks(self, compiled: Any) -> OwnMasks:
-        """What may follow one text of a compiled grammar."""
+        """Create the token masks of one text of a compiled grammar."""
         return OwnMasks(self._package.GrammarMatcher(compiled), self._vocabulary)
 
     def _compiled(self, grammar: Grammar) -> Any:
@@ -107,7 +107,7 @@ class Grammars:
 
 
 class Masks(Protocol):
-    """What may follow one text by its grammar, token by token: of this process, or of another one."""
+    """Token-by-token masks of a text's grammar, computed in this process or another."""
 
     def accept(self, token: int) -> None:
         """A token was chosen. Raises InputError where it is not allowed."""
@@ -116,8 +116,8 @@ class Masks(Protocol):
         """Wait at most so long; whether `next` returns at once then. Raises InputError where it never will."""
 
     def next(self) -> tuple[Bits | None, bool]:
-        """Which tokens may come next, one bit each, int32 (vocabulary / 32,), None for all; and whether the text may
-        end here. Raises InputError where that cannot be said."""
+        """The bit mask of allowed next tokens, int32 (vocabulary / 32,), None for all; and True if the text may end
+        here. Raises InputError if they cannot be determined."""
 
 
 class OwnMasks:
@@ -155,7 +155,7 @@ class Matcher:
 
     @property
     def allowed(self) -> Mask | None:
-        """Which tokens may come next, bool (vocabulary,); None: all. Raises InputError where there is none."""
+        """The mask of allowed next tokens, bool (vocabulary,); None for all. Raises InputError if none is allowed."""
         return self._known()[0]
 
     @property

@@ -1,4 +1,4 @@
-"""Whether every rule of a grammar has a text that ends, read from the form in which xgrammar prints grammars.
+"""Checks that every rule of a grammar derives a finite text, reading the form in which xgrammar prints grammars.
 
 rule ::= (("text" [a-z]* other) | (other{2, 3}))
 """

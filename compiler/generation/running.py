@@ -201,7 +201,7 @@ class Batch:
             self._remove(sequence)
 
     def _parts(self, sequences: Sequence[RunningSequence]) -> list[tuple[RunningSequence, Chunk]]:
-        """What each of these sequences reads in the next step."""
+        """The tokens that each sequence processes in the next step."""
         decoding = [each for each in sequences if not each.reads_prompt]
         guesses = max(1, _GUESSES // max(1, len(decoding)))
         parts = [(each, each.token_chunk(guesses)) for each in decoding]

@@ -107,7 +107,7 @@ def spectrograms(samples: Array, preparation: AudioPreparation) -> list[Array]:
 def prepared_speech(
     model: LanguageModel, parts: Sequence[Array], *, language: str | None = None, task: str = "transcribe"
 ) -> Speech:
-    """What a model reads to transcribe speech, whose spectrograms are given. Raises as `transcribe`."""
+    """Model inputs for transcribing speech, from its spectrograms. Raises as `transcribe`."""
     speech_preparation(model)
     if task not in TASKS:
         raise OptionError(f"the task {task!r} is not one of {', '.join(TASKS)}")

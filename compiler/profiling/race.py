@@ -23,7 +23,7 @@ WORKER = "compiler.profiling.contestant"
 
 @dataclass(frozen=True)
 class Entry:
-    """Who takes part.
+    """A participant.
 
     Attributes:
         contestant: a name of `CONTESTANTS` in `worker`.

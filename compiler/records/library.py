@@ -124,7 +124,8 @@ class TunedConfigs:
         return config if fits else None
 
     def _is_default(self, rule: AnyRule, workload: Workload) -> IsDefault:
-        """Whether a config is the rule's default today, however it cuts the work."""
+        """A predicate that is True for configs equal to the rule's current default, apart from how work is split into
+        tasks."""
         default = rule.default(workload, self._machine)
         return lambda config: rule.same_kernel(config, default)
 

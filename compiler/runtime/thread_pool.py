@@ -1,4 +1,4 @@
-"""The thread pool of parallel regions (`compiler/device/cpp/thread_pool.c`), loaded and made known to TVM."""
+"""Loads the thread pool for parallel regions (`compiler/device/cpp/thread_pool.c`) and registers it with TVM."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def set_threads() -> Callable[[int], int]:
 
 
 def library_path() -> Path:
-    """Path of the pool's library; a checkout compiles it. Raises as `set_threads`."""
+    """Path of the pool's library; compiled on first use in a source checkout. Raises as `set_threads`."""
     if _PACKAGED.is_file():
         return _PACKAGED
     from compiler.support.pool_library import cached_pool

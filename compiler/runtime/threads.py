@@ -1,4 +1,4 @@
-"""How many threads a run uses, and how many runs compute at the same time.
+"""Number of threads per run, and number of concurrent runs.
 
 Kernels run in the process's thread pool (`compiler.runtime.thread_pool`), whichever thread calls. The main thread
 computes at any time. Of the others, at most `processors // threads` do for each number of threads, in the order in
@@ -74,7 +74,7 @@ _runners: WeakValueDictionary[int, Runners] = WeakValueDictionary()
 
 
 def runs_at_once(threads: int) -> int:
-    """How many runs of that many threads compute at a time beside the main thread's."""
+    """Number of concurrent runs with that many threads, besides those of the main thread."""
     return max(1, usable_processors() // threads)
 
 

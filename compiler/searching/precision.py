@@ -103,7 +103,7 @@ class Precisions:
 
 
 def _first_of(site: Var, ties: Mapping[Var, Var]) -> Var:
-    """Whose range a site has."""
+    """The site that determines a site's range."""
     while site in ties:
         site = ties[site]
     return site

@@ -255,7 +255,7 @@ class TorchNet:
 
 
 def _balanced(options: Sequence[Option], count: int, random: Random) -> list[Option]:
-    """So many of the options in random order, each about as often as the others."""
+    """`count` of the options in random order, each about equally often."""
     listed = [random.sample(options, len(options)) for _ in range(-(-count // len(options)))]
     return random.sample([each for part in listed for each in part][:count], count)
 

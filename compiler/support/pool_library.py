@@ -19,7 +19,7 @@ _OPTIONS = ("-x", "c", "-std=gnu11", "-O2", "-s", "-fPIC", "-shared", "-pthread"
 
 
 def build_pool(folder: Path) -> None:
-    """Write the library into a folder.
+    """Compile the library into a folder.
 
     Raises:
         targets.TargetError: there is no C compiler, or it failed.
@@ -28,7 +28,7 @@ def build_pool(folder: Path) -> None:
 
 
 def cached_pool() -> Path:
-    """The library of a checkout.
+    """Path of the library in the cache; compiled on first use in a source checkout.
 
     Raises:
         StorageError: the cache cannot be written.

@@ -128,7 +128,7 @@ class Processing:
                 raise OptionError(f"processing: {name}={value} does not lie between {least} and {_MOST_SAMPLES}")
 
     def over(self, found: Processing | None) -> Processing:
-        """These options, and those of `found` where they are None."""
+        """These options, with None replaced by those of `found`."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         other = found or Processing()
         return Processing(**{name: getattr(other, name) if value is None else value for name, value in own.items()})

@@ -38,7 +38,7 @@ def serial_reason(function: PrimFunc, cores: int) -> str | None:
 
 
 def _threads_of(body: Stmt) -> tuple[bool, list[Stmt], list[str]]:
-    """Whether threads share a loop; marked loops that are neither in such a loop nor around one; functions called."""
+    """True if a loop is parallel; marked loops that are neither inside nor around one; and the functions called."""
     called: list[str] = []
     walk(body, tvm.ir.Call, lambda call: called.append(str(call.args[0].value)) if _is_packed(call) else None)
     shared = [loop for loop in _loops(body) if _is_shared(loop)]
@@ -69,7 +69,7 @@ def _is_packed(call: Call) -> bool:
 
 
 def _stores(statement: Stmt) -> float:
-    """How many vectors or elements a statement stores; infinite where a loop's length is not known."""
+    """Number of vectors or elements that a statement stores; infinite if a loop's extent is unknown."""
     if isinstance(statement, tirx.For):
         inner, extent = _stores(statement.body), constant_int(statement.extent)
         if not inner or statement.kind == tirx.ForKind.VECTORIZED:

@@ -6,7 +6,7 @@ import socket
 
 
 def receive_exactly(connection: socket.socket, count: int) -> bytes:
-    """So many bytes. Raises EOFError where the other side closes before, and OSError."""
+    """Receive exactly `count` bytes. Raises EOFError if the peer closes the connection first, and OSError."""
     content = bytearray()
     while len(content) < count:
         part = connection.recv(count - len(content))

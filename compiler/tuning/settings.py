@@ -42,7 +42,7 @@ class TuningOptions:
 
     @property
     def seconds(self) -> float | None:
-        """Of the search and what follows it; None where only trials are limited."""
+        """Time budget of the search and the following steps; None if only the number of trials is limited."""
         unlimited = self.trials is None and self.time_budget is None
         return DEFAULT_SECONDS if unlimited else self.time_budget
 

@@ -105,7 +105,7 @@ class TaskState:
             self.curve.append((self.trials, seconds))
 
     def fastest_configs(self, most: int) -> list[Config]:
-        """So many configs, the fastest first."""
+        """The `most` fastest configs, fastest first."""
         measured = [(seconds, config) for config, seconds in self.results.items() if seconds is not None]
         return [config for _, config in sorted(measured, key=lambda each: each[0])[:most]]
 

@@ -22,7 +22,7 @@ one to two terms."""
 
 
 def steps_of_part(steps: int, terms: int, wanted: int = PART) -> int:
-    """How many of `steps` steps, of so many terms each, are summed at a time.
+    """Number of the `steps` steps, of `terms` terms each, that are summed at a time.
 
     All of them where that is no more than half as many again as wanted; else a divisor of the steps where one comes
     near, as steps left over need code of their own.

@@ -1,4 +1,4 @@
-"""Limits that keep NaN, in vectors: TVM's test for NaN has no vector form and would take lanes apart."""
+"""Vectorized clamping that propagates NaN: TVM's own NaN test has no vector form and is scalarized."""
 
 from __future__ import annotations
 

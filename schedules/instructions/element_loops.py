@@ -1,4 +1,4 @@
-"""Loops of kernels written statement by statement whose iterations are independent, as processors run them: in vectors.
+"""Vectorizes and parallelizes the independent loops of kernels that are written statement by statement.
 
 Kernels mark such a loop by an annotation and leave it plain, as other machines run its iterations otherwise: graphics
 processors one on each thread.
@@ -26,7 +26,7 @@ _LEAST_SHARED = 1 << 18  # fewer elements are not worth the threads
 
 
 def vectorize_element_loops(root: Stmt) -> Stmt:
-    """Marked loops in vectors, and in chunks that threads share where they are known to be long."""
+    """Vectorize marked loops, and split them into parallel chunks if they are known to be long."""
 
     def rewritten(loop: Stmt) -> Stmt:
         if IN_CHUNKS in loop.annotations:
@@ -39,7 +39,7 @@ def vectorize_element_loops(root: Stmt) -> Stmt:
 
 
 def _chunks(loop: Stmt) -> Stmt:
-    """Chunks of vectors, in parallel where their number is known and large."""
+    """Chunks of vectors, parallel if their number is known and large."""
     size = tvm.sym.Analyzer().simplify(loop.extent)
     is_shared = isinstance(size, tirx.IntImm) and int(size.value) >= _LEAST_SHARED
     dtype = str(loop.loop_var.ty.dtype)
@@ -52,7 +52,7 @@ def _chunks(loop: Stmt) -> Stmt:
 
 
 def _vectors(loop: Stmt, first: Expr, count: Expr) -> Stmt:
-    """`count` iterations from `first` on: in vectors, but for the last ones."""
+    """`count` iterations starting at `first`: vectorized, with a scalar remainder."""
     kind, dtype = loop.loop_var.ty, str(loop.loop_var.ty.dtype)
     lanes, zero = tirx.const(_LANES, dtype), tirx.const(0, dtype)
     block, lane, rest = (tirx.Var(name, kind) for name in ("block", "lane", "rest"))

@@ -30,8 +30,8 @@ _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four 
 
 
 def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
-    """Elementary functions become vector code, every Let gets a variable of its own, and what TVM cannot
-    generate or misreads is written another way.
+    """Vectorize elementary functions, give every Let its own variable, and rewrite expressions that TVM cannot generate
+    or misreads.
 
     Kernels of one library must import the same text for a function: the linker keeps one of them for all.
     """
@@ -52,7 +52,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
 
 
 def _rounded_integers(root: Stmt) -> Stmt:
-    """A float32 rounded to an integer and made an int32 is one step: processors have an instruction for it."""
+    """Fuse rounding a float32 to an integer with the cast to int32: processors have an instruction for it."""
 
     def replace(cast: Expr) -> Expr:
         value = cast.value
@@ -64,7 +64,7 @@ def _rounded_integers(root: Stmt) -> Stmt:
 
 
 def _called(root: Stmt) -> set[str]:
-    """The names of the operators and external functions that a body calls."""
+    """Names of the operators and external functions called by a body."""
     names: set[str] = set()
 
     def visit(call: Call) -> None:
@@ -76,7 +76,8 @@ def _called(root: Stmt) -> set[str]:
 
 
 def _holds_tile(root: Stmt) -> bool:
-    """True if tiles of sums take the registers: local buffers of constant size, together beyond a few vectors."""
+    """True if register tiles are likely to occupy the registers: constant-size local buffers larger than a few vectors
+    in total."""
     held = 0
 
     def visit(allocation: Stmt) -> None:
@@ -90,8 +91,8 @@ def _holds_tile(root: Stmt) -> bool:
 
 
 def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
-    """Calls of TVM's elementary functions replaced by ours; float16 and bfloat16 go through float32. Ours get
-    the variant for the kernel."""
+    """Replace calls of TVM's elementary functions by vectorized ones, in the variant for this kernel; float16 and
+    bfloat16 are computed in float32."""
 
     def replace(call: Call) -> Expr:
         plain = call_name(call).removeprefix("tirx.").removeprefix(PREFIX)
@@ -112,7 +113,7 @@ def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
 
 
 def vector_lengths(root: Stmt) -> set[int]:
-    """The numbers of lanes that vectorizing the loops of a body gives."""
+    """The vector lengths that result from vectorizing the loops of a body."""
     lengths = {1}
 
     def visit(loop: Stmt) -> None:

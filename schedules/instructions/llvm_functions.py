@@ -1,4 +1,4 @@
-"""Operators whose code is a function in LLVM IR of our own, one for each number of lanes."""
+"""Operators implemented by LLVM IR functions, one for each number of lanes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PREFIX = "tensorwright."
 
 
 def symbol(name: str, lanes: int) -> str:
-    """The name in LLVM of the function `name` of that many lanes."""
+    """LLVM symbol of the function `name` for a number of lanes."""
     return f"tensorwright_{name}_x{lanes}"
 
 
 def vector(scalar: str, lanes: int) -> str:
-    """LLVM's type of that many elements."""
+    """LLVM vector type with a number of elements."""
     return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
 
 
 def register_operator(full: str, summary: str, named: Callable[[str, int], str] = symbol) -> None:
-    """Make `PREFIX` + name known to TVM, once: pure, elementwise, lowered to a call of `named(name, lanes)`."""
+    """Register `PREFIX` + name with TVM, once: pure, elementwise, lowered to a call of `named(name, lanes)`."""
     if full in {str(name) for name in tvm.ir.Op.list_op_names()}:
         return
     name = full.removeprefix(PREFIX)

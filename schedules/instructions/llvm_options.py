@@ -1,4 +1,4 @@
-"""Options of LLVM without which the code it generates is wrong; imports nothing of TVM."""
+"""LLVM options that are required for correct code; imports nothing from TVM."""
 
 LLVM_OPTIONS = ("-vectorize-loops:bool=0",)
 """What every target whose code LLVM generates hands to TVM as `cl-opt`.
@@ -22,5 +22,5 @@ KERNEL_OPTIONS = {KEPT_LOOPS: KEPT_LOOPS_OPTION, SCALAR_CODE: SCALAR_OPTION}
 
 
 def plain_cpu() -> dict[str, object]:
-    """TVM's description of this machine's processor without any of its extensions."""
+    """TVM's target for this machine's processor without any extensions."""
     return {"kind": "llvm", "cl-opt": list(LLVM_OPTIONS)}

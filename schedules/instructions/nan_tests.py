@@ -1,4 +1,4 @@
-"""Tests for NaN as comparisons: TVM's own, `x != x`, has no vector form and takes a vector's lanes apart."""
+"""NaN tests as comparisons: TVM's `x != x` has no vector form and is scalarized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "fl
 
 
 def vector_nan_tests(body: Stmt) -> Stmt:
-    """A statement with each `isnan` as a comparison, of numbers where it chooses and else of their bits."""
+    """Replace each `isnan` in a statement by a comparison: of the numbers in a select, otherwise of their bits."""
     return structural_map(structural_map(body, (tirx.Select, _choice)), (tvm.ir.Call, _test))
 
 

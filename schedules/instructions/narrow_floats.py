@@ -1,4 +1,4 @@
-"""Workarounds for TVM's handling of bfloat16 and the 8-bit floats, which it keeps in integers of their width.
+"""Workarounds for TVM's handling of bfloat16 and 8-bit floats, which it stores as integers of the same width.
 
 Seen with apache-tvm 0.27: a load inside the value of a Let is taken for the integer that holds it (a maximum of 48640.0
 for numbers near 1), and a vector that repeats one element has no form that can be stored.
@@ -19,7 +19,7 @@ _PREFIXES = ("bfloat16", "float8", "float6", "float4")
 
 
 def inline_narrow_lets(root: Node) -> Node:
-    """A variable bound to what comes from a narrow float is replaced by its value."""
+    """Inline variables that are bound to values computed from narrow floats."""
 
     def replace(let: Expr) -> Expr:
         if not _reads_narrow(let.value):
@@ -31,7 +31,7 @@ def inline_narrow_lets(root: Node) -> Node:
 
 
 def serialize_narrow_repeats(root: Stmt) -> Stmt:
-    """Vectorized loops that store one narrow float to all lanes become serial."""
+    """Serialize vectorized loops that broadcast a narrow float to all lanes."""
 
     def serialize(loop: Stmt) -> Stmt:
         if loop.kind != tirx.ForKind.VECTORIZED or not _repeats_narrow(loop):

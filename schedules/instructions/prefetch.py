@@ -1,4 +1,4 @@
-"""Prefetching, in a form that lets LLVM keep sums in registers.
+"""Prefetching in a form that lets LLVM keep accumulators in registers.
 
 LLVM takes the intrinsic for something that may write what it points to. In the body of a parallel loop nothing says
 that this is not a tile's sums, so they were stored to memory at each step: 2.4 times the time of a convolution, and
@@ -26,12 +26,12 @@ define i32 @{SYMBOL}(ptr %address) alwaysinline nounwind {{
 
 
 def prefetch_statement(element: Expr) -> Stmt:
-    """Ask for the cache line of a loaded element into the second cache, to read data from it."""
+    """Prefetch the cache line of a loaded element into the L2 cache, for reading."""
     return tirx.Evaluate(tirx.call_extern("int32", SYMBOL, tirx.address_of(element)))
 
 
 def is_prefetch(call: Call) -> bool:
-    """True if a call is one that `prefetch_statement` makes."""
+    """True if a call was made by `prefetch_statement`."""
     if str(getattr(call.op, "name", "")) != "tirx.call_extern":
         return False
     return str(getattr(call.args[0], "value", "")) == SYMBOL

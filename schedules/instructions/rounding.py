@@ -1,4 +1,4 @@
-"""Rounding in vectors as operators: of float32 to int32, and to 16-bit floats, whose pairs travel as int32.
+"""Vectorized rounding operators: float32 to int32, and to 16-bit floats, whose pairs are packed in an int32.
 
 TVM turns bfloat16 into floats before code generation. So a pair is an int32 (the element with the even index in the low
 half), and a function in LLVM IR, inlined where it is called, does the rest.
@@ -26,7 +26,7 @@ OPERATORS = (INTEGER, *PAIR.values(), *RUN.values(), NARROW)
 
 
 def rounded_int32(value: Expr) -> Expr:
-    """A float32, or a vector of them, rounded to the nearest int32, halves to even; it must lie within the range."""
+    """Round a float32, or a vector of them, to the nearest int32, ties to even; values must be in range."""
     lanes = str(value.ty).partition("x")[2]
     zero = tirx.const(0, "int32")
     result = tirx.Broadcast(zero, int(lanes)) if lanes else zero
@@ -34,25 +34,25 @@ def rounded_int32(value: Expr) -> Expr:
 
 
 def rounded_pair(low: Expr, high: Expr, operation: Operation = DOT_BF16) -> Expr:
-    """Two float32 rounded to nearest even 16-bit floats, as an int32 pair."""
+    """Round two float32 to 16-bit floats, ties to even, packed in an int32."""
     return tvm.ir.Call(tvm.ir.Op.get(PAIR[operation.a]), [low, high], ret_ty=tirx.IntImm("int32", 0).ty)
 
 
 def rounded_run(first: Expr, second: Expr, operation: Operation = DOT_BF16) -> Expr:
-    """Two vectors of float32 that follow each other in memory, as one vector of pairs. Not elementwise: in a vectorized
-    loop of n lanes, the arguments are the elements `lane` and `n + lane` of the run."""
+    """Round two vectors of float32 that are consecutive in memory to one vector of pairs. Not elementwise: in a
+    vectorized loop of n lanes, the arguments are elements `lane` and `n + lane` of the run."""
     return tvm.ir.Call(tvm.ir.Op.get(RUN[operation.a]), [first, second], ret_ty=tirx.IntImm("int32", 0).ty)
 
 
 def narrowed(value: Expr, operation: Operation = DOT_BF16) -> Expr:
-    """A float32 rounded to nearest even, as it is stored: bfloat16 as the uint16 that holds its bits."""
+    """Round a float32, ties to even, to its stored form: bfloat16 as the uint16 with its bits."""
     if operation is not DOT_BF16:
         return tirx.Cast(operation.stored, value)
     return tvm.ir.Call(tvm.ir.Op.get(NARROW), [value], ret_ty=tirx.IntImm("uint16", 0).ty)
 
 
 def stored_halves(values: np.ndarray, operation: Operation) -> NDArray[Any]:
-    """float32 values rounded to nearest even, as they are stored. Beyond float16 they become infinite."""
+    """Round float32 values, ties to even, to their stored form. Values beyond the range of float16 become infinite."""
     if operation is DOT_BF16:
         return bfloat16_bits(values)
     with np.errstate(over="ignore"):
@@ -60,7 +60,7 @@ def stored_halves(values: np.ndarray, operation: Operation) -> NDArray[Any]:
 
 
 def bfloat16_bits(values: np.ndarray) -> NDArray[np.uint16]:
-    """float32 values rounded to nearest even bfloat16, as their bits."""
+    """Round float32 values to bfloat16, ties to even, as their bits."""
     import ml_dtypes
 
     return np.ascontiguousarray(values.astype(ml_dtypes.bfloat16)).view(np.uint16)
@@ -77,7 +77,7 @@ define {i} @{symbol("round_int32", lanes)}({f} %x) alwaysinline nounwind {{
 
 
 def _pair_text(lanes: int) -> str:
-    """Rounds by adding 0x7FFF and the lowest bit that stays; NaN becomes the quiet NaN."""
+    """Rounds by adding 0x7FFF and the lowest remaining bit; NaN becomes the quiet NaN."""
     f, i, b = vector("float", lanes), vector("i32", lanes), vector("i1", lanes)
     lines = [f"define {i} @{symbol('round_bf16', lanes)}({f} %low, {f} %high) alwaysinline nounwind {{"]
     for name in ("low", "high"):
@@ -116,7 +116,7 @@ def _run_text(lanes: int) -> str:
 
 
 def _float16_texts(lanes: int) -> str:
-    """Pairs of single elements, and of those that follow each other."""
+    """LLVM IR for pairs of single elements, and for pairs of consecutive vectors."""
     f, i, wide = vector("float", lanes), vector("i32", lanes), 2 * lanes
     halves, order = f"<{wide} x half>", ", ".join(f"i32 {lane}" for lane in range(wide))
     words = [f"  %{name}s = insertelement <1 x float> poison, float %{name}, i32 0" for name in ("first", "second")]
@@ -137,7 +137,7 @@ def _float16_texts(lanes: int) -> str:
 
 
 def _narrow_text(lanes: int) -> str:
-    """LLVM knows the instruction of targets that have it, and what to do on others, NaN included."""
+    """LLVM selects the instruction on targets that have it and emulates it elsewhere, including NaN."""
     f, b, i = vector("float", lanes), vector("bfloat", lanes), vector("i16", lanes)
     return f"""define {i} @{symbol("narrow_bf16", lanes)}({f} %x) alwaysinline nounwind {{
   %t = fptrunc {f} %x to {b}

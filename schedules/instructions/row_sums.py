@@ -1,4 +1,4 @@
-"""Sums of as many vectors as a vector has lanes, each over its own lanes, as one vector: the end of dot products.
+"""Horizontal sums of as many vectors as a vector has lanes, packed in one vector: the last step of dot products.
 
 A tree of shuffles that stay within 128 bits as long as they can: two for each vector but one, where summing each vector
 by itself takes a shuffle and an addition for each halving.

@@ -1,4 +1,4 @@
-"""Elementary functions that TVM's code generator cannot vectorize, or has in wider types only.
+"""Elementary functions that TVM's code generator cannot vectorize, or supports only in wider dtypes.
 
 Measured on apache-tvm 0.27 by generating a vector loop around each function: those of `_SCALAR` fail in every type,
 those of `_WIDE` in float16. In float32 `vector_math` has the first.
@@ -26,7 +26,7 @@ _NARROW = ("float16", "bfloat16")
 
 
 def widen_narrow_calls(root: Stmt) -> Stmt:
-    """Functions of narrow floats computed in float32 and rounded."""
+    """Compute functions of narrow floats in float32, and round the result."""
 
     def widen(call: Call) -> Expr:
         dtype = str(call.ty)
@@ -40,7 +40,7 @@ def widen_narrow_calls(root: Stmt) -> Stmt:
 
 
 def serialize_scalar_loops(root: Stmt) -> Stmt:
-    """Vectorized loops around a function without a vector form become serial."""
+    """Serialize vectorized loops around a function without a vector form."""
 
     def serialize(loop: Stmt) -> Stmt:
         if loop.kind != tirx.ForKind.VECTORIZED or not _has_scalar_call(loop.body):

@@ -1,5 +1,5 @@
-"""Picking numbers by lane as an operator: `selected(data, words, shift)` is, in each lane, that of the few numbers of
-`data` which the bits of the lane's word from `shift` on say.
+"""Per-lane selection as an operator: `selected(data, words, shift)` picks, in each lane, the number of `data` whose
+index is stored in the lane's word starting at bit `shift`.
 
 It is one permutation (`vpermps`), which ignores what lies above the bits it reads, so `data` is repeated until it fills
 a vector.
@@ -22,7 +22,7 @@ _PERMUTATIONS = {16: "@llvm.x86.avx512.permvar.sf.512", 8: "@llvm.x86.avx2.permp
 
 
 def choices_of(machine: Machine) -> tuple[int, ...]:
-    """Among how many numbers the machine's vectors can choose; none where it has no such permutation."""
+    """Numbers of values that the machine's vector permutations can select from; empty without one."""
     lanes = machine.lanes("float32")
     able = machine.executes("avx512f") if lanes == 16 else lanes == 8 and machine.executes("avx2")
     return tuple(choices for choices in CHOICES if choices <= lanes) if able else ()

@@ -1,5 +1,5 @@
-"""Numbers that 4 bits of 32-bit words stand for, as operators: `unpacked(word, shift)` is the float32 of the signed
-four bits from bit `shift` on, `looked_up(word, table)` the entry of a table that the lowest four bits name.
+"""Unpacking of 4-bit numbers from 32-bit words as operators: `unpacked(word, shift)` is the signed four-bit integer at
+bit `shift` as float32, `looked_up(word, table)` the table entry indexed by the lowest four bits.
 
 On AVX-512 they are a shift and a look-up: `vpermps` reads one of 16 floats by the lowest four bits of each lane and
 ignores the others. Elsewhere signed bits are shifted to the top, back with their sign, and converted; entries of tables

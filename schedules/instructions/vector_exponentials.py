@@ -1,4 +1,4 @@
-"""Powers of e and logarithms of float32 in vectors, as Cephes has them."""
+"""Vectorized exponential and logarithm functions of float32, after Cephes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _log2(w: Writer, x: str) -> str:
 
 
 def _exp2(w: Writer, argument: str) -> str:
-    """Of float64, rounded to float32: so whole powers of whole numbers are exact."""
+    """2^x computed in float64 and rounded to float32, so integer powers of integers are exact."""
     x, rounding = w.wide_clamp(argument, -160.0, 130.0), w.wide_number(WIDE_ROUNDING)
     shifted = w.wide("fadd", x, rounding)
     rest = w.wide("fsub", x, w.wide("fsub", shifted, rounding))

@@ -1,4 +1,4 @@
-"""Hyperbolic functions of float32 in vectors, and their inverses, as Cephes' `sinhf` and its neighbors have them."""
+"""Vectorized hyperbolic functions of float32 and their inverses, after Cephes' `sinhf` and related functions."""
 
 from __future__ import annotations
 

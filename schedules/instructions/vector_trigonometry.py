@@ -1,4 +1,5 @@
-"""Trigonometric functions of float32 in vectors, and their inverses: Cephes' polynomials behind FreeBSD's reduction."""
+"""Vectorized trigonometric functions of float32 and their inverses: Cephes' polynomials after FreeBSD's range
+reduction."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _HALF_PI_LOW = -4.37113883e-8  # what pi / 2 is above its float32
 
 
 def sin(w: Writer, x: str) -> str:
-    """Of |x|, and the sign put back: so -0 stays -0."""
+    """sin |x| with the sign of x applied, so -0 stays -0."""
     size = w.intrinsic("fabs", x)
 
     def reduced() -> str:
@@ -39,7 +40,7 @@ def sin(w: Writer, x: str) -> str:
 
 
 def cos(w: Writer, x: str) -> str:
-    """The sine a quarter turn on."""
+    """The sine shifted by a quarter turn."""
     size = w.intrinsic("fabs", x)
 
     def reduced() -> str:
@@ -98,7 +99,8 @@ def _sign_changed(w: Writer, value: str, second_bit: str, like: str | None = Non
 
 
 def atan(w: Writer, x: str) -> str:
-    """Of |x|: pi / 2 - atan(1 / x) above tan(3 pi / 8), pi / 4 + atan((x - 1) / (x + 1)) above tan(pi / 8)."""
+    """atan |x| with the sign of x: pi / 2 - atan(1 / x) above tan(3 pi / 8), pi / 4 + atan((x - 1) / (x + 1)) above
+    tan(pi / 8)."""
     size, one = w.intrinsic("fabs", x), w.number(1.0)
     large = w.compare("ogt", size, w.number(_TAN_THREE_EIGHTHS))
     middle = w.compare("ogt", size, w.number(_TAN_EIGHTH))

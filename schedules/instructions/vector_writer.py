@@ -1,4 +1,4 @@
-"""The text of one LLVM function on vectors of float32, written an instruction at a time."""
+"""Emits one LLVM function on float32 vectors, an instruction at a time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Writer:
         return float_bits(value) if self.lanes == 1 else f"splat (float {float_bits(value)})"
 
     def _from_table(self, value: float, table: list[float]) -> str:
-        """Read from a variable that others might write to, for all LLVM knows: no register holds it for long."""
+        """Load from a table that LLVM must assume to be writable, so that no register holds it for long."""
         if value not in table:
             table.append(value)
         place = f"getelementptr inbounds ([{TABLE_SIZE} x float], ptr @{TABLE}, i64 0, i64 {table.index(value)})"

@@ -85,7 +85,7 @@ class SizeSpellings:
 
     @property
     def congruences(self) -> Mapping[str, Congruence]:
-        """What is known of variables, by name."""
+        """Known congruences of variables, by name."""
         return self._congruences
 
     def know(self, variable: Var, congruence: Congruence) -> None:
@@ -127,7 +127,7 @@ class SizeSpellings:
         return bool(self._analyzer.can_prove_equal(a, b)) or self._equal_for_all_remainders(a, b)
 
     def _values(self, size: Expr) -> tuple[object, ...] | None:
-        """What the formula is at some points; None where it holds what is not known here."""
+        """Values of the formula at some points; None if it contains an unknown operation."""
         try:
             return (str(size.ty.dtype), *(self._value_at(size, point) for point in range(_POINTS)))
         except (_UnprovableError, ZeroDivisionError):
@@ -172,7 +172,7 @@ class SizeSpellings:
 
 
 def complexity(size: Expr) -> tuple[int, str]:
-    """What spellings are chosen by: the number of nodes, then the text."""
+    """Sort key for spellings: the number of nodes, then the text."""
     count = 0
 
     def note(_: Expr) -> None:

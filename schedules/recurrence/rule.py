@@ -71,8 +71,8 @@ class Recurrent(CpuRule[RecurrentWorkload]):
 
 
 def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
-    """What threads share: independent samples, the directions, or the hidden units of each step; SERIAL: nothing, one
-    thread runs all samples step by step and reads each weight once per step. Sizes are 0 where dynamic."""
+    """The axis that threads share: independent samples, the directions, or the hidden units of each step. With SERIAL,
+    one thread runs all samples step by step and reads each weight once per step. Sizes are 0 if dynamic."""
     whole = _without_units(recurrence, steps, samples, machine)
     if machine.cores == 1:
         return whole
@@ -119,7 +119,7 @@ def _step(recurrence: Recurrence, samples: int, machine: Machine, way: str) -> f
 
 
 def _tasks(recurrence: Recurrence, samples: int, way: str) -> int:
-    """What threads share over all steps."""
+    """Number of parallel tasks over all steps."""
     if way == SERIAL or (way == SAMPLES and not recurrence.parallel):
         return 1
     if way == DIRECTIONS:

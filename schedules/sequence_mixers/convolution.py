@@ -159,7 +159,7 @@ class _Loops:
         return sequence(*steps)
 
     def _value(self, row: Expr, at: Expr) -> Expr:
-        """What is convolved."""
+        """The convolved value."""
         value = self._column("x", row, at)
         return value * self._column("factor", row, at) if "factor" in self._columns else value
 

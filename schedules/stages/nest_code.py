@@ -149,7 +149,7 @@ def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: 
 
 
 def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
-    """Whole vectors, then single elements, of the axis or of a run of it."""
+    """Loops over full vectors, then single elements, of the axis or of a run of it."""
     dtype = str(axis.var.ty)
     lanes = index(plan.lanes, dtype)
 

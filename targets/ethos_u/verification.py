@@ -1,4 +1,4 @@
-"""Whether what Vela emitted computes what the graph says: the simulator against the TOSA reference model.
+"""Verifies Vela's output against the graph: the simulator against the TOSA reference model.
 
 Vela 5.2 has been seen to emit wrong commands silently. Segments that differ are refused, and the processor computes
 them.

@@ -1,4 +1,4 @@
-"""Whole layers: what a residual sum adds to its input, which can be left out as it is.
+"""Whole-layer pruning: removes a residual branch and keeps its input.
 
     y = x + f(x) => y = x
 

@@ -35,7 +35,7 @@ class Nodes:
         return left
 
     def fix(self, axis: Axis) -> None:
-        """These positions must stay."""
+        """Mark these positions as not prunable."""
         if axis is not None and axis.size:
             self._pairs.append((axis, np.zeros_like(axis)))
 

@@ -80,5 +80,5 @@ class LayerChoice:
 
     @property
     def ranked(self) -> list[Layer]:
-        """Those, the most sensitive first."""
+        """The quantizable layers, most sensitive first."""
         return sorted(self.quantizable, key=lambda layer: self.sensitivity.get(layer.name, 0.0))

@@ -39,17 +39,17 @@ class CodeFile {
   bool is_named_;
 };
 
-// A path to the descriptor that no other load uses: the dynamic loader takes a path that it has seen for the same library,
-// even when the descriptor's number was reused for another file. "/./" and "//" write a counter in binary, and mean
-// nothing to the kernel. (The Python package does the same from another folder, so that both may be in one process.)
+// A path to the descriptor that no other load uses: the dynamic loader identifies a library by its path, even if the
+// descriptor's number was reused for another file. "/./" and "//" write a counter in binary, and mean
+// nothing to the kernel. The prefix differs from the Python package's, so both can be in one process.
 std::string UniquePath(int descriptor) {
   static std::atomic<unsigned> loads{1};
   std::string path = "/" + std::to_string(descriptor);
   for (unsigned count = loads++; count; count >>= 1) path = (count & 1 ? "/." : "/") + path;
-  return "/proc/self/./fd" + path;  // not the Python package's paths, which may load libraries in the same process
+  return "/proc/self/./fd" + path;
 }
 
-// Whether a loader's message says that the system runs no code from anonymous memory.
+// True if a loader's message says that the system runs no code from anonymous memory.
 bool IsForbidden(const std::string& message) {
   return message.find("failed to map segment") != std::string::npos || message.find("Operation not permitted") != std::string::npos;
 }

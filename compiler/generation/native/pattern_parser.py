@@ -44,7 +44,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Look:
-    """Whether a pattern matches here, or whether a character of a set is before; takes nothing."""
+    """Zero-width assertion: lookahead of a pattern, or lookbehind of one character of a set."""
 
     body: Node
     behind: bool

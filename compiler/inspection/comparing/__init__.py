@@ -1,1 +1,1 @@
-"""Sides of a comparison: a model as it is compiled, and as another runtime computes it."""
+"""The two sides of a comparison: the compiled model, and another runtime."""

@@ -73,7 +73,7 @@ class OnnxSide:
 
 
 def tensor_values(proto: onnx.ModelProto) -> list[str]:
-    """The values of the main graph that nodes compute, in order, where they are known to be tensors."""
+    """Values computed by nodes of the main graph that are known to be tensors, in order."""
     inferred = onnx.shape_inference.infer_shapes(proto) if proto.ByteSize() < 1 << 31 else proto
     known = {
         each.name

@@ -1,4 +1,4 @@
-"""`Side`: what `compare` asks of a model and of its reference."""
+"""`Side`: the interface through which `compare` runs a model and its reference."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Side(Protocol):
     def example(self) -> Mapping[str, Array]: ...
 
     def ours(self, names: Sequence[str]) -> dict[str, Array]:
-        """These values, by a module compiled to return them alone."""
+        """Compute these values with a module compiled to return only them."""
 
     def theirs(self, names: Sequence[str]) -> dict[str, Array]:
-        """These values, by the reference."""
+        """Compute these values with the reference."""

@@ -123,7 +123,7 @@ def _ordered(builder: relax.BlockBuilder, data: Expr, order: Array, experts: Exp
 
 
 def scores_of_chosen(builder: relax.BlockBuilder, scores: Expr, routing: Routing) -> Expr:
-    """Of other scores (rows, experts), those of each row's experts: float32 (rows, chosen)."""
+    """Gather from scores (rows, experts) those of each row's selected experts: float32 (rows, chosen)."""
 
     def compute(scores: te.Tensor, places: te.Tensor, experts: te.Tensor) -> te.Tensor:
         return te.compute(places.shape, lambda row, at: scores[row, experts[places[row, at]]], name="chosen_scores")

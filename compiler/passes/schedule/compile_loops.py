@@ -1,4 +1,4 @@
-"""compile-loops: a loop whose body is calls of kernels becomes one kernel, which calls those of the body in turn.
+"""compile-loops: fuses a loop over kernel calls into one kernel that calls those of the body in turn.
 
 A step of a loop costs the virtual machine more than a small kernel takes: calls of functions, allocations, tests of
 conditions, shapes. Here the tensors of a step lie in one workspace, its state twice: a step reads what the one before
@@ -48,7 +48,7 @@ _ROWS, _FEWEST_ROWS = 64, 4
 
 @graph_pass("compile-loops", summary="Run loops over kernels by one kernel each", only="processor")
 def compile_loops(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `apply-schedules`; inner loops first, which are kernels to the outer ones."""
+    """Runs after `apply-schedules`, on inner loops first: they are kernels to the outer ones."""
     waiting = [variable for variable, function in mod.functions_items() if _is_loop(function)]
     changed = True
     while waiting and changed:
@@ -69,7 +69,7 @@ def _is_loop(function: object) -> bool:
 
 @dataclass(frozen=True)
 class _Loop:
-    """The function that runs a loop, taken apart.
+    """The components of a function that runs a loop.
 
     Attributes:
         states: how many tensors the state has; they follow the level and the number of the iteration.
@@ -84,7 +84,7 @@ class _Loop:
 
     @staticmethod
     def of(variable: GlobalVar, function: Function) -> _Loop:
-        """Raises NotCompiledError where the function was rewritten beyond recognition."""
+        """Recognize a loop. Raises NotCompiledError if the function was rewritten beyond recognition."""
         states, has_count = (int(each) for each in function.attrs[LOOP])
         bodies = [call for call in calls_of_functions(function.body) if call.op.name_hint != variable.name_hint]
         if len(bodies) != 1:
@@ -101,7 +101,7 @@ class _Compiler:
         self._loop = _Loop.of(variable, mod[variable])
 
     def compiled(self) -> IRModule:
-        """The module with the loop as a kernel. Raises NotCompiledError."""
+        """The module with the loop replaced by a kernel. Raises NotCompiledError."""
         form = self._form()
         kernel = LoopKernel(form)
         function, numbers = kernel.function()
@@ -126,7 +126,7 @@ class _Compiler:
         return GlobalVar(name)
 
     def _form(self) -> LoopForm:
-        """The loop in steps."""
+        """Convert the loop to steps."""
         loop, function = self._loop, self._loop.function
         tensors = [
             tensor_of(each.ty, {}, given=each) for each in function.params if isinstance(each.ty, relax.TensorType)
@@ -178,7 +178,7 @@ class _Compiler:
         return values[given]
 
     def _in_one(self, binding: Binding) -> Function:
-        """The function as one call of the kernel."""
+        """Replace the function's body by one call of the kernel."""
         function = self._loop.function
         count = len(function.ret_ty.fields)
         result = relax.Tuple([relax.TupleGetItem(binding.var, place) for place in range(count)])
@@ -188,7 +188,7 @@ class _Compiler:
         ).without_attr(LOOP)
 
     def _in_parts(self, form: LoopForm, binding: Binding, added: dict[GlobalVar, PrimFunc]) -> Function:
-        """The function with several iterations where it ran one: the lowest level of its recursion."""
+        """Replace the lowest level of the function's recursion, which ran one iteration, by one that runs several."""
         function = self._loop.function
         count = len(function.ret_ty.fields)
         items = [relax.TupleGetItem(binding.var, place) for place in range(count + 1)]
@@ -227,14 +227,14 @@ def _view(value: Value) -> View:
 
 
 def _rows_of_part(elements: list[View]) -> int:
-    """How many iterations run at a time where their number is not known: as many as a megabyte has room for."""
+    """Number of iterations per kernel call if the total is unknown: as many as fit a megabyte of stacks."""
     sizes = [bytes_of(view.shape, view.tensor.dtype) for view in elements]
     largest = max((size for size in sizes if isinstance(size, int)), default=_ROOM // _ROWS)
     return min(max(_ROOM // max(largest, 1), _FEWEST_ROWS), _ROWS)
 
 
 def _needed(steps: list[Step], ends: list[Tensor]) -> tuple[list[Step], set[Tensor]]:
-    """The steps that these tensors need, and every tensor that they read."""
+    """The steps that these tensors depend on, and every tensor that they read."""
     read = set(ends)
     kept: list[Step] = []
     for step in reversed(steps):
@@ -255,7 +255,7 @@ def _needed(steps: list[Step], ends: list[Tensor]) -> tuple[list[Step], set[Tens
 
 
 def _with_branch(sequence: SeqExpr, call: Call, branch: SeqExpr) -> SeqExpr:
-    """The code with another branch in place of that which holds the call."""
+    """The code with the branch that contains the call replaced."""
     blocks = []
     for block in sequence.blocks:
         bindings = []

@@ -1,4 +1,4 @@
-"""A loop as one kernel: memory for the tensors of a step, and the code that calls the kernels of one in turn."""
+"""Generates one kernel for a loop: a workspace for the tensors of a step, and calls of the step's kernels in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SYMBOL = "__tvm_ffi_"  # before the name of a kernel
 
 @dataclass
 class LoopForm:
-    """A loop in steps.
+    """A loop in terms of steps.
 
     Attributes:
         steps: those of one iteration.
@@ -54,7 +54,7 @@ class LoopForm:
 
 
 def size_of(shape: Sequence[Expr]) -> Expr:
-    """The number of elements."""
+    """Number of elements."""
     total: Expr = index(1, "int64")
     for each in shape:
         total = total * each
@@ -62,7 +62,7 @@ def size_of(shape: Sequence[Expr]) -> Expr:
 
 
 def bytes_of(shape: Sequence[Expr], dtype: str) -> Index:
-    """The bytes of a tensor: an int where its sizes are known."""
+    """Size of a tensor in bytes: an int if its shape is static."""
     width = (dtype_bits(dtype) + 7) // 8
     if all(isinstance(each, tirx.IntImm) for each in shape):
         total = width
@@ -73,7 +73,7 @@ def bytes_of(shape: Sequence[Expr], dtype: str) -> Index:
 
 
 def _rounded(size: Index) -> Index:
-    """Bytes rounded up to whole cache lines."""
+    """Bytes rounded up to full cache lines."""
     if isinstance(size, int):
         return -(-size // ALIGNMENT) * ALIGNMENT
     return tirx.floordiv(size + (ALIGNMENT - 1), index(ALIGNMENT, "int64")) * ALIGNMENT
@@ -119,12 +119,12 @@ class LoopKernel:
         return self._results[2 + len(self.form.state) : -1]
 
     def _take(self, size: Index) -> Index:
-        """A place for so many bytes in the workspace."""
+        """Allocate bytes in the workspace; returns their offset."""
         begin, self._total = self._total, self._total + _rounded(size)
         return begin
 
     def _plan(self) -> None:
-        """A place for each tensor."""
+        """Assign each tensor an offset in the workspace."""
         form = self.form
         sizes = [bytes_of(each.shape, each.dtype) for each in form.state]
         begins = [self._take(2 * _rounded(size)) for size in sizes]
@@ -154,7 +154,7 @@ class LoopKernel:
         return tensor in self._half or tensor in self._stacked
 
     def _address(self, tensor: Tensor) -> Expr:
-        """The address of a tensor of the current iteration."""
+        """Address of a tensor of the current iteration."""
         if tensor in self._buffers:
             return tirx.buffer_data(self._buffers[tensor])
         if tensor is self.form.iteration:
@@ -166,7 +166,7 @@ class LoopKernel:
         return self._at(self._offsets[tensor])
 
     def _row_address(self, place: int) -> Expr:
-        """Where the current iteration's row of a stack is."""
+        """Address of the current iteration's row in a stack."""
         stack = self._stacks[place]
         return tirx.address_of(load(stack, load(self._step, 0), *[0] * (len(stack.ty.shape) - 1)))
 
@@ -174,19 +174,19 @@ class LoopKernel:
         return tirx.address_of(load(self._work, offset))
 
     def _half_address(self, place: int, half: int) -> Expr:
-        """Where the state is before the current iteration (0) or after it (1)."""
+        """Address of the state before the current iteration (0) or after it (1), which are double-buffered."""
         parity = tirx.bitwise_and(load(self._step, 0) + half, index(1, "int64"))
         return self._at(self._begins[place] + parity * _rounded(self._sizes[place]))
 
     def _flag(self, tensor: Tensor) -> Expr:
-        """The value of a bool."""
+        """Load a bool."""
         if tensor in self._buffers:
             return load(self._buffers[tensor], *[0] * len(tensor.shape))
         place = self._address(tensor)  # address_of(work[...])
         return tirx.NE(place.args[0], tirx.const(0, "uint8"))
 
     def function(self) -> tuple[PrimFunc, list[Var]]:
-        """The kernel, and the symbolic sizes that it takes."""
+        """The kernel, and the symbolic sizes that it takes as parameters."""
         form, states = self.form, self._results[2 : 2 + len(self.form.state)]
         begin = [
             self._allocate_step,
@@ -220,7 +220,7 @@ class LoopKernel:
         return function.with_attrs(attributes), numbers
 
     def _limit(self) -> Expr:
-        """The most iterations."""
+        """The maximum number of iterations."""
         form = self.form
         limits = [] if form.rows is None else [index(form.rows, "int64") if isinstance(form.rows, int) else form.rows]
         if form.level is not None:
@@ -257,7 +257,7 @@ class LoopKernel:
         return tirx.Evaluate(tirx.call_cpacked(_SYMBOL + step.name, *operands, *results))
 
     def _argument(self, tensor: Tensor, shape: Sequence[Expr]) -> Expr:
-        """The tensor as kernels take it."""
+        """The tensor as a kernel argument."""
         pointer = tvm.ir.PointerType(tvm.ir.PrimType("int64"))
         sizes = tvm.ir.Call(
             "tirx.tvm_stack_make_shape",
@@ -276,7 +276,7 @@ def _copy(to: Expr, source: Expr, size: Index) -> Stmt:
 
 
 def copy_kernel(stack: Sequence[Expr], rows: Var, dtype: str) -> tuple[PrimFunc, list[Var]]:
-    """The kernel of the first rows of a stack, (rows of room, *element) to (rows, *element), and its sizes."""
+    """A kernel that copies the first rows of a stack, (allocated rows, *element) to (rows, *element), and its sizes."""
     source, result = _buffer("stack", list(stack), dtype), _buffer("rows", [rows, *stack[1:]], dtype)
     body = _copy(tirx.buffer_data(result), tirx.buffer_data(source), rows * bytes_of(stack[1:], dtype))
     attributes = {"tirx.is_scheduled": True, "tirx.noalias": True}
@@ -289,7 +289,7 @@ def _buffer(name: str, shape: Sequence[Expr], dtype: str) -> Expr:
 
 
 def _with_own_sizes(params: Sequence[Var], body: Stmt) -> PrimFunc:
-    """A kernel whose symbolic sizes, which are parameters, are variables of its own."""
+    """The kernel with fresh variables for the symbolic sizes among its parameters."""
     buffers = [each for each in params if tirx.is_buffer_var(each)]
     own = {each: tirx.Var(str(each.name), "int64") for each in params if not tirx.is_buffer_var(each)}
     for each in buffers:
@@ -299,8 +299,8 @@ def _with_own_sizes(params: Sequence[Var], body: Stmt) -> PrimFunc:
 
 
 def _sizes_of(buffers: Sequence[Expr], body: Stmt) -> list[Var]:
-    """The symbolic sizes that a kernel reads. It takes them as numbers: TVM reads none from a tensor of which a kernel
-    takes the address alone."""
+    """The symbolic sizes that a kernel reads. They are passed as numbers: TVM cannot read them from a tensor if the
+    kernel only uses its address."""
     read = dict.fromkeys(
         size for buffer in buffers for each in buffer.ty.shape for size in tirx.analysis.undefined_vars(each)
     )
@@ -309,7 +309,7 @@ def _sizes_of(buffers: Sequence[Expr], body: Stmt) -> list[Var]:
 
 
 def _written(steps: Sequence[Step]) -> Iterator[Tensor]:
-    """Every tensor that steps write, once."""
+    """Every tensor that steps write, without duplicates."""
     seen: dict[Tensor, None] = {}
     for step in steps:
         if isinstance(step, KernelCall):
@@ -332,7 +332,7 @@ def _names(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def _lifetimes(form: LoopForm) -> dict[Tensor, tuple[int, int]]:
-    """The first and the last of the steps that touch a tensor, branches one after the other."""
+    """First and last step that uses each tensor, with the sides of branches one after the other."""
     found: dict[Tensor, tuple[int, int]] = {}
     time = 0
 

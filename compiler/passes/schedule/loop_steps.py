@@ -1,4 +1,5 @@
-"""The body of a loop as steps: calls of kernels, copies and branches on tensors whose sizes are fixed meanwhile."""
+"""Converts a loop body to steps: calls of kernels, copies and branches on tensors whose sizes do not change in the
+loop."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class NotCompiledError(Exception):
-    """A body does something else than calling kernels on tensors of fixed sizes; its loop stays as it is."""
+    """The body does something other than calling kernels on tensors of fixed sizes; the loop is left unchanged."""
 
 
 @dataclass(eq=False)
 class Tensor:
-    """A tensor of a step: given to the loop (`given`), or written by a step."""
+    """A tensor of a step: an input of the loop (`given`), or written by a step."""
 
     shape: list[Expr]
     dtype: str
@@ -35,7 +36,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor, and the shape in which it is read."""
+    """A tensor with the shape in which it is read."""
 
     tensor: Tensor
     shape: tuple[Expr, ...]
@@ -47,7 +48,7 @@ Value: TypeAlias = "View | list[Value] | tuple[Expr, ...]"
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A call of a kernel by its name; operands that are no tensors are sizes."""
+    """A call of a kernel by name; operands that are not tensors are sizes."""
 
     name: str
     operands: list[View | Expr]
@@ -56,7 +57,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Copy:
-    """A tensor of the same size is overwritten by another."""
+    """Copy a tensor to another of the same size."""
 
     source: Tensor
     result: Tensor
@@ -64,7 +65,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Branch:
-    """Steps that run where a condition, a tensor of one bool, is true, and where it is not."""
+    """Steps to run if a condition, a tensor of one bool, is true, and others if it is false."""
 
     condition: Tensor
     steps: tuple[list[Step], list[Step]]
@@ -75,7 +76,7 @@ Step: TypeAlias = KernelCall | Copy | Branch
 
 @dataclass
 class StepReader:
-    """Reads the calls of functions as steps.
+    """Converts calls of functions to steps.
 
     Attributes:
         mod: the module of the functions, after schedules were applied.
@@ -88,11 +89,11 @@ class StepReader:
     constants: list[tuple[GenericConst, Tensor]] = field(default_factory=list)
 
     def call(self, function: Function, arguments: Sequence[Value]) -> Value:
-        """The value of a call. Raises NotCompiledError."""
+        """The result of a call. Raises NotCompiledError."""
         return _FunctionReader(self, function, arguments).value_of(function.body)
 
     def constant(self, constant: GenericConst) -> View:
-        """A constant as a given tensor, the same one each time."""
+        """The loop input for a constant; the same one for repeated uses."""
         known = next((tensor for each, tensor in self.constants if each.same_as(constant)), None)
         if known is None:
             known = tensor_of(constant.ty, {}, given=constant)
@@ -101,7 +102,7 @@ class StepReader:
 
 
 def tensor_of(ty: Type, sizes: dict[Var, Expr], given: Expr | None = None) -> Tensor:
-    """A tensor of a Relax type, sizes replaced. Raises NotCompiledError where its shape is not known."""
+    """A tensor of a Relax type, with sizes substituted. Raises NotCompiledError if its shape is unknown."""
     if not isinstance(ty, relax.TensorType) or ty.shape is None or not isinstance(ty.shape, relax.ShapeExpr):
         raise NotCompiledError("a tensor of unknown shape")
     dtype = str(ty.dtype)
@@ -127,7 +128,7 @@ class _FunctionReader:
                 self._bind_sizes(parameter.ty, value)
 
     def _bind_sizes(self, ty: Type, given: Sequence[Expr]) -> None:
-        """Sizes named by a type are those of what has it; the others must be equal."""
+        """Bind the sizes that a type names to those of its value; sizes that are already bound must match."""
         named = ty.values if isinstance(ty, relax.ShapeType) else getattr(ty, "shape", None)
         if named is None or len(named) != len(given):
             raise NotCompiledError("a shape that is not known")
@@ -221,7 +222,7 @@ class _FunctionReader:
 
 
 def _joined(left: Value, right: Value, sides: Sequence[list[Step]]) -> Value:
-    """What either side of a branch gives, copied to tensors of its own at the end of both."""
+    """Merge the results of both sides of a branch, by copies to common tensors at the end of each."""
     if isinstance(left, list) and isinstance(right, list):
         return [_joined(a, b, sides) for a, b in zip(left, right, strict=True)]
     if not isinstance(left, View) or not isinstance(right, View) or left.tensor.dtype != right.tensor.dtype:

@@ -1,4 +1,4 @@
-"""`TextReranker`: how well texts answer a query, by a cross-encoder and its tokenizer."""
+"""`TextReranker`: relevance of texts to a query, by a cross-encoder and its tokenizer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TextReranker:
         self._tokenizer.enable_padding(length=length if isinstance(length, int) else None)
 
     def rank(self, query: str, texts: Sequence[str]) -> Ranking:
-        """The texts with their scores. Raises InputError where the tokenizer fails on a text."""
+        """Score the texts. Raises InputError if the tokenizer fails on a text."""
         step = self._batch or _AT_ONCE
         parts = [self._scores(query, texts[start : start + step]) for start in range(0, len(texts), step)]
         return Ranking(tuple(texts), sigmoid(np.concatenate(parts) if parts else np.zeros(0)))

@@ -152,7 +152,7 @@ class Segmentation:
         return pillow.fromarray(np.where(self.mask[:, :, None] > 0, mixed, self.image).astype(np.uint8))
 
     def cutout(self) -> Any:
-        """What the mask covers, on a transparent ground (the scores, where there are some), as an image of Pillow in
+        """The masked part of the image on a transparent background (with scores as alpha, if any), as a Pillow image in
         RGBA. Raises MissingDependencyError."""
         pillow = optional_module("PIL.Image", "images", "cuts out")
         opaque = (self.mask > 0) * 255.0 if self.scores is None else np.clip(self.scores, 0, 1) * 255
@@ -297,7 +297,7 @@ def name_of(names: tuple[str, ...] | None, number: int) -> str:
 def of_image(
     task: str | None, outputs: Mapping[str, Array], image: Array, names: tuple[str, ...] | None
 ) -> Detections | Segmentation | Classes | Text:
-    """What the outputs of a module with processing of images say.
+    """Convert the outputs of a module with image processing to predictions.
 
     Args:
         image: that it was run on, uint8 (height, width, 3).

@@ -16,7 +16,7 @@ _NO_PARAMETERS: dict[str, Any] = {}
 
 
 class Inference(NamedTuple):
-    """What a request asks for.
+    """The contents of an inference request.
 
     Attributes:
         inputs: by name.

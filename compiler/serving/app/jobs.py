@@ -1,4 +1,4 @@
-"""What the sandboxes of a server do: `STATES` are built before data of clients come, `JOBS` read these data."""
+"""Jobs of a server's sandboxes: `STATES` are built before client data arrive, `JOBS` read that data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts in the order in which they answer a query, by the request that Cohere, Jina, vLLM and llama.cpp take."""
+"""Ranks texts by relevance to a query, with the request format of Cohere, Jina, vLLM and llama.cpp."""
 
 from __future__ import annotations
 

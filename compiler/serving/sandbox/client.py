@@ -1,4 +1,4 @@
-"""`Sandbox`: runs jobs on data of clients in processes that may end."""
+"""`Sandbox`: runs jobs on client data in disposable processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_
 
 
 class State:
-    """What jobs need that is built before data of clients come, as a tokenizer; compared by identity.
+    """State of jobs that is built before client data arrive, such as a tokenizer; compared by identity.
 
     It is built in a forker when a job first needs it, and forgotten there once nothing here refers to it.
     """
@@ -40,10 +40,10 @@ class State:
 
 
 class Sandbox:
-    """Runs jobs, each alone in its process."""
+    """Runs each job in a process of its own."""
 
     def __init__(self, limits: Limits, program: str) -> None:
-        """Make one, which starts nothing yet.
+        """Create a sandbox without starting processes yet.
 
         Args:
             limits: of which those named `sandbox...` are read.
@@ -69,13 +69,13 @@ class Sandbox:
             return found
 
     async def begin(self, job: str, state: State, *arguments: object, forker: str) -> socket.socket:
-        """Run a job that goes on: the socket over which it does. Raises as `run`."""
+        """Start an interactive job; returns the socket to it. Raises as `run`."""
         async with self._places:
             _, process = await self._answered(job, state, arguments, forker)
             return process.sock
 
     def start(self) -> None:
-        """Start the process that others are forked from, so that the first job need not wait for that."""
+        """Start the process that others are forked from in advance, so that the first job does not wait for it."""
         self._forker("").start()
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Sandbox:
     async def _answered(
         self, job: str, state: State | None, arguments: tuple[object, ...], forker: str
     ) -> tuple[Any, Process]:
-        """The answer of a process, and the process."""
+        """A process's answer, and the process."""
         forking = self._forker(forker)
         name = None if state is None else await forking.define(state)
         message = pack([job, name, *arguments])
@@ -111,7 +111,7 @@ class Sandbox:
 
 
 class Forker:
-    """The process that sandboxes are forked from; it is started again where it has ended."""
+    """The process that sandboxes are forked from; restarted if it has ended."""
 
     def __init__(self, limits: Limits, program: str) -> None:
         self._limits, self._program = limits, program
@@ -125,7 +125,7 @@ class Forker:
         self._forgotten: list[str] = []
 
     async def define(self, state: State) -> str:
-        """Have a state in the processes that are forked from now on; its name there.
+        """Build a state in the forker, for processes forked from now on; returns its name there.
 
         Raises ServiceUnavailableError where it cannot be built, and what its builder raises.
         """
@@ -141,7 +141,7 @@ class Forker:
             return self._names[state]
 
     def take(self) -> Process:
-        """A process that waits for a job."""
+        """An idle process."""
         self.start()
         living = (each for each in iter(self._popped, None) if not each.ended)
         process = next(living, None) or Process(self._connect(WORK), self._states)
@@ -152,7 +152,7 @@ class Forker:
         return self._idle.pop() if self._idle else None
 
     def give_back(self, process: Process) -> None:
-        """It may run other jobs, unless it has grown, ran many, or lacks states."""
+        """Return a process for reuse, unless it has grown, has run many jobs, or lacks states."""
         reusable = process.uses < _USES and not process.large and process.states == self._states
         if reusable and len(self._idle) < self._limits.sandboxes:
             self._idle.append(process)
@@ -160,7 +160,7 @@ class Forker:
             process.sock.close()
 
     def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process if it is not running."""
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
@@ -176,7 +176,7 @@ class Forker:
         self._control = ours
 
     def close(self) -> None:
-        """End the process, and those that wait for jobs."""
+        """End the process and the idle sandboxes."""
         self._drop_idle()
         if self._control is not None:
             self._control.close()  # which ends it
@@ -210,7 +210,7 @@ class Forker:
 
 
 class Process:
-    """A sandbox, by its socket.
+    """A sandbox process, reached over its socket.
 
     Attributes:
         states: that were built before it was forked.
@@ -223,13 +223,13 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """True if a process that waits for a job has ended."""
+        """True if an idle process has ended."""
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))
 
     async def ask(self, message: bytes | bytearray) -> Any:
-        """Send a message, and receive the answer. Raises EOFError where the process ends before."""
+        """Send a message and receive the answer. Raises EOFError if the process ends first."""
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(self.sock, message)

@@ -1,4 +1,4 @@
-"""The process that sandboxes are forked from: it has no threads, and reads no data of clients itself.
+"""The process that sandboxes are forked from. It has no threads, and never reads client data itself.
 
 It is started by `client.Forker` with a socket, over which each message is a byte and a socket: DEFINE builds
 a state (a tokenizer, say) here, so that processes forked later have it; WORK forks one that runs jobs over the socket.
@@ -26,7 +26,7 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 def serve(jobs: Functions, builders: Functions) -> None:
-    """Fork on demand until the server closes its end; the command's arguments are those that `client.Forker` gives.
+    """Fork on demand until the server closes its end; the arguments are those passed by `client.Forker`.
 
     Args:
         jobs: each takes a state, or None, and arguments. One that returns a function goes on with it, on its socket,
@@ -84,7 +84,8 @@ def _run_jobs(sock: socket.socket, jobs: Functions, states: dict[str, Any], seco
 
 
 def failure(error: BaseException) -> list[Any]:
-    """The answer for an error; what is not of this project is of a package that could not read its input."""
+    """The answer for an exception; exceptions from outside this project mean that a package could not read its
+    input."""
     if isinstance(error, TensorwrightError):
         limit = error.limit if isinstance(error, LimitError) else None
         return ["failed", type(error).__name__, error.message, error.hint, limit]

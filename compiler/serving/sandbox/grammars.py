@@ -1,4 +1,4 @@
-"""`GrammarProcesses`: grammars of clients, each compiled in a process from which one is forked for each text."""
+"""`GrammarProcesses`: client grammars, each compiled in a process that forks another for each text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _FORKER = "grammars"  # one of their own, since the package loads torch
 
 
 class GrammarProcesses:
-    """The grammars of a model; recently used ones stay compiled."""
+    """The grammars of a model; recently used ones are kept compiled."""
 
     def __init__(self, state: State, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
         self._state, self._vocabulary, self._stop_tokens = state, vocabulary, stop_tokens
         self._compiled: OrderedDict[Grammar, asyncio.Future[socket.socket]] = OrderedDict()
 
     async def matcher(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> Matcher:
-        """What follows one text. Raises OptionError where the grammar cannot be used, InputError as `Sandbox.run`."""
+        """Create the matcher of one text. Raises OptionError if the grammar cannot be used, InputError as
+        `Sandbox.run`."""
         first, sock = await self._began(grammar, sandbox, limits)
         return Matcher(_Masks(sock, first, limits.sandbox_seconds * CLOCK), self._vocabulary, self._stop_tokens)
 
@@ -41,7 +42,7 @@ class GrammarProcesses:
             self._drop(next(iter(self._compiled)))
 
     async def _began(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> tuple[Any, socket.socket]:
-        """A process that follows a text, by what it says first and its socket."""
+        """Fork a process for a text; returns its first message and its socket."""
         known = grammar in self._compiled
         control = await self._control(grammar, sandbox, limits)
         ours, theirs = socket.socketpair()
@@ -62,7 +63,7 @@ class GrammarProcesses:
             raise
 
     async def _control(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> socket.socket:
-        """The socket of the process that has compiled a grammar."""
+        """Socket of the process that has compiled a grammar."""
         if grammar not in self._compiled:
             begun = sandbox.begin(
                 "grammar", self._state, grammar.kind, grammar.text, limits.sandbox_seconds, forker=_FORKER
@@ -91,7 +92,7 @@ def _close(compiled: asyncio.Future[socket.socket]) -> None:
 
 
 class _Masks:
-    """By a process that follows the text; used by the scheduler's thread."""
+    """Masks computed by a process that follows the text; used by the scheduler's thread."""
 
     def __init__(self, sock: socket.socket, first: Any, seconds: float) -> None:
         self._sock, self._answer, self._seconds = sock, first, seconds

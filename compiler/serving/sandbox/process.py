@@ -1,4 +1,4 @@
-"""Processes that are forked on demand, and the kernel's limits on them."""
+"""Processes forked on demand, and the kernel's limits on them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fork_on_demand(
     handle: Callable[[bytes, socket.socket], None],
     define: Callable[[socket.socket], None] | None = None,
 ) -> None:
-    """Fork a process for each socket that arrives, until the other end closes.
+    """Fork a process for each received socket, until the other end closes.
 
     Args:
         handle: runs in the process; it ends when this returns or raises.
@@ -50,7 +50,7 @@ def fork_on_demand(
 
 
 def allow(seconds: int, sock: socket.socket) -> None:
-    """Let this process work for so long from now; then the kernel ends it, and so it does when the other end of the
+    """Limit this process to a time from now, after which the kernel ends it; it also ends if the other end of the
     socket, which sends nothing meanwhile, is closed."""
     fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
     _signal_changes(sock, True)
@@ -63,25 +63,25 @@ def allow(seconds: int, sock: socket.socket) -> None:
 
 
 def allow_waiting(sock: socket.socket) -> None:
-    """Let this process wait for what comes over the socket for as long as it has to."""
+    """Let this process wait on the socket without a time limit."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     _signal_changes(sock, False)
 
 
 def _signal_changes(sock: socket.socket, wanted: bool) -> None:
-    """Have what arrives on a socket, its end above all, send SIGIO, which ends a process."""
+    """Raise SIGIO, which ends the process, on any activity on a socket, in particular its closing."""
     flags = fcntl.fcntl(sock, fcntl.F_GETFL)
     fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
 
 
 def lift_processor_limit() -> None:
-    """Let this process work for ever."""
+    """Remove this process's limit on processor time."""
     most = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (most, most))
 
 
 def confine(memory: int) -> None:
-    """Limit the memory of this process beyond what it shares, and have nothing of it be seen."""
+    """Limit this process's memory beyond what it shares, and suppress its output."""
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * _PAGE
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))

@@ -1,4 +1,5 @@
-"""Messages between a server and its sandboxes: a length, then MessagePack; numpy arrays are an extension of it.
+"""Messages between a server and its sandboxes: a length followed by MessagePack, with an extension type for numpy
+arrays.
 
 Nothing is unpickled: what a sandbox sends comes from a process that has read a stranger's data.
 """
@@ -20,7 +21,7 @@ _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def pack(message: object) -> bytearray:
-    """A message with its length before it."""
+    """Encode a message with a length prefix."""
     content = bytearray(LENGTH_BYTES)
     _ENCODER.encode_into(message, content, LENGTH_BYTES)
     content[:LENGTH_BYTES] = (len(content) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little")
@@ -28,7 +29,7 @@ def pack(message: object) -> bytearray:
 
 
 def unpack(content: bytes | bytearray | memoryview) -> Any:
-    """What was packed, without its length."""
+    """Decode a message without its length prefix."""
     return _DECODER.decode(content)
 
 

@@ -1,4 +1,4 @@
-"""`ServiceReranker`: scores of texts for a query by a service that reads both as tokens."""
+"""`ServiceReranker`: relevance of texts to a query, by a service whose model reads both as tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AT_ONCE = 64  # pairs of a request that wait for the model: others find room be
 
 
 class ServiceReranker:
-    """Scores pairs of texts: each is a request of its own, so that a batcher puts those of one length together."""
+    """Scores pairs of texts, each in a request of its own, so that a batcher can combine those of equal length."""
 
     def __init__(self, service: Service, tokenizer: bytes, max_tokens: int | None = None) -> None:
         """Find out how the service takes tokens.

@@ -36,7 +36,8 @@ class ReadPrompt:
 
 
 def _cost(prompt: Prompt) -> int:
-    """What reading a prompt costs, in characters; tokens cost nothing, and messages more than is read here."""
+    """Cost of reading a prompt, in characters; tokens cost nothing, and messages exceed the limit for reading in this
+    process."""
     if isinstance(prompt, str):
         return len(prompt)
     return 0 if all(isinstance(each, int) for each in prompt) else INLINE_TEXT + 1
@@ -130,7 +131,7 @@ class TextService:
         return [ReadPrompt(tokens.tolist(), inputs) for tokens, inputs in found]
 
     async def matcher(self, grammar: object, sandbox: Sandbox, limits: Limits) -> Matcher | None:
-        """What follows a text of a grammar, which is compiled in a sandbox; None for None.
+        """Create the matcher of a grammar, compiled in a sandbox; None for None.
 
         Raises OptionError where the grammar cannot be used, InputError where compiling it takes too much.
         """

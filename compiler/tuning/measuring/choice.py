@@ -1,4 +1,4 @@
-"""Whether kernels are timed, or their cost is computed: what the caller asks for, and what the target allows."""
+"""Chooses between timing kernels and estimating their cost, by the caller's options and the target's abilities."""
 
 from __future__ import annotations
 

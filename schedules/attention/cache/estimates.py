@@ -33,7 +33,7 @@ class CacheSizes:
 
 
 def cache_cycles(sizes: CacheSizes, machine: Machine, tiles: Product | None) -> float:
-    """Of one core, in float32 vectors, or by an instruction whose sums stay in tiles."""
+    """Single-core cycles, in float32 vectors or by an instruction with tile accumulators."""
     rate = 1.0 if tiles is None else tiles.rate_on(machine)
     lanes = machine.lanes("float32")
     return sizes.operations / (2 * lanes * machine.fma_ports * rate) + sizes.scores / lanes * _SOFTMAX

@@ -85,7 +85,7 @@ def tiles_of(function: PrimFunc, machine: Machine) -> Product | None:
 
 
 def prompt_tiles(own: CacheOperands, machine: Machine) -> Product | None:
-    """That of prompts, where the operands may be rounded to bfloat16 and the machine has one that is faster."""
+    """The tile instruction for prompts, if operands may be rounded to bfloat16 and the machine has a faster one."""
     tiles = bfloat16_tiles(machine)
     return tiles if tiles is not None and own.rounds and tiles.rate_on(machine) > 1 else None
 

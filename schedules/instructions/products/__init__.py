@@ -1,1 +1,2 @@
-"""Instructions that multiply and add groups of narrow operands, as a table: `schedules.instructions.products.table`."""
+"""Table of instructions that multiply and accumulate groups of narrow operands:
+`schedules.instructions.products.table`."""

@@ -54,7 +54,7 @@ PRODUCTS = tuple(
 
 
 def symbol_of(product: Product, row_tiles: int, width: int) -> str:
-    """The function of so many tiles of rows by a panel of `width` columns."""
+    """Symbol of the function for a number of row tiles by a panel of `width` columns."""
     return f"{_PREFIX}{product.name}_{ROWS * row_tiles}x{width}"
 
 
@@ -62,14 +62,14 @@ UNITS = (16, 32)
 
 
 def unit_symbol(product: Product, unit: int) -> str:
-    """The function (a, pitch, b, pitch, sums) of one tile by `unit` bytes of each row: weights have a word of four for
-    each column, the sums are 16 rows of 16."""
+    """Symbol of the function (a, pitch, b, pitch, sums) of one tile by `unit` bytes of each row: weights have one word
+    of four bytes per column, the accumulators are 16 x 16."""
     return f"{_PREFIX}{product.name}_unit{unit}"
 
 
 def definitions(called: Set[str], machine: Machine) -> str:
-    """LLVM IR of those functions of a kernel's external calls that are of tiles: the instructions or, where generated
-    code may not use them, plain code."""
+    """LLVM IR of the tile functions among a kernel's external calls: the AMX instructions or, if generated code may not
+    use them, plain code."""
     declared: dict[str, None] = {}  # each once, or LLVM refuses the text
     texts = []
     for product in PRODUCTS:
@@ -92,7 +92,7 @@ declare void @llvm.x86.tilestored64.internal(i16, i16, ptr, i64, x86_amx)"""
 
 
 def _native_text(product: Product, row_tiles: int, width: int) -> str:
-    """`row_tiles` tiles of rows by a panel."""
+    """Code for `row_tiles` row tiles by a panel."""
     points = [(i, j) for i in range(row_tiles) for j in range(width // COLUMNS)]
     load = "call x86_amx @llvm.x86.tileloadd64.internal"
     dot = f"call x86_amx @llvm.x86.{product.name}.internal(i16 16, i16 64, i16 64, x86_amx"
@@ -147,7 +147,7 @@ def _native_unit(product: Product, unit: int) -> str:
 
 
 def _plain_unit(product: Product, unit: int) -> str:
-    """Row after row."""
+    """Plain code, row by row."""
     operation = product.operation
     words = "<16 x i32>"
     return f"""define i32 @{unit_symbol(product, unit)}({_UNIT_ARGUMENTS}) nounwind {{
@@ -198,13 +198,13 @@ _METADATA = """!0 = distinct !{!0, !1}
 
 
 def _tap_phis(before: str, last: str) -> list[str]:
-    """The number of a tap, its offset, and its places in the inner dimensions."""
+    """Phi nodes of a tap: its index, its offset, and its indices in the inner dimensions."""
     names = {"tap": "next_tap", "offset": "next_offset", "i2": "j2", "i1": "j1"}
     return [f"  %{name} = phi i64 [ 0, %{before} ], [ %{after}, %{last} ]" for name, after in names.items()]
 
 
 def _tap_end(label: str) -> list[str]:
-    """The next tap, and the branch to it or out of the loop."""
+    """Advance to the next tap, and branch to it or out of the loop."""
     return [
         "  %k2 = add i64 %i2, 1",
         "  %wrap2 = icmp eq i64 %k2, %n2",
@@ -227,14 +227,14 @@ def _tap_end(label: str) -> list[str]:
 
 
 def _plain_dot(product: Product) -> str:
-    """The sum of products of sixteen columns, a function of its own beside that of vectors."""
+    """Dot products of sixteen columns, as a separate function next to the one for vectors."""
     operation = replace(product.operation, short=f"tiles_{product.operation.short}")
     assert operation.plain is not None
     return operation.function(COLUMNS, operation.plain(COLUMNS))
 
 
 def _plain_text(product: Product, row_tiles: int, width: int) -> str:
-    """Row after row, sixteen columns at a time."""
+    """Plain code, row by row, sixteen columns at a time."""
     operation, scalar = product.operation, SCALARS[product.operation.total]
     total, words = f"<16 x {scalar}>", "<16 x i32>"
     halves = width // COLUMNS

@@ -26,8 +26,8 @@ def _direct(name: str, a: str = "%x", b: str = "%y") -> str:
 
 
 def _unsigned_by_signed() -> str:
-    """`sdot` takes signed bytes alone: it sums (a - 128) b, and 128 times the sum of b is added, which is the same for
-    all that share b and computed once."""
+    """`sdot` takes only signed bytes: it accumulates (a - 128) b, and 128 times the sum of b is added, which is
+    computed once for all results that share b."""
     return f"""{_CASTS}
   %z = xor <16 x i8> %x, splat (i8 -128)
   %o = {_call("sdot", "zeroinitializer", "splat (i8 1)", "%y")}

@@ -1,4 +1,4 @@
-"""Instructions on narrow operands as operators of TVM: total + sum over a group of a * b, lane by lane.
+"""Instructions on narrow operands as TVM operators: total + sum over a group of a * b, lane by lane.
 
 A group travels as a 32-bit word a lane, its first element in the lowest bits. Each operation has a plain form in LLVM
 IR, which runs on any processor and is what tests compare instructions with.
@@ -22,7 +22,7 @@ SCALARS = {"float32": "float", "int32": "i32"}
 
 @dataclass(frozen=True)
 class Operation:
-    """A sum of products.
+    """A sum of products over a group of neighbours.
 
     Attributes:
         short: its name; operators of TVM have `PREFIX` before it.
@@ -59,11 +59,11 @@ class Operation:
 
     @property
     def stored(self) -> str:
-        """TVM's type of the left operand in memory; that of bfloat16 are its bits."""
+        """TVM dtype of the left operand in memory; bfloat16 is stored as its bits."""
         return "uint16" if self.a == "bfloat16" else self.a
 
     def half(self, word: Expr, at: int) -> Expr:
-        """The 16-bit float in the low or the high half of a word, as float32."""
+        """The low or high 16-bit float of a word, as float32."""
         sixteen = tirx.IntImm("int32", 16)
         if self.a == "bfloat16":
             return tirx.reinterpret("float32", word & tirx.IntImm("int32", -65536) if at else word << sixteen)
@@ -71,27 +71,27 @@ class Operation:
         return tirx.Cast("float32", tirx.reinterpret("float16", bits))
 
     def takes(self, a: str, b: str) -> bool:
-        """True if it multiplies such operands, bytes of the other signedness shifted."""
+        """True if it supports these operands; bytes of the other signedness are shifted."""
         return self.b == b and (self.a == a or (self.a in BYTES and a in BYTES))
 
     def shift(self, dtype: str) -> int:
-        """Offset that turns elements of a type of 8 bits into those of the left operand."""
+        """Offset that converts elements of an 8-bit dtype to the dtype of the left operand."""
         return {("uint8", "int8"): -128, ("int8", "uint8"): 128}.get((dtype, self.a), 0)
 
     def function(self, lanes: int, body: str) -> str:
-        """The LLVM function of a body."""
+        """The LLVM function with a given body."""
         kind, i = vector(SCALARS[self.total], lanes), vector("i32", lanes)
         head = f"define {kind} @{symbol(self.short, lanes)}({kind} %c, {i} %a, {i} %b) alwaysinline nounwind {{"
         return f"{head}\n{body}\n  ret {kind} {RESULT}\n}}"
 
 
 def joined(low: Expr, high: Expr) -> Expr:
-    """Two vectors of two int32 as one of four."""
+    """Concatenate two vectors of two int32."""
     return tirx.Shuffle([low, high], [tirx.IntImm("int32", lane) for lane in range(4)])
 
 
 def row_of(left: Expr, right: Expr, row: int) -> Expr:
-    """A row of four columns out of the 2 x 2 sums of the left and the right two columns."""
+    """A row of four columns from the 2 x 2 accumulators of the left two and the right two columns."""
     places = [2 * row, 2 * row + 1, 4 + 2 * row, 5 + 2 * row]
     return tirx.Shuffle([left, right], [tirx.IntImm("int32", place) for place in places])
 
@@ -101,12 +101,12 @@ def _byte(word: Expr, at: int, dtype: str) -> Expr:
 
 
 def splat(value: int, lanes: int, scalar: str = "i32") -> str:
-    """A constant in every lane."""
+    """Broadcast a constant to all lanes."""
     return str(value) if lanes == 1 else f"splat ({scalar} {value})"
 
 
 def _plain_bytes(a: str, b: str) -> Body:
-    """Byte after byte of two types."""
+    """Plain code for two byte dtypes, byte by byte."""
     return lambda lanes: _bytewise(lanes, signed={"a": a == "int8", "b": b == "int8"})
 
 
@@ -139,7 +139,7 @@ def _plain_word(lanes: int) -> str:
 
 
 def _plain_bfloat16(lanes: int) -> str:
-    """Two multiply-adds on the halves."""
+    """Plain code: a multiply-add for each half."""
     f, i = vector("float", lanes), vector("i32", lanes)
     return f"""  %al = shl {i} %a, {splat(16, lanes)}
   %bl = shl {i} %b, {splat(16, lanes)}
@@ -156,7 +156,7 @@ def _plain_bfloat16(lanes: int) -> str:
 
 
 def _plain_float16(lanes: int) -> str:
-    """Two multiply-adds on the halves."""
+    """Plain code: a multiply-add for each half."""
     f, h, s, i = (vector(each, lanes) for each in ("float", "half", "i16", "i32"))
     lines = []
     for name in "ab":
@@ -181,7 +181,7 @@ def _plain_float16(lanes: int) -> str:
 
 
 def float16_sums(lanes: int) -> str:
-    """Each half of a word by itself, added in float16."""
+    """Each half of a word separately, accumulated in float16."""
     i, h = vector("i32", lanes), f"<{2 * lanes} x half>"
     return f"""  %ch = bitcast {i} %c to {h}
   %ah = bitcast {i} %a to {h}

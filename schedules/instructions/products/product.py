@@ -1,4 +1,4 @@
-"""An instruction that multiplies and adds, as data."""
+"""Description of a multiply-accumulate instruction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TILES_OF_CONVOLUTIONS = 1.8
 
 @dataclass(frozen=True)
 class Product:
-    """An instruction.
+    """A multiply-accumulate instruction.
 
     Attributes:
         name: of the instruction; processors' `rates` are listed by it.
@@ -46,16 +46,16 @@ class Product:
 
     @property
     def group(self) -> int:
-        """How many neighbours along the depth share a word: the packing of weights follows from it."""
+        """Number of neighbours along the depth that share a word; it determines the packing of weights."""
         return self.operation.group
 
     def rate_on(self, machine: Machine) -> float:
-        """Its multiply-adds beside float32's on a processor."""
+        """Multiply-add throughput relative to float32 on a processor."""
         return dict(machine.rates).get(self.name, self.rate)
 
     def convolution_rate_on(self, machine: Machine) -> float:
-        """The same in convolutions: those in tiles read a plane of input from the first cache, where products read
-        their operands from the second (1,860 to 2,560 G operations/s beside 1,120)."""
+        """The same for convolutions: tile kernels read an input plane from the L1 cache, where matmuls read their
+        operands from L2 (1,860 to 2,560 G operations/s against 1,120)."""
         return self.rate_on(machine) * (_TILES_OF_CONVOLUTIONS if self.sums == "tiles" else 1.0)
 
 

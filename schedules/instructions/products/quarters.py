@@ -1,4 +1,4 @@
-"""Functions in LLVM IR for vectors of several of Arm's 128-bit registers, made of the one for a single register."""
+"""LLVM IR functions for vectors spanning several 128-bit Arm registers, built from the single-register function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ REGISTER_LANES = 4  # of 32 bits
 
 
 def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:
-    """A function (sum, a, b) of `lanes` lanes that calls `single`, of four lanes, on each run of four.
+    """A function (sum, a, b) on `lanes` lanes that calls `single`, a four-lane function, on each run of four.
 
     Args:
         scalar: LLVM's type of the sum; a and b are 32-bit integers.
@@ -27,7 +27,7 @@ def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:
 
 
 def _joined(parts: list[str], scalar: str) -> list[str]:
-    """Lines that put vectors of four lanes one after the other, and return the whole."""
+    """Lines that concatenate four-lane vectors and return the result."""
     lines = []
     whole, size = parts[0], REGISTER_LANES
     for number, part in enumerate(parts[1:]):

@@ -1,4 +1,4 @@
-"""The products of all processors, what a machine multiplies with, and the code of products that a kernel calls.
+"""Multiply-accumulate instructions of all processors, selection for a machine, and the LLVM IR that a kernel needs.
 
 Rules, passes and cost models ask here what a machine has; a new instruction is one more entry.
 """
@@ -20,60 +20,61 @@ PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)
 
 
 def products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
-    """The instructions of a machine that multiply elements of two types: first those of just these types, then those
-    that bytes of the other signedness are shifted for; among equals as the table lists them."""
+    """The machine's instructions for operands of two dtypes: first those that take exactly these, then those that need
+    bytes of the other signedness shifted; otherwise in table order."""
     found = [each for each in PRODUCTS if each.direct and each.operation.takes(a, b) and _has(machine, each)]
     return tuple(sorted(found, key=lambda each: each.operation.a != a))
 
 
 def dot_products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
-    """Those of `products` that sum in the lanes of vectors."""
+    """The instructions among `products` that accumulate in vector lanes."""
     return tuple(each for each in products(machine, a, b) if each.rows == 1)
 
 
 def matrix_product(machine: Machine, a: str, b: str) -> Product | None:
-    """The first of `products` that multiplies several rows by several columns of a register, where there is one."""
+    """The first instruction among `products` that multiplies several rows by several columns of a register, or None."""
     return next((each for each in products(machine, a, b) if each.rows > 1 and each.sums == "vectors"), None)
 
 
 def tile_product(machine: Machine, operation: Operation) -> Product | None:
-    """The instruction that computes an operation with sums in tiles, where the machine has one."""
+    """The instruction that computes an operation with tile accumulators, or None."""
     found = (each for each in PRODUCTS if each.sums == "tiles" and each.operation is operation)
     return next((each for each in found if _has(machine, each)), None)
 
 
 def operation_of(machine: Machine, a: str, b: str) -> Operation:
-    """The operation by which products of two types are summed: that of the machine's first product, else one that is
-    computed in its plain form or by other instructions."""
+    """The operation that multiplies operands of two dtypes: that of the machine's first instruction, else one that is
+    emulated by plain code or other instructions."""
     found = products(machine, a, b)
     return found[0].operation if found else next(each for each in OPERATIONS if each.takes(a, b))
 
 
 def partial_operation(machine: Machine, operation: Operation) -> Operation | None:
-    """`Operation.partial` where the machine's vectors sum best by it."""
+    """`Operation.partial` if it is the machine's fastest way to accumulate in vectors."""
     found = dot_products(machine, operation.a, operation.b) if operation.partial is not None else ()
     return operation.partial if found and found[0].operation is operation.partial else None
 
 
 def halves_pay(machine: Machine, operation: Operation, *, in_tiles: bool = True) -> bool:
-    """True if products of 16-bit floats are faster than those of float32; `in_tiles`: where sums may stay in tiles."""
+    """True if 16-bit float dot products are faster than float32; `in_tiles`: if accumulators may be in tiles."""
     found = (products if in_tiles else dot_products)(machine, operation.a, operation.b)
     has = machine.bf16_dot_product if operation is DOT_BF16 else machine.float16_product
     return has and (not found or any(each.rate_on(machine) > 1 for each in found))
 
 
 def multiplies_bytes(machine: Machine) -> bool:
-    """True if products of bytes are faster than those of float32, not only smaller."""
+    """True if byte dot products are faster than float32, not just smaller."""
     return bool(products(machine, "uint8", "int8"))
 
 
 def widens_bytes(machine: Machine) -> bool:
-    """True if bytes are best widened to 16 bits once: the machine sums products of those, and none of bytes."""
+    """True if bytes are best converted to 16 bits once: the machine has dot products of 16-bit integers, but not of
+    bytes."""
     return not multiplies_bytes(machine) and bool(products(machine, "int16", "int16"))
 
 
 def sums_signed(machine: Machine) -> bool:
-    """True if vectors sum products of signed bytes as they are."""
+    """True if vector instructions multiply signed bytes without a shift."""
     return any(each.operation.a == "int8" for each in dot_products(machine, "int8", "int8"))
 
 
@@ -82,14 +83,14 @@ def _has(machine: Machine, product: Product) -> bool:
 
 
 def definitions(called: Set[str], lanes: Iterable[int], machine: Machine) -> str:
-    """LLVM IR of the functions of those operations that a kernel calls, for these numbers of lanes."""
+    """LLVM IR of the operations that a kernel calls, for these numbers of lanes."""
     found = tuple(each for each in OPERATIONS if each.name in called)
     names = tuple(_instruction(machine, each) for each in found)
     return _definitions(found, names, tuple(sorted(set(lanes))), machine.executes("avx512bw")) if found else ""
 
 
 def _instruction(machine: Machine, operation: Operation) -> str | None:
-    """The instruction that computes an operation in generated code; None for its plain form."""
+    """The instruction used for an operation in generated code; None for plain code."""
     for product in PRODUCTS:
         if (
             product.operation is operation
@@ -120,13 +121,13 @@ def _definitions(
 
 
 def _with_hosts(lanes: tuple[int, ...], product: Product | None, widths: list[int]) -> list[int]:
-    """The numbers of lanes, and those of functions that theirs call."""
+    """The numbers of lanes, and those of the functions that they call."""
     hosts = (_host(each, product, widths) for each in lanes)
     return sorted({*lanes, *(host for host in hosts if host is not None)})
 
 
 def _host(count: int, product: Product | None, widths: list[int]) -> int | None:
-    """The lanes of the instruction by which another number of lanes is computed."""
+    """The width of the instruction used to compute another number of lanes."""
     if product is None or count in widths:
         return None
     if widths == [REGISTER_LANES] and count > REGISTER_LANES and count % REGISTER_LANES == 0:
@@ -147,8 +148,8 @@ def _function(operation: Operation, product: Product | None, count: int, widths:
 
 
 def _padded(operation: Operation, lanes: int, wide: int) -> str:
-    """The function of few lanes by that of more. Left to LLVM 22 as scalars, it joins rows of products wrongly: 3 of 7
-    rows with one column of depth 16 came out wrong."""
+    """A function of few lanes, computed by a wider one. Given as scalars, LLVM 22 combines rows of dot products
+    incorrectly: 3 of 7 rows with one column of depth 16 were wrong."""
     name = operation.short
     i, w = vector("i32", lanes), vector("i32", wide)
     lines = [f"define {i} @{symbol(name, lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"]

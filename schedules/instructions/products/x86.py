@@ -34,7 +34,7 @@ def _words(lanes: int) -> str:
 
 
 def _casts(lanes: int, kind: str) -> str:
-    """Both factors as vectors of a type: %x and %y."""
+    """Both factors cast to a vector type, as %x and %y."""
     i = vector("i32", lanes)
     return f"  %x = bitcast {i} %a to {kind}\n  %y = bitcast {i} %b to {kind}"
 
@@ -59,8 +59,8 @@ def _declared_pairs(lanes: int) -> list[str]:
 
 
 def _pairs_of_bytes(lanes: int) -> str:
-    """Bytes widened to 16 bits, whose products cannot overflow 32 bits in pairs: `vpmaddubsw` would take bytes as they
-    are, but saturates its sums at 16 bits."""
+    """Bytes converted to 16 bits, whose products cannot overflow 32 bits in pairs: `vpmaddubsw` takes bytes directly,
+    but its sums saturate at 16 bits."""
     i, w, pairs = vector("i32", lanes), _words(lanes), _PAIRS[lanes]
     eight = splat(8, 2 * lanes, "i16")
     return f"""{_casts(lanes, w)}
@@ -81,7 +81,7 @@ def _pairs_of_words(lanes: int) -> str:
 
 
 def _halves(name: str, operation: Operation, needs: frozenset[str], intrinsic: str, half: str) -> Product:
-    """An instruction on pairs of 16-bit floats that sums in float32."""
+    """An instruction on pairs of 16-bit floats that accumulates in float32."""
 
     def body(lanes: int) -> str:
         f, h = vector("float", lanes), f"<{2 * lanes} x {half}>"
@@ -95,7 +95,7 @@ def _halves(name: str, operation: Operation, needs: frozenset[str], intrinsic: s
 
 
 def _bytes_as_they_are(name: str, operation: Operation) -> Product:
-    """AVX-VNNI-INT8 has registers of up to 256 bits, AVX10.2 those of 512."""
+    """Byte dot products in any signedness: AVX-VNNI-INT8 has registers of up to 256 bits, AVX10.2 of 512 bits."""
 
     def called(lanes: int) -> str:
         return f"llvm.x86.{'avx10' if lanes == 16 else 'avx2'}.{name}"
