@@ -10,7 +10,7 @@ from compiler.frontends.llm.rope import Rope
 
 MOST_LAYERS = 4096
 MOST_HEADS = MOST_EXPERTS = 1 << 14
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 NormKind = Literal["rms", "layer"]
 
 

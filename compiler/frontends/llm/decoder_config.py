@@ -21,6 +21,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "xielu": "xielu",
 }
 _ATTENDING = (FULL, SLIDING, BOTH)
 _MOST_ALIBI = 1024

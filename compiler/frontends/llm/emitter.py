@@ -11,7 +11,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.options import LanguageModelOptions
-from compiler.frontends.llm.parameters import Norm, Parameters
+from compiler.frontends.llm.parameters import Norm, Parameters, XieluNumbers
 from compiler.frontends.llm.products import Products
 from compiler.passes.rewriting.matching import as_constant
 
@@ -54,9 +54,22 @@ class Emitter:
             x = self.builder.emit(R.add(x, self.scaled(each, self.config.residual_scale)))
         return x
 
-    def activated(self, x: Expr) -> Expr:
-        """The activation of the MLP."""
+    def activated(self, index: int, x: Expr) -> Expr:
+        """The activation of the MLP of a layer."""
+        if self.config.activation == "xielu":
+            return self._xielu(x, self.parameters.xielu(index))
         return self.builder.emit(_ACTIVATIONS[self.config.activation](x))
+
+    def _xielu(self, x: Expr, numbers: XieluNumbers) -> Expr:
+        """xIELU, as transformers computes it: https://arxiv.org/abs/2411.13010"""
+        emit = self.builder.emit
+        linear = emit(R.multiply(x, number(numbers.beta)))
+        squared = emit(R.multiply(emit(R.multiply(x, x)), number(numbers.positive)))
+        # exp(y) - 1 = 2 t / (1 - t) of t = tanh(y / 2), which loses no digits near 0.
+        tangent = emit(R.tanh(emit(R.multiply(emit(R.minimum(x, number(numbers.epsilon))), number(0.5)))))
+        power = emit(R.divide(emit(R.multiply(tangent, number(2.0))), emit(R.subtract(number(1.0), tangent))))
+        below = emit(R.multiply(emit(R.subtract(power, x)), number(numbers.negative)))
+        return emit(R.add(emit(R.where(emit(R.greater(x, number(0.0))), squared, below)), linear))
 
     def scaled(self, x: Expr, factor: float) -> Expr:
         """Multiply by a number."""

@@ -25,17 +25,17 @@ def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
     if experts is not None:
         return _Mixture(model, index, experts).result(x)
     if model.config.gated:
-        return _gated(model, x, parameters.gate_up(index), parameters.down(index))
-    hidden = model.activated(model.products.product(x, parameters.up(index)))
+        return _gated(model, index, x, parameters.gate_up(index), parameters.down(index))
+    hidden = model.activated(index, model.products.product(x, parameters.up(index)))
     return model.products.product(hidden, parameters.down(index))
 
 
-def _gated(model: Emitter, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
+def _gated(model: Emitter, index: int, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
     hidden = model.products.gated(x, gate_up, model.config.activation)
     if hidden is not None:
         return model.products.product(hidden, down)
     gate, up = model.products.products(x, gate_up)
-    return model.products.product(model.builder.emit(R.multiply(model.activated(gate), up)), down)
+    return model.products.product(model.builder.emit(R.multiply(model.activated(index, gate), up)), down)
 
 
 class _Mixture:
@@ -60,7 +60,7 @@ class _Mixture:
         )
         routing = route(model.builder, choice, config.chosen)
         gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
-        hidden = emit(R.multiply(model.activated(gate), up))
+        hidden = emit(R.multiply(model.activated(self._index, gate), up))
         [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.biased:
@@ -97,7 +97,7 @@ class _Mixture:
         """The MLP of all tokens."""
         model, config, parameters = self._model, self._config, self._model.parameters
         gate_up, down = parameters.shared_gate_up(self._index, config), parameters.shared_down(self._index, config)
-        found = _gated(model, x, gate_up, down)
+        found = _gated(model, self._index, x, gate_up, down)
         if not config.shared_gate:
             return found
         gate = model.products.exact(x, parameters.shared_router(self._index))

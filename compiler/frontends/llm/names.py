@@ -11,10 +11,11 @@ class Names:
     """Names by role.
 
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, post_attention_norm, mlp_norm, gate, up (or
-    gate_up), down, post_mlp_norm; of a mixture router, router_bias, expert_gate, expert_up (or expert_gate_up),
-    expert_down, where names may hold "{expert}", and shared_gate, shared_up (or shared_gate_up), shared_down,
-    shared_router. A role that the format or architecture does not have is missing. Of recurrent mixers: conv_in, conv,
-    conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay, ssm_skip, ssm_norm, ssm_out and the
+    gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
+    expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", and shared_gate, shared_up
+    (or shared_gate_up), shared_down, shared_router. A role that the format or architecture does not have is missing. Of
+    recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay,
+    ssm_skip, ssm_norm, ssm_out and the
     norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv, delta_gate,
     delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay, delta_norm, delta_out. Names of decays, skips
     and biases are whole; ".weight" follows the others.
@@ -60,7 +61,13 @@ _ATTENTION = {
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
 }
-_MLP = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"}
+_MLP = {
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "gate_up": "mlp.gate_up_proj",
+    "down": "mlp.down_proj",
+    "activation": "mlp.act_fn",
+}
 _PRE_NORM = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 _POST_NORM = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
 _SANDWICH = {**_POST_NORM, "attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"}

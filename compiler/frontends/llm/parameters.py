@@ -23,6 +23,16 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class XieluNumbers:
+    """xIELU: positive * x**2 + beta * x above 0, else negative * (exp(min(x, epsilon)) - 1 - x) + beta * x."""
+
+    positive: float
+    negative: float
+    beta: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Storage:
     """Storage conventions of a file format for a decoder's weights.
 
@@ -164,6 +174,22 @@ class Parameters:
     def up(self, layer: int) -> Linear:
         """The first product of an MLP without gates."""
         return self._role(layer, "up", self._config.intermediate, self._config.hidden)
+
+    def xielu(self, layer: int) -> XieluNumbers:
+        """The numbers of the activation of a layer, which are trained. Raises OptionError where the format has none."""
+        name = self._names.of(layer, "activation")
+        if name is None:
+            raise OptionError(
+                f"{self._checkpoint.origin}: the activation xIELU is not supported for this type of model"
+            )
+        positive, negative = (
+            float(np.logaddexp(0.0, self._shaped(f"{name}.{end}", (1,))[0])) for end in ("alpha_p", "alpha_n")
+        )
+        beta, epsilon = (
+            float(self._shaped(f"{name}.{end}", (1,))[0]) if self._checkpoint.has(f"{name}.{end}") else default
+            for end, default in (("beta", 0.5), ("eps", -1e-6))
+        )
+        return XieluNumbers(positive, beta + negative, beta, epsilon)
 
     def output(self, layer: int) -> Linear:
         """The output projection of attention."""

@@ -202,6 +202,11 @@ LLAMA: dict[str, Family] = {
         scales_full_only=True,
         defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
     ),
+    "apertus": Family(
+        names=hugging_face_names(roles={"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}),
+        gated=False,
+        defaults={"hidden_act": "xielu", "rms_norm_eps": 1e-5, "rope_theta": 12e6},
+    ),
     "cohere": Family(
         names=without(hugging_face_names(), "mlp_norm"),
         norm="layer",

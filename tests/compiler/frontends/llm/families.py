@@ -276,6 +276,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 56,
         },
     ),
+    "apertus": ("Apertus", {"rope_parameters": _LLAMA3}),
     "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
     "olmo2": ("Olmo2", {"head_dim": 12}),
     "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
