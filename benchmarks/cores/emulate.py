@@ -49,10 +49,10 @@ class CallParts:
     """A call of a kernel.
 
     Attributes:
-        tasks: of its parallel loops; None where only its code knows.
+        tasks: tasks of its parallel loops; None if they are determined at run time.
         reason: why one core computes it, as the compiler states it.
-        serial: seconds outside of parallel regions.
-        weight_bytes, other_bytes: of the parameters that it reads, and of its other tensors.
+        serial: seconds outside parallel regions.
+        weight_bytes, other_bytes: bytes of the parameters that it reads, and of its other tensors.
     """
 
     kernel: str

@@ -29,11 +29,11 @@ class Call:
     """A kernel call on a number of cores; times in seconds.
 
     Attributes:
-        one: on one core, of the module compiled for one.
-        longest: of its longest parts one after the other, and of what is outside of parallel regions.
-        moving: at least, by its bytes.
-        starting: and joining its regions.
-        tasks: of its parallel loops as the compiler states them, "" where it does not.
+        one: time on one core, of the module compiled for one.
+        longest: time of the longest part of each region plus the time outside parallel regions.
+        moving: lower bound from memory traffic.
+        starting: time to launch and join its regions.
+        tasks: tasks of its parallel loops as the compiler states them, "" if it does not.
         stated: why one core computes it, as the compiler states it; "" where it does not.
         parts: the most parts with work that a region has; 1 for a kernel that is not cut.
         balance: work of the average core over that of the busiest.

@@ -46,7 +46,7 @@ def net_of(name: str, sizes: Mapping[str, int] | None = None) -> Net:
     GGUF file or folder of a language model, ":decode" or ":prompt" behind it ("smollm2" is the demo's).
 
     Args:
-        sizes: of symbolic dimensions, where they are not those that the table of families ends with.
+        sizes: sizes of symbolic dimensions, if they are not those that the table of families ends with.
 
     Raises ValueError for any other name.
     """

@@ -39,7 +39,7 @@ class SizeRequirement:
         left, right: formulas (`compiler.support.formula`) of the names in `symbols`.
         relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
         symbols: the symbolic dimension that each name stands for.
-        where: what needs it, as text for messages.
+        where: the node or option that needs it, for messages.
     """
 
     left: str
@@ -89,7 +89,7 @@ class PositionSpec:
     Attributes:
         input: its name: int64, of shape (), or (n,) for n equal ones. Where n is a symbolic dimension that no other
             input has, it is the number of rows itself.
-        rows: how many rows a run adds: a number, or the name of a symbolic dimension of the inputs.
+        rows: number of rows that a run adds: a constant, or the name of a symbolic dimension of the inputs.
     """
 
     input: str

@@ -87,7 +87,7 @@ def import_model(source: object, **imports: Unpack[ImportArguments]) -> Imported
             equal sizes.
         constants: values of inputs that are fixed when compiling; those inputs disappear from the module.
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
-        dynamic_shapes: as of `torch.export.export`, for a `torch.nn.Module`.
+        dynamic_shapes: see `torch.export.export`, for a `torch.nn.Module`.
         outputs: names of those to return, in this order; all when None.
         state, capacity: as `compile` takes them.
 

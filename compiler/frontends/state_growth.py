@@ -26,7 +26,7 @@ class Append:
     """The rows that are appended to a state, and the axis of the rows.
 
     Attributes:
-        starts: where the rows of each sample go to, int64 (batch,); None: behind all rows.
+        starts: position at which each sample's rows are written, int64 (batch,); None: after all rows.
     """
 
     state: int
@@ -42,8 +42,8 @@ class Appends:
         main: its function, whose states all have the same number of rows.
         at: the states by the positions of their inputs.
         past: the number of rows in use, a symbolic dimension; `others`: further names that it had, and it.
-        rows: how many rows a run appends to each state: a number, or the size of a dimension of an input.
-        values: what variables are bound to.
+        rows: number of rows that a run appends to each state: a constant, or an input dimension.
+        values: values that variables are bound to.
 
     Raises as `with_capacity` where it is made.
     """

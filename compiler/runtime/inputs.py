@@ -43,7 +43,7 @@ class HeldStates(dict[str, Held]):
     """The states of a session by input.
 
     Attributes:
-        bound: what binding them gave first; None before.
+        bound: result of the first binding; None before.
     """
 
     bound: _BoundStates | None = None
@@ -53,12 +53,12 @@ class _BoundStates:
     """States as `main` takes them, among places for the other inputs.
 
     Attributes:
-        states: what was bound.
+        states: the bound states.
         sizes: their symbolic dimensions.
         tensors: in the order of `main`, None for other inputs.
-        memory: where these lie.
+        memory: address ranges of these.
         others: the other inputs and their places.
-        names: of these.
+        names: names of these.
     """
 
     __slots__ = ("memory", "names", "others", "sizes", "states", "tensors")

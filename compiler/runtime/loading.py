@@ -28,7 +28,7 @@ def load(
 
     Args:
         source: the path of a `.twm` file, or its bytes.
-        threads: how many threads a run uses; None: the module's own setting.
+        threads: number of threads per run; None: the module's own setting.
         trusted_keys: Ed25519 public keys (32 raw bytes, or paths of PEM files or folders): a valid signature by one is
             required, and the file is read into private memory. Otherwise the file is mapped, and must not be changed
             in place while the module is in use.

@@ -57,7 +57,7 @@ class Module:
             threads: number of threads per run; None: the artifact's setting, limited to this machine's processors, or
                 `default_threads()` if it has none.
             device: the device that kernels run on; None: the device that the module was compiled for.
-            executor: what runs the module; None: this machine and `device`.
+            executor: executor of the module; None: this machine and `device`.
 
         Raises:
             IncompatibleArtifactError: this machine cannot run it; the message names what is missing.

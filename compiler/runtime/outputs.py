@@ -132,9 +132,9 @@ class OutputReader:
 
         Args:
             results: TVM's array of tensors.
-            inputs: where the tensors lie that went in, (first address, the one after the last) each.
+            inputs: address ranges (begin, end) of the input tensors.
             without: names of outputs to leave out.
-            states: where a session's states lie.
+            states: address ranges of a session's states.
 
         Raises:
             InternalError: the results do not match the manifest.

@@ -52,7 +52,7 @@ def random_inputs(
     valid indices and counts nearly everywhere. Integers and booleans named as masks are ones.
 
     Args:
-        sizes: of symbolic dimensions by name; 2 for those not named.
+        sizes: sizes of symbolic dimensions by name; 2 for those not named.
         indices: which inputs are indices, and their ranges, as an `ImportedModel` or a `Manifest` has them.
 
     Raises:

@@ -94,7 +94,7 @@ class Session:
         """One step: run on these inputs and on the states, and update these.
 
         Args:
-            inputs: those of `inputs`, by name or in order, as `Module.run` takes them.
+            inputs: the inputs listed in `inputs`, by name or in order, as `Module.run` takes them.
             outputs: as for `Module.run`.
 
         Returns:

@@ -64,9 +64,9 @@ class InputMemory:
     Attributes:
         stages: one for each input.
         tensors: TVM's tensors of the last run, in the order of `main`.
-        sizes: of the symbolic dimensions, by name, in the last run.
-        ranges: where the tensors but for `states` lie, (first address, the one after the last) each.
-        states: where a session's states lie that were bound before.
+        sizes: sizes of the symbolic dimensions in the last run, by name.
+        ranges: address ranges (begin, end) of the tensors except `states`.
+        states: address ranges of a session's states that were bound before.
     """
 
     __slots__ = ("_names", "_slots", "ranges", "sizes", "stages", "states", "tensors")

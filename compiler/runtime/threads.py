@@ -160,7 +160,7 @@ def threads_here(asked: int | None, stored: int | None) -> int:
     """Number of threads that a run uses on this machine.
 
     Args:
-        asked: what the caller wants, None to leave it to the module.
+        asked: the caller's setting, None to leave it to the module.
         stored: the module's own setting, which is bounded by the logical processors; None: `default_threads()`.
 
     Raises:

@@ -61,7 +61,7 @@ class TuningOptions:
         if self.trials is not None and self.trials < 1:
             raise OptionError(f"trials={self.trials}: there must be at least one")
         if self.time_budget is not None and self.time_budget < LEAST_SECONDS:
-            raise OptionError(f"time_budget={self.time_budget}: it has to be {LEAST_SECONDS:.0f} seconds at least")
+            raise OptionError(f"time_budget={self.time_budget}: it must be {LEAST_SECONDS:.0f} seconds at least")
         if self.timing not in _TIMINGS:
             raise OptionError(f"timing {self.timing!r} is not supported", "use auto, parallel or serial")
         if self.measure not in _MEASURES:
@@ -69,7 +69,7 @@ class TuningOptions:
         if self.measure == "modelled" and self.names_devices:
             raise OptionError("measure 'modelled' uses no device", "leave out the devices, or measure='timed'")
         if self.memory_limit is not None and self.memory_limit <= 0:
-            raise OptionError(f"memory_limit={self.memory_limit}: it has to be a positive number of bytes")
+            raise OptionError(f"memory_limit={self.memory_limit}: it must be a positive number of bytes")
         if not self.devices:
             raise OptionError("no device is named", "leave devices out for this machine")
         for device in self.devices:

@@ -39,7 +39,7 @@ class FloatConvolution:
     Attributes:
         work: the direct convolution in float32.
         narrow: the same of 16-bit operands, where the model is to be computed in those.
-        images: where sizes are symbolic, some that they are likely to have.
+        images: likely image sizes, if sizes are symbolic.
         out_order: the logical axis of each axis of the output: batch, channels, spatial dimensions.
         kept: counts the share of blocks of the weights that are not zero; it takes time, so it is a function.
     """

@@ -28,7 +28,7 @@ class TileCut:
     of `steps` register tiles. Expressions for dynamic sizes.
 
     Attributes:
-        order: of the loop over tasks, as `Cut` has it.
+        order: order of the loop over tasks, as in `Cut`.
         parallel: threads share the tasks.
         transforms: the tasks that transform the input before those of the products, if not each of these its own.
     """

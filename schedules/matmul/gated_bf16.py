@@ -70,7 +70,7 @@ def matmul_gated_bf16(data: Tensor, packed: Tensor, columns: int, activation: st
     Args:
         data: (..., depth), of an even depth, that `rounded_bf16` returned.
         packed: the weights, as `interleaved` returns them.
-        columns: of each of the two products, a multiple of the columns of a panel.
+        columns: number of columns of each of the two matmuls, a multiple of those of a panel.
         activation: one of `GATES`.
     """
     width = int(packed.shape[2])

@@ -47,7 +47,7 @@ def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Tensor,
         packed: int32 words of 4-bit integers, or int8.
         scales: float32 or float16 (panels, groups, width).
         zeros: nothing, or float32 zero points of the same shape.
-        group: how many neighbours along the depth share a scale.
+        group: number of neighbours along the depth that share a scale.
     """
     width, depth = int(packed.shape[2]), int(data.shape[-1])
     words = str(packed.dtype) == "int32"

@@ -32,14 +32,14 @@ class Product:
     """Sizes and costs that determine how a matmul is split into tasks.
 
     Attributes:
-        batch: how many products there are.
+        batch: number of matmuls.
         tile: rows and vectors of the register tile.
         panel: columns of a panel.
-        lanes: of a vector of sums.
-        operand_bytes: of an element of A and of B.
-        repeated: cycles of what each task does for its panel whatever its rows are: packing it.
-        shared_weights: whether all products of the batch have the same B.
-        cuts_depth: whether the writer can sum parts of the depth in tasks of their own.
+        lanes: lanes of an accumulator vector.
+        operand_bytes: element size of A and of B.
+        repeated: cycles per task that do not depend on its rows: packing a panel.
+        shared_weights: all matmuls of the batch share one B.
+        cuts_depth: the writer can split the reduction over tasks.
     """
 
     batch: int
@@ -130,11 +130,11 @@ def row_chunks_at_run_time(
     """(chunks, row tiles per chunk) for a number of row tiles known only at run time.
 
     Args:
-        tiles: whole row tiles.
-        others: extents of the grid of tasks beside chunks; those that are not known count as 1.
-        cores: of the machine.
-        most: tiles of a chunk.
-        again: what each further chunk takes, in tiles.
+        tiles: number of full row tiles.
+        others: extents of the task grid other than chunks; unknown ones count as 1.
+        cores: number of cores of the machine.
+        most: maximum tiles per chunk.
+        again: cost of each further chunk, in tiles.
     """
     tasks = 1
     for extent in others:

@@ -49,7 +49,7 @@ def pack_blocks(panels: np.ndarray, rows: NDArray[np.int32] | None = None) -> Sp
     """Pack a weight given as (panels, depth, width).
 
     Args:
-        rows: what the index says of each row of the depth; its number if None.
+        rows: index entry of each row of the depth; the row number if None.
     """
     kept = np.any(panels, axis=-1)
     counts = kept.sum(axis=1)

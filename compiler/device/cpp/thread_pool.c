@@ -132,7 +132,7 @@ static void relax(void) {
 
 static int is_busy(uint32_t time) { return __atomic_load_n(&busy_until, __ATOMIC_RELAXED) - time - 1 < MOST_BUSY; }
 
-/* Whether more threads of the system want to run than there are processors. */
+/* True if the system has more runnable threads than processors. */
 static int is_crowded(void) {
   char text[64]; /* "0.20 0.18 0.12 3/80 11206": 3 run */
   int file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC), running = 0, fields = 0;
@@ -146,8 +146,8 @@ static int is_crowded(void) {
   return running > pool.processors;
 }
 
-/* Whether threads lost more than an eighth of the time, in long pieces: for processes that may use some processors alone, of
-   which the system's number of threads says nothing. */
+/* True if threads lost more than an eighth of the time in long intervals. It serves processes limited to some processors, for
+   which the system's load says nothing. */
 static int is_short_of_time(uint32_t length, uint32_t time) {
   uint32_t leaked = (time - __atomic_exchange_n(&lost_at, time, __ATOMIC_RELAXED)) / 8;
   uint32_t sum = __atomic_load_n(&lost, __ATOMIC_RELAXED);
@@ -156,8 +156,8 @@ static int is_short_of_time(uint32_t length, uint32_t time) {
   return sum > MOST_LOST;
 }
 
-/* A thread that could have run since then did not. Where that is because others want the processors, all threads sleep soon for
-   a while, a longer one if it is soon after the last. */
+/* A runnable thread did not run since then. If that is because the processors are oversubscribed, all threads sleep early
+   for a while, with exponential backoff. */
 static void note_lost(uint32_t since, uint32_t time) {
   uint32_t length = time - since;
   if (length < LOST || is_busy(time)) return;

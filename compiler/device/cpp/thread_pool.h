@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* What a part of a parallel region is given beside its number and the region's data (TVMParallelGroupEnv). */
+/* Argument of a part of a parallel region, besides its number and the region's data (TVMParallelGroupEnv). */
 typedef struct {
   void* sync_handle;
   int32_t num_task;
@@ -21,9 +21,9 @@ typedef int (*TensorwrightPart)(int number, TensorwrightGroup* group, void* data
    Threads that `tensorwright_pool_set_threads` was not called on compute in TVM's own pool. */
 int tensorwright_pool_launch(TensorwrightPart part, void* data, int count);
 
-/* How many threads regions of the calling thread use from now on, this one included: it keeps that number of helpers for itself
-   until the next call, or until it ends. 0: none, and TVM's own pool. Returns how many there are: fewer than asked for where
-   the system starts no more. */
+/* Sets the number of threads, including this one, for later regions of the calling thread: it reserves the helpers until the
+   next call, or until it ends. 0: none, and TVM's own pool. Returns the actual number: fewer than requested if the system
+   starts no more. */
 int tensorwright_pool_set_threads(int threads);
 
 /* Makes the pool known to TVM, for modules that are loaded from now on, and `tensorwright.set_threads` a function of TVM's

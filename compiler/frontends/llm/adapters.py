@@ -87,7 +87,7 @@ class Adapter:
         """A weight with the adapter's change, float32 (rows, depth).
 
         Args:
-            name: of the weight's tensor.
+            name: name of the weight's tensor.
             weight: float32, as the base stores it.
 
         Raises InvalidModelError where the adapter lacks a tensor, or one has another shape.
@@ -170,9 +170,9 @@ class AdaptedReader:
         """Check that the adapters belong to the base.
 
         Args:
-            base: of a folder; its names are those that peft knows.
+            base: reader of the base model's folder; its tensor names are those that peft uses.
             adapters: in order.
-            rounds: whether weights that are quantized may become float32, because they are quantized again.
+            rounds: quantized weights may become float32, because they are quantized again.
 
         Raises:
             InvalidModelError: an adapter changes what the base does not have.

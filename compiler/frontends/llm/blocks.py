@@ -26,7 +26,7 @@ def packed(weight: Matrix, precision: str | None, gram: Array | None = None, *, 
 
     Args:
         weight: of any kind. Where kernels do not read its groups, which are no multiple of 4, it becomes float32.
-        precision: as of `LanguageModelOptions`; weights that are quantized already are quantized again.
+        precision: see `LanguageModelOptions`; weights that are quantized already are quantized again.
         gram: one of the options' `grams`.
         empty: allocates the arrays of the weight.
     """

@@ -19,16 +19,16 @@ class ExpertsConfig:
     """A mixture of experts in place of an MLP: a router chooses a few for each token.
 
     Attributes:
-        count: how many experts there are.
-        chosen: how many a token goes to.
-        intermediate: width of each.
-        normalized: whether the probabilities of those chosen are scaled to sum to 1.
-        jitter: of Phi's mixtures, which weigh each expert by the softmax over those whose scores are relatively at most
-            twice this below its own, and that were not chosen before it; None: softmax over all.
-        shared: width of an MLP that all tokens go to, 0 where there is none.
-        shared_gate: whether what it adds is multiplied with the sigmoid of a product of its own.
-        sigmoid: scores are sigmoids of the router's results, each by itself; else softmax over all.
-        biased: experts are chosen by their scores and a bias of each, which the weights leave out.
+        count: number of experts.
+        chosen: number of experts per token.
+        intermediate: intermediate size of each expert.
+        normalized: the probabilities of the chosen experts are scaled to sum to 1.
+        jitter: jitter of Phi's mixtures, which weigh each expert by the softmax over those whose scores are relatively
+            at most twice this below its own, and that were not chosen before it; None: softmax over all.
+        shared: intermediate size of the shared expert, 0 if there is none.
+        shared_gate: the shared expert's result is multiplied by the sigmoid of a linear gate.
+        sigmoid: scores are elementwise sigmoids of the router logits; else their softmax.
+        biased: experts are selected by score plus a bias, which the weights do not include.
         scale: factor of the weights.
         sum_epsilon: added to the sum where the weights are normalized.
     """
@@ -52,11 +52,11 @@ class LayerConfig:
 
     Attributes:
         rope: the rotary position embedding, None where the layer has none.
-        window: how many positions, its own included, a query sees; None for all before it.
-        experts: the mixture that the layer has in place of an MLP; None for an MLP.
-        attends: whether it has attention.
+        window: size of the sliding window, including the query's position; None for full causal attention.
+        experts: the mixture of experts in place of an MLP; None for an MLP.
+        attends: the layer has attention.
         recurrent: its recurrent mixer, in place of attention or beside it; None for none.
-        feeds: whether it has an MLP or a mixture.
+        feeds: the layer has an MLP or a mixture of experts.
     """
 
     rope: Rope | None
@@ -82,17 +82,17 @@ class DecoderConfig:
         head_size: width of a head.
         context: the largest number of positions.
         norm, epsilon: the kind of all norms, and what is added to the variance.
-        activation: of the MLP.
-        gated: whether the MLP is `down(activation(gate(x)) * up(x))`; else it is `down(activation(up(x)))`.
-        parallel: whether attention and MLP read the same x.
+        activation: activation function of the MLP.
+        gated: the MLP is `down(activation(gate(x)) * up(x))`; else it is `down(activation(up(x)))`.
+        parallel: attention and MLP read the same x.
         position_rows, position_offset: rows of the table of learned positions, and the row of position 0; no rows for
             other positions.
-        slopes: of ALiBi, for each head what is added to a score for each position; None for none.
+        slopes: ALiBi slope of each head; None without ALiBi.
         score_scale: factor of the products of queries and keys.
         score_cap, logit_cap: c of c * tanh(x / c); None for no cap.
         embedding_scale, residual_scale, logit_scale: factors of the embeddings, of what a block adds, of the logits.
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
-        gated_attention: whether results of attention are multiplied with the sigmoid of gates beside the queries.
+        gated_attention: attention results are multiplied by the sigmoid of gates that are projected with the queries.
     """
 
     architecture: str

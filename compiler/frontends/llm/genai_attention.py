@@ -37,7 +37,7 @@ def with_grouped_attention(graph: onnx.GraphProto, ids: str, mask: str, path: Pa
 
     Args:
         ids, mask: names of the inputs.
-        path: of the model, for messages.
+        path: path of the model, for messages.
 
     Raises:
         OptionError: the attention is not causal, or has a bias.

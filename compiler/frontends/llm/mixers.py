@@ -15,8 +15,8 @@ class ShortConvolution:
     """The mixer of LFM2: `out(c * convolution(b * x))` of three parts of one product.
 
     Attributes:
-        width: of the model.
-        taps: of the convolution.
+        width: hidden size of the model.
+        taps: kernel size of the convolution.
     """
 
     width: int
@@ -34,14 +34,14 @@ class StateSpace:
 
     Attributes:
         inner: channels of the scan.
-        sizes: places of the state of a channel.
-        taps: of the convolution.
-        rank: width of what steps are computed from (Mamba).
-        heads, groups: of channels that share a step, and those that share what is written and read (Mamba-2).
-        limits: of the steps (Mamba-2).
-        norm: of the result, in groups: behind its gate, before it, or none (Mamba-2).
-        selection_norms: of steps, and of what is written and read: none, RMS without weights, or with them (Mamba).
-        selection_epsilon: of these.
+        sizes: state size of a channel.
+        taps: kernel size of the convolution.
+        rank: rank of the projection to steps, dt (Mamba).
+        heads, groups: number of channel groups that share a step, and of those that share B and C (Mamba-2).
+        limits: range of the steps (Mamba-2).
+        norm: group norm of the result: after its gate, before it, or none (Mamba-2).
+        selection_norms: norms of dt, B and C: none, RMS without weights, or with them (Mamba).
+        selection_epsilon: epsilon of these norms.
     """
 
     inner: int
@@ -79,13 +79,13 @@ class GatedDelta:
     """The mixer of Qwen3-Next: linear attention by the gated delta rule.
 
     Attributes:
-        heads, key_heads: of values, and of queries and keys, which groups of them share.
+        heads, key_heads: number of value heads, and of query and key heads, each shared by a group of value heads.
         key_size, value_size: widths of these heads.
-        taps: of the convolution.
-        layout: of the products: "joined", by key head in two tensors (Qwen3-Next), "separate" in four (Qwen3.5), or
-            "mixed", separate ones but for rates and steps (GGUF files of Qwen3-Next).
+        taps: kernel size of the convolution.
+        layout: layout of the projections: "joined", by key head in two tensors (Qwen3-Next), "separate" in four
+            (Qwen3.5), or "mixed", separate except for rates and steps (GGUF files of Qwen3-Next).
         tiled: value head i reads key head i % key_heads (GGUF files of Qwen3.5); else neighbours share one.
-        rate_scale: what the correction is multiplied with, beside its sigmoid.
+        rate_scale: factor of the correction, besides its sigmoid.
     """
 
     heads: int

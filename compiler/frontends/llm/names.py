@@ -142,8 +142,8 @@ def hugging_face_names(norms: str = "pre", roles: Mapping[str, str] | None = Non
     """Names in files of transformers, of Llama and similar models.
 
     Args:
-        norms: where a block has norms: "pre", "post" or "sandwich" (both).
-        roles: what has other names, or is there as well.
+        norms: position of a block's norms: "pre", "post" or "sandwich" (both).
+        roles: roles with other names, and additional ones.
     """
     own = {"pre": _PRE_NORM, "post": _POST_NORM, "sandwich": _SANDWICH}[norms]
     every = {**_ATTENTION, **_MLP, **own, **(roles or {})}

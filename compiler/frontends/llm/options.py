@@ -19,7 +19,7 @@ class LanguageModelOptions:
     """Options of a language model's compilation.
 
     Attributes:
-        precision: what weights are stored as: one of `PRECISIONS`, or None for what the checkpoint has. "int8" and
+        precision: storage type of weights: one of `PRECISIONS`, or None for what the checkpoint has. "int8" and
             "int4" round groups of 32 neighbours with a scale of their own; the embedding and the head get 8 bits.
         activations: "int8" rounds the operands of products with quantized weights to 8 bits, 32 neighbours with a scale
             of their own, as llama.cpp does, and of those with bfloat16 weights to bfloat16; "float32" keeps them.
@@ -30,7 +30,7 @@ class LanguageModelOptions:
             decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
         adapters: folders of LoRA adapters of peft that are merged into the weights, one after another.
         captures: return the operand of each product of the layers as well, for `grams`.
-        grams: of each of these operands the sum of x xᵀ over its rows x, which "int4" rounds weights by (GPTQ).
+        grams: Gram matrix of each of these operands (the sum of x xᵀ over its rows x), used by "int4" (GPTQ).
     """
 
     precision: str | None = None

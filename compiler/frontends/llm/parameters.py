@@ -41,8 +41,8 @@ class Storage:
         grouped: a fused tensor holds, for each head of keys, its queries, its keys, its values; else all queries come
             first, then all keys.
         transposed: weights of layers are stored as (depth, rows).
-        norm_offset: what is added to the weight of a norm (Gemma's are stored less 1).
-        tied: the head is the embedding; None: where there is no other.
+        norm_offset: offset added to norm weights (Gemma's are stored minus 1).
+        tied: the output head is the embedding; None: if there is no other.
         bare_norms: norms that have no weights (OLMo).
         decays: decays of recurrent mixers are stored as they are, which are negative; else as logarithms of amounts.
         factors: role -> factor of the product of a weight (Falcon-H1), a number or one for each output.

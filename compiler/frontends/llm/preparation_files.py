@@ -39,7 +39,7 @@ def read_images(folder: Path, kind: str, rows: int, text: str) -> ImagePreparati
 
     Args:
         kind: the type of the model.
-        rows: of the encoder for an image.
+        rows: number of the encoder's rows for an image.
         text: stands for an image in a prompt.
 
     Raises InvalidModelError where a file is damaged.

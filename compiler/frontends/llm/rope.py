@@ -21,9 +21,9 @@ class Rope:
 
     Attributes:
         frequencies: float32 (size / 2,), as a tuple.
-        factor: of cosine and sine.
-        long_frequencies: those in use once the sequence is longer than `original_context`; None: always the others.
-        original_context: how many positions the model was trained on, where that matters.
+        factor: scale of cosine and sine.
+        long_frequencies: frequencies for sequences longer than `original_context`; None: `frequencies` always.
+        original_context: context length of the model's training, if it matters.
         dynamic: (base, factor): the base grows with the length beyond `original_context`; None: it does not.
     """
 

@@ -21,7 +21,7 @@ class TokenizerFiles:
 
     Attributes:
         content: a file of the tokenizers library; None where the model has none.
-        stop_tokens, begin, end, chat_template: as of `LanguageModelDescription`.
+        stop_tokens, begin, end, chat_template: see `LanguageModelDescription`.
     """
 
     content: bytes | None

@@ -44,7 +44,7 @@ class CapturedPair:
 
     Attributes:
         image_token: stands for each row of an image; None for models with cross attention.
-        rows: of an image.
+        rows: number of rows of an image.
         spectrogram: bands and frames that the encoder of a model like Whisper reads.
     """
 

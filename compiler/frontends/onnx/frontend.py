@@ -45,7 +45,7 @@ def import_onnx(
         outputs: names of what to return, in this order: outputs or other values of the main graph; all outputs when
             None. What nothing else needs is not imported.
         state: pairs of inputs and outputs, by names with "*"; None: those of the usual names.
-        congruences: what the caller requires of dimensions, by name, beside the requirements of the model.
+        congruences: the caller's constraints on dimensions, by name, in addition to the model's.
 
     Raises InvalidModelError, StorageError, InputError, OptionError, UnsupportedModelError (all refused nodes at
     once), or InputValueRequiredError when nothing but values of inputs is missing.

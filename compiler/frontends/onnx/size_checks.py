@@ -21,7 +21,7 @@ class SizeChecks:
         where: the current node, as text for messages.
         inputs: the symbolic sizes of the model's inputs, with the names of their dimensions.
         input_names: the variables of the model's inputs, and of what has their elements, with the inputs' names.
-        described: what each check is for; check N binds a variable whose name is `check_N_`.
+        described: purpose of each check; check N binds a variable whose name is `check_N_`.
     """
 
     def __init__(self) -> None:

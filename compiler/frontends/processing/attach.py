@@ -54,7 +54,7 @@ def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tupl
             if size is None:
                 raise OptionError(
                     f"processing: the net reads images of any size ({spec})",
-                    "give size=(height, width) of what it is to read",
+                    "give size=(height, width) of the network's input",
                 )
             shape[place] = size["HW".index(axis)]
         elif isinstance(shape[place], str):

@@ -21,7 +21,7 @@ class Dimension:
     """A dynamic dimension of an input, `factor * symbol + offset`, of a symbol of `torch.export`.
 
     Attributes:
-        input, axis: where it is.
+        input, axis: its position.
     """
 
     input: str

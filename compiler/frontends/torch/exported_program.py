@@ -62,7 +62,7 @@ def import_torch(
         example_inputs: positional arguments for a `torch.nn.Module`, or a dictionary of keyword arguments; they give
             ranks, data types and fixed sizes. A `DynamicCache` of transformers is the keys and values of each layer in
             turn, inputs "cache_0_keys", "cache_0_values", ..., and in `dynamic_shapes` a list of as many.
-        dynamic_shapes: as of `torch.export.export`: which dimensions stay symbolic.
+        dynamic_shapes: see `torch.export.export`: the dimensions that stay symbolic.
         outputs: names of those to return, in this order; all when None.
         state: names of inputs that the model writes to, which are states then, "*" for all of them; buffers that it
             writes to always are. Or pairs of inputs and the outputs that are their next values, as for ONNX models;

@@ -72,8 +72,8 @@ class _Loop:
     """The components of a function that runs a loop.
 
     Attributes:
-        states: how many tensors the state has; they follow the level and the number of the iteration.
-        rows: the number of iterations, where it is known when the function is called.
+        states: number of tensors in the state; these parameters follow the level and the iteration number.
+        rows: the number of iterations, if it is known when the function is called.
         body: the call of the function of one iteration.
     """
 

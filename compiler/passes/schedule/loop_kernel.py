@@ -30,13 +30,13 @@ class LoopForm:
     """A loop in terms of steps.
 
     Attributes:
-        steps: those of one iteration.
-        iteration: the number of the iteration, an int64 scalar that steps read.
+        steps: the steps of one iteration.
+        iteration: the iteration number, an int64 scalar that steps read.
         state: the tensors of the state that steps read.
-        following: those of the state after the steps, by place in `state`.
-        go: the condition to go on; None: always.
-        elements: what the iteration adds to each stack.
-        rows: how many iterations the stacks have room for; None without stacks.
+        following: the tensors of the state after the steps, in the order of `state`.
+        go: the condition to continue; None: always.
+        elements: the row that the iteration adds to each stack.
+        rows: capacity of the stacks in iterations; None without stacks.
         given: the tensors that the loop gets: the level, the first iteration, the state before it, and what steps read.
     """
 

@@ -80,7 +80,7 @@ class StepReader:
 
     Attributes:
         mod: the module of the functions, after schedules were applied.
-        steps: what was read so far.
+        steps: the steps so far.
         constants: the constants that steps read.
     """
 

@@ -65,7 +65,7 @@ class Detections:
         scores: float32 (boxes,).
         classes: int64 (boxes,).
         image: uint8 (height, width, 3).
-        names: of all classes; None where the module has none.
+        names: names of all classes; None if the module has none.
     """
 
     boxes: Array
@@ -124,8 +124,8 @@ class Segmentation:
     Attributes:
         mask: uint8 (height, width), numbers of classes.
         image: uint8 (height, width, 3).
-        scores: of the class, where the net knows one: float32 (height, width); None where there are several.
-        names: of all classes; None where the module has none.
+        scores: scores of the class, float32 (height, width), if the model has only one; else None.
+        names: names of all classes; None if the module has none.
     """
 
     mask: Array = field(repr=False)
@@ -180,7 +180,7 @@ class Text:
 
     Attributes:
         text: as the names of the classes spell it.
-        scores: of each character, float32 (characters,).
+        scores: score of each character, float32 (characters,).
     """
 
     text: str
@@ -205,7 +205,7 @@ class Ranking:
 
     Attributes:
         texts: as they were given.
-        scores: of each, float32 (texts,).
+        scores: score of each text, float32 (texts,).
     """
 
     texts: tuple[str, ...]
@@ -230,7 +230,7 @@ class Classes:
     Attributes:
         scores: float32 (classes,).
         classes: int64 (classes,).
-        names: of all classes; None where the module has none.
+        names: names of all classes; None if the module has none.
     """
 
     scores: Array
@@ -267,7 +267,7 @@ class Speech:
 
     Attributes:
         segments: from where to where the probability is at least the least score, in order.
-        probabilities: of each window, float32 (windows,).
+        probabilities: probability of each window, float32 (windows,).
         window: seconds of a window.
     """
 

@@ -184,7 +184,9 @@ def _part(given: Mapping[str, Any], images: list[bytes], limits: Limits) -> dict
     address = mapping(given.get("image_url"), "'image_url'").get("url")
     start, found, content = address.partition(";base64,") if isinstance(address, str) else ("", "", "")
     if not found or not start.startswith("data:image/"):
-        raise InputError("an image's 'url' has to hold the image", "use data:image/png;base64,...; nothing is fetched")
+        raise InputError(
+            "an image's 'url' must be a data: URL", "use data:image/png;base64,...; remote images are not fetched"
+        )
     limits.check("images", len(images) + 1)
     try:
         images.append(base64.b64decode(content, validate=True))

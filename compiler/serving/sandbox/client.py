@@ -46,7 +46,7 @@ class Sandbox:
         """Create a sandbox without starting processes yet.
 
         Args:
-            limits: of which those named `sandbox...` are read.
+            limits: limits of the server; those named `sandbox...` are used.
             program: a module that calls `forker.serve`.
         """
         self._limits, self._program = limits, program
@@ -213,8 +213,8 @@ class Process:
     """A sandbox process, reached over its socket.
 
     Attributes:
-        states: that were built before it was forked.
-        uses: jobs that it was given.
+        states: states that were built before it was forked.
+        uses: number of jobs that it has run.
         large: it has read or written a large message.
     """
 

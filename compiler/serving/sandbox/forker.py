@@ -31,7 +31,7 @@ def serve(jobs: Functions, builders: Functions) -> None:
     Args:
         jobs: each takes a state, or None, and arguments. One that returns a function goes on with it, on its socket,
             once the server knows that it could begin.
-        builders: of states.
+        builders: functions that build states.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended processes are not waited for

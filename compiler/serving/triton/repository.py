@@ -237,7 +237,7 @@ def _instances(artifact: Artifact, asked: int | None) -> int:
     if asked is None:
         return max(1, usable_processors() // (artifact.manifest.threads or 1))
     if asked < 1:
-        raise OptionError(f"instances of {asked}: at least one run has to compute")
+        raise OptionError(f"instances of {asked}: at least one run must compute")
     return asked
 
 

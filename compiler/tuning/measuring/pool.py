@@ -301,7 +301,7 @@ class MeasurementPool:
         raise DeviceError(
             f"device {self._names[id(worker)]} is reachable, but cannot run kernels of target {self._target!r}: "
             f"the reference of the first one ({key.partition('/')[0]}) {reason}",
-            "its processor is another than the target's, whatever its server or its key says: name its own target",
+            "its CPU does not match the target, whatever its server or its key says: name its own target",
         )
 
     def _dispatch(self, batch: _Batch) -> None:

@@ -27,7 +27,7 @@ class Operation:
     Attributes:
         short: its name; operators of TVM have `PREFIX` before it.
         a: the type of the left operand's elements; `b`: of the right one's; `total`: of the sum.
-        group: how many elements of an operand share a word.
+        group: number of elements of an operand per word.
         plain: its body on any processor; None where only machines with an instruction for it write it.
         partial: an operation on the same words, whose totals are words of two sums in the operands' type. It adds up a
             few steps where that is faster; its words by `ONES` are added to the total then.

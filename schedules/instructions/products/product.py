@@ -17,18 +17,18 @@ class Product:
     """A multiply-accumulate instruction.
 
     Attributes:
-        name: of the instruction; processors' `rates` are listed by it.
-        operation: what it computes.
+        name: name of the instruction, the key of processors' `rates`.
+        operation: the operation that it computes.
         needs: sets of features (LLVM's names) any of which gives a processor the instruction.
-        rate: its multiply-adds beside those of float32 vectors, on processors that do not list another.
-        lanes: numbers of 32-bit lanes that it is there for.
+        rate: multiply-add throughput relative to float32 vectors, on processors that do not list another.
+        lanes: supported numbers of 32-bit lanes.
         body: the body of its function for one of these.
-        declarations: of the intrinsics that the body calls.
-        direct: it takes operands as they are stored; else they are widened or shifted first.
-        pads: fewer lanes are best computed by it, filled up with zeros.
-        rows, depth: of the block that one instruction multiplies by the columns of a register or tile; a depth of 0 is
-            a group.
-        sums: where sums are held; those in tiles are computed by `amx.block_sums`, not lane by lane.
+        declarations: declarations of the intrinsics that the body calls.
+        direct: it takes operands as stored; else they are converted to a wider type or shifted first.
+        pads: fewer lanes are best computed by padding them with zeros.
+        rows, depth: size of the block that one instruction multiplies by the columns of a register or tile; a depth
+            of 0 is a group.
+        sums: location of the accumulators; those in tiles are computed by `amx.block_sums`, not lane by lane.
     """
 
     name: str

@@ -102,8 +102,8 @@ def block_matmul(data: Tensor, *stored: Tensor, columns: int, depth: int, layout
     Args:
         data: float32 (..., depth), or what `block_round` makes of it, with the format's `unit`.
         stored: the arrays of the weight, as `BlockFormat.arrays` names them.
-        columns: of the weight.
-        depth: of the weight.
+        columns: number of columns of the weight.
+        depth: depth of the weight.
         layout: the text of its `BlockFormat`.
     """
     form = BlockFormat.of_text(layout)
@@ -126,8 +126,8 @@ def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, 
         experts: int64 (rows,), the expert of each row. Weights are read once for rows of one expert that follow each
             other.
         stored: the arrays of a weight in which each expert has `columns` columns, rounded up to whole panels.
-        columns: of one expert.
-        depth: of the weight.
+        columns: number of columns of one expert.
+        depth: depth of the weight.
         layout: the text of its `BlockFormat`.
     """
     form = BlockFormat.of_text(layout)

@@ -39,15 +39,15 @@ class BlockFormat:
     """Storage format of a weight's elements.
 
     Attributes:
-        bits: of an integer, 1 to 8; 16 or 32 for unquantized numbers, whose dtype is `numbers`.
+        bits: bits per integer, 1 to 8; 16 or 32 for unquantized numbers, whose dtype is `numbers`.
         group: number of neighbours along the depth that share a scale, a multiple of 4; 0 for unquantized numbers.
-        zero: what is subtracted from each integer, where it is the same for all.
-        zeros: whether each group has an integer of its own that is subtracted (uint8).
-        minimum: whether each group has a minimum that is added.
-        super_groups: how many groups share a number that their integer scales and minimums are multiplied with; 0
-            where scales and minimums are plain numbers.
+        zero: the zero point, if it is the same for all integers.
+        zeros: each group has its own zero point (uint8).
+        minimum: each group has a minimum that is added.
+        super_groups: number of groups that share a factor of their integer scales and minimums; 0 if scales and
+            minimums are floats.
         numbers: the dtype of unquantized numbers: "bfloat16", "float16", "float32"; "" for integers.
-        float8: the type of floats whose bits the integers are, one of `FLOATS_OF_8_BITS`; "" for integers.
+        float8: the 8-bit float dtype whose bits the integers are, one of `FLOATS_OF_8_BITS`; "" for integers.
         table: the numbers that the integers 0, 1, ... stand for, 2**bits of them; empty where they are integers.
     """
 

@@ -27,8 +27,8 @@ class Gguf:
     """A GGUF architecture that holds a family.
 
     Attributes:
-        name: of the architecture.
-        norms: as of `gguf_names`.
+        name: name of the architecture.
+        norms: see `gguf_names`.
         norm: the tensor of the last norm.
         interleaved: rows of queries and keys are ordered for rotary embeddings of adjacent pairs.
         values: settings that files lack, or that llama.cpp computes with instead.
@@ -92,9 +92,9 @@ class Family:
     """Properties of a model type that its settings may lack.
 
     Attributes:
-        names: of the tensors in folders, or a function that gives them.
-        norm, gated: as of `DecoderConfig`.
-        parallel: whether attention and MLP read the same x, or the setting that says so.
+        names: tensor names in folders, or a function that returns them.
+        norm, gated: see `DecoderConfig`.
+        parallel: attention and MLP read the same x; or the name of the setting for it.
         positions: rotations, the rows of a table ("learned", from row `position_offset` on), ALiBi, or none.
         rope_in_windows_only: layers that see everything have no rotary embedding, where others have a window.
         scales_full_only: RoPE scaling is for layers that see everything, and not for those with a window.

@@ -28,7 +28,7 @@ def _four_bits_shape(parts: Parts) -> tuple[int, int]:
     end, state = _state(parts)
     shape = state.get("shape")
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(size) is int and size > 0 for size in shape):
-        raise parts.wrong(end, "names no shape of two axes")
+        raise parts.wrong(end, "has no two-dimensional shape")
     return shape[0], shape[1]
 
 
@@ -37,7 +37,7 @@ def _four_bits(parts: Parts) -> Matrix:
     end, state = _state(parts)
     block = state.get("blocksize")
     if type(block) is not int or block < 1:
-        raise parts.wrong(end, "names no size of blocks")
+        raise parts.wrong(end, "has no block size")
     count = rows * depth
     stored = parts.integers(".weight", ("uint8",)).reshape(-1)
     if stored.size != -(-count // 2):
@@ -71,7 +71,7 @@ def _scales(parts: Parts, end: str, state: dict[str, Any], blocks: int) -> Array
         return parts.floats(".weight.absmax", (blocks,)).astype(np.float32)
     size, offset = state.get("nested_blocksize"), state.get("nested_offset")
     if type(size) is not int or size < 1 or not isinstance(offset, int | float) or not math.isfinite(offset):
-        raise parts.wrong(end, "names no size and offset of nested scales")
+        raise parts.wrong(end, "has no block size and offset of nested scales")
     codes = parts.integers(".weight.absmax", ("uint8",), (blocks,))
     table = parts.floats(".weight.nested_quant_map", (256,)).astype(np.float32)
     nested = parts.floats(".weight.nested_absmax", (-(-blocks // size),)).astype(np.float32)
@@ -82,7 +82,7 @@ def _scales(parts: Parts, end: str, state: dict[str, Any], blocks: int) -> Array
 def _eight_bits(parts: Parts) -> Matrix:
     rows, depth = parts.matrix_shape(".weight")
     if parts.has(".weight_format") and parts.integers(".weight_format", ("uint8", "int8")).any():
-        raise parts.wrong(".weight_format", "is another than rows (0), which is not supported")
+        raise parts.wrong(".weight_format", "is a layout other than row-major (0), which is not supported")
     values = parts.integers(".weight", ("int8",))
     scales = parts.floats(".SCB").reshape(-1).astype(np.float32)
     if scales.size != rows:

@@ -130,7 +130,7 @@ def _fp4(parts: Parts, rows: int, depth: int) -> Matrix:
     scales = parts.integers(".weight_scale", ("float8_e4m3fn",), (rows, -(-depth // 16))).astype(np.float32)
     whole_scale = parts.floats(".weight_global_scale").astype(np.float32)
     if whole_scale.size != 1 or not whole_scale.all() or not np.isfinite(scales).all():
-        raise parts.wrong(".weight_global_scale", "or the scales below it are no finite numbers")
+        raise parts.wrong(".weight_global_scale", "or the scales that it applies to are not finite")
     return fp4(codes, scales / whole_scale.reshape(()), 16)
 
 

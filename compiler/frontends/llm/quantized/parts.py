@@ -77,8 +77,8 @@ class Scheme:
     """Storage format of a package's quantized weights.
 
     Attributes:
-        marks: ends of names; a tensor whose name ends so shows that its module's weight is quantized.
-        ends: of the names of all tensors that belong to a weight.
+        marks: name suffixes of tensors that show that their module's weight is quantized.
+        ends: name suffixes of all tensors that belong to a weight.
         shape: the shape of a weight, its data unread.
         read: a weight, all leading axes as rows. Both raise InvalidModelError for damaged tensors.
         unused: ends of the names of tensors that hold nothing for weights, such as scales of activations.
@@ -96,8 +96,8 @@ def unpacked(words: Array, bits: int, count: int) -> Array:
 
     Args:
         words: any integers, (rows, words of a row).
-        bits: of an integer: 2, 3, 4 or 8; one of 3 bits may lie across two words.
-        count: at most what a row holds.
+        bits: bits per integer: 2, 3, 4 or 8; 3-bit integers may cross word boundaries.
+        count: number of integers, at most the capacity of a row.
     """
     rows = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:

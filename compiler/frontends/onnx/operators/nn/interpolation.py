@@ -95,10 +95,10 @@ def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *,
     With `zeros`, an offset outside of its axis is so negative that every sum with it is negative.
 
     Args:
-        shape: of the places: a sample, then its position.
-        sizes: of the data's sampled axes.
+        shape: shape of the sampled positions: a sample, then its position.
+        sizes: sizes of the data's sampled axes.
         taps_of: the taps of an axis at a place.
-        zeros: whether elements outside are zeros; otherwise coordinates are limited to the axis.
+        zeros: elements outside are zeros; otherwise coordinates are clamped to the axis.
     """
     dtype = _offset_dtype(sizes)
     total = _product(sizes)

@@ -61,7 +61,7 @@ class TreeTable:
         tree_targets: (trees) int32, the output of all leaves of a tree, whose weights are in `words`; None where trees
             have no such form. Then leaf n has the weights from `leaf_starts[n]` up to `leaf_starts[n + 1]`.
         leaf_targets: the output of each weight; None when every leaf has a weight for each output, in order.
-        set_starts: where the values of a set begin in `members`; None without sets.
+        set_starts: start of each set's values in `members`; None without sets.
         value_type: "float32" or "float64", in which values and thresholds are compared.
         feature_bits: the width of the feature in a link.
     """
