@@ -13,7 +13,7 @@ from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDesc
 from compiler.errors import InputError, type_text
 from compiler.runtime.requirements import RequirementChecker
 from compiler.runtime.staging import InputMemory, MemoryRanges, Staging, range_of
-from compiler.runtime.tensors import ALIGNMENT, array_over_strided, is_usable, tensor_over
+from compiler.runtime.tensors import ALIGNMENT, array_over_strided, tensor_over
 from compiler.runtime.tvm_runtime import tvm_ffi
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class InputBinder:
                 tensors.append(_bound(value, spec, stage, dimensions))
                 ranges.append(range_of(tensors[-1], itemsize))
         memory.keep(tensors, {name: size for name, (size, _) in dimensions.items()}, ranges)
-        if all(_always_copied(value, spec) for value, spec in zip(values, self.specs, strict=True)):
+        if all(map(_always_copied, values, self.specs)):
             memory.copies(self.names)
 
     def _in_order(self, inputs: object) -> Sequence[Any]:
@@ -249,8 +249,11 @@ def _from_numpy(value: np.ndarray, spec: InputSpec, stage: Staging) -> RuntimeTe
     """Bind an array with the right element type and shape: in place, or as a copy."""
     if spec.carried:
         value = as_carried(value, spec.element)
-    if value.nbytes > _ALWAYS_COPY_BYTES and value.flags.writeable and is_usable(value):
-        return tensor_over(value, spec.element)
+    flags = value.flags
+    if value.nbytes > _ALWAYS_COPY_BYTES and flags.writeable and flags.c_contiguous:
+        tensor = tensor_over(value, spec.element)
+        if tensor.data_ptr() % ALIGNMENT == 0:  # numpy takes a microsecond to tell the address
+            return tensor
     return stage.filled(value, spec.element)
 
 

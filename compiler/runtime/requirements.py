@@ -101,7 +101,7 @@ class RequirementChecker:
             self._good = good = sizes, tuple(index.range(sizes) for index in self._indices)
         for index, (low, high) in zip(self._indices, good[1], strict=True):
             values = array_over(tensors[index.position], index.element)
-            if values.size:
+            if values.size and not _all_within(values, low, high):
                 _check_values(index.requirement, _extremes(values), low, high)
 
 
@@ -125,6 +125,14 @@ def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensio
     raise ArtifactError(
         f"the module's indices {each.input!r} are not an input of whole numbers", "compile the model again"
     )
+
+
+def _all_within(values: np.ndarray, low: int, high: int) -> bool:
+    """True if one pass shows that many numbers lie in [max(low, 0), high): as unsigned ones, negative numbers are
+    large."""
+    if values.size <= _FEW or low > 0:
+        return False
+    return bool(values.view(f"u{values.itemsize}").max() < high)
 
 
 def _extremes(values: np.ndarray) -> tuple[int, int]:

@@ -225,6 +225,22 @@ def test_inputs_are_refused_before_a_run(case: tuple[str, dict[str, Any], dict[s
         binder.bind(bad, memory)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_many_indices_are_refused_by_the_worst_of_them(dtype: str) -> None:
+    model = import_onnx(model_of(f"(float[n] x, {dtype}[k] i) => (float[k] y) {{ y = Gather(x, i) }}"))
+    needed = requirements(model)
+    binder = InputBinder(tensor_descriptions(model.inputs), needed["requirements"], needed["indices"])
+    memory, x = InputMemory(2), ones(7)
+    indices = np.random.default_rng(0).integers(-7, 7, 100).astype(dtype)
+    for good in (indices, abs(indices) % 7):
+        binder.bind({"x": x, "i": good}, memory)
+        for worst in (7, -8, np.iinfo(dtype).min, np.iinfo(dtype).max):
+            bad = good.copy()
+            bad[57] = worst
+            with pytest.raises(InputError, match=rf"the index {worst}, outside of \[-7, 7\)"):
+                binder.bind({"x": x, "i": bad}, memory)
+
+
 COMPUTED = """(float[n] x, int64[k] i, int64[1] z, float[b, t] s)
     => (float[k] a, float[k] c, float[n] d, float[b, t] e) {
     j = Add(i, z)
