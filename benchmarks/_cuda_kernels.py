@@ -35,7 +35,7 @@ class Launch:
 
     Attributes:
         rule: the schedule rule that made it.
-        threads: of a block; 1 where TVM writes no bound.
+        threads: number of threads of a block; 1 where TVM writes no bound.
         tile: the element type of a product in tiles of shared memory, as CUDA names it; empty for anything else.
         matrix_instructions: in the machine code, or calls of mma_sync where only the source is known.
         resources: what its machine code takes; None when none was made.

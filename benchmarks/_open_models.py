@@ -22,7 +22,7 @@ class OpenModel:
 
     Attributes:
         load: a `torch.nn.Module`, or the path of an ONNX file with dynamic shapes.
-        shapes: of each input, symbols for dynamic dimensions.
+        shapes: shapes of each input, symbols for dynamic dimensions.
         sizes: values of the symbols, one run each.
         inputs: random inputs for such values.
     """

@@ -38,12 +38,12 @@ class Row:
 
     Attributes:
         pairs: the share of pairs, whose times are more than 5 % apart, in the order that the model gives them.
-        correlation: of the ranks (Spearman).
+        correlation: correlation of the ranks (Spearman).
         spread: how much slower than the fastest the median config is.
         loss: how much slower than the fastest the config is that the model ranks first.
         default: how much slower the default is; None where it was not timed.
         factor: modelled over timed, the median.
-        gain: of the model's fastest over the default, as modelled: it is chosen beyond the measurer's margin.
+        gain: gain of the model's fastest over the default, as modelled: it is chosen beyond the measurer's margin.
     """
 
     kind: str

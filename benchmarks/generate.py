@@ -54,7 +54,7 @@ class Contestant:
     """A runtime's process, and its best times so far.
 
     Attributes:
-        environment: of its process.
+        environment: environment of its process.
         weight_bytes: what it reads for each token.
         first_token: seconds from the start of its process.
         prompt: seconds of a prompt by its number of tokens.

@@ -183,7 +183,7 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
     Of outer loops, lengths that are not known count as 1, and are always fused.
 
     Args:
-        cycles: of the whole nest on one core, if known.
+        cycles: cycles of the whole nest on one core, if known.
         run: steps of the innermost loop.
     """
     axes = [*(CutAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
@@ -450,7 +450,7 @@ def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again
         extent: steps of the axis, below 2^24; an int64 expression.
         most: steps of a part at most.
         others: the number of tasks for each part of the axis: parts of all other axes.
-        cores: of the machine.
+        cores: number of cores of the machine.
         again: what a further part repeats, in steps: its halo, or what it takes to start.
     """
     return parts_of_two_at_run_time(extent, most, others, cores, [OtherParts(1, 1)], again)[0]

@@ -29,8 +29,8 @@ class Measure:
         kind: "timed": by a clock, where the kernel ran; "cycles": counted by the device's own compiler or simulator;
             "modelled": computed from the generated code by a model of the processor.
         name: of the measure, the same for all numbers that may be used together: "timed", "llvm-mca+cache cortex-a76".
-        unit: of its numbers.
-        version: of the tool that counts or models; numbers of two versions are not compared with each other.
+        unit: unit of its numbers.
+        version: version of the tool that counts or models; numbers of two versions are not compared with each other.
     """
 
     kind: MeasureKind = "timed"
@@ -89,7 +89,7 @@ class Measurer(ABC):
     """Computes the cost of kernels without a device: deterministic, and safe to use in parallel processes.
 
     Attributes:
-        kind, name, unit: as of `Measure`.
+        kind, name, unit: see `Measure`.
         margin: the share by which a candidate must beat the default to replace it: the error of the model itself, as
             proven where times can be measured.
         margin_of_alternatives: the same for another algorithm, whose code has less in common with the default's.

@@ -75,7 +75,7 @@ def get(name: str, *, cores: int | None = None) -> Target:
     Args:
         name: one of `names()`, or another name of one ("rpi5", "arm64"); "cuda" is this machine's graphics processor.
             A colon and a number of cores may follow ("granite-rapids:32").
-        cores: how many cores to schedule for where the name does not say; those usable on this machine unless given.
+        cores: number of cores to schedule for where the name does not say; those usable on this machine unless given.
 
     Raises:
         UnknownTarget: with suggestions.

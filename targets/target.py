@@ -138,7 +138,7 @@ class Target(ABC):
         programs. None where the device runs modules.
 
         Args:
-            title: of the model.
+            title: title of the model.
             details: what the passes reported, as in the manifest.
             parameters: the module's arrays.
 

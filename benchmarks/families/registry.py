@@ -67,7 +67,7 @@ class Net:
         build: returns a `torch.nn.Module` in evaluation mode, an `onnx.ModelProto` or the path of an ONNX file.
         inputs: by name, in the order of the module's arguments; symbols are dynamic for every contestant.
         sizes: values of the symbols, one row of the table each.
-        exporter: of torch modules.
+        exporter: exporter of torch modules.
         tolerance: absolute and relative, of floats against ONNX Runtime's, relative to the largest value.
     """
 

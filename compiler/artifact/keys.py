@@ -140,7 +140,7 @@ def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: byt
     """The 32 raw bytes of a private key.
 
     Args:
-        passphrase: of an encrypted file; the environment variable TENSORWRIGHT_PASSPHRASE when None.
+        passphrase: passphrase of an encrypted file; the environment variable TENSORWRIGHT_PASSPHRASE when None.
 
     Raises:
         OptionError: it is not a private key of that kind, or is encrypted and the passphrase is missing or wrong.

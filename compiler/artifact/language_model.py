@@ -38,7 +38,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
 
     Attributes:
         text: stands for an image in a text, and then, repeated, for its rows.
-        rows: of an image, or of a tile of it.
+        rows: number of rows of an image, or of a tile of it.
         height, width: of what the encoder reads.
         shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
         longest: the longer side is made so long first; None: it is not.

@@ -70,7 +70,7 @@ class DeviceRequirement(Record, frozen=True, kw_only=True):
 
     Attributes:
         kind: "cuda" is the only one.
-        compute_capability: of that device, at least: 10 major + minor.
+        compute_capability: compute capability of that device, at least: 10 major + minor.
         simulated: there is no machine code for one.
         graphs: kernels are launched as CUDA graphs.
     """
@@ -306,7 +306,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     Attributes:
         inputs, outputs: of the function `main`, in its order.
         parameters: what `main` takes after the inputs, in its order, with exact shapes.
-        compact_parameters: how many of the last ones are stored in a smaller form, for `EXPAND_ENTRY` to expand.
+        compact_parameters: number of parameters, the last ones, stored in a smaller form, for `EXPAND_ENTRY` to expand.
         requirements: relations between symbolic dimensions of the inputs; a run checks them first.
         indices: inputs whose elements are indices; a run checks them too.
         calls: which nodes of the model the kernels compute; None where the model names none.

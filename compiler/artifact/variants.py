@@ -25,10 +25,10 @@ class VariantEntry(_Model):
     Attributes:
         file: the module's file, in the same folder.
         identity: the module's digest (`module_identity`): the numbers below are those of this module.
-        score: of the measure that the variants were compared by; higher is better.
+        score: score of the measure that the variants were compared by; higher is better.
         accuracy: the score as a share of the reference variant's.
         cost_ms: processor milliseconds of a row, measured on the machine that wrote the folder.
-        bytes: of its parameters.
+        bytes: bytes of its parameters.
         made: how it was made, in words.
     """
 

@@ -19,7 +19,7 @@ class Prepared:
     Attributes:
         source: the path of a module file, or a `Module`.
         inputs: the inputs given, by name; None when there are none.
-        sizes: of symbolic dimensions; None when none are given.
+        sizes: sizes of symbolic dimensions; None when none are given.
         trusted_keys: of a module file; None for a module that was compiled just now.
     """
 

@@ -339,7 +339,7 @@ class Scheduled:
 
     Args:
         schedule: of `SCHEDULES`.
-        epochs: of the training.
+        epochs: epochs of the training.
     """
 
     def __init__(self, schedule: str, epochs: int) -> None:

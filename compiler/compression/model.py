@@ -14,7 +14,7 @@ class CompressedModel(ImportedModel):
     """A compressed model, to be given to `tensorwright.compile` or to the next technique.
 
     Attributes:
-        name: of the model it was made from.
+        name: name of the model it was made from.
         report: what was done and what it cost; `report.save("report.html")`.
         trained: the torch module behind it, with its masks, where it was made of one; `distill` trains it further.
         measured: by what, on what and on how many threads `report.after` was measured.

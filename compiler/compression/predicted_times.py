@@ -82,11 +82,11 @@ class KernelTime:
     """One call of a kernel.
 
     Attributes:
-        kind: of work, one of `attribution.KINDS`.
+        kind: kind of work, one of `attribution.KINDS`.
         spread: how much longer the median of several measurements was than the shortest, as a share; 0 of a prediction.
         tiles: of a prediction, the instruction whose sums stay in tiles, where the kernel has one.
-        operations: of a prediction, arithmetic operations; 0 where they are not known.
-        name: of a prediction, the kernel's.
+        operations: arithmetic operations of a prediction; 0 if unknown.
+        name: kernel name of a prediction.
     """
 
     kind: str
@@ -165,7 +165,7 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
     """Cycles of one core for a kernel of known sizes before it is scheduled.
 
     Args:
-        count: of its operations; one for each element that it reads or writes when None.
+        count: number of its operations; one for each element that it reads or writes when None.
     """
     tensors = [parameter.ty for parameter in function.params if isinstance(parameter.ty, tirx.BufferType)]
     sizes = [(_elements(tensor), str(tensor.dtype)) for tensor in tensors]

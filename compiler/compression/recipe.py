@@ -194,7 +194,7 @@ class RecipeResult(ImportedModel):
     """A model at the end of a recipe, to be given to `tensorwright.compile`.
 
     Attributes:
-        name: of the model it was made from.
+        name: name of the model it was made from.
         report: one row per step, and the report of each.
     """
 

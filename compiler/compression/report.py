@@ -39,9 +39,9 @@ class Measure:
 
     Attributes:
         score: what `evaluate` gave, or the mean cosine of the outputs with those before; None where not measured.
-        bytes: of the parameters as they are stored in a module.
+        bytes: bytes of the parameters as they are stored in a module.
         seconds: of a run in processor time, the median, on the first sample of calibration or on random inputs.
-        kernels: how many kernels each schedule rule serves.
+        kernels: number of kernels that each schedule rule serves.
     """
 
     score: float | None

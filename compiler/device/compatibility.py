@@ -37,7 +37,7 @@ class ServerVersions:
     Attributes:
         format: the newest format of modules that it reads.
         tensorwright, tvm: the versions that it was built from.
-        features: of its processor, as manifests name them.
+        features: features of its processor, as manifests name them.
         kernels: whether it runs kernels that are tuned, which are not signed.
         devices: its graphics processors.
         device_problem: why modules cannot use those; empty where they can.

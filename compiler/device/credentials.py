@@ -12,7 +12,7 @@ class Credentials:
     """X25519 keys, 32 raw bytes each.
 
     Attributes:
-        private_key: of this client; the server was started with its public key (`--client-key`).
+        private_key: private key of this client; the server was started with its public key (`--client-key`).
         device_key: the public key of the server.
     """
 

@@ -105,7 +105,7 @@ class DeviceTimes:
     """The result of `measure`.
 
     Attributes:
-        difference: as of `PushResult`.
+        difference: see `PushResult`.
         device: the graphics processor; "" where the module ran on the processor.
         times: milliseconds, "p50" and "p99" of each kind: "ms" of runs with the copies of inputs and outputs; on a
             graphics processor also "device_ms" and "host_ms" of runs without them, by its clock and by the

@@ -103,7 +103,7 @@ def write_static_program(
 
     Args:
         file: the module's file, linked unchanged so that signatures remain valid; None: an unsigned module.
-        text: of a language model, what `compiler.generation.native.program.text_program` makes of it.
+        text: the program of a language model's text, by `compiler.generation.native.program.text_program`.
         progress: called with the name of each step as it begins: compiling the runtime takes minutes, once a target.
 
     Raises:

@@ -107,7 +107,7 @@ def compile(
             products change least on the first 4,096 tokens of the text (GPTQ).
         adapters: folders of LoRA adapters as peft saves them, merged into the weights of a language model one after
             another.
-        threads: how many threads the module runs on; the target's cores when None.
+        threads: number of threads that the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.
         verify: run the module after each pass against the unoptimized one, on `reference_inputs` where given; slow,

@@ -21,9 +21,9 @@ class Usage:
     """Tokens of a sequence.
 
     Attributes:
-        prompt_tokens: of its prompt.
-        cached_tokens: how many of these were not computed, because another sequence began alike.
-        generated_tokens: of its result so far.
+        prompt_tokens: number of tokens of its prompt.
+        cached_tokens: number of these that were reused from a sequence with the same prefix.
+        generated_tokens: number of tokens of its result so far.
     """
 
     prompt_tokens: int

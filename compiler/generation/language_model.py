@@ -181,8 +181,8 @@ class LanguageModel:
         """The result of a sequence, still empty.
 
         Args:
-            room: how many tokens it can have with the prompt.
-            matcher: of a grammar that was compiled elsewhere; None: of the options' grammar.
+            room: number of tokens that it can have with the prompt.
+            matcher: matcher of a grammar that was compiled elsewhere; None: that of the options' grammar.
 
         Raises OptionError for options that the model cannot follow.
         """
@@ -316,8 +316,8 @@ def load(
 
     Args:
         source: the path of a `.twm` file, or its bytes.
-        threads: how many threads it runs on; None: the module's own setting.
-        trusted_keys: as of `compiler.load`.
+        threads: number of threads that it runs on; None: the module's own setting.
+        trusted_keys: see `compiler.load`.
         draft: of a smaller model with the same tokens, for speculative decoding.
 
     Raises:

@@ -25,7 +25,7 @@ class GenerationOptions:
         repetition_penalty: logits of tokens that were seen before are divided by it, or multiplied where they are
             negative; 1 for none.
         stop: texts that end the generation and are not part of the result.
-        seed: of the random numbers; None for another one each time. The result says which it was.
+        seed: seed of the random numbers; None for another one each time. The result says which it was.
         grammar: what the text has to match: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as a text.
         speculative: guess so many tokens at most, and check them in one run; 0 for none. The result stays the same.
             Guesses come from the model's draft model, or from what followed in the prompt and the text before.

@@ -117,7 +117,7 @@ class Output:
 
         Args:
             logits: float32 (guesses + 1, vocabulary): of the next token, and of that behind each guess.
-            guesses: of the next tokens.
+            guesses: guesses of the next tokens.
         """
         pieces = []
         for row, expected in enumerate([*guesses, None]):

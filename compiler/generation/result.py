@@ -30,10 +30,10 @@ class Generation:
         tokens: those of the result; a token that ended it is not among them.
         finish_reason: "stop": the model or a stop text ended it; "length": so many tokens were asked for, or the
             context is full; "cancelled": the caller ended it.
-        prompt_tokens: how many tokens the prompt has.
+        prompt_tokens: number of tokens that the prompt has.
         reused_tokens: how many of them an earlier turn had computed already.
         prompt_seconds, decode_seconds: time for the prompt up to the first token, and for what followed.
-        seed: of the random numbers; None where none were drawn.
+        seed: seed of the random numbers; None where none were drawn.
         logprobs: one for each token, where asked for.
     """
 

@@ -101,7 +101,7 @@ class Scheduler:
         Args:
             prompt: a text, messages ({"role": ..., "content": ...}) or tokens.
             media: what the encoder of the model reads.
-            matcher: of a grammar that was compiled elsewhere.
+            matcher: matcher of a grammar that was compiled elsewhere.
             options: how to generate; None for the defaults, greedy.
             settings: fields of `GenerationOptions` that replace those of `options`.
 

@@ -26,7 +26,7 @@ class Chunk:
     """Tokens that a sequence reads in a step.
 
     Attributes:
-        slot: of the sequence.
+        slot: slot of the sequence.
         tokens: at least one.
         position: how many tokens of the slot come before; what it holds behind them is forgotten.
         total: length of the whole prompt, or of what was read with this chunk, whichever is more.
@@ -46,8 +46,8 @@ class Steps(Protocol):
     """Reads tokens of sequences. For one thread at a time.
 
     Attributes:
-        slots: how many sequences it holds.
-        room: how many tokens a slot can hold; None: no limit but the model's.
+        slots: number of sequences that it holds.
+        room: number of tokens that a slot can hold; None: no limit but the model's.
         joins: whether sequences of one step share a run of the module, which reads the weights once.
         verifies: whether logits of several tokens of a chunk are returned, and are those of single tokens bit by bit.
         rewinds: whether a slot can go back to an earlier position, and a part of it be copied.

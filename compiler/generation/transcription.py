@@ -29,9 +29,9 @@ class Transcription:
     """A text of speech.
 
     Attributes:
-        text: of all parts.
+        text: text of all parts.
         language: as "en"; "" of models for one language.
-        seconds: of the speech.
+        seconds: duration of the speech.
         parts: the generation of each part that the model read at once.
     """
 
@@ -46,7 +46,7 @@ class Speech:
     """Speech that is ready for a model.
 
     Attributes:
-        media: of each part that the model reads at once, in order.
+        media: media of each part that the model reads at once, in order.
         prompt: the tokens that say language and task.
         language: as "en"; "" of models for one language.
     """
@@ -69,7 +69,7 @@ def transcribe(
 
     Args:
         audio: a WAV file, by its path or bytes, or float32 samples at the model's rate.
-        options, settings: as of `LanguageModel.generate`; `max_new_tokens` is of each part.
+        options, settings: see `LanguageModel.generate`; `max_new_tokens` is of each part.
         language: as "en"; None for what the model finds in the first part.
         task: one of `TASKS`; "translate" gives English.
 

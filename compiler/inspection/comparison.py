@@ -32,7 +32,7 @@ class Difference:
     """One tensor beside the reference's.
 
     Attributes:
-        name: of the value in the model.
+        name: name of the value in the model.
         node: the node that computes it, as text.
         error: the largest absolute difference over the largest magnitude of the reference; infinite where shapes
             differ, or NaN and infinities are in other places.
@@ -141,7 +141,7 @@ def compare(
         reference: "onnxruntime", without its optimizations, "onnx", the reference evaluator of the onnx package, or
             "torch"; None: "onnxruntime", and "torch" of PyTorch models, which are compared with it alone.
         shapes, constants, target, threads: as in `tensorwright.compile`.
-        sizes: of symbolic dimensions, for random inputs; 1 for those not named.
+        sizes: sizes of symbolic dimensions, for random inputs; 1 for those not named.
         tolerance: how far values may be apart, as a share of the largest magnitude of the reference's.
         layers: compare values inside of the model too; None: where an output differs.
         first_difference: find the first value that differs, also where the outputs agree, and keep its tensors

@@ -32,11 +32,11 @@ class KernelCost:
     """The calls of one kernel for the same nodes of the model.
 
     Attributes:
-        nodes: of the model that it computes, the main one first.
+        nodes: nodes of the model that it computes, the main one first.
         operations: arithmetic operations, or None where they depend on the data.
         nbytes: bytes of its tensors: what must at least be read and written.
         seconds: the least time it takes on the target's machine.
-        share: of the sum over all kernels.
+        share: share of the sum over all kernels.
         work: of all calls, for estimates in other precisions.
     """
 
@@ -56,7 +56,7 @@ def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes:
     """Costs by layer, most time first; calls inside branches and loops count once.
 
     Args:
-        sizes: of the model's symbolic dimensions.
+        sizes: sizes of the model's symbolic dimensions.
 
     Raises:
         TensorwrightError: a pass failed.

@@ -26,7 +26,7 @@ def inspect_model(
     Args:
         shapes: sizes of inputs by name, as `compile` takes them.
         constants: values of inputs that are fixed.
-        sizes: of dimensions that stay symbolic, by name, for the estimate; 1 for those not named.
+        sizes: sizes of dimensions that stay symbolic, by name, for the estimate; 1 for those not named.
 
     Raises:
         UserError: the file cannot be read or is broken, or the target is unknown.

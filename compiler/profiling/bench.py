@@ -147,9 +147,9 @@ def bench(
     Args:
         source: a `Module`, or the path of a `.twm` file.
         inputs: by name or in order, as for `Module.run`; the stored reference or random ones when None.
-        runs: how many runs to time; as many as fit in `seconds`, at least 3, when None.
-        threads: how many threads a run uses; the module's own setting when None.
-        sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
+        runs: number of runs to time; as many as fit in `seconds`, at least 3, when None.
+        threads: number of threads that a run uses; the module's own setting when None.
+        sizes: sizes of symbolic dimensions by name, for random inputs; 1 for those not named.
         batch: rows of each input whose first dimension is symbolic; 1 when neither this nor inputs nor sizes are given.
         streams: how many threads of the process run the module at the same time.
         hint: "latency" measures `streams`, one run after the other by default. "throughput" divides the threads among

@@ -24,7 +24,7 @@ class NamedCall:
 
     Attributes:
         kernel: its name, of kernels with dynamic sizes too, whose calls TVM does not name.
-        nodes: of the model, the main one first; empty where not known.
+        nodes: nodes of the model, the main one first; empty where not known.
         place: equal for the calls from one place in the code; of calls without a place, those of one kernel.
     """
 

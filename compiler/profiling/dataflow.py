@@ -23,7 +23,7 @@ class Dataflow:
     """Dataflow between the calls of a run.
 
     Attributes:
-        reads: of each call, the earlier calls whose results it reads, each once, in their order.
+        reads: for each call, the earlier calls whose results it reads, without duplicates, in order.
         live: of each call, the bytes of tensors that are written before it ends and read in it or later, results of the
             run included; parameters, inputs, and memory inside of kernels are not.
     """

@@ -26,13 +26,13 @@ class CallTime:
     Attributes:
         start, duration: in seconds from the beginning of the run; duration includes nested calls.
         depth: 0 in `main`, 1 in a function it calls, and so on.
-        shapes: of the tensors it was given, outputs included.
+        shapes: shapes of the tensors it was given, outputs included.
         nbytes: of these tensors: what it must at least read and write.
         operations: arithmetic operations, or None where not known.
-        nodes: of the model that it computes, the main one first; empty where not known.
+        nodes: nodes of the model that it computes, the main one first; empty where not known.
         layer: its place among the layers of the profile.
         reads: the earlier calls whose results it reads, by their places among the calls.
-        live_bytes: of tensors alive while it runs, but for parameters and inputs.
+        live_bytes: bytes of tensors alive while it runs, except parameters and inputs.
     """
 
     name: str
@@ -59,20 +59,20 @@ class KernelTime:
     """All calls of one kernel in a run, or those from one place in the code.
 
     Attributes:
-        operators: of the model, as far as the kernel's name shows.
+        operators: operators of the model, as far as the kernel's name shows.
         kind: kind of work, one of `attribution.KINDS`.
         rule: the schedule rule it was made by; None for the runtime's own functions.
         calls: in one run.
         seconds: in one run, of all calls together, without nested calls: the median over runs.
-        share: of the latency of a run (of the sum of all kernels, where noise makes that larger).
+        share: share of the latency of a run (of the sum of all kernels, where noise makes that larger).
         operations: arithmetic operations of all calls in a run, or None where not known.
         nbytes: bytes of the tensors given to all calls in a run.
-        nodes: of the model that the calls compute; of one place, the main node first.
+        nodes: nodes of the model that the calls compute; those of one place start with the main node.
         tasks: of its parallel loops, equal ones once; none: one thread computes it. None where not known, or where
             they differ from call to call.
         balance: the share of the time in which all threads work, if tasks take equally long; None where not known.
         serial: why one thread computes it, where that is known before it runs.
-        config: of its schedule, by the names of the rule's parameters.
+        config: config of its schedule, by the names of the rule's parameters.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Profile:
         model, target, machine: names, for reports.
         threads: that a run used.
         inputs: the shapes profiled with, as text by input name.
-        latency: of runs without the instrument; all shares refer to its median.
+        latency: latency of runs without the instrument; all shares refer to its median.
         samples: their times in seconds, in order.
         watched: latency of the runs with the instrument, its overhead included.
         crossing: seconds of overhead per call of the instrument; subtracted everywhere here.

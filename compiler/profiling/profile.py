@@ -52,8 +52,8 @@ def profile(
         source: a `Module`, or the path of a `.twm` file.
         inputs: by name or in order, as for `Module.run`; random ones when None.
         runs: how many runs with the instrument; as many as fit in `seconds`, at least 5, when None.
-        threads: how many threads a run uses; the module's own setting when None.
-        sizes: of symbolic dimensions by name, for random inputs; 1 for those not named.
+        threads: number of threads that a run uses; the module's own setting when None.
+        sizes: sizes of symbolic dimensions by name, for random inputs; 1 for those not named.
 
     Raises:
         UserError: the file or an input is at fault.

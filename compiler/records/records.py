@@ -57,8 +57,8 @@ class Record(_Line):
         rule, rule_version, workload: what was scheduled; together with `target` the key.
         config: the knobs.
         status: "ok", or how the trial failed.
-        seconds: of one run, a low quantile over `runs`; None unless "ok", or where the measure counts cycles.
-        cycles: of one run, where the measure counts those; else None.
+        seconds: duration of one run, a low quantile over `runs`; None unless "ok", or where the measure counts cycles.
+        cycles: cycles of one run, where the measure counts those; else None.
         spread: how far repeated measurements lay apart, as a share of `seconds`.
         is_default: the config is the rule's own default.
         compared: measured alternately with the default and other leaders, which says more than a time by itself.
@@ -143,7 +143,7 @@ class ModelLine(_Line):
 
     Attributes:
         target, model: fingerprints; see `identity`.
-        name: of the model, for people.
+        name: name of the model, for people.
         choices: all kernels that run otherwise than untuned; empty where nothing was found to win.
         settings: what was chosen for the model as a whole, where a target has such settings (an accelerator's).
         untuned, tuned: cost of a run of each module in the measure's unit; None where whole runs were not compared.

@@ -42,10 +42,10 @@ class Finished:
         config: as it was searched.
         model: what was compiled.
         module: for the target; verified.
-        score: of the model on this machine, where `evaluate` was given its runs.
+        score: score of the model on this machine, where `evaluate` was given its runs.
         costs: by the names of the budget.
         steps: what was done to it, in order, as text.
-        seconds: of training and quantizing.
+        seconds: duration of training and quantizing.
     """
 
     config: Config
@@ -80,7 +80,7 @@ class Finisher:
         """Train, quantize, verify and compile a candidate.
 
         Args:
-            epochs: of distilling it, without `train`, to compare it with others; None: it is finished.
+            epochs: epochs of distilling it, without `train`, to compare it with others; None: it is finished.
 
         Raises:
             AccuracyError: quantizing loses more than it may.

@@ -87,7 +87,7 @@ class SearchGraph:
         """Knobs of the structure: channels, heads, layers and filters.
 
         Args:
-            lanes: how many channels the target computes at once: more than those are kept in multiples of them.
+            lanes: number of channels that the target computes at once: more than that are kept in multiples of it.
         """
         found = []
         inner = self._inner_cells()

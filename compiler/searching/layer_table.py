@@ -31,7 +31,7 @@ class WholeRun(BaseModel):
     Attributes:
         kernels: seconds of its kernels by the table when it was measured; None where it filled the table itself.
         own: seconds of its kernels in that run.
-        seconds: of a run.
+        seconds: seconds per run.
         calls: of kernels in a run.
     """
 

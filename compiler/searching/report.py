@@ -84,7 +84,7 @@ class SearchReport:
     Attributes:
         cost: the name of the budget's first limit.
         measure: what kernels' times are; "" where none were needed.
-        table: how many kernels the table of layers holds.
+        table: number of kernels that the table of layers holds.
         table_errors: |table - run| / run of the modules that were run whole after their kernels were known.
         front: (cost, score) of the candidates that no other beats, before finetuning, the cheapest first.
         points: the same of all candidates.

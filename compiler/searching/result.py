@@ -27,7 +27,7 @@ class SearchResult:
     """The outcome of a search.
 
     Attributes:
-        name: of the model that was searched.
+        name: name of the model that was searched.
         report: the front, the chosen net beside the one as it came, and what each choice cost.
         chosen: the candidate that was finished.
         model: the chosen net, for `tensorwright.compile` or a further technique.

@@ -46,7 +46,7 @@ class Skeleton:
 
     Attributes:
         tagged: of a copy in which every number of every weight is another one: where parameters are in the graph.
-        graph: of the net itself.
+        graph: graph of the net itself.
         modules: names of the torch modules whose outputs residual sums add, by the layer's name.
         size: (height, width) of the images that it takes; None where they are not scaled.
     """

@@ -34,7 +34,7 @@ class TrainedNets:
         Args:
             net: before it is trained.
             finetunes: by `train`.
-            epochs: of distilling.
+            epochs: epochs of distilling.
         """
         if self._folder is None:
             return None

@@ -54,7 +54,7 @@ class Pipeline:
 
         Args:
             stages: functions, or `Stage`s.
-            capacity: of each queue, in items.
+            capacity: capacity of each queue, in items.
 
         Raises:
             OptionError: there is no stage, one is no function, or a number is below 1.

@@ -39,7 +39,7 @@ def estimated_costs(
 
     Args:
         places: the position after which a node is computed.
-        size: of symbolic dimensions.
+        size: size of all symbolic dimensions.
     """
     roofline = Roofline.of(target.machine, measured=False)
     symbols = {each: size for spec in model.inputs for each in spec.shape if isinstance(each, str)}

@@ -28,7 +28,7 @@ class Crossing:
     """A tensor that goes over the wire.
 
     Attributes:
-        name: of the model's node that computes it, or of the model's input.
+        name: name of the model's node that computes it, or of the model's input.
         variable: in `main`.
         shape, dtype: symbolic dimensions by name.
     """
@@ -55,7 +55,7 @@ class Cut:
     """A place to cut.
 
     Attributes:
-        position: how many of the bindings of `main` the client computes; 0: none, the inputs are sent.
+        position: number of bindings of `main` that the client computes; 0: none, the inputs are sent.
         after: the node that it comes after; "the inputs" for position 0.
         crossing: what the server needs of what the client has.
     """
@@ -102,7 +102,7 @@ def halves(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> tuple[Impor
     """The client's and the server's half; the client's outputs are the server's inputs, as they cross the wire.
 
     Args:
-        wires: of each tensor of `cut.crossing`.
+        wires: wires of each tensor of `cut.crossing`.
 
     Raises:
         OptionError: a half would need a size that does not cross the wire.

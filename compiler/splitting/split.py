@@ -111,7 +111,7 @@ def split(
         calibration: inputs as the model meets them, for int8's scales and for the error; None: random inputs, which the
             report says.
         max_drop: how far the cosine similarity with the whole model may drop by the wire's type, as a share.
-        size: of symbolic dimensions, for times and bytes.
+        size: size of all symbolic dimensions, for times and bytes.
 
     Raises:
         NothingGainedError: the client alone is faster than any cut.

@@ -18,7 +18,7 @@ class ModelNode(NamedTuple):
     """A node of the user's model.
 
     Attributes:
-        name: of an ONNX node, the path of a torch module ("layer3.1.conv2"), or a Relax variable.
+        name: name of an ONNX node, the path of a torch module ("layer3.1.conv2"), or a Relax variable.
         operator: "Conv", "relax.nn.conv2d": what it computes.
     """
 

@@ -62,7 +62,7 @@ class Processing:
             (1, boxes, 4); the last class of "detr" is no object.
         score: least score of a box; of segmentation with one class, of a pixel that belongs to it.
         overlap: boxes of one class whose intersection over union with a better one is above it are dropped.
-        names: of the classes, in their order; for "read", the characters, with a name for the blank.
+        names: names of the classes, in their order; for "read", the characters, with a name for the blank.
         blank: class that stands for no character, for "read".
         tokenizer: a tokenizer.json of the tokenizers library, for "embed" and "rerank"; it becomes part of the module.
         rate, window, context: samples a second that a net for "speech" reads, those of a run, and those of the run

@@ -155,7 +155,7 @@ class ModelComparison:
 
     Args:
         serial: on one thread, by processor time.
-        options: of the passes, as `compile` has them.
+        options: options of the passes, as `compile` has them.
         threads: as in `compile`.
     """
 

@@ -98,7 +98,7 @@ def network_cost(
 
     Args:
         model: quantized, by `quantize` or `uncalibrated` for this target.
-        settings: of a tuning; the defaults when None.
+        settings: settings of a tuning; the defaults when None.
 
     Raises:
         OptionError: the target has no such cost, its tools are missing, or nothing of the model runs there.

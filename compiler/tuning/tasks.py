@@ -48,7 +48,7 @@ class Task:
 
     Attributes:
         key: its record key.
-        names: of the kernels in the module that share the key; the first stands for all.
+        names: names of the kernels in the module that share the key; the first stands for all.
         count: calls in one run of the model.
         nodes: names of the model's nodes that it computes, the main one first.
         tunable: the rule has knobs with more than one config.

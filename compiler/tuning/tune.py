@@ -76,7 +76,7 @@ def tune(
     Args:
         source, precision, threads, and how the source is imported (shapes, constants, capacity, ...): as in `compile`;
             tune what you will compile.
-        trials: how many configs to measure in all. Without a limit, ten minutes are searched; the search of a whole
+        trials: number of configs to measure in all. Without a limit, ten minutes are searched; the search of a whole
             network ends by itself.
         time_budget: seconds of the search and of comparing what it found in the model, 10 at least. They begin with the
             first config that is tried, when the references are built and the defaults measured.
@@ -93,7 +93,7 @@ def tune(
             searched. None for no limit.
         cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
         search: a name of `compiler.tuning.search.searches.names()`.
-        seed: of the search.
+        seed: seed of the search.
         progress: called after every trial.
 
     Raises:

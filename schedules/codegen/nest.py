@@ -114,7 +114,7 @@ def parallel_grid(
     A condition for `parallel` is decided when the kernel runs; the nest's code exists once all the same.
 
     Args:
-        cycles: of the whole nest on one core, if known.
+        cycles: cycles of the whole nest on one core, if known.
     """
     if not extents:
         return body([])

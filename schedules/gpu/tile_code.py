@@ -284,7 +284,7 @@ class GuardedLoad:
     """An element at a place of a buffer; where `inside` does not hold, it is `otherwise` instead (None: zero).
 
     Attributes:
-        offset: of the element in the buffer, where `inside` holds.
+        offset: offset of the element in the buffer, where `inside` holds.
     """
 
     source: Buffer

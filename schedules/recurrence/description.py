@@ -42,7 +42,7 @@ class Recurrence:
     """Computation of one kernel.
 
     Attributes:
-        activations: of each direction, in the order of the operator.
+        activations: activations of each direction, in the order of the operator.
         backward: which directions run back in time.
         hidden, inputs: numbers of hidden units and of features.
         lanes: hidden units a block; weights are packed in blocks.

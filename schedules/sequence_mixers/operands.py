@@ -111,7 +111,7 @@ def with_state(
 
     Args:
         builder: inside a function.
-        operands: of the kernel beside the state; the first has n rows.
+        operands: operands of the kernel beside the state; the first has n rows.
         state: float32.
         width: columns of the result.
         body: writes the loops, from the buffers of the operands, of the result and of the state.

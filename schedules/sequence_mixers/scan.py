@@ -57,7 +57,7 @@ class Scan:
         skip: (channels,), times x, added to the result.
         state: (blocks, sizes, channels of a block), or (slots, ...) of several sequences.
         gate: (n, channels), the result is multiplied with silu of it; None for the result as it is.
-        limits: of the steps.
+        limits: limits of the steps.
         per_block: see above.
         groups: how many there are.
         scaled: x is multiplied with the step as it is written.

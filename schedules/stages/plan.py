@@ -56,7 +56,7 @@ class NestPlan:
     """One collapsed nest.
 
     Attributes:
-        lanes: of a vector.
+        lanes: lanes of a vector.
         threads: whether several pay, or a condition for that.
         axis: the loop along which vectors run; None when the nest is transposed or runs as plain loops.
         transpose: its axes when the nest is transposed.

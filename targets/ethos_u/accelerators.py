@@ -21,7 +21,7 @@ class Accelerator:
         system: Vela's name of the clocks and memories it assumes.
         memory: Vela's name of what lies in which memory.
         scratchpad_kib: internal memory; its end holds the tables of activations.
-        clock_mhz: of that system.
+        clock_mhz: clock frequency of that system, MHz.
         dedicated_sram_kib: SRAM that is the accelerator's alone in that memory mode; 0 where it shares the processor's.
     """
 

@@ -48,7 +48,7 @@ class Dense:
         image: the shape that its operand is read in.
         weight: int8 (O, kh, kw, C).
         bias: int32 (O).
-        scales: of the result, one per output channel.
+        scales: scales of the result, one per output channel.
         places: rows and columns of the result.
     """
 

@@ -41,7 +41,7 @@ class Arrangement:
         left, right: columns of padding; `right` is less than 0 where columns are left out.
         width: columns of a window, 1 for none; `dilation` apart.
         stride: from one window to the next.
-        count: of windows.
+        count: number of windows.
     """
 
     left: int

@@ -75,7 +75,7 @@ def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) ->
     """The files by name: a header and a source.
 
     Args:
-        report: of the partition pass.
+        report: report of the partition pass.
         parameters: arrays of the module, one of which is the program.
 
     Raises:

@@ -29,7 +29,7 @@ class Quantized:
 
     Attributes:
         variable: what holds it.
-        scale: of one step.
+        scale: scale of one step.
         zero: as int8; of a uint8 tensor 128 less, since the accelerator sees its values 128 less too.
         unsigned: whether the graph holds it as uint8.
     """
@@ -79,7 +79,7 @@ class Step:
 
     Attributes:
         operator: for reports.
-        sizes: of the operator, for reports.
+        sizes: sizes of the operator, for reports.
         macs: multiply-adds.
         emit: writes it: given the graph and its inputs, the result.
         forms: other ways to write it, by name, whose result is the same bytes; `tune` chooses among them.

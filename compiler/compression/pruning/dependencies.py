@@ -48,7 +48,7 @@ class Dependencies:
         units: for each node the unit it is part of; 0 where it must stay.
         producers: the constant weights of products, and which of their axes counts the results, in the graph's order.
         cells: the units that weights give, by which weights those are.
-        names: of weights, for reports.
+        names: names of weights, for reports.
     """
 
     mod: IRModule

@@ -61,7 +61,7 @@ def prune(
             its curvature (the diagonal of Fisher's matrix), with `calibration` that of each layer's result, where what
             stays makes up for what goes (Optimal Brain Surgeon).
         scope: "layer": each loses `amount`; "global": together they do.
-        steps: how many times to prune and fine-tune; the amount grows as 1 - (1 - step / steps)^3.
+        steps: number of times to prune and fine-tune; the amount grows as 1 - (1 - step / steps)^3.
         finetune: for a `torch.nn.Module`: given it, trains it; pruned weights stay zero meanwhile.
         loss: for a `torch.nn.Module`: given it, the loss on some data, or an iterable of losses.
         rewind: a state of the module to go back to before each fine-tuning (lottery tickets).

@@ -236,10 +236,10 @@ def select_units(
     """For each unit (entry 0 is none) whether it goes.
 
     Args:
-        scores: of each unit; the smallest go first.
+        scores: score of each unit; the smallest go first.
         amount: the share of the units, of each cell (`scope` "layer") or of all together ("global", where the scores
             of a cell are divided by their mean first, since layers differ in scale).
-        lanes: how many numbers a vector of the machine holds: more than those are kept in multiples of them.
+        lanes: number of elements in a vector of the machine: more than that are kept in multiples of it.
         gone: units that went in an earlier step.
     """
     scores = scores.copy()

@@ -32,8 +32,8 @@ class Numbers(Generic[WeightT]):
     """The parameters of a placement.
 
     Attributes:
-        activations: of each site; a site without is left as it is.
-        weights: of each layer, by its variable.
+        activations: quantization parameters of each site; a site without them is left unchanged.
+        weights: quantized weights of each layer, by its variable.
         shifts: what to add to each filter's result, by the layer's variable: corrections of the bias.
     """
 

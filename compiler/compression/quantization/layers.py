@@ -105,7 +105,7 @@ def find_layers(
 
     Args:
         operators: what the target's accelerator computes in integers, by name.
-        nodes: of the model, by variable, for the names of layers.
+        nodes: nodes of the model, by variable, for the names of layers.
     """
     graph = LayerGraph(LayerNames(nodes))
     bindings = main_bindings(mod)

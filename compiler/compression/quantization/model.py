@@ -13,7 +13,7 @@ class QuantizedModel(ImportedModel):
     """A model with quantized tensors, to be given to `tensorwright.compile`.
 
     Attributes:
-        name: of the model it was made from.
+        name: name of the model it was made from.
         report: what was quantized and what it cost; `report.save("report.html")`.
     """
 

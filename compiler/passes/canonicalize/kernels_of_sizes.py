@@ -77,7 +77,7 @@ class _Spelling:
     """Sizes of a kernel's buffers at a call, in the kernel's variables.
 
     Attributes:
-        shapes: of each buffer that the kernel spells differently, by the position of its parameter.
+        shapes: shapes of each buffer that the kernel spells differently, by the position of its parameter.
         more: the call's sizes that no variable of the kernel stands for, and the new variables that do.
     """
 

@@ -87,7 +87,7 @@ class BlockWeight:
             scales: float16 or float32 (columns, groups).
             zeros: integers of the type of `values`, (columns, groups) or (1, 1); None for 0.
             group: how many neighbours along the depth share a scale.
-            bits: of the integers, 1 to 8.
+            bits: bits per integer, 1 to 8.
             vary: store a zero for each group even if all are equal.
         """
         zero = np.zeros((1, 1), np.int16) if zeros is None else zeros.astype(np.int16)
@@ -109,7 +109,7 @@ class BlockWeight:
         Args:
             values: uint8 (columns, depth).
             scales: float16 or float32 (columns, groups).
-            group: as of `of_integers`.
+            group: see `of_integers`.
             code: the numbers that 0, 1, ... stand for, or one of `FLOATS_OF_8_BITS`, whose bits the values are.
         """
         unit, (scales,) = _readable_groups(values.shape[1], group, [_exact_half(scales)])

@@ -51,7 +51,7 @@ def route(builder: relax.BlockBuilder, scores: Expr, chosen: int) -> Routing:
     Args:
         builder: inside a function.
         scores: float32 (rows, experts); the number of rows may be symbolic.
-        chosen: how many experts each row gets.
+        chosen: number of experts that each row gets.
     """
     call = builder.call_te(_routes, scores, chosen, primfunc_name_hint="route", primfunc_attrs={"op_pattern": _OPAQUE})
     found = builder.emit(call)
@@ -68,9 +68,9 @@ def expert_product(
         builder: inside a function.
         data: what `expert_rows` gives, or float32 (slots, depth).
         weight: the experts' weights one after another, each `columns` columns rounded up to whole panels of 32.
-        columns: of one expert.
+        columns: number of columns of one expert.
         experts: int64 (slots,), sorted.
-        activations: as of `block_product`; bfloat16 weights are multiplied by float32 data.
+        activations: see `block_product`; bfloat16 weights are multiplied by float32 data.
 
     Raises ValueError where the weight is not one of whole experts.
     """

@@ -55,7 +55,7 @@ def grouped_rows(values: Array, scales: Array, zeros: Array | None, group: int, 
 
     Args:
         values: int8 or uint8 (columns, depth).
-        scales: of a type that float32 holds, (columns, groups).
+        scales: scales of a type that float32 holds, (columns, groups).
         zeros: integers of the type of `values`, (columns, groups); None for 0.
         group: how many neighbours along the depth share a scale.
     """

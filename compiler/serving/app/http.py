@@ -47,7 +47,7 @@ class Call:
         model, route: what it turned out to be for, for metrics and logs.
         chunked: its client reads answers in chunks (HTTP/1.1).
         lag: of the process that answers.
-        limits: of the server.
+        limits: limits of the server.
         sandbox: of the process that answers; None before it answers.
         holding: counts the bytes that requests hold; None: nothing does.
         held: bytes that are counted: of its body, and of what was unpacked from it.

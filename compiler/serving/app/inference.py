@@ -20,7 +20,7 @@ class Inference(NamedTuple):
 
     Attributes:
         inputs: by name.
-        names: of the outputs that it wants; None: all.
+        names: names of the outputs that it wants; None: all.
         as_bytes: whether an output is wanted as bytes, where the request says.
         parameters, identifier: as it has them.
     """

@@ -31,7 +31,7 @@ class BatchLayout:
         name: the symbolic dimension that counts rows; "batch" where the module has a fixed number of them.
         inputs: the axis of rows of each input; inputs that are not named are the same for all rows.
         outputs: the axis of rows of each output.
-        rows: how many rows each run has; None: any number.
+        rows: number of rows that each run has; None: any number.
     """
 
     name: str

@@ -46,7 +46,7 @@ class ModuleService:
 
         Args:
             runners: runs at once; None: as many as the cores hold.
-            threads: of each run; None: what `runners` leave it, at most the module's own setting.
+            threads: number of threads of each run; None: what `runners` leave it, at most the module's own setting.
             cores: how many it uses; None: all.
             batched: look for rows that can run together (`layout`), which takes a few runs at start.
 

@@ -30,7 +30,7 @@ class DriftOptions:
 
     Attributes:
         limit: the mean drift beyond which the metric is raised.
-        share: of requests that run on the reference as well, chosen by the digest of their inputs.
+        share: share of requests that run on the reference as well, chosen by the digest of their inputs.
         measure: of a request: "cosine": 1 - the least cosine of a row with the reference's; "absolute": the largest
             difference, as a share of the reference's largest value; "labels": the share of rows whose largest value is
             elsewhere.

@@ -12,11 +12,11 @@ class RayOptions:
     """Options of an application on Ray Serve.
 
     Attributes:
-        name: of the deployment.
+        name: name of the deployment.
         min_replicas, max_replicas: how many run; they differ where Ray scales by load.
         target_ongoing_requests: requests at once per replica that Ray scales for.
         max_ongoing_requests: requests at once that a replica is sent; further ones wait in Ray's proxies.
-        cores: of a replica: what Ray reserves for it (`num_cpus`), and what its models use.
+        cores: number of cores of a replica: what Ray reserves for it (`num_cpus`), and what its models use.
         upscale_delay_s, downscale_delay_s: how long the load must call for it before replicas are added or removed.
         drain_s: for requests to end when a replica stops.
         multiplexed: models that a replica keeps loaded, each loaded when it is first asked for, the least recently

@@ -54,8 +54,8 @@ def configuration_text(name: str, manifest: Manifest, most_rows: int, instances:
     """The text of `config.pbtxt`.
 
     Args:
-        name: of the model in Triton.
-        most_rows: how many rows a batch has at most; 0: requests are not put together.
+        name: name of the model in Triton.
+        most_rows: number of rows that a batch has at most; 0: requests are not put together.
         instances: how many runs compute at a time.
 
     Raises:
@@ -149,7 +149,7 @@ class TritonOptions:
     """Options of a module served by Triton.
 
     Attributes:
-        name: of the model; None: its file's.
+        name: name of the model; None: its file's.
         max_batch_size: how many rows a batch has at most; 0: requests are run one by one; None: 32 where runs show
             that the module's rows are independent of each other, else 0.
         instances: how many runs compute at a time; None: as many as this machine's processors have room for.

@@ -17,7 +17,7 @@ class WorkerOptions:
         configuration: path of a YAML file with more models.
         workers: how many share this machine's cores.
         key_digests: SHA-256 of the API keys of clients.
-        local_only: as of `AppOptions`.
+        local_only: see `AppOptions`.
         http, limits: fields of `HttpOptions` and `Limits`.
         access_log: a path, or "-" for standard output; "": none.
         price: of a core for an hour.

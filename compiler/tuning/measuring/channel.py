@@ -38,7 +38,7 @@ class Worker:
     what it waits for does: a device that does not answer).
 
     Attributes:
-        starts: how many times it was started.
+        starts: number of times that it was started.
     """
 
     def __init__(

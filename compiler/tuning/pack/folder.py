@@ -77,7 +77,7 @@ def write_pack(
     """Write a folder with the candidates of a model's kernels, compiled, and the program `run` that measures them.
 
     Args:
-        source, imports, precision: as of `compile`; tune what you will compile.
+        source, imports, precision: see `compile`; tune what you will compile.
         output: a new folder.
         trials: how many candidates in all; `CANDIDATES` of each kernel unless given.
         records: the folder of records; what is measured there already is left out.

@@ -46,7 +46,7 @@ class AttentionOptions:
             prompts (not 0) are computed as many queries are, and others as few are, where rounding differs.
         length: without `causal`, how many rows there are, as `position`; None: the capacity.
         causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
-        scale: of the scores; None: 1 / sqrt(size).
+        scale: scale of the scores; None: 1 / sqrt(size).
         window: a causal query sees only so many rows, itself included; None: all before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: (heads,), scores that take part in each softmax without a row of values.

@@ -40,7 +40,7 @@ class CachedAttention:
         operands: roles of the kernel's inputs, in their order; its output is the last parameter.
         scale: what scores are multiplied by.
         causal: whether query i sees no row behind `position + i`; else each sees the first `length` rows.
-        window: how many rows a causal query sees, the newest ones; None: all.
+        window: number of rows that a causal query sees, the newest ones; None: all.
         softcap: scores become `softcap * tanh(score / softcap)`; None: they stay.
         rounds: whether products of many queries may round their operands to bfloat16.
     """

@@ -33,7 +33,7 @@ class Traffic:
     """Bytes that enter caches during one call of a kernel on one core.
 
     Args:
-        accesses: of the kernel.
+        accesses: accesses of the kernel.
         tasks: iterations of a parallel loop that the core runs, for a number of all.
     """
 

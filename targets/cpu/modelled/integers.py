@@ -55,7 +55,7 @@ class Integers:
         samples: how many.
         given: arrays of values that are known from outside, by name.
         induction: of a loop's header, the number of the iteration in each sample; KeyError while it is not known.
-        latches: of a header, the names of the blocks that jump back to it.
+        latches: latches of a header, the names of the blocks that jump back to it.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class Block:
         successors: names, in the order of the branch: the first is taken where `condition` is true.
         condition: the value that a conditional branch or a switch tests; "" otherwise.
         cases: of a switch, the values that lead to the successors after the first.
-        weights: of the successors by metadata; empty where there are none.
+        weights: weights of the successors by metadata; empty where there are none.
         calls: names of functions of the module that are called, or handed to what is called.
         returns: it ends the function.
     """

@@ -29,7 +29,7 @@ class Processor:
         l1_rate, l2_rate: bytes a cycle that enter the first and the second cache of a core from the next one.
         exposed: the share of what is not the longest (instructions, or lines on their way into one of the caches) that
             nothing else hides.
-        halved: as of `pipeline.Core`.
+        halved: see `pipeline.Core`.
     """
 
     scheduled_as: str

@@ -36,9 +36,9 @@ class Pipeline:
     """The cost of a kernel's instructions.
 
     Attributes:
-        cycles: of one call on the busiest core.
+        cycles: cycles of one call on the busiest core.
         instructions: that run in these.
-        launches: of parallel loops.
+        launches: launches of parallel loops.
         regions: where the cycles go.
     """
 

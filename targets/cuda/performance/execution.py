@@ -55,8 +55,8 @@ class Demand:
     Attributes:
         work: cycles that each of `RESOURCES` is busy, all partitions of the multiprocessor being used.
         cycles: from its start to its end, alone on a multiprocessor.
-        instructions: of all its warps.
-        multiply_adds: of tensor cores.
+        instructions: instructions of all its warps.
+        multiply_adds: multiply-adds of tensor cores.
         sectors: 32-byte sectors that it gets from or sends to the L2 cache.
         accesses, scattered: sectors that its accesses to global memory touch, warp by warp; and those of addresses that
             are not known.

@@ -117,14 +117,14 @@ class Step:
     """An instruction.
 
     Attributes:
-        costs: of a warp, by place in `RESOURCES`; what depends on addresses comes on top.
+        costs: costs of a warp, by place in `RESOURCES`; what depends on addresses comes on top.
         latency: cycles until the result can be used, without what depends on addresses.
         results: registers that are written.
         waits_for: registers that are read.
         operation, kinds, bits: of an integer instruction, the operands' types and the result's width.
         operands: of `operation`, or the address (and, of tiles, the row pitch).
         space, nbytes: of an access; bytes of a thread.
-        target: of a branch.
+        target: target of a branch.
     """
 
     kind: Kind
@@ -152,7 +152,7 @@ class Program:
     Attributes:
         fixed: (costs, how many) of each basic block.
         symbols: addresses of variables.
-        shared_bytes: of static shared memory.
+        shared_bytes: bytes of static shared memory.
     """
 
     blocks: tuple[tuple[Step, ...], ...]

@@ -50,7 +50,7 @@ class Kernel:
 
     Attributes:
         parameters: (type, name), in order.
-        threads: of a block, as far as the source says; 1 where it does not.
+        threads: threads per block as declared by the source; 1 if it does not say.
     """
 
     name: str

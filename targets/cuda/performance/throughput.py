@@ -22,7 +22,7 @@ class Multiprocessor:
 
     Attributes:
         warps, blocks, shared_bytes: that are resident at once.
-        reserved_bytes: of shared memory that the system takes of each block.
+        reserved_bytes: bytes of shared memory that the system reserves per block.
         float32, integer, float64, special: instructions; `integer` those that do not multiply.
         tensor: multiply-adds of tensor cores by operand type, as far as `mma` instructions reach it.
         l2_bytes: that one multiprocessor can get from the L2 cache.
