@@ -1,4 +1,4 @@
-"""Modelled times of nets on a described x86-64 processor, by what `compiler.quantize` estimates with.
+"""Modelled times of networks on a described x86-64 processor, with the cost model of `compiler.quantize`.
 
     python -m benchmarks.modelled resnet50 vit_b_16 --target granite-rapids:2 --precision bf16
     python -m benchmarks.modelled resnet50 minilm-128 --precision int8 --kernels
@@ -33,7 +33,7 @@ from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.source import import_model
 from targets.cpu.x86 import X86Target
 
-_HERTZ = 3e9  # of the predictions
+_HERTZ = 3e9  # clock frequency of the predictions
 _BYTES_PEAK = 16 * 16 * 64 * 2 / 16 * _HERTZ
 _MEASURED = Path(__file__).parent / "results" / "openvino-granite-rapids.json"
 _MEASURED_TARGET = "granite-rapids:2"

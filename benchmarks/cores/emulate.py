@@ -32,7 +32,7 @@ from targets.toolchain import find_compiler
 
 _SOURCE = Path(__file__).with_name("launch.c")
 _SYMBOL = b"__TVMBackendParallelLaunch"
-_LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # of a part that has work: seconds, and of the longest part
+_LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # minimum of a part with work: seconds, and fraction of the longest part
 
 
 @dataclass(frozen=True)

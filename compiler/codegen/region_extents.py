@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc, Stmt
 
 _TOLD = "tensorwright_extent"
-_MOST = 4096  # threads: larger extents serve all
+_MOST = 4096  # threads: larger extents use all threads
 _TEXT = f"""
 @__TVMBackendParallelBarrier = external global ptr
 

@@ -24,7 +24,7 @@ def set_threads() -> Callable[[int], int]:
         MissingDependencyError: the library could not be loaded.
         targets.TargetError, StorageError: this is a checkout, and the library could not be compiled.
     """
-    runtime_library()  # with what the pool calls of TVM
+    runtime_library()  # provides the TVM functions that the pool calls
     path = library_path()
     try:
         library = ctypes.CDLL(str(path))
@@ -32,7 +32,7 @@ def set_threads() -> Callable[[int], int]:
         raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall tensorwright") from error
     if library.tensorwright_pool_register() != 0:
         raise InternalError("TVM did not take the thread pool")
-    return global_function("tensorwright.set_threads")  # another library of this process may have been first
+    return global_function("tensorwright.set_threads")  # may come from another library of this process
 
 
 def library_path() -> Path:

@@ -18,10 +18,10 @@ from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine, dtype_bits
 
 IMAGES, GROUPS, CHANNELS = "images", "groups", "channels"
-COPY_CYCLES = 2  # of a vector of input, read and written
+COPY_CYCLES = 2  # per input vector, read and written
 # Of input without a dimension of channels innermost: vectors of a whole line are copied, elements of a part of it.
 _ELEMENT_CYCLES = 1.5
-_WIDEN_CYCLES = 4  # of a vector of weights, which becomes two
+_WIDEN_CYCLES = 4  # per weight vector, which becomes two
 
 
 def dimension(number: int) -> str:

@@ -59,7 +59,7 @@ class DirectNest:
 
     fill: float = 0.0  # what stands in the padding
     weight_rank: int | None = None  # where it is not that of packed filters
-    widens = False  # whether a task copies its weights too, into wider numbers
+    widens = False  # True if a task also converts its weights to a wider type
 
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
         stage = fused.anchors[0]

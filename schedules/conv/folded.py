@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 FOLDED = "conv-folded"
-_STORE_CYCLES = 6  # of an epilogue and a store
+_STORE_CYCLES = 6  # for an epilogue and a store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, PrimFunc
 
-_OPEN_SIZE = 56  # of a dimension whose size is not known
+_OPEN_SIZE = 56  # assumed size of dynamic dimensions
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition
 
 

@@ -35,7 +35,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Index, PrimFunc
 
-_RUN_ROWS = 256  # of a block: its sums take 32 KiB, most of the first cache
+_RUN_ROWS = 256  # per block: its accumulators take 32 KiB, most of the L1 cache
 # Cycles: of a product of tiles; to copy a byte of input; to finish a vector of results; to start a task.
 _TILE, _BYTE, _VECTOR, _TASK = 16.0, 0.06, 4.0, 1000.0
 

@@ -42,7 +42,7 @@ def most_pixels(blocks: int, machine: Machine, *, by_lane: bool = False) -> int:
     return max(1, accumulators(machine) // blocks)
 
 
-_UNEVEN = 1.05  # what tiles of two widths have to win: they are twice the code
+_UNEVEN = 1.05  # minimum gain of tiles of two widths, which double the code
 
 
 def channel_unroll(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> int:

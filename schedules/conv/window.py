@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _ORDER = ("images", "blocks", "rows")
 _OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose number is not known
-_OPEN_WIDTH = 56  # of rows whose length is not known
+_OPEN_WIDTH = 56  # assumed width of dynamic rows
 _HALO = 2  # rows that a part of the rows reads beyond its own
 _MAX_PIXELS = 8  # more saves too few loads for the additional code
 

@@ -30,7 +30,7 @@ from schedules.machine import Machine
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index
 
-_EXPOSED = 0.15  # of the time that memory takes, when it takes less than the arithmetic (or the other way round)
+_EXPOSED = 0.15  # fraction of the shorter of memory and arithmetic time that is not overlapped
 
 _IN_STEP = 2  # cores that read the same weights from memory at about the same time
 WINOGRAD_MAX_TASK_TILES = 64

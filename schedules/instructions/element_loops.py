@@ -20,7 +20,7 @@ IN_CHUNKS = "tensorwright.in_chunks"
 """The same; threads may share the iterations as well."""
 VECTOR_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 """Dtypes of elements that are loaded and stored in vectors; TVM widens others, element by element."""
-_LANES = 16  # of a vector; LLVM splits it where registers are narrower
+_LANES = 16  # per vector; LLVM splits it if registers are narrower
 _CHUNK = 1 << 14  # elements that one thread takes at once
 _LEAST_SHARED = 1 << 18  # fewer elements are not worth the threads
 

@@ -57,7 +57,7 @@ def _text(lanes: int) -> str:
 def _masks(lanes: int, level: int) -> tuple[list[int], list[int]]:
     """Two shuffles of a pair of vectors whose sum folds it: lanes within 128 bits first, then runs of 128 bits."""
     if lanes >= _GROUP and level < 2:
-        run = 1 << level  # of lanes that stay together
+        run = 1 << level  # lanes that stay together
         low, high = [], []
         for start in range(0, lanes, _GROUP):
             for place in range(0, _GROUP // 2, run):

@@ -93,7 +93,7 @@ _ERF_DENOMINATOR = (
     4.994257986545563e-01,
     1.0,
 )
-_ERF_LIMIT = 3.832506856900711  # where float32 erf is 1
+_ERF_LIMIT = 3.832506856900711  # float32 erf is 1 from here on
 
 IN_TILE = "_in_tile"
 LIMIT = "limit"

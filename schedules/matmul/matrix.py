@@ -52,7 +52,7 @@ MATMUL_MATRIX = "matmul-matrix"
 MATRICES = (MATRIX_U8S8, MATRIX_S8S8)
 DEPTH = MATRIX_U8S8.group
 _WORD, _LANES = 4, 4  # bytes of a word, words of a register
-_REGISTERS = 4  # of the weights of a step, and of the sums of two rows: eight columns
+_REGISTERS = 4  # for the weights of a step, and for the accumulators of two rows: eight columns
 
 
 def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:

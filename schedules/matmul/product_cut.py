@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
 _LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
 _MOST_JOINED = 1 << 16  # results of a product whose depth is cut
-_WORTH_JOINING = 0.85  # of the time without
-_MORE_EVENLY = 0.97  # of the time with the largest register tile
-_ON_TWO = 1.03  # of the time without, on two threads: what the module may lose on a few of the cores
+_WORTH_JOINING = 0.85  # relative to the time without
+_MORE_EVENLY = 0.97  # relative to the time with the largest register tile
+_ON_TWO = 1.03  # relative to the time without, on two threads: what the module may lose on a few of the cores
 _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (measured, Zen 4)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
 _FEW_ROWS = 4  # as many wait for the weights, which vectors ask for ahead
-_MOST_TILES = 18  # of a task: its rows of the data stay in the second cache
+_MOST_TILES = 18  # per task: its rows of the data stay in the L2 cache
 
 
 def rounded_bf16(data: Tensor) -> Tensor:

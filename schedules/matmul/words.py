@@ -50,7 +50,7 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
     depth, group = data.shape[-1], operation.group
     attrs = {KIND: KINDS[operation]}
     known = int(depth.value) if isinstance(depth, tirx.IntImm) else 0
-    last = (int(steps) - 1) * group  # where the last word begins
+    last = (int(steps) - 1) * group  # start of the last word
     shift = tirx.const(operation.shift(str(data.dtype)), "int32")
     halves = operation.total == "float32"
 

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 # Row tiles, rows that are left, and how they are cut.
 _Plan = tuple["Index", "Index", ProductCut]
-_TYPICAL_DEPTH = 512  # where it is symbolic
-_PACKING_CYCLES = 4  # of a vector of a panel
+_TYPICAL_DEPTH = 512  # assumed if symbolic
+_PACKING_CYCLES = 4  # per vector of a panel
 
 
 class MatmulWriter(TileWriter):

@@ -23,7 +23,7 @@ _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
-# Settings that change what the numbers mean, and the values with which they do not.
+# Settings that change the meaning of the weights, and the values for which they do not.
 _REFUSED = {
     "layer_replication": "layers that are there several times",
     "trainable_token_indices": "tokens that are trained by themselves",
@@ -33,7 +33,7 @@ _REFUSED = {
     "use_qalora": "QALoRA",
     "arrow_config": "routed adapters (Arrow)",
 }
-# Their adapters belong to base weights that were changed when the training began.
+# These initializations modify the base weights at the start of training.
 _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -98,14 +98,14 @@ class Adapter:
         if magnitude is None:
             return whole
         transposed = self._settings.flag("fan_in_fan_out") or module + _EMBEDDING_A in self._stored
-        # The norm of all that belongs to one output.
+        # The norm over all weights of one output.
         norms = np.linalg.norm(whole, axis=0 if transposed else 1)
         stored = self._tensor(magnitude, (norms.size,)) / norms
         result: Array = whole * (stored[None] if transposed else stored[:, None])
         return result
 
     def replacement(self, name: str, shape: tuple[int, ...]) -> Array | None:
-        """The tensor that takes the place of another one (modules_to_save, biases); None where there is none."""
+        """The tensor that replaces another one (modules_to_save, biases); None if there is none."""
         return self._tensor(name, shape) if name in self.replaced else None
 
     def _change(self, module: str, shape: tuple[int, ...]) -> Array:
@@ -147,7 +147,7 @@ class Adapter:
         return np.float32(alpha / (math.sqrt(rank) if settings.flag("use_rslora") else rank))
 
     def _of_module(self, key: str, module: str, default: float) -> float:
-        """A number for a module: that of the first pattern that is its name, or ends it behind a dot."""
+        """A module's number: that of the first pattern equal to its name or to a suffix of it after a dot."""
         table: Mapping[str, object] = self._settings.table(key)
         for pattern in table:
             if _ends_with(module, pattern, self._settings.path):
@@ -156,7 +156,7 @@ class Adapter:
 
 
 def _ends_with(module: str, pattern: str, path: Path) -> bool:
-    """True if a name ends with a pattern: a name, or "^" and a whole name, where "\\." stands for a dot."""
+    """True if a name ends with a pattern: a name suffix, or "^" and a full name, where "\\." stands for a dot."""
     plain = pattern.removeprefix("^").replace(r"\.", ".")
     if not re.fullmatch(r"[\w.]+", plain):
         raise OptionError(f"{path}: patterns of modules other than names are not supported ({pattern[:80]!r})")

@@ -17,7 +17,7 @@ from compiler.support.optional import optional_module
 
 _NUMBERS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-_ROWS_AT_ONCE = 4096  # of which there are copies in memory
+_ROWS_AT_ONCE = 4096  # rows converted at a time, to limit temporary copies
 _ROWS_IN_CACHES = 256
 
 

@@ -25,8 +25,8 @@ from schedules.annotations import UPDATES
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var
 
-_ROWS, _RANK = 2, 4  # of a cache (batch, heads, rows, size)
-_MOST = 127.0  # of an int8
+_ROWS, _RANK = 2, 4  # the rows axis and the rank of a cache (batch, heads, rows, size)
+_MOST = 127.0  # largest int8
 
 
 def with_cache_type(model: ImportedModel, dtype: str) -> ImportedModel:

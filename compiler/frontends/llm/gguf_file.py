@@ -26,7 +26,7 @@ from compiler.support.optional import optional_module
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _TEXT, _LIST = 4, 8, 9
 _VERSIONS = (2, 3)
-_MOST_ELEMENTS = 1 << 22  # of all lists together: vocabularies have less than a million, and the package is slow
+_MOST_ELEMENTS = 1 << 22  # in all lists together: vocabularies have less than a million, and the package is slow
 _MOST_AXES = 4
 _ALIGNMENT = "general.alignment"
 

@@ -76,7 +76,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
 _LONGEST_PIECE = 1024  # all ways to split one are tried
-_SPACE = "\u2581"  # how SentencePiece writes a space
+_SPACE = "\u2581"  # SentencePiece's space character
 _PREFIX = "tokenizer.ggml."
 
 _WHOLE_WORDS_FIRST = frozenset([*LLAMA3_KIN, "tekken", "smollm3", "seed-coder", "deepseek-v3"])

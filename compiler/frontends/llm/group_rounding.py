@@ -157,7 +157,7 @@ class _Groups:
 # Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023), with a
 # scale for each group of neighbours, chosen when its turn comes.
 
-_DAMPING = 0.01  # of the mean of the diagonal, added to it
+_DAMPING = 0.01  # fraction of the diagonal's mean that is added to the diagonal
 _LEAST, _MOST = -8, 7
 
 

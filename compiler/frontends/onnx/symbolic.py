@@ -22,7 +22,7 @@ Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
 
 _MAXIMUM_SIZE = 2**40
-_LARGEST_DENOMINATOR = 16  # of float constants that sizes are multiplied by exactly
+_LARGEST_DENOMINATOR = 16  # for float constants by which sizes are multiplied exactly
 
 
 class Arithmetic:

@@ -63,7 +63,7 @@ def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tupl
 
 
 def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
-    """The model with what `Module.predict` has to know of texts or speech, and its tokenizer.
+    """The model with the description that `Module.predict` needs for text or speech, and its tokenizer.
 
     Raises OptionError, StorageError: there is no tokenizer.
     """
@@ -101,7 +101,7 @@ def with_processing(model: ImportedModel, given: Processing) -> ImportedModel:
 
 
 def _layout(spec: TensorSpec, processing: Processing) -> str:
-    """NCHW or NHWC, by the axis that has as many channels as are read."""
+    """NCHW or NHWC, determined by the axis whose size is the number of channels."""
     channels = 1 if processing.colors == "gray" else 3
     if spec.shape[1] == channels or spec.shape[3] != channels:
         return "NCHW"
@@ -222,7 +222,7 @@ def _inlined(
     arguments: Sequence[Expr],
     renamed: Callable[[GlobalVar], GlobalVar] = lambda each: each,
 ) -> list[Expr]:
-    """Emit the bindings of a function on these arguments; the fields of its result."""
+    """Inline a function call; returns the fields of its result."""
     values = dict(zip(function.params, arguments, strict=True))
 
     def leaf(each: Expr) -> Expr:
@@ -231,7 +231,7 @@ def _inlined(
     bindings = [binding for block in function.body.blocks for binding in block.bindings]
     for binding in bindings:
         value, var = builder.normalize(replace_leaves(binding.value, leaf)), binding.var
-        if isinstance(var, relax.DataflowVar):  # which may not stand here
+        if isinstance(var, relax.DataflowVar):  # not allowed outside a dataflow block
             values[var] = var = relax.Var(var.name, var.ty)
         if isinstance(binding, relax.MatchCast):
             builder.emit_normalized(relax.MatchCast(var, value, binding.ty))

@@ -16,8 +16,8 @@ from compiler.support.processing import Processing
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-BILINEAR, BICUBIC = 1, 2  # pixels on each side that a filter weighs
-_A = -0.5  # of Pillow's bicubic filter
+BILINEAR, BICUBIC = 1, 2  # filter radius in pixels
+_A = -0.5  # coefficient of Pillow's bicubic filter
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _fitted(image: Expr, frame: int, gain: Expr, centered: bool) -> Axis:
 
 
 def _margin(extra: Expr, even: bool) -> Expr:
-    """Half of what lies beyond a crop."""
+    """Half of the margin outside a crop."""
     half = tirx.floordiv(extra, 2)
     return half + tirx.floormod(half, 2) * tirx.floormod(extra, 2) if even else half
 
@@ -83,7 +83,7 @@ def taps(processing: Processing, axes: tuple[Axis, Axis], which: int) -> Expr:
         shortest = processing.shortest or min(each.frame for each in axes)
         shorter = tirx.min(axes[0].image, axes[1].image)
         return tirx.floordiv(2 * support * shorter, max(shortest - 1, 1)) + least
-    # A rounded length is at least two thirds of what it is rounded from, or 1.
+    # A rounded length is at least two thirds of the unrounded one, or 1.
     vertical, horizontal = (tirx.floordiv(3 * support * each.image, each.frame) for each in axes)
     return tirx.max(vertical, horizontal) + least + 1
 
@@ -105,7 +105,7 @@ def window(processing: Processing, axis: Axis, position: Expr) -> tuple[Expr, Ex
 
 
 def weight(processing: Processing, distance: Expr) -> Expr:
-    """The filter's value, float64, that far from its middle."""
+    """The filter's value, float64, at a distance from its center."""
     x = tirx.abs(distance)
     one = _real(1)
     if processing.filter != "bicubic":

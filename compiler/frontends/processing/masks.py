@@ -1,4 +1,4 @@
-"""Masks of the size of an image from what a net returns for its frame."""
+"""Masks of an image's size from a network's outputs for its frame."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from compiler.support.processing import Processing
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import BlockBuilder, Expr, Stmt, Tensor
 
-_MOST_CLASSES = 256  # of a mask of bytes
-_OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
+_MOST_CLASSES = 256  # in a uint8 mask
+_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str, str]) -> list[TensorSpec]:
@@ -74,8 +74,8 @@ def emit_mask(
 
 
 def _place(axis: Axis, count: Expr, position: Expr) -> tuple[Expr, Expr, Expr]:
-    """The two neighbours, int64, of a pixel among `count` values along an axis of the frame, and the share of the
-    second, float32; places outside of the frame are those of its edge."""
+    """The two neighbours, int64, of a pixel among `count` values along an axis of the frame, and the weight of the
+    second, float32; positions outside the frame are clamped to its edge."""
     half = tirx.const(0.5, "float64")
     inside = (_real(position) + half) * _real(axis.resized) / _real(axis.image) - _real(axis.offset)
     place = inside * _real(count) / tirx.const(float(axis.frame), "float64") - half

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BITS = 22  # Pillow's PRECISION_BITS: a sum of bytes fits 32 bits
 _GRAY = (19595, 38470, 7471)  # Pillow's weights of R, G and B, of 65536
-_OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
+_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int], layout: str) -> Expr:
@@ -44,7 +44,7 @@ def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size:
 
 
 def normalization(processing: Processing) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and summand of each channel that the net reads, float32 (channels,)."""
+    """Scale and offset of each channel of the network's input, float32 (channels,)."""
     channels = 1 if processing.colors == "gray" else 3
     given = (processing.mean or (0.0,), processing.std or (1.0,))
     mean, std = (np.broadcast_to(np.array(each, np.float64), channels) for each in given)
@@ -109,7 +109,7 @@ def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs
     windows, weights = (T.buffer_proxy(each) for each in outs)
     first, number, center, scale = (T.bind(each) for each in window(processing, axis, at))
     zero, one, half = (tirx.const(each, "float64") for each in (0.0, 1.0, 0.5))
-    # Positions outside of the image weigh nothing.
+    # Positions outside the image have zero weight.
     start = T.bind(tirx.min(first, axis.image - 1))
     taken = T.bind(tirx.max(tirx.min(number, axis.image - start), 0))
     windows[0, at], windows[1, at] = tirx.Cast("int32", start), tirx.Cast("int32", taken)
@@ -128,7 +128,7 @@ def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs
 
 
 def _byte(total: Expr) -> Expr:
-    """A sum in fixed point, which holds half a unit, as a byte."""
+    """Convert a fixed-point sum, to which half a unit was added for rounding, to a byte."""
     return tirx.max(tirx.min(total >> tirx.const(_BITS, "int32"), 255), 0)
 
 

@@ -1,4 +1,4 @@
-"""Boxes and classes from what a net returns, as ONNX graphs in ONNX's textual syntax.
+"""Boxes and classes from a network's outputs, as ONNX graphs in ONNX's textual syntax.
 
 Each form of a detector's results becomes `corners` (boxes, 4) in pixels of the frame, and `best`, `label` (boxes,) in
 falling order or not; then overlapping boxes are dropped, or, where the net did that, those of low scores.
@@ -269,7 +269,7 @@ def _graph(
     placed: bool = False,
     size: tuple[int, int] = (1, 1),
 ) -> ImportedModel:
-    """A graph of these nodes, imported."""
+    """Import a graph of these nodes."""
     given = [f"float[{', '.join(map(str, spec.shape))}] {name}" for name, spec in read]
     given += ["float[3, 4] placement"] if placed else []
     height, width = map(float, size)

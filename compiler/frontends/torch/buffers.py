@@ -72,7 +72,7 @@ def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
             continue
         source = node.args[0]
         while source.op == "call_function" and source.args and isinstance(source.args[0], torch.fx.Node):
-            source = source.args[0]  # what it is a view of, if it is one
+            source = source.args[0]  # the base of a view
         if source.name in constants:
             raise UnsupportedModelError(
                 [Refusal("mutation", source.name, "the model writes to an integer in a buffer while running")],

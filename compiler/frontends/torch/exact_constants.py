@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-_ROUNDING = 1e-7  # of float32, in which a pattern's 1/6 is stored
+_ROUNDING = 1e-7  # float32 rounding error: patterns store 1/6 in float32
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._dynamo.source import AttrSource
 
-Place = tuple[int, int]  # of a size: which argument, which of its dimensions
+Place = tuple[int, int]  # position of a size: index of the argument, and of its dimension
 
 
 @dataclass(frozen=True)

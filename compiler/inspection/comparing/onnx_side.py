@@ -22,7 +22,7 @@ Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
 
 
 class OnnxSide:
-    """See `Side`. Compiled as it is when it is made; raises as `compile`."""
+    """See `Side`. The model is compiled on construction; raises as `compile`."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Binding, Call, Expr, Function, PrimFunc, SeqExpr, Var
 
 _CALL_TIR = Op.get("relax.call_tir")
-_ROOM = 1 << 20  # bytes of a stack of which the number of rows is not known
+_ROOM = 1 << 20  # bytes of a stack with an unknown number of rows
 _ROWS, _FEWEST_ROWS = 64, 4
 
 

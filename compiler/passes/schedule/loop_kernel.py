@@ -21,8 +21,8 @@ from schedules.machine import dtype_bits
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Index, PrimFunc, Stmt, Var
 
-_LEAST_BYTES = 1 << 10  # what is smaller TVM puts on the stack, at other places than multiples of 64
-_SYMBOL = "__tvm_ffi_"  # before the name of a kernel
+_LEAST_BYTES = 1 << 10  # TVM puts smaller buffers on the stack, without 64-byte alignment
+_SYMBOL = "__tvm_ffi_"  # prefix of kernel symbols
 
 
 @dataclass
@@ -106,7 +106,7 @@ class LoopKernel:
         self._step, self._allocate_step = allocate("step", (1,), "int64")
         self._number, self._allocate_number = allocate("number", (1,), "int64")
         self._going, self._allocate_going = allocate("going", (1,), "int64")
-        self._half: dict[Tensor, tuple[Index, int]] = {}  # of the state: where it begins, and which half a tensor is
+        self._half: dict[Tensor, tuple[Index, int]] = {}  # for state tensors: offset, and the half that holds it
         self._offsets: dict[Tensor, Index] = {}
         self._stacked: dict[Tensor, int] = {}
         self._total: Index = 0

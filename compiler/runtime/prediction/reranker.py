@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 LIMIT = 512
 SEGMENTS = ("token_type_ids", "segment_ids")
-_AT_ONCE = 32  # pairs of a run
+_AT_ONCE = 32  # pairs per run
 
 
 class TextReranker:

@@ -21,8 +21,8 @@ from compiler.serving.limits import Limits
 from compiler.serving.sandbox.process import CLOCK, DEFINE, WORK
 from compiler.serving.sandbox.wire import LENGTH_BYTES, pack, unpack
 
-_USES = 256  # jobs of one process, whose memory might grow
-_LARGE = 1 << 20  # bytes of a message after which a process is not used again, for its memory
+_USES = 256  # jobs per process, whose memory might grow
+_LARGE = 1 << 20  # message bytes above which a process is not reused, because of its memory
 _PIECE = 1 << 20
 _LONGEST = 1 << 32  # bytes of a message
 _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -118,7 +118,7 @@ class Forker:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._idle: list[Process] = []
-        self._states = 0  # that were built: a process has those of before it was forked
+        self._states = 0  # number of states built: a process has those from before its fork
         self._defining = asyncio.Lock()
         self._numbers = itertools.count()
         self._names: weakref.WeakKeyDictionary[State, str] = weakref.WeakKeyDictionary()

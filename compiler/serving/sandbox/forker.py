@@ -57,7 +57,7 @@ def _define(sock: socket.socket, builders: Functions, states: dict[str, Any]) ->
         send(sock, ["done", None])
     except EOFError:
         return  # the server is gone
-    except Exception as error:  # of a package that could not read the model's tokenizer
+    except Exception as error:  # raised by a package that could not read the model's tokenizer
         send(sock, failure(error))
 
 
@@ -74,7 +74,7 @@ def _run_jobs(sock: socket.socket, jobs: Functions, states: dict[str, Any], seco
             answer = ["done", result if not callable(result) else None]
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # panics of extensions in Rust are no Exception
+        except BaseException as error:  # panics of Rust extensions are not Exceptions
             result, answer = None, failure(error)
         allow_waiting(sock)
         send(sock, answer)

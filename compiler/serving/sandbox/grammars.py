@@ -20,7 +20,7 @@ from compiler.serving.sandbox.process import CLOCK, WORK
 from compiler.serving.sandbox.wire import pack, receive
 
 _KEPT = 16  # compiled grammars of a model
-_FORKER = "grammars"  # one of their own, since the package loads torch
+_FORKER = "grammars"  # a separate forker, since the package loads torch
 
 
 class GrammarProcesses:
@@ -55,7 +55,7 @@ class GrammarProcesses:
         except (OSError, EOFError):
             ours.close()
             self._drop(grammar)
-            if known:  # its process has ended meanwhile
+            if known:  # its process has ended in the meantime
                 return await self._began(grammar, sandbox, limits)
             raise InputError("the grammar cannot be followed") from None
         except BaseException:

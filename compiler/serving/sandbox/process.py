@@ -16,7 +16,7 @@ from collections.abc import Callable
 DEFINE, WORK = b"D", b"W"
 CLOCK = 6
 """The time of a job by the clock, as a multiple of its processor time."""
-_KILL_FIRST = 800  # of 1000, where the machine runs out of memory
+_KILL_FIRST = 800  # OOM score adjustment, out of 1000
 _PAGE = resource.getpagesize()
 
 
@@ -32,7 +32,7 @@ def fork_on_demand(
         define: takes the sockets that come with DEFINE, in this process.
     """
     gc.collect()
-    gc.freeze()  # collections in the processes do not touch, and so copy, what they share
+    gc.freeze()  # so that garbage collection in the children does not copy shared pages
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
@@ -89,4 +89,4 @@ def confine(memory: int) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(_KILL_FIRST))
     silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 2)  # panics write a report for each request
+    os.dup2(silent, 2)  # Rust panics would print a report per request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-REGISTER_LANES = 4  # of 32 bits
+REGISTER_LANES = 4  # 32-bit lanes
 
 
 def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:

@@ -111,7 +111,7 @@ def pack_planes(values: NDArray[np.uint8], layout: BlockFormat) -> list[NDArray[
     planes: list[NDArray[np.int32]] = []
     start = 0
     for bits in layout.planes:
-        places = 8 // bits  # of quads in a word
+        places = 8 // bits  # quads per word
         words = padded // (QUAD * places)
         packed = np.empty((panels, words, PANEL, QUAD), np.uint8)
         for panel in range(panels):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, PrimFunc
 
 _MAGNITUDE, _MOST = 0x7FFFFFFF, 127.0
-_WEIGHT = 4  # of an element, beside a multiply-add in vectors
+_WEIGHT = 4  # cost of an element relative to a vectorized multiply-add
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = ROWS - 1
 """As many rows fill no tile."""
-_VECTOR_ROWS = 4  # of a tile in vectors
+_VECTOR_ROWS = 4  # rows of a tile in vectors
 _WORD = 4  # bytes
 _LEAST_UNIT = 16  # bytes of a row of a tile: with fewer the unit does too little of what it could
 _SIGN_BITS = 0x80808080

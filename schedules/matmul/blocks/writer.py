@@ -255,7 +255,7 @@ class BlockWriter(WriterOfParts[Parts]):
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
         zero, first = tirx.const(0.0, "float32"), (quad[0] + quad[1]) * QUAD
         code = [*sums.allocations, *sums.stores(lambda i, at, lane: zero)]
-        run = QUAD * max(8 // bits for bits in self.layout.planes)  # what words of all planes hold
+        run = QUAD * max(8 // bits for bits in self.layout.planes)  # elements in words of all planes
         if quad[1] * QUAD % run:  # the unit begins within a word
             code += self._float_run(sums, place, quad, first, size)
         else:

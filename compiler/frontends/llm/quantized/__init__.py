@@ -1,1 +1,1 @@
-"""Quantized folders of transformers: the layouts of the packages that write them, a file a package."""
+"""Quantized folders of transformers: the layouts of the packages that write them, one file per package."""

@@ -45,7 +45,7 @@ def _four_bits(parts: Parts) -> Matrix:
     codes = np.empty(2 * stored.size, np.uint8)
     codes[0::2], codes[1::2] = stored >> 4, stored & 15
     scales = _scales(parts, end, state, -(-count // block))
-    # Blocks follow each other through the rows, so that one may lie across two.
+    # Blocks are consecutive in the flattened weight, so one may span two rows.
     size = math.gcd(depth, block)
     each = np.repeat(scales, block // size)[: count // size].reshape(rows, depth // size)
     table = parts.floats(".weight.quant_map", (16,)).astype(np.float32)
@@ -53,7 +53,7 @@ def _four_bits(parts: Parts) -> Matrix:
 
 
 def _state(parts: Parts) -> tuple[str, dict[str, Any]]:
-    """The state of a weight, and the end of the name of the tensor that holds it."""
+    """The quantization state of a weight, and the name suffix of the tensor that stores it."""
     end = next(each for each in _STATES if parts.has(each))
     if math.prod(parts.shape(end)) <= _MOST_STATE:
         try:

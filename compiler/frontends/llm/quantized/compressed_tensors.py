@@ -86,7 +86,7 @@ class _Compressed:
         return float8(parts, ".weight_scale", next(fitting, None))
 
     def _integers(self, parts: Parts, values: Array, bits: int) -> Matrix:
-        """The weight of unsigned integers, 2 ** (bits - 1) more than they are."""
+        """The weight from unsigned integers, which are offset by 2 ** (bits - 1)."""
         rows, depth = values.shape
         scales = parts.floats(".weight_scale")
         if scales.size == 1:
@@ -104,7 +104,7 @@ class _Compressed:
         return Matrix(f"INT{bits}", values, depth, Groups(size, scales, zeros, order))
 
     def _group(self, depth: int, count: int) -> int | None:
-        """The size of groups, `count` of which make a row."""
+        """The group size, given the number of groups per row."""
         return next((size for size in self.groups if -(-depth // size) == count), None)
 
     def _zeros(self, parts: Parts, rows: int, groups: int, bits: int) -> Array:

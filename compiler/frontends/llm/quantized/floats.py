@@ -51,7 +51,7 @@ def float8(parts: Parts, scale: str, block: tuple[int, int] | None = None) -> Ma
 
 
 def _is_nan(values: Array, dtype: str) -> bool:
-    """True if there is one; of E5M2 also an infinite one."""
+    """True if any element is NaN; for E5M2 also if any is infinite."""
     least = 0x7F if dtype == "float8_e4m3fn" else 0x7C
     return bool(((values & 0x7F) >= least).any())
 
@@ -64,7 +64,7 @@ def _scales(parts: Parts, end: str) -> Array:
 
 
 def _of_float8(scale: str, block: tuple[int, int] | None) -> Scheme:
-    """Weights of floats of 8 bits whose scales are one tensor; `block` as of `float8`."""
+    """Scheme of 8-bit float weights with one tensor of scales; `block` as in `float8`."""
     unused = (".activation_scale", ".input_scale", ".weight_scale_ub", ".input_scale_ub")
     return Scheme(
         marks=(scale,),

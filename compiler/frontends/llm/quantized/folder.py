@@ -1,4 +1,4 @@
-"""The tensors of a quantized folder under the names that they had before, read as they are stored."""
+"""The tensors of a quantized folder under their original names, read in their stored format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_js
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Matrix, Reader
 
-# By transformers' names of the methods.
+# Keyed by the method names of transformers.
 METHODS: Mapping[str, Callable[[Settings], Scheme | tuple[Scheme, ...]]] = {
     "awq": awq,
     "bitsandbytes": bitsandbytes,
@@ -30,7 +30,7 @@ METHODS: Mapping[str, Callable[[Settings], Scheme | tuple[Scheme, ...]]] = {
     "mxfp4": mxfp4,
 }
 _KEYS = ("quantization_config", "compression_config")
-_OLD_FILE = "quantize_config.json"  # of AutoGPTQ, beside a config.json without a word of it
+_OLD_FILE = "quantize_config.json"  # AutoGPTQ's, next to a config.json that does not mention quantization
 
 
 def open_folder(folder: Path) -> Reader:
@@ -64,7 +64,7 @@ def _schemes(folder: Path) -> tuple[Scheme, ...]:
         return ()
     method = values.get("quant_method")
     if method is None and (values.get("load_in_4bit") or values.get("load_in_8bit")):
-        method = "bitsandbytes"  # whose older versions left it out
+        method = "bitsandbytes"  # older versions omitted the name
     if not isinstance(method, str) or method not in METHODS:
         raise OptionError(
             f"{path}: weights that are quantized by {str(method)[:80]!r} are not supported",
@@ -75,7 +75,7 @@ def _schemes(folder: Path) -> tuple[Scheme, ...]:
 
 
 class QuantizedFolder:
-    """A `Reader` of a folder with quantized weights; what is not quantized is read as in any other."""
+    """A `Reader` of a folder with quantized weights; other tensors are read as usual."""
 
     def __init__(self, folder: SafetensorsFolder, schemes: Iterable[Scheme]) -> None:
         self._folder = folder
@@ -93,7 +93,7 @@ class QuantizedFolder:
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of all tensors, of quantized weights that of the weight alone."""
+        """Names of all tensors; a quantized weight has only the name of the weight itself."""
         return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:

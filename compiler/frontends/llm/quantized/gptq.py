@@ -21,12 +21,12 @@ from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
 
 _BITS = (2, 3, 4, 8)
-_AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where the rows 0, 1, ... of eight stand in a word
+_AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # position of rows 0, 1, ... of eight within a word
 
 
 @dataclass(frozen=True)
 class _Gptq:
-    """Weights of GPTQ; `group` is 0 for one scale a row, `offset` what is added to stored zeros."""
+    """GPTQ weights; `group` is 0 for one scale per row, `offset` is added to stored zero points."""
 
     bits: int
     group: int
@@ -69,7 +69,7 @@ def gptq(settings: Settings) -> Scheme:
 
 @dataclass(frozen=True)
 class _Awq:
-    """Weights of AWQ, of 4 bits; `group` is 0 for one scale a row."""
+    """4-bit AWQ weights; `group` is 0 for one scale per row."""
 
     group: int
 

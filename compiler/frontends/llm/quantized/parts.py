@@ -17,7 +17,7 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class Parts:
-    """Tensors whose names begin with that of a module, by what follows it."""
+    """Tensors of a module, by the suffix after the module's name."""
 
     folder: SafetensorsFolder
     module: str
@@ -62,7 +62,7 @@ class Parts:
         return shape[0], shape[1]
 
     def wrong(self, end: str, what: str) -> InvalidModelError:
-        """The error that names a tensor."""
+        """An error about a tensor."""
         return InvalidModelError(f"{self.folder.origin}: tensor {self.module + end!r} {what}")
 
     def _expect(self, end: str) -> None:
@@ -113,17 +113,17 @@ def unpacked(words: Array, bits: int, count: int) -> Array:
 
 
 def words_of(count: int, bits: int) -> int:
-    """Words of 32 bits for so many integers, which are packed without gaps or, of 2, 4 and 8 bits, whole in a word."""
+    """Number of 32-bit words for `count` integers, packed without gaps; 2, 4 and 8-bit integers never cross words."""
     return -(-count * bits // 32)
 
 
 def whole(depth: int) -> int:
-    """The size of a group that holds a whole row, as kernels read it."""
+    """The group size that covers a whole row, as kernels read it."""
     return -(-depth // 32) * 32
 
 
 def order_of(parts: Parts, end: str, depth: int, size: int) -> Array | None:
-    """The features in the order of their groups (GPTQ's act-order); None where they stand so, or there is no tensor."""
+    """Features sorted by group (GPTQ's act-order); None if they already are, or there is no tensor."""
     if not parts.has(end):
         return None
     found = parts.integers(end, ("int32", "int64"), (depth,))
@@ -153,6 +153,6 @@ def fp4(codes: Array, scales: Array, size: int) -> Matrix:
 
 
 def powers(exponents: Array) -> Array:
-    """Scales that are stored as their exponents of 2, plus 127 (E8M0), as float32."""
+    """Scales stored as exponents of 2 with bias 127 (E8M0), as float32."""
     scales: Array = np.ldexp(np.float32(1), exponents.view(np.uint8).astype(np.int32) - 127)
     return scales

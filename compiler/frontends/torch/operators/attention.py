@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from compiler.frontends.torch.decomposition import decomposition_of
 
-_RANK = 4  # which the ONNX exporter converts
+_RANK = 4  # the rank that the ONNX exporter converts
 
 
 @decomposition_of("aten.scaled_dot_product_attention.default")

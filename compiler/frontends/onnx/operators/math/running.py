@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt
 
 
-_COLUMNS = 64  # of a task: neighbours along the axes behind that of the scan
+_COLUMNS = 64  # per task: neighbours along the axes after the scan axis
 _SCAN = "a scan along one axis"
 
 

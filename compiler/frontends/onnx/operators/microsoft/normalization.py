@@ -11,7 +11,7 @@ from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, attributes
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue
 
-_EPSILON = 1e-12  # of the fused operators, unless they say otherwise
+_EPSILON = 1e-12  # default of the fused operators
 
 
 @converter("LayerNormalization", since=1)

@@ -189,7 +189,7 @@ def sort_positions(run: Run, before: Callable[[Expr, Expr], Expr]) -> None:
 # bounds of a search.
 _LEFT, _RIGHT, _IS_RIGHT, _LEFT_END, _RIGHT_END, _LOW, _HIGH = range(7)
 STATE = 7  # integers of `Run.state`
-_LINE = 8  # of a cache line
+_LINE = 8  # elements per cache line
 
 
 def _merge_pairs(run: Run, half: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
