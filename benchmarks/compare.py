@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measured_peak(threads: int, target: str) -> float:
-    """Float32 operations a second on so many threads with a target's vectors, measured in a process of its own."""
+    """Float32 operations per second on a number of threads with a target's vectors, measured in a separate process."""
     environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
     output = subprocess.run(
         [sys.executable, "-c", _PEAK, str(threads), target], check=True, capture_output=True, text=True, env=environment

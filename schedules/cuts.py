@@ -208,7 +208,8 @@ def chunks_at_run_time(machine: Machine) -> int:
 
 
 def keep_busy(tasks: Index, machine: Machine) -> bool | Expr:
-    """True if so many equal tasks keep all cores busy: the busiest core has at most a quarter more than its share."""
+    """True if this number of equal tasks keeps all cores busy: the busiest core has at most a quarter more than its
+    share."""
     return tasks >= _ENOUGH_TASKS * machine.cores
 
 
@@ -218,7 +219,7 @@ def balancing_parts(tasks: int, machine: Machine) -> int:
 
 
 def shared_cycles(tasks: int, cycles: float, machine: Machine) -> float:
-    """Estimated time on all cores of so many equal tasks, in which one core has so much work."""
+    """Estimated time on all cores of a number of equal tasks, given the single-core time of all."""
     axis = CutAxis("tasks", tasks)
     return estimated_cycles([axis], [Work({axis.name: 0}, cycles)], {axis.name: 1}, machine, machine.cores)
 
@@ -281,7 +282,7 @@ def _is_halved(axes: Sequence[CutAxis], sizes: NDArray[np.int64], order: Sequenc
 
 
 def start_cycles(threads: int) -> float:
-    """Cycles to start so many threads and to wait for them."""
+    """Cycles to launch and join a number of threads."""
     return START_CYCLES + START_CYCLES_OF_THREAD * threads if threads > 1 else 0.0
 
 
@@ -397,7 +398,7 @@ def _reuse(loops: Sequence[_Loop], work: Work) -> NDArray[np.int64] | int:
 
 
 def _foreign(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> Vector:
-    """The share of the work that a thread of so many tasks needs and others did in the kernel before."""
+    """The fraction of the data that a thread's tasks need but other threads wrote in the previous kernel."""
     needed, done = np.ones(len(own)), np.ones(len(own))
     for name, count in reversed(loops):
         part = np.minimum(own, count) / count

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def bytes_for_booleans(body: Stmt) -> Stmt:
-    """A statement whose allocated buffers of booleans are of int8: 1 or 0 is stored, a loaded byte compared with 0.
+    """Replace allocated boolean buffers of a statement by int8: stores write 1 or 0, loads compare with 0.
 
     Buffers whose address is taken, or that others alias, stay as they are.
     """

@@ -107,7 +107,7 @@ class EmulatedModule:
         return [*self._emulator, *emulator_options, str(self._runner), str(self.file), *options]
 
     def environment(self, threads: int) -> dict[str, str]:
-        """The environment for a run with so many threads."""
+        """Environment variables for a run with a number of threads."""
         return {**os.environ, "TVM_NUM_THREADS": str(threads)}
 
 

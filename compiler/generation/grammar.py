@@ -113,7 +113,7 @@ class Masks(Protocol):
         """A token was chosen. Raises InputError where it is not allowed."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long; whether `next` returns at once then. Raises InputError where it never will."""
+        """Wait at most `seconds`; True if `next` then returns immediately. Raises InputError if it never will."""
 
     def next(self) -> tuple[Bits | None, bool]:
         """The bit mask of allowed next tokens, int32 (vocabulary / 32,), None for all; and True if the text may end
@@ -150,7 +150,8 @@ class Matcher:
         self._next: tuple[Mask | None, bool] | None = None
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long; whether what may come next is known then. Raises InputError where it never will be."""
+        """Wait at most `seconds`; True if the allowed next tokens are then known. Raises InputError if they never will
+        be."""
         return self._next is not None or self._masks.wait(seconds)
 
     @property

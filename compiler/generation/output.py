@@ -113,7 +113,7 @@ class Output:
         return True
 
     def take_checked(self, logits: Logits, guesses: Sequence[int]) -> list[Piece]:
-        """Choose tokens as long as they are what was guessed, and one more.
+        """Accept tokens while they match the guesses, and one more.
 
         Args:
             logits: float32 (guesses + 1, vocabulary): of the next token, and of that behind each guess.

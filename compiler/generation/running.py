@@ -72,14 +72,14 @@ class RunningSequence:
             self.speculation = self._speculate(slot)
 
     def prompt_chunk(self, most: int) -> Chunk:
-        """At most so many of the tokens of its prompt that are next."""
+        """The next tokens of its prompt, up to a limit."""
         assert self.slot is not None
         tokens = self.prompt[self.read : self.read + most]
         is_last = self.read + len(tokens) == len(self.prompt)
         return Chunk(self.slot, tokens, self.read, len(self.prompt), is_prompt=True, logits=int(is_last))
 
     def token_chunk(self, guesses: int) -> Chunk:
-        """The last token that was generated, and at most so many guesses of what follows."""
+        """The last generated token, and guesses of the following ones, up to a limit."""
         assert self.slot is not None
         output = self.output
         self._guesses = []
@@ -183,7 +183,7 @@ class Batch:
                 self._advance(sequence, sequence.held, max(0.0, until - time.monotonic()))
 
     def _advance(self, sequence: RunningSequence, logits: Logits | None, seconds: float) -> None:
-        """Choose the next token by its logits, if the grammar answers within so many seconds; keep them if not."""
+        """Choose the next token from its logits if the grammar answers within a time limit; keep them if not."""
         try:
             if not sequence.output.settle(seconds):
                 if sequence.held is None and logits is not None:

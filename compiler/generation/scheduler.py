@@ -126,7 +126,7 @@ class Scheduler:
         return handle
 
     def check_room(self, count: int) -> None:
-        """Raise QueueFullError where so many sequences would be refused, before their prompts are read."""
+        """Raise QueueFullError if this many sequences would be refused, before their prompts are read."""
         with self._wake:
             self._check_room(count)
 

@@ -18,7 +18,7 @@ class Drafter(Protocol):
     """Guesses the tokens of one sequence."""
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
-        """At most so many tokens that may follow these; the tokens of the call before are their beginning."""
+        """Draft tokens that may follow these, up to a limit; the tokens of the previous call are a prefix of these."""
 
 
 class PromptLookup:

@@ -35,7 +35,7 @@ Hint = Literal["latency", "throughput"]
 
 @dataclass(frozen=True)
 class StreamTime:
-    """Runs per second, and seconds of a run in the middle, of a number of streams with so many threads each."""
+    """Runs per second and median seconds per run, for a number of streams with a number of threads each."""
 
     streams: int
     threads: int
@@ -212,7 +212,7 @@ def bench(
 
 
 def _divided(threads: int) -> list[tuple[int, int]]:
-    """Numbers of streams, and of threads for each, that keep so many threads busy."""
+    """Combinations of streams and threads per stream that use all threads."""
     streams = [1 << power for power in range(threads.bit_length()) if 1 << power < threads] + [threads]
     return [(count, max(1, threads // count)) for count in streams]
 

@@ -138,7 +138,7 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
 
 
 def _limits(manifest: Manifest, threads: int) -> Roofline | None:
-    """Limits of this processor with so many threads; None where kernels run elsewhere."""
+    """Limits of this processor with a number of threads; None if kernels run elsewhere."""
     if manifest.target.device is not None:
         return None
     machine = targets.get("host").machine.model_copy(update={"cores": threads})

@@ -65,7 +65,7 @@ class Network:
             raise OptionError(f"bandwidth {self.bandwidth} bit/s, latency {self.latency} s", "give numbers above 0")
 
     def seconds(self, nbytes: int) -> float:
-        """To send so many bytes and get an answer."""
+        """Seconds to send a number of bytes and receive an answer."""
         return self.latency + 8 * nbytes / self.bandwidth
 
 

@@ -1,4 +1,4 @@
-"""Encoding of floats on the wire: as they are, in half precision, or as 8-bit integers with a calibrated scale."""
+"""Encoding of floats on the wire: unchanged, in half precision, or as 8-bit integers with a calibrated scale."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ def task_counts(tasks: Sequence[str], sizes: Mapping[str, int]) -> tuple[int, ..
 
 
 def balance(counts: Sequence[int], threads: int) -> float:
-    """The share of the time in which so many threads all work, of tasks that take equally long: TVM gives each thread
-    contiguous tasks. Of several loops, that of the least balanced one; without parallel loops one thread works."""
+    """Load balance: the fraction of the time in which all threads work, for tasks of equal length, of which TVM gives
+    each thread a contiguous range. For several loops, that of the least balanced one; without parallel loops one thread
+    works."""
     return min((count / (math.ceil(count / threads) * threads) for count in counts if count), default=1 / threads)
 
 

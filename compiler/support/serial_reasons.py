@@ -20,8 +20,8 @@ _PACKED_CALLS = ("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")
 
 
 def serial_reason(function: PrimFunc, cores: int) -> str | None:
-    """Why one thread computes a kernel that was scheduled for so many cores, or a part of it; None where threads share
-    all that is worth it."""
+    """The reason why one thread computes a kernel scheduled for several cores, or a part of it; None if all significant
+    work is parallel."""
     shared, marked, called = _threads_of(function.body)
     if cores == 1:
         return "compiled for one core"

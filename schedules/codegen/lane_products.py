@@ -9,8 +9,8 @@ from schedules.ir.tir import Expr, Stmt, tirx
 
 
 def lanes_repeated(values: Sequence[Expr], lanes: int) -> tuple[list[Stmt], Callable[[int, int, int], Expr]]:
-    """Statements that name float32 vectors of `lanes` lanes, and a function of (which vector, lane, count) that gives a
-    lane so many times."""
+    """Statements that bind float32 vectors of `lanes` lanes, and a function of (vector index, lane, count) that
+    broadcasts a lane."""
     bound = [bind(f"input{i}", value, "float32", lanes) for i, value in enumerate(values)]
 
     def repeated(which: int, lane: int, count: int) -> Expr:

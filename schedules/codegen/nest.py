@@ -325,7 +325,7 @@ def bind(name: str, value: Expr, dtype: str, lanes: int) -> tuple[Expr, Stmt]:
 
 
 def name_value(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
-    """A name for a value, its binding appended; an int stays what it is."""
+    """Bind a value to a variable, and append the binding; an int is returned unchanged."""
     if isinstance(value, int):
         return value
     var, binding = bind(name, value, "int64", 1)

@@ -118,7 +118,7 @@ def stages_in_front(kernel: Kernel, stage: Stage) -> tuple[Stage, ...]:
 
 
 def _narrowest(value: Expr) -> Expr:
-    """A factor before it was widened for the sum."""
+    """A factor before conversion to the accumulator's type."""
     while isinstance(value, tirx.Cast) and _widens(str(value.value.ty), str(value.ty)):
         value = value.value
     return value

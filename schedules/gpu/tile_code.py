@@ -91,7 +91,7 @@ class TileWriter(ABC):
 
     @abstractmethod
     def slab_shape(self, rows: int) -> list[int]:
-        """The shape in shared memory of a step of an operand with so many rows."""
+        """Shared-memory shape of a step of an operand with a number of rows."""
 
     @abstractmethod
     def prepare(self) -> None:

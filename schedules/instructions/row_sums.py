@@ -24,7 +24,7 @@ def row_sums(rows: Sequence[Expr]) -> Expr:
 
 
 def has_row_sums(lanes: int) -> bool:
-    """True if there is a tree for so many lanes."""
+    """True if there is a reduction tree for this number of lanes."""
     return lanes & (lanes - 1) == 0
 
 

@@ -46,7 +46,7 @@ class Rows:
 
 
 def vector_width(columns: int) -> int:
-    """Lanes of a vector of so many columns."""
+    """Vector lanes for a number of columns."""
     return next(lanes for lanes in (_LANES, 8, 4, 2, 1) if columns % lanes == 0)
 
 

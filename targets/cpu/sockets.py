@@ -27,7 +27,7 @@ def most_cores(entry: Mapping[str, Any]) -> int | None:
 
 
 def memory_rate(entry: Mapping[str, Any], cores: int) -> dict[str, float]:
-    """`memory_rate` of a machine of a preset with so many cores, as a keyword of `Machine`."""
+    """`memory_rate` of a preset's machine with a number of cores, as a keyword of `Machine`."""
     few = entry["machine"].get("memory_rate")
     if few is None or "socket" not in entry:
         return {} if few is None else {"memory_rate": few}

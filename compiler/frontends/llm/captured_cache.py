@@ -1,4 +1,4 @@
-"""Caches of captured models in another type: rows are rounded as they are written, and widened as they are read.
+"""Stores caches of captured models in another dtype: rows are rounded when written, and converted back when read.
 
 torch captures a model with caches of float32. `attend-to-states` later finds attention behind the conversions, and
 reads the rows as they are stored.
@@ -152,7 +152,7 @@ class _Caches:
             self._stored[var] = write_places(builder, self._stored[old], narrow, place, _ROWS)
 
     def _read(self, builder: BlockBuilder, leaf: Expr) -> Expr:
-        """A cache in float32; others as they are."""
+        """A cache in float32; other values unchanged."""
         if leaf not in self._stored:
             return leaf
         if leaf not in self._widened:

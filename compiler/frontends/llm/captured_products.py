@@ -1,4 +1,4 @@
-"""Weights of captured models in another precision, as those of models that are built here.
+"""Stores weights of captured models in another precision, like those of models built here.
 
 torch captures a model in float32. The weights of its products, its embedding and its head become weights that kernels
 read in blocks; routers of mixtures, convolutions, norms and tables of positions stay as they are.

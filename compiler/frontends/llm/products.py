@@ -117,7 +117,7 @@ class Products:
         return results
 
     def exact(self, x: Expr, linear: Linear) -> Expr:
-        """Like `product`, of numbers that are kept as they are stored."""
+        """Like `product`, with weights kept in their stored precision."""
         weight = packed(linear.weight, None)
         result = block_product(self._builder, x, weight, "float32")
         return result if linear.bias is None else self._builder.emit(R.add(result, as_constant(linear.bias)))

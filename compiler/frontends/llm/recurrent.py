@@ -84,7 +84,7 @@ class _Recurrent:
         return found
 
     def _columns(self, x: Expr, roles: Sequence[tuple[str, int]]) -> list[Columns]:
-        """Products of x with the weights of some roles, each of so many outputs."""
+        """Matmuls of x with the weights of several roles, given the number of outputs of each."""
         model = self._model
         hidden = model.config.hidden
         parts = [model.parameters.linear(self._index, role, width, hidden) for role, width in roles]

@@ -1,4 +1,4 @@
-"""widen-half: what is float16 beside convolutions is computed in float32 on processors.
+"""widen-half: computes float16 operators other than convolutions in float32 on CPUs.
 
 Schedules for convolutions and what lies between them are for float32: processors multiply in it as fast, or faster.
 Each value of the function exists in both types then, and the one that nothing reads goes away; inputs, results and

@@ -1,4 +1,4 @@
-"""keep-weights-narrow: weights stored in 8 bits are read as they are, and the results are scaled.
+"""keep-weights-narrow: multiplies 8-bit weights without converting them, and scales the results.
 
     matmul(x, scale * float(w))        => scale * matmul(x, w), one scale per column
     take(scale * float(w), index, 0)   => take(scale, index, 0) * float(take(w, index, 0))

@@ -130,7 +130,7 @@ def phase_filters(weight: Array, phases: list[Phases]) -> Array:
 
 
 class _Merged:
-    """One convolution that computes all phases, each as so many filters."""
+    """One convolution that computes all phases, with `filters` filters for each."""
 
     def __init__(
         self, builder: LayoutBuilder, data: Expr, phases: list[Phases], out_shape: tuple[Index, ...], filters: int

@@ -125,8 +125,8 @@ class LayoutBuilder:
         self.definitions = {}
 
     def start_binding(self, variable: Var, value: Expr) -> None:
-        """Record the value of a variable of the old function. What was widened for one binding is not shared with the
-        next: each reader's own widening becomes part of its kernel."""
+        """Record the value of a variable of the old function. Conversions to a wider type are not shared between
+        bindings: each reader's own conversion becomes part of its kernel."""
         self.definitions[variable] = value
         self._root = str(variable.name)
         self._widened = {}
@@ -188,7 +188,7 @@ class LayoutBuilder:
         return value.plain
 
     def _floats(self, value: Value) -> Blocked | None:
-        """The blocked form as floats, widened from the narrow one if there is no other."""
+        """The blocked form as float32, converted from the 16-bit form if there is no other."""
         if value.blocked is not None or value.narrow is None:
             return value.blocked
         narrow = value.narrow

@@ -121,7 +121,7 @@ class BlockWeight:
 
     @staticmethod
     def of_experts(count: int, columns: int, weights: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
-        """The weights of experts, each of so many columns, as one: each has whole panels, filled up with zeros."""
+        """Concatenate the weights of experts, with a number of columns each; each is zero-padded to full panels."""
         orders = list[Array]()
 
         def each_weight() -> Iterator[BlockWeight]:
@@ -167,8 +167,8 @@ class BlockWeight:
 
     @staticmethod
     def of_rows(columns: int, parts: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
-        """As `stacked`, of parts that are made one after another: no more than one is there beside the whole, whose
-        arrays `empty` allocates."""
+        """Like `stacked`, for parts that are made one at a time: at most one exists besides the result, whose arrays
+        `empty` allocates."""
         layout, depth, whole, start = None, 0, list[Array](), 0
         for part in parts:
             layout, depth = part.layout, part.depth

@@ -16,7 +16,7 @@ class Lag:
         self._longest = self._before = self._until = 0.0
 
     def add(self, seconds: float, now: float) -> None:
-        """An answer waited so long from the end of its run; `now` is a clock that never goes back."""
+        """Record the delay of an answer after the end of its run; `now` is a monotonic clock."""
         self._forget(now)
         self._longest = max(self._longest, seconds)
 

@@ -149,7 +149,7 @@ class Accuracy:
             self.factor = max(self._LEAST, self.factor - self._STEP * self._SHARE)
 
     def missed(self, ratio: float) -> None:
-        """A request was later than the factor foresaw: so many times what was expected, or more.
+        """Record a late request: it took `ratio` times the expected time, or more.
 
         The factor becomes no larger than that: one stall of the machine makes many requests late at once.
         """

@@ -93,7 +93,7 @@ class Planner:
             self._end(ended, seconds)
 
     def learn(self, key: Hashable, rows: int, seconds: float) -> None:
-        """A run that was no batch of the queue took so long."""
+        """Record the duration of a run that was not a batch of the queue."""
         with self._lock:
             self.costs.add(key, self.computed(rows), seconds)
 

@@ -243,7 +243,7 @@ class Process:
         return unpack(content)
 
     async def _received(self, count: int) -> memoryview:
-        """So many bytes, a piece at a time, so that the event loop serves others while many megabytes come."""
+        """Receive a number of bytes piece by piece, so that the event loop serves others during large messages."""
         loop = asyncio.get_running_loop()
         content = left = np.empty(count, np.uint8).data  # bytearray would write zeros, which takes long
         while left:

@@ -107,7 +107,7 @@ class TextService:
     async def read(
         self, prompts: Sequence[Prompt], images: Sequence[bytes], sequences: int, sandbox: Sandbox
     ) -> list[ReadPrompt]:
-        """Read the prompts of a request that wants so many sequences; short texts here, all else in a sandbox.
+        """Read the prompts of a request for a number of sequences; short texts here, others in a sandbox.
 
         Raises:
             InputError: a prompt or image cannot be read, or does not fit the model.

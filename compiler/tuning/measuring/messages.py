@@ -142,7 +142,7 @@ class ModelSetup:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Watch kernels, and then time runs, for so many seconds each."""
+    """Watch kernels, then time runs, with a time budget for each."""
 
     seconds: float
 
@@ -170,7 +170,7 @@ class Outcome:
 
 
 def summed_up(config: Config, samples: Sequence[float]) -> Outcome:
-    """The outcome of a config whose calls took so many seconds each."""
+    """The outcome of a config, from the seconds of its calls."""
     return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples))
 
 

@@ -150,7 +150,7 @@ class Integers:
         return np.where(np.isnan(a) | np.isnan(b), np.nan, result)
 
     def _phi(self, name: str, text: str) -> Numbers:
-        """An induction variable of a loop whose iteration is known: its start and so many steps."""
+        """A loop's induction variable at a known iteration: its start plus that many steps."""
         header = self._function.home[name]
         unknown = np.full(self._samples, np.nan)
         edges = _PHI.findall(text)

@@ -45,7 +45,7 @@ def listed_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def kinds_by_interval(settings: Settings, count: int) -> list[str]:
-    """Jamba: one layer of so many has attention, from one on, where no list says it."""
+    """Layer kinds of Jamba: attention at a fixed interval and offset, if no list is given."""
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     period, offset = settings.size("attn_layer_period", 8), settings.number("attn_layer_offset", 4)

@@ -133,7 +133,7 @@ def _granite_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _jamba_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """Every so many layers, from one on."""
+    """Jamba's mixture-of-experts layers: at a fixed interval and offset."""
     if settings.get("mlp_only_layers") is not None:
         return mixture(settings, layer)
     period, offset = settings.size("expert_layer_period", 2), settings.number("expert_layer_offset", 1)

@@ -85,7 +85,7 @@ class _Recursion:
         return [d if self.builder.size_is_visible(d) else None for d in self.body.element_shapes[index]]
 
     def _expressions(self) -> list[tvm.ir.Expr]:
-        """The symbolic sizes in the shapes of the state and of the elements, as far as they are known out here."""
+        """Symbolic sizes in the shapes of the state and the elements that are known outside the loop."""
         shapes: list[Sequence[Dim | None]] = [
             [d for axis, d in enumerate(tensor.shape) if axis not in self.state.varying[index]]
             for index, tensor in enumerate(self.state.initial)

@@ -124,7 +124,7 @@ def matmul_n_bits(context: NodeContext) -> Value:
 
 
 def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bits: int, size: int) -> Value | None:
-    """The product with the integers as they are; None where scales are computed, or zero points are not integers.
+    """The matmul with unmodified integers; None if scales are computed, or zero points are not integers.
 
     At accuracy level 4 the data are rounded to 8-bit integers, as ONNX Runtime does.
     """
