@@ -185,6 +185,7 @@ def attend(
     cache: KeyValueCache,
     window: int | None,
     bias: Expr | None,
+    sinks: Expr | None,
 ) -> Expr:
     """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads * size)."""
     found = builder.emit(
@@ -199,6 +200,7 @@ def attend(
                 scale=config.score_scale,
                 window=window,
                 softcap=config.score_cap,
+                sinks=sinks,
                 bias=bias,
                 scales=(cache.scales[0], cache.scales[1]) if cache.scales else None,
                 rounds=cache.rounds,

@@ -31,6 +31,8 @@ class ExpertsConfig:
         biased: experts are selected by score plus a bias, which the weights do not include.
         scale: factor of the weights.
         sum_epsilon: added to the sum where the weights are normalized.
+        clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
+            `limit` and ups within [-limit, limit]; None for the activation of the model.
     """
 
     count: int
@@ -44,6 +46,7 @@ class ExpertsConfig:
     biased: bool = False
     scale: float = 1.0
     sum_epsilon: float = 0.0
+    clamped: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

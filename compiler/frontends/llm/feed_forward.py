@@ -60,7 +60,7 @@ class _Mixture:
         )
         routing = route(model.builder, choice, config.chosen)
         gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
-        hidden = emit(R.multiply(model.activated(self._index, gate), up))
+        hidden = self._gated(gate, up)
         [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.biased:
@@ -72,6 +72,16 @@ class _Mixture:
         weights = model.scaled(weights, config.scale)
         result = emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape)))
         return emit(R.add(result, self._shared(x))) if config.shared else result
+
+    def _gated(self, gate: Expr, up: Expr) -> Expr:
+        """What the last product of the experts reads."""
+        emit, clamped = self._model.builder.emit, self._config.clamped
+        if clamped is None:
+            return emit(R.multiply(self._model.activated(self._index, gate), up))
+        limit, slope = clamped
+        gate, up = emit(R.minimum(gate, number(limit))), emit(R.clip(up, -limit, limit))
+        opened = emit(R.sigmoid(emit(R.multiply(gate, number(slope)))))
+        return emit(R.multiply(emit(R.add(up, number(1.0))), emit(R.multiply(gate, opened))))
 
     def _sparse_weights(self, scores: Expr, chosen: Expr) -> Expr:
         """The weights (n, 2) of scores (n, experts) and the chosen ones (n, 2), the larger first."""

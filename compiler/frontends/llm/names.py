@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 class Names:
     """Names by role.
 
-    Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, post_attention_norm, mlp_norm, gate, up (or
-    gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
+    Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, sinks, post_attention_norm, mlp_norm, gate,
+    up (or gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
     expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", and shared_gate, shared_up
     (or shared_gate_up), shared_down, shared_router. A role that the format or architecture does not have is missing. Of
     recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay,
-    ssm_skip, ssm_norm, ssm_out and the
-    norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv, delta_gate,
-    delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay, delta_norm, delta_out. Names of decays, skips
-    and biases are whole; ".weight" follows the others.
+    ssm_skip, ssm_norm, ssm_out and the norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and
+    delta_rates, or delta_qkv, delta_gate, delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay,
+    delta_norm, delta_out. Names of sinks, decays, skips and biases are whole; ".weight" follows the others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
@@ -60,6 +59,7 @@ _ATTENTION = {
     "o": "self_attn.o_proj",
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
+    "sinks": "self_attn.sinks",
 }
 _MLP = {
     "gate": "mlp.gate_proj",
@@ -92,6 +92,11 @@ QWEN_EXPERTS = {
 DEEPSEEK_EXPERTS = {
     **{role: name.replace("shared_expert.", "shared_experts.") for role, name in QWEN_EXPERTS.items()},
     "router_bias": "mlp.gate.e_score_correction_bias",
+}
+GPT_OSS_EXPERTS = {
+    "router": "mlp.router",
+    "expert_gate_up": "mlp.experts.gate_up_proj",
+    "expert_down": "mlp.experts.down_proj",
 }
 GRANITE_EXPERTS = {
     "router": "block_sparse_moe.router.layer",
@@ -160,6 +165,7 @@ def gguf_names(norms: str) -> Names:
         "o": "attn_output",
         "q_norm": "attn_q_norm",
         "k_norm": "attn_k_norm",
+        "sinks": "attn_sinks.weight",
         "gate": "ffn_gate",
         "up": "ffn_up",
         "gate_up": "ffn_up",

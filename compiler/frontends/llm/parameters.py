@@ -41,6 +41,7 @@ class Storage:
         grouped: a fused tensor holds, for each head of keys, its queries, its keys, its values; else all queries come
             first, then all keys.
         transposed: weights of layers are stored as (depth, rows).
+        alternating: rows of the fused first product of experts are gate, up, gate, up, ...; else all gates come first.
         norm_offset: offset added to norm weights (Gemma's are stored minus 1).
         tied: the output head is the embedding; None: if there is no other.
         bare_norms: norms that have no weights (OLMo).
@@ -51,6 +52,7 @@ class Storage:
     interleaved: bool = False
     grouped: bool = False
     transposed: bool = False
+    alternating: bool = False
     norm_offset: float = 0.0
     tied: bool | None = None
     bare_norms: bool = False
@@ -191,6 +193,13 @@ class Parameters:
         )
         return XieluNumbers(positive, beta + negative, beta, epsilon)
 
+    def sinks(self, layer: int) -> Array | None:
+        """A score of each head that takes part in its softmax without a value, (heads,); None where there are none."""
+        name = self._names.of(layer, "sinks")
+        if name is None or not self._checkpoint.has(name):
+            return None
+        return self._checkpoint.vector(name, self._config.heads)
+
     def output(self, layer: int) -> Linear:
         """The output projection of attention."""
         return self._role(layer, "o", self._config.hidden, self._config.queries)
@@ -211,10 +220,11 @@ class Parameters:
         """The two products of the experts' gated MLPs."""
         width, depth = config.intermediate, self._config.hidden
         fused = self._names.of(layer, "expert_gate_up")
-        if fused is not None and self._checkpoint.has(f"{fused}.weight"):
-            stack = self._checkpoint.stack(f"{fused}.weight", config.count, 2 * width, depth)
-            whole = Experts.of_stack(stack, config.count)
-            return [whole.part(0, width), whole.part(width, 2 * width)]
+        if fused is not None:
+            whole = self._stack(fused, config, 2 * width, depth)
+            alternating = self._storage.alternating
+            parts = [slice(at, None, 2) if alternating else slice(at * width, (at + 1) * width) for at in range(2)]
+            return [whole.part(rows) for rows in parts]
         return [self._experts(layer, role, config, width, depth) for role in ("expert_gate", "expert_up")]
 
     def expert_down(self, layer: int, config: ExpertsConfig) -> Experts:
@@ -241,9 +251,20 @@ class Parameters:
         name = self._names.of(layer, role)
         assert name is not None
         if "{expert}" not in name:
-            return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", config.count, rows, depth), config.count)
+            return self._stack(name, config, rows, depth)
         each = [f"{name.format(expert=expert)}.weight" for expert in range(config.count)]
         return Experts(tuple(self._checkpoint.matrix(one, rows, depth) for one in each))
+
+    def _stack(self, name: str, config: ExpertsConfig, rows: int, depth: int) -> Experts:
+        """One tensor of all experts: (experts, rows, depth), or (experts, depth, rows) under the bare name."""
+        checkpoint, count = self._checkpoint, config.count
+        if checkpoint.has(name):
+            stored = Experts.of_stack(checkpoint.stack(name, count, depth, rows), count)
+            found = Experts(tuple(each.transposed() for each in stored.weights))
+        else:
+            found = Experts.of_stack(checkpoint.stack(f"{name}.weight", count, rows, depth), count)
+        bias = next((name + end for end in (".bias", "_bias") if checkpoint.has(name + end)), None)
+        return found if bias is None else replace(found, biases=checkpoint.array(bias, (count, rows)))
 
     def _parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
         """Products of their own, or the parts of one."""

@@ -113,6 +113,10 @@ class Products:
             activations = self._options.activations
             slots = x if of_slots else expert_rows(self._builder, x, routing, weight, activations)
             found = expert_product(self._builder, slots, weight, columns, routing.experts, activations)
+            biases = [part.biases for part in run if part.biases is not None]
+            if biases:
+                rows = R.take(as_constant(np.concatenate(biases, axis=1)), routing.experts, axis=0)
+                found = self._builder.emit(R.add(found, self._builder.emit(rows)))
             results += self._split(found, [part.rows for part in run])
         return results
 

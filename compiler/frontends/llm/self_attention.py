@@ -8,6 +8,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
 from compiler.frontends.llm.emitter import Emitter
+from compiler.passes.rewriting.matching import as_constant
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Index
@@ -59,7 +60,9 @@ class SelfAttention:
         key = self._placed(self._heads(key, config.key_heads, "k_norm"))
         value = self._heads(value, config.key_heads, None)
         self.cache = self.cache.extended(builder, key, value)
-        return attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias)
+        stored = self._model.parameters.sinks(self._index)
+        sinks = None if stored is None else as_constant(stored)
+        return attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias, sinks)
 
     def _norms_all_heads(self, norm: str, count: int) -> bool:
         """True if a norm is over all heads together."""

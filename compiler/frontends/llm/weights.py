@@ -72,10 +72,10 @@ class Matrix:
         return len(self.data)
 
     def transposed(self) -> Matrix:
-        """Transposed. Raises OptionError for quantized weights."""
+        """Transposed, without a copy. Raises OptionError for quantized weights."""
         if self.kind not in FLOAT_KINDS:
             raise OptionError("quantized weights that are stored as (depth, rows), as GPT-2's, are not supported")
-        return Matrix(self.kind, np.ascontiguousarray(self.data.T), self.rows)
+        return Matrix(self.kind, self.data.T, self.rows)
 
     def taken(self, rows: Array | slice) -> Matrix:
         """Select rows, in the given order."""
@@ -128,6 +128,7 @@ class Experts:
     """The weights of one product of all experts of a mixture, those of each expert apart: (rows, depth)."""
 
     weights: tuple[Matrix, ...]
+    biases: Array | None = None  # float32 (experts, rows)
 
     @property
     def rows(self) -> int:
@@ -140,16 +141,18 @@ class Experts:
         rows = stack.rows // count
         return Experts(tuple(stack.taken(slice(at * rows, (at + 1) * rows)) for at in range(count)))
 
-    def part(self, start: int, end: int) -> Experts:
-        """Slice rows `start` to `end` - 1 of each expert."""
-        return Experts(tuple(each.taken(slice(start, end)) for each in self.weights))
+    def part(self, rows: slice) -> Experts:
+        """Slice the rows of each expert."""
+        biases = None if self.biases is None else self.biases[:, rows]
+        return Experts(tuple(each.taken(rows) for each in self.weights), biases)
 
 
 def stacked_experts(parts: Sequence[Experts]) -> list[list[Experts]]:
     """Parts in runs that can be one product."""
 
     def fits(part: Experts, last: Experts) -> bool:
-        return all(each.stacks_on(before) for each, before in zip(part.weights, last.weights, strict=True))
+        alike = (part.biases is None) == (last.biases is None)
+        return alike and all(each.stacks_on(before) for each, before in zip(part.weights, last.weights, strict=True))
 
     return _runs(parts, fits)
 

@@ -12,6 +12,7 @@ from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
     DEEPSEEK_EXPERTS,
+    GPT_OSS_EXPERTS,
     GRANITE_EXPERTS,
     MIXTRAL_EXPERTS,
     QWEN_EXPERTS,
@@ -55,6 +56,13 @@ def _phimoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
         for layer in config.layers
     )
     return replace(config, layers=layers)
+
+
+def _clamped_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    """The softmax over the chosen experts is that over all, normalized."""
+    found = mixture(settings, layer)
+    clamped = settings.positive("swiglu_limit", 7.0), settings.number("swiglu_alpha", 1.702)
+    return None if found is None else replace(found, clamped=clamped)
 
 
 def _qwen(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -201,6 +209,28 @@ LLAMA: dict[str, Family] = {
         names=hugging_face_names("post"),
         scales_full_only=True,
         defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+    ),
+    "gpt_oss": Family(
+        names=hugging_face_names(roles=GPT_OSS_EXPERTS),
+        experts=_clamped_mixture,
+        storage=Storage(alternating=True),
+        refused={"hidden_act": ("this activation", "silu")},
+        defaults={
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+            "sliding_window": 128,
+            "sliding_window_pattern": 2,
+            "num_experts_per_tok": 4,
+            **_NORMALIZED,
+        },
+        gguf=(Gguf(name="gpt-oss", roles={"mlp_norm": "post_attention_norm"}),),
     ),
     "apertus": Family(
         names=hugging_face_names(roles={"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}),

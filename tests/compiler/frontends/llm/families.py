@@ -276,6 +276,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 56,
         },
     ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 4,
+            "intermediate_size": 64,
+            "hidden_size": 64,
+            "sliding_window": 9,
+            "swiglu_limit": 0.7,
+            "rope_parameters": {**_YARN, "truncate": False},
+        },
+    ),
     "apertus": ("Apertus", {"rope_parameters": _LLAMA3}),
     "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
     "olmo2": ("Olmo2", {"head_dim": 12}),
@@ -289,7 +301,6 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("Exaone4", {"sliding_window": 9}),
     "nemotron": ("Nemotron", {}),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
-    "gpt_oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
 }
 
 

@@ -15,7 +15,7 @@ from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
 pytest.importorskip("transformers")
 
 # Together these have each option; `python -m tests.coverage language` runs all of them at longer prompts.
-_TESTED = ("llama", "phi3", "gemma3", "olmo2", "qwen2_moe", "gpt2", "gptj", "bloom", "apertus")
+_TESTED = ("llama", "phi3", "gemma3", "olmo2", "qwen2_moe", "gpt2", "gptj", "bloom", "apertus", "gpt_oss")
 _HYBRID = ("lfm2", "granitemoehybrid", "falcon_h1", "jamba", "nemotron_h", "qwen3_next")
 _STEPS = 12
 

@@ -10,11 +10,15 @@ import gguf
 import numpy as np
 import pytest
 
+import compiler
 from compiler.errors import OptionError
+from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.families import ARCHITECTURES
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
+from tests.compiler.frontends.llm.families import greedy, save_model
 from tests.compiler.frontends.llm.gpt_gguf import NAMES
+from tests.compiler.frontends.llm.gpt_oss_gguf import write_gpt_oss_gguf
 from tests.compiler.frontends.llm.recurrent_gguf import ARCHITECTURES as RECURRENT
 
 _GPT = {"norm": "layer", "gated": False}
@@ -36,6 +40,7 @@ KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
         {"attention.sliding_window": 8, "attention.sliding_window_pattern": 2},
         {**_GEMMA, "windows": [8, None, 8, None]},
     ),
+    "gpt-oss": ({**_MIXTURE, "attention.sliding_window": 8}, {"windows": [8, None, 8, None]}),
     "arcee": ({}, {"gated": False, "activation": "relu2"}),
     "baichuan": ({}, {"slopes": (0.0625, 0.00390625)}),  # as all but the one of 32 layers
     "command-r": ({"logit_scale": 0.25}, {"norm": "layer", "parallel": True, "logit_scale": 0.25}),
@@ -94,6 +99,27 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
 
 def test_every_architecture_is_tested() -> None:
     assert set(ARCHITECTURES) == set(KINDS) | set(NAMES) | {each for each, _, _ in RECURRENT.values()}
+
+
+def test_a_file_of_gpt_oss_gives_the_logits_of_transformers(tmp_path: Path) -> None:
+    import torch
+
+    scaling = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+    # As llama.cpp computes: frequencies of YaRN are cut at whole numbers, and experts clamped at 7.
+    rope = {**scaling, "truncate": True}
+    model = save_model("gpt_oss", tmp_path, swiglu_limit=7.0, rope_parameters=rope)
+    stored = write_gpt_oss_gguf(tmp_path / "model.gguf", tmp_path, model.config)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, values in stored.items():
+            parameters[name].copy_(torch.from_numpy(values))
+    prompt = np.random.default_rng(0).integers(1, model.config.vocab_size, 23)
+    wanted, tokens = greedy(model, prompt, 4)
+    options = LanguageModelOptions(activations="float32", cache="float32")
+    session = compiler.compile(import_language_model(tmp_path / "model.gguf", options), threads=1).session(capacity=40)
+    for row, step in zip(wanted, [prompt, *([each] for each in tokens[:-1])], strict=True):
+        logits = session.run([np.array(step)[None]])["logits"][0, 0]
+        np.testing.assert_allclose(logits, row, rtol=0, atol=1e-5 * abs(row).max())
 
 
 def test_files_without_the_factors_of_minicpm_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.blocks import dequantized
 from compiler.frontends.llm.quantized.folder import open_folder
-from tests.compiler.frontends.llm.families import greedy
+from tests.compiler.frontends.llm.families import greedy, save_model
 from tests.compiler.frontends.llm.quantized_folders import kinds, torch_tensor, write_quantized
 
 pytest.importorskip("transformers")
@@ -174,3 +174,29 @@ def test_blocks_of_mxfp4_are_those_of_transformers(tmp_path: Path) -> None:
     assert reader.names == {f"{name}.weight"}
     assert reader.shape(f"{name}.weight") == (2, 6, 96)
     np.testing.assert_array_equal(reader.vector(f"{name}.weight"), wanted.numpy())
+
+
+@pytest.mark.parametrize("method", ["mxfp4", None])
+def test_folders_of_gpt_oss_give_the_logits_of_transformers(method: str | None, tmp_path: Path) -> None:
+    """As published, in MXFP4 or dequantized to bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    model = save_model("gpt_oss", tmp_path, num_hidden_layers=1)
+    parameters, random = dict(model.named_parameters()), np.random.default_rng(5)
+    tensors = {name: each.to(torch.bfloat16) for name, each in load_file(tmp_path / "model.safetensors").items()}
+    with torch.no_grad():
+        for name, each in tensors.items():
+            parameters[name].copy_(each)
+    for name in [each for each in tensors if method and each.endswith(("gate_up_proj", "down_proj"))]:
+        experts, depth, rows = tensors.pop(name).shape
+        blocks = torch.from_numpy(random.integers(0, 256, (experts, rows, depth // 32, 16)).astype(np.uint8))
+        scales = torch.from_numpy(random.integers(122, 126, (experts, rows, depth // 32)).astype(np.uint8))
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        with torch.no_grad():
+            parameters[name].copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+    save_file(tensors, tmp_path / "model.safetensors")
+    if method:
+        _rewrite_config(tmp_path, {"quant_method": method})
+    assert _largest_error(tmp_path, model) < 1e-5
