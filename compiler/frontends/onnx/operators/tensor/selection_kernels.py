@@ -36,6 +36,10 @@ _ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as so ma
 _FEW = 256  # so many candidates are kept in order, each new one moved to its place
 
 _RANKED = 128  # items of a row that are counted: each is compared with every other, 16 at a time
+_SHORT = 32  # the same where k is at most a `_FEWER`th of them
+_FEWER = 8
+_MASKED = 32  # items of a row that are compared at once, a bit each
+_PACKED = 8  # keys with positions in a vector
 _KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # that have keys of 32 bits
 
 # Places in `state` behind those of the sort.
@@ -56,11 +60,14 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     """
     rows, count = data.shape
     is_known = isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm)
-    if is_known and str(data.dtype) in _KEYS and int(k) > 0 and int(count) <= _RANKED:
+    has_keys = isinstance(k, tirx.IntImm) and str(data.dtype) in _KEYS and int(k) > 0
+    if is_known and has_keys and int(count) <= (_RANKED if _FEWER * int(k) > int(count) else _SHORT):
         return _ranked_positions(data, int(k), int(count), descending=descending)
     if is_known and 2 * int(k) >= int(count):
         order = sorted_positions(data, descending=descending)
         return te.compute((rows, k), lambda row, i: order[row, i], name="positions")
+    if has_keys and int(k) <= _FEW:
+        return _scanned_positions(data, int(k), descending=descending)
     width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
@@ -99,24 +106,128 @@ def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) 
     return te.extern([[rows, int64(k)]], [data], generate, dtype="int64", name="first_positions")
 
 
-def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int, *, descending: bool) -> None:
-    """Integers in the order of the items of a row, those that come first larger; the least behind the last item.
+def _scanned_positions(data: te.Tensor, k: int, *, descending: bool) -> te.Tensor:
+    """`first_positions` of long rows, of fewer than 2^32 items: the best k are kept in order, each as its key and,
+    below it, its position inverted. Vectors find the items whose keys are larger than that of the last of these."""
+    rows, count = data.shape
+
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            items_of_row = count + int64(k * _ITEMS_OF_CANDIDATE // 4)
+            with shared_tasks(rows, rows * items_of_row, _WORTH_THREADS) as row:
+                scan = _Scan(source, row * count, k, descending)
+                with T.serial(0, int64(k)) as i, T.seq_scope():
+                    scan.insert(i)
+                blocks = tirx.floordiv(count - int64(k), int64(_MASKED))
+                with T.serial(0, blocks) as block, T.seq_scope():
+                    scan.visit(int64(k) + block * int64(_MASKED))
+                done = int64(k) + blocks * int64(_MASKED)
+                with T.serial(0, count - done) as i, T.seq_scope():
+                    scan.insert_if_before(done + i)
+                with T.serial(0, int64(k)) as i:
+                    first[row * int64(k) + i] = scan.position(i)
+            return builder.get()
+
+    return te.extern([[rows, int64(k)]], [data], generate, dtype="int64", name="first_positions")
+
+
+class _Scan:
+    """Emits the search for the best k items of a row; what it keeps of them is in `best`, behind a larger number."""
+
+    def __init__(self, source: Buffer, begin: Expr, k: int, descending: bool) -> None:
+        self._source, self._begin, self._k, self._descending = source, begin, k, descending
+        self._vectors = -(-k // _PACKED)
+        size = 1 + self._vectors * _PACKED
+        self._best = T.buffer_proxy(T.alloc_buffer([size], "int64"))
+        self._moved = T.buffer_proxy(T.alloc_buffer([_PACKED], "int64", scope="local"))
+        self._entry, self._mask, self._count, self._place = (
+            T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(4)
+        )
+        self._found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
+        self._best[int64(0)] = tirx.max_value("int64")
+        with T.serial(0, int64(size - 1)) as i:
+            self._best[i + 1] = tirx.min_value("int64")
+
+    def position(self, i: Expr) -> Expr:
+        return tirx.bitwise_and(tirx.bitwise_not(self._best[i + 1]), int64(0xFFFFFFFF))
+
+    def insert(self, position: Expr) -> None:
+        """Move an item to its place in one pass over vectors, from the last; the last item is dropped."""
+        key = tirx.Cast("int64", _key(self._source, self._begin + position, descending=self._descending))
+        self._entry[int64(0)] = tirx.bitwise_or(key << int64(32), int64(0xFFFFFFFF) - position)
+        for number in reversed(range(self._vectors)):
+            # All lanes are read before the first is written, also where no vectors are: they overlap.
+            with T.vectorized(0, int64(_PACKED)) as lane:
+                place = int64(number * _PACKED) + lane
+                moved = tirx.min(self._best[place], self._entry[int64(0)])
+                self._moved[lane] = tirx.max(self._best[place + 1], moved)
+            with T.vectorized(0, int64(_PACKED)) as lane:
+                self._best[int64(number * _PACKED + 1) + lane] = self._moved[lane]
+
+    def insert_if_before(self, position: Expr) -> None:
+        key = _key(self._source, self._begin + position, descending=self._descending)
+        with T.If(key > self._last_key()), T.Then(), T.seq_scope():
+            self.insert(position)
+
+    def visit(self, start: Expr) -> None:
+        """Insert those of a block that come before the last of the best, which rises meanwhile."""
+        mask, first = self._mask, int64(0)
+        with T.vectorized(0, int64(_LANES)) as lane:
+            bits = []
+            for number in range(_MASKED // _LANES):
+                place = self._begin + (start + int64(number * _LANES) + lane)
+                is_before = _key(self._source, place, descending=self._descending) > self._last_key()
+                bit = tirx.const(1, "int32") << tirx.Cast("int32", lane + number * _LANES)
+                bits.append(tirx.Select(is_before, bit, tirx.const(0, "int32")))
+            self._found[lane] = reduce(tirx.bitwise_or, bits)
+        every = reduce(tirx.bitwise_or, (self._found[int64(lane)] for lane in range(_LANES)))
+        mask[first] = tirx.bitwise_and(tirx.Cast("int64", every), int64(0xFFFFFFFF))
+        with T.If(mask[first] != int64(0)), T.Then(), T.seq_scope():
+            _set_ones(self._count, mask[first])  # CUDA evaluates the end of a loop before each step
+            with T.serial(0, self._count[first]), T.seq_scope():
+                _set_ones(self._place, tirx.bitwise_and(tirx.bitwise_not(mask[first]), mask[first] - 1))
+                self.insert_if_before(start + self._place[first])
+                mask[first] = tirx.bitwise_and(mask[first], mask[first] - 1)
+
+    def _last_key(self) -> Expr:
+        return tirx.Cast("int32", self._best[int64(self._k)] >> int64(32))
+
+
+def _set_ones(count: Buffer, bits: Expr) -> None:
+    """Number of ones in an int64 below 2^32 (TVM's popcount does not build with LLVM 22)."""
+    first = int64(0)
+    count[first] = bits
+    count[first] = count[first] - tirx.bitwise_and(count[first] >> 1, int64(0x55555555))
+    pairs = int64(0x33333333)
+    count[first] = tirx.bitwise_and(count[first], pairs) + tirx.bitwise_and(count[first] >> 2, pairs)
+    count[first] = tirx.bitwise_and(count[first] + (count[first] >> 4), int64(0x0F0F0F0F))
+    count[first] = tirx.bitwise_and((count[first] * int64(0x01010101)) >> 24, int64(0xFF))
+
+
+def _key(source: Buffer, place: Expr, *, descending: bool) -> Expr:
+    """An integer in the order of the items, larger for those that come first.
 
     Positive floats are ordered as their bits are, negative ones the other way round. Both zeros are equal; NaN is the
     largest.
     """
+    item = source[place]
+    if str(source.dtype) in ("float32", "float16", "bfloat16"):
+        value = item.astype("float32")
+        bits = tirx.reinterpret("int32", value)
+        ordered = tirx.bitwise_xor(bits, tirx.bitwise_and(bits >> 31, tirx.const(0x7FFFFFFF, "int32")))
+        ordered = tirx.Select(value == tirx.const(0, "float32"), tirx.const(0, "int32"), ordered)
+        item = tirx.Select(tirx.isnan(value), tirx.const(0x7FFFFFFF, "int32"), ordered)
+    else:
+        item = item.astype("int32")
+    return item if descending else tirx.bitwise_not(item)
+
+
+def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int, *, descending: bool) -> None:
+    """The keys of the items of a row; the least behind the last item."""
 
     def key(i: Expr) -> Expr:
-        item = source[begin + i]
-        if str(source.dtype) in ("float32", "float16", "bfloat16"):
-            value = item.astype("float32")
-            bits = tirx.reinterpret("int32", value)
-            ordered = tirx.bitwise_xor(bits, tirx.bitwise_and(bits >> 31, tirx.const(0x7FFFFFFF, "int32")))
-            ordered = tirx.Select(value == tirx.const(0, "float32"), tirx.const(0, "int32"), ordered)
-            item = tirx.Select(tirx.isnan(value), tirx.const(0x7FFFFFFF, "int32"), ordered)
-        else:
-            item = item.astype("int32")
-        return item if descending else tirx.bitwise_not(item)
+        return _key(source, begin + i, descending=descending)
 
     whole = count // _LANES * _LANES
     for start in range(0, whole, _LANES):

@@ -99,9 +99,23 @@ def test_items_of_an_unknown_number_are_merged_in_parts(width: tuple[int, ...]) 
             np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("dtype", "count", "k"), [("float32", 33, 5), ("float16", 16, 16), ("int32", 128, 9)])
+@pytest.mark.parametrize(("dtype", "count", "k"), [("float32", 33, 5), ("float16", 16, 16), ("int32", 128, 40)])
 @pytest.mark.parametrize("largest", [True, False])
 def test_short_rows_are_ordered_by_counting(dtype: str, count: int, k: int, largest: bool) -> None:
+    _check_hostile(_of_rows(dtype, count, k, largest=largest), dtype, count, k, largest=largest)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k"), [("float32", 1), ("float32", 100), ("float16", 256), ("int32", 8), ("uint8", 9)]
+)
+@pytest.mark.parametrize("largest", [True, False])
+def test_few_of_long_rows_are_found_by_scanning(dtype: str, k: int, largest: bool) -> None:
+    module = _of_rows(dtype, "n", k, largest=largest)
+    for count in (k, k + 1, k + 31, k + 32, k + 67, 1500):
+        _check_hostile(module, dtype, count, k, largest=largest)
+
+
+def _of_rows(dtype: str, count: int | str, k: int, *, largest: bool) -> Module:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     node = helper.make_node("TopK", ["x", "k"], ["values", "positions"], largest=int(largest))
     inputs = [helper.make_tensor_value_info("x", kind, ["rows", count])]
@@ -111,15 +125,26 @@ def test_short_rows_are_ordered_by_counting(dtype: str, count: int, k: int, larg
     ]
     graph = helper.make_graph([node], "top_k", inputs, outputs, [helper.make_tensor("k", TensorProto.INT64, [1], [k])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    x = np.random.default_rng(count).integers(-3, 4, (20, count)).astype(dtype)
-    if dtype == "int32":
+    return compiler.compile(model, threads=1, records=False)
+
+
+def _check_hostile(module: Module, dtype: str, count: int, k: int, *, largest: bool) -> None:
+    """Compare rows of ties and extremes, NaN and both zeros with numpy's stable sort."""
+    rng = np.random.default_rng(count)
+    if np.dtype(dtype).kind in "iu":
+        x = rng.integers(0, 7, (20, count)).astype(dtype)
         x[:, ::7], x[:, ::9] = np.iinfo(dtype).min, np.iinfo(dtype).max
+        x[4] = np.iinfo(dtype).min
     else:
+        x = rng.integers(-3, 4, (20, count)).astype(dtype)
         x[:5, ::5], x[5:10, 1::4], x[7:, ::6], x[9:, 2::6] = -0.0, np.nan, np.inf, -np.inf
         x[3] = -np.nan
+        x[11:] = rng.standard_normal((9, count))
+        x[11] = np.sort(x[11])
+        x[12] = np.sort(x[12])[::-1]
     given = x[:, ::-1] if largest else x
     positions = np.argsort(given, axis=1, kind="stable")
     positions = (count - 1 - positions[:, ::-1] if largest else positions)[:, :k]
-    found = compiler.compile(model, threads=1, records=False).run([x])
+    found = module.run([x])
     np.testing.assert_array_equal(found["positions"], positions)
     np.testing.assert_array_equal(found["values"], np.take_along_axis(x, positions, axis=1))
