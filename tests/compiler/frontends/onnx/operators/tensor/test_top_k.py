@@ -115,7 +115,12 @@ def test_few_of_long_rows_are_found_by_scanning(dtype: str, k: int, largest: boo
         _check_hostile(module, dtype, count, k, largest=largest)
 
 
-def _of_rows(dtype: str, count: int | str, k: int, *, largest: bool) -> Module:
+def test_rows_are_scanned_where_there_are_no_vectors() -> None:
+    module = _of_rows("float32", 150, 9, largest=True, target="cuda-simulated")
+    _check_hostile(module, "float32", 150, 9, largest=True)
+
+
+def _of_rows(dtype: str, count: int | str, k: int, *, largest: bool, target: str = "host") -> Module:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     node = helper.make_node("TopK", ["x", "k"], ["values", "positions"], largest=int(largest))
     inputs = [helper.make_tensor_value_info("x", kind, ["rows", count])]
@@ -125,7 +130,7 @@ def _of_rows(dtype: str, count: int | str, k: int, *, largest: bool) -> Module:
     ]
     graph = helper.make_graph([node], "top_k", inputs, outputs, [helper.make_tensor("k", TensorProto.INT64, [1], [k])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return compiler.compile(model, threads=1, records=False)
+    return compiler.compile(model, target, threads=1, records=False)
 
 
 def _check_hostile(module: Module, dtype: str, count: int, k: int, *, largest: bool) -> None:
