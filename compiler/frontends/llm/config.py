@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,22 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class XieluNumbers:
+    """xIELU: positive * x**2 + beta * x above 0, else negative * (exp(min(x, epsilon)) - 1 - x) + beta * x."""
+
+    positive: float
+    negative: float
+    beta: float
+    epsilon: float
+
+    @staticmethod
+    def of_stored(alpha_p: float, alpha_n: float, beta: float, epsilon: float) -> XieluNumbers:
+        """As checkpoints hold them, where the factors are softplus of what is stored, that below 0 from beta on."""
+        positive, negative = (math.log1p(math.exp(-abs(each))) + max(each, 0.0) for each in (alpha_p, alpha_n))
+        return XieluNumbers(positive, beta + negative, beta, epsilon)
+
+
+@dataclass(frozen=True)
 class LayerConfig:
     """One layer's own settings.
 
@@ -60,6 +77,7 @@ class LayerConfig:
         attends: the layer has attention.
         recurrent: its recurrent mixer, in place of attention or beside it; None for none.
         feeds: the layer has an MLP or a mixture of experts.
+        xielu: numbers of the activation xIELU that are metadata of a file; None where they are tensors.
     """
 
     rope: Rope | None
@@ -68,6 +86,7 @@ class LayerConfig:
     attends: bool = True
     recurrent: Recurrent | None = None
     feeds: bool = True
+    xielu: XieluNumbers | None = None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.config import DecoderConfig, XieluNumbers
 from compiler.frontends.llm.options import LanguageModelOptions
-from compiler.frontends.llm.parameters import Norm, Parameters, XieluNumbers
+from compiler.frontends.llm.parameters import Norm, Parameters
 from compiler.frontends.llm.products import Products
 from compiler.passes.rewriting.matching import as_constant
 
@@ -57,7 +57,7 @@ class Emitter:
     def activated(self, index: int, x: Expr) -> Expr:
         """The activation of the MLP of a layer."""
         if self.config.activation == "xielu":
-            return self._xielu(x, self.parameters.xielu(index))
+            return self._xielu(x, self.config.layers[index].xielu or self.parameters.xielu(index))
         return self.builder.emit(_ACTIVATIONS[self.config.activation](x))
 
     def _xielu(self, x: Expr, numbers: XieluNumbers) -> Expr:

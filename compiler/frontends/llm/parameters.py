@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, XieluNumbers
 from compiler.frontends.llm.names import Names
 from compiler.frontends.llm.weights import Array, Checkpoint, Experts, Linear, Matrix
 
@@ -20,16 +20,6 @@ class Norm:
 
     weight: Array | None
     bias: Array | None = None
-
-
-@dataclass(frozen=True)
-class XieluNumbers:
-    """xIELU: positive * x**2 + beta * x above 0, else negative * (exp(min(x, epsilon)) - 1 - x) + beta * x."""
-
-    positive: float
-    negative: float
-    beta: float
-    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -184,14 +174,12 @@ class Parameters:
             raise OptionError(
                 f"{self._checkpoint.origin}: the activation xIELU is not supported for this type of model"
             )
-        positive, negative = (
-            float(np.logaddexp(0.0, self._shaped(f"{name}.{end}", (1,))[0])) for end in ("alpha_p", "alpha_n")
-        )
+        positive, negative = (float(self._shaped(f"{name}.{end}", (1,))[0]) for end in ("alpha_p", "alpha_n"))
         beta, epsilon = (
             float(self._shaped(f"{name}.{end}", (1,))[0]) if self._checkpoint.has(f"{name}.{end}") else default
             for end, default in (("beta", 0.5), ("eps", -1e-6))
         )
-        return XieluNumbers(positive, beta + negative, beta, epsilon)
+        return XieluNumbers.of_stored(positive, negative, beta, epsilon)
 
     def sinks(self, layer: int) -> Array | None:
         """A score of each head that takes part in its softmax without a value, (heads,); None where there are none."""

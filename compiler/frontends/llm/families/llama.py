@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from compiler.errors import OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, XieluNumbers
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
@@ -63,6 +64,27 @@ def _clamped_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     found = mixture(settings, layer)
     clamped = settings.positive("swiglu_limit", 7.0), settings.number("swiglu_alpha", 1.702)
     return None if found is None else replace(found, clamped=clamped)
+
+
+def _apertus(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """GGUF files have the numbers of xIELU as metadata."""
+    stored = settings.get("xielu")
+    if stored is None:
+        return config
+    layers = zip(config.layers, zip(*stored, strict=True), strict=True)
+    return replace(config, layers=tuple(replace(layer, xielu=XieluNumbers.of_stored(*each)) for layer, each in layers))
+
+
+def _apertus_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Each number of xIELU is that of all layers, or one for each."""
+    count, stored = values.get("num_hidden_layers", 0), []
+    for key in ("xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps"):
+        found = file.required(key)
+        each = found if isinstance(found, list) else [found] * count
+        if len(each) != count or not all(isinstance(one, float) and math.isfinite(one) for one in each):
+            raise InvalidModelError(f"{file.path}: the metadata {key!r} are not {count} numbers")
+        stored.append(each)
+    return {"xielu": stored}
 
 
 def _qwen(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -235,6 +257,8 @@ LLAMA: dict[str, Family] = {
     "apertus": Family(
         names=hugging_face_names(roles={"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}),
         gated=False,
+        changes=_apertus,
+        gguf=(Gguf(name="apertus", read=_apertus_gguf),),
         defaults={"hidden_act": "xielu", "rms_norm_eps": 1e-5, "rope_theta": 12e6},
     ),
     "cohere": Family(

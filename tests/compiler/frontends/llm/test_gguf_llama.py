@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import compiler
-from compiler.errors import OptionError
+from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.families import ARCHITECTURES
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.hugging_face import read_hugging_face
+from compiler.frontends.llm.parameters import Parameters
 from tests.compiler.frontends.llm.families import greedy, save_model
 from tests.compiler.frontends.llm.gpt_gguf import NAMES
 from tests.compiler.frontends.llm.gpt_oss_gguf import write_gpt_oss_gguf
@@ -63,16 +65,24 @@ KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
 }
 
 
-def _written(path: Path, architecture: str, metadata: Mapping[str, float]) -> Path:
+def _written(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, float],
+    arrays: Mapping[str, list[float]] | None = None,
+    layers: int = 4,
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(16)
     writer.add_embedding_length(8)
-    writer.add_block_count(4)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(12)
     writer.add_head_count(2)
     for key, value in metadata.items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key}", value)
+    for key, values in (arrays or {}).items():
+        writer.add_array(key, values)
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -97,8 +107,29 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
     assert storage.bare_norms == (architecture == "olmo")
 
 
+def test_a_file_of_apertus_holds_what_the_folder_does(tmp_path: Path) -> None:
+    """Numbers of xIELU are metadata, where the folder has tensors."""
+    model = save_model("apertus", tmp_path)
+    config, folder_names, storage, checkpoint = read_hugging_face(tmp_path, LanguageModelOptions())
+    tensors = Parameters(checkpoint, folder_names, config, storage)
+    wanted = [tensors.xielu(index) for index in range(2)]
+    state = {name: values.float().reshape(-1).tolist() for name, values in model.state_dict().items()}
+    numbers = {
+        f"xielu.{end}": [state[f"model.layers.{index}.mlp.act_fn.{end}"][0] for index in range(2)]
+        for end in ("alpha_p", "alpha_n", "beta", "eps")
+    }
+    path = _written(tmp_path / "model.gguf", "apertus", {}, numbers, layers=2)
+    found, names, _, _ = read_gguf(GgufFile(path))
+    assert [layer.xielu for layer in found.layers] == wanted
+    assert wanted[0] != wanted[1]
+    assert (found.gated, found.activation, config.gated, config.activation) == (False, "xielu") * 2
+    assert {names.of(0, "q_norm"), names.of(0, "mlp_norm")} == {"blk.0.attn_q_norm", "blk.0.ffn_norm"}
+    with pytest.raises(InvalidModelError, match=r"xielu\.alpha_n"):
+        read_gguf(GgufFile(_written(tmp_path / "other.gguf", "apertus", {}, {**numbers, "xielu.alpha_n": [0.5]}, 2)))
+
+
 def test_every_architecture_is_tested() -> None:
-    assert set(ARCHITECTURES) == set(KINDS) | set(NAMES) | {each for each, _, _ in RECURRENT.values()}
+    assert set(ARCHITECTURES) == {"apertus"} | set(KINDS) | set(NAMES) | {each for each, _, _ in RECURRENT.values()}
 
 
 def test_a_file_of_gpt_oss_gives_the_logits_of_transformers(tmp_path: Path) -> None:
