@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
 
+_LANES = 8  # numbers of float64 in the longest vectors
 _ELIMINATION = "elimination, a column after the other"
 
 
@@ -199,42 +200,48 @@ def _determinant_kernel(dtype: str) -> Callable[..., Tensor]:
                     _eliminate(source, result, work, b, size, dtype)
                 return builder.get()
 
-        return te.extern([stack, [size * size + 3]], [data], generate, dtype=[dtype, "float64"], name="determinant")
+        return te.extern([stack, [size * size + 2]], [data], generate, dtype=[dtype, "float64"], name="determinant")
 
     return kernel
 
 
 def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr, dtype: str) -> None:
-    """Gaussian elimination of matrix `b` in `work`; its last elements hold the product, the pivot's row, a spare."""
-    product, pivot = size * size, size * size + 1
+    """Gaussian elimination of matrix `b` in `work`; its last elements hold the product and a spare."""
+    product, spare, first = size * size, size * size + 1, int64(0)
     with T.seq_scope():
-        with T.serial(0, size * size) as i:
-            work[i] = source[b * size * size + i].astype("float64")
+        pivot = T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local"))
+        largest = T.buffer_proxy(T.alloc_buffer([1], "float64", scope="local"))
+        base = b * size * size
+        in_vectors(size * size, "float64", lambda i: work.__setitem__(i, source[base + i].astype("float64")))
         work[product] = tirx.const(1.0, "float64")
         with T.serial(0, size) as column, T.seq_scope():
-            work[pivot] = column.astype("float64")
+            pivot[first] = column
+            largest[first] = tirx.abs(work[column * size + column])
             with T.serial(0, size - column) as below:
-                row = column + below
-                best = work[pivot].astype("int64")
-                larger = tirx.abs(work[row * size + column]) > tirx.abs(work[best * size + column])
-                with T.If(larger), T.Then():
-                    work[pivot] = row.astype("float64")
-            with T.If(work[pivot].astype("int64") != column), T.Then(), T.seq_scope():
+                magnitude = tirx.abs(work[(column + below) * size + column])
+                with T.If(magnitude > largest[first]), T.Then(), T.seq_scope():
+                    pivot[first] = column + below
+                    largest[first] = magnitude
+            with T.If(pivot[first] != column), T.Then(), T.seq_scope():
                 work[product] = tirx.const(0.0, "float64") - work[product]
                 with T.serial(0, size) as j:
-                    _exchange(work, column * size + j, work[pivot].astype("int64") * size + j, pivot + 1)
+                    _exchange(work, column * size + j, pivot[first] * size + j, spare)
             work[product] = work[product] * work[column * size + column]
             nonzero = work[column * size + column] != tirx.const(0.0, "float64")
             with T.If(nonzero), T.Then(), T.serial(0, size - column - 1) as down, T.seq_scope():
                 row = column + 1 + down
-                work[pivot + 1] = work[row * size + column] / work[column * size + column]
-                factor = T.bind(work[pivot + 1])
+                work[spare] = work[row * size + column] / work[column * size + column]
+                factor = T.bind(work[spare])
 
-                def subtract(right: Expr, row: Expr = row, column: Expr = column, factor: Expr = factor) -> None:
-                    place, above = row * size + column + 1 + right, column * size + column + 1 + right
-                    work[place] = work[place] - factor * work[above]
+                # From the start of a vector on: what is left of the column is not read again.
+                lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < _LANES else _LANES
+                start = tirx.floordiv(column + 1, int64(lanes)) * int64(lanes)
+                own, above = row * size + start, column * size + start
 
-                in_vectors(size - column - 1, "float64", subtract)
+                def subtract(i: Expr, own: Expr = own, above: Expr = above, factor: Expr = factor) -> None:
+                    work[own + i] = work[own + i] - factor * work[above + i]
+
+                in_vectors(size - start, "float64", subtract)
         result[b] = work[product].astype(dtype)
 
 
