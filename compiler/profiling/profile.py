@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-import targets
 from compiler.artifact.manifest import KernelProvenance, Manifest
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
@@ -27,6 +27,7 @@ from compiler.support.elements import elements_read
 from compiler.support.formula import evaluate
 from compiler.support.interrupts import interruptible
 from compiler.support.roofline import Roofline
+from schedules.machine import Machine
 from targets import cpuinfo
 from targets.processors import usable_cores
 
@@ -138,11 +139,15 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
 
 
 def _limits(manifest: Manifest, threads: int) -> Roofline | None:
-    """Limits of this processor with a number of threads; None if kernels run elsewhere."""
+    """Limits of the processor that the manifest describes, at this machine's clock and bandwidth, with a number of
+    threads; None if kernels run elsewhere, or if it describes no processor."""
     if manifest.target.device is not None:
         return None
-    machine = targets.get("host").machine.model_copy(update={"cores": threads})
-    return Roofline.of(machine, measured=True)
+    try:
+        described = Machine.model_validate(manifest.target.details.get("machine"))
+    except ValidationError:
+        return None
+    return Roofline.of(described.model_copy(update={"cores": threads}), measured=True)
 
 
 def _operations(call: Call, entry: Any) -> int | None:

@@ -83,6 +83,8 @@ constexpr Feature kFeatures[] = {
     {"avx512bf16", 7, 1, kEax, 5, kZmm},
     {"avxifma", 7, 1, kEax, 23, kYmm},
     {"avxvnniint8", 7, 1, kEdx, 4, kYmm},
+    {"avxneconvert", 7, 1, kEdx, 5, kYmm},
+    {"avxvnniint16", 7, 1, kEdx, 10, kYmm},
     {"sahf", 0x80000001, 0, kEcx, 0, kNothing},
     {"lzcnt", 0x80000001, 0, kEcx, 5, kNothing},
     {"sse4a", 0x80000001, 0, kEcx, 6, kNothing},
