@@ -237,13 +237,7 @@ def test_numbers(name: str) -> None:
 
 def test_transposes_between_convolutions_are_free() -> None:
     names = kernels(plan_layout(module([(1, 3, 7, 9)], transposed_between), CONTEXT))
-    assert names == ["conv2d", "relax.multiply", "conv2d", "unpack"] or names == [
-        "conv2d",
-        "relax.multiply",
-        "conv2d",
-        "relax.reshape",
-    ]
-    assert "relax.permute_dims" not in names
+    assert names == ["conv2d", "relax.multiply", "conv2d"]  # the last one writes the plain layout itself
 
 
 def test_a_symbolic_batch() -> None:
@@ -260,7 +254,7 @@ def test_a_symbolic_batch() -> None:
 
 def test_a_kernel_of_a_frontend_stays_in_blocks() -> None:
     names = kernels(plan_layout(module([(1, 3, 8, 9)], kernel_of_a_frontend), CONTEXT))
-    assert names == ["conv2d", "clip", "conv2d", "unpack"]
+    assert names == ["conv2d", "clip", "conv2d"]
 
 
 @pytest.mark.parametrize(
