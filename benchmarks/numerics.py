@@ -33,7 +33,7 @@ Array = np.ndarray
 _PEERS = ("onnxruntime", "openvino")
 _THREADS = 2
 CHAINS = [(kind, depth, 64) for kind in ("relu", "linear", "means", "scales") for depth in (4, 16)]
-"""What the chains are like: kind, number of convolutions, channels."""
+"""Chains: kind, number of convolutions, channels."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ void CheckThreads(int threads) {
 
 namespace {
 
-// While it lives, kernels of the calling thread run on so many threads of the pool, which it holds.
+// While it lives, kernels of the calling thread run on this number of threads of the pool, which it holds.
 class Helpers {
  public:
   explicit Helpers(int threads) {

@@ -74,7 +74,7 @@ class _Mixture:
         return emit(R.add(result, self._shared(x))) if config.shared else result
 
     def _gated(self, gate: Expr, up: Expr) -> Expr:
-        """What the last product of the experts reads."""
+        """Operand of the experts' last matmul."""
         emit, clamped = self._model.builder.emit, self._config.clamped
         if clamped is None:
             return emit(R.multiply(self._model.activated(self._index, gate), up))

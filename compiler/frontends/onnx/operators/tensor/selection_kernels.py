@@ -33,7 +33,7 @@ _BLOCK = _LANES * _VECTORS
 _WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
 _WORTH_THREADS = 1 << 15  # items, some 15 microseconds
 _ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as so many items each
-_FEW = 256  # so many candidates are kept in order, each new one moved to its place
+_FEW = 256  # candidates that are kept sorted; each new one is inserted
 
 _RANKED = 128  # items of a row that are counted: each is compared with every other, 16 at a time
 _SHORT = 32  # the same where k is at most a `_FEWER`th of them
