@@ -149,6 +149,12 @@ class Profile:
         )
 
     def _repr_html_(self) -> str:
+        in_layers = sum(max(0.0, each.seconds) for each in self.layers)
+        total = max(self.latency.p50, in_layers)
+
+        def share(seconds: float) -> str:
+            return format_percent(max(0.0, seconds) / total) if total > 0 else "-"
+
         rows: list[tuple[object, ...]] = [
             (
                 each.label,
@@ -156,27 +162,21 @@ class Profile:
                 each.kind,
                 each.calls,
                 format_seconds(each.seconds),
-                self._share(each.seconds),
+                share(each.seconds),
             )
             for each in self.layers[:_SHOWN]
         ]
         where = f"{self.model} on {self.target}, {plural(self.threads, 'thread')}"
         hidden = self.layers[_SHOWN:]
         if hidden:
-            rest = sum(each.seconds for each in hidden)
+            rest = sum(max(0.0, each.seconds) for each in hidden)
             calls = sum(each.calls for each in hidden)
-            rows.append((f"{len(hidden)} more", "", "", calls, format_seconds(rest), self._share(rest)))
-        outside = max(0.0, self.untracked)
-        rows.append(("outside all calls", "", "", "", format_seconds(outside), self._share(outside)))
-        total = max(self.latency.p50, self.tracked)
-        rows.append(("whole run", "", "", "", format_seconds(total), self._share(total)))
+            rows.append((f"{len(hidden)} more", "", "", calls, format_seconds(rest), share(rest)))
+        outside = total - in_layers
+        rows.append(("outside all calls", "", "", "", format_seconds(outside), share(outside)))
+        rows.append(("whole run", "", "", "", format_seconds(total), share(total)))
         title = f"{where}: p50 {format_seconds(self.latency.p50)}"
         return table_html(title, ("layer", "kernel", "kind", "calls", "time", "share"), rows)
-
-    def _share(self, seconds: float) -> str:
-        """A share of a run, of which watched calls may come to more than an unwatched one takes."""
-        whole = max(self.latency.p50, self.tracked)
-        return format_percent(max(0.0, seconds) / whole) if whole > 0 else "-"
 
     @property
     def tracked(self) -> float:

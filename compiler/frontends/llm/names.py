@@ -59,7 +59,6 @@ _ATTENTION = {
     "o": "self_attn.o_proj",
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
-    "sinks": "self_attn.sinks",
 }
 _MLP = {
     "gate": "mlp.gate_proj",
@@ -93,7 +92,8 @@ DEEPSEEK_EXPERTS = {
     **{role: name.replace("shared_expert.", "shared_experts.") for role, name in QWEN_EXPERTS.items()},
     "router_bias": "mlp.gate.e_score_correction_bias",
 }
-GPT_OSS_EXPERTS = {
+GPT_OSS_ROLES = {
+    "sinks": "self_attn.sinks",
     "router": "mlp.router",
     "expert_gate_up": "mlp.experts.gate_up_proj",
     "expert_down": "mlp.experts.down_proj",

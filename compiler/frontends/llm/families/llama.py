@@ -13,7 +13,7 @@ from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
     DEEPSEEK_EXPERTS,
-    GPT_OSS_EXPERTS,
+    GPT_OSS_ROLES,
     GRANITE_EXPERTS,
     MIXTRAL_EXPERTS,
     QWEN_EXPERTS,
@@ -233,7 +233,7 @@ LLAMA: dict[str, Family] = {
         defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
     ),
     "gpt_oss": Family(
-        names=hugging_face_names(roles=GPT_OSS_EXPERTS),
+        names=hugging_face_names(roles=GPT_OSS_ROLES),
         experts=_clamped_mixture,
         storage=Storage(alternating=True),
         refused={"hidden_act": ("this activation", "silu")},
