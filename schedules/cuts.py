@@ -139,6 +139,13 @@ class Cut:
     few_cycles: float
     order: tuple[str, ...] = ()
 
+    def shared(self, images: Index, machine: Machine) -> bool | Expr:
+        """True if threads share the tasks of so many images, where this is the cut of one image if their number is an
+        expression: a run-time condition then, unless the tasks of one image pay."""
+        if self.parallel or isinstance(images, int):
+            return self.parallel
+        return pays_at_run_time(images, self.serial_cycles, machine)
+
     @property
     def tasks(self) -> int:
         """Iterations of the loop over all parts."""

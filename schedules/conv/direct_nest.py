@@ -106,8 +106,8 @@ class DirectNest:
     def _images(self) -> Index:
         return self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
 
-    def _cut_known(self, machine: Machine) -> bool:
-        """Split static sizes into tasks; returns True if they run in parallel."""
+    def _cut_known(self, machine: Machine) -> bool | Expr:
+        """Split static sizes into tasks. Returns True if they run in parallel."""
         found = direct_cut(self.work, self.config, machine, copies=self.copies, widens=self.widens)
         sizes = [found.sizes[dimension(dim)] for dim in range(self.work.rank)]
         whole = found.parts[dimension(self.work.rank - 1)] == 1
@@ -115,7 +115,7 @@ class DirectNest:
         self.room, self.cut = sizes, list(sizes)
         self.axes, self.order = {**found.parts, IMAGES: self._images}, found.order
         self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
-        return found.parallel
+        return found.shared(self._images, machine)
 
     def _cut_open(self, machine: Machine) -> bool | Expr:
         """Split dynamic sizes into tasks: rows, or pixels if there are no rows, and also the output channels if those

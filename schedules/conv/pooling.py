@@ -12,12 +12,11 @@ from schedules.codegen.nest import (
     grid,
     lanes_of,
     load,
-    parallel,
-    repeat,
     sequence,
     splat,
     split_repeat,
     store,
+    tasks_loop,
     vectorized,
 )
 from schedules.config import Config, ConfigSpace
@@ -169,5 +168,4 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     read = vectors * lanes * dtype_bits(work.source_dtype) / 8
     axes = [CutAxis("images", max(work.batch, 1), most=1), CutAxis("blocks", work.out_blocks, most=1)]
     found = cut(axes, [Work({"images": 0, "blocks": 0}, cycles=vectors, bytes=read)], machine)
-    loop = parallel if found.parallel else repeat
-    return sequence(sizes.bindings, loop("task", batch * work.out_blocks, task))
+    return sequence(sizes.bindings, tasks_loop("task", batch * work.out_blocks, task, found.shared(batch, machine)))

@@ -167,14 +167,14 @@ class TilesNest(DotNest):
 
         self.copies = True
 
-    def _cut_known(self, machine: Machine) -> bool:
+    def _cut_known(self, machine: Machine) -> bool | Expr:
         found = _cut(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
         if self.work.rank > 1:
             self.room[-2] = found.sizes[dimension(self.work.rank - 2)]
         self.cut = list(self.room)
         self.axes = {**found.parts, IMAGES: self._images}
         self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
-        return found.parallel
+        return found.shared(self._images, machine)
 
     def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
         """Shape of the scratch buffer: depth steps are planes, each followed by extra lines for pixels that the last

@@ -148,8 +148,8 @@ class WindowNest(ABC):
         bindings = list(self.sizes.bindings)
         if isinstance(self.rows, int):
             found = window_cut(work, self.rows, self.pixels, self.splits, machine)
-            self.parts, self.rows_each, shared = found.parts["rows"], found.sizes["rows"], found.parallel
-            self.order = found.order
+            self.parts, self.rows_each, self.order = found.parts["rows"], found.sizes["rows"], found.order
+            shared = found.shared(batch, machine)
         else:
             least_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
             parts = most(least_parts, least(self.splits, self.rows))

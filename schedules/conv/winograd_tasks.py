@@ -56,8 +56,8 @@ def cut_tiles(
     whole = winograd_cut(work, work.tile, register, machine)
     found = whole.products
     tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
-    total, parallel = rows * columns, found.parallel
-    return TileCut(columns, total, *tiles, *channels, found.order, parallel, transforms=whole.transforms)
+    parallel = found.shared(batch, machine)
+    return TileCut(columns, rows * columns, *tiles, *channels, found.order, parallel, transforms=whole.transforms)
 
 
 def _cut_open(

@@ -50,7 +50,6 @@ class Recurrence:
         projects_input: whether the kernel multiplies the input by its weights; else `x` is the finished projection
             (steps, samples, directions, blocks, gates, lanes).
         quantized: whether the state is quantized in each step and multiplied as integers (DynamicQuantizeLSTM).
-        parallel: whether independent samples are worth threads, for what knows no more of the machine.
     """
 
     kind: CellKind
@@ -64,7 +63,6 @@ class Recurrence:
     clip: float | None = None
     projects_input: bool = False
     quantized: bool = False
-    parallel: bool = False
 
     @cached_property
     def cell(self) -> Cell:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config
-from schedules.cuts import CutAxis, Work, estimated_cycles
+from schedules.cuts import CutAxis, Work, estimated_cycles, pays_at_run_time
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
+from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import tirx
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
@@ -21,7 +21,7 @@ from schedules.recurrence.samples import by_samples
 from schedules.rule import CpuRule, Priority, Workload
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+    from schedules.ir.tvm_types import Expr, Index, PrimFunc
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # of a sequence whose length is not known
@@ -66,7 +66,11 @@ class Recurrent(CpuRule[RecurrentWorkload]):
         if len(outs) != 1 + len(recurrence.cell.states):
             raise NotScheduledError("its parameters are not those that its description names")
         way = way_to_run(recurrence, workload.steps, workload.samples, machine)
-        body = by_samples(recurrence, ins, outs) if way == SAMPLES else lockstep(recurrence, ins, outs, way)
+        if way == SAMPLES:
+            steps, samples = shape_of(buffers[recurrence.operands.index("x")])[:2]
+            body = by_samples(recurrence, ins, outs, shared=_samples_pay(recurrence, steps * samples, machine))
+        else:
+            body = lockstep(recurrence, ins, outs, way)
         return build_function(kernel, [body], [])
 
 
@@ -76,9 +80,9 @@ def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machin
     whole = _without_units(recurrence, steps, samples, machine)
     if machine.cores == 1:
         return whole
+    shared = _step_in_units(recurrence, samples, machine)
     length = steps or _TYPICAL_STEPS
-    shared = length * _step_in_units(recurrence, samples, machine)
-    return UNITS if shared < _WORTH_STARTING * length * _step(recurrence, samples, machine, whole) else whole
+    return UNITS if shared < _WORTH_STARTING * _step(recurrence, length, samples or 1, machine, whole) else whole
 
 
 def _without_units(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
@@ -110,18 +114,17 @@ def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> fl
     return stages * estimated_cycles(axes, [own], sizes, machine, machine.cores)
 
 
-def _step(recurrence: Recurrence, samples: int, machine: Machine, way: str) -> float:
+def _step(recurrence: Recurrence, steps: int, samples: int, machine: Machine, way: str) -> float:
     """Cycles of a step of another way, without what it takes to start the threads once."""
-    work = _work(recurrence, samples or 1, "all")
-    alone = estimated_cycles([CutAxis("all", 1)], [work], {"all": 1}, machine, threads=1)
-    tasks = _tasks(recurrence, samples or 1, way)
+    alone = estimated_cycles([CutAxis("all", 1)], [_work(recurrence, samples, "all")], {"all": 1}, machine, threads=1)
+    tasks = 1
+    if way == DIRECTIONS:
+        tasks = recurrence.directions
+    elif way == SAMPLES and _samples_pay(recurrence, steps * samples, machine):
+        tasks = recurrence.directions * (samples if recurrence.has_lengths else ceil_div(samples, TEAM))
     return alone * ceil_div(tasks, machine.cores) / tasks
 
 
-def _tasks(recurrence: Recurrence, samples: int, way: str) -> int:
-    """Number of parallel tasks over all steps."""
-    if way == SERIAL or (way == SAMPLES and not recurrence.parallel):
-        return 1
-    if way == DIRECTIONS:
-        return recurrence.directions
-    return recurrence.directions * (samples if recurrence.has_lengths else ceil_div(samples, TEAM))
+def _samples_pay(recurrence: Recurrence, amount: Index, machine: Machine) -> bool | Expr:
+    """True if threads pay for this many steps of a sample."""
+    return pays_at_run_time(amount, _work(recurrence, TEAM, "all").cycles / TEAM, machine)

@@ -8,6 +8,7 @@ order in which they lie. The loops are written as they are to run; no schedule r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
 
-def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
-    """The body of the kernel."""
+def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], *, shared: bool | Expr) -> Stmt:
+    """The body of the kernel. `shared`: True if threads share the samples, or a condition on sizes."""
     operands = Operands(recurrence.operands, ins)
     steps, samples = operands["x"].shape[:2]
     # Sequences of different lengths cannot run side by side.
@@ -36,20 +37,27 @@ def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr]
             done: Index = 0
             if together > 1 and not _is_below(samples, together):
                 teams = samples // together
-                with _loop(recurrence, teams) as task:
+                with _loop(recurrence, teams, shared) as task:
                     for run in _directions(recurrence, task, teams):
                         _Run(recurrence, operands, outs, steps, run.direction, run.place * together, together).emit()
                 done = teams * together
-            with _loop(recurrence, samples - done) as task:
+            with _loop(recurrence, samples - done, shared) as task:
                 for run in _directions(recurrence, task, samples - done):
                     _Run(recurrence, operands, outs, steps, run.direction, done + run.place, 1).emit()
         return builder.get().body  # without the scope, which means nothing to the code generator
 
 
-def _loop(recurrence: Recurrence, count: Expr) -> Any:
+@contextmanager
+def _loop(recurrence: Recurrence, count: Expr, shared: bool | Expr) -> Iterator[Expr]:
     """Over `count` places in every direction: directions are as independent as samples."""
-    loop = T.parallel if recurrence.parallel else T.serial
-    return loop(0, count * len(recurrence.stages))
+    total = count * len(recurrence.stages)
+    if isinstance(shared, bool):
+        with (T.parallel if shared else T.serial)(0, total) as task:
+            yield task
+        return
+    chunks = tirx.max(tirx.Select(shared, total, tirx.IntImm("int64", 1)), 1)
+    with T.parallel(0, chunks) as chunk, T.serial(chunk * total // chunks, (chunk + 1) * total // chunks) as task:
+        yield task
 
 
 @dataclass(frozen=True)

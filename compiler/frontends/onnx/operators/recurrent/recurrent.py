@@ -19,6 +19,7 @@ from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape
 from compiler.reports.formatting import plural
 from schedules.instructions.finish import finish
+from schedules.ir.expression import constant_int
 from schedules.machine import Machine
 from schedules.recurrence.cells import Cell
 from schedules.recurrence.description import ATTRIBUTE, HINTS, CellKind, Recurrence
@@ -71,7 +72,7 @@ def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[re
     dtype = compute_dtype(context.dtype(0))
     batch_first = bool(context.attribute("layout", 0))
     data = cast(context, _transposed(context, context.input(0), batch_first, (1, 0, 2)), dtype)
-    steps, samples = tensor_shape(data)[:2]
+    steps = tensor_shape(data)[0]
     lanes = _lanes(cell, hidden)
     recurrence = Recurrence(
         kind=kind,
@@ -83,7 +84,6 @@ def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[re
         lanes=lanes,
         dtype=dtype,
         projects_input=isinstance(steps, int) and steps == 1,
-        parallel=_is_parallel(cell, hidden, steps, samples),
     )
     operands = _operands(context, recurrence, data, inputs, batch_first)
     return layer_results(context, run_recurrence(context, recurrence, operands), batch_first)
@@ -141,13 +141,6 @@ def _lanes(cell: Cell, hidden: int) -> int:
     while lanes < min(cell.lanes, hidden):
         lanes *= 2
     return lanes
-
-
-def _is_parallel(cell: Cell, hidden: int, steps: Dim, samples: Dim) -> bool:
-    if not isinstance(samples, int) or samples < 2:
-        return False
-    known_steps = steps if isinstance(steps, int) else 16
-    return cell.gates * hidden * hidden * known_steps >= _PARALLEL_WORK
 
 
 def _transposed(context: NodeContext, tensor: relax.Expr, batch_first: bool, axes: tuple[int, ...]) -> relax.Expr:
@@ -243,11 +236,20 @@ def _kernel(recurrence: Recurrence) -> Callable[..., Tensor]:
         def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
             if recurrence.quantized:
                 return lockstep(recurrence, ins, outs, SERIAL)
-            return by_samples(recurrence, ins, outs)
+            return by_samples(recurrence, ins, outs, shared=_is_shared(recurrence, steps, samples))
 
         return te.extern(shapes, list(tensors), body, dtype=[recurrence.dtype] * len(shapes), name="recurrent")
 
     return compute
+
+
+def _is_shared(recurrence: Recurrence, steps: Expr, samples: Expr) -> bool:
+    """True if threads share the samples on targets whose rules leave the kernel as it is."""
+    number, length = constant_int(samples), constant_int(steps)
+    if not isinstance(number, int) or number < 2:
+        return False
+    known_steps = length if isinstance(length, int) else 16
+    return recurrence.cell.gates * recurrence.hidden**2 * known_steps >= _PARALLEL_WORK
 
 
 def layer_results(context: NodeContext, result: relax.Expr, batch_first: bool) -> list[relax.Expr]:
