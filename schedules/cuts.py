@@ -35,18 +35,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
 
 SHARED_CACHE_RATE = 16.0
 """Bytes per cycle of a core from the cache behind its own: 26 (Zen 4), 25 (Zen 5) where it does nothing else."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import Extent, expression
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Axis, Stage, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx, tvm
+from schedules.ir.tir import Expr, Index, Stmt, Var, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Var
 
 
 @dataclass(frozen=True, eq=False)

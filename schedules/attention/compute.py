@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from schedules.annotations import KIND
-from schedules.ir.tir import Expr, tirx
-
-from tvm import te  # isort: skip
 from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, IterVar
+from schedules.annotations import KIND
+from schedules.ir.tir import Expr, Index, IterVar, te, tirx
 
 Tensor: TypeAlias = te.Tensor
 # A score as a function of the raw score and its place (..., query, key): scale, mask.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.compute import ATTENTION_INT8
@@ -13,11 +13,8 @@ from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_i
 from schedules.config import Config
 from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.stages import dtype_of
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Buffer, Expr, Stmt
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
 
 _BYTES = ("int8", "uint8")
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCORES, WEIGHTS, guarded_quotient
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.stages import Kernel, Stage, shape_of
-from schedules.ir.tir import Expr, structural_map, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+from schedules.ir.tir import Expr, Index, structural_map, tirx, tvm
 
 _LEAST_QUERIES = 16  # least number of queries that pays for rounding the keys and values
 

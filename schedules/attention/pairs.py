@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
@@ -12,12 +12,9 @@ from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage, shape_of
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 # The element of a row at a step of the sum.
 Operand: TypeAlias = "Callable[[Index, Expr], Expr]"

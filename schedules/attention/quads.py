@@ -8,7 +8,6 @@ the other kind is moved by 128, and so is its zero point.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.attention.batched_matrix import BatchedMatrix
 from schedules.attention.pairs import Operand, in_vectors
@@ -17,12 +16,9 @@ from schedules.codegen.parallel import pays_off
 from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage, dtype_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 GROUP = 4
 _ONES = 0x01010101

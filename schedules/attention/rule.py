@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.attention.compute import ATTENTION
 from schedules.attention.estimates import attention_estimate
@@ -15,11 +15,9 @@ from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate
 from schedules.instructions.products.amx import BLOCK_ROWS
 from schedules.ir.stages import Kernel, dtype_of
+from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, repeat_symbolic, sequence
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 from schedules.stages.reduction_code import join
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 UNROLLED = tirx.ForKind.UNROLLED
 _ACCUMULATORS = 4  # independent sums that hide the latency of an addition

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from schedules.attention.batched_matrix import BatchedMatrix, in_panels, with_contiguous_columns
 from schedules.attention.operands import AttentionParts
@@ -26,11 +26,8 @@ from schedules.instructions.products.table import tile_product
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 _PANEL = 2  # vectors of a register tile's columns
 _BLOCKS_FOR_PANELS = 8  # of queries

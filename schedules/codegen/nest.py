@@ -10,17 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import index
 from schedules.ir.stages import Axis, Kernel
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, s_tir, tirx
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, Var, s_tir, tirx
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Var
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL

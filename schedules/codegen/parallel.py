@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from schedules.cuts import least_parallel_cycles
 from schedules.ir.expression import buffers_loaded, index
 from schedules.ir.inline import operations
 from schedules.ir.stages import dtype_of, product, shape_of
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 # Steps that pay for two threads: some 7 microseconds of work on one core in vectors, more without.
 MIN_PARALLEL_WORK = 98304

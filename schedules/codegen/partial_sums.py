@@ -8,13 +8,10 @@ is at most (b + n / b) u sum(|terms|) (Higham, Accuracy and Stability of Numeric
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import split_repeat
 from schedules.ir.numbers import ceil_div
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Stmt
+from schedules.ir.tir import Index, Stmt
 
 PART = 256
 """Terms of a part of a matrix product or a direct convolution. Adding a register tile to its totals takes as long as

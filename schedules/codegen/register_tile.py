@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import product
-from typing import TYPE_CHECKING
 
 from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import allocate_tile, expression, lanes_of, load, repeat, sequence, store
 from schedules.codegen.partial_sums import in_parts, steps_of_part
 from schedules.instructions.products.operation import ONES, PARTIAL_STEPS
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
 
 # Makes a statement from (row in the tile, index in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import allocate, expression, lanes_of, load, repeat, sequence, store
 from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
@@ -12,11 +11,8 @@ from schedules.instructions.products.product import Product
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 
 @dataclass(frozen=True)

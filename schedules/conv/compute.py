@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from schedules.annotations import TRANSFORM
 from schedules.conv.dynamic_sizes import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, Index, te, tirx
 from schedules.ir.widening import number
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 Tensor: TypeAlias = te.Tensor
 

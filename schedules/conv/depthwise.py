@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import load, splat
 from schedules.config import Config, ConfigSpace
@@ -14,14 +14,11 @@ from schedules.conv.workload import DepthwiseDotWorkload, WindowWorkload
 from schedules.estimate import Estimate
 from schedules.instructions.products.operation import DOT_WORDS
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Expr, PrimFunc, Stmt
 from schedules.ir.widening import low_halves
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
 
 
 class Depthwise(CpuRule[WindowWorkload]):

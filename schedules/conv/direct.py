@@ -8,7 +8,7 @@ convolutions, strides, dilations, groups and any number of spatial dimensions ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
@@ -19,13 +19,10 @@ from schedules.conv.tiling import MAX_PIXELS, accumulators, uneven_block_choices
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
+from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
-
 
 ConvWorkloadT = TypeVar("ConvWorkloadT", bound=ConvWorkload)
 

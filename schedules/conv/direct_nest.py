@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import (
@@ -46,12 +46,9 @@ from schedules.cuts import (
     pays_at_run_time,
 )
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Buffer, Expr, Index, Stmt
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 
 class DirectNest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -34,16 +34,11 @@ from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_S
 from schedules.instructions.products.table import dot_products, partial_operation, widens_bytes
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"

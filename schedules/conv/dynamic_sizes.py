@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import name_opaque, repeat, sequence, when
 from schedules.conv.tiling import block_choices, most_pixels, tails, tile_cost
 from schedules.conv.workload import WindowWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
 
 _INDEX = "int64"
 # Widths of images on their way through networks: what a register tile for any width is chosen by.

@@ -5,16 +5,11 @@ The remainder of a register tile then occurs once per image, not once per row, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.codegen.nest import name_opaque
 from schedules.conv.dynamic_sizes import Sizes
 from schedules.conv.workload import WindowWorkload
-from schedules.ir.tir import Stmt
+from schedules.ir.tir import Index, Stmt
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 
 def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes | None:

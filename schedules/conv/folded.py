@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,15 +24,10 @@ from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 FOLDED = "conv-folded"
 _STORE_CYCLES = 6  # for an epilogue and a store

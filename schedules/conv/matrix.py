@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
 from schedules.config import Config, ConfigSpace
@@ -23,13 +23,10 @@ from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, 
 from schedules.instructions.products.table import matrix_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc
 
 _HALF = 4  # lanes of a register of sums
 _OPEN_WIDTH = 56  # pixels of a row whose number is not known

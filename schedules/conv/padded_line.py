@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import both, repeat, sequence, when
 from schedules.conv.dynamic_sizes import least, most
-from schedules.ir.tir import Stmt
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+from schedules.ir.tir import Index, Stmt
 
 
 def padded_line(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -29,14 +29,11 @@ from schedules.conv.workload import PoolWorkload
 from schedules.cuts import CutAxis, Work, cut
 from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc
 
 _OPEN_SIZE = 56  # assumed size of dynamic dimensions
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,16 +32,11 @@ from schedules.conv.dynamic_sizes import open_register_tile
 from schedules.conv.tiling import Place, register_tile
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.sparse_weights import SparseWeight, entry, pack_blocks
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 CONV_SPARSE = "conv-sparse"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import allocate, grid, lanes_of, load, repeat, sequence, splat, store, vectorized, when
 from schedules.codegen.tile_sums import Taps, block_sums
@@ -27,13 +27,10 @@ from schedules.instructions.products.product import Product
 from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc
 
 _RUN_ROWS = 256  # per block: its accumulators take 32 KiB, most of the L1 cache
 # Cycles: of a product of tiles; to copy a byte of input; to finish a vector of results; to start a task.

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 from schedules.config import Config
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
 from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Index
 from schedules.machine import Machine, dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 MAX_PIXELS = 30
 

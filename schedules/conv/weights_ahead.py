@@ -11,15 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import prefetch, repeat, sequence, when
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Buffer, Expr, Index, Stmt
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 _LATENCY = 1024  # cycles of memory latency, with some margin
 _MULTIPLY_ADDS = 2  # in a cycle, at most

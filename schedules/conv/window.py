@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import (
     allocate,
@@ -35,13 +34,10 @@ from schedules.conv.tiling import divisors, input_bytes
 from schedules.conv.workload import WindowWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 _ORDER = ("images", "blocks", "rows")
 _OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose number is not known

@@ -8,7 +8,7 @@ where the stride is 2), two per instruction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +25,10 @@ from schedules.instructions.products.operation import DOT_WORDS
 from schedules.instructions.products.table import widens_bytes
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-from typing import Any
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 WINOGRAD_INTEGER = "conv-winograd-integer"
 TILE = 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import (
@@ -46,14 +45,10 @@ from schedules.cuts import Cut, part_numbers
 from schedules.errors import NotScheduledError
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
-
 
 CHANNELS_OF_PART = 64
 """Input channels whose products are summed at a time: of 256 channels, all at once give twice the error."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import name_opaque
 from schedules.config import Config
@@ -13,11 +12,8 @@ from schedules.conv.winograd_tiling import CHANNELS, IMAGES, TILES, Register, tr
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import WinogradWorkload
 from schedules.cuts import Cut, other_parts, parts_of_two_at_run_time, pays_at_run_time
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 _STEP = 4  # tiles that hide the latency of a multiply-add
 

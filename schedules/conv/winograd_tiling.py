@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from schedules.conv.defaults import direct_default, tile_for
 from schedules.conv.direct_cut import direct_cut
@@ -25,10 +24,8 @@ from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload
 from schedules.cuts import FEW, Cut, CutAxis, Work, cut, start_cycles
 from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Index
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 _EXPOSED = 0.15  # fraction of the shorter of memory and arithmetic time that is not overlapped
 

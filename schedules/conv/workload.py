@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, OF_STORED, Operation
 from schedules.ir.numbers import QUAD, ceil_div
+from schedules.ir.tir import Index
 from schedules.rule import Workload
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 _CLASS = "class"
 _CLASSES: dict[str, type[WindowWorkload]] = {}

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from schedules.ir.tir import s_tir, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc, Stmt, Var
+from schedules.ir.tir import Index, PrimFunc, Stmt, Var, s_tir, tirx
 
 THREAD = tirx.ForKind.THREAD_BINDING
 

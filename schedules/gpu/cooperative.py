@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from schedules.gpu.binding import thread_loop
 from schedules.gpu.hoisting import without_parallel_loops
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.inline import call_name
-from schedules.ir.tir import s_tir, structural_equal, structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Analyzer, Buffer, Expr, Node, Stmt, Var
+from schedules.ir.tir import (
+    Analyzer,
+    Buffer,
+    Expr,
+    Node,
+    Stmt,
+    Var,
+    s_tir,
+    structural_equal,
+    structural_map,
+    structural_walk,
+    tirx,
+    tvm,
+)
 
 MOST_THREADS = 512
 _WARP = 32

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import allocate, expression, load, sequence, store
 from schedules.gpu.launch import launched
 from schedules.gpu.product_form import ProductForm
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis
-from schedules.ir.tir import Expr, Stmt, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from schedules.config import Config
 from schedules.errors import NotScheduledError
@@ -10,12 +10,9 @@ from schedules.gpu.binding import is_bound
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.stages import Kernel, dtype_of, product, shape_of
-from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
+from schedules.ir.tir import Buffer, IRModule, PrimFunc, s_tir, structural_walk, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import GpuPriority
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, IRModule, PrimFunc
 
 dlight = s_tir.dlight.gpu
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.stages import dtype_of, product, shape_of
-from schedules.ir.tir import s_tir, structural_map, tirx
+from schedules.ir.tir import Expr, Stmt, s_tir, structural_map, tirx
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
 
 _LOCAL_BYTES = 4 << 10
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from schedules.gpu.binding import thread_loop
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Axis, product
-from schedules.ir.tir import tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Stmt, Var
+from schedules.ir.tir import Expr, Index, Stmt, Var, tirx
 
 THREADS = 256
 WARP = 32

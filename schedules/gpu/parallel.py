@@ -9,7 +9,7 @@ be independent, and on one thread where there is none: slow, and right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import allocate, build_function, expression, load, loops_over, repeat, sequence, store
 from schedules.config import Config
@@ -24,13 +24,10 @@ from schedules.ir.inline import inline_stages
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, product
-from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Index, Node, PrimFunc, Stmt, Var, structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
 from schedules.matmul.form import Group
 from schedules.rule import GpuPriority
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Index, Node, PrimFunc, Stmt, Var
 
 
 class BindAnything(GpuRule[GpuWorkload]):

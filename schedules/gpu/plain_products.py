@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.config import Config
 from schedules.gpu.depth_split import DepthSplit
@@ -10,10 +10,8 @@ from schedules.gpu.machine import GpuMachine
 from schedules.gpu.plain_code import PlainTile, plain_product
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
+from schedules.ir.tir import Stmt
 from schedules.rule import GpuPriority
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
 
 
 class GpuProducts(TiledProductRule):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.errors import NotScheduledError
 from schedules.ir.access import Access
@@ -15,12 +14,9 @@ from schedules.ir.expression import buffers_loaded, substitute, uses
 from schedules.ir.inline import inline_value, is_elementwise
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage
-from schedules.ir.tir import Expr, tirx, tvm
+from schedules.ir.tir import Expr, Stmt, Var, tirx, tvm
 from schedules.matmul.form import Group
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt, Var
 
 ALONG_ROWS = "tensorwright.along_rows"
 """Annotation of a stage whose neighbours in memory are those of its rows, not of its depth."""

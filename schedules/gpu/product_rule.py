@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -17,11 +17,9 @@ from schedules.gpu.rule import GpuRule
 from schedules.gpu.tile_code import TileShape
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
+from schedules.ir.tir import PrimFunc, Stmt
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc, Stmt
 
 UNKNOWN = 128  # the size assumed where it is not known
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

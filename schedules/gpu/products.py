@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.gpu.product_form import ALONG_ROWS
 from schedules.ir.stages import product
-from schedules.ir.tir import tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Attrs, BlockBuilder, Call, Expr, Index, Tensor
+from schedules.ir.tir import Attrs, BlockBuilder, Call, Expr, Index, Tensor, tirx, tvm
 
 te = tvm.te
 OUT_FUSABLE = 4  # relax's pattern kind: elementwise operators join this one's end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.gpu.machine import GpuMachine
 from schedules.instructions import prefetch, rounding, vector_math
@@ -12,12 +11,9 @@ from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.inline import call_name
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import structural_map, tirx, tvm
+from schedules.ir.tir import Call, Expr, PrimFunc, structural_map, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload, WorkloadT
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc
 
 _WIDENED = frozenset({"erf", "tanh", "exp", "log", "sin", "cos", "tan", "pow", "sqrt", "rsqrt", "sigmoid", "nearbyint"})
 _NARROW = ("float16", "bfloat16")

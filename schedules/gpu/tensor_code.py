@@ -8,17 +8,13 @@ aligned to 32 bytes. At the end sums pass through shared memory, for only there 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Stmt, tirx
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
 
 SIDE = 16  # side of the 16 x 16 tiles of the operations
 _PITCH = {8: 16, 16: 24}  # of a slab's rows in elements, by bits of an element

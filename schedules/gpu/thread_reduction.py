@@ -3,7 +3,7 @@ the result, so that what they read and write lies side by side; what follows the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import allocate, build_function, load, loops_over, sequence, store
 from schedules.config import Config
@@ -15,13 +15,10 @@ from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Kernel, Stage, product
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 SHORT = 32  # a warp
 _MODERATE = 1024

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, load, repeat, sequence, store, when
 from schedules.gpu.binding import thread_loop
@@ -17,11 +17,8 @@ from schedules.gpu.product_form import Operand, ProductForm
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Expr, Stmt, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx, tvm
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 SHARED = "shared"
 

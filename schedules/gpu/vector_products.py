@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
@@ -19,12 +19,9 @@ from schedules.gpu.product_form import Operand, ProductForm
 from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, product_workload
 from schedules.gpu.tile_code import parts_of, wait, within
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
 
 _WARP = 32
 _MOST_THREADS = 1024

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.instructions import vector_math
 from schedules.ir.inline import call_name
-from schedules.ir.tir import Expr, structural_equal, structural_map, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+from schedules.ir.tir import Expr, Stmt, structural_equal, structural_map, tirx
 
 
 def vector_limits(body: Stmt, used: set[str]) -> Stmt:

@@ -6,13 +6,8 @@ processors one on each thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.expression import substitute
-from schedules.ir.tir import structural_map, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+from schedules.ir.tir import Expr, Stmt, structural_map, tirx, tvm
 
 IN_VECTORS = "tensorwright.in_vectors"
 """Annotation of a serial loop from 0: its iterations are independent, and each stores one element."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.instructions import prefetch, rounding, row_sums, select_lanes, unpack_bits, vector_math
 from schedules.instructions.clips import vector_limits
 from schedules.instructions.element_loops import vectorize_element_loops
@@ -17,11 +15,8 @@ from schedules.ir.backward_divisions import hide_backward_divisions
 from schedules.ir.inline import call_name
 from schedules.ir.lets import chosen_conditions, fresh_lets, own_differences
 from schedules.ir.stages import product, shape_of
-from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Call, Expr, PrimFunc, Stmt, s_tir, structural_map, structural_walk, tirx, tvm
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Stmt
 
 # Modules of operators whose code is a function of LLVM IR.
 _FAMILIES = (rounding, unpack_bits, select_lanes, row_sums)

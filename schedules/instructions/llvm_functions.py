@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, tirx, tvm
 from schedules.ir.tvm_private import declare_operator
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
 
 PREFIX = "tensorwright."
 

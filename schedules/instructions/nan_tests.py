@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.inline import call_name
-from schedules.ir.tir import structural_map, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Stmt
+from schedules.ir.tir import Call, Expr, Stmt, structural_map, tirx, tvm
 
 # IEEE 754: the bits of infinity; of a NaN, without the sign, they are greater.
 _INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF << 52)}

@@ -6,14 +6,9 @@ for numbers near 1), and a vector that repeats one element has no form that can 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.expression import substitute
 from schedules.ir.inline import buffers_free_variables
-from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Node, Stmt
+from schedules.ir.tir import Expr, Node, Stmt, structural_map, structural_walk, tirx, tvm
 
 _PREFIXES = ("bfloat16", "float8", "float6", "float4")
 

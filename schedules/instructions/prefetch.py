@@ -7,12 +7,7 @@ more. The call is therefore wrapped and marked as touching no memory that the pr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from schedules.ir.tir import tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Stmt
+from schedules.ir.tir import Call, Expr, Stmt, tirx
 
 SYMBOL = "tensorwright_prefetch"
 

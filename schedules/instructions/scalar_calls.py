@@ -6,13 +6,8 @@ those of `_WIDE` in float16. In float32 `vector_math` has the first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.inline import call_name
-from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Stmt
+from schedules.ir.tir import Call, Expr, Stmt, structural_map, structural_walk, tirx, tvm
 
 _SCALAR = frozenset({"tirx.sinh", "tirx.cosh"})
 _WIDE = _SCALAR | {

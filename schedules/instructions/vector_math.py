@@ -44,7 +44,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 from schedules.instructions import vector_hyperbolic, vector_trigonometry
 from schedules.instructions.llvm_functions import PREFIX, register_operator
@@ -60,10 +59,7 @@ from schedules.instructions.vector_writer import (
     float_bits,
     wide_bits,
 )
-from schedules.ir.tir import tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tir import Expr, tvm
 
 _TANH_NUMERATOR = (
     -2.76076847742355e-16,

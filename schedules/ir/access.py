@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.ir.expression import constant_int, map_loads, substitute, uses
 from schedules.ir.stages import is_compact, shape_of
-from schedules.ir.tir import Expr, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, Node, Stmt, Var
+from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_walk, tirx, tvm
 
 Stride = Any  # an int, a symbolic expression, or None when the step is irregular
 

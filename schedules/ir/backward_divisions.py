@@ -8,12 +8,7 @@ Such a numerator is hidden from it behind `| 0`, which costs no instruction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from schedules.ir.tir import Expr, StructuralKey, structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
+from schedules.ir.tir import Expr, Stmt, StructuralKey, structural_map, structural_walk, tirx, tvm
 
 _DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
-from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Node, Stmt, Var
+from schedules.ir.tir import Expr, Index, Node, Stmt, Var, structural_map, structural_walk, tirx, tvm
 
 
 def constant_int(value: Expr) -> Index:

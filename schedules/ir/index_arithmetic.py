@@ -4,14 +4,10 @@ pattern."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from schedules.ir.expression import index, map_loads, map_stores
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Analyzer, Stmt
+from schedules.ir.tir import Analyzer, Expr, Stmt, structural_map, structural_walk, tirx, tvm
 
 
 def with_plain_indices(stage: Stage) -> Stage:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
 from schedules.ir.lets import fresh_lets, hoisted_lets
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
-from schedules.ir.tir import Expr, structural_equal, structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Call, Node, Var
+from schedules.ir.tir import Buffer, Call, Expr, Node, Var, structural_equal, structural_map, structural_walk, tirx, tvm
 
 # How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8

@@ -8,13 +8,8 @@ and stops where the two differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.expression import substitute, uses
-from schedules.ir.tir import Expr, structural_equal, structural_map, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt, Var
+from schedules.ir.tir import Expr, Stmt, Var, structural_equal, structural_map, structural_walk, tirx, tvm
 
 _FLOATS = ("float16", "float32", "float64")
 

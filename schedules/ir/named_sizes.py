@@ -6,13 +6,8 @@ different layers that differ in these expressions alone become equal, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.expression import substitute
-from schedules.ir.tir import StructuralKey, structural_map, structural_walk, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc
+from schedules.ir.tir import Buffer, Expr, Node, PrimFunc, StructuralKey, structural_map, structural_walk, tirx
 
 _OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Stage
-from schedules.ir.tir import Expr, structural_equal, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt, Var
+from schedules.ir.tir import Expr, Stmt, Var, structural_equal, tirx, tvm
 
 
 @dataclass(frozen=True, eq=False)

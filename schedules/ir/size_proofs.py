@@ -12,14 +12,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tvm.sym import Analyzer
 
-from schedules.ir.tir import StructuralKey, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
+from schedules.ir.tir import Expr, StructuralKey, Var, structural_walk, tirx, tvm
 
 Monomial: TypeAlias = tuple[int, ...]
 """Numbers of the variables that are multiplied, sorted, one for each power."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.ir.expression import buffers_loaded, constant_int, substitute
-from schedules.ir.tir import s_tir, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, GlobalVar, PrimFunc, Stmt, Var
+from schedules.ir.tir import Buffer, Expr, GlobalVar, PrimFunc, Stmt, Var, s_tir, structural_walk, tirx, tvm
 
 Extent = int | Any
 

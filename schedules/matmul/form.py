@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import lanes_of
 from schedules.ir.access import Access, Stride, simplified
 from schedules.ir.expression import buffers_loaded, constant_int, substitute, uses
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
-from schedules.ir.tir import Expr, structural_equal, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Var
+from schedules.ir.tir import Expr, Index, Var, structural_equal, tirx, tvm
 
 
 @dataclass(frozen=True, eq=False)

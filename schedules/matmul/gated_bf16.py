@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,20 +16,15 @@ from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import expression, load, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.product import Product
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.rounded_bf16 import MatmulRoundedBf16, Parts, RowsFirstWriter, matmul_rounded_bf16, parts_of
 from schedules.matmul.tile import Tile
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Buffer, Tensor
 
 MATMUL_GATED_BF16 = "matmul-gated-bf16"
 

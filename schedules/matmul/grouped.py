@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
@@ -19,7 +19,7 @@ from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.unpack_bits import unpacked
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Stmt, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
@@ -29,11 +29,6 @@ from schedules.matmul.tile import Batch, Tile
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Tensor
 
 MATMUL_GROUPED = "matmul-grouped"
 # How far ahead of their use words are asked for, in rows of a panel: a row takes some fifty cycles.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.codegen.register_tile import RegisterTile
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import panel_form
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
 
 
 def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, Any] | None:

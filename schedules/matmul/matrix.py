@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil, prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import (
@@ -32,7 +32,7 @@ from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, 
 from schedules.instructions.products.table import matrix_product
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, dtype_of, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.tile import Tile
@@ -42,11 +42,6 @@ from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, PrimFunc, Tensor
 
 MATMUL_MATRIX = "matmul-matrix"
 MATRICES = (MATRIX_U8S8, MATRIX_S8S8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence
@@ -19,7 +19,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.instructions.select_lanes import choices_of, selected
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
@@ -29,11 +29,6 @@ from schedules.matmul.tile import Batch, Tile
 from schedules.matmul.tiling import MatmulWorkload, best_tile
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_N_OF_M = "matmul-n-of-m"
 _VALUES_AHEAD = 32  # rows of values that are asked for ahead

@@ -5,19 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from schedules.instructions.rounding import bfloat16_bits
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Tensor, te, tirx
 from schedules.ir.widening import number
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
 
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.instructions.products.amx import STEPS, WIDTHS
 from schedules.instructions.products.operation import Operation
+from schedules.instructions.products.product import Product
 from schedules.instructions.products.table import tile_product
 from schedules.ir.expression import index, substitute
 from schedules.ir.reduction import COMBINERS, Reduction
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import Group, MatmulForm
 from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority, WorkloadT
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
 
 
 def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str = "float32") -> MatmulForm:

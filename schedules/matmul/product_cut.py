@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression
 from schedules.cuts import CutAxis, Work, cut, estimated_cycles, parts_at_run_time
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.tiling import MatmulWorkload, tile_cost
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
 _LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import lanes_of
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
+from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.instructions.products.operation import DOT_BF16, Operation
+from schedules.instructions.products.product import Product
 from schedules.instructions.rounding import narrowed
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.stages import Kernel, Stage
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, by_rows, panel_form
@@ -27,13 +29,6 @@ from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
 from schedules.matmul.tiling import MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.config import Config
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Index, PrimFunc, Tensor
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
 _FEW_ROWS = 4  # as many wait for the weights, which vectors ask for ahead

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.cuts import FEW
@@ -10,6 +10,7 @@ from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate
 from schedules.ir.inline import operations
 from schedules.ir.stages import Kernel, product
+from schedules.ir.tir import Index, PrimFunc
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.estimates import matmul_estimate
 from schedules.matmul.form import MatmulForm, find_matmul, operand_dtypes
@@ -18,9 +19,6 @@ from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choice
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc
 
 _DTYPES = ("float32", "float64", "int32")
 # Packing a panel costs about as much as this many rows of the product.

@@ -10,14 +10,14 @@ other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import ROWS_AHEAD, prefetch, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.lookup import joined, looked_up, turns
@@ -27,11 +27,6 @@ from schedules.matmul.tile import Tile
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Tensor
 
 MATMUL_SPARSE = "matmul-sparse"
 

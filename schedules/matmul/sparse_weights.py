@@ -11,15 +11,11 @@ panel, the blocks that are not zero lie behind each other:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.ir.tir import Expr, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Tensor
+from schedules.ir.tir import Expr, Tensor, tirx
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.ir.expression import index
-from schedules.ir.tir import Expr, Stmt, tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 
 Batch = Mapping[Any, Expr]
 # B at (depth, column counted from the start of the panel).

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 from schedules.codegen.nest import ROWS_AHEAD, load, name_opaque, prefetch, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
 from schedules.instructions.products.amx import ROW_BYTES
+from schedules.instructions.products.product import Product
 from schedules.ir.expression import index
 from schedules.ir.inline import operations
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx, tvm
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.tile import Combine, Tile
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Buffer, Index
 
 # An epilogue more expensive than this is written once as a loop instead of once per register.
 _UNROLLED_EPILOGUE = 6

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat
@@ -16,11 +16,12 @@ from schedules.codegen.tile_sums import with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, Operation
+from schedules.instructions.products.product import Product
 from schedules.instructions.products.table import partial_operation
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Kernel, Stage, dtype_of, shape_of
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, PrimFunc, Stmt, Tensor, Var, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_form
@@ -28,12 +29,6 @@ from schedules.matmul.tiling import TILE_ROWS, MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import PrimFunc, Stmt, Tensor, Var
 
 KINDS = {DOT_BF16: "matmul-bf16", DOT_F16: "matmul-f16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
 """Annotations of the kernels, and names of their rules, by what sums the products."""

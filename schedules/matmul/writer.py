@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import (
     Extent,
@@ -24,7 +24,7 @@ from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
 from schedules.ir.stages import product
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import dtype_bits
 from schedules.matmul.product_cut import (
     CHUNK_TILES,
@@ -37,9 +37,6 @@ from schedules.matmul.product_cut import (
 )
 from schedules.matmul.tile import Batch, Block, PanelLoad, PartialSums, Tile, from_row
 from schedules.matmul.tile_writer import TileWriter
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc
 
 # Row tiles, rows that are left, and how they are cut.
 _Plan = tuple["Index", "Index", ProductCut]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from schedules.ir.tir import tirx
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tir import Expr, tirx
 
 Activation = Callable[[Any], Any]
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, tirx
 from schedules.recurrence.activations import Activation, clipped
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
 
 Update = Callable[[list[Any], dict[str, Any], list[Any]], dict[str, Any]]
 

@@ -7,13 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from schedules.ir.tir import Buffer, Expr
 from schedules.recurrence.activations import ActivationChoice
 from schedules.recurrence.cells import Cell, Stage, gru_cell, lstm_cell, rnn_cell
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr
 
 ATTRIBUTE = "tensorwright.recurrence"
 HINTS = {1: "rnn", 3: "gru", 4: "lstm"}

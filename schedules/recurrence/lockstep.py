@@ -8,10 +8,9 @@ share each load of a weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.recurrence.description import Operands, Recurrence
 from schedules.recurrence.quantized_state import QuantizedState
 from schedules.recurrence.team import Place, Rows, State, Team
@@ -19,8 +18,6 @@ from schedules.recurrence.team import Place, Rows, State, Team
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
 
 TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 SERIAL, DIRECTIONS, UNITS = "serial", "directions", "units"

@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from schedules.instructions.products.operation import DOT_U8S8
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Buffer, Expr, tirx
 from schedules.recurrence.description import Operands, Recurrence
 
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr
     from schedules.recurrence.team import Team
 
 _QUAD = 4  # bytes in a word

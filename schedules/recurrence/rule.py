@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config
@@ -13,15 +13,12 @@ from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel, shape_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, tirx
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
 from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, TEAM, UNITS, lockstep
 from schedules.recurrence.samples import by_samples
 from schedules.rule import CpuRule, Priority, Workload
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, PrimFunc
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # of a sequence whose length is not known

@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.recurrence.cells import Stage
 from schedules.recurrence.description import Operands, Recurrence
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
 
 _TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Buffer, Expr, tirx
 from schedules.recurrence.cells import Stage
 from schedules.recurrence.description import Operands, Recurrence
 
@@ -14,7 +14,6 @@ from tvm.script.ir_builder import tirx as T  # isort: skip
 from schedules.recurrence.cells import Update
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr
     from schedules.recurrence.quantized_state import QuantizedState
 
 

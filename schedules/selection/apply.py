@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.config import Config
 from schedules.errors import ConfigError, NotScheduledError, RuleError, ScheduleError
 from schedules.instructions.finish import finish
 from schedules.ir.stages import Kernel, kernels_of
-from schedules.ir.tir import s_tir, structural_equal, structural_hash, tirx, tvm
+from schedules.ir.tir import PrimFunc, s_tir, structural_equal, structural_hash, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import AnyRule, Workload
 from schedules.selection.registry import rules as all_rules
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
 
 ConfigSource = Mapping[str, Config] | Callable[[AnyRule, Any], Config | None]
 

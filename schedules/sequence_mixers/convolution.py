@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import (
     allocate_tile,
@@ -17,7 +16,7 @@ from schedules.codegen.nest import (
     store,
 )
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Stmt, tirx
+from schedules.ir.tir import BlockBuilder, Buffer, Expr, Index, Stmt, tirx
 from schedules.sequence_mixers.operands import (
     Columns,
     Rows,
@@ -28,9 +27,6 @@ from schedules.sequence_mixers.operands import (
     vector_width,
     with_state,
 )
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Buffer, Expr, Index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import (
     allocate,
@@ -22,7 +21,7 @@ from schedules.codegen.nest import (
     store,
 )
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Stmt, tirx
+from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, tirx
 from schedules.sequence_mixers.operands import (
     Columns,
     Rows,
@@ -34,9 +33,6 @@ from schedules.sequence_mixers.operands import (
     vector_width,
     with_state,
 )
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Buffer, Expr
 
 _KEPT, _RATE, _TOTAL = range(3)
 _EPSILON = 1e-6  # of the lengths of queries and keys

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.annotations import UPDATES
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
 from schedules.codegen.nest import broadcast, expression, lanes_of, load, repeat, sequence, store, when
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Stmt, tirx
+from schedules.ir.tir import BlockBuilder, Buffer, Expr, Index, Stmt, tirx
 
 from tvm import relax, te  # isort: skip
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Buffer, Expr, Index
 
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _LANES = 16

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import (
     allocate,
@@ -24,7 +23,7 @@ from schedules.codegen.nest import (
     store,
 )
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Stmt, tirx
+from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, tirx
 from schedules.sequence_mixers.operands import (
     Columns,
     Rows,
@@ -35,9 +34,6 @@ from schedules.sequence_mixers.operands import (
     vector_width,
     with_state,
 )
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Buffer, Expr
 
 _STEP, _KEPT = range(2)
 

@@ -9,16 +9,11 @@ that are mirrored or repeated (`a[min(x, 30 - x)]`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.ir.access import accesses_of, coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, structural_walk, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Var
+from schedules.ir.tir import Expr, Index, Var, structural_walk, tirx, tvm
 
 _LEAST_RUN = 4  # shorter runs are no better than single elements
 _MOST_PIECES = 8

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from schedules.ir.access import coefficient_of
 from schedules.ir.expression import constant_int, index, substitute
 from schedules.ir.index_arithmetic import bound_analyzer
 from schedules.ir.inline import IF_THEN_ELSE, call_name, has_branch
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Analyzer, Call, Expr, Stmt, Var, structural_map, structural_walk, tirx, tvm
 from schedules.stages.axis_splitting import split_axis
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Analyzer, Call, Expr, Stmt, Var
 
 _MAX_PIECES = 27
 _MOST_REMAINDERS = 4

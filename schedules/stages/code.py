@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import Extent, parallel_grid, sequence
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Stage
-from schedules.ir.tir import Expr, Stmt
+from schedules.ir.tir import Expr, Stmt, Var
 from schedules.machine import Machine
 from schedules.stages.nest_code import elementwise_code, interleaved_code, plain_code
 from schedules.stages.plan import NestPlan, StagePlan, plan_stage
 from schedules.stages.reduction_code import reduction_code
 from schedules.stages.transpose_code import transpose_code
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Var
 
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:

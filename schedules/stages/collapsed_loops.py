@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
 from schedules.ir.expression import buffers_loaded, index, substitute
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, structural_equal, structural_walk, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Var, structural_equal, structural_walk, tirx
 from schedules.machine import Machine, dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Stmt, Var
 
 
 @dataclass(frozen=True, eq=False)

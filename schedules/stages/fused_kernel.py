@@ -6,7 +6,6 @@ The elementwise stages behind an anchor become one expression of the accumulator
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND
 from schedules.codegen.nest import build_function, expression
@@ -14,14 +13,11 @@ from schedules.errors import NotScheduledError
 from schedules.instructions.llvm_options import KEPT_LOOPS
 from schedules.ir.expression import map_loads, substitute, uses
 from schedules.ir.stages import Kernel, Stage, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, PrimFunc, Stmt, Var, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.code import stage_code
 
 from tvm_ffi import structural_equal  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, PrimFunc, Var
 
 
 def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:

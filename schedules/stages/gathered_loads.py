@@ -6,17 +6,12 @@ instructions for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.instructions.element_loops import VECTOR_DTYPES
-from schedules.ir.access import Access
+from schedules.ir.access import Access, Stride
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.inline import has_branch
 from schedules.ir.stages import dtype_of
 from schedules.stages.collapsed_loops import Loop, LoopNest
-
-if TYPE_CHECKING:
-    from schedules.ir.access import Stride
 
 
 def gathered_axis(nest: LoopNest) -> Loop | None:

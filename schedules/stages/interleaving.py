@@ -7,19 +7,15 @@ of them, in place of single elements three apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access, accesses_of
 from schedules.ir.expression import constant_int, index
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import has_branch
 from schedules.ir.stages import Axis, Stage, is_compact, shape_of
-from schedules.ir.tir import structural_equal, structural_walk, tirx
+from schedules.ir.tir import Expr, Index, Stmt, structural_equal, structural_walk, tirx
 from schedules.stages.axis_splitting import split_axis
 from schedules.stages.collapsed_loops import Loop, LoopNest
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Stmt
 
 _TURNS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`

@@ -6,15 +6,11 @@ A block is the last dimension of what a stage stores, when that fits a vector: c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from schedules.ir.expression import constant_int, index, substitute, uses
 from schedules.ir.stages import Stage, is_compact, shape_of
-from schedules.ir.tir import Expr, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Var, tirx, tvm
 from schedules.machine import Machine, dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Var
 
 Part = tuple[Expr, dict[int, int]]
 """A vector, and which lane of it is which lane of the block: the lane in the block, the lane in the vector."""

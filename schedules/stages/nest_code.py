@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence
 from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import product
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Stmt, Var, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
 from schedules.stages.lanes import picked, ramp
 from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Var
 
 # Of an axis of unknown length: a few hundred cycles.
 _VECTORS_OF_A_RUN = 64

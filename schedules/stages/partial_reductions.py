@@ -7,19 +7,15 @@ every number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.codegen.parallel import pays_off, work
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage, product
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine
 from schedules.stages.plan import NestPlan, StagePlan, plan_stage
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 _TASKS = 128  # of both steps together: four for each of 32 cores
 _LEAST_POINTS = 16384  # of a part: some 2 microseconds, a hundred times what writing and joining its result takes

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.stages import Axis, Stage, product
-from schedules.ir.tir import tirx, tvm
+from schedules.ir.tir import Expr, Var, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.lanes import block_size, parts_of, picked, ramp
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
 
 _MOST_BLOCKS = 64  # that are written out
 

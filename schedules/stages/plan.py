@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.cuts import shared_cycles, start_cycles
@@ -19,7 +18,7 @@ from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, structural_walk, tirx, tvm
+from schedules.ir.tir import Call, Expr, Index, structural_walk, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.axis_splitting import split_axes
 from schedules.stages.branch import split_branches
@@ -30,9 +29,6 @@ from schedules.stages.joined_runs import is_part_of_block, is_run, join_runs
 from schedules.stages.permuted_lanes import permuted_lanes
 from schedules.stages.strided_loads import strided_axis
 from schedules.stages.transpose_code import Transpose, find_transpose
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Index
 
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements
 

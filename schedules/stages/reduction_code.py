@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import expression, parallel_grid, repeat, sequence
 from schedules.ir.expression import index, substitute
 from schedules.ir.reduction import Reduction
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Index, Node, Stmt, Var, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
 from schedules.stages.nest_code import extents_of, nested, over_axis
 from schedules.stages.plan import NestPlan
 from schedules.stages.strided_loads import StridedLoads
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Node, Var
 
 UNROLLED = tirx.ForKind.UNROLLED
 # Independent sums that hide the latency of one multiply-add.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.codegen.nest import Extent, parallel_grid, sequence
 from schedules.codegen.parallel import pays_off, step_cycles, work
@@ -16,13 +16,10 @@ from schedules.cuts import shared_cycles, start_cycles
 from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, map_loads, map_stores, substitute
 from schedules.ir.stages import Axis, Stage, dtype_of, product, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, StagePlan, plan_stage
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 _APART = 1.5  # times the work of rows, where each stage reads and writes memory
 _Key = tuple[int, int]  # (stage, axis of the stage)

@@ -14,13 +14,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Kernel, Opaque, Stage
+from schedules.ir.tir import Buffer, Expr, PrimFunc, Stmt
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
@@ -28,9 +29,6 @@ from schedules.stages.partial_reductions import partial_reduction
 from schedules.stages.plan import Form, StagePlan, plan_stage
 from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
 from schedules.stages.trace import Traces, digest, traced_function
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, PrimFunc, Stmt
 
 TRACE = "trace"
 # Vectors are some times as fast as single elements: as many more steps may be taken for them.

@@ -7,17 +7,13 @@ last element, and one permutation picks those wanted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from schedules.ir.access import Access
 from schedules.ir.expression import index, map_loads, substitute
 from schedules.ir.inline import buffers_free_variables, has_branch
-from schedules.ir.tir import Expr, Stmt, structural_equal, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx
 from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, Node, Var
 
 STRIDES = (-1, 2, 3, 4)
 """Between neighbours of a vector; what lies farther apart is read as single elements."""

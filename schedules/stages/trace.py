@@ -6,17 +6,14 @@ A trace belongs to one kernel, so workloads that have this knob must tell kernel
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tvm_ffi
 
 from schedules.config import KnobValue
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import s_tir, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import PrimFunc
+from schedules.ir.tir import PrimFunc, s_tir, tvm
 
 
 class Traces(tuple[KnobValue, ...]):

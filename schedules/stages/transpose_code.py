@@ -9,19 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from schedules.codegen.nest import Extent, expression, parallel_grid, repeat
 from schedules.cuts import cut_nest
 from schedules.ir.expression import index, map_loads, substitute
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Stage
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, structural_equal, tirx
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_equal, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index, Var
 
 _LARGEST_BLOCK = 16
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast

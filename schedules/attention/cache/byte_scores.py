@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.attention.cache.description import KEY, CacheOperands
 from schedules.attention.cache.softmax_block import Columns
@@ -14,11 +13,8 @@ from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.instructions.products.table import multiplies_bytes, sums_signed
 from schedules.instructions.rounding import rounded_int32
 from schedules.ir.stages import dtype_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Index
 
 _QUAD = 4  # bytes of a word
 _MOST_SIZE = 512  # of a head: sums of products are integers that float32 holds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from schedules.attention.cache.description import (
     ATTRIBUTE,
@@ -23,11 +23,7 @@ from schedules.attention.cache.description import (
     CacheOperands,
 )
 from schedules.attention.cache.plain import plain_attention
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Expr, Index, Stmt
+from schedules.ir.tir import BlockBuilder, Expr, Index, Stmt, te
 
 Tensor: TypeAlias = "Expr"  # a Relax expression of known rank and dtype
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.attention.cache.byte_scores import RoundedQueries
 from schedules.attention.cache.description import KEY, SEQUENCES, VALUE, CacheOperands
@@ -36,12 +35,9 @@ from schedules.codegen.nest import (
 from schedules.codegen.parallel import pays_off
 from schedules.cuts import balancing_parts, keep_busy
 from schedules.instructions.row_sums import row_sums
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 _MOST_KEYS = 64  # of a block: its rows, those asked for and what is computed of them share the first cache
 _LEAST_BLOCKS = 2  # of a query whose rows are split

@@ -7,14 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from schedules.ir.stages import dtype_of, shape_of
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.tir import Expr, Index, tirx
 from schedules.ir.widening import number
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 ATTRIBUTE = "tensorwright.cached_attention"
 QUERY, KEY, VALUE = "query", "key", "value"

@@ -7,7 +7,6 @@ keys that these may see by blocks: products with panels of packed keys, softmax,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schedules.attention.cache.description import BIAS, LOWEST, SEQUENCES, SINKS, CacheOperands
 from schedules.attention.cache.packed_rows import PackedRows, prompt_rows
@@ -30,13 +29,10 @@ from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.codegen.tile_sums import Taps, block_sums
 from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, STEPS, WIDTHS
 from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.product import Product
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Buffer, Index
 
 _KEYS = 128  # of a block
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))

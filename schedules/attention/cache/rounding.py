@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from schedules.ir.tir import tirx
-
-from tvm import te  # isort: skip
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tir import Expr, Tensor, te, tirx
 
 _MOST = 127.0
 

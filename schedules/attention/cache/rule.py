@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.attention.cache.decode import DecodeWriter
 from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
@@ -15,16 +15,13 @@ from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.instructions.products.operation import DOT_BF16
+from schedules.instructions.products.product import Product
 from schedules.instructions.products.table import halves_pay
 from schedules.instructions.row_sums import has_row_sums
 from schedules.ir.stages import Kernel, dtype_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import PrimFunc, tirx
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import PrimFunc
 
 _FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
 

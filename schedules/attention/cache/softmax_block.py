@@ -6,18 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from schedules.attention.cache.description import LOWEST
 from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.reduction_code import join
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 # An element of a matrix at (row, column).
 Element: TypeAlias = "Callable[[Index, Expr], Expr]"

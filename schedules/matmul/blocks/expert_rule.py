@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from schedules.codegen.nest import allocate, expression, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
 from schedules.instructions.products.amx import ROWS
+from schedules.instructions.products.product import Product
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Stmt, tirx
@@ -20,9 +21,6 @@ from schedules.matmul.blocks.writer import BlockWriter, Parts
 from schedules.matmul.tile import Batch, Block, PanelLoad, Tile
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
 
 # Rows of a tile: with more, tiles that lie in the rows of one expert alone become rare.
 _MOST_ROWS = 4

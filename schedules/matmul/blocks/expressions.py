@@ -6,18 +6,12 @@ They say what is computed, on any target; `schedules.matmul.blocks.rule` writes 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from schedules.annotations import KIND, SPEC
-from schedules.ir.tir import tirx
+from schedules.ir.tir import Expr, IterVar, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
 from schedules.matmul.blocks.rounding import HEADER, SCALE
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, IterVar, Tensor
 
 BLOCK_MATMUL = "block-matmul"
 EXPERT_MATMUL = "expert-matmul"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import (
@@ -26,14 +26,11 @@ from schedules.instructions.lane_reductions import reduced
 from schedules.instructions.rounding import rounded_int32
 from schedules.ir.expression import index
 from schedules.ir.stages import Kernel, Stage, shape_of
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.blocks.rounding import BLOCK_ROUND, HEADER, QUAD, SCALE, SCALED_SUM, SUM
 from schedules.rule import ScheduleRule, Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, PrimFunc
 
 _MAGNITUDE, _MOST = 0x7FFFFFFF, 127.0
 _WEIGHT = 4  # cost of an element relative to a vectorized multiply-add

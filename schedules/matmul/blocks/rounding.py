@@ -7,15 +7,8 @@ data, or an infinity, becomes the scale's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from schedules.annotations import KIND, SPEC
-from schedules.ir.tir import tirx
-
-from tvm import te  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tir import Expr, Tensor, te, tirx
 
 BLOCK_ROUND = "block-round"
 HEADER, SCALE, SUM, SCALED_SUM = 3, 0, 1, 2

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.instructions.products.product import Product
 from schedules.ir.expression import uses
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
+from schedules.ir.tir import Expr, PrimFunc
 from schedules.machine import Machine
 from schedules.matmul.blocks.expressions import BLOCK_MATMUL
 from schedules.matmul.blocks.layout import PANEL, BlockFormat
@@ -19,10 +21,6 @@ from schedules.matmul.packed_operand import MatmulOfParts, by_rows, panel_form
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.product import Product
-    from schedules.ir.tvm_types import Expr, PrimFunc
 
 # Rows of a tile whose weights are unpacked: more make the code longer, not faster.
 _UNPACKED_ROWS = 4

@@ -9,7 +9,7 @@ multiplied in vectors.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import allocate, expression, load, repeat, repeat_symbolic, sequence, store
 from schedules.codegen.register_tile import RegisterTile
@@ -19,16 +19,13 @@ from schedules.instructions.products.product import Product
 from schedules.instructions.products.table import tile_product
 from schedules.ir.expression import index
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
 from schedules.matmul.blocks.rounding import HEADER
 from schedules.matmul.blocks.writer import BlockWriter, Parts, Place
 from schedules.matmul.tile import Batch, Block, Tile
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 FEW_ROWS = ROWS - 1
 """As many rows fill no tile."""

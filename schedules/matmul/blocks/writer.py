@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
@@ -17,7 +17,7 @@ from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.instructions.products.table import sums_signed
 from schedules.instructions.unpack_bits import looked_up
 from schedules.ir.expression import index, substitute
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.blocks.expressions import number_of
@@ -28,9 +28,6 @@ from schedules.matmul.packed_operand import WriterOfParts
 from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
 from schedules.matmul.tile import Batch, Tile
 from schedules.stages.fused_kernel import FusedKernel
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 # How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
 _WORDS_AHEAD = 32
