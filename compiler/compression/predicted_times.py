@@ -26,22 +26,18 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of
 from compiler.support.compile_lock import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
-from schedules.attention.cache.estimates import cache_cycles
-from schedules.attention.cache.rule import CacheWorkload, sizes_of, tiles_of
+from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of, tiles_of
 from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
-from schedules.instructions.products.operation import DOT_BF16
-from schedules.instructions.products.product import Product
+from schedules.instructions.products.operation import DOT_BF16, Product
 from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
-from schedules.matmul.blocks.estimates import block_cycles
 from schedules.matmul.blocks.layout import BlockFormat
-from schedules.matmul.blocks.rule import BlockWorkload
-from schedules.matmul.blocks.tiles import FEW_ROWS, block_tiles
-from schedules.matmul.gated_bf16 import MatmulGatedBf16
-from schedules.matmul.rounded_bf16 import MatmulRoundedBf16
+from schedules.matmul.blocks.rule import BlockWorkload, block_cycles
+from schedules.matmul.blocks.writer import FEW_ROWS, block_tiles
+from schedules.matmul.rounded_bf16 import MatmulGatedBf16, MatmulRoundedBf16
 from schedules.matmul.words import KINDS
 from schedules.selection.registry import rules
 

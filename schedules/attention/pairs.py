@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from schedules.attention.batched_matrix import BatchedMatrix
+from schedules.attention.operands import BatchedMatrix
 from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
 from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run

@@ -6,18 +6,36 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from schedules.attention.compute import ATTENTION
-from schedules.attention.estimates import attention_estimate
 from schedules.attention.operands import AttentionParts, attention_stages
 from schedules.attention.writer import AttentionWriter, bfloat16_tiles
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.estimate import Estimate
+from schedules.estimate import Estimate, tail
 from schedules.instructions.products.amx import BLOCK_ROWS
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine
+from schedules.matmul.tiling import tile_cost
 from schedules.rule import CpuRule, Priority, Workload
+
+# Estimated costs of configs of the attention rule.
+
+
+def attention_estimate(work: AttentionWorkload, config: Config, machine: Machine) -> Estimate:
+    """Estimate of attention."""
+    rows = config.integer("rows")
+    batch, queries, keys = (max(each, 1) for each in (work.batch, work.queries, work.keys))
+    lanes = machine.lanes(work.dtype)
+    blocks = ceil_div(queries, rows)
+    cycles = batch * (
+        work.depth * tile_cost(queries, keys, (rows, 2), machine, lanes)
+        + keys * tile_cost(queries, work.columns, (rows, 2), machine, lanes)
+        + queries * keys / lanes * 12
+    )
+    moved = float(batch * blocks * keys * (work.depth + work.columns) * 4)
+    return Estimate(cycles, moved, batch * blocks, rows * keys * 4.0, rows * 2, rows * 2, tail(queries, rows))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, TypeAlias
 
-from schedules.attention.batched_matrix import BatchedMatrix, in_panels, with_contiguous_columns
-from schedules.attention.operands import AttentionParts
+from schedules.attention.operands import AttentionParts, BatchedMatrix, in_panels, with_contiguous_columns
 from schedules.attention.pairs import NarrowRows, Operand, Pairs, in_vectors
 from schedules.attention.softmax import Softmax, rounded_weights
 from schedules.codegen.nest import Extent, allocate, expression, load, parallel_grid, repeat, repeat_symbolic, sequence
@@ -20,8 +19,7 @@ from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.codegen.tile_sums import Taps, block_sums
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
-from schedules.instructions.products.operation import DOT_BF16
-from schedules.instructions.products.product import Product
+from schedules.instructions.products.operation import DOT_BF16, Product
 from schedules.instructions.products.table import tile_product
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div

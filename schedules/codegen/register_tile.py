@@ -1,4 +1,11 @@
-"""The innermost part of every matrix product: a register tile of `rows x width` sums along the depth."""
+"""The innermost part of every matrix product: a register tile of `rows x width` sums along the depth.
+
+Long sums of float32 in parts: each is summed from zero, then added to the total.
+
+The error of a sum of n terms, one after another, is at most (n - 1) u sum(|terms|), u = 2^-24. In parts of b terms it
+is at most (b + n / b) u sum(|terms|) (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section
+4.2), which b = sqrt(n) makes least; longer parts cost less time. Errors of terms of random signs grow with the roots.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +13,57 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import product
 
-from schedules.codegen.lane_products import lanes_repeated
-from schedules.codegen.nest import allocate_tile, expression, lanes_of, load, repeat, sequence, store
-from schedules.codegen.partial_sums import in_parts, steps_of_part
+from schedules.codegen.nest import (
+    allocate_tile,
+    bind,
+    expression,
+    lanes_of,
+    load,
+    repeat,
+    sequence,
+    split_repeat,
+    store,
+)
 from schedules.instructions.products.operation import ONES, PARTIAL_STEPS
+from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
+
+# Vectors whose lanes are multiplied one by one, by machines with `lane_products`.
+
+
+def lanes_repeated(values: Sequence[Expr], lanes: int) -> tuple[list[Stmt], Callable[[int, int, int], Expr]]:
+    """Statements that bind float32 vectors of `lanes` lanes, and a function of (vector index, lane, count) that
+    broadcasts a lane."""
+    bound = [bind(f"input{i}", value, "float32", lanes) for i, value in enumerate(values)]
+
+    def repeated(which: int, lane: int, count: int) -> Expr:
+        return tirx.Shuffle([bound[which][0]], [tirx.IntImm("int32", lane)] * count)
+
+    return [statement for _, statement in bound], repeated
+
+
+PART = 256
+"""Terms of a part of a matrix product or a direct convolution. Adding a register tile to its totals takes as long as
+one to two terms."""
+
+
+def steps_of_part(steps: int, terms: int, wanted: int = PART) -> int:
+    """Number of the `steps` steps, of `terms` terms each, that are summed at a time.
+
+    All of them where that is no more than half as many again as wanted; else a divisor of the steps where one comes
+    near, as steps left over need code of their own.
+    """
+    if 2 * steps * terms <= 3 * wanted:
+        return steps
+    best = max(1, wanted // terms)
+    near = [each for each in range(ceil_div(best, 2), 2 * best + 1) if steps % each == 0]
+    return min(near, key=lambda each: abs(each - best)) if near else best
+
+
+def in_parts(steps: int, part: int, body: Callable[[Index, int], Stmt]) -> Stmt:
+    """`body(first step, number of steps)` for each part."""
+    return split_repeat("sums_of", steps, part, body)
+
 
 # Makes a statement from (row in the tile, index in that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from schedules.codegen.nest import allocate, expression, lanes_of, load, repeat, sequence, store
 from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
-from schedules.instructions.products.product import Product
+from schedules.instructions.products.operation import Product
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from schedules.conv.direct import ConvDirect
 from schedules.conv.dot import CONV_DOT
 from schedules.conv.folded import FoldedWorkload, folded_workload, tile_cycles
-from schedules.conv.sparse_cost import conv_pays
+from schedules.conv.sparse import conv_pays
 from schedules.conv.tiles import tiles_workload
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_integer import integer_winograd_pays, winograd_workload

@@ -9,7 +9,6 @@ from itertools import product
 from math import prod
 from typing import Self
 
-from schedules.codegen.lane_products import lanes_repeated
 from schedules.codegen.nest import (
     allocate,
     allocate_tile,
@@ -29,12 +28,11 @@ from schedules.codegen.nest import (
     vectorized,
     when,
 )
-from schedules.codegen.partial_sums import in_parts, steps_of_part
+from schedules.codegen.register_tile import in_parts, lanes_repeated, steps_of_part
 from schedules.config import Config
 from schedules.conv.direct_cut import CHANNELS, COPY_CYCLES, GROUPS, IMAGES, dimension, direct_cut, group_steps
-from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, parts_of
+from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, padded_line, parts_of
 from schedules.conv.flat_pixels import flat_sizes
-from schedules.conv.padded_line import padded_line
 from schedules.conv.tiling import Place, divisors, multiplies_by_lane
 from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
 from schedules.conv.workload import ConvWorkload

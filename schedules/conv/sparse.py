@@ -26,17 +26,39 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import _guarded, _inside, _padding, _window_positions, output_sizes
+from schedules.conv.defaults import tile_for
 from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.dynamic_sizes import open_register_tile
+from schedules.conv.folded import tile_cycles
 from schedules.conv.tiling import Place, register_tile
+from schedules.conv.winograd_tiling import winograd_cycles
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
-from schedules.matmul.sparse_weights import SparseWeight, entry, pack_blocks
+from schedules.matmul.sparse import SparseWeight, entry, pack_blocks
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+# Cost model of sparse convolution: estimated cycles against those of the dense algorithms.
+
+# of products whose rows are not known
+# In convolutions a block's name is taken apart as well, which short tiles do not hide: (pixels of a tile, cost).
+_LONG_TILE, _IN_LONG_TILES, _IN_SHORT_TILES = 20, 1.15, 1.42
+# How much of its estimate a convolution by Winograd's method takes where its weights stay in a cache.
+_WINOGRAD = 0.7
+
+
+def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machine) -> bool:
+    """True if a convolution that keeps this fraction of its blocks is faster than the dense one, which uses Winograd
+    tiles of size `tile`, or none."""
+    pixels, _ = tile_for(work, machine)
+    name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES
+    if tile is None or work.is_open:
+        return kept * name < 1
+    return kept * name * tile_cycles(work, machine) < _WINOGRAD * winograd_cycles(work, tile, machine)
+
 
 CONV_SPARSE = "conv-sparse"
 

@@ -23,7 +23,7 @@ from schedules.conv.tiling import Place, divisors
 from schedules.conv.workload import ConvWorkload, DotWorkload, TilesWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
-from schedules.instructions.products.product import Product
+from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel

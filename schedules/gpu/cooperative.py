@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from schedules.gpu.binding import thread_loop
-from schedules.gpu.hoisting import without_parallel_loops
+from schedules.gpu.launch import thread_loop, without_parallel_loops
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.tir import (

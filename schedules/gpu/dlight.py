@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from schedules.config import Config
 from schedules.errors import NotScheduledError
-from schedules.gpu.binding import is_bound
+from schedules.gpu.launch import is_bound
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.stages import Kernel, dtype_of, product, shape_of

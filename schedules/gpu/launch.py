@@ -4,10 +4,94 @@ from __future__ import annotations
 
 import math
 
-from schedules.gpu.binding import thread_loop
 from schedules.ir.expression import substitute
-from schedules.ir.stages import Axis, product
-from schedules.ir.tir import Expr, Index, Stmt, Var, tirx
+from schedules.ir.stages import Axis, dtype_of, product, shape_of
+from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Var, s_tir, structural_map, tirx
+from schedules.machine import dtype_bits
+
+# Checks that threads of the graphics processor do everything that a kernel stores.
+
+THREAD = tirx.ForKind.THREAD_BINDING
+
+
+def is_bound(function: PrimFunc) -> bool:
+    """True if no statement of a PrimFunc but loops and blocks lies outside of all thread-bound loops."""
+    return _is_bound(function.body)
+
+
+def _is_bound(statement: Stmt) -> bool:
+    if isinstance(statement, tirx.For):
+        return bool(statement.kind == THREAD) or _is_bound(statement.body)
+    if isinstance(statement, s_tir.SBlockRealize):
+        return statement.block.init is None and _is_bound(statement.block.body)
+    if isinstance(statement, tirx.SeqStmt):
+        return all(_is_bound(each) for each in statement.seq)
+    if isinstance(statement, tirx.AttrStmt):
+        return str(statement.attr_key) == "thread_extent" or _is_bound(statement.body)
+    return isinstance(statement, tirx.AllocBuffer)
+
+
+def thread_loop(tag: str, variable: Var, extent: Index, body: Stmt) -> Stmt:
+    """A loop whose iterations are threads or blocks of threads (`tag`: "threadIdx.x", ...)."""
+    dtype = str(variable.ty.dtype)
+    zero = tirx.IntImm(dtype, 0)
+    extent = tirx.IntImm(dtype, extent) if isinstance(extent, int) else extent
+    index = tirx.IterVar(None, tirx.Var(tag, variable.ty), tirx.IterVar.ThreadIndex, tag)
+    return tirx.For(variable, zero, extent, THREAD, body, index)
+
+
+# Removes what a launch may not hold: loops marked parallel or vectorized, and large buffers.
+
+_LOCAL_BYTES = 4 << 10
+
+
+def without_parallel_loops(statement: Stmt) -> Stmt:
+    """The statement with parallel and vectorized loops made serial."""
+
+    def replace(loop: Stmt) -> Stmt:
+        if loop.kind not in (tirx.ForKind.PARALLEL, tirx.ForKind.VECTORIZED):
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return structural_map(statement, (tirx.For, replace))
+
+
+def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
+    """The statement without its allocations of buffers that are not private to a thread, and these buffers."""
+    taken: list[Expr] = []
+
+    def stays(buffer: Expr) -> bool:
+        size = product(shape_of(buffer))
+        small = size is not None and size * dtype_bits(dtype_of(buffer)) <= 8 * _LOCAL_BYTES
+        return str(buffer.ty.storage_scope) == "local" and small
+
+    def allocation(node: Stmt) -> Stmt:
+        if stays(node.buffer):
+            return node
+        taken.append(node.buffer)
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
+
+    def block(node: Stmt) -> Stmt:
+        moved = [buffer for buffer in node.alloc_buffers if not stays(buffer)]
+        if not moved:
+            return node
+        taken.extend(moved)
+        kept = [buffer for buffer in node.alloc_buffers if stays(buffer)]
+        return s_tir.SBlock(
+            node.iter_vars,
+            node.reads,
+            node.writes,
+            node.name_hint,
+            node.body,
+            node.init,
+            kept,
+            node.match_buffers,
+            node.annotations,
+        )
+
+    statement = structural_map(statement, (tirx.AllocBuffer, allocation))
+    return structural_map(statement, (s_tir.SBlock, block)), taken
+
 
 THREADS = 256
 WARP = 32

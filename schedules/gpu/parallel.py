@@ -13,10 +13,8 @@ from typing import ClassVar
 
 from schedules.codegen.nest import allocate, build_function, expression, load, loops_over, repeat, sequence, store
 from schedules.config import Config
-from schedules.gpu.binding import thread_loop
 from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
-from schedules.gpu.hoisting import take_allocations, without_parallel_loops
-from schedules.gpu.launch import THREADS, WARP, launched
+from schedules.gpu.launch import THREADS, WARP, launched, take_allocations, thread_loop, without_parallel_loops
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import substitute

@@ -1,17 +1,122 @@
-"""Products and convolutions of float32, which stay float32: no tensor cores."""
+"""Products and convolutions of float32, which stay float32: no tensor cores.
+
+A tile of a product without tensor cores: each thread sums a small rectangle of it in registers.
+
+Neighbouring threads have neighbouring columns, so that what they read of shared memory and write to the result lies
+side by side; a thread's rows are neighbours, read as vectors that all threads of a line share.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
+from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.config import Config
 from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.plain_code import PlainTile, plain_product
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
-from schedules.ir.tir import Stmt
+from schedules.gpu.tile_code import Part, TileWriter
+from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.machine import dtype_bits
 from schedules.rule import GpuPriority
+
+_PADDING = 4
+_UNROLLED = tirx.ForKind.UNROLLED
+
+
+@dataclass(frozen=True)
+class PlainTile:
+    """Tile of a block: rows and columns of the result, and a step of the depth; powers of two from 16 on."""
+
+    rows: int
+    columns: int
+    depth: int
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """A thread's rows and columns."""
+        return 8 if self.rows >= 128 else 4, 8 if self.columns >= 128 else 4
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """Threads down and across."""
+        return self.rows // self.own[0], self.columns // self.own[1]
+
+    @property
+    def threads(self) -> int:
+        return self.lines[0] * self.lines[1]
+
+    def shared_bytes(self, bits: int) -> int:
+        """Shared memory of a block in bytes, for operands of this many bits."""
+        return (self.rows + self.columns + 2 * _PADDING) * self.depth * bits // 8
+
+
+def plain_product(form: ProductForm, tile: PlainTile, split: DepthSplit | None = None) -> Stmt:
+    """The launch that computes a form's product, or its parts."""
+    return _PlainWriter(form, tile, split).launch()
+
+
+class _PlainWriter(TileWriter):
+    def __init__(self, form: ProductForm, tile: PlainTile, split: DepthSplit | None) -> None:
+        super().__init__(form, tile, split)
+        self.tile = tile
+        self.total = form.reduction.dtype
+
+    def slab_shape(self, rows: int) -> list[int]:
+        return [self.depth, rows + _PADDING]
+
+    def prepare(self) -> None:
+        across = expression(self.tile.lines[1])
+        rows, columns = self.tile.own
+        self.line = self.bound("line", tirx.floordiv(self.thread, across))
+        self.place = self.bound("place", tirx.floormod(self.thread, across))
+        self.sums = self.allocated("sums", [rows * columns], self.total, "local")
+        self.factors = (
+            self.allocated("a_own", [rows], self.dtype, "local"),
+            self.allocated("b_own", [columns], self.dtype, "local"),
+        )
+        zero = tirx.const(0, self.total)
+        self.statements.append(repeat("empty", rows * columns, lambda each: store(self.sums, zero, each), _UNROLLED))
+
+    def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
+        values = [load(part.registers, turn * part.width + each) for each in range(part.width)]
+        return sequence([store(part.slabs, value, depth + each, row) for each, value in enumerate(values)])
+
+    def multiplied(self) -> list[Stmt]:
+        rows, columns = self.tile.own
+        vector = min(rows, 128 // dtype_bits(self.dtype))
+        a, b = self.factors
+
+        def step(at: Expr) -> Stmt:
+            statements = []
+            for first in range(0, rows, vector):
+                value = load(self.a.slabs, at, lanes_of(self.line * rows + first, vector))
+                statements.append(store(a, value, lanes_of(first, vector)))
+            for each in range(columns):
+                value = load(self.b.slabs, at, self.place + each * self.tile.lines[1])
+                statements.append(store(b, value, each))
+            for i, j in static_grid(rows, columns):
+                factors = [value.astype(self.total) for value in (load(a, i), load(b, j))]
+                index = i * columns + j
+                statements.append(store(self.sums, load(self.sums, index) + factors[0] * factors[1], index))
+            return sequence(statements)
+
+        return [repeat("depth", self.depth, step, _UNROLLED)]
+
+    def finished(self) -> list[Stmt]:
+        rows, columns = self.tile.own
+
+        def element(i: Expr, j: Expr) -> Stmt:
+            row = self.a.start + self.line * rows + i
+            column = self.b.start + self.place + j * self.tile.lines[1]
+            value = load(self.sums, i * columns + j)
+            return when(self.is_inside(row, column), self.stored(value, row, column))
+
+        return [
+            repeat("i", rows, lambda i: repeat("j", columns, lambda j: element(i, j), _UNROLLED), _UNROLLED),
+        ]
 
 
 class GpuProducts(TiledProductRule):

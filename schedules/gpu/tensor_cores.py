@@ -1,17 +1,178 @@
-"""Products and convolutions of narrow numbers on tensor cores."""
+"""Products and convolutions of narrow numbers on tensor cores.
+
+A tile of a product on tensor cores: each warp computes 16 by 16 parts of it.
+
+Shared memory holds slabs of 16 along the depth: rows of a slab are padded so that eight of them, which are read at
+once, fall into different banks, slabs are 32 bytes apart for threads that write to several, and each 16 by 16 part is
+aligned to 32 bytes. At the end sums pass through shared memory, for only there is known which thread has which.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
+from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.config import Config
 from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
 from schedules.gpu.product_form import ProductForm
 from schedules.gpu.product_rule import TiledProductRule
-from schedules.gpu.tensor_code import Tile, tensor_product
-from schedules.ir.tir import Stmt
+from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
+from schedules.ir.tir import Buffer, Expr, Stmt, tirx
+from schedules.machine import dtype_bits
 from schedules.rule import GpuPriority
+
+SIDE = 16  # side of the 16 x 16 tiles of the operations
+_PITCH = {8: 16, 16: 24}  # of a slab's rows in elements, by bits of an element
+_STAGE_PADDING = 4
+_WARP = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Tile of a block: rows and columns of the result, and a step of the depth; multiples of 16."""
+
+    rows: int
+    columns: int
+    depth: int
+
+    @property
+    def squares(self) -> tuple[int, int]:
+        """Tensor core fragments of a warp, down and across."""
+        down = 4 if self.rows >= 128 else min(2, self.rows // SIDE)
+        return down, min(2, self.columns // SIDE)
+
+    @property
+    def warps(self) -> tuple[int, int]:
+        """Down and across."""
+        down, across = self.squares
+        return self.rows // SIDE // down, self.columns // SIDE // across
+
+    @property
+    def threads(self) -> int:
+        return _WARP * self.warps[0] * self.warps[1]
+
+    def shared_bytes(self, bits: int) -> int:
+        """Shared memory of a block in bytes, for operands of this many bits."""
+        own = (self.rows + self.columns) * _PITCH[bits] + 2 * _skew(bits)
+        slabs = own * (self.depth // SIDE) * bits // 8
+        across = SIDE * self.squares[1] + _STAGE_PADDING
+        return slabs + self.threads // _WARP * SIDE * across * 4
+
+
+def tensor_product(form: ProductForm, tile: Tile, split: DepthSplit | None = None) -> Stmt:
+    """The launch that computes a form's product, or its parts."""
+    return _TensorWriter(form, tile, split).launch()
+
+
+class _TensorWriter(TileWriter):
+    def __init__(self, form: ProductForm, tile: Tile, split: DepthSplit | None) -> None:
+        super().__init__(form, tile, split)
+        self.tile = tile
+        self.total = "int32" if self.dtype in ("int8", "uint8") else "float32"
+        self.pitch = _PITCH[dtype_bits(self.dtype)]
+
+    def slab_shape(self, rows: int) -> list[int]:
+        return [self.depth // SIDE, self._slab(rows)]
+
+    def _slab(self, rows: int) -> int:
+        """Elements from a slab to the next: the same row lies in other banks there."""
+        return rows * self.pitch + _skew(dtype_bits(self.dtype))
+
+    def prepare(self) -> None:
+        down, across = self.tile.squares
+        self.warp = self.bound("warp", tirx.floordiv(self.thread, expression(_WARP)))
+        self.lane = self.bound("lane", tirx.floormod(self.thread, expression(_WARP)))
+        square = SIDE * SIDE
+        self.sums = self.allocated("sums", [down * across * square], self.total, "wmma.accumulator")
+        self.squares = (
+            self.allocated("a_square", [down * square], self.dtype, "wmma.matrix_a"),
+            self.allocated("b_square", [across * square], self.dtype, "wmma.matrix_b"),
+        )
+        staged = [self.threads // _WARP, SIDE, SIDE * across + _STAGE_PADDING]
+        self.stage = self.allocated("stage", staged, self.total, SHARED)
+        zero = tirx.const(0, self.total)
+        # Used from here on: TVM gives buffers that are not used at one time the same memory, and fails where
+        # their types differ.
+        self.statements.append(store(self.stage, zero, self.warp, tirx.floormod(self.lane, expression(SIDE)), 0))
+        for each in range(down * across):
+            call = tirx.tvm_fill_fragment(self.sums.data, SIDE, SIDE, SIDE, _index(each), zero)
+            self.statements.append(tirx.Evaluate(call))
+
+    def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
+        value = load(part.registers, lanes_of(turn * part.width, part.width))
+        side = expression(SIDE)
+        place = lanes_of(row * self.pitch + tirx.floormod(depth, side), part.width)
+        return store(part.slabs, value, tirx.floordiv(depth, side), place)
+
+    def multiplied(self) -> list[Stmt]:
+        down, across = self.tile.squares
+        calls = []
+        for slab in range(self.depth // SIDE):
+            for part, squares, fragment, at, layout in (
+                (self.a, down, self.squares[0], self._own_rows(), "row_major"),
+                (self.b, across, self.squares[1], self._own_columns(), "col_major"),
+            ):
+                for square in range(squares):
+                    offset = slab * self._slab(part.rows) + (at * squares + square) * SIDE * self.pitch
+                    pointer = _pointer(part.slabs, "r", offset, SIDE * self.pitch)
+                    place = (fragment.data, SIDE, SIDE, SIDE, _index(square))
+                    calls.append(tirx.tvm_load_matrix_sync(*place, pointer, self.pitch, layout))
+            for i, j in static_grid(down, across):
+                total = (self.sums.data, _index(i * across + j))
+                factors = (self.squares[0].data, _index(i), self.squares[1].data, _index(j))
+                calls.append(tirx.tvm_mma_sync(*total, *factors, *total))
+        return [tirx.Evaluate(each) for each in calls]
+
+    def _own_rows(self) -> Expr:
+        """Index of this warp among the rows of warps."""
+        return tirx.floordiv(self.warp, expression(self.tile.warps[1]))
+
+    def _own_columns(self) -> Expr:
+        return tirx.floormod(self.warp, expression(self.tile.warps[1]))
+
+    def finished(self) -> list[Stmt]:
+        return [self._finished(row) for row in range(self.tile.squares[0])]
+
+    def _finished(self, square_row: int) -> Stmt:
+        """The sums of one row of a warp's 16 x 16 tiles, through shared memory to the result."""
+        down, across = self.tile.squares
+        pitch = SIDE * across + _STAGE_PADDING
+        statements = [wait()]
+        for square in range(across):
+            offset = self.warp * SIDE * pitch + square * SIDE
+            pointer = _pointer(self.stage, "w", offset, SIDE * pitch)
+            place = (self.sums.data, SIDE, SIDE, SIDE, _index(square_row * across + square))
+            statements.append(tirx.Evaluate(tirx.tvm_store_matrix_sync(*place, pointer, pitch, "row_major")))
+        first_row = self.a.start + (self._own_rows() * down + square_row) * SIDE
+        first_column = self.b.start + self._own_columns() * across * SIDE
+        width = expression(SIDE * across)
+
+        def element(turn: Expr | int) -> Stmt:
+            place = expression(turn) * _WARP + self.lane
+            row, column = tirx.floordiv(place, width), tirx.floormod(place, width)
+            value = load(self.stage, self.warp, row, column)
+            if self.form.reduction.dtype != self.total:
+                value = tirx.Cast(self.form.reduction.dtype, value)
+            at = (first_row + row, first_column + column)
+            return when(self.is_inside(*at), self.stored(value, *at))
+
+        return sequence(statements, wait(), repeat("turn", SIDE * SIDE * across // _WARP, element))
+
+
+def _skew(bits: int) -> int:
+    """Elements of 32 bytes."""
+    return 32 * 8 // bits
+
+
+def _pointer(buffer: Buffer, mode: str, offset: Expr, extent: int) -> Expr:
+    """An address in shared memory that is read ("r") or written ("w")."""
+    return buffer.access_ptr(mode, ptr_type=str(buffer.dtype), offset=offset, extent=extent)
+
+
+def _index(number: int) -> Expr:
+    return tirx.IntImm("int32", number)
 
 
 class GpuTensorCores(TiledProductRule):

@@ -1,22 +1,208 @@
-"""Final passes over every scheduled kernel, whichever rule made it."""
+"""Final passes over every scheduled kernel, whichever rule made it.
+
+Workarounds for TVM's handling of bfloat16 and 8-bit floats, which it stores as integers of the same width.
+
+Seen with apache-tvm 0.27: a load inside the value of a Let is taken for the integer that holds it (a maximum of 48640.0
+for numbers near 1), and a vector that repeats one element has no form that can be stored.
+
+Elementary functions that TVM's code generator cannot vectorize, or supports only in wider dtypes.
+
+Measured on apache-tvm 0.27 by generating a vector loop around each function: those of `_SCALAR` fail in every type,
+those of `_WIDE` in float16. In float32 `vector_math` has the first.
+"""
 
 from __future__ import annotations
 
 from schedules.instructions import prefetch, rounding, row_sums, select_lanes, unpack_bits, vector_math
-from schedules.instructions.clips import vector_limits
 from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
-from schedules.instructions.nan_tests import vector_nan_tests
-from schedules.instructions.narrow_floats import inline_narrow_lets, serialize_narrow_repeats
 from schedules.instructions.products import amx, table
 from schedules.instructions.rounding import rounded_int32
-from schedules.instructions.scalar_calls import serialize_scalar_loops, widen_narrow_calls
 from schedules.ir.backward_divisions import hide_backward_divisions
-from schedules.ir.inline import call_name
+from schedules.ir.expression import substitute
+from schedules.ir.inline import buffers_free_variables, call_name
 from schedules.ir.lets import chosen_conditions, fresh_lets, own_differences
 from schedules.ir.stages import product, shape_of
-from schedules.ir.tir import Call, Expr, PrimFunc, Stmt, s_tir, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import (
+    Call,
+    Expr,
+    Node,
+    PrimFunc,
+    Stmt,
+    s_tir,
+    structural_equal,
+    structural_map,
+    structural_walk,
+    tirx,
+    tvm,
+)
 from schedules.machine import Machine
+
+# Vectorized clamping that propagates NaN: TVM's own NaN test has no vector form and is scalarized.
+
+
+def vector_limits(body: Stmt, used: set[str]) -> Stmt:
+    """A statement with each `isnan(x) ? x : min(max(x, low), high)` of float32 as one function; `used` receives it."""
+
+    def visit(choice: Expr) -> Expr:
+        value = choice.true_value
+        tested = choice.condition
+        if call_name(tested) != "tirx.isnan" or str(value.ty) != "float32":
+            return choice
+        limits = _limits(choice.false_value, value) if structural_equal(tested.args[0], value) else None
+        if limits is None:
+            return choice
+        used.add(vector_math.LIMIT)
+        return vector_math.call(vector_math.LIMIT, value, *limits)
+
+    return structural_map(body, (tirx.Select, visit))
+
+
+def _limits(expr: Expr, value: Expr) -> tuple[Expr, Expr] | None:
+    """(low, high) of `min(max(value, low), high)`, or of either alone."""
+    low, high = tirx.FloatImm("float32", -float("inf")), tirx.FloatImm("float32", float("inf"))
+    if isinstance(expr, tirx.Min) and isinstance(expr.b, tirx.FloatImm):
+        expr, high = expr.a, expr.b
+    if isinstance(expr, tirx.Max) and isinstance(expr.b, tirx.FloatImm):
+        expr, low = expr.a, expr.b
+    return (low, high) if structural_equal(expr, value) else None
+
+
+# NaN tests as comparisons: TVM's `x != x` has no vector form and is scalarized.
+
+# IEEE 754: the bits of infinity; of a NaN, without the sign, they are greater.
+_INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF << 52)}
+
+
+def vector_nan_tests(body: Stmt) -> Stmt:
+    """Replace each `isnan` in a statement by a comparison: of the numbers in a select, otherwise of their bits."""
+    return structural_map(structural_map(body, (tirx.Select, _choice)), (tvm.ir.Call, _test))
+
+
+def _choice(select: Expr) -> Expr:
+    """isnan(x) ? a : b => x >= -inf ? b : a, one instruction (`not x >= -inf` would become `x < -inf`)"""
+    if call_name(select.condition) != "tirx.isnan":
+        return select
+    value = select.condition.args[0]
+    if str(value.ty) not in _INFINITY:
+        return select
+    least = tirx.FloatImm(str(value.ty), -float("inf"))
+    return tirx.Select(value >= least, select.false_value, select.true_value)
+
+
+def _test(call: Call) -> Expr:
+    if call_name(call) != "tirx.isnan":
+        return call
+    known = _INFINITY.get(str(call.args[0].ty))
+    if known is None:
+        return call
+    dtype, infinity = known
+    magnitude = tirx.reinterpret(dtype, call.args[0]) & tirx.const(_largest(dtype), dtype)
+    return magnitude > tirx.const(infinity, dtype)
+
+
+def _largest(dtype: str) -> int:
+    return (1 << int(dtype.removeprefix("int")) - 1) - 1
+
+
+_PREFIXES = ("bfloat16", "float8", "float6", "float4")
+
+
+def inline_narrow_lets(root: Node) -> Node:
+    """Inline variables that are bound to values computed from narrow floats."""
+
+    def replace(let: Expr) -> Expr:
+        if not _reads_narrow(let.value):
+            return let
+        # Variables bound in the body may read it now.
+        return inline_narrow_lets(substitute(let.body, {let.var: let.value}))
+
+    return structural_map(root, (tirx.Let, replace))
+
+
+def serialize_narrow_repeats(root: Stmt) -> Stmt:
+    """Serialize vectorized loops that broadcast a narrow float to all lanes."""
+
+    def serialize(loop: Stmt) -> Stmt:
+        if loop.kind != tirx.ForKind.VECTORIZED or not _repeats_narrow(loop):
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return structural_map(root, (tirx.For, serialize))
+
+
+def _is_narrow(expr: Expr) -> bool:
+    return str(expr.ty).startswith(_PREFIXES)
+
+
+def _reads_narrow(value: Expr) -> bool:
+    found = False
+
+    def visit(load: Expr) -> None:
+        nonlocal found
+        found = found or _is_narrow(load)
+
+    structural_walk(value, (tvm.ir.TensorLoad, visit))
+    return found
+
+
+def _repeats_narrow(loop: Stmt) -> bool:
+    found = False
+
+    def visit(store: Stmt) -> None:
+        nonlocal found
+        if _is_narrow(store.value):
+            found = found or not any(used.same_as(loop.loop_var) for used in buffers_free_variables(store.value))
+
+    structural_walk(loop.body, (tirx.BufferStore, visit))
+    return found
+
+
+_SCALAR = frozenset({"tirx.sinh", "tirx.cosh"})
+_WIDE = _SCALAR | {
+    f"tirx.{name}"
+    for name in (
+        *("log1p", "asin", "acos", "atan", "asinh", "acosh", "erf"),
+        *("atan2", "hypot", "copysign", "nextafter", "ldexp"),
+    )
+}
+
+
+def widen_narrow_calls(root: Stmt) -> Stmt:
+    """Compute functions of narrow floats in float32, and round the result."""
+
+    def widen(call: Call) -> Expr:
+        dtype = str(call.ty)
+        # The neighbour of a number depends on its type.
+        if dtype not in _NARROW or call_name(call) not in _WIDE - {"tirx.nextafter"}:
+            return call
+        arguments = [tirx.Cast("float32", each) if str(each.ty) == dtype else each for each in call.args]
+        return tirx.Cast(dtype, tirx.call_intrin("float32", call_name(call), *arguments))
+
+    return structural_map(root, (tvm.ir.Call, widen))
+
+
+def serialize_scalar_loops(root: Stmt) -> Stmt:
+    """Serialize vectorized loops around a function without a vector form."""
+
+    def serialize(loop: Stmt) -> Stmt:
+        if loop.kind != tirx.ForKind.VECTORIZED or not _has_scalar_call(loop.body):
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return structural_map(root, (tirx.For, serialize))
+
+
+def _has_scalar_call(root: Stmt) -> bool:
+    found = False
+
+    def visit(call: Call) -> None:
+        nonlocal found
+        found = found or (call_name(call) in _SCALAR and str(call.ty) == "float64")
+
+    structural_walk(root, (tvm.ir.Call, visit))
+    return found
+
 
 # Modules of operators whose code is a function of LLVM IR.
 _FAMILIES = (rounding, unpack_bits, select_lanes, row_sums)

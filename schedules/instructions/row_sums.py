@@ -12,6 +12,14 @@ from schedules.instructions.llvm_functions import register_operator, symbol, vec
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
+# Horizontal reduction of an int32 vector.
+
+
+def reduced(operation: str, value: Expr, lanes: int) -> Expr:
+    """Reduce the lanes by one of LLVM's integer reductions: "add", "smax", ..."""
+    return tirx.call_llvm_pure_intrin("int32", f"llvm.vector.reduce.{operation}", value) if lanes > 1 else value
+
+
 ROW_SUMS = "tensorwright.row_sums"
 OPERATORS = (ROW_SUMS,)
 _GROUP = 4  # lanes of 128 bits

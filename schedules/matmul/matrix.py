@@ -35,10 +35,9 @@ from schedules.ir.stages import Kernel, dtype_of, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.tile import Tile
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.words import Parts, parts_of, word_of_bytes, workload_of
-from schedules.matmul.writer import MatmulWriter
+from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.rule import CpuRule, Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel

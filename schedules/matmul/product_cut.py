@@ -24,7 +24,7 @@ _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (
 
 
 @dataclass(frozen=True)
-class Product:
+class MatmulSizes:
     """Sizes and costs that determine how a matmul is split into tasks.
 
     Attributes:
@@ -72,7 +72,9 @@ def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine
     def on_all(rows: int) -> float:
         sizes = dtype_bits(work.dtype) // 8, dtype_bits(work.b_dtype) // 8
         shape = work.batch, work.rows, work.columns, work.depth
-        product = Product(*shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, cuts_depth=False)
+        product = MatmulSizes(
+            *shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, cuts_depth=False
+        )
         return cut(_axes(product, rows_first=False), _works(product, math.prod(shape[:3]), machine), machine).cycles
 
     choices = [rows for rows in range(tile[0], tile[0] // 2, -1) if on_one_core(rows) <= on_one_core(tile[0])]
@@ -80,13 +82,13 @@ def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine
     return best if on_all(best) < _MORE_EVENLY * on_all(tile[0]) else tile[0]
 
 
-def _axes(product: Product, *, rows_first: bool) -> list[CutAxis]:
+def _axes(product: MatmulSizes, *, rows_first: bool) -> list[CutAxis]:
     rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
     panels = CutAxis("panels", ceil_div(product.columns, product.panel), most=1)
     return [CutAxis("batch", product.batch, most=1), *((rows, panels) if rows_first else (panels, rows))]
 
 
-def cut_product(product: Product, machine: Machine, *, rows_first: bool) -> ProductCut:
+def cut_product(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> ProductCut:
     """Split a matmul of static sizes into tasks."""
     steps = ceil_div(product.depth, _LEAST_DEPTH)
     results = product.batch * product.rows * product.columns
@@ -102,7 +104,7 @@ def cut_product(product: Product, machine: Machine, *, rows_first: bool) -> Prod
     return ProductCut(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
 
 
-def _works(product: Product, results: int, machine: Machine) -> list[Work]:
+def _works(product: MatmulSizes, results: int, machine: Machine) -> list[Work]:
     every = dict.fromkeys(("batch", "rows", "panels", "depth"), 0.0)
     a_bytes, b_bytes = product.operand_bytes
     weights = {"panels": 0.0, "depth": 0.0} | ({} if product.shared_weights else {"batch": 0.0})

@@ -12,10 +12,9 @@ from schedules.ir.inline import operations
 from schedules.ir.stages import Kernel, product
 from schedules.ir.tir import Index, PrimFunc
 from schedules.machine import Machine, dtype_bits
-from schedules.matmul.estimates import matmul_estimate
 from schedules.matmul.form import MatmulForm, find_matmul, operand_dtypes
 from schedules.matmul.product_cut import rows_for_cores
-from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, tile_choices
+from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, matmul_estimate, tile_choices
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel

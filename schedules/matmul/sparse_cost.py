@@ -12,8 +12,8 @@ import numpy as np
 
 from schedules.instructions.select_lanes import choices_of
 from schedules.machine import Machine
-from schedules.matmul.sparse_groups import Groups, most_kept
-from schedules.matmul.sparse_weights import in_panels, share_kept
+from schedules.matmul.n_of_m import Groups, most_kept
+from schedules.matmul.sparse import in_panels, share_kept
 from schedules.matmul.tiling import MatmulWorkload, best_tile, panel_width, tile_cost
 
 # All measured on Zen 4 with AVX-512. A block in a sparse product over one in a dense product, without any zeros: its

@@ -15,8 +15,7 @@ from schedules.codegen.parallel import pays_off, work
 from schedules.codegen.tile_sums import with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, Operation
-from schedules.instructions.products.product import Product
+from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, Operation, Product
 from schedules.instructions.products.table import partial_operation
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import substitute

@@ -7,36 +7,279 @@ not stored in panels, each task packs its panel first, unless there are too few 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from schedules.codegen.nest import (
+    ROWS_AHEAD,
     Extent,
     expression,
     load,
+    name_opaque,
     parallel_grid,
+    prefetch,
     repeat,
     repeat_symbolic,
     sequence,
     store,
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
-from schedules.codegen.register_tile import RegisterTile, pieces
+from schedules.codegen.register_tile import RegisterTile, multiply_add, pieces
+from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
+from schedules.instructions.products.amx import ROW_BYTES
+from schedules.instructions.products.operation import Product
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
-from schedules.ir.stages import product
-from schedules.ir.tir import VECTORIZED, Expr, Index, PrimFunc, Stmt, tirx
-from schedules.machine import dtype_bits
+from schedules.ir.inline import operations
+from schedules.ir.stages import product, shape_of
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, tirx, tvm
+from schedules.machine import Machine, dtype_bits
+from schedules.matmul.form import MatmulForm
 from schedules.matmul.product_cut import (
     CHUNK_TILES,
-    Product,
+    MatmulSizes,
     ProductCut,
     cut_product,
     falling_halves,
     row_chunks_at_run_time,
     tiles_of_chunk,
 )
-from schedules.matmul.tile import Batch, Block, PanelLoad, PartialSums, Tile, from_row
-from schedules.matmul.tile_writer import TileWriter
+from schedules.stages.fused_kernel import FusedKernel
+
+# A tile of a matmul: its position, and the part of the reduction that it covers.
+
+Batch = Mapping[Any, Expr]
+# B at (depth, column counted from the start of the panel).
+PanelLoad = Callable[[Expr, Expr], Expr]
+# (sum, a, b) to the sum with the product added.
+Combine = Callable[[Expr, Expr, Expr], Expr]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of the reduction: `depth` terms starting at `start`, added to the sums in `waiting` from `row` on, or to
+    zero if `first`. The result is stored there too, or finished if `last`."""
+
+    start: Expr
+    depth: Index
+    waiting: Expr
+    row: Expr
+    last: bool
+    first: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PartialSums:
+    """Partial sums of a reduction split into `parts`: (batch, panels, parts, rows) rows of a panel's columns."""
+
+    sums: Expr
+    batch: tuple[int, ...]
+    panels: int
+    parts: int
+    rows: int
+    depth: int
+
+    @classmethod
+    def of(
+        cls, batch: Sequence[int], panels: int, parts: int, rows: int, panel: tuple[int, int], dtype: str
+    ) -> PartialSums:
+        """With `panel`: the depth and columns of one."""
+        places = math.prod(batch) * panels * parts * rows
+        sums = tirx.decl_buffer([places, panel[1]], dtype, "partial", layout=None)
+        return cls(sums, tuple(batch), panels, parts, rows, panel[0])
+
+    @property
+    def allocation(self) -> Stmt:
+        return tirx.AllocBuffer(self.sums)
+
+    def block(self, batch: Sequence[Expr], panel: Expr, part: Expr, depth: int) -> Block:
+        """The part with a given index, of `depth` steps; `row` is the position of its first row."""
+        place: Expr = index(0)
+        for at, extent in zip((*batch, panel, part), (*self.batch, self.panels, self.parts), strict=True):
+            place = place * extent + at
+        start = part * depth
+        length: Index = depth
+        if depth and self.depth % depth:
+            length = tirx.Min(index(depth), self.depth - start)
+        return Block(start, length, self.sums, place * self.rows, last=False, first=True)
+
+
+def from_row(block: Block | None, row: Expr) -> Block | None:
+    """The block of a tile that starts at a given row."""
+    return None if block is None else replace(block, row=block.row + row)
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """`rows` rows from `row` on by `width` columns from `column` on, in one matmul of a batch.
+
+    `load` reads B in the panel of the columns; `block` is the part of the sum, None for all of it.
+    """
+
+    batch: Batch
+    row: Expr
+    rows: Index
+    column: Expr
+    width: int
+    load: PanelLoad
+    block: Block | None = None
+
+    def part(self, first: Index, rows: Index) -> Tile:
+        """A subset of the rows, starting at a given one, with the same part of the reduction."""
+        return replace(self, row=self.row + first, rows=rows)
+
+
+# Code for a tile of a matmul: accumulates in registers along the depth, then runs the epilogue.
+
+# An epilogue more expensive than this is written once as a loop instead of once per register.
+_UNROLLED_EPILOGUE = 6
+
+
+class TileWriter:
+    """Writes the tiles of a matmul.
+
+    With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
+    Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before, `depth` cuts the sum into
+    blocks of that length whose part of B stays in the second cache (0: one block). `partial` sums a few steps in words
+    of two float16, as `Operation.partial`.
+    """
+
+    has_room: ClassVar[bool] = True
+    """Whether tiles may read beyond the last row of A."""
+
+    def __init__(
+        self,
+        form: MatmulForm,
+        fused: FusedKernel,
+        machine: Machine,
+        *,
+        rows: int,
+        vectors: int,
+        pack: bool,
+        depth: int = 0,
+        combine: Combine | None = None,
+        partial: Combine | None = None,
+        tiles: Product | None = None,
+    ) -> None:
+        self.form = form
+        self.fused = fused
+        self.machine = machine
+        self.lanes = machine.lanes(form.reduction.dtype)
+        self.tile_rows = rows
+        self.tiles = tiles
+        self.panel = form.width or vectors * self.lanes
+        self.pack = pack and not form.width
+        self.dtype = form.reduction.dtype
+        # Rows of A are read as vectors, whose lanes multiply vectors of B.
+        packed = self.pack or bool(form.width)
+        self.by_lane = machine.lane_products and packed and combine is None and form.has_rows_of_floats
+        self.combine = combine if combine is not None else multiply_add
+        self.partial = partial
+        total = form.depth.extent
+        self.block = depth if isinstance(total, int) and 0 < depth < total else 0
+        self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
+        self._rows_count = self._named("rows", form.rows.extent)
+
+    def _named(self, name: str, size: Expr) -> Expr:
+        """Bind a size to a variable: every index uses it, and it may be a product of several computed sizes."""
+        return size if isinstance(size, tirx.Var) else name_opaque(name, size, self._sizes)
+
+    def _tile(self, at: Tile) -> Stmt:
+        form, block, column = self.form, at.block, at.column
+        if self.tiles is not None:
+            return self._tile_in_memory(self.tiles, at)
+        assert isinstance(at.rows, int)
+        tile = RegisterTile(at.rows, at.width, self.lanes, self.dtype, self.combine, self.partial)
+        first = index(0) if block is None else block.start
+
+        def begin(i: int, lane: Expr) -> Expr:
+            if block is None:
+                return form.start_at(at.batch, at.row + i, column + lane)
+            if block.first:
+                return tirx.const(0, self.dtype)
+            return tirx.BufferLoad(block.waiting, [block.row + i, lane])
+
+        def a(i: int, k: Expr) -> Expr:
+            return form.a_at(at.batch, at.row + i, k if block is None else first + k)
+
+        def b(k: Expr, lane: Expr) -> Expr:
+            return at.load(k if block is None else first + k, lane)
+
+        if block is None or block.last:
+            end = self._finish(tile, at)
+        else:
+            waiting, place = block.waiting, block.row
+            end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
+        depth = form.depth.extent if block is None else block.depth
+
+        def ahead(k: Expr) -> list[Stmt]:
+            """Prefetch the next rows: packed panels are contiguous in memory."""
+            if not form.width:
+                return []
+            asked = [b(k + ROWS_AHEAD, index(start)) for start in range(0, at.width, self.lanes)]
+            return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
+
+        def a_lanes(i: int, k: Expr) -> Expr:
+            return form.a_lanes(at.batch, at.row + i, k if block is None else first + k, self.lanes)
+
+        return sequence(tile.code(depth, a, b, begin, end, ahead, a_lanes if self.by_lane else None))
+
+    def _finish(self, tile: RegisterTile, at: Tile) -> list[Stmt]:
+        """The epilogue on the tile. An expensive one runs as loops over a copy, so that the sums stay in registers."""
+
+        def result(value: Expr, i: Index, lane: Expr) -> Stmt:
+            return self.fused.finish(value, self.form.c_indices(at.batch, at.row + i, at.column + lane))
+
+        probe = result(tile.sum(0, index(0)), index(0), index(0))
+        cheap, expensive = operations(probe)
+        if not expensive and cheap <= _UNROLLED_EPILOGUE:
+            return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
+        return self._finish_copy(tile, at)
+
+    def _finish_copy(self, tile: RegisterTile, at: Tile) -> list[Stmt]:
+        """The epilogue on a copy of the tile."""
+        assert isinstance(at.rows, int)
+        copy = tirx.decl_buffer([at.rows, at.width], self.dtype, "tile", layout=None)
+        copies = tile.stored(lambda i, lane: (copy, [index(i), lane]))
+        return [tirx.AllocBuffer(copy), *copies, self._finish_rows(copy, at)]
+
+    def _finish_rows(self, sums: Buffer, at: Tile) -> Stmt:
+        """The epilogue on sums in memory."""
+
+        def vector(i: Expr, first: Index, lanes: int) -> Stmt:
+            def element(lane: Expr) -> Stmt:
+                return self.fused.finish(
+                    load(sums, i, first + lane), self.form.c_indices(at.batch, at.row + i, at.column + first + lane)
+                )
+
+            return repeat("lane", lanes, element, VECTORIZED)
+
+        return repeat("i", at.rows, lambda i: self._row_of(i, at.width, vector))
+
+    def _tile_in_memory(self, instruction: Product, at: Tile) -> Stmt:
+        """A block of rows computed by an instruction with tile accumulators; the sums are stored to memory."""
+        sums = tirx.decl_buffer([self.tile_rows, self.panel], self.dtype, "tile", layout=None)
+        data = self.form.a.source
+        depth = shape_of(data)[-1] * dtype_bits(str(data.dtype)) // 8
+        weights = at.load(index(0), index(0))
+        taps = Taps.run(depth // ROW_BYTES)
+
+        def first(i: Expr) -> Expr:
+            return self.form.a_element(at.batch, at.row + i)
+
+        summed = block_sums if self.has_room else block_sums_without_room
+        blocks = summed(instruction, first, depth, taps, weights, sums, at.rows)
+        return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, at))
+
+    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
+        whole, rest = divmod(width, self.lanes)
+        parts = []
+        if whole:
+            parts.append(repeat("vector", whole, lambda u: vector(i, u * self.lanes, self.lanes)))
+        if rest:
+            parts.append(vector(i, whole * self.lanes, rest))
+        return sequence(parts)
+
 
 # Row tiles, rows that are left, and how they are cut.
 _Plan = tuple["Index", "Index", ProductCut]
@@ -201,7 +444,7 @@ class MatmulWriter(TileWriter):
         ]
         moved = [uses(form.b_value, axis.var) for axis in form.batch]
         return cut_product(
-            Product(
+            MatmulSizes(
                 batch=math.prod(batch),
                 rows=self._rows_count,
                 columns=form.columns,

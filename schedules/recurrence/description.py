@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from schedules.ir.tir import Buffer, Expr
-from schedules.recurrence.activations import ActivationChoice
-from schedules.recurrence.cells import Cell, Stage, gru_cell, lstm_cell, rnn_cell
+from schedules.recurrence.cells import ActivationChoice, Cell, Stage, gru_cell, lstm_cell, rnn_cell
 
 ATTRIBUTE = "tensorwright.recurrence"
 HINTS = {1: "rnn", 3: "gru", 4: "lstm"}

@@ -3,20 +3,315 @@ hidden units of each step.
 
 The state before a step and the one after it lie in two buffers that change places. Samples are taken in teams, which
 share each load of a weight.
+
+The state of a recurrent layer in 8 bits, quantized anew in each step, and its products in integers.
+
+Scale and zero point of a step are those of DynamicQuantizeLinear over the state of all samples of a direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
-from schedules.ir.tir import Expr, Stmt, tirx
+from schedules.instructions.products.operation import DOT_U8S8
+from schedules.ir.tir import Buffer, Expr, Stmt, tirx
+from schedules.recurrence.cells import Stage, Update
 from schedules.recurrence.description import Operands, Recurrence
-from schedules.recurrence.quantized_state import QuantizedState
-from schedules.recurrence.team import Place, Rows, State, Team
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
+
+# One step of a few samples, for one block of hidden units: sums in registers, then the new state.
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first sample and how many rows are summed; with `limit`, the number of samples, those from it on are none."""
+
+    first: Expr
+    count: int
+    limit: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Position in the loops: number of the stage, step, direction, block of units."""
+
+    stage: int
+    step: Expr
+    direction: Expr
+    block: Expr
+
+
+@dataclass(frozen=True)
+class State:
+    """Buffers (directions, rows, units) by name, of "h" two, which change places; and Y."""
+
+    buffers: dict[str, Buffer]
+    output: Expr
+
+    def load(self, name: str, step: Expr, at: tuple[Expr, ...]) -> Expr:
+        """An element before the step."""
+        return self.buffers[name][(step % 2, *at) if name == "h" else at]
+
+    def store(self, name: str, step: Expr, at: tuple[Expr, ...], value: Expr) -> None:
+        """An element after the step."""
+        T.buffer_store(self.buffers[name], value, [1 - step % 2, *at] if name == "h" else list(at))
+
+
+@dataclass(frozen=True)
+class Team:
+    """Emits the code for some rows at a place."""
+
+    recurrence: Recurrence
+    operands: Operands
+    state: State
+    stage: Stage
+    place: Place
+    rows: Rows
+
+    def emit(self, quantized: QuantizedState | None) -> None:
+        """Sums, products, the new state and, in the last stage, the output."""
+        size = self.rows.count * self.stage.slots * self.recurrence.lanes
+        sums = T.alloc_buffer([size], self.recurrence.dtype, scope="local")
+        self._start(sums)
+        if self.recurrence.projects_input:
+            self._accumulate(sums, f"w{self.place.stage}", self._input, self.stage.gates.index)
+        if quantized is not None:
+            quantized.accumulate(self, sums)
+        else:
+            self._accumulate(sums, f"r{self.place.stage}", self._source, self.stage.recurrent_slot)
+        for row in range(self.rows.count):
+            for update in self.stage.updates:
+                with self.lanes() as lane:
+                    self._update(update, sums, row, lane)
+            if self.place.stage == len(self.recurrence.stages[0]) - 1:
+                self._write(row)
+
+    def lanes(self) -> Any:
+        """A vector loop over the units of the block."""
+        return T.vectorized(0, self.recurrence.lanes)
+
+    def slot(self, row: int, slot: int, lane: Expr) -> Expr:
+        """Index of a sum."""
+        return (row * self.stage.slots + slot) * self.recurrence.lanes + lane
+
+    def vector(self, name: str, row: int, lane: Expr) -> Expr:
+        """An element of an operand (directions, blocks, rows, lanes); zero where the kernel has none."""
+        if name not in self.operands:
+            return tirx.const(0, self.recurrence.dtype)
+        return self.operands[name][self.place.direction, self.place.block, row, lane]
+
+    def _sample(self, row: int) -> Expr:
+        sample = self.rows.first + row
+        return sample if self.rows.limit is None else tirx.min(sample, self.rows.limit - 1)
+
+    def _length(self, row: int) -> Expr:
+        steps = self.operands["x"].shape[0]
+        if not self.recurrence.has_lengths:
+            return steps
+        length = self.operands["lengths"][self._sample(row)].astype("int64")
+        return tirx.max(tirx.min(length, steps), tirx.IntImm("int64", 0))
+
+    def _goes_on(self, row: int) -> Expr:
+        return self.place.step < self._length(row)
+
+    def _time(self, row: int) -> Expr:
+        """The element of the sequence that a row reads and writes; behind the end of its own, where zeros go."""
+        backward, step = self.recurrence.backward, self.place.step
+        back = self._length(row) - 1 - step
+        if self.recurrence.has_lengths:
+            back = tirx.Select(self._goes_on(row), back, step)
+        if not any(backward):
+            return step
+        return back if all(backward) else tirx.Select(self.place.direction == 1, back, step)
+
+    def _start(self, sums: Expr) -> None:
+        """Projections of the input, or biases."""
+        for row in range(self.rows.count):
+            time, sample = self._time(row), self._sample(row)
+            for slot in range(self.stage.slots):
+                with self.lanes() as lane:
+                    if slot >= len(self.stage.gates):
+                        value = self.vector("recurrent_bias", slot - len(self.stage.gates), lane)
+                    elif self.recurrence.projects_input:
+                        value = self.vector("bias", self.stage.gates[slot], lane)
+                    else:
+                        at = (time, sample, self.place.direction, self.place.block, self.stage.gates[slot], lane)
+                        value = self.operands["x"][at]
+                    T.buffer_store(sums, value, [self.slot(row, slot, lane)])
+
+    def _input(self, row: int, k: Expr) -> Expr:
+        return self.operands["x"][self._time(row), self._sample(row), k]
+
+    def _source(self, row: int, k: Expr) -> Expr:
+        return self.state.load(self.stage.source, self.place.step, (self.place.direction, self.rows.first + row, k))
+
+    def _accumulate(
+        self, sums: Expr, weights: str, element: Callable[[int, Expr], Expr], slot_of: Callable[[int], int]
+    ) -> None:
+        """Elements times their rows of packed weights, added to the sum of each gate."""
+        matrix, dtype = self.operands[weights], self.recurrence.dtype
+        with T.serial(0, matrix.shape[2]) as k:
+            for number, gate in enumerate(self.stage.gates):
+                for row in range(self.rows.count):
+                    with self.lanes() as lane:
+                        at = self.slot(row, slot_of(gate), lane)
+                        weight = matrix[self.place.direction, self.place.block, k, number, lane]
+                        weight = weight if str(weight.ty.dtype) == dtype else weight.astype(dtype)
+                        T.buffer_store(sums, sums[at] + element(row, k) * weight, [at])
+
+    def _update(self, update: Update, sums: Expr, row: int, lane: Expr) -> None:
+        own = self.recurrence
+        at = (self.place.direction, self.rows.first + row, self.place.block * own.lanes + lane)
+        values = [sums[self.slot(row, slot, lane)] for slot in range(self.stage.slots)]
+        state = {name: self.state.load(name, self.place.step, at) for name in self.state.buffers}
+        peepholes = [self.vector("peepholes", number, lane) for number in range(own.cell.peepholes)]
+        for name, value in update(values, state, peepholes).items():
+            kept = "h" if name == "next_h" else name
+            if own.has_lengths and kept in own.cell.states:
+                value = tirx.Select(self._goes_on(row), value, state[kept])
+            self.state.store(kept, self.place.step, at, value)
+
+    def _write(self, row: int) -> None:
+        """The new state of the block to Y: zeros behind the end of a sequence."""
+        own, step = self.recurrence, self.place.step
+        time, sample = self._time(row), self.rows.first + row
+
+        def store(lane: Expr) -> None:
+            unit = self.place.block * own.lanes + lane
+            value = self.state.buffers["h"][1 - step % 2, self.place.direction, sample, unit]
+            if own.has_lengths:
+                value = tirx.Select(self._goes_on(row), value, tirx.const(0, own.dtype))
+            T.buffer_store(self.state.output, value, [time, self.place.direction, sample, unit])
+
+        def lanes() -> None:
+            if own.hidden % own.lanes == 0:
+                with self.lanes() as lane:
+                    store(lane)
+                return
+            with T.serial(0, tirx.min(own.lanes, own.hidden - self.place.block * own.lanes)) as lane:
+                store(lane)
+
+        if self.rows.limit is None:
+            lanes()
+            return
+        with T.If(sample < self.rows.limit), T.Then():
+            lanes()
+
+
+_QUAD = 4  # bytes in a word
+
+
+class QuantizedState:
+    """The buffers of one thread: the bytes of the state, and (scale, zero point, sum of a row) of each direction.
+
+    Operands: "r0" holds words of four signed bytes along the depth (directions, blocks, depth / 4, gates, lanes);
+    "scales" (float32) and "sums" (int32, of the depth) are (directions, blocks, gates, lanes), and so are "zeros"
+    (int32), the weights' zero points where they are not 0.
+    """
+
+    def __init__(self, recurrence: Recurrence, operands: Operands, state: Expr, directions: int) -> None:
+        self._recurrence, self._operands, self._state = recurrence, operands, state
+        self._directions = directions
+        self._samples = operands["x"].shape[1]
+        rows = state.shape[2]
+        self._bytes = T.alloc_buffer([directions, rows, recurrence.width], "uint8")
+        self._row_sums = T.alloc_buffer([directions, rows], "int32")
+        self._scales = T.alloc_buffer([directions], "float32")
+        self._zeros = T.alloc_buffer([directions], "int32")
+
+    def emit(self, now: Expr, direction: Any) -> None:
+        """Quantizes the state before a step, of one direction or of all."""
+        with T.serial(0, self._directions) as own:
+            source = own if direction is None else direction
+            self._find_range(now, source, own)
+            with T.serial(0, self._samples) as row:
+                self._quantize(now, (source, row), (own, row))
+                if "zeros" in self._operands:
+                    self._sum_row((own, row))
+
+    def _lanes(self) -> Any:
+        return T.vectorized(0, self._recurrence.lanes)
+
+    def _find_range(self, now: Expr, source: Buffer, own: Expr) -> None:
+        """Scale and zero point of what lies between the least and the largest element, zero included."""
+        lanes, blocks = self._recurrence.lanes, self._recurrence.blocks
+        low, high = (T.alloc_buffer([lanes], "float32", scope="local") for _ in range(2))
+        zero = tirx.const(0, "float32")
+        for limit in (low, high):
+            with self._lanes() as lane:
+                T.buffer_store(limit, zero, [lane])
+        with T.serial(0, self._samples) as row, T.serial(0, blocks) as block:
+            for limit, choose in ((low, tirx.min), (high, tirx.max)):
+                with self._lanes() as lane:
+                    value = self._state[now, source, row, block * lanes + lane]
+                    T.buffer_store(limit, choose(limit[lane], value), [lane])
+        least, largest = low[0], high[0]
+        for lane in range(1, lanes):
+            least, largest = tirx.min(least, low[lane]), tirx.max(largest, high[lane])
+        span = T.alloc_buffer([2], "float32", scope="local")
+        T.buffer_store(span, least, [0])
+        T.buffer_store(span, largest - span[0], [1])
+        # A state of zeros has no range; any scale will do.
+        scale = tirx.Select(span[1] == zero, tirx.const(1, "float32"), span[1] / tirx.const(255, "float32"))
+        T.buffer_store(self._scales, scale, [own])
+        start = zero - span[0] / self._scales[own]
+        limited = tirx.max(tirx.min(start, tirx.const(255, "float32")), zero)
+        T.buffer_store(self._zeros, tirx.Cast("int32", tirx.nearbyint(limited)), [own])
+
+    def _quantize(self, now: Expr, source: tuple[Expr, Expr], own: tuple[Expr, Expr]) -> None:
+        lanes = self._recurrence.lanes
+        limits = (tirx.const(0, "int32"), tirx.const(255, "int32"))
+        with T.serial(0, self._recurrence.blocks) as block, self._lanes() as lane:
+            unit = block * lanes + lane
+            scaled = self._state[(now, *source, unit)] / self._scales[own[0]]
+            rounded = tirx.Cast("int32", tirx.nearbyint(scaled)) + self._zeros[own[0]]
+            value = tirx.max(tirx.min(rounded, limits[1]), limits[0])
+            T.buffer_store(self._bytes, tirx.Cast("uint8", value), [*own, unit])
+
+    def _sum_row(self, own: tuple[Expr, Expr]) -> None:
+        T.buffer_store(self._row_sums, tirx.const(0, "int32"), list(own))
+        with T.serial(0, self._recurrence.hidden) as k:
+            value = self._row_sums[own] + tirx.Cast("int32", self._bytes[(*own, k)])
+            T.buffer_store(self._row_sums, value, list(own))
+
+    def accumulate(self, team: Team, sums: Expr) -> None:
+        """Adds the products of the team's rows with the weights of its block."""
+        gates, lanes, place = len(team.stage.gates), self._recurrence.lanes, team.place
+        own: Expr = place.direction if self._directions > 1 else 0
+        words = self._operands["r0"]
+        totals = T.alloc_buffer([team.rows.count * gates * lanes], "int32", scope="local")
+        with T.serial(0, team.rows.count * gates) as row, self._lanes() as lane:
+            T.buffer_store(totals, tirx.const(0, "int32"), [row * lanes + lane])
+        with T.serial(0, words.shape[2]) as k:
+            for gate in range(gates):
+                for row in range(team.rows.count):
+                    bytes_ = self._bytes[own, team.rows.first + row, tirx.Ramp(k * _QUAD, 1, _QUAD)]
+                    word = tirx.reinterpret("int32", bytes_)
+                    with self._lanes() as lane:
+                        at = team.slot(row, gate, lane)
+                        weight = words[place.direction, place.block, k, gate, lane]
+                        T.buffer_store(totals, DOT_U8S8(totals[at], word, weight), [at])
+        for row in range(team.rows.count):
+            for gate in range(gates):
+                with self._lanes() as lane:
+                    at = team.slot(row, gate, lane)
+                    total = self._centered(totals[at], team, (own, row, gate), lane)
+                    scale = self._scales[own] * team.vector("scales", gate, lane)
+                    T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
+
+    def _centered(self, total: Expr, team: Team, at: tuple[Expr, int, int], lane: Expr) -> Expr:
+        """The sum of products of what was subtracted both zero points."""
+        own, row, gate = at
+        total = total - self._zeros[own] * team.vector("sums", gate, lane)
+        if "zeros" not in self._operands:
+            return total
+        rest = self._row_sums[own, team.rows.first + row] - self._zeros[own] * self._recurrence.hidden
+        return total - team.vector("zeros", gate, lane) * rest
 
 
 TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512

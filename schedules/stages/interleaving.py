@@ -14,8 +14,8 @@ from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import has_branch
 from schedules.ir.stages import Axis, Stage, is_compact, shape_of
 from schedules.ir.tir import Expr, Index, Stmt, structural_equal, structural_walk, tirx
-from schedules.stages.axis_splitting import split_axis
 from schedules.stages.collapsed_loops import Loop, LoopNest
+from schedules.stages.loop_splitting import split_axis
 
 _TURNS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`

@@ -20,14 +20,11 @@ from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Call, Expr, Index, structural_walk, tirx, tvm
 from schedules.machine import Machine
-from schedules.stages.axis_splitting import split_axes
-from schedules.stages.branch import split_branches
 from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
-from schedules.stages.gathered_loads import gathered_axis
 from schedules.stages.interleaving import interleave, interleaved_axis, interleaved_count
-from schedules.stages.joined_runs import is_part_of_block, is_run, join_runs
-from schedules.stages.permuted_lanes import permuted_lanes
-from schedules.stages.strided_loads import strided_axis
+from schedules.stages.lanes import is_part_of_block, is_run, join_runs, permuted_lanes
+from schedules.stages.loop_splitting import split_axes, split_branches
+from schedules.stages.strided_loads import gathered_axis, strided_axis
 from schedules.stages.transpose_code import Transpose, find_transpose
 
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements

@@ -2,15 +2,22 @@
 
 Of `a[2 * x]` for 16 neighbouring x, 31 elements are read as two vectors, which overlap rather than reach beyond the
 last element, and one permutation picks those wanted.
+
+Vectors of elements that lie where other vectors say: `a[b[i]]`.
+
+The places are computed in vectors and the elements loaded one by one, which processors do as fast as by their
+instructions for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from schedules.ir.access import Access
-from schedules.ir.expression import index, map_loads, substitute
+from schedules.instructions.element_loops import VECTOR_DTYPES
+from schedules.ir.access import Access, Stride
+from schedules.ir.expression import buffers_loaded, index, map_loads, substitute
 from schedules.ir.inline import buffers_free_variables, has_branch
+from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx
 from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
@@ -107,3 +114,22 @@ def _is_same(left: Access, right: Access) -> bool:
 
 def _is_load_of(load: Expr, access: Access) -> bool:
     return bool(load.source.same_as(access.buffer)) and bool(structural_equal(list(load.indices), list(access.indices)))
+
+
+def gathered_axis(nest: LoopNest) -> Loop | None:
+    """The spatial loop in which every store moves by one element, and every load by none or one, or as other loads
+    say; None where there is none, or a branch guards what is read."""
+    if nest.stage.store is None or has_branch(nest.stage.body):
+        return None
+    for loop in reversed(nest.spatial):
+        if all(_is_gathered(access, stride) for access, stride in zip(nest.accesses, loop.strides, strict=True)):
+            return loop
+    return None
+
+
+def _is_gathered(access: Access, stride: Stride) -> bool:
+    if access.is_store:
+        return bool(stride == 1)
+    if stride is not None:
+        return stride in (0, 1)
+    return dtype_of(access.buffer) in VECTOR_DTYPES and any(buffers_loaded(point) for point in access.indices)

@@ -138,7 +138,7 @@ class CudaTarget(Target):
         return gpu_rules()
 
     def unrunnable_kernels(self, mod: IRModule) -> Sequence[str]:
-        from schedules.gpu.binding import is_bound
+        from schedules.gpu.launch import is_bound
         from schedules.ir.stages import kernels_of
 
         return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function)]

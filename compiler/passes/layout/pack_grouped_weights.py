@@ -15,8 +15,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.rewriting.matching import Array, as_constant, dtype_of, rank_of, shape_of
 from schedules.machine import Machine
-from schedules.matmul.grouped import matmul_grouped
-from schedules.matmul.grouped_weights import PER_WORD, pack_groups, pack_words, panel_width
+from schedules.matmul.grouped import PER_WORD, matmul_grouped, pack_groups, pack_words, panel_width
 from schedules.matmul.pack import FUSABLE, pack_panels
 
 if TYPE_CHECKING:

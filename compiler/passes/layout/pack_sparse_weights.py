@@ -16,12 +16,10 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from schedules.machine import Machine
-from schedules.matmul.n_of_m import matmul_n_of_m
+from schedules.matmul.n_of_m import matmul_n_of_m, pack_groups_of
 from schedules.matmul.pack import FUSABLE
-from schedules.matmul.sparse import matmul_sparse
+from schedules.matmul.sparse import in_panels, matmul_sparse, pack_blocks
 from schedules.matmul.sparse_cost import SparseForm, sparse_form
-from schedules.matmul.sparse_groups import pack_groups_of
-from schedules.matmul.sparse_weights import in_panels, pack_blocks
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr

@@ -22,9 +22,8 @@ from schedules.instructions.rounding import bfloat16_bits
 from schedules.matmul.blocks.expressions import block_matmul, block_take
 from schedules.matmul.blocks.layout import FLOATS, PANEL, BlockFormat, pack_floats, pack_numbers, pack_planes
 from schedules.matmul.blocks.rounding import block_round
-from schedules.matmul.gated_bf16 import GATES, interleaved, matmul_gated_bf16
 from schedules.matmul.pack import FUSABLE
-from schedules.matmul.rounded_bf16 import matmul_rounded_bf16, rounded_bf16
+from schedules.matmul.rounded_bf16 import GATES, interleaved, matmul_gated_bf16, matmul_rounded_bf16, rounded_bf16
 from schedules.matmul.words import matmul_words
 
 Empty = Callable[[tuple[int, ...], Any], Array]

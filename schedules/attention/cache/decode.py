@@ -5,6 +5,8 @@ would keep all cores busy. It goes through its rows by blocks that stay in the f
 keep all cores busy, a task sums all parts of a query, so that it joins them too; else they are joined at the end.
 
 A query's parts depend on how many rows it sees alone: its numbers are the same whatever shares the call.
+
+Scores of queries over int8 keys by dot products of bytes: the queries are rounded to 8 bits with a scale a head.
 """
 
 from __future__ import annotations
@@ -12,32 +14,337 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from schedules.attention.cache.byte_scores import RoundedQueries
-from schedules.attention.cache.description import KEY, SEQUENCES, VALUE, CacheOperands
-from schedules.attention.cache.partial_results import PartialResults
-from schedules.attention.cache.read_ahead import ReadAhead, Rows, asked, start_of
-from schedules.attention.cache.softmax_block import RunningSoftmax
+from schedules.attention.cache.call import quotient
+from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
+from schedules.attention.cache.softmax_block import Columns, RunningSoftmax
 from schedules.attention.pairs import in_vectors
 from schedules.codegen.nest import (
     Extent,
     allocate,
     allocate_tile,
+    bind,
+    broadcast,
     expression,
+    lanes_of,
     load,
     name_opaque,
     parallel_grid,
+    prefetch,
     repeat,
     sequence,
+    splat,
     store,
     vectorized,
     when,
 )
 from schedules.codegen.parallel import pays_off
 from schedules.cuts import balancing_parts, keep_busy
-from schedules.instructions.row_sums import row_sums
-from schedules.ir.tir import Expr, Index, Stmt, tirx
+from schedules.instructions.prefetch import prefetch_statement
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
+from schedules.instructions.products.table import multiplies_bytes, sums_signed
+from schedules.instructions.rounding import rounded_int32
+from schedules.instructions.row_sums import reduced, row_sums
+from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
+from schedules.ir.stages import dtype_of
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
+
+# Prefetches of the rows of a cache that a core reads next: of the same head, the next head, or the next sample.
+
+_LINE = 64  # bytes of a cache line
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start of reading: rows [first, last] of the first head of keys in entry `slot` of the cache."""
+
+    slot: Expr
+    first: Expr
+    last: Expr
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows [first, end) of a head of keys of a sample, entry `slot` of the cache, that a part of the query's row
+    sums; the query sees [begin, end_seen) of them. `following` is what the core reads after all heads."""
+
+    sample: Expr
+    slot: Expr
+    key_head: Expr
+    query: Expr
+    first: Expr
+    end: Expr
+    begin: Expr
+    end_seen: Expr
+    following: Start
+
+
+def start_of(operands: CacheOperands, sample: Expr, bound: list[Stmt]) -> Start:
+    """Start of the rows of the sample behind `sample`, the last sample's own last one; appends what it binds."""
+    zero = expression(0)
+    following = name_opaque("next_sample", tirx.min(sample + 1, expression(operands.batch) - 1), bound)
+    seen = operands.range_of(operands.first_position(following), operands.rows_of(following), zero)
+    last = name_opaque("next_last", tirx.max(seen[1] - 1, zero), bound)
+    first = name_opaque("next_begin", tirx.min(tirx.Select(following > sample, seen[0], last), last), bound)
+    return Start(name_opaque("next_slot", operands.slot_of(following), bound), first, last)
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """Prefetch of a core after a block of rows: rows [first, last] of a head of keys."""
+
+    operands: CacheOperands
+    slot: Expr
+    key_head: Expr
+    first: Expr
+    last: Expr
+
+    @classmethod
+    def after(cls, operands: CacheOperands, rows: Rows, row: Expr) -> tuple[ReadAhead, list[Stmt]]:
+        """After the rows before `row`, with the statements that bind it."""
+        bound: list[Stmt] = []
+        goes_on, ends = row < rows.end_seen, rows.key_head + 1 >= expression(operands.key_heads)
+        leaves = tirx.And(tirx.Not(goes_on), ends)
+        head = tirx.Select(goes_on, rows.key_head, tirx.Select(ends, expression(0), rows.key_head + 1))
+        first = tirx.Select(goes_on, row, tirx.Select(ends, rows.following.first, rows.begin))
+        slot = tirx.Select(leaves, rows.following.slot, rows.slot)
+        last = tirx.Select(leaves, rows.following.last, rows.end_seen - 1)
+        values = {"slot": slot, "key_head": head, "first": first, "last": last}
+        named = (name_opaque(f"ahead_{name}", value, bound) for name, value in values.items())
+        return cls(operands, *named), bound
+
+    def ask(self, role: str, k: Expr) -> list[Stmt]:
+        """Ask for row k of keys or values from the first one on."""
+        return asked(self.operands, role, (self.slot, self.key_head, tirx.min(self.first + k, self.last)))
+
+    def ask_keys(self, g: Expr, at: Expr, lanes: int) -> list[Stmt]:
+        """The share of query head `g` of the `lanes` keys from `at` on, so that requests are spread evenly."""
+        share = -(-lanes // self.operands.group)
+        return [
+            each for t in range(share) for each in self.ask(KEY, at + tirx.min(g * share + t, expression(lanes - 1)))
+        ]
+
+
+def asked(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[Stmt]:
+    """Ask for a row (slot, key head, row). For float32, which is bound by memory alone, that gained nothing."""
+    if own.is_exact(role):
+        return []
+    step = 8 * _LINE // dtype_bits(str(own.buffers[role].dtype))
+    size = own.size if role == KEY else own.value_size
+    code = [prefetch(own.buffers[role], *at, d) for d in range(0, size, step)]
+    return [*code, prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else code
+
+
+_QUAD = 4  # bytes of a word
+_MOST_SIZE = 512  # of a head: sums of products are integers that float32 holds
+_MAGNITUDE, _MOST = 0x7FFFFFFF, 127.0
+_FLIP = 0x80808080 - (1 << 32)  # makes four signed bytes unsigned, 128 more than they were
+_SCALE, _OFFSET = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedQueries:
+    """Queries of the heads that share a head of keys: bytes (group, size), and the scale and offset of each.
+
+    Where bytes are multiplied as unsigned by signed ones, keys are 128 more than they are; `offset` takes that away.
+    """
+
+    operands: CacheOperands
+    machine: Machine
+    bytes: Buffer
+    numbers: Buffer
+
+    @staticmethod
+    def serve(operands: CacheOperands, machine: Machine) -> bool:
+        """True if keys are bytes that the machine multiplies, and queries may be rounded."""
+        size, step = operands.size, _QUAD * machine.lanes("float32")
+        whole = size % step == 0 and size <= _MOST_SIZE
+        return (
+            whole
+            and operands.description.rounds
+            and dtype_of(operands.buffers[KEY]) == "int8"
+            and multiplies_bytes(machine)
+        )
+
+    @classmethod
+    def of(cls, operands: CacheOperands, machine: Machine) -> tuple[RoundedQueries, list[Stmt]]:
+        """With the statements that allocate them."""
+        bytes_, bytes_made = allocate("query_bytes", [operands.group, operands.size], "int8")
+        numbers, numbers_made = allocate("query_numbers", [operands.group, 2], "float32")
+        return cls(operands, machine, bytes_, numbers), [bytes_made, numbers_made]
+
+    @property
+    def lanes(self) -> int:
+        """Words of a vector."""
+        return self.machine.lanes("float32")
+
+    @property
+    def _signed(self) -> bool:
+        return sums_signed(self.machine)
+
+    def fill(self, query: Columns) -> Stmt:
+        """Round float32 queries."""
+        lanes = self.lanes
+        kind = f"int32x{lanes}"
+
+        def head(g: Index) -> Stmt:
+            code: list[Stmt] = []
+
+            def named(name: str, value: Expr, dtype: str, count: int = 1) -> Expr:
+                variable, statement = bind(name, value, dtype, count)
+                code.append(statement)
+                return variable
+
+            starts = range(0, self.operands.size, lanes)
+            vectors = [named("x", query.load(g, lanes_of(start, lanes)), "float32", lanes) for start in starts]
+            most = None
+            for each in vectors:
+                magnitude = tirx.reinterpret(kind, each) & splat(_MAGNITUDE, "int32", lanes)
+                most = magnitude if most is None else tirx.max(most, magnitude)
+            peak = named("peak", tirx.reinterpret("float32", reduced("smax", most, lanes)), "float32")
+            zero = tirx.const(0.0, "float32")
+            inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MOST, "float32") / peak, zero), "float32")
+            total = None
+            for start, each in zip(starts, vectors, strict=True):
+                whole = named("whole", rounded_int32(each * broadcast(inverse, lanes)), "int32", lanes)
+                code.append(store(self.bytes, tirx.Cast(f"int8x{lanes}", whole), g, lanes_of(start, lanes)))
+                total = whole if total is None else total + whole
+            shift = 0 if self._signed else -128
+            offset = tirx.Cast("float32", reduced("add", total, lanes)) * tirx.const(float(shift), "float32")
+            code.append(store(self.numbers, peak * tirx.const(1 / _MOST, "float32"), g, _SCALE))
+            code.append(store(self.numbers, offset, g, _OFFSET))
+            return sequence(code)
+
+        return repeat("g", self.operands.group, head)
+
+    def sums(self, parts: list[Expr], g: Expr, key: Callable[[int], tuple[Expr, Expr, Expr]]) -> list[Stmt]:
+        """Sums of products of head `g` and as many keys as there are lanes: row j of `parts`, int32, for the key at the
+        place `key(j)` (sample, key head, row) of the cache."""
+        lanes, code = self.lanes, list[Stmt]()
+        for first in range(0, self.operands.size, _QUAD * lanes):
+            data = self._words(self.bytes, g, first)
+            for j in range(lanes):
+                words = self._words(self.operands.buffers[KEY], *key(j), first)
+                total = load(parts, j, lanes_of(0, lanes)) if first else splat(0, "int32", lanes)
+                if self._signed:
+                    value = DOT_S8S8(total, data, words)
+                else:
+                    value = DOT_U8S8(total, words ^ splat(_FLIP, "int32", lanes), data)
+                code.append(store(parts, value, j, lanes_of(0, lanes)))
+        return code
+
+    def _words(self, buffer: Buffer, *at: Index) -> Expr:
+        *lead, first = at
+        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *lead, lanes_of(first, _QUAD * self.lanes)))
+
+    def score(self, total: Expr, g: Expr, row: tuple[Expr, Expr, Expr]) -> Expr:
+        """The product of a query and the key in a row, out of the sum of products of their bytes, in float32."""
+        scale = load(self.numbers, g, _SCALE) * self.operands.scale(KEY, *row)
+        return (total + load(self.numbers, g, _OFFSET)) * scale
+
+
+# Results of attention of a few queries, where the rows of a query may be summed in several parts.
+
+_ZERO = tirx.FloatImm("float32", 0.0)
+
+
+class PartialResults:
+    """Partial results of `splits` parts of the rows of a query: sums, the largest score, and the sum of powers."""
+
+    def __init__(self, operands: CacheOperands, machine: Machine, splits: int, most: int) -> None:
+        self.operands, self.splits, self.lanes = operands, splits, machine.lanes("float32")
+        batch, queries = (operands.batch, most) if SEQUENCES not in operands else (1, operands.queries)
+        shape = [batch, operands.key_heads, splits, queries, operands.group, operands.value_size + 2]
+        self.found = tirx.decl_buffer([expression(each) for each in shape], "float32", "parts", layout=None)
+
+    def allocated(self) -> Stmt | None:
+        """The statement that allocates them; None where rows are never split."""
+        return tirx.AllocBuffer(self.found) if self.splits > 1 else None
+
+    def kept(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr, split: Expr) -> Stmt:
+        """Keep what a part of the rows found, for `joined`."""
+        own = self.operands
+        lead, place = own.place(sample, query)
+
+        def head(g: Expr) -> Stmt:
+            at = [lead, key_head, split, place, g]
+            return sequence(
+                in_vectors(
+                    "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
+                ),
+                store(self.found, softmax.largest.load(g), *at, own.value_size),
+                store(self.found, softmax.totals.load(g), *at, own.value_size + 1),
+            )
+
+        return repeat("g", own.group, head)
+
+    def stored(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr) -> Stmt:
+        """The results of a query whose rows were not split."""
+        own = self.operands
+        total, total_made = allocate("all_total", [1], "float32", "local")
+        factor, factor_made = allocate("factor", [1], "float32", "local")
+
+        def head(g: Expr) -> Stmt:
+            at = key_head * own.group + g
+            largest, sum_of_powers = softmax.largest.load(g), softmax.totals.load(g)
+            if SINKS in own:
+                most = tirx.max(largest, own.sink(at))
+                scale = store(factor, call(EXP_OF_NEGATIVE, largest - most), 0)
+                sink = call(EXP_OF_NEGATIVE, own.sink(at) - most)
+                ready = [scale, store(total, sum_of_powers * load(factor, 0) + sink, 0)]
+            else:
+                ready = [store(total, sum_of_powers, 0)]
+
+            def element(d: Expr) -> Stmt:
+                value = softmax.sums.load(g, d)
+                value = value * load(factor, 0) if SINKS in own else value
+                return own.stored(quotient(value, load(total, 0)), sample, query, at, d)
+
+            return sequence(ready, in_vectors("d", own.value_size, self.lanes, element))
+
+        return sequence(total_made, factor_made if SINKS in own else None, repeat("g", own.group, head))
+
+    def joined(self, sample: Expr, key_head: Expr, query: Expr) -> Stmt:
+        """The results of a query, of all its parts."""
+        return repeat("g", self.operands.group, lambda g: self._joined(sample, key_head, query, g))
+
+    def _joined(self, sample: Expr, key_head: Expr, query: Expr, g: Expr) -> Stmt:
+        own = self.operands
+        head = key_head * own.group + g
+        lead, place = own.place(sample, query)
+        at = [[lead, key_head, expression(split), place, g] for split in range(self.splits)]
+        largest, largest_made = allocate("all_largest", [1], "float32", "local")
+        total, total_made = allocate("all_total", [1], "float32", "local")
+        factors, factors_made = allocate("factors", [self.splits], "float32", "local")
+        most = tirx.max(own.sink(head), LOWEST) if SINKS in own else LOWEST
+        for each in at:
+            most = tirx.max(most, load(self.found, *each, own.value_size))
+        start = call(EXP_OF_NEGATIVE, own.sink(head) - load(largest, 0)) if SINKS in own else _ZERO
+
+        def part(split: int) -> Stmt:
+            score, powers = (load(self.found, *at[split], own.value_size + k) for k in range(2))
+            return sequence(
+                store(factors, call(EXP_OF_NEGATIVE, score - load(largest, 0)), split),
+                store(total, load(total, 0) + load(factors, split) * powers, 0),
+            )
+
+        def element(d: Expr) -> Stmt:
+            value = load(self.found, *at[0], d) * load(factors, 0)
+            for split in range(1, self.splits):
+                value = value + load(self.found, *at[split], d) * load(factors, split)
+            return own.stored(quotient(value, load(total, 0)), sample, query, head, d)
+
+        return sequence(
+            largest_made,
+            total_made,
+            factors_made,
+            store(largest, most, 0),
+            store(total, start, 0),
+            [part(split) for split in range(self.splits)],
+            in_vectors("d", own.value_size, self.lanes, element),
+        )
+
 
 _MOST_KEYS = 64  # of a block: its rows, those asked for and what is computed of them share the first cache
 _LEAST_BLOCKS = 2  # of a query whose rows are split

@@ -7,21 +7,53 @@ from typing import ClassVar
 
 from schedules.attention.cache.decode import DecodeWriter
 from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
-from schedules.attention.cache.estimates import CacheSizes
 from schedules.attention.cache.prompt import PromptWriter
 from schedules.attention.writer import bfloat16_tiles
 from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
-from schedules.instructions.products.operation import DOT_BF16
-from schedules.instructions.products.product import Product
+from schedules.instructions.products.operation import DOT_BF16, Product
 from schedules.instructions.products.table import halves_pay
 from schedules.instructions.row_sums import has_row_sums
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.ir.tir import PrimFunc, tirx
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
+
+# Estimated cycles of attention over a cache.
+
+_SOFTMAX = 12.0  # of a vector of scores
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """Sizes of a call, `keys` of them seen by the last of its queries, one less by each before it."""
+
+    batch: int
+    queries: int
+    heads: int
+    size: int
+    value_size: int
+    keys: int
+
+    @property
+    def scores(self) -> float:
+        """Scores of all queries."""
+        return self.batch * self.heads * self.queries * (self.keys - (self.queries - 1) / 2)
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of both products."""
+        return 2 * self.scores * (self.size + self.value_size)
+
+
+def cache_cycles(sizes: CacheSizes, machine: Machine, tiles: Product | None) -> float:
+    """Single-core cycles, in float32 vectors or by an instruction with tile accumulators."""
+    rate = 1.0 if tiles is None else tiles.rate_on(machine)
+    lanes = machine.lanes("float32")
+    return sizes.operations / (2 * lanes * machine.fma_ports * rate) + sizes.scores / lanes * _SOFTMAX
+
 
 _FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
 

@@ -26,8 +26,9 @@ from schedules.instructions.products.operation import (
     DOT_U8S8,
     DOT_U8U8,
     SCALARS,
+    Product,
+    features,
 )
-from schedules.instructions.products.product import Product, features
 from schedules.machine import Machine
 
 ROWS, COLUMNS, ROW_BYTES, STEPS = 16, 16, 64, 16

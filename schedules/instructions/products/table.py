@@ -10,9 +10,8 @@ from functools import cache
 
 from schedules.instructions.llvm_functions import symbol, vector
 from schedules.instructions.products import amx, arm, x86
-from schedules.instructions.products.operation import DOT_BF16, OPERATIONS, SCALARS, Operation
-from schedules.instructions.products.product import Product
-from schedules.instructions.products.quarters import REGISTER_LANES, in_quarters
+from schedules.instructions.products.arm import REGISTER_LANES, in_quarters
+from schedules.instructions.products.operation import DOT_BF16, OPERATIONS, SCALARS, Operation, Product
 from schedules.machine import Machine
 
 PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)

@@ -14,10 +14,11 @@ from schedules.instructions.products.operation import (
     DOT_WORDS,
     SUM_F16,
     Operation,
+    Product,
+    features,
     float16_sums,
     splat,
 )
-from schedules.instructions.products.product import Product, features
 
 BITS = {4: 128, 8: 256, 16: 512}
 """Of the registers, by lanes of 32 bits. The lesser widths need AVX512VL or AVX-VNNI."""

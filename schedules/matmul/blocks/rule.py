@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
+from schedules.codegen.nest import allocate, expression, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.products.product import Product
-from schedules.ir.expression import uses
+from schedules.instructions.products.amx import COLUMNS, ROWS
+from schedules.instructions.products.operation import Product
+from schedules.instructions.products.table import dot_products
+from schedules.ir.expression import index, substitute, uses
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
-from schedules.ir.tir import Expr, PrimFunc
+from schedules.ir.tir import Expr, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
-from schedules.matmul.blocks.expressions import BLOCK_MATMUL
-from schedules.matmul.blocks.layout import PANEL, BlockFormat
-from schedules.matmul.blocks.tiles import FEW_ROWS, BlockTilesWriter, block_tiles
-from schedules.matmul.blocks.writer import BlockWriter, Parts
+from schedules.matmul.blocks.expressions import BLOCK_MATMUL, EXPERT_MATMUL
+from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
+from schedules.matmul.blocks.writer import FEW_ROWS, BlockTilesWriter, BlockWriter, Parts, block_tiles
 from schedules.matmul.packed_operand import MatmulOfParts, by_rows, panel_form
-from schedules.matmul.writer import MatmulWriter
+from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad, Tile
 from schedules.rule import Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+
+# Single-core cycles of matmuls with block-quantized weights, from instruction counts; nothing is measured.
+
+_UNPACKING = 1.5  # to unpack a vector of words of a panel
+_SCALING = 3.0  # instructions for a vector of a unit's sums: conversion, product, multiply-add
+_ROWS_OF_A_PANEL = {"tiles": 256, "vectors": 4}  # by which a panel is unpacked once
+_ACROSS_LINES = 1.5  # loads of a row of 32 bytes: every other one lies across two cache lines
+_TILE_MARGIN = 1.25  # over what ports allow
+
+
+def block_cycles(
+    rows: int, columns: int, depth: int, layout: BlockFormat, machine: Machine, *, in_tiles: bool
+) -> float:
+    """Cycles of a matmul of int8-quantized rows."""
+    units = ceil_div(columns, PANEL) * ceil_div(depth, layout.unit)
+    whole = rows // ROWS if in_tiles else 0
+    left = rows - whole * ROWS
+    cycles = whole * (PANEL // COLUMNS) * _tile_cycles(layout, machine) + left * _row_cycles(layout, machine)
+    words = layout.unit // QUAD * ceil_div(PANEL, machine.lanes("int32")) * _UNPACKING
+    panels = ceil_div(whole * ROWS, _ROWS_OF_A_PANEL["tiles"]) + ceil_div(left, _ROWS_OF_A_PANEL["vectors"])
+    return units * (cycles + panels * words / machine.fma_ports)
+
+
+def _tile_cycles(layout: BlockFormat, machine: Machine) -> float:
+    """Cycles of a tile per unit: the maximum of its loads (data, weights, sums, scales) and the arithmetic that applies
+    scales."""
+    scaled = _scaling(layout)
+    loads = ROWS * _ACROSS_LINES + layout.unit // QUAD + ROWS * (scaled - 1)
+    return _TILE_MARGIN * max(loads / machine.load_ports, ROWS * scaled / machine.fma_ports, float(ROWS))
+
+
+def _row_cycles(layout: BlockFormat, machine: Machine) -> float:
+    """Cycles of a row by a panel in vector registers, per unit."""
+    product = next(iter(dot_products(machine, "uint8", "int8")), None)
+    rate = 1.0 if product is None else product.rate_on(machine)
+    vectors = ceil_div(PANEL, machine.lanes("float32"))
+    return vectors * (layout.unit / rate + _scaling(layout)) / machine.fma_ports
+
+
+def _scaling(layout: BlockFormat) -> float:
+    return _SCALING + 2 * layout.zeros + layout.minimum
+
 
 # Rows of a tile whose weights are unpacked: more make the code longer, not faster.
 _UNPACKED_ROWS = 4
@@ -147,3 +192,109 @@ def _named(weights: list[Expr], layout: BlockFormat) -> dict[str, Expr] | None:
 
 def _words(plane: Expr) -> int:
     return -int(shape_of(plane)[1])
+
+
+# Matmuls of rows with block-quantized expert weights: the kernels of `expert_matmul`.
+
+# Rows of a tile: with more, tiles that lie in the rows of one expert alone become rare.
+_MOST_ROWS = 4
+
+
+class MatmulExperts(MatmulBlocks):
+    """Serves the kernels of `expert_matmul`."""
+
+    name: ClassVar[str] = EXPERT_MATMUL
+    version: ClassVar[int] = 1
+
+    def space(self, workload: BlockWorkload, machine: Machine) -> ConfigSpace:
+        return ConfigSpace({"rows": tuple(range(1, _MOST_ROWS + 1))})
+
+    def default(self, workload: BlockWorkload, machine: Machine) -> Config:
+        return Config.of(rows=min(_MOST_ROWS, super().default(workload, machine).integer("rows")))
+
+    def parts(self, kernel: Kernel) -> Parts | None:
+        return parts_of(kernel, EXPERT_MATMUL)
+
+    def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
+        return ExpertWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
+
+    def tiles_writer(self, parts: Any, fused: FusedKernel, machine: Machine, product: Product) -> MatmulWriter:
+        return ExpertTilesWriter(parts, fused, machine, product)
+
+
+class _OfExperts(BlockWriter):
+    """Looks up the weight of a row's expert."""
+
+    def _expert(self, batch: Batch, row: Expr) -> Expr:
+        assert self.parts.experts is not None
+        mapping = {**batch, **self.form.rows.values(row)}
+        return substitute(self.parts.experts, mapping)
+
+    def _panel(self, batch: Batch, row: Expr, column: Expr) -> Expr:
+        panels = -(-int(self.form.columns) // PANEL)
+        return self._expert(batch, row) * index(panels) + tirx.FloorDiv(column, index(PANEL))
+
+
+class ExpertWriter(_OfExperts):
+    """Tiles whose rows share an expert are computed together; rows of other tiles one at a time."""
+
+    def _tile(self, at: Tile) -> Stmt:
+        together = super()._tile(at)
+        if at.rows == 1:
+            return together
+        one = super()._tile
+
+        def alone(i: Expr) -> Stmt:
+            return one(at.part(i, 1))
+
+        first = self._expert(at.batch, at.row)
+        same = [tirx.EQ(self._expert(at.batch, at.row + i), first) for i in range(1, int(at.rows))]
+        return tirx.IfThenElse(tirx.all(*same), together, repeat("single", at.rows, alone))
+
+
+class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
+    """Writes a matmul with tile instructions: runs of rows with the same expert share a panel of its weights."""
+
+    block_rows: ClassVar[int] = 128
+
+    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> None:
+        super().__init__(parts, fused, machine, product)
+        self.tile_rows, self.pack = self.block_rows, False
+
+    def _rest_rows(
+        self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Expr, rest: Expr, block: Block | None
+    ) -> Stmt | None:
+        left = self._tile(Tile(batch, expression(tiles * self.tile_rows), rest, column, width, load))
+        return tirx.IfThenElse(rest > 0, left, None) if not isinstance(rest, int) else left if rest else None
+
+    def _tile(self, at: Tile) -> Stmt:
+        held, allocation = allocate("begin", (1,), "int64", "local")
+
+        def ends(i: Expr) -> Stmt:
+            """The run that ends with a given row of the block."""
+            rows = expression(at.rows)
+            following = self._expert(at.batch, at.row + tirx.Min(i + 1, rows - 1))
+            last = tirx.any(tirx.EQ(i + 1, rows), tirx.NE(following, self._expert(at.batch, at.row + i)))
+            bindings: list[Stmt] = []
+            begin = name_value("first", tirx.BufferLoad(held, [index(0)]), bindings)
+            run = self._run(at.part(begin, i + 1 - begin))
+            return tirx.IfThenElse(last, sequence(bindings, run, store(held, i + 1, 0)), None)
+
+        return sequence(allocation, store(held, index(0), 0), repeat_symbolic("row", at.rows, ends))
+
+    def _run(self, at: Tile) -> Stmt:
+        """Rows of a single expert."""
+        unpacked, panel = self._unpacked(self._panel(at.batch, at.row, at.column))
+        tiles, own = tirx.FloorDiv(at.rows, index(ROWS)), replace(at, load=lambda k, j: tirx.BufferLoad(panel, [k, j]))
+
+        def tile(first: Expr, count: int) -> Stmt:
+            return super(ExpertTilesWriter, self)._tile(own.part(first, count))
+
+        whole = repeat_symbolic("tile", tiles, lambda i: tile(i * ROWS, ROWS))
+        parts: list[Stmt] = [tirx.IfThenElse(tiles > 0, sequence(unpacked, whole), None)]
+        first = tiles * ROWS
+        for count in (_MOST_ROWS, 1):
+            of_these = tirx.FloorDiv(at.rows - first, index(count))
+            parts.append(repeat_symbolic("few", of_these, lambda i, n=count, start=first: tile(start + i * n, n)))  # type: ignore[misc]
+            first = first + of_these * count
+        return sequence(parts)

@@ -107,7 +107,7 @@ def kernel_launches(function: PrimFunc) -> list[Launch]:
 
 def _launches_below(statement: Stmt) -> Iterator[dict[str, int]]:
     """The extents of the thread axes of each launch; statements between launches are loops, blocks and sequences."""
-    from schedules.gpu.binding import THREAD
+    from schedules.gpu.launch import THREAD
     from schedules.ir.tir import s_tir, tirx
 
     if (isinstance(statement, tirx.For) and statement.kind == THREAD) or (
@@ -124,7 +124,7 @@ def _launches_below(statement: Stmt) -> Iterator[dict[str, int]]:
 
 
 def _extents(statement: Stmt) -> dict[str, int]:
-    from schedules.gpu.binding import THREAD
+    from schedules.gpu.launch import THREAD
     from schedules.ir.tir import structural_walk, tirx
 
     found: dict[str, int] = {}

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 import compiler
-from schedules.codegen.partial_sums import PART, steps_of_part
+from schedules.codegen.register_tile import PART, steps_of_part
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 16, 31, 64, 97, 128, 1000, 4096, 25088])

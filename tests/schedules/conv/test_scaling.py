@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from schedules.conv.depthwise import Depthwise
 from schedules.conv.direct import ConvDirect
 from schedules.conv.direct_cut import direct_cut
-from schedules.conv.window import window_cut
+from schedules.conv.window import Depthwise, window_cut
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import Register, winograd_cut
 from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload

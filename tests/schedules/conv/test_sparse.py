@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schedules.conv.sparse import conv_sparse, pack_sparse_filter
-from schedules.conv.sparse_cost import conv_pays
+from schedules.conv.sparse import conv_pays, conv_sparse, pack_sparse_filter
 from schedules.conv.workload import ConvWorkload
 from schedules.machine import Machine
 from tests.schedules.blocked import (

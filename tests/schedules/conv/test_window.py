@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
-from schedules.conv.depthwise import Depthwise
+from schedules.conv.window import Depthwise
 from schedules.conv.workload import PoolWorkload, WindowWorkload
 from schedules.machine import Machine
 from tests.schedules.blocked import (

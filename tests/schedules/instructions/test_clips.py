@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, te
 
-from schedules.instructions.clips import vector_limits
+from schedules.instructions.finish import vector_limits
 from schedules.ir.tir import tirx
 from tests.schedules.harness import assembly, evaluate, normal, runnable, scheduled
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.grouped import matmul_grouped
-from schedules.matmul.grouped_weights import pack_groups, pack_words, panel_width
+from schedules.matmul.grouped import matmul_grouped, pack_groups, pack_words, panel_width
 from schedules.matmul.pack import pack_panels
 from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
 

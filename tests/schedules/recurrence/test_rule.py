@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import compiler
 import targets
 from schedules.machine import Machine
-from schedules.recurrence.activations import ActivationChoice
+from schedules.recurrence.cells import ActivationChoice
 from schedules.recurrence.description import CellKind, Recurrence, parse
 from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS
 from schedules.recurrence.rule import SAMPLES, way_to_run
