@@ -1,7 +1,9 @@
-"""Integers in buffers from which sizes are computed, like EnCodec's strides: `torch.export` treats them as data."""
+"""Buffers of a model that the exporter misreads: integers from which sizes are computed, like EnCodec's strides, which
+`torch.export` treats as data, and one tensor under several names, of which the first stands for all."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -78,3 +80,75 @@ def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
                 [Refusal("mutation", source.name, "the model writes to an integer in a buffer while running")],
                 "return the new value as an output instead",
             )
+
+
+def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with one input for each buffer; a copy where two of its buffers are the same tensor.
+
+    Raises UnsupportedModelError where the memory of a buffer is part of another one's: what is written to one would
+    have to show in the other.
+    """
+    from torch.export.graph_signature import InputKind
+
+    first: dict[Any, Any] = {}  # what describes a tensor's memory: the specification of the buffer
+    same: dict[str, str] = {}  # placeholders, and those that stand for them
+    for spec in program.graph_signature.input_specs:
+        tensor = _buffer(program, spec.target) if spec.kind == InputKind.BUFFER else None
+        if tensor is None or not tensor.numel():
+            continue
+        for place, other in first.items():
+            if place[0] == tensor.untyped_storage().data_ptr() and place != _place(tensor):
+                _refuse(spec.target, other.target)
+        known = first.setdefault(_place(tensor), spec)
+        if known is not spec:
+            same[spec.arg.name] = known.arg.name
+    return _merged(program, same) if same else program
+
+
+def _buffer(program: torch.export.ExportedProgram, name: str | None) -> Any:
+    """A buffer of a memory of its own; None for tensors that have none to compare, as sparse ones."""
+    import torch
+
+    tensor = program.state_dict.get(name, program.constants.get(name)) if name is not None else None
+    return tensor if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided else None
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors of the same elements in memory, read in the same way."""
+    storage = tensor.untyped_storage().data_ptr()
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _refuse(name: str, other: str) -> None:
+    raise UnsupportedModelError(
+        [Refusal("mutation", name, f"its memory is part of the buffer {other!r}, and the model writes to buffers")],
+        "register one buffer, and make the views of it in forward()",
+    )
+
+
+def _merged(program: torch.export.ExportedProgram, same: dict[str, str]) -> torch.export.ExportedProgram:
+    from torch.export import ExportedProgram
+    from torch.export.graph_signature import ExportGraphSignature
+
+    root = copy.deepcopy(program.graph_module)
+    for node, original in zip(root.graph.nodes, program.graph.nodes, strict=True):
+        node.name = original.name  # copies rename what shadows a name of Python, and the signature names nodes
+    nodes = {node.name: node for node in root.graph.nodes}
+    for name, other in same.items():
+        nodes[name].replace_all_uses_with(nodes[other])
+        root.graph.erase_node(nodes[name])
+    root.recompile()
+    signature = program.graph_signature
+    specs = [spec for spec in signature.input_specs if getattr(spec.arg, "name", None) not in same]
+    dropped = {spec.target for spec in signature.input_specs if getattr(spec.arg, "name", None) in same}
+    return ExportedProgram(
+        root=root,
+        graph=root.graph,
+        graph_signature=ExportGraphSignature(specs, signature.output_specs),
+        state_dict={name: value for name, value in program.state_dict.items() if name not in dropped},
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={name: value for name, value in program.constants.items() if name not in dropped},
+        verifiers=[program.verifier],
+    )

@@ -26,8 +26,7 @@ from compiler.frontends.torch.constant_folding import with_folded_constants
 from compiler.frontends.torch.decomposition import decomposed
 from compiler.frontends.torch.dimension_ranges import congruences
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
-from compiler.frontends.torch.exact_constants import exact_constants
-from compiler.frontends.torch.exporter_caches import exporter_caches
+from compiler.frontends.torch.exporter_patches import exact_constants, exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.projections import without_projections
 from compiler.frontends.torch.requirements import ProgramRequirements

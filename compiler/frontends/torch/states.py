@@ -11,7 +11,7 @@ import numpy as np
 
 from compiler.errors import OptionError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, StateSpec
-from compiler.frontends.torch.shared_buffers import with_shared_buffers
+from compiler.frontends.torch.buffers import with_shared_buffers
 
 if TYPE_CHECKING:
     import torch

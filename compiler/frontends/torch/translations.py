@@ -2,16 +2,122 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from compiler.frontends.torch import causal_attention, grouped_products
+from compiler.frontends.onnx.own_domain import OWN_DOMAIN
 from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
 from compiler.frontends.torch.recurrent_layers import OPERATORS, translation
 from compiler.frontends.torch.resampling import RESAMPLING
 
 if TYPE_CHECKING:
     import torch
+
+_ATTENTION = "aten.scaled_dot_product_attention.default"
+_CAUSAL_ARGUMENT = 5
+
+
+def _has_special_attention(program: torch.export.ExportedProgram) -> bool:
+    """True if some attention of a program is causal or has heads that share keys."""
+    return any(str(node.target) == _ATTENTION and _is_special(node) for node in program.graph.nodes)
+
+
+def _is_special(node: Any) -> bool:
+    causal = node.args[_CAUSAL_ARGUMENT] if len(node.args) > _CAUSAL_ARGUMENT else node.kwargs.get("is_causal", False)
+    return bool(causal or node.kwargs.get("enable_gqa", False))
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Like the exporter's conversion, for (batch, heads, length, size) tensors; dropout applies only to training."""
+    from onnxscript import opset18 as op
+
+    size = query.shape[-1]
+    factor = 1.0 / math.sqrt(int(size)) if scale is None else float(scale)
+    if enable_gqa or (is_causal and query.shape[0] == key.shape[0] == value.shape[0]):
+        results = _attention_operator()(query, key, value, attn_mask, is_causal=int(is_causal), scale=factor)
+        return results[0]
+    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=factor), query))
+    scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    attn_mask = _causal_mask(op, query, key) if is_causal else attn_mask
+    if attn_mask is None:
+        return op.MatMul(op.Softmax(scores, axis=-1), value)
+    weights = op.Softmax(op.Add(scores, attn_mask), axis=-1)
+    nothing = op.CastLike(op.Constant(value_float=0.0), query)
+    return op.MatMul(op.Where(op.IsNaN(weights), nothing, weights), value)
+
+
+def _causal_mask(op: Any, query: Any, key: Any) -> Any:
+    """Minus infinity behind each query's own place, for a batch that is repeated."""
+
+    def places(tensor: Any, axis: int) -> Any:
+        length = op.Squeeze(op.Shape(tensor, start=2, end=3))
+        zero, one = (op.Constant(value_int=value) for value in (0, 1))
+        return op.Unsqueeze(op.Range(zero, length, one), op.Constant(value_ints=[axis]))
+
+    hidden = op.Less(places(query, 1), places(key, 0))
+    return op.CastLike(op.Where(hidden, op.Constant(value_float=-math.inf), op.Constant(value_float=0.0)), query)
+
+
+@cache
+def _attention_operator() -> Any:
+    """ONNX's Attention in a domain of our own: the exporter writes an older opset than the one that has it."""
+    import onnx.defs
+    from onnxscript.values import Op, Opset
+
+    known = onnx.defs.get_schema("Attention", 23)
+    constraints = [(each.type_param_str, each.allowed_type_strs, "") for each in known.type_constraints]
+    schema = onnx.defs.OpSchema(
+        "Attention",
+        OWN_DOMAIN,
+        1,
+        inputs=list(known.inputs),
+        outputs=list(known.outputs),
+        type_constraints=constraints,
+        attributes=list(known.attributes.values()),
+    )
+    return Op(Opset(OWN_DOMAIN, 1), "Attention", schema)
+
+
+_GROUPED_MATMULS = ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
+
+
+def _grouped_matmul(
+    rows: Any, weights: Any, offs: Any = None, bias: Any = None, out_dtype: int | None = None, **_: object
+) -> Any:
+    """Rows (n, depth), weights (groups, depth, columns); `offs` says where in the rows each group ends."""
+    if offs is None or bias is not None or out_dtype is not None or len(rows.shape) != 2 or len(weights.shape) != 3:
+        raise ValueError("grouped products are supported of rows (n, depth) with matrices (groups, depth, columns)")
+    return _grouped_matmul_operator()(rows, weights, offs)
+
+
+@cache
+def _grouped_matmul_operator() -> Any:
+    import onnx.defs
+    from onnxscript.values import Op, Opset
+
+    parameter = onnx.defs.OpSchema.FormalParameter
+    floats, integers = [f"tensor({name})" for name in ("float", "float16", "bfloat16", "double")], "tensor(int32)"
+    schema = onnx.defs.OpSchema(
+        "GroupedMatMul",
+        OWN_DOMAIN,
+        1,
+        inputs=[parameter("rows", "T"), parameter("weights", "T"), parameter("ends", "I")],
+        outputs=[parameter("results", "T")],
+        type_constraints=[("T", floats, ""), ("I", [integers, "tensor(int64)"], "")],
+        attributes=[],
+    )
+    return Op(Opset(OWN_DOMAIN, 1), "GroupedMatMul", schema)
 
 
 def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -20,13 +126,9 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
 
     found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
     resampling = {_operator(name): conversion for name, conversion in RESAMPLING.items()}
-    attention = (
-        {_operator(causal_attention.OPERATOR): causal_attention.attention}
-        if causal_attention.needs_operator(program)
-        else {}
-    )
+    attentions = {_operator(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {_operator("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
-    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **attention, **sums, **found}
+    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **attentions, **sums, **found}
 
 
 def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
@@ -68,7 +170,7 @@ def _roi_pool(values: object, regions: object, scale: float, height: int, width:
 
 KNOWN: dict[str, Callable[..., Any]] = {
     "torchvision.roi_pool.default": _roi_pool,
-    **dict.fromkeys(grouped_products.OPERATORS, grouped_products.grouped_product),
+    **dict.fromkeys(_GROUPED_MATMULS, _grouped_matmul),
     **QUANTIZED_OPERATORS,
     **{name: translation(name) for name in OPERATORS},
 }

@@ -1,6 +1,9 @@
-"""Functions of elements."""
+"""Elementwise arithmetic, quotients and remainders, and arithmetic with Python numbers that change the data type."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,3 +84,80 @@ def _left_shift(values: Tensor | int, steps: Tensor | int) -> Tensor:
 def _wide(values: Tensor | int) -> Tensor | int:
     """In 64 bits, which hold the powers of two that the shifts of narrower integers take."""
     return values.to(torch.int64) if isinstance(values, Tensor) else values
+
+
+@decomposition_of("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
+def _remainder(values: Tensor | float, divisor: Tensor | float) -> Tensor:
+    """With the sign of the divisor, exact as fmod is. Of powers of two the exporter's form is exact."""
+    if not _is_float(values, divisor) or (not isinstance(divisor, Tensor) and abs(math.frexp(divisor)[0]) == 0.5):
+        return NotImplemented
+    values, divisor = _tensors(values, divisor)
+    rest = torch.fmod(values, divisor)
+    return torch.where((rest != 0) & ((rest < 0) != (divisor < 0)), rest + divisor, rest)
+
+
+@decomposition_of("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def _divide(values: Tensor, divisor: Tensor | float, *, rounding_mode: str | None) -> Tensor:
+    if rounding_mode != "floor" or not _is_float(values, divisor):
+        return NotImplemented
+    return floor_quotient(values, divisor)
+
+
+def floor_quotient(values: Tensor | float, divisor: Tensor | float) -> Tensor:
+    """The quotient of floats rounded down as in Python: 3.0 // 0.3 is 9, where the rounded quotient is 10."""
+    values, divisor = _tensors(values, divisor)
+    rest = torch.fmod(values, divisor)
+    quotient = (values - rest) / divisor
+    quotient = torch.where((rest != 0) & ((rest < 0) != (divisor < 0)), quotient - 1, quotient)
+    below = torch.floor(quotient)
+    nearest = torch.where(quotient - below > 0.5, below + 1, below)
+    return torch.where(divisor == 0, values / divisor, nearest)
+
+
+def _is_float(*operands: Tensor | float) -> bool:
+    return any(each.is_floating_point() if isinstance(each, Tensor) else isinstance(each, float) for each in operands)
+
+
+def _tensors(values: Tensor | float, divisor: Tensor | float) -> tuple[Tensor, Tensor]:
+    dtype = torch.result_type(values, divisor)
+
+    def tensor(value: Tensor | float) -> Tensor:
+        # `as_tensor` would make a number an input of the program.
+        return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype)
+
+    return tensor(values), tensor(divisor)
+
+
+@decomposition_of("aten.atan2.default")
+def _atan2(ordinates: Tensor, abscissas: Tensor) -> Tensor:
+    """In all quadrants, with signed zeros and infinities, as of C."""
+    if not (ordinates.is_floating_point() and abscissas.is_floating_point()):
+        return NotImplemented
+    infinite = torch.isinf(ordinates) & torch.isinf(abscissas)
+    ratio = torch.where(infinite, torch.sign(ordinates) * torch.sign(abscissas), ordinates / abscissas)
+    half = torch.where(negative(ordinates), -math.pi, math.pi).to(ordinates.dtype)
+    angle = torch.atan(ratio) + torch.where(abscissas < 0, half, 0.0)
+    flat = torch.where(ordinates == 0, torch.where(negative(abscissas), half, ordinates), half / 2)
+    return torch.where((abscissas == 0) & ~ordinates.isnan(), flat, angle)
+
+
+@decomposition_of("aten.rsub.Scalar", "aten.rsub.Tensor")
+def _subtracted_from(values: Tensor, other: Any, alpha: Any = 1) -> Any:
+    """other - alpha * values, where integers become floats."""
+    dtype = torch.result_type(values, other)
+    if dtype == values.dtype:
+        return NotImplemented
+    left = other if isinstance(other, Tensor) else torch.full((), other, dtype=dtype)
+    return left.to(dtype) - values.to(dtype) * alpha
+
+
+@decomposition_of("aten.floor_divide.default")
+def _floor_divided(left: Any, right: Any) -> Any:
+    """left // right, either of them a number, in the data type that both give."""
+    dtype = torch.result_type(left, right)
+    if dtype.is_floating_point:
+        return floor_quotient(left, right)
+    if isinstance(left, Tensor) and left.dtype == dtype:
+        return NotImplemented
+    divided = left.to(dtype) if isinstance(left, Tensor) else torch.full((), left, dtype=dtype)
+    return torch.floor_divide(divided, right.to(dtype) if isinstance(right, Tensor) else right)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.onnx._internal.exporter import _registration, _schemas
 
-from compiler.frontends.torch.exporter_caches import exporter_caches
+from compiler.frontends.torch.exporter_patches import exporter_caches
 
 
 def test_conversions_are_read_once_and_torch_is_left_as_it_was() -> None:

@@ -1,0 +1,150 @@
+"""Embedding bags, repeated elements, ranges, random draws, and tensors with a part overwritten along one axis, as
+caches are: one operator that a session can do in place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.onnx.registry import TORCH_DOMAIN
+from compiler.frontends.torch.decomposition import decomposition_of
+
+
+@decomposition_of("aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
+def _embedding_bag(
+    table: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Sums (mode 0), means (1) or largest elements (2) of the rows of each bag; an empty bag gives zeros.
+
+    Offsets are taken as if they were sorted, and what lies before the first is in no bag.
+    """
+    offsets = offsets[:-1] if include_last_offset else offsets
+    places = torch.arange(indices.shape[0], device=indices.device)
+    bags = (places.unsqueeze(1) >= offsets).sum(1) - 1
+    counted = (
+        torch.ones_like(indices) if padding_idx is None else (indices != padding_idx % table.shape[0]).to(torch.int64)
+    )
+    counted = counted * (bags >= 0)
+    bags = bags.clamp(min=0)
+    sizes = torch.zeros_like(offsets, dtype=torch.int64).index_add(0, bags, counted)
+    rows, present = table[indices], (counted != 0).unsqueeze(1)
+    if mode == 2:
+        lowest = torch.full((offsets.shape[0], table.shape[1]), -torch.inf, dtype=table.dtype)
+        targets = bags.unsqueeze(1).expand(rows.shape)
+        largest = lowest.scatter_reduce(0, targets, torch.where(present, rows, -torch.inf), "amax")
+        return torch.where((sizes > 0).unsqueeze(1), largest, 0.0), bags, sizes, sizes
+    rows = torch.where(present, rows if weights is None else rows * weights.unsqueeze(1), 0.0)
+    sums = table.new_zeros((offsets.shape[0], table.shape[1])).index_add(0, bags, rows)
+    return sums / sizes.clamp(min=1).unsqueeze(1) if mode == 1 else sums, bags, sizes, sizes
+
+
+@decomposition_of("aten.repeat_interleave.Tensor")
+def _repeated_places(repeats: Tensor, *, output_size: int | None = None) -> Tensor:
+    """Source index of each repeated element, for a known total, which the exporter's conversion does not accept."""
+    if output_size is None:
+        return NotImplemented
+    return _places(repeats, output_size)
+
+
+@decomposition_of("aten.repeat_interleave.self_Tensor")
+def _repeated(values: Tensor, repeats: Tensor, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
+    if output_size is None or repeats.ndim == 0:
+        return NotImplemented
+    values, axis = (values.reshape(-1), 0) if dim is None else (values, dim)
+    repeats = repeats if repeats.numel() == values.shape[axis] else repeats.expand(values.shape[axis])
+    return values.index_select(axis, _places(repeats, output_size))
+
+
+def _places(repeats: Tensor, output_size: int) -> Tensor:
+    ends = repeats.cumsum(0)
+    return (torch.arange(output_size).unsqueeze(-1) >= ends).sum(-1).to(repeats.dtype)
+
+
+@decomposition_of("aten.index_copy.default")
+def _index_copy(data: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    if data.ndim == 0 or index.ndim != 1 or source.ndim != data.ndim:
+        return NotImplemented
+    return _written(data, index, source, dim)
+
+
+@decomposition_of("aten.index_put.default")
+def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Index_put along one axis with integer indices; the exporter handles the rest."""
+    used = [axis for axis, index in enumerate(indices) if index is not None]
+    index = indices[used[0]] if len(used) == 1 else None
+    if accumulate or index is None or index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+        return NotImplemented
+    axis, size = used[0], data.shape[used[0]]
+    shape = [*data.shape[:axis], index.shape[0], *data.shape[axis + 1 :]]
+    places = torch.where(index < 0, index + size, index)
+    return _written(data, places, values.expand(shape), axis)
+
+
+@decomposition_of("aten.slice_scatter.default")
+def _slice_scatter(
+    data: Tensor, source: Tensor, dim: int = 0, start: object = None, end: object = None, step: int = 1
+) -> Tensor:
+    """The part from `start` on; its end is that of what is written."""
+    if step != 1 or data.ndim == 0:
+        return NotImplemented
+    first = 0 if start is None else start
+    if isinstance(first, int) and first < 0:
+        first = first + data.shape[dim]
+    if not isinstance(first, int | torch.SymInt) or (isinstance(first, int) and not isinstance(data.shape[dim], int)):
+        return NotImplemented
+    places: Any = torch.arange(source.shape[dim], device=data.device) + first
+    return _written(data, places, source, dim)
+
+
+@decomposition_of("aten.select_scatter.default")
+def _select_scatter(data: Tensor, source: Tensor, dim: int, index: object) -> Tensor:
+    if not isinstance(index, int) or not isinstance(data.shape[dim], int):
+        return NotImplemented
+    return _written(
+        data,
+        torch.full((1,), index % data.shape[dim], dtype=torch.int64, device=data.device),
+        source.unsqueeze(dim),
+        dim,
+    )
+
+
+def _written(data: Tensor, places: Tensor, rows: Tensor, dim: int) -> Tensor:
+    if not hasattr(torch.onnx, "ops"):  # before torch 2.8
+        return NotImplemented
+    operands = (data, places.to(torch.int64), rows.to(data.dtype))
+    attributes: dict[str, Any] = {"axis": dim % data.ndim}
+    return torch.onnx.ops.symbolic(
+        f"{TORCH_DOMAIN}::WritePlaces", operands, attributes, dtype=data.dtype, shape=data.shape, version=1
+    )
+
+
+@decomposition_of("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+def _arange(*bounds: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """Arange of floats, counted and computed in float64; the exporter's conversion counts in the result's dtype."""
+    start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    kinds = {type(each) for each in (start, end, step)}
+    if not kinds <= {int, float} or float not in kinds:
+        return NotImplemented
+    count = max(math.ceil((end - start) / step), 0)
+    values = torch.arange(count).to(torch.float64) * step + start
+    return values.to(dtype or torch.get_default_dtype())
+
+
+@decomposition_of("aten.multinomial.default")
+def _multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *, generator: object = None) -> Tensor:
+    """Draws without replacement: the largest of log(weight) plus Gumbel noise. The exporter draws with replacement."""
+    if replacement or num_samples == 1:
+        return NotImplemented
+    noise = -torch.log(-torch.log(torch.rand_like(weights).clamp(min=torch.finfo(weights.dtype).tiny)))
+    return (weights.log() + noise).topk(num_samples, -1)[1]
