@@ -23,7 +23,7 @@ from compiler.compression.samples import Samples
 from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array, array_of
-from compiler.passes.schedule.store_palettes import MOST_BITS
+from compiler.passes.schedule.store_compressed import MOST_BITS
 from compiler.support.accuracy import Evaluate
 from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible

@@ -37,7 +37,7 @@ from compiler.frontends.source import ImportOptions
 from compiler.passes.canonicalize.widen_half import multiplies_halves
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
-from compiler.passes.rewriting.recursion import loops
+from compiler.passes.rewriting.substitution import loops
 from compiler.records.identity import model_fingerprint
 from compiler.records.library import TunedConfigs, tuned_configs
 from compiler.runtime import Module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -105,3 +106,7 @@ class PipelineContext:
 
     def __post_init__(self) -> None:
         self.tracker = NodeTracker(self.options.nodes)
+
+    def tvm_target(self) -> AbstractContextManager[object]:
+        """TVM's description of the target, entered while passes run that ask for the current target."""
+        return nullcontext() if self.target is None else self.target.tvm_target()

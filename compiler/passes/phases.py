@@ -18,18 +18,14 @@ from compiler.passes.canonicalize.fold_pad import fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
 from compiler.passes.canonicalize.merge_products_of_slices import merge_products_of_slices
 from compiler.passes.canonicalize.merge_small_matmuls import merge_small_matmuls
-from compiler.passes.canonicalize.normalize import normalize
-from compiler.passes.canonicalize.recognize_gelu import recognize_gelu
-from compiler.passes.canonicalize.recognize_layer_norm import recognize_layer_norm
-from compiler.passes.canonicalize.recognize_rms_norm import recognize_rms_norm
-from compiler.passes.canonicalize.recognize_silu import recognize_silu
+from compiler.passes.canonicalize.normalize import normalize, track_nodes
+from compiler.passes.canonicalize.recognize_activations import recognize_gelu, recognize_silu
+from compiler.passes.canonicalize.recognize_norms import recognize_layer_norm, recognize_rms_norm
 from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
 from compiler.passes.canonicalize.spell_sizes import spell_sizes
-from compiler.passes.canonicalize.track_nodes import track_nodes
 from compiler.passes.canonicalize.widen_half import widen_half
-from compiler.passes.fuse.fuse_kernels import fuse_kernels
+from compiler.passes.fuse.fuse_kernels import fuse_kernels, group_operators
 from compiler.passes.fuse.gather_sizes import gather_sizes
-from compiler.passes.fuse.group_operators import group_operators
 from compiler.passes.fuse.legalize_operators import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
 from compiler.passes.fuse.separate_sizes import separate_sizes
@@ -83,8 +79,7 @@ from compiler.passes.schedule.count_operations import count_operations
 from compiler.passes.schedule.expand_at_load import expand_at_load
 from compiler.passes.schedule.lift_workspaces import lift_workspaces
 from compiler.passes.schedule.mark_in_place import mark_in_place
-from compiler.passes.schedule.store_palettes import store_palettes
-from compiler.passes.schedule.store_scaled_integers import store_scaled_integers
+from compiler.passes.schedule.store_compressed import store_palettes, store_scaled_integers
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.compression.pruning.nodes import Axis, Labels, Nodes
-from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
 from compiler.passes.rewriting.graph import Call, Expr
 from compiler.passes.rewriting.matching import plain, rank_of, shape_of
+from compiler.passes.rewriting.operator_properties import BINARY, UNARY
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr

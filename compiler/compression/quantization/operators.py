@@ -1,8 +1,8 @@
 """Classification of operators for the quantizer.
 
 A product multiplies activations by constant weights and sums: it computes in integers. A mover reads several tensors,
-or every element more than once, so its operands lie in memory and are worth holding as integers. What is elementwise
-is part of the kernel before it and needs nothing. A look-up reads rows of a constant table: integers are less to store.
+or every element more than once, so its operands lie in memory and are worth holding as integers. What is elementwise is
+part of the kernel before it and needs nothing. A look-up reads rows of a constant table: integers are less to store.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
-from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
 from compiler.passes.rewriting.graph import Call, operator_name
 from compiler.passes.rewriting.matching import dtype_of, rank_of, shape_of
+from compiler.passes.rewriting.operator_properties import BINARY, UNARY
 from compiler.passes.rewriting.transposed_convolutions import Interleaved
 
 if TYPE_CHECKING:

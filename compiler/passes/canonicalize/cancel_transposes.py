@@ -22,7 +22,6 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.dimension_orders import axes_of, differ_by_ones, order_of_result
-from compiler.passes.rewriting.elementwise_operators import BINARY, UNARY
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     as_constant,
@@ -33,6 +32,7 @@ from compiler.passes.rewriting.matching import (
     same_size,
     shape_of,
 )
+from compiler.passes.rewriting.operator_properties import BINARY, UNARY
 
 rules = RuleTable()
 last_rules = RuleTable()  # only after nothing moves any more, since a reshape does not merge with a transpose

@@ -17,7 +17,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import dtype_of
-from compiler.passes.rewriting.value_ranges import is_non_negative
+from compiler.passes.rewriting.operator_properties import is_non_negative
 from compiler.passes.rewriting.window_taps import PLAIN_CONVOLUTIONS
 
 rules = RuleTable()

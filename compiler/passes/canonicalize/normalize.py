@@ -68,3 +68,10 @@ def _computed(function: relax.Function) -> relax.Function:
 
     structural_walk(function, [(relax.MatchCast, see)])
     return structural_map(function, (tvm.ir.Var, size_of))
+
+
+@graph_pass("track-nodes", summary="Note which nodes of the model each binding computes")
+def track_nodes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Runs where a phase has removed or replaced bindings; reports and profiles name nodes by it."""
+    context.tracker.follow(mod)
+    return mod

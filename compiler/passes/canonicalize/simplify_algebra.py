@@ -14,7 +14,6 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.elementwise_operators import BINARY
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,
@@ -27,7 +26,7 @@ from compiler.passes.rewriting.matching import (
     scalar_of,
     shape_of,
 )
-from compiler.passes.rewriting.value_ranges import is_non_negative
+from compiler.passes.rewriting.operator_properties import BINARY, is_non_negative
 
 rules = RuleTable()
 op = relax.op

@@ -1,8 +1,5 @@
-"""fuse-kernels: TVM's FuseTIR, with the sizes that fused kernels take as arguments in one order.
-
-TVM goes through a set of pointers there, so that their order differs from process to process, and between groups that
-are otherwise equal and would share their code.
-"""
+"""group-operators and fuse-kernels: TVM's FuseOps puts the calls that become one kernel into a function of their own,
+and FuseTIR makes a kernel of it."""
 
 from __future__ import annotations
 
@@ -12,15 +9,29 @@ from typing import TYPE_CHECKING
 import tvm
 from tvm import relax, tirx
 from tvm.ir import IRModule
+from tvm.ir.transform import PassContext
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
-from compiler.passes.rewriting.tvm_target import tvm_target
 from schedules.ir.tir import structural_walk
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
+
+MOST_OPERATORS = 64
+"""Operators of one kernel: what inlines, splits and compiles a kernel takes more than twice as long for two times as
+many. TVM's own limit is 256."""
+
+
+@graph_pass("group-operators", summary="Group operators into kernels")
+def group_operators(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Groups that are equal are one function, so that which nodes of the model they compute is noted by call."""
+    with PassContext(config={"relax.FuseOps.max_depth": MOST_OPERATORS}), context.tvm_target():
+        grouped = relax.transform.FuseOps()(mod)
+    context.tracker.follow_grouping(mod, grouped)
+    return grouped
+
 
 Order = list[int]  # of parameters: the old position of each
 
@@ -28,7 +39,7 @@ Order = list[int]  # of parameters: the old position of each
 @graph_pass("fuse-kernels", summary="Merge each group into one TensorIR function", required=True)
 def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
     """Each group of kernels becomes one, whose scalar arguments come in the order of their use."""
-    with tvm_target(context):
+    with context.tvm_target():
         fused = relax.transform.FuseTIR()(mod)
     before = {var.name_hint for var, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)}
     orders = {}

@@ -1,19 +1,39 @@
-"""Operators with a lowering of our own in place of TVM's."""
+"""Operators with a lowering of our own in place of TVM's.
+
+- Normalizations in float64 and bfloat16, which TVM's own lowering refuses: y = (x - mean) / sqrt(mean((x - mean)**2) +
+  epsilon) * scale + bias, computed in float64 or float32.
+- Reshapes at dynamic sizes. TVM computes a reshape's indices by dividing; where a size is dynamic, it then takes the
+  kernel for one that cannot be fused. Those that only add or drop dimensions of 1, as squeezes and unsqueezes do, have
+  their indices in their places and are fused with what is around them, as at fixed sizes. Of the others, which TVM
+  often cannot prove to keep the order of elements, the kernel says that it is a reshape (`RESHAPE`), for
+  `lower-reshapes` to make a view of it.
+- Concatenations of many tensors, in steps of a few tensors each. TVM's kernel chooses, for each element, between all
+  tensors one after the other. Where sizes along the axis are dynamic, each choice holds the sum of all sizes before it,
+  too: code that grows with the square of their number. That of a detector's 91 classes took 19 s to compile. Where they
+  are known, the loop is cut at the edges of the tensors, unless there are many more than the layers of a block of
+  DenseNet-201 (48).
+- Maxima and minima of floats that propagate NaN, and are -inf (or inf) for no elements. TVM's own lowering drops NaN,
+  depending on the order, and starts from the largest finite number.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
+from tvm.relax.transform.legalize_ops import nn, statistical
+from tvm.relax.transform.legalize_ops.manipulate import _concat as tvm_concat
+from tvm.relax.transform.legalize_ops.manipulate import _reshape as tvm_reshape
+from tvm.tirx import IntImm, const
 
-from compiler.passes.rewriting.matching import array_of, dtype_of, rank_of
+from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, rank_of, same_shape, shape_of
 from schedules.ir import tvm_private
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Attrs, Expr, Index, Tensor
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
@@ -199,7 +219,247 @@ def _typed(value: Expr, dtype: str) -> Expr:
     return tirx.const(value, dtype) if isinstance(value, int | float) else tirx.Cast(dtype, value)
 
 
-LEGALIZATIONS: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
+_TVM_TYPES = ("float16", "float32")
+Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+
+
+def legalize_layer_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`nn.layer_norm`: statistics over `axes`, scale and bias along them."""
+    if dtype_of(call) in _TVM_TYPES:
+        return tvm_private.legalize_layer_norm(builder, call)
+    axes = [axis % _rank(call) for axis in _integers(call.attrs.axes)]
+
+    def kernel(data: te.Tensor, scale: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        shape = [size if axis in axes else 1 for axis, size in enumerate(data.shape)]
+        return _narrow(call, data, _normalized(_wide(data), axes, call), scale, bias, shape)
+
+    return builder.call_te(kernel, *call.args, primfunc_name_hint="layer_norm")
+
+
+def legalize_instance_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`nn.instance_norm`: statistics over `axes`, scale and bias along the channels."""
+    if dtype_of(call) in _TVM_TYPES:
+        return tvm_private.legalize_instance_norm(builder, call)
+    axes, channel = _integers(call.attrs.axes), int(call.attrs.channel_axis) % _rank(call)
+
+    def kernel(data: te.Tensor, scale: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        shape = [size if axis == channel else 1 for axis, size in enumerate(data.shape)]
+        return _narrow(call, data, _normalized(_wide(data), axes, call), scale, bias, shape)
+
+    return builder.call_te(kernel, *call.args, primfunc_name_hint="instance_norm")
+
+
+def legalize_group_norm(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`nn.group_norm`: statistics over `axes` and a group of channels, scale and bias along the channels."""
+    if dtype_of(call) in _TVM_TYPES:
+        return tvm_private.legalize_group_norm(builder, call)
+    groups, channel = int(call.attrs.num_groups), int(call.attrs.channel_axis) % _rank(call)
+    # The channels become two axes, (groups, channels of a group).
+    axes = [channel + 1, *(axis % _rank(call) + (axis % _rank(call) > channel) for axis in _integers(call.attrs.axes))]
+
+    def kernel(data: te.Tensor, scale: te.Tensor, bias: te.Tensor) -> te.Tensor:
+        sizes = list(data.shape)
+        split = topi.reshape(_wide(data), [*sizes[:channel], groups, sizes[channel] // groups, *sizes[channel + 1 :]])
+        result = topi.reshape(_normalized(split, axes, call), sizes)
+        shape = [size if axis == channel else 1 for axis, size in enumerate(sizes)]
+        return _narrow(call, data, result, scale, bias, shape)
+
+    return builder.call_te(kernel, *call.args, primfunc_name_hint="group_norm")
+
+
+def _rank(call: relax.Call) -> int:
+    return rank_of(call.args[0]) or 1
+
+
+def _integers(values: Sequence[Expr]) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _wide(data: te.Tensor) -> te.Tensor:
+    return topi.cast(data, "float64" if str(data.dtype) == "float64" else "float32")
+
+
+def _normalized(values: te.Tensor, axes: Sequence[int], call: relax.Call) -> te.Tensor:
+    """Less the mean, over the root of the mean square of that; two steps keep the digits of a large mean."""
+    count: Expr = tirx.const(1, values.dtype)
+    for axis in axes:
+        count = count * values.shape[axis].astype(values.dtype)
+    mean = topi.divide(topi.sum(values, axes, keepdims=True), count)
+    difference = topi.subtract(values, mean)
+    variance = topi.divide(topi.sum(topi.multiply(difference, difference), axes, keepdims=True), count)
+    epsilon = tirx.const(float(call.attrs.epsilon), values.dtype)
+    return topi.divide(difference, topi.sqrt(topi.add(variance, epsilon)))
+
+
+def _narrow(
+    call: relax.Call, data: te.Tensor, result: te.Tensor, scale: te.Tensor, bias: te.Tensor, shape: Sequence[Index]
+) -> te.Tensor:
+    """Scaled and shifted as the call asks for, in the type of `data`."""
+    if call.attrs.scale:
+        result = topi.multiply(result, topi.cast(topi.reshape(scale, shape), result.dtype))
+    if call.attrs.center:
+        result = topi.add(result, topi.cast(topi.reshape(bias, shape), result.dtype))
+    return topi.cast(result, data.dtype)
+
+
+RESHAPE = "tensorwright.reshape"  # attribute of a kernel that is a reshape of its first parameter and nothing else
+
+
+def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`reshape`: each axis of the result that is not 1 reads its own axis of the operand."""
+    source, target = shape_of(call.args[0]), shape_of(call)
+    if source is None or target is None or all(isinstance(size, IntImm) for size in target):
+        return tvm_reshape(topi.reshape, "reshape")(builder, call)
+    if not same_shape(_without_ones(source), _without_ones(target)):
+        return builder.call_te(
+            topi.reshape, call.args[0], target, primfunc_name_hint="reshape", primfunc_attrs={RESHAPE: True}
+        )
+
+    def reshaped(data: te.Tensor) -> te.Tensor:
+        def element(*place: Expr) -> Expr:
+            wide = iter(index for index, size in zip(place, target, strict=True) if not is_one(size))
+            return data(*(const(0, "int64") if is_one(size) else next(wide) for size in source))
+
+        return te.compute(target, element, name="reshape")
+
+    return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
+
+
+def _without_ones(shape: list[Index]) -> list[Index]:
+    return [size for size in shape if not is_one(size)]
+
+
+_MOST = 8  # tensors of dynamic sizes that are joined at once, and in a step
+_MOST_STATIC = 64  # tensors of known sizes that are joined at once
+_STATIC_STEP = 24  # and in a step: one more copy, but the loops decide nothing
+
+
+def legalize_concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`concat`: more tensors than those of a step are first joined in runs of that length, and these again."""
+    pieces = _fields(builder, call.args[0])
+    if pieces is None or call.attrs.axis is None:
+        return tvm_concat(builder, call)
+    most, step = (_MOST, _MOST) if _are_dynamic(call, pieces) else (_MOST_STATIC, _STATIC_STEP)
+    if len(pieces) <= most:
+        return tvm_concat(builder, call)
+    axis = int(call.attrs.axis)
+    while len(pieces) > step:
+        runs = [pieces[start : start + step] for start in range(0, len(pieces), step)]
+        pieces = [
+            run[0] if len(run) == 1 else builder.emit(builder.call_te(topi.concatenate, run, axis)) for run in runs
+        ]
+    return builder.call_te(topi.concatenate, pieces, axis)
+
+
+def _fields(builder: relax.BlockBuilder, operands: Expr) -> list[Expr] | None:
+    while isinstance(operands, relax.Var):
+        operands = builder.lookup_binding(operands)
+    return list(operands.fields) if isinstance(operands, relax.Tuple) else None
+
+
+def _are_dynamic(call: relax.Call, pieces: list[Expr]) -> bool:
+    shapes = [shape_of(piece) for piece in pieces]
+    return any(shape is not None and not isinstance(shape[int(call.attrs.axis)], int | IntImm) for shape in shapes)
+
+
+_MAXIMA_TYPES = ("float16", "float32", "float64")
+
+
+def _reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
+    """In the form that `schedules.ir.reduction` recognizes."""
+
+    def combine(own: Expr, value: Expr) -> Expr:
+        best = tirx.max(own, value) if greatest else tirx.min(own, value)
+        return tirx.Select(tirx.isnan(own), own, tirx.Select(tirx.isnan(value), value, best))
+
+    return te.comm_reducer(combine, lambda _: tirx.const(-math.inf if greatest else math.inf, dtype), name="extremum")
+
+
+def _extremum(name: str) -> Legalize:
+    """`max` and `min` over axes; of no element, the infinity that no element is beyond."""
+    own: Legalize = statistical._statistical(getattr(topi, name))
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        dtype, rank = dtype_of(call.args[0]), rank_of(call.args[0])
+        if dtype not in _MAXIMA_TYPES or rank is None:
+            return own(builder, call)
+        axes = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
+        keep = bool(call.attrs.keepdims)
+        reducer = _reducer(dtype, greatest=name == "max")
+        return builder.call_te(lambda x: _reduced(x, list(axes), keep, reducer), call.args[0], primfunc_name_hint=name)
+
+    return legalize
+
+
+def _reduced(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Callable[..., Expr]) -> te.Tensor:
+    if not axes:
+        return te.compute(data.shape, lambda *place: data(*place), name="reduced")
+    reduced = {axis: te.reduce_axis((0, data.shape[axis]), f"k{axis}") for axis in axes}
+    kept = [axis for axis in range(len(data.shape)) if keep or axis not in reduced]
+    shape = [tirx.const(1, "int64") if axis in reduced else data.shape[axis] for axis in kept]
+
+    def element(*indices: Expr) -> Expr:
+        position = dict(zip(kept, indices, strict=True))
+        place = [reduced[a].var if a in reduced else position[a] for a in range(len(data.shape))]
+        return reducer(data(*place), axis=list(reduced.values()))
+
+    return te.compute(shape, element, name="reduced")
+
+
+def _max_pool(rank: int) -> Legalize:
+    own: Legalize = getattr(nn, f"_nn_max_pool{rank}d")
+
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        attrs = call.attrs
+        layout = str(attrs.layout)
+        plain = layout.isalpha() and layout.isupper() and layout == (str(attrs.out_layout) or layout)
+        if dtype_of(call.args[0]) not in _MAXIMA_TYPES or not plain:
+            return own(builder, call)
+        spatial = [layout.index(letter) for letter in "DHW"[-rank:]]
+
+        return builder.call_te(
+            lambda data: _pooled(data, spatial, attrs), call.args[0], primfunc_name_hint=f"max_pool{rank}d"
+        )
+
+    return legalize
+
+
+def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Attrs) -> te.Tensor:
+    """Maximum pooling, with output sizes as Relax infers them."""
+    rank = len(spatial)
+    taps = [te.reduce_axis((0, int(size)), f"tap{axis}") for axis, size in zip(spatial, attrs.pool_size, strict=True)]
+    before, after = [int(p) for p in attrs.padding[:rank]], [int(p) for p in attrs.padding[rank:]]
+    shape = list(data.shape)
+    for i, axis in enumerate(spatial):
+        extent = int(attrs.dilation[i]) * (int(attrs.pool_size[i]) - 1) + 1
+        free, stride = data.shape[axis] + before[i] + after[i] - extent, int(attrs.strides[i])
+        rounded = free + stride - 1 if attrs.ceil_mode else free
+        shape[axis] = tirx.floordiv(rounded, stride) + 1
+    reducer = _reducer(data.dtype, greatest=True)
+    source = _bordered(data, spatial, before, after, attrs)
+
+    def element(*indices: Expr) -> Expr:
+        place = list(indices)
+        for i, axis in enumerate(spatial):
+            place[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i])
+        return reducer(source(*place), axis=taps)
+
+    return te.compute(shape, element, name="max_pool")
+
+
+def _bordered(
+    data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Attrs
+) -> Tensor:
+    """The data with -inf around it, as far as windows reach."""
+    low, high = [0] * len(data.shape), [0] * len(data.shape)
+    for i, axis in enumerate(spatial):
+        low[axis], high[axis] = before[i], after[i] + (int(attrs.strides[i]) - 1 if attrs.ceil_mode else 0)
+    if not any(low) and not any(high):
+        return data
+    return topi.nn.pad(data, low, high, tirx.const(-math.inf, data.dtype), name="bordered")
+
+
+LEGALIZATIONS: dict[str, Legalize] = {
     "relax.clip": legalize_clip,
     "relax.divide": legalize_divide,
     "relax.logical_not": legalize_not,
@@ -208,4 +468,12 @@ LEGALIZATIONS: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]]
     "relax.nn.relu": legalize_relu,
     "relax.quantize": legalize_quantize,
     "relax.take": legalize_take,
+    "relax.nn.layer_norm": legalize_layer_norm,
+    "relax.nn.instance_norm": legalize_instance_norm,
+    "relax.nn.group_norm": legalize_group_norm,
+    "relax.reshape": legalize_reshape,
+    "relax.concat": legalize_concat,
+    "relax.max": _extremum("max"),
+    "relax.min": _extremum("min"),
+    **{f"relax.nn.max_pool{rank}d": _max_pool(rank) for rank in (1, 2, 3)},
 }

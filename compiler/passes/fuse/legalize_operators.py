@@ -10,15 +10,8 @@ from tvm.ir import IRModule
 
 from compiler.passes.canonicalize.spell_sizes import operators_without_shapes, spell_sizes
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse import (
-    legalizations,
-    legalize_concatenations,
-    legalize_maxima,
-    legalize_norms,
-    legalize_reshapes,
-)
+from compiler.passes.fuse.legalizations import LEGALIZATIONS
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.tvm_target import tvm_target
 
 
 @graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
@@ -28,11 +21,9 @@ def legalize_operators(mod: IRModule, context: PipelineContext) -> IRModule:
     A kernel's result has the sizes of its expression, so an operator after it may lose its shape, and is left as it
     is: its sizes are spelled again, and it is lowered in the next turn. Each turn lowers at least one.
     """
-    modules = (legalizations, legalize_concatenations, legalize_maxima, legalize_norms, legalize_reshapes)
-    own = {name: rule for module in modules for name, rule in module.LEGALIZATIONS.items()}
     of_target = {} if context.target is None else context.target.legalizations()
-    lower = relax.transform.LegalizeOps({**own, **of_target})
-    with tvm_target(context):
+    lower = relax.transform.LegalizeOps({**LEGALIZATIONS, **of_target})
+    with context.tvm_target():
         mod = lower(mod)
         lost = operators_without_shapes(mod)
         while lost:

@@ -16,7 +16,7 @@ from tvm.ir import IRModule
 from tvm.sym import Analyzer
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse.legalize_reshapes import RESHAPE
+from compiler.passes.fuse.legalizations import RESHAPE
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Graph, RuleTable
 from schedules.ir.tir import StructuralKey, structural_walk

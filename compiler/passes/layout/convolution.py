@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
+from tvm.ir import GenericConst, Var
+from tvm.sym import Analyzer
+from tvm.tirx import IntImm
 
-from compiler.passes.layout.common_sizes import common_sizes
 from compiler.passes.layout.packing import (
     expand_winograd,
     merge_groups,
@@ -38,9 +39,10 @@ from schedules.conv.winograd_transforms import weight_matrix
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, WinogradWorkload
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import structural_map
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Index, Tensor
+    from schedules.ir.tvm_types import Call, Expr, Index, Tensor
 
 
 @dataclass(frozen=True)
@@ -347,3 +349,18 @@ class BlockedConv:
 def _kept(packed: np.ndarray, work: ConvWorkload, values: np.ndarray) -> float:
     """The share of blocks of a packed filter that are not zero."""
     return float(np.count_nonzero(np.any(packed, axis=-1)) / (work.out_blocks * values[0].size))
+
+
+_SIDES = (160, 224, 384)  # of images that networks take
+
+
+def common_sizes(sizes: Sequence[Expr]) -> list[tuple[int, ...]]:
+    """`sizes` with numbers in place of symbols, in several ways: those of images of common sides."""
+    return [tuple(_at(size, side) for size in sizes) for side in _SIDES]
+
+
+def _at(size: Expr, side: int) -> int:
+    if isinstance(size, int):
+        return size
+    known = Analyzer().simplify(structural_map(size, (Var, lambda _: IntImm("int64", side))))
+    return int(known) if isinstance(known, IntImm) else side

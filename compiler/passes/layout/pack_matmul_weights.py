@@ -13,8 +13,8 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout.packer import pack_all
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.expansion import exact_half
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, shape_of
-from compiler.passes.schedule.half_storage import exact_half
 from schedules.instructions.products.operation import DOT_F16, HALVES, Operation
 from schedules.instructions.products.table import halves_pay, operation_of, tile_product
 from schedules.instructions.rounding import stored_halves

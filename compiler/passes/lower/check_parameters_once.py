@@ -12,7 +12,7 @@ from tvm_ffi import structural_equal
 
 from compiler.artifact.entries import CHECK_ENTRY, MAIN_ENTRY
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_calls import CHECK_TYPE, EQUALS_NUMBER, MATCH_SHAPE, called, matched
+from compiler.passes.lower.shape_heap import CHECK_TYPE, EQUALS_NUMBER, MATCH_SHAPE, called, matched
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.substitution import called_functions, children, leaves
 

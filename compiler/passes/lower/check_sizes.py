@@ -16,7 +16,7 @@ from tvm.ir.prim import expr as prim
 
 from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_functions import rewrite_shape_functions
+from compiler.passes.lower.shape_heap import rewrite_shape_functions
 from compiler.passes.registry import graph_pass
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_calls import (
+from compiler.passes.lower.shape_heap import (
     EQUALS_NUMBER,
     EQUALS_PLACE,
     IS_NUMBER,

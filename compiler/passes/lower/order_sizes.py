@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_functions import rewrite_shape_functions
+from compiler.passes.lower.shape_heap import rewrite_shape_functions
 from compiler.passes.registry import graph_pass
 from schedules.ir.access import accesses_of
 

@@ -27,16 +27,16 @@ from compiler.artifact.entries import (
     RUN_KEEPING_ENTRY,
 )
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_calls import (
+from compiler.passes.lower.shape_heap import (
     ALLOCATE_HEAP,
     CHECK_TYPE,
     MAKE_SHAPE,
     MATCH_SHAPE,
     STORES,
     called,
+    is_shape_function,
     matched,
 )
-from compiler.passes.lower.shape_functions import is_shape_function
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.substitution import children, leaves

@@ -14,7 +14,7 @@ from tvm.ir import IRModule
 from tvm_ffi import StructuralKey
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_calls import MAKE_SHAPE, called
+from compiler.passes.lower.shape_heap import MAKE_SHAPE, called
 from compiler.passes.registry import graph_pass
 from schedules.ir.tvm_private import set_type
 

@@ -13,7 +13,6 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass, graph_pass
-from compiler.passes.rewriting.tvm_target import tvm_target
 
 if TYPE_CHECKING:
     import tvm
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def _tvm_pass(name: str, summary: str, make: Callable[[], tvm.transform.Pass], *, required: bool = True) -> GraphPass:
     @graph_pass(name, summary=summary, required=required)
     def run(mod: IRModule, context: PipelineContext) -> IRModule:
-        with tvm_target(context):
+        with context.tvm_target():
             return make()(mod)
 
     return run

@@ -13,7 +13,6 @@ from tvm.ir.transform import PassContext
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.tvm_target import tvm_target
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Function, GlobalVar
@@ -29,7 +28,7 @@ def capture_graphs(mod: IRModule, context: PipelineContext) -> IRModule:
     (main,) = (variable for variable in mod.get_global_vars() if variable.name_hint == "main")
     inputs = len(mod[main].params) - len(context.parameters)
     marked = _with_function(mod, main, mod[main].with_attr(_INPUTS, inputs))
-    with tvm_target(context), PassContext(config={"relax.backend.use_cuda_graph": True}):
+    with context.tvm_target(), PassContext(config={"relax.backend.use_cuda_graph": True}):
         captured = relax.transform.RewriteCUDAGraph()(marked)
     return _with_function(captured, main, captured[main.name_hint].without_attr(_INPUTS))
 

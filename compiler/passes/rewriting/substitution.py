@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+import tvm
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
 
@@ -111,3 +112,24 @@ def _rebind(binding: Binding, value: Expr) -> Binding:
     if isinstance(binding, relax.MatchCast):
         return relax.MatchCast(binding.var, value, binding.ty, binding.span)
     return relax.VarBinding(binding.var, value, binding.span)
+
+
+def loops(mod: tvm.IRModule) -> bool:
+    """True if a Relax function of the module calls itself, directly or through others."""
+    calls = {
+        variable.name_hint: {callee.name_hint for callee in called_functions(function.body)}
+        for variable, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+    }
+    return any(name in _reached(calls, name) for name in calls)
+
+
+def _reached(calls: dict[str, set[str]], start: str) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(calls[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting.extend(calls.get(name, ()))
+    return reached

@@ -12,9 +12,8 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.memory.share_constants import constants_of
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ArrayIndex, ConstantPool
-from compiler.passes.rewriting.expansion import Expansion, Expansions
+from compiler.passes.rewriting.expansion import Expansion, Expansions, widening, with_half_storage
 from compiler.passes.rewriting.matching import Array, array_of, as_constant
-from compiler.passes.schedule.half_storage import widening, with_half_storage
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import BlockBuilder, Expr, Type, Var

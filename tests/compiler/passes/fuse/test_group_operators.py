@@ -11,7 +11,7 @@ import targets
 from benchmarks.compile_time import CASES
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions, PipelineContext
-from compiler.passes.fuse.group_operators import MOST_OPERATORS
+from compiler.passes.fuse.fuse_kernels import MOST_OPERATORS
 from compiler.passes.pipeline import run_pipeline
 
 

@@ -7,7 +7,7 @@ import onnx.parser
 
 import compiler
 from compiler.frontends.onnx import import_onnx
-from compiler.passes.rewriting.recursion import loops
+from compiler.passes.rewriting.substitution import loops
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 # Counts up by x until 10: endless for x = 0.

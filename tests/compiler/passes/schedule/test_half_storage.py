@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compiler
-from compiler.passes.schedule.half_storage import LEAST_ELEMENTS, exact_half
+from compiler.passes.rewriting.expansion import LEAST_ELEMENTS, exact_half
 
 KINDS = (np.float16, ml_dtypes.bfloat16)
 

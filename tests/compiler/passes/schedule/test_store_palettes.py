@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
-from compiler.passes.schedule.store_palettes import _packed, palette_codes
+from compiler.passes.schedule.store_compressed import _packed_palette, palette_codes
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip
@@ -26,7 +26,7 @@ def _few_values(count: int, shape: tuple[int, ...]) -> Array:
 
 def _expanded(array: Array) -> Array | None:
     """The array as the module gets it back; None where nothing was packed."""
-    packed = _packed(array)
+    packed = _packed_palette(array)
     if packed is None:
         return None
     builder = relax.BlockBuilder()
@@ -73,7 +73,7 @@ def test_values_are_told_apart_by_their_bits() -> None:
     ids=["small", "many values", "integers", "wide integers"],
 )
 def test_what_has_no_palette(array: Array) -> None:
-    assert _packed(array) is None
+    assert _packed_palette(array) is None
 
 
 def test_a_value_between_the_samples_is_seen() -> None:

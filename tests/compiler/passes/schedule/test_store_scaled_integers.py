@@ -8,7 +8,7 @@ import torch
 
 import compiler
 from compiler.compression.quantization.affine import quantize_weight
-from compiler.passes.schedule.store_scaled_integers import packed_integers
+from compiler.passes.schedule.store_compressed import packed_integers
 
 
 @pytest.mark.parametrize(("shape", "axes"), [((64, 8, 3, 3), (0,)), ((4, 9, 16, 16), (0, 3)), ((300, 32), (1,))])

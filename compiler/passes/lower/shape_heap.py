@@ -1,4 +1,5 @@
-"""Calls of TVM's runtime on shapes, as `lower-shapes` writes them: names, and codes of their arguments.
+"""Functions on the shape heap, as `lower-shapes` leaves them, and calls of TVM's runtime on shapes: names, and codes of
+their arguments.
 
 A match takes a tensor, the shape heap, the rank, then (code, value) for each dimension, and a context; a shape is made
 of the heap, the rank, and (code, value) for each dimension.
@@ -6,13 +7,34 @@ of the heap, the rank, and (code, value) for each dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tvm import relax
+from tvm import relax, tirx
+from tvm.ir import IRModule
 from tvm.tirx import IntImm
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr
+
+_HOST = "tirx.is_host_func"
+
+
+def is_shape_function(function: tirx.PrimFunc) -> bool:
+    """True if a function computes on the shape heap."""
+    return bool(function.attrs and _HOST in function.attrs)
+
+
+def rewrite_shape_functions(mod: IRModule, rewrite: Callable[[tirx.PrimFunc], tirx.PrimFunc | None]) -> IRModule:
+    """The module with each function on the shape heap replaced by what `rewrite` makes of it; None leaves it."""
+    changed = {}
+    for variable, function in mod.functions_items():
+        if isinstance(function, tirx.PrimFunc) and is_shape_function(function):
+            rewritten = rewrite(function)
+            if rewritten is not None:
+                changed[variable] = rewritten
+    return IRModule({**dict(mod.functions_items()), **changed}, mod.attrs, mod.global_infos) if changed else mod
+
 
 MAKE_SHAPE = "vm.builtin.make_shape"
 MATCH_SHAPE = "vm.builtin.match_shape"

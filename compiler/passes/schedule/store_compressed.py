@@ -1,0 +1,205 @@
+"""store-palettes and store-scaled-integers: weights that fewer bytes hold exactly are stored so, and restored bit for
+bit when the module is loaded, behind whatever packing or transforming a weight went through. Nothing is rounded.
+
+- Weights of few distinct values, as `share_weights` leaves them: a palette, and a code of a few bits for each.
+- Weights that are int8 integers times a scale per output channel, as quantizing weights alone (or training with
+  rounding) leaves them: the integers and scales.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import te
+from tvm.ir import GenericConst, IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.memory.share_constants import constants_of
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.expansion import Expansion, Expansions
+from compiler.passes.rewriting.matching import Array, array_of
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import Expr, Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The stored form of an array, and the tensor expression that expands it."""
+
+    stored: tuple[Array, ...]
+    expand: Callable[..., Tensor]
+
+
+# None where it would not be smaller.
+Pack = Callable[[Array], Packed | None]
+
+
+def store_narrow(mod: IRModule, expansions: Expansions, pack: Pack, name: str) -> None:
+    """Have the module's constants, or what they are expanded from, stored as `pack` says; `name` is the kernel's."""
+    # By the identity of an array, which is its own as long as the array is kept beside it.
+    packed: dict[int, tuple[Array, Packed | None]] = {}
+
+    def look(array: Array) -> Packed | None:
+        if id(array) not in packed:
+            packed[id(array)] = array, pack(array)
+        return packed[id(array)][1]
+
+    for constant in constants_of(mod):
+        _note(constant, expansions, look, name)
+
+
+def _note(constant: GenericConst, expansions: Expansions, look: Pack, name: str) -> None:
+    known = expansions.known.get(constant)
+    arrays = (array_of(constant),) if known is None else known.stored
+    found = [look(array) for array in arrays]
+    if all(each is None for each in found):
+        return
+    stored: list[Array] = []
+    for array, each in zip(arrays, found, strict=True):
+        stored += [array] if each is None else each.stored
+
+    def kernel(*parts: Tensor) -> Tensor:
+        rest, whole = list(parts), []
+        for each in found:
+            own = [rest.pop(0) for _ in range(1 if each is None else len(each.stored))]
+            whole.append(own[0] if each is None else each.expand(*own))
+        return whole[0] if known is None else known.kernel(*whole)
+
+    expansions.known[constant] = Expansion(tuple(stored), kernel, name if known is None else known.name)
+
+
+MOST_BITS = 8
+_FEWEST_OF_PALETTE = 1024  # elements; a palette of 256 is as large
+_PROBE = 4096
+
+
+@graph_pass("store-palettes", summary="Store weights of few distinct values as a palette and codes of 1 to 8 bits")
+def store_palettes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Adds to `context.expansions`; the module stays as it is."""
+    store_narrow(mod, context.expansions, _packed_palette, "expand_palette")
+    return mod
+
+
+def _packed_palette(array: Array) -> Packed | None:
+    """None where a palette saves nothing."""
+    if array.dtype != np.float32 or array.size < _FEWEST_OF_PALETTE:
+        return None
+    stored = palette_codes(array)
+    return None if stored is None else Packed(stored, _palette_expansion(array.shape, *stored))
+
+
+def palette_codes(array: Array) -> tuple[Array, Array] | None:
+    """(codes packed into bytes, palette of float32) when there are at most 256 values; None otherwise."""
+    flat = np.ascontiguousarray(array).ravel().view(np.uint32)  # by bits: two zeros are two values
+    step = max(1, flat.size // _PROBE)
+    if len(np.unique(flat[::step])) > 1 << MOST_BITS:
+        return None
+    values, codes = np.unique(flat, return_inverse=True)
+    if len(values) > 1 << MOST_BITS:
+        return None
+    bits = max(1, int(len(values) - 1).bit_length())
+    palette = np.zeros(1 << bits, np.float32)
+    palette[: len(values)] = values.view(np.float32)
+    digits = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
+    packed = np.packbits(digits.astype(np.uint8).ravel(), bitorder="little")
+    return np.append(packed, np.uint8(0)), palette  # a byte more: codes are read two bytes at a time
+
+
+def _palette_expansion(shape: tuple[int, ...], codes: Array, palette: Array) -> Callable[..., Tensor]:
+    bits = int(len(palette) - 1).bit_length()
+
+    def expand(packed: te.Tensor, values: te.Tensor) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
+            flat: Expr = 0
+            for index, size in zip(indices, shape, strict=True):
+                flat = flat * size + index
+            first = flat * bits
+            low, high = packed[first // 8].astype("int32"), packed[first // 8 + 1].astype("int32")
+            pair = low | (high << 8)
+            return values[(pair >> (first % 8).astype("int32")) & ((1 << bits) - 1)]
+
+        return te.compute(shape, element, name="expand_palette")
+
+    return expand
+
+
+_FEWEST_INTEGERS = 4096  # elements; fewer are not worth a kernel that runs when the module is loaded
+# The largest integer of a filter: it is 127 where weights are rounded to the nearest, perhaps less where otherwise, or
+# where the filter is a phase of a transposed one. A product of scale and integer was rounded: divided again, it may be
+# the scale's neighbour.
+_MOST = range(127, 0, -1)
+_PROBED = 64
+
+
+@graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a scale per channel as such")
+def store_scaled_integers(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Adds to `context.expansions`; the module stays as it is."""
+    store_narrow(mod, context.expansions, packed_integers, "expand_integers")
+    return mod
+
+
+def packed_integers(array: Array) -> Packed | None:
+    """None where no scale per output channel gives the numbers back exactly."""
+    if array.dtype != np.float32 or array.size < _FEWEST_INTEGERS or array.ndim < 2:
+        return None
+    last = array.ndim - 1
+    # Filters lie along the first axis, or in blocks: along the first and the last.
+    for axes in ((0,), (0, last), (last,)):
+        if 8 * np.prod([array.shape[axis] for axis in axes]) > array.size:
+            continue
+        if _may_be_scaled(array, axes) and (found := _scaled(array, axes)) is not None:
+            return Packed(found, _expanded)
+    return None
+
+
+def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
+    """True if a few numbers of a filter are integers on some scale of it: of other weights none are."""
+    place = [array.shape[axis] // 2 if axis in axes else slice(None) for axis in range(array.ndim)]
+    values = np.ravel(array[tuple(place)])
+    largest, some = np.abs(values).max(), values[np.flatnonzero(values)[:_PROBED]]
+    if not some.size or not np.isfinite(largest):
+        return False
+    nearest = largest / np.arange(1, _MOST[0] + 1, dtype=np.float32)
+    scales = np.concatenate([nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))])
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        exact = np.rint(some / scales[:, None]) * scales[:, None] == some
+    return bool(exact.all(1).any())
+
+
+def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
+    """(int8 integers, float32 scales that broadcast over them), whose products are the array."""
+    ahead = np.moveaxis(array, axes, range(len(axes)))
+    filters = np.ascontiguousarray(ahead).reshape(-1, int(np.prod(ahead.shape[len(axes) :])))
+    largest = np.abs(filters).max(1, keepdims=True)
+    if not np.isfinite(largest).all():
+        return None
+    scales, rest = np.ones(largest.shape, np.float32), np.flatnonzero(largest)
+    for most, end in itertools.product(_MOST, (None, 0, np.inf)):
+        if not rest.size:
+            break
+        candidate = largest[rest] / np.float32(most)
+        if end is not None:
+            candidate = np.nextafter(candidate, np.float32(end))
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            exact = (np.rint(filters[rest] / candidate) * candidate == filters[rest]).all(1)
+        scales[rest[exact]] = candidate[exact]
+        rest = rest[~exact]
+    if rest.size:
+        return None
+    wide = scales.reshape([size if axis in axes else 1 for axis, size in enumerate(array.shape)])
+    return np.rint(array / wide).astype(np.int8), wide
+
+
+def _expanded(integers: te.Tensor, scales: te.Tensor) -> te.Tensor:
+    sizes = [int(size) for size in scales.shape]
+
+    def element(*at: Expr) -> Expr:
+        place = [0 if size == 1 else index for size, index in zip(sizes, at, strict=True)]
+        return integers(*at).astype("float32") * scales(*place)
+
+    return te.compute(integers.shape, element, name="expand_integers")
