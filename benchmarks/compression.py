@@ -29,7 +29,7 @@ from benchmarks._compression_cases import CASES, Array, Case, Run
 from benchmarks._compression_steps import steps_for
 from compiler.compression.quantization import TECHNIQUES
 from compiler.compression.quantization.affine import decibels, noise_ratio
-from compiler.compression.quantization.calibrators import calibrators
+from compiler.compression.quantization.calibration import calibrators
 from compiler.compression.quantization.schemes import scheme_names
 
 _COMPARED = 8  # samples

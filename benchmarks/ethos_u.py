@@ -20,8 +20,8 @@ from tvm import relax
 import compiler
 import targets
 from benchmarks.tiny_nets import NETS
+from compiler.compression.quantization.calibration import scheme_for
 from compiler.compression.quantization.insertion import insert_pairs
-from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.session import Session
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model

@@ -20,12 +20,12 @@ from rich.table import Table
 
 import targets
 from benchmarks.catalog import CATALOG, CatalogModel
-from compiler.compression.canonical import canonical
+from compiler.compression.model import canonical
 from compiler.compression.predicted_times import KernelClock, PredictedClock
 from compiler.compression.quantization.affine import quantize_weight
+from compiler.compression.quantization.calibration import scheme_for
 from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.layers import find_layers
-from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.quantization.speed import MeasuredClock
 from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import import_model

@@ -216,8 +216,7 @@ def original_cost(net: torch.nn.Module, example: torch.Tensor, target: str, cost
     """Cost of the original net: a budget of twice it takes any candidate, so one trial tells."""
     from compiler.compression.job import JobOptions, import_job
     from compiler.frontends.source import ImportOptions
-    from compiler.searching.cost import CostModel, accelerator_of
-    from compiler.searching.layer_table import LayerTable
+    from compiler.searching.layer_table import CostModel, LayerTable, accelerator_of
     from compiler.searching.measure import kernel_times
     from compiler.searching.precision import Precisions
 

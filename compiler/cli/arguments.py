@@ -17,7 +17,7 @@ from compiler.errors import InputError, OptionError, StorageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from compiler.support.import_arguments import ImportArguments
+    from compiler.support.options import ImportArguments
 
 RANDOM = "random"
 

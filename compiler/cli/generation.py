@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.support.rare_collections import collecting_rarely
+from compiler.support.compilation import collecting_rarely
 
 MaxNewTokens = Annotated[int, typer.Option(min=0, metavar="N", help="Generate at most so many tokens.")]
 Temperature = Annotated[

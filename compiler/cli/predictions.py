@@ -53,7 +53,7 @@ def _check_output(module: Module, given: Sequence[Path | str], output: Path | No
     from compiler.cli.paths import check_writable
     from compiler.errors import OptionError
     from compiler.runtime.prediction import processing_of
-    from compiler.support.image_files import SUFFIXES
+    from compiler.support.media_files import SUFFIXES
 
     if output is None:
         return

@@ -17,7 +17,7 @@ from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.codegen.parallel_build import build_objects, own_options, worth_parts
 from compiler.codegen.shared_kernels import SharedCall, share_kernels
 from compiler.errors import CompilationError, StorageError
-from compiler.support.compile_lock import one_at_a_time
+from compiler.support.compilation import one_at_a_time
 from schedules.ir.named_sizes import name_sizes
 from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode

@@ -11,10 +11,8 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 import targets
-from compiler.compression.canonical import canonical
-from compiler.compression.job import JobOptions, start
-from compiler.compression.model import CompressedModel
-from compiler.compression.samples import Samples
+from compiler.compression.job import JobOptions, Samples, start
+from compiler.compression.model import CompressedModel, canonical
 from compiler.errors import InputError, MissingDependencyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate

@@ -1,12 +1,25 @@
-"""Result of the compression techniques."""
+"""Result of the compression techniques, the form of a model that they work on, and the names of its layers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+
+import targets
 from compiler.compression.report import CompressionReport
 from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.context import PassOptions, PipelineContext
+from compiler.passes.pipeline import run_pipeline
+from compiler.passes.rewriting.graph import Var, bindings_of
+from compiler.passes.rewriting.node_tracker import Nodes, NodeTracker
+from compiler.profiling.attribution import main_node
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +46,60 @@ class CompressedModel(ImportedModel):
 
 
 CompressedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+
+
+def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
+    """With batch norms folded and constants computed."""
+    context = PipelineContext(target=target, machine=target.machine, options=_options(model))
+    mod = run_pipeline(model.mod, context, until="canonicalize").mod
+    return replace(model, mod=mod, nodes=context.tracker.nodes)
+
+
+def _options(model: ImportedModel) -> PassOptions:
+    return PassOptions(checks=model.checks, nodes=model.nodes)
+
+
+class LayerNames:
+    """Gives each layer the name of its node in the model; where it has none, the given one.
+
+    Args:
+        nodes: the model's nodes by variable, as `ImportedModel` has them.
+    """
+
+    def __init__(self, nodes: Mapping[str, Nodes]) -> None:
+        self._tracker = NodeTracker(nodes)
+        self._taken: dict[str, int] = {}
+
+    def name(self, variable: Var, otherwise: str) -> str:
+        """A name that no other layer has: nodes that are several layers are numbered."""
+        node = main_node(self._tracker.of(str(variable.name)))
+        name = otherwise if node is None else node.name
+        count = self._taken[name] = self._taken.get(name, 0) + 1
+        return name if count == 1 else f"{name} #{count}"
+
+
+def weight_names(model: ImportedModel) -> dict[GenericConst, str]:
+    """Each constant tensor of `main` that a node reads: the name of the first such node, with the tensor's shape."""
+    nodes = NodeTracker(model.nodes).all_of(model.mod)
+    names: dict[GenericConst, str] = {}
+    for variable, constant in _constants_read(model.mod):
+        node = main_node(nodes.get(str(variable.name), ()))
+        if node is not None:
+            sizes = "x".join(map(str, constant.value.shape))
+            names.setdefault(constant, f"{node.name} {sizes}")
+    return names
+
+
+def _constants_read(mod: IRModule) -> Iterator[tuple[Var, GenericConst]]:
+    for binding in bindings_of(mod["main"].body):
+        if isinstance(binding.value, relax.Call):
+            for constant in _constants_in(binding.value.args):
+                yield binding.var, constant
+
+
+def _constants_in(arguments: Any) -> Iterator[GenericConst]:
+    for argument in arguments:
+        if isinstance(argument, GenericConst):
+            yield argument
+        elif isinstance(argument, relax.Tuple):
+            yield from _constants_in(argument.fields)

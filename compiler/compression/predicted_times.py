@@ -24,7 +24,7 @@ import targets
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import kind_of
-from compiler.support.compile_lock import one_at_a_time
+from compiler.support.compilation import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
 from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of, tiles_of
 from schedules.conv.dot import CONV_DOT, CONV_TILES

@@ -9,14 +9,17 @@ compress:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import targets
 from compiler.compression.distillation import DistillationOptions, distill
-from compiler.compression.job import JobOptions, start
+from compiler.compression.job import JobOptions, Samples, start
 from compiler.compression.low_rank.driver import FactorizationOptions, factorize
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning import prune
@@ -24,12 +27,10 @@ from compiler.compression.pruning.settings import PruningOptions
 from compiler.compression.quantization import quantize
 from compiler.compression.quantization.report import QuantizationReport
 from compiler.compression.quantization.settings import QuantizationOptions
-from compiler.compression.recipe_file import arguments, check_names, checked_settings, read_recipe
 from compiler.compression.report import Measure, save_report
-from compiler.compression.samples import Samples
 from compiler.compression.weight_sharing import check_bits, share_weights
 from compiler.driver.compile import find_target
-from compiler.errors import NothingGainedError, OptionError, TensorwrightError
+from compiler.errors import NothingGainedError, OptionError, StorageError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.passes.registry import did_you_mean
@@ -37,10 +38,9 @@ from compiler.reports.charts import Column, LineChart, Series, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
 from compiler.reports.page import Fact, Page, Section, render
 from compiler.support.accuracy import Evaluate, check_max_drop
-from compiler.support.import_arguments import split_imports, takes_imports
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import table_html
-from compiler.support.options import options_of
+from compiler.support.options import options_of, split_imports, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 
@@ -430,3 +430,92 @@ def get_technique(name: str) -> Technique:
     if name not in TECHNIQUES:
         raise OptionError(f"no technique is named {name!r}", did_you_mean(name, TECHNIQUES))
     return TECHNIQUES[name]
+
+
+_LONGEST = 1 << 16  # characters
+
+
+def read_recipe(path: Path) -> Any:
+    """Contents of the file, as Python's own types.
+
+    Raises:
+        StorageError: it cannot be read.
+        OptionError: it is not YAML, refers to itself, names a key twice, or is too large.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _LONGEST:
+            raise OptionError(f"{path} has {len(text)} characters", f"a recipe has at most {_LONGEST}")
+        # References to other parts can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise OptionError(f"{path} refers to parts of itself (*name)", "write the settings of each step out")
+        for name, first, second in _repeated_keys(yaml.compose(text, yaml.SafeLoader)):
+            raise OptionError(
+                f"{path} has {name!r} in line {first} and again in line {second}",
+                "keep one: a step that is done twice is two entries of the list",
+            )
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise OptionError(f"{path} is nested too deeply", "compress: [prune: {amount: 0.5}, quantize]") from error
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number of thousands of digits
+        raise OptionError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
+    """(key, line, line of its repetition) of mappings; YAML readers silently keep the last one."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in lines:
+                    yield key.value, lines[key.tag, key.value], line
+                lines[key.tag, key.value] = line
+            yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from _repeated_keys(each)
+
+
+# The settings of the steps of a recipe, checked before anything runs.
+
+# What `compress` passes on itself, or what is not data.
+_GIVEN = ("source", "student", "calibration", "evaluate", "target", "threads", "progress")
+
+
+def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
+    """Settings from a file as the types that the technique declares.
+
+    Raises OptionError for settings of other types, and for unknown ones.
+    """
+    check_names(step, function, settings)
+    hints = get_type_hints(function)
+    return {name: _converted(step, name, hints.get(name, Any), value) for name, value in settings.items()}
+
+
+def arguments(function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
+    """All arguments of a technique: `settings`, its defaults, and None for what has neither."""
+    found: dict[str, Any] = {}
+    for name, each in inspect.signature(function).parameters.items():
+        found[name] = None if each.default is inspect.Parameter.empty else each.default
+    return {**found, **settings}
+
+
+def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> None:
+    """Raises OptionError for a setting that the technique does not take, or that is the whole recipe's."""
+    known = [name for name in inspect.signature(function).parameters if name not in _GIVEN]
+    for name in settings:
+        if name in _GIVEN:
+            raise OptionError(f"the step {step!r} has {name}=, which is the same for all steps", "give it to compress")
+        if name not in known:
+            raise OptionError(f"the step {step!r} takes no setting {name!r}", did_you_mean(str(name), known))
+
+
+def _converted(step: str, name: str, hint: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        problems = "; ".join(each["msg"] for each in error.errors())
+        raise OptionError(f"the step {step!r}: {name}={value!r} does not fit: {problems}") from error

@@ -13,10 +13,9 @@ from typing_extensions import Unpack
 import targets
 from compiler.artifact import read_artifact
 from compiler.artifact.variants import VariantEntry, VariantIndex, write_index
-from compiler.compression.job import Job, JobOptions, import_job
+from compiler.compression.job import Job, JobOptions, Samples, import_job
 from compiler.compression.quantization import quantize
 from compiler.compression.recipe import compress
-from compiler.compression.samples import Samples
 from compiler.driver.compile import check_precision
 from compiler.driver.compile import compile as compile_model
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, StorageError
@@ -27,8 +26,8 @@ from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import ImportArguments, takes_imports
 from compiler.support.precision import precision_name
 from compiler.support.progress_bar import automatic, shows_progress
 

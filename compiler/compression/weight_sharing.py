@@ -13,21 +13,18 @@ import numpy as np
 from typing_extensions import Unpack
 
 import targets
-from compiler.compression.job import Job, JobOptions, start
-from compiler.compression.layer_names import weight_names
-from compiler.compression.model import CompressedModel
+from compiler.compression.job import Job, JobOptions, Samples, start
+from compiler.compression.model import CompressedModel, weight_names
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.plan import weights_of, with_constants
 from compiler.compression.report import LayerChange
-from compiler.compression.samples import Samples
 from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array, array_of
 from compiler.passes.schedule.store_compressed import MOST_BITS
 from compiler.support.accuracy import Evaluate
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
-from compiler.support.options import options_of
+from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4

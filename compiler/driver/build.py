@@ -47,8 +47,8 @@ from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import state_symbols, symbols_of
 from compiler.runtime.threads import check_threads
 from compiler.support.call_list import nodes_of
-from compiler.support.import_arguments import ImportArguments
 from compiler.support.notebook import shortened
+from compiler.support.options import ImportArguments
 from compiler.support.precision import precision_of
 from compiler.support.processing import Processing
 from compiler.support.tokenizer_file import library_errors, read_tokenizer

@@ -20,13 +20,12 @@ from compiler.driver.compile_options import (
     model_name,
     translated_target_errors,
 )
+from compiler.support.compilation import collecting_rarely
 from compiler.support.hub import download, hub_model
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
-from compiler.support.options import options_of
+from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.processing import Processing
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
-from compiler.support.rare_collections import collecting_rarely
 
 if TYPE_CHECKING:
     from compiler.driver.sizes import Sizes

@@ -26,7 +26,7 @@ import numpy as np
 
 from compiler.errors import OptionError, StorageError, TensorwrightError
 from compiler.support.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
-from compiler.support.import_arguments import ImportArguments
+from compiler.support.options import ImportArguments
 from compiler.support.processing import Processing
 from targets.processors import usable_cores
 

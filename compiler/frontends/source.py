@@ -22,8 +22,8 @@ from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.relax_module import import_relax
 from compiler.frontends.state_capacity import with_capacity
-from compiler.support.compile_lock import one_at_a_time
-from compiler.support.import_arguments import Constants, ImportArguments, Shapes, State, takes_imports
+from compiler.support.compilation import one_at_a_time
+from compiler.support.options import Constants, ImportArguments, Shapes, State, takes_imports
 
 SOURCES = (
     "a path to an .onnx, .pt2 or .gguf file, or to a transformers folder of a language model, an onnx.ModelProto or "

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.artifact.language_model import ImagePreparation
 from compiler.errors import InputError
-from compiler.support.image_files import Image, read_image
+from compiler.support.media_files import Image, read_image
 
 Array = np.ndarray
 _LONGEST = 4096

@@ -32,7 +32,7 @@ from compiler.generation.steps import BatchedSteps, SessionSteps, Steps, can_rew
 from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
-from compiler.support.image_files import Image
+from compiler.support.media_files import Image
 
 _ROWS = 64  # a cache's capacity is a multiple of it
 

@@ -10,8 +10,7 @@ from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
 from compiler.generation.audio import log_mel
 from compiler.generation.images import prepared_images
-from compiler.support.audio_files import Audio, read_audio
-from compiler.support.image_files import Image
+from compiler.support.media_files import Audio, Image, read_audio
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.result import Generation
 from compiler.generation.steps import Chunk
-from compiler.support.audio_files import Audio, read_audio
+from compiler.support.media_files import Audio, read_audio
 
 TASKS = ("transcribe", "translate")
 _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")

@@ -17,9 +17,9 @@ import targets
 from compiler.errors import OptionError, StorageError
 from compiler.inspection.comparing.onnx_side import OnnxSide
 from compiler.inspection.comparing.side import Side
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import table_html
+from compiler.support.options import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 Array = np.ndarray

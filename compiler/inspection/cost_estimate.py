@@ -19,10 +19,15 @@ from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritab
 from compiler.passes.rewriting.node_tracker import NodeTracker
 from compiler.profiling.attribution import kind_of, names_of, operators_of
 from compiler.profiling.faster_precisions import KernelWork, float32_work
-from compiler.support.elements import elements_read
+from compiler.support.balance import elements_read
 from compiler.support.formula import evaluate
-from compiler.support.gathered import gathered_by_kernel
-from compiler.support.operation_count import OperationCount, UncountableError, count_kernels, size_formula
+from compiler.support.operation_count import (
+    OperationCount,
+    UncountableError,
+    count_kernels,
+    gathered_by_kernel,
+    size_formula,
+)
 from compiler.support.roofline import Roofline
 from schedules.machine import dtype_bits
 

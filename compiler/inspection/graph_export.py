@@ -30,7 +30,7 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import operator_name, rewritable_functions
 from compiler.passes.rewriting.node_tracker import NodeTracker
 from compiler.profiling.attribution import kind_of, layer_label, names_of, operators_of
-from compiler.support.import_arguments import Constants, Shapes
+from compiler.support.options import Constants, Shapes
 from schedules.ir.stages import Kernel
 from schedules.selection.apply import matching_rule
 from schedules.selection.registry import rules

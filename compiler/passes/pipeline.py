@@ -22,7 +22,7 @@ from compiler.passes.registry import GraphPass, PassLike, as_graph_pass, did_you
 from compiler.passes.rewriting.constant_pool import ConstantPool
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.verify import PassVerifier
-from compiler.support.compile_lock import one_at_a_time
+from compiler.support.compilation import one_at_a_time
 from compiler.support.interrupts import raise_if_interrupted
 from targets.errors import TargetError
 

@@ -22,8 +22,7 @@ from compiler.profiling.instrument import Call, CallTimes, Recording, call_times
 from compiler.profiling.measured import CallTime, KernelTime, Profile
 from compiler.profiling.statistics import Latency, median
 from compiler.profiling.workload import Workload, prepare
-from compiler.support.balance import balance, task_counts
-from compiler.support.elements import elements_read
+from compiler.support.balance import balance, elements_read, task_counts
 from compiler.support.formula import evaluate
 from compiler.support.interrupts import interruptible
 from compiler.support.roofline import Roofline

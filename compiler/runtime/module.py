@@ -16,11 +16,10 @@ from compiler.reports.formatting import plural
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
 from compiler.runtime.machine import check_machine
-from compiler.runtime.outputs import check_out
+from compiler.runtime.outputs import check_out, compare
 from compiler.runtime.prediction import Given, Prediction, Ranking, predict, rank
 from compiler.runtime.session import Session
 from compiler.runtime.threads import runners_of, threads_here
-from compiler.runtime.verification import compare
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import facts_html, shortened
 

@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compiler.compression.canonical import canonical
 from compiler.compression.job import Job
+from compiler.compression.model import canonical
 from compiler.compression.quantization import quantize
+from compiler.compression.quantization.calibration import scheme_for
+from compiler.compression.quantization.layer_choice import FLOAT, INTEGER
 from compiler.compression.quantization.layers import find_layers
-from compiler.compression.quantization.precisions import FLOAT, INTEGER
-from compiler.compression.quantization.scheme import scheme_for
 from compiler.compression.recipe import compress
 from compiler.driver.compile import compile as compile_model
 from compiler.errors import NothingGainedError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.runtime import Module
-from compiler.searching.cost import CostModel, Costs
 from compiler.searching.graph import GraphNet
 from compiler.searching.knobs import Config
+from compiler.searching.layer_table import CostModel, Costs
 from compiler.searching.precision import SCHEMES, precisions_in
 from compiler.searching.settings import SearchOptions
 from compiler.searching.trained_nets import TrainedNets

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.searching.cost import Costs
 from compiler.searching.knobs import Option
+from compiler.searching.layer_table import Costs
 
 
 @dataclass(frozen=True)

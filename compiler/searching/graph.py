@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.compression.job import Job
-from compiler.compression.layer_names import weight_names
+from compiler.compression.model import weight_names
 from compiler.compression.pruning.dependencies import Cell, Dependencies, find_dependencies
 from compiler.compression.pruning.layers import ResidualLayer, find_residual_layers, without_layers
 from compiler.compression.pruning.plan import rounded_count
@@ -23,8 +23,8 @@ from compiler.driver.compile import compile as compile_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, shape_of
-from compiler.searching.cost import channels_at_once
 from compiler.searching.knobs import Config, Knob
+from compiler.searching.layer_table import channels_at_once
 from compiler.searching.precision import Precisions
 from compiler.searching.settings import Space
 from compiler.support.accuracy import score as score_of

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tvm import relax
+from tvm.ir import Op
+
 import targets
 from compiler.compression.quantization.affine import Affine, QuantizedWeight, quantize_weight
+from compiler.compression.quantization.calibration import Scheme, scheme_for
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
+from compiler.compression.quantization.integer_only import place_integer_only
 from compiler.compression.quantization.layers import Layer, Placement, find_layers, place
-from compiler.compression.quantization.scheme import Scheme, scheme_for
 from compiler.compression.quantization.schemes import RoundedLayer, SchemeOptions, make_scheme
-from compiler.compression.quantization.uncalibrated import is_positive, uncalibrated
 from compiler.frontends.imported_model import ImportedModel
+from compiler.passes.context import PassOptions, PipelineContext
+from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.searching.knobs import Config, Knob
 from compiler.searching.settings import Space
+from targets.splitting import slices_for_splits
 
 # The scheme of `quantize` behind each precision.
 SCHEMES = {"int8": "static-int8", "int4": "weight-int4", "bf16": "bfloat16"}
@@ -142,3 +148,38 @@ def _with_weights(model: ImportedModel, scheme: str, names: Sequence[str]) -> Im
         return rounded.rewritten(layer, call, emit)
 
     return replace(model, mod=edit_main(model.mod, edit))
+
+
+_SCALE = 0.05
+
+
+def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
+    """A float model with every tensor rounded to int8 as `quantize` does for an accelerator of integers, without
+    samples: for costs alone."""
+    context = PipelineContext(target=target, machine=target.machine, options=PassOptions(checks=model.checks))
+    mod = slices_for_splits(run_pipeline(model.mod, context, until="canonicalize").mod)
+    scheme = scheme_for(target)
+    graph = find_layers(mod, scheme.operators, model.nodes)
+    graph.look_ups.clear()
+    placement = place_integer_only(mod, graph, (), scheme.operators)
+    values = {binding.var: binding.value for block in mod["main"].body.blocks for binding in block.bindings}
+    numbers = Numbers(
+        # Of what is never negative the least integer is 0, as after calibration: limits then cost nothing.
+        {site: Affine("int8", _SCALE, -128 if is_positive(values.get(site)) else 0) for site in placement.sites},
+        {
+            layer.variable: quantize_weight(layer.weight, layer.product.filters, per_channel=scheme.per_channel)
+            for layer in placement.layers
+        },
+        {},
+    )
+    return replace(model, mod=insert_pairs(mod, placement, numbers))
+
+
+def is_positive(value: Expr | None) -> bool:
+    """True if an operator gives no number below 0."""
+    if not isinstance(value, relax.Call) or not isinstance(value.op, Op):
+        return False
+    name = str(value.op.name)
+    if name == "relax.clip":
+        return float(value.args[1].value) >= 0
+    return name in ("relax.nn.relu", "relax.nn.relu6", "relax.sigmoid", "relax.nn.softmax", "relax.abs", "relax.exp")

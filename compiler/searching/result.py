@@ -1,23 +1,35 @@
-"""Result of `search`."""
+"""Result of `search`, and its report: the front, the chosen net beside the original, and what each choice cost."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from compiler.compression.report import save_report
 from compiler.compression.variants import VariantsReport, write_variants
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
+from compiler.reports.charts import Column, LineChart, Mark, Series, Table
+from compiler.reports.formatting import format_percent
+from compiler.reports.page import Fact, Page, Section, render
 from compiler.runtime import Module
-from compiler.searching.cost import excess
+from compiler.searching.explore import Explorer
+from compiler.searching.finish import Finished
 from compiler.searching.front import Candidate, pareto
+from compiler.searching.knobs import Option, steps_away
+from compiler.searching.layer_table import Costs, excess
 from compiler.searching.settings import check_budget
+from compiler.support.accuracy import relative_drop
+from compiler.support.notebook import table_html
 
 if TYPE_CHECKING:
     from compiler.searching.finish import Finished, Finisher
-    from compiler.searching.report import SearchReport
 
 _FAMILY = {"large": 1.0, "small": 0.0, "middle": 0.5}  # places on the front within the limit
 
@@ -116,3 +128,259 @@ class SearchResult:
 
 
 SearchResult.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+
+
+_MOST_ABLATIONS = 24
+# How a cost is called on the page.
+_UNITS = {
+    "ms": "ms of a run",
+    "cycles": "cycles",
+    "mb": "MB of parameters",
+    "peak_mb": "MB of activations",
+    "sram_kb": "KiB of SRAM",
+}
+
+
+@dataclass(frozen=True)
+class Original:
+    """The net as it came."""
+
+    score: float
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time that a part of a search took: seconds, and processor time of this process and of its workers that have
+    ended."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def so_far(cls) -> Spent:
+        """Since the process began."""
+        return cls(time.perf_counter(), sum(os.times()[:4]))
+
+    def since(self, before: Spent) -> Spent:
+        """Between two moments."""
+        return Spent(self.seconds - before.seconds, self.cpu_seconds - before.cpu_seconds)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One choice of the chosen net, and what it would be without it.
+
+    Attributes:
+        whole: the option that leaves the net as it is.
+        score: how much score the choice costs, before finetuning: that of the net without it less the net's.
+        saved: how much of the budget's first cost it saves; None where it was not measured.
+    """
+
+    name: str
+    option: Option
+    whole: Option
+    score: float | None
+    saved: float | None
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """Report of a search.
+
+    Attributes:
+        cost: the name of the budget's first limit.
+        measure: what kernels' times are; "" where none were needed.
+        table: number of kernels that the table of layers holds.
+        table_errors: |table - run| / run of the modules that were run whole after their kernels were known.
+        front: (cost, score) of the candidates that no other beats, before finetuning, the cheapest first.
+        points: the same of all candidates.
+        score, costs: of the chosen net, finished.
+        score_before: of the chosen net before it was finetuned and quantized.
+        steps: how it was finished.
+        training_seconds, search_seconds, finish_seconds: of the shared weights, the search (in all runs that it took),
+            and the chosen net.
+        search_cpu_seconds: processor time of the search, that of its worker processes included.
+    """
+
+    target: str
+    budget: dict[str, float]
+    cost: str
+    measure: str
+    original: Original
+    score: float
+    score_before: float
+    costs: Costs
+    decisions: tuple[Decision, ...]
+    steps: tuple[str, ...]
+    front: tuple[tuple[float, float], ...]
+    points: tuple[tuple[float, float], ...]
+    table: int
+    table_errors: tuple[float, ...]
+    training_seconds: float
+    search_seconds: float
+    search_cpu_seconds: float
+    finish_seconds: float
+
+    @property
+    def drop(self) -> float:
+        """The share of the score that the chosen net lost against the net as it came."""
+        return relative_drop(self.original.score, self.score)
+
+    @property
+    def table_error(self) -> float | None:
+        """The median of `table_errors`."""
+        return float(np.median(self.table_errors)) if self.table_errors else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "drop": self.drop, "table_error": self.table_error}
+
+    def save(self, path: str | Path) -> None:
+        """Write a page (.html) or the numbers (.json). Raises OptionError or StorageError."""
+        save_report(path, lambda: search_page(self), self.to_dict)
+
+    def __repr__(self) -> str:
+        return f"<SearchReport {str(self).splitlines()[0]}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (each.name, str(each.option), str(each.whole), _number(each.score), _number(each.saved))
+            for each in self.decisions
+        ]
+        columns = ("choice", "now", "before", "score it costs", f"{self.cost} it saves")
+        return table_html(str(self).splitlines()[0], columns, rows)
+
+    def __str__(self) -> str:
+        limits = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items())
+        spent = ", ".join(f"{each:.4g} {name} ({self.original.costs[name]:.4g})" for name, each in self.costs.items())
+        lines = [
+            f"search for {self.target} within {limits}: score {self.score:.6g} ({self.original.score:.6g} as it came,"
+            f" drop {self.drop:.3%}); {spent}",
+            f"{len(self.points)} candidates in {self.search_seconds:.1f} s, processor {self.search_cpu_seconds:.1f} s;"
+            f" shared training {self.training_seconds:.1f} s; finished by: {', '.join(self.steps) or 'nothing'}",
+        ]
+        if self.measure:
+            error = "no module was run whole" if self.table_error is None else f"off by {self.table_error:.1%} (median)"
+            lines.append(f"table of {self.table} kernels, {self.measure}: {error}")
+        lines.append(f"{'choice':<40}{'now':>10}{'before':>10}{'score it costs':>16}{self.cost + ' it saves':>16}")
+        for each in self.decisions:
+            lines.append(
+                f"{each.name:<40}{each.option!s:>10}{each.whole!s:>10}{_number(each.score):>16}{_number(each.saved):>16}"
+            )
+        return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def make_report(
+    explorer: Explorer, chosen: Candidate, finished: Finished, original: Original, training: float, searching: Spent
+) -> SearchReport:
+    """The report of a search that has ended. Raises UserError, as scoring does."""
+    cost, table = explorer.main, explorer.costs.table
+
+    def points(candidates: Sequence[Candidate]) -> tuple[tuple[float, float], ...]:
+        return tuple((each.costs[cost], each.score) for each in candidates)
+
+    return SearchReport(
+        target=explorer.costs.target.name,
+        budget=dict(explorer.budget),
+        cost=cost,
+        measure="" if table is None else table.measure,
+        original=original,
+        score=finished.score,
+        score_before=chosen.score,
+        costs=finished.costs,
+        decisions=_decisions(explorer, chosen),
+        steps=finished.steps,
+        front=points(pareto(explorer.candidates, cost)),
+        points=points(explorer.candidates),
+        table=0 if table is None else table.kernels,
+        table_errors=() if table is None else tuple(table.errors()),
+        training_seconds=training,
+        search_seconds=searching.seconds,
+        search_cpu_seconds=searching.cpu_seconds,
+        finish_seconds=finished.seconds,
+    )
+
+
+def _decisions(explorer: Explorer, chosen: Candidate) -> tuple[Decision, ...]:
+    """Each choice taken back alone; the first ones only where there are many."""
+    whole: Mapping[str, Option] = {knob.name: knob.options[-1] for knob in explorer.net.knobs}
+    changed = list(steps_away(explorer.net.knobs, chosen.config).items())
+    without = [{**chosen.config, name: whole[name]} for name, _ in changed[:_MOST_ABLATIONS]]
+    found = explorer.looked_up(without)
+    return tuple(
+        Decision(
+            name,
+            option,
+            whole[name],
+            found[index].score - chosen.score if index < len(found) else None,
+            found[index].costs[explorer.main] - chosen.costs[explorer.main] if index < len(found) else None,
+        )
+        for index, (name, option) in enumerate(changed)
+    )
+
+
+def search_page(report: SearchReport) -> str:
+    """The page as HTML text."""
+    facts = [Fact("score", f"{report.score:.6g}", f"as it came {report.original.score:.6g}")]
+    facts.append(Fact("drop", format_percent(report.drop), f"{report.score_before:.6g} before it was finished"))
+    for name, value in report.costs.items():
+        limit = report.budget.get(name)
+        facts.append(
+            Fact(_UNITS[name], f"{value:.4g}", f"limit {limit:g}, as it came {report.original.costs[name]:.4g}")
+        )
+    if report.table_error is not None:
+        facts.append(Fact("table of layers", format_percent(report.table_error), "median error against whole runs"))
+    sections = [
+        Section(
+            "Front",
+            _chart(report),
+            "Scores before finetuning, but for the net as it came. Up and to the left is better.",
+        ),
+        Section("What each choice cost", _table(report), "Each choice taken back alone, before finetuning."),
+    ]
+    steps = f"the chosen net was finished by: {', '.join(report.steps) or 'nothing'}"
+    return render(Page(f"Search for {report.target}", steps, facts, sections, ("all", "best")))
+
+
+def _chart(report: SearchReport) -> LineChart:
+    chosen = (report.costs[report.cost], report.score)
+    original = (report.original.costs[report.cost], report.original.score)
+    return LineChart(
+        [
+            Series("every candidate", sorted(report.points)),
+            Series("Pareto front", list(report.front), line=True),
+            Series("chosen, finished", [chosen]),
+            Series("as it came", [original]),
+        ],
+        x_label=_UNITS[report.cost],
+        y_label="score",
+        marks=[Mark("limit", report.budget[report.cost])],
+        points=True,
+        y_from_zero=False,
+    )
+
+
+def _table(report: SearchReport) -> Table:
+    columns = [
+        Column("name", "choice"),
+        Column("option", "now"),
+        Column("whole", "before"),
+        Column("score", "score it costs", number=True),
+        Column("saved", f"{_UNITS[report.cost]} it saves", number=True),
+    ]
+    rows = [
+        {
+            "name": each.name,
+            "option": str(each.option),
+            "whole": str(each.whole),
+            "score": each.score,
+            "saved": each.saved,
+        }
+        for each in report.decisions
+    ]
+    return Table(columns, rows)

@@ -14,31 +14,26 @@ from typing import TYPE_CHECKING, Any
 import tvm_ffi
 
 import targets
-from compiler.compression.job import Job, JobOptions, import_job
+from compiler.compression.job import Job, JobOptions, Samples, import_job
 from compiler.compression.quantization.layers import find_layers
-from compiler.compression.samples import Samples
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.passes.registry import did_you_mean
-from compiler.searching.cost import CostModel, accelerator_of
-from compiler.searching.explore import Explorer, check_choices
-from compiler.searching.finalists import Finalists
+from compiler.searching.explore import Explorer, Finalists, check_choices
 from compiler.searching.finish import Finisher
 from compiler.searching.front import Candidate
 from compiler.searching.graph import GraphNet, calibrated
-from compiler.searching.layer_table import LayerTable
+from compiler.searching.layer_table import CostModel, LayerTable, accelerator_of
 from compiler.searching.measure import kernel_times
 from compiler.searching.precision import Precisions
-from compiler.searching.report import Original, Spent, make_report
-from compiler.searching.result import SearchResult
+from compiler.searching.result import Original, SearchResult, Spent, make_report
 from compiler.searching.settings import SearchOptions, Space, check_budget, parse_space
 from compiler.searching.study import Study
 from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
-from compiler.support.import_arguments import Constants, Shapes
 from compiler.support.interrupts import interruptible
-from compiler.support.options import options_of
+from compiler.support.options import Constants, Shapes, options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:

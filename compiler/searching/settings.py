@@ -11,8 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from compiler.compression.recipe import parse_recipe
-from compiler.compression.recipe_file import read_recipe
+from compiler.compression.recipe import parse_recipe, read_recipe
 from compiler.errors import OptionError, type_text
 from compiler.passes.registry import did_you_mean
 from compiler.support.precision import precision_name

@@ -3,6 +3,7 @@ Huang 2019), and all but the largest learn from its outputs (in-place distillati
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
+from compiler.artifact.storage import write_atomically
 from compiler.compression.distillation import Scheduled, response
 from compiler.compression.job import Job
-from compiler.errors import InputError, OptionError
+from compiler.errors import InputError, OptionError, StorageError
 from compiler.frontends.imported_model import TensorSpec
 from compiler.passes.rewriting.matching import Array
 from compiler.searching.choice import select
@@ -23,7 +27,6 @@ from compiler.searching.eager import computed
 from compiler.searching.knobs import Config, largest, sampled, smallest
 from compiler.searching.settings import SearchOptions
 from compiler.searching.torch_net import TorchNet, on_threads, seeded
-from compiler.searching.weights import read_weights, write_weights
 
 _RANDOM = 2
 _TEMPERATURE = 1.0
@@ -138,3 +141,30 @@ def samples_of(batches: Iterable[Any], specs: Sequence[TensorSpec], most: int) -
             if len(samples) == most:
                 return samples
     return samples
+
+
+def write_weights(net: torch.nn.Module, path: Path) -> None:
+    """Raises StorageError. A tensor that several names share is written once for each."""
+    contents = save({name: each.detach().cpu().clone().contiguous() for name, each in net.state_dict().items()})
+    write_atomically(path, [contents])
+
+
+def read_weights(net: torch.nn.Module, path: Path) -> None:
+    """Raises StorageError: the file is damaged, or of another net."""
+    like = net.state_dict()
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} holds no weights: {error}", "remove it: they are trained anew") from error
+    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in like.items()}:
+        raise StorageError(f"{path} holds the weights of another net", "remove it, or name another storage=")
+    net.load_state_dict(found)
+
+
+def digest_of(net: torch.nn.Module) -> str:
+    """Digest of all numbers of a net, by their names."""
+    digest = hashlib.sha256()
+    for name, each in sorted(net.state_dict().items()):
+        digest.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())
+        digest.update(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -38,7 +38,7 @@ class TrainedNets:
         """
         if self._folder is None:
             return None
-        from compiler.searching.weights import digest_of
+        from compiler.searching.supernet import digest_of
 
         structure = sorted((name, option) for name, option in config.items() if not name.startswith("precision "))
         told = [digest_of(net), structure, finetunes, epochs, options.learning_rate, options.seed]
@@ -48,7 +48,7 @@ class TrainedNets:
         """Give a net the weights that were kept; whether there are any. Raises StorageError."""
         if path is None or not path.exists():
             return False
-        from compiler.searching.weights import read_weights
+        from compiler.searching.supernet import read_weights
 
         read_weights(net, path)
         return True
@@ -57,7 +57,7 @@ class TrainedNets:
         """Raises StorageError."""
         if path is None:
             return
-        from compiler.searching.weights import write_weights
+        from compiler.searching.supernet import write_weights
 
         try:
             path.parent.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 import targets
-from compiler.compression.canonical import canonical
+from compiler.compression.model import canonical
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, TensorwrightError
@@ -23,8 +23,8 @@ from compiler.splitting.costs import SideCosts, estimated_costs, node_places
 from compiler.splitting.cuts import Cut, find_cuts, halves
 from compiler.splitting.report import Choice, Error, SplitReport
 from compiler.splitting.wire import KINDS, Wire, calibrated
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
+from compiler.support.options import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress, silent
 
 Array = np.ndarray

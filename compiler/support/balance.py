@@ -1,4 +1,4 @@
-"""Balance of the tasks of a kernel's parallel loops over threads."""
+"""Balance of the tasks of a kernel's parallel loops over threads, and the elements that it reads and writes."""
 
 from __future__ import annotations
 
@@ -32,3 +32,24 @@ def tasks_text(counts: Sequence[int] | None, serial: str | None = None) -> str:
     if serial is not None:
         return f"1 ({serial})"
     return "at run time" if counts is None else ", ".join(map(str, counts)) or "1"
+
+
+Shape = tuple[int, ...]
+
+
+def elements_read(tensors: Mapping[int, Shape], gathered: frozenset[int], position: int) -> int:
+    """Elements of the tensor at a position that a call reads or writes; the last tensor is its result.
+
+    Args:
+        gathered: positions of tensors that the kernel only gathers from: it reads as many of their elements as it
+            writes, not the whole tensor.
+    """
+    count = _elements(tensors[position])
+    return min(count, _elements(tensors[max(tensors)])) if position in gathered else count
+
+
+def _elements(shape: Shape) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,10 +1,13 @@
-"""Options grouped in dataclasses, behind the keyword arguments of public functions."""
+"""Keyword options of public functions: grouped in dataclasses, and those that say how a model is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar, get_type_hints
+
+import numpy as np
 
 Options = TypeVar("Options")
 
@@ -12,3 +15,50 @@ Options = TypeVar("Options")
 def options_of(kind: type[Options], values: Mapping[str, object]) -> Options:
     """A dataclass made of those of `values` that it has fields for."""
     return kind(**{each.name: values[each.name] for each in fields(kind) if each.name in values})  # type: ignore[arg-type]
+
+
+Dimension = int | str
+Shapes = Mapping[str, Sequence[Dimension]]
+Constants = Mapping[str, np.ndarray]
+State = Mapping[str, str] | Sequence[str] | None
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class ImportArguments(TypedDict, total=False):
+    """Keyword arguments of a function that imports a model; `tensorwright.compile` describes them."""
+
+    shapes: Shapes | None
+    constants: Constants | None
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None
+    dynamic_shapes: Any
+    outputs: Sequence[str] | None
+    state: State
+    capacity: int | str | None
+
+
+def split_imports(arguments: Mapping[str, Any]) -> tuple[ImportArguments, dict[str, Any]]:
+    """The arguments of importing among others, and the others."""
+    known = ImportArguments.__annotations__
+    imports: Any = {name: value for name, value in arguments.items() if name in known}
+    return imports, {name: value for name, value in arguments.items() if name not in known}
+
+
+def takes_imports(function: Function) -> Function:
+    """Let a function with `**imports: Unpack[ImportArguments]` show these arguments one by one in its signature.
+
+    Others that it takes by name (`**extra`) stay behind them.
+    """
+    hints = get_type_hints(ImportArguments)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in hints]
+    shown: list[inspect.Parameter] = []
+    for each in inspect.signature(function).parameters.values():
+        if each.kind is inspect.Parameter.VAR_KEYWORD:
+            shown += added
+        if each.name != "imports":
+            shown.append(each)
+    shown.sort(key=lambda each: each.kind)
+    own = {name: hint for name, hint in function.__annotations__.items() if name != "imports"}
+    function.__annotations__ = {**own, **hints}
+    named = [each.replace(annotation=function.__annotations__.get(each.name, each.annotation)) for each in shown]
+    function.__signature__ = inspect.signature(function).replace(parameters=named)  # type: ignore[attr-defined]
+    return function

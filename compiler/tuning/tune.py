@@ -21,9 +21,8 @@ from compiler.records.folders import pretrained_model
 from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.library import TunedConfigs, read_current
 from compiler.records.records import RecordWriter
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
-from compiler.support.options import options_of
+from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import COMPARISON_SECONDS, ModelComparison, conclude

@@ -12,7 +12,7 @@ from compiler.cli import options
 from compiler.cli.option_sets import command_of
 
 if TYPE_CHECKING:
-    from compiler.support.import_arguments import ImportArguments
+    from compiler.support.options import ImportArguments
     from compiler.tuning.result import NetworkResult, TuneResult
 
 HELP = """Find fast configurations for a model's kernels by measuring them.

@@ -15,8 +15,18 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
-from compiler.compression.pruning.axes import Axes, Producer, Trace, Value, fix_value, is_axes, rule_for
-from compiler.compression.pruning.nodes import FIXED, Axis, Labels
+from compiler.compression.pruning.axes import (
+    FIXED,
+    Axes,
+    Axis,
+    Labels,
+    Producer,
+    Trace,
+    Value,
+    fix_value,
+    is_axes,
+    rule_for,
+)
 from compiler.passes.rewriting.graph import Expr, Var, bindings_of, operator_name
 from compiler.passes.rewriting.matching import Array, array_of, rank_of, shape_of
 

@@ -8,17 +8,15 @@ from typing import Any
 from typing_extensions import Unpack
 
 import targets
-from compiler.compression.job import JobOptions, start
+from compiler.compression.job import JobOptions, Samples, start
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning.one_shot import OneShot
 from compiler.compression.pruning.settings import PruningOptions
-from compiler.compression.samples import Samples
 from compiler.errors import AccuracyError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
-from compiler.support.options import options_of
+from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 _SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from

@@ -16,7 +16,7 @@ from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.job import Job
-from compiler.compression.layer_names import LayerNames
+from compiler.compression.model import LayerNames
 from compiler.compression.quantization.calibration import Tapped
 from compiler.compression.quantization.edit import edit_main, main_bindings
 from compiler.frontends.imported_model import ImportedModel

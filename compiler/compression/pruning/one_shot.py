@@ -11,8 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from tvm.ir import GenericConst
 
 from compiler.compression.job import Job
-from compiler.compression.layer_names import weight_names
-from compiler.compression.model import CompressedModel
+from compiler.compression.model import CompressedModel, weight_names
 from compiler.compression.pruning.dependencies import find_dependencies
 from compiler.compression.pruning.layers import (
     find_residual_layers,
@@ -29,8 +28,8 @@ from compiler.compression.pruning.plan import (
     weights_of,
     with_constants,
 )
+from compiler.compression.pruning.settings import note_on_zeros
 from compiler.compression.pruning.shrink import shrink
-from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.compression.quantization.calibration import Tapped
 from compiler.compression.quantization.layers import Layer, find_layers
 from compiler.compression.report import LayerChange

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from tvm import relax, te, tirx
 from tvm.ir import GenericConst, IRModule
 
-from compiler.compression.pruning.axes import Value, is_axes, slice_bounds
+from compiler.compression.pruning.axes import Axis, Value, is_axes, slice_bounds
 from compiler.compression.pruning.dependencies import Dependencies, is_clip
-from compiler.compression.pruning.nodes import Axis
 from compiler.errors import InternalError
 from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name, remove_unused
 from compiler.passes.rewriting.matching import array_of, as_constant, shape_of

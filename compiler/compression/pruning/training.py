@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm.ir import GenericConst, IRModule
 
-from compiler.compression.canonical import canonical
 from compiler.compression.job import Job
-from compiler.compression.layer_names import weight_names
-from compiler.compression.model import CompressedModel
+from compiler.compression.model import CompressedModel, canonical, weight_names
 from compiler.compression.pruning.dependencies import Dependencies, find_dependencies
 from compiler.compression.pruning.plan import Plan, cell_changes, mask_changes, require_change, unit_masks, weights_of
-from compiler.compression.pruning.settings import Finetune, Loss, PruningOptions
+from compiler.compression.pruning.settings import Finetune, Loss, PruningOptions, note_on_zeros
 from compiler.compression.pruning.shrink import shrink
-from compiler.compression.pruning.zeros import note_on_zeros
 from compiler.compression.report import LayerChange
 from compiler.errors import InternalError, OptionError
 from compiler.frontends.imported_model import ImportedModel

@@ -1,20 +1,66 @@
-"""Running the float model on the caller's data and looking at the tensors inside."""
+"""Running the float model on the caller's data: histograms of the tensors inside, which are seen batch by batch and
+never kept, the methods by which ranges are chosen from them, and the integer types that they are chosen for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from tvm.ir import IRModule
 
+import targets
+from compiler.compression.job import Sample
+from compiler.compression.quantization.affine import Affine, affine_for
 from compiler.compression.quantization.edit import edit_main
-from compiler.compression.quantization.histogram import Statistics
-from compiler.compression.samples import Sample
+from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
+
+_ACTIVATIONS = ("uint8", "int8")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Representation of tensors.
+
+    Attributes:
+        activations: "uint8" or "int8", one scale and zero point per tensor.
+        symmetric_activations: the zero point is the middle of the range.
+        per_channel: weights have a scale for each filter, else one for all; they are int8 with zero point 0.
+        integer_only: every tensor is rounded, not only what products read.
+        operators: what else the target computes in integers then, by name.
+    """
+
+    activations: str = "uint8"
+    symmetric_activations: bool = False
+    per_channel: bool = True
+    integer_only: bool = False
+    operators: frozenset[str] = frozenset()
+
+
+def scheme_for(target: targets.Target, activations: str | None = None, per_channel: bool | None = None) -> Scheme:
+    """Scheme that suits the target: x86 multiplies unsigned by signed bytes, ARM signed by signed ones; an accelerator
+    of integers wants every tensor as one.
+
+    Raises:
+        OptionError: `activations` is neither.
+    """
+    signed = target.quantized_everywhere or target.machine.architecture in ("aarch64", "armv7")
+    if activations is None:
+        activations = "int8" if signed else "uint8"
+    if activations not in _ACTIVATIONS:
+        raise OptionError(f"activations={activations!r}", f"use one of {', '.join(_ACTIVATIONS)}")
+    return Scheme(
+        activations,
+        per_channel=True if per_channel is None else per_channel,
+        integer_only=target.quantized_everywhere,
+        operators=target.integer_operators,
+    )
+
 
 Array = NDArray[Any]
 Compile = Callable[[ImportedModel], Module]
@@ -66,3 +112,252 @@ def observe(
             statistics.add(tensors[variable])
         look(tensors)
     return seen, outputs
+
+
+BINS = 8192
+
+
+class Histogram:
+    """Counts of values in `BINS` equal bins over [-reach, reach], with the exact extremes.
+
+    `reach` is a power of two and doubles when a value lies outside; then pairs of bins are joined, so no value that was
+    seen is needed again. At least a quarter of the bins covers the values on the side that reaches further.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.reach = 0.0
+        self.low = np.inf
+        self.high = -np.inf
+
+    @property
+    def total(self) -> int:
+        """Number of values seen."""
+        return int(self.counts.sum())
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return 2 * self.reach / BINS
+
+    @property
+    def centers(self) -> Array:
+        """The middle of each bin."""
+        return (np.arange(BINS) - BINS / 2 + 0.5) * self.width
+
+    def add(self, values: Array) -> None:
+        """Count the finite values of a float tensor."""
+        flat = values.ravel()
+        if not np.isfinite(flat).all():
+            flat = flat[np.isfinite(flat)]
+        if not flat.size:
+            return
+        low, high = float(flat.min()), float(flat.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._reach_to(max(abs(low), abs(high)))
+        places = (flat * np.float32(BINS / (2 * self.reach)) + np.float32(BINS / 2)).astype(np.int32)
+        self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+
+    def _reach_to(self, magnitude: float) -> None:
+        if not self.reach:
+            self.reach = float(2.0 ** np.ceil(np.log2(max(magnitude, 2.0**-100))))
+        while self.reach < magnitude:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(BINS, np.int64)
+            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = pairs
+            self.reach *= 2
+
+    def share_outside(self, low: float, high: float) -> float:
+        """The share of values below `low` or above `high`, to the width of a bin."""
+        if not self.total:
+            return 0.0
+        half = self.width / 2
+        outside = (self.centers < low - half) | (self.centers > high + half)
+        return float(self.counts[outside].sum() / self.total)
+
+
+# Calibration statistics of a tensor.
+
+
+class Statistics:
+    """Statistics of one tensor: its histogram, and the mean and the largest magnitude of each channel.
+
+    Args:
+        axis: of the channels; None where channels are of no interest.
+
+    Attributes:
+        is_finite: whether all that was seen is; the histogram counts what is.
+    """
+
+    def __init__(self, axis: int | None) -> None:
+        self.histogram = Histogram()
+        self.is_finite = True
+        self._axis = axis
+        self._sums: Array = np.zeros(0)
+        self._count = 0
+        self.largest: Array = np.zeros(0, np.float32)
+
+    @property
+    def means(self) -> Array:
+        """float64, one per channel."""
+        return self._sums / max(self._count, 1)
+
+    def add(self, values: Array) -> None:
+        """Take in a tensor."""
+        self.histogram.add(values)
+        self.is_finite = self.is_finite and bool(np.isfinite(values).all())
+        if self._axis is None or not values.size:
+            return
+        others = tuple(axis for axis in range(values.ndim) if axis != self._axis)
+        sums = values.sum(axis=others, dtype=np.float64)
+        magnitudes = np.abs(values).max(axis=others)
+        self._sums = sums if not self._count else self._sums + sums
+        self.largest = magnitudes if not self._count else np.maximum(self.largest, magnitudes)
+        self._count += values.size // values.shape[self._axis]
+
+
+# The range to represent exactly, for a tensor of that histogram; values outside are clipped.
+Calibrator = Callable[[Histogram, Scheme], tuple[float, float]]
+
+_CALIBRATORS: dict[str, Calibrator] = {}
+
+
+def calibrator(name: str) -> Callable[[Calibrator], Calibrator]:
+    """Register the decorated function as the method `name`."""
+
+    def register(function: Calibrator) -> Calibrator:
+        _CALIBRATORS[name] = function
+        return function
+
+    return register
+
+
+def calibrators() -> list[str]:
+    """The names of all methods."""
+    return sorted(_CALIBRATORS)
+
+
+def get_calibrator(name: str) -> Calibrator:
+    """The method `name`. Raises OptionError with the names there are."""
+    if name not in _CALIBRATORS:
+        raise OptionError(f"no calibration method is named {name!r}", f"use one of {', '.join(calibrators())}")
+    return _CALIBRATORS[name]
+
+
+def parameters_of(histogram: Histogram, method: Calibrator, scheme: Scheme) -> Affine:
+    """Scale and zero point for a tensor of that histogram."""
+    if not histogram.total:
+        return affine_for(0.0, 0.0, scheme.activations, symmetric=scheme.symmetric_activations)
+    low, high = method(histogram, scheme)
+    return affine_for(low, high, scheme.activations, symmetric=scheme.symmetric_activations)
+
+
+@calibrator("min-max")
+def min_max(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
+    """The extremes themselves."""
+    return histogram.low, histogram.high
+
+
+# percentile: the few values farthest from the rest are clipped.
+
+# Of all values; half of the rest is clipped at either end. The default of ONNX Runtime's calibrator.
+KEPT = 0.99999
+
+
+@calibrator("percentile")
+def percentile(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
+    """The range that holds `KEPT` of the values, to the width of a bin."""
+    share = np.cumsum(histogram.counts) / histogram.total
+    tail = (1 - KEPT) / 2
+    first = int(np.searchsorted(share, tail, side="right"))
+    last = int(np.searchsorted(share, 1 - tail, side="left"))
+    half = histogram.width / 2
+    low = max(histogram.low, float(histogram.centers[first]) - half)
+    return low, min(histogram.high, float(histogram.centers[min(last, len(share) - 1)]) + half)
+
+
+# mse: the range whose expected squared error, rounding and clipping together, is smallest.
+
+_COARSE = np.linspace(0.1, 1.0, 19)
+_FINE = np.linspace(-0.05, 0.05, 11)
+
+
+@calibrator("mse")
+def squared_error(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
+    """Both ends are shrunk, together at first, then each for itself."""
+    seen = histogram.counts > 0
+    values = np.clip(histogram.centers[seen], histogram.low, histogram.high)
+    weights = histogram.counts[seen] / histogram.total
+
+    def error(low_share: float, high_share: float) -> float:
+        return _error(values, weights, histogram.low * low_share, histogram.high * high_share, scheme)
+
+    best = min(float(share) for share in _COARSE[np.argmin([error(s, s) for s in _COARSE])][None])
+    low = high = best
+    for _ in range(2):
+        low = _best(lambda share, fixed=high: error(share, fixed), low)
+        high = _best(lambda share, fixed=low: error(fixed, share), high)
+    return histogram.low * low, histogram.high * high
+
+
+def _best(error: object, start: float) -> float:
+    """The share near `start`, or anywhere on the coarse grid, of the smallest error; the larger one of equals."""
+    assert callable(error)
+    shares = np.unique(np.clip(np.concatenate([_COARSE, start + _FINE]), 0.02, 1.0))[::-1]
+    return float(shares[int(np.argmin([error(float(share)) for share in shares]))])
+
+
+def _error(values: Array, weights: Array, low: float, high: float, scheme: Scheme) -> float:
+    affine = affine_for(low, high, scheme.activations, symmetric=scheme.symmetric_activations)
+    return float((weights * (affine.round_trip(values) - values) ** 2).sum())
+
+
+# entropy: the range that loses least information, by the Kullback-Leibler divergence.
+#
+# Szymon Migacz, "8-bit Inference with TensorRT", GTC 2017; for ranges that are not symmetric both ends shrink together.
+
+_SHARES = np.linspace(0.1, 1.0, 91)
+# Bins that many times finer than the levels; finer ones hold too few values to be a distribution.
+_BINS_PER_LEVEL = 8
+
+
+@calibrator("entropy")
+def entropy(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
+    """The candidate range with the smallest divergence of the clipped values from the original ones."""
+    divergences = [
+        _divergence(histogram, histogram.low * float(share), histogram.high * float(share), scheme) for share in _SHARES
+    ]
+    share = float(_SHARES[int(np.argmin(divergences))])
+    return histogram.low * share, histogram.high * share
+
+
+def _divergence(histogram: Histogram, low: float, high: float, scheme: Scheme) -> float:
+    """Divergence of the quantized values from the values clipped to the range."""
+    affine = affine_for(low, high, scheme.activations, symmetric=scheme.symmetric_activations)
+    start, end = affine.limits
+    info = np.iinfo(scheme.activations)
+    levels = int(info.max) - int(info.min) + 1
+    bins = levels * _BINS_PER_LEVEL
+    centers = histogram.centers
+    inside = (centers >= start - affine.scale / 2) & (centers <= end + affine.scale / 2)
+    places = np.clip(((centers - start) / affine.scale + 0.5) * _BINS_PER_LEVEL, 0, bins - 1).astype(np.int64)
+    counts = histogram.counts.astype(np.float64)
+    kept = np.bincount(places[inside], counts[inside], minlength=bins)
+    reference = np.bincount(places, counts, minlength=bins)
+    return _kullback_leibler(reference, _spread(kept, levels))
+
+
+def _spread(counts: Array, levels: int) -> Array:
+    """Each level's count in equal parts over those of its bins that hold something."""
+    grouped = counts.reshape(levels, -1)
+    occupied = grouped > 0
+    share = grouped.sum(axis=1, keepdims=True) / np.maximum(occupied.sum(axis=1, keepdims=True), 1)
+    return (occupied * share).reshape(-1)
+
+
+def _kullback_leibler(reference: Array, other: Array) -> float:
+    """sum of p log(p / q); where q is 0 but p is not, a small q stands in."""
+    p = reference / reference.sum()
+    q = other / max(float(other.sum()), 1.0)
+    present = p > 0
+    return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-9))).sum())

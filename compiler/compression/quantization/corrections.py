@@ -9,8 +9,8 @@ from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.quantization.affine import Array, QuantizedWeight
+from compiler.compression.quantization.calibration import Statistics
 from compiler.compression.quantization.edit import Emit, edit_main, with_operands
-from compiler.compression.quantization.histogram import Statistics
 from compiler.compression.quantization.layers import Layer, LayerGraph
 from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name
 from compiler.passes.rewriting.matching import array_of, as_constant

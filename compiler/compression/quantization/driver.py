@@ -12,19 +12,16 @@ import numpy as np
 from typing_extensions import Unpack
 
 import targets
-from compiler.compression.job import Job, JobOptions, import_job
+from compiler.compression.job import Job, JobOptions, Sample, import_job
+from compiler.compression.quantization.calibration import scheme_for
+from compiler.compression.quantization.layer_choice import PREDICTED, check_decide
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.layerwise import LayerwiseCandidate, LayerwiseSession
-from compiler.compression.quantization.model import QuantizedModel
-from compiler.compression.quantization.precisions import PREDICTED, check_decide
-from compiler.compression.quantization.report import QuantizationReport
-from compiler.compression.quantization.scheme import scheme_for
+from compiler.compression.quantization.report import QuantizationReport, QuantizedModel, make_report, size_of
 from compiler.compression.quantization.schemes import STATIC, SchemeOptions, make_scheme
 from compiler.compression.quantization.session import Session
 from compiler.compression.quantization.settings import DEFAULT_TECHNIQUES, QuantizationOptions
 from compiler.compression.quantization.speed import speed_limit
-from compiler.compression.quantization.summary import make_report, size_of
-from compiler.compression.samples import Sample
 from compiler.driver.compile import compile as compile_model
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, NothingGainedError
@@ -33,9 +30,8 @@ from compiler.reports.formatting import plural
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
-from compiler.support.import_arguments import ImportArguments, takes_imports
 from compiler.support.interrupts import interruptible
-from compiler.support.options import options_of
+from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 _RANKING_SAMPLES = 8

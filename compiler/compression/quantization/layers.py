@@ -9,7 +9,7 @@ from types import MappingProxyType
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
-from compiler.compression.layer_names import LayerNames
+from compiler.compression.model import LayerNames
 from compiler.compression.quantization.edit import main_bindings
 from compiler.compression.quantization.operators import (
     ELEMENTWISE,

@@ -9,17 +9,17 @@ from functools import cached_property
 import numpy as np
 from tvm.ir import IRModule
 
+from compiler.compression.job import Sample
 from compiler.compression.quantization.affine import Array, decibels, noise_ratio
 from compiler.compression.quantization.calibration import Compile, Tapped
 from compiler.compression.quantization.edit import Emit, edit_main
-from compiler.compression.quantization.gram_matrices import GramMatrices, as_columns
 from compiler.compression.quantization.insertion import Numbers
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layers import Layer, Placement, find_layers
 from compiler.compression.quantization.report import LayerReport
+from compiler.compression.quantization.rounding import GramMatrices, as_columns
 from compiler.compression.quantization.schemes import RoundedLayer, Scheme
 from compiler.compression.quantization.sensitivity import measure_sensitivity
-from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.runtime import Module

@@ -13,12 +13,12 @@ import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.compression.job import Sample
 from compiler.compression.quantization.affine import decibels, noise_ratio
 from compiler.compression.quantization.calibration import Compile
 from compiler.compression.quantization.edit import Emit, edit_main, with_operands
 from compiler.compression.quantization.insertion import Dequantizable, Numbers, pair
 from compiler.compression.quantization.layers import Layer, Placement
-from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.passes.rewriting.matching import as_constant

@@ -8,21 +8,25 @@ from functools import cached_property
 
 from tvm.ir import IRModule
 
+from compiler.compression.job import Sample
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
-from compiler.compression.quantization.calibration import Compile, Tapped, observe
-from compiler.compression.quantization.calibrators import get_calibrator, parameters_of
+from compiler.compression.quantization.calibration import (
+    Compile,
+    Scheme,
+    Statistics,
+    Tapped,
+    get_calibrator,
+    observe,
+    parameters_of,
+)
 from compiler.compression.quantization.corrections import bias_correction, equalize, smooth
-from compiler.compression.quantization.gram_matrices import GramMatrices
-from compiler.compression.quantization.histogram import Statistics
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.integer_only import place_integer_only
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layer_times import LayerTime
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place
-from compiler.compression.quantization.rounding import adarounded
-from compiler.compression.quantization.scheme import Scheme
+from compiler.compression.quantization.rounding import GramMatrices, adarounded
 from compiler.compression.quantization.sensitivity import measure_sensitivity
-from compiler.compression.samples import Sample
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.integers.compute_with_int16 import sums_fit
 from compiler.passes.rewriting.graph import Var

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import targets
-from compiler.compression.quantization.calibrators import get_calibrator
-from compiler.compression.quantization.precisions import PREDICTED
-from compiler.compression.quantization.scheme import scheme_for
+from compiler.compression.quantization.calibration import get_calibrator, scheme_for
+from compiler.compression.quantization.layer_choice import PREDICTED
 from compiler.compression.quantization.schemes import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.errors import OptionError
 from compiler.support.precision import type_name

@@ -6,8 +6,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.support.gathered import gathered_by_kernel
-from compiler.support.operation_count import count_kernels
+from compiler.support.operation_count import count_kernels, gathered_by_kernel
 
 
 @graph_pass("count-operations", summary="Count the arithmetic of each kernel, for profiles; changes nothing")

@@ -14,8 +14,7 @@ from compiler.errors import InputError, OptionError
 from compiler.runtime.prediction.embedder import TextEmbedder
 from compiler.runtime.prediction.reranker import TextReranker
 from compiler.runtime.prediction.results import Prediction, Ranking, Segment, Speech, Vector, of_image
-from compiler.support.audio_files import read_audio
-from compiler.support.image_files import pixels_of
+from compiler.support.media_files import pixels_of, read_audio
 from compiler.support.processing import Processing
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from compiler.serving.sandbox.forker import serve
 from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
 from compiler.serving.sandbox.wire import receive, send
 from compiler.serving.text.reranker import encoded_pairs
-from compiler.support.audio_files import read_audio, wave_seconds
-from compiler.support.image_files import pixels_of
+from compiler.support.media_files import pixels_of, read_audio, wave_seconds
 from compiler.support.tokenizer_file import read_tokenizer
 
 Array = np.ndarray

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from compiler.errors import OptionError, StorageError
-from compiler.searching.cost import CostModel
 from compiler.searching.explore import Explorer, check_choices
 from compiler.searching.front import feasible, pareto
 from compiler.searching.knobs import Config, Knob, key_of, largest
+from compiler.searching.layer_table import CostModel
 from compiler.searching.settings import SearchOptions, Space
 from compiler.searching.study import Study
 from compiler.support.accuracy import score

@@ -7,8 +7,7 @@ from typing import Any, cast
 import pytest
 
 from compiler.errors import AccuracyError
-from compiler.searching.explore import Explorer
-from compiler.searching.finalists import Finalists, in_turns
+from compiler.searching.explore import Explorer, Finalists, in_turns
 from compiler.searching.finish import Finished, Finisher
 from compiler.searching.front import Candidate
 from compiler.searching.knobs import Config

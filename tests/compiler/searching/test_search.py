@@ -17,7 +17,7 @@ from compiler.cli import main
 from compiler.errors import OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.runtime import load
-from compiler.searching.cost import sizes_of
+from compiler.searching.layer_table import sizes_of
 from compiler.searching.search import search
 from tests.compiler.searching.nets import tiny
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import targets
 from benchmarks.digits import DigitsTransformer
-from compiler.compression.canonical import canonical
 from compiler.compression.job import JobOptions, import_job
+from compiler.compression.model import canonical
 from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import ImportOptions
 from compiler.searching.choice import choice, select

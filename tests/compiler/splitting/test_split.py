@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import compiler
 from compiler.cli import main
-from compiler.compression.canonical import canonical
+from compiler.compression.model import canonical
 from compiler.driver.compile import find_target
 from compiler.errors import AccuracyError, InputError, NothingGainedError, OptionError, ServiceUnavailableError
 from compiler.frontends.source import ImportOptions

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import compiler
-from compiler.support.compile_lock import one_at_a_time
+from compiler.support.compilation import one_at_a_time
 
 
 def test_four_threads_compile_torch_modules() -> None:

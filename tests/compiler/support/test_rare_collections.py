@@ -2,7 +2,7 @@
 
 import gc
 
-from compiler.support.rare_collections import collecting_rarely
+from compiler.support.compilation import collecting_rarely
 
 
 def test_thresholds_hold_while_any_call_runs() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.compression.low_rank.decomposition import (
+from compiler.compression.low_rank.driver import (
     factor_convolution,
     factor_filters,
     factor_matrix,

@@ -12,10 +12,9 @@ from torch import nn
 
 import compiler
 from benchmarks.digits import DigitsTransformer
-from compiler.compression.canonical import canonical
-from compiler.compression.pruning.axes import factor_groups
+from compiler.compression.model import canonical
+from compiler.compression.pruning.axes import Nodes, factor_groups
 from compiler.compression.pruning.dependencies import find_dependencies
-from compiler.compression.pruning.nodes import Nodes
 from compiler.compression.pruning.shrink import shrink
 from compiler.driver.compile import find_target
 from compiler.frontends.source import import_model

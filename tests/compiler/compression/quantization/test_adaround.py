@@ -11,9 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 import compiler
-from compiler.compression.quantization.gram_matrices import GramMatrices, as_columns, from_columns
 from compiler.compression.quantization.layers import Layer, find_layers
-from compiler.compression.quantization.rounding import group_scales, levels, rounded_by_adaround, rounded_by_gptq
+from compiler.compression.quantization.rounding import (
+    GramMatrices,
+    as_columns,
+    from_columns,
+    group_scales,
+    levels,
+    rounded_by_adaround,
+    rounded_by_gptq,
+)
 from compiler.frontends.source import import_model
 from tests.compiler.compression.quantization.networks import chain_net, residual_net, samples
 from tests.compiler.compression.quantization.test_techniques import canonical

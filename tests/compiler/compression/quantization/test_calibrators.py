@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from compiler.compression.quantization.affine import affine_for
-from compiler.compression.quantization.calibrators import calibrators, get_calibrator, parameters_of
-from compiler.compression.quantization.histogram import Histogram
-from compiler.compression.quantization.scheme import Scheme
+from compiler.compression.quantization.calibration import Histogram, Scheme, calibrators, get_calibrator, parameters_of
 from compiler.errors import OptionError
 
 SCHEME = Scheme()

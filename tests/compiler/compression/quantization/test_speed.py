@@ -16,11 +16,10 @@ import targets
 from compiler.compression.predicted_times import KernelTime, PredictedClock
 from compiler.compression.quantization import speed
 from compiler.compression.quantization.affine import quantize_weight
+from compiler.compression.quantization.layer_choice import check_decide
 from compiler.compression.quantization.layer_times import LayerTime, LayerTimes
 from compiler.compression.quantization.layers import find_layers
-from compiler.compression.quantization.precisions import check_decide
-from compiler.compression.quantization.regions import CutGraph, faster_in_float
-from compiler.compression.quantization.speed import MeasuredClock
+from compiler.compression.quantization.speed import CutGraph, MeasuredClock, faster_in_float
 from compiler.errors import OptionError
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline

@@ -19,7 +19,7 @@ from compiler.generation.audio import log_mel
 from compiler.generation.images import prepared_images
 from compiler.generation.media import Media
 from compiler.serving.configuration import model_options
-from compiler.support.audio_files import read_audio
+from compiler.support.media_files import read_audio
 from tests.compiler.frontends.llm.encoder_models import (
     ENCODER_MODELS,
     START,
