@@ -2,9 +2,9 @@
 
 A suite is a module of this package, named in `SUITES`, with `prepare(folder) -> context`, called once, and
 `case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in one error of
-this project. `MEMORY_BYTES`, if a suite has it, limits the address space of a worker. The suite "hostile" is a catalog
-instead (`tests.fuzz.hostile`), and takes --only and --workers. "serve" attacks a server (`tests.fuzz.serving`); it
-takes --only, and --cases and --seed of random requests.
+this project. `MEMORY_BYTES` and `SECONDS`, if a suite has them, limit the address space of a worker and the processor
+time of a case. The suite "hostile" is a catalog instead (`tests.fuzz.hostile`), and takes --only and --workers. "serve"
+attacks a server (`tests.fuzz.serving`); it takes --only, and --cases and --seed of random requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.progress import track
 from tests.fuzz.hostile import command as hostile
 from tests.fuzz.outcome import Outcome, error_table, outcome_table
 from tests.fuzz.serving import command as serving
-from tests.fuzz.worker_pool import MEMORY_BYTES, run_cases
+from tests.fuzz.worker_pool import MEMORY_BYTES, SECONDS, run_cases
 
 SUITES = {
     "artifacts": "tests.fuzz.artifacts",
@@ -48,7 +48,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the first case; case i has the seed S + i")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of processor time, after which a case hangs")
+    parser.add_argument("--seconds", type=float, help="of processor time, after which a case hangs")
     parser.add_argument("--target", help="graphs and torch: what to compile for; host unless given")
     parser.add_argument("--only", help='hostile: the subjects whose name holds this text or, after a "!", does not')
     parser.add_argument("--here", action="store_true", help="run in this process, to debug one case")
@@ -71,7 +71,10 @@ def main() -> int:
         if options.here:
             outcomes = [suite.case(context, seed) for seed in seeds]
         else:
-            limits = {"seconds": options.seconds, "memory_bytes": getattr(suite, "MEMORY_BYTES", MEMORY_BYTES)}
+            limits = {
+                "seconds": options.seconds or getattr(suite, "SECONDS", SECONDS),
+                "memory_bytes": getattr(suite, "MEMORY_BYTES", MEMORY_BYTES),
+            }
             running = run_cases(suite.case, context, seeds, workers=options.workers, **limits)
             outcomes = []
             with contextlib.suppress(KeyboardInterrupt):  # the table of the cases that ended so far

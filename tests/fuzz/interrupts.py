@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import random
@@ -39,11 +40,13 @@ from tests.fuzz.outcome import Outcome
 from tests.fuzz.tuning import convolution_model
 
 MEMORY_BYTES = 64 << 30  # of address space: XLA and torch reserve much of it
+SECONDS = 600.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 _GRACE_SECONDS = 20.0
 _LIMIT_SECONDS = 240.0
-_ATTEMPTS = 5
-_INTERRUPTED, _FINISHED = b"i", b"f"
+_ATTEMPTS = 100  # at moments that are drawn anew: calls that end before their interrupt show nothing
+_SETTLES_SECONDS = 0.2  # a signal that was sent while the call ran has reached its process by then
+_INTERRUPTED, _FINISHED, _UNHEARD = b"i", b"f", b"u"
 _FINISHED_BEFORE = "it had ended before"
 _SIDE = 32  # of the images of the convolutions
 
@@ -136,6 +139,7 @@ def case(sources: Sources, seed: int) -> Outcome:
 
 def _run(sources: Sources, name: str, moment: float | None) -> tuple[str, float]:
     """Run a call in a process, and interrupt it so many seconds after it began: what is wrong, and what it took."""
+    sent = math.inf
     with tempfile.TemporaryDirectory(prefix="interrupts-") as place:
         results, temporary = Path(place, "results"), Path(place, "temporary")
         results.mkdir()
@@ -150,20 +154,23 @@ def _run(sources: Sources, name: str, moment: float | None) -> tuple[str, float]
             began = time.monotonic()
             if moment is not None and not select.select([stream], [], [], moment)[0]:
                 os.kill(child, signal.SIGINT)
+                sent = time.monotonic()
             ended = select.select([stream], [], [], _LIMIT_SECONDS)[0]
             took = time.monotonic() - began
             answer = stream.read(4096) if ended else b"it went on"
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        return _problem(answer, results, temporary), took
+        return _problem(answer, sent, results, temporary), took
 
 
-def _problem(answer: bytes, results: Path, temporary: Path) -> str:
+def _problem(answer: bytes, sent: float, results: Path, temporary: Path) -> str:
     left = [each for each in psutil.Process().children(recursive=True) if not each.name().startswith("resource_track")]
     _, alive = psutil.wait_procs(left, timeout=_GRACE_SECONDS)
     for process in alive:
         process.kill()
+    if answer.startswith(_UNHEARD):
+        return "the interrupt was lost: no handler was called" if sent < float(answer[1:]) else _FINISHED_BEFORE
     if answer == _FINISHED:
         return _FINISHED_BEFORE
     if answer != _INTERRUPTED:
@@ -183,9 +190,10 @@ class _Handler:
 
     def __init__(self, call: CodeType) -> None:
         self._call = call
-        self.raised = False
+        self.called = self.raised = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.called = True
         held_back = frame is None  # by the call, and handed on at its end
         while frame is not None and frame.f_code is not self._call:
             frame = frame.f_back
@@ -209,7 +217,10 @@ def _call(call: FunctionType, sources: Sources, results: Path, temporary: Path, 
         os.write(writer, b"b")
         try:
             call(sources, results)
-            answer = b"the interrupt was lost: the call returned" if handler.raised else _FINISHED
+            ended = time.monotonic()
+            time.sleep(_SETTLES_SECONDS)
+            answer = _UNHEARD + str(ended).encode() if not handler.called else _FINISHED
+            answer = b"the interrupt was lost: the call returned" if handler.raised else answer
         except KeyboardInterrupt:
             answer = _INTERRUPTED
         if signal.getsignal(signal.SIGINT) is not handler:

@@ -19,6 +19,7 @@ Case = Callable[[Any, int], Outcome]
 """Called as case(context, seed) in a worker; a module-level function."""
 
 MEMORY_BYTES = 8 << 30
+SECONDS = 60.0
 _START_SECONDS = 120.0
 _CLOCK = 5
 """The time of a case by the clock, as a multiple of its processor time: other programs may be busy."""
@@ -80,7 +81,7 @@ def run_cases(
     seeds: Iterable[int],
     *,
     workers: int = 2,
-    seconds: float = 60.0,
+    seconds: float = SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[Outcome]:
     """Run a case for every seed; the outcomes in the order in which they come.
