@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from compiler.errors import StorageError
+
 _LEAST = 1 << 20  # bytes: smaller arrays are not worth a file
 
 
@@ -22,7 +24,10 @@ class Room:
         self._left = in_memory
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.generic]:
-        """An array whose elements are not set, page-aligned where it is in a file; in memory where the disk is full."""
+        """An array whose elements are not set, page-aligned where it is in a file.
+
+        Raises StorageError where there is no room for the file.
+        """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size <= self._left or size < _LEAST:
             self._left -= size
@@ -31,6 +36,9 @@ class Room:
             with tempfile.TemporaryFile() as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a signal later
                 mapped = mmap.mmap(file.fileno(), size)
-        except OSError:
-            return np.empty(shape, dtype)
+        except OSError as error:
+            raise StorageError(
+                f"no room for {size} bytes in the folder for temporary files {tempfile.gettempdir()}: {error.strerror}",
+                "set TMPDIR to a folder with room for the model (/dev/shm is memory)",
+            ) from error
         return np.frombuffer(mapped, dtype).reshape(shape)

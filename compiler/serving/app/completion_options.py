@@ -12,7 +12,7 @@ from compiler.errors import InputError
 from compiler.generation.grammar import Grammar
 from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt
-from compiler.serving.app.http import mapping, orjson
+from compiler.serving.app.http import flag, mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
 from compiler.serving.limits import Limits, utf8_size
 from compiler.support.shown import shown
@@ -103,8 +103,8 @@ def _request(
         GenerationOptions(logprobs=logprobs, **settings),
         max_tokens,
         _whole(body, "n", 1, 1, _MAX_CHOICES),
-        _flag(body, "stream"),
-        _flag(stream_options, "include_usage"),
+        flag(body, "stream"),
+        flag(stream_options, "include_usage"),
     )
 
 
@@ -223,13 +223,6 @@ def _whole(body: Mapping[str, object], name: str, default: int, least: int, most
     if type(value) is not int or not least <= value <= most:
         raise InputError(f"{name!r} must be a whole number from {least} to {most}, not {shown(value)}")
     return value
-
-
-def _flag(body: Mapping[str, object], name: str) -> bool:
-    value = body.get(name)
-    if value not in (None, True, False):
-        raise InputError(f"{name!r} must be true or false, not {shown(value)}")
-    return bool(value)
 
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")

@@ -14,7 +14,7 @@ from compiler.serving.app.openai_models import named_model, unknown_fields
 from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
-from compiler.serving.request import Array, Request
+from compiler.serving.request import Array
 from compiler.serving.service import Service
 from compiler.serving.text.embedder import ServiceEmbedder
 from compiler.support.shown import shown
@@ -45,13 +45,9 @@ class Embeddings:
         with self._repository.lease(name) as service:
             embedder = self._embedder(name, service)
             texts = await embedder.tokens(_texts(body.get("input"), call.limits), call.required_sandbox)
-            latency = self._repository.options(name).latency_ms
-            deadline, level = call.deadline(latency), call.level(latency, {})
-            request = Request({}, None, call.arrival, deadline, level, margin=call.margin(deadline))
+            request = call.request({}, self._repository.options(name).latency_ms)
             vectors, responses = await embedder.embed(texts, request)
-            call.computed = max(each.timing.ended for each in responses)
-        for response in responses:
-            self._metrics.observe_response(response, name, 1)
+        call.observe(responses, self._metrics)
         _check_dimensions(body.get("dimensions"), vectors.shape[1])
         count = sum(map(len, texts))
         rest = json_bytes({"model": name, "usage": {"prompt_tokens": count, "total_tokens": count}})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from compiler.errors import InputError, UserError
 from compiler.serving.app.lag import Lag
 from compiler.serving.limits import DEFAULT_LIMITS, HeldBytes, Limits
-from compiler.serving.request import ANY_LEVEL, ServiceLevel
+from compiler.serving.metrics import Metrics
+from compiler.serving.request import ANY_LEVEL, Array, Request, Response, ServiceLevel
 from compiler.serving.sandbox.client import Sandbox
 from compiler.support.optional import optional_module
 from compiler.support.shown import shown
@@ -20,6 +22,7 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 Number = TypeVar("Number", int, float)
 
+_NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 JSON: Header = (b"content-type", b"application/json")
 CLOSE: Header = (b"connection", b"close")
 LATENCY_HEADER = b"tensorwright-latency-ms"
@@ -105,6 +108,31 @@ class Call:
     def margin(self, deadline: float | None) -> float:
         """Seconds before a deadline at which the answer has to be computed, by what others waited for after that."""
         return 0.0 if deadline is None or self.lag is None else self.lag.margin(deadline - self.arrival, self.arrival)
+
+    def request(
+        self,
+        inputs: Mapping[str, Array],
+        latency_ms: float | None,
+        parameters: Mapping[str, Any] = _NO_PARAMETERS,
+        *,
+        outputs: tuple[str, ...] | None = None,
+        identifier: str = "",
+        traced: bool = False,
+    ) -> Request:
+        """The request to a service. Raises InputError where a header or a parameter is out of range.
+
+        Args:
+            latency_ms: what the answer may take where the request's header does not say.
+            parameters: of the service level.
+        """
+        deadline, level = self.deadline(latency_ms), self.level(latency_ms, parameters)
+        return Request(inputs, outputs, self.arrival, deadline, level, identifier, traced, self.margin(deadline))
+
+    def observe(self, responses: Sequence[Response], metrics: Metrics, rows: int = 1) -> None:
+        """Note when its answer was computed, and count the responses that it comes from, each of so many rows."""
+        self.computed = max(each.timing.ended for each in responses)
+        for each in responses:
+            metrics.observe_response(each, self.model, rows)
 
     def level(self, latency_ms: float | None, parameters: Mapping[str, Any]) -> ServiceLevel:
         """Service level that the client asks for: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""
@@ -197,6 +225,14 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{what} must be an object, not {shown(value)}")
     return value
+
+
+def flag(body: Mapping[str, object], name: str) -> bool:
+    """A field that is true or false, and false where it is missing or null. Raises InputError."""
+    value = body.get(name)
+    if value not in (None, True, False):
+        raise InputError(f"{name!r} must be true or false, not {shown(value)}")
+    return bool(value)
 
 
 def positive(value: Any, name: str) -> float:

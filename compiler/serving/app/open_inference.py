@@ -23,7 +23,7 @@ from compiler.serving.app.tensors import metadata, write_outputs
 from compiler.serving.control import Control
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
-from compiler.serving.request import Request, Response
+from compiler.serving.request import Response
 from compiler.serving.service import Service
 from compiler.serving.tracing import Tracer
 from compiler.support.shown import shown
@@ -132,18 +132,15 @@ class OpenInference:
             read = Inference(*await call.required_sandbox.run(*job))
         parameters, inputs = read.parameters, read.inputs
         with self._repository.lease(name, version) as service:
-            default = self._repository.options(name).latency_ms
-            latency = _latency(parameters, default)
-            level = call.level(latency, parameters)
+            latency = _latency(parameters, self._repository.options(name).latency_ms)
             traced = self._wants_trace(parameters)
-            deadline = call.deadline(latency)
-            margin = call.margin(deadline)
-            request = Request(inputs, read.names, call.arrival, deadline, level, read.identifier, traced, margin)
+            request = call.request(
+                inputs, latency, parameters, outputs=read.names, identifier=read.identifier, traced=traced
+            )
             response = await service.infer(request)
-            call.computed = response.timing.ended
             if self._tracer is not None:
                 self._tracer.record(call.headers, name, call.arrival, response)
-            self._metrics.observe_response(response, name, rows_of(service, inputs))
+            call.observe([response], self._metrics, rows_of(service, inputs))
             by_default = parameters.get("binary_data_output") is True
             return _reply(service, response, read.identifier, read.as_bytes, by_default)
 

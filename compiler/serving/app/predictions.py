@@ -15,7 +15,6 @@ from compiler.runtime.prediction.results import of_image
 from compiler.serving.app.http import Call, Reply, check_method, json_reply
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository, versions_of
-from compiler.serving.request import Request
 from compiler.serving.service import Service
 from compiler.support.processing import Processing
 
@@ -47,13 +46,8 @@ class Predictions:
             pixels: np.ndarray = await call.required_sandbox.run("pixels", None, bytes(call.body))
             call.hold(pixels.nbytes)  # a thousand times the file, of which many might wait for the model
             latency = self._repository.options(name).latency_ms
-            deadline = call.deadline(latency)
-            level, margin = call.level(latency, {}), call.margin(deadline)
-            response = await service.infer(
-                Request({_IMAGE: pixels}, None, call.arrival, deadline, level, margin=margin)
-            )
-            call.computed = response.timing.ended
-        self._metrics.observe_response(response, name, 1)
+            response = await service.infer(call.request({_IMAGE: pixels}, latency))
+        call.observe([response], self._metrics)
         found = response.outputs
         prediction = of_image(processing.task, found, pixels, processing.names)
         if processing.task == "segment":  # whose mask is compressed

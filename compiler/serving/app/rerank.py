@@ -11,13 +11,12 @@ import numpy as np
 
 from compiler.artifact.language_model import TOKENIZER_ASSET
 from compiler.errors import InputError
-from compiler.serving.app.http import Call, Reply, check_method, json_reply, mapping
+from compiler.serving.app.http import Call, Reply, check_method, flag, json_reply, mapping
 from compiler.serving.app.openai_models import named_model, unknown_fields
 from compiler.serving.app.predictions import served_artifact
 from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
-from compiler.serving.request import Request
 from compiler.serving.service import Service
 from compiler.serving.text.reranker import ServiceReranker
 from compiler.support.shown import shown
@@ -43,20 +42,16 @@ class Rerank:
         unknown_fields(body, _FIELDS, frozenset())
         name = named_model(self._repository, body, call)
         query, texts = _texts(body, call.limits)
-        most = _top(body.get("top_n"), len(texts))
+        most, with_texts = _top(body.get("top_n"), len(texts)), flag(body, "return_documents")
         with self._repository.lease(name) as service:
             reranker = await self._reranker(name, service)
             pairs = await reranker.pairs(query, texts, call.required_sandbox)
-            latency = self._repository.options(name).latency_ms
-            deadline, level = call.deadline(latency), call.level(latency, {})
-            request = Request({}, None, call.arrival, deadline, level, margin=call.margin(deadline))
+            request = call.request({}, self._repository.options(name).latency_ms)
             scores, responses = await reranker.score(pairs, request)
-            call.computed = max(each.timing.ended for each in responses)
-        for response in responses:
-            self._metrics.observe_response(response, name, 1)
+        call.observe(responses, self._metrics)
         results = []
         for index in np.argsort(-scores, kind="stable")[:most]:
-            document = {"document": {"text": texts[index]}} if body.get("return_documents") else {}
+            document = {"document": {"text": texts[index]}} if with_texts else {}
             results.append({"index": int(index), "relevance_score": float(scores[index]), **document})
         count = sum(len(tokens) for tokens, _ in pairs)
         usage = {"prompt_tokens": count, "total_tokens": count}

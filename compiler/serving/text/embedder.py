@@ -52,6 +52,7 @@ class ServiceEmbedder:
                 "a model that does takes input_ids (batch, length), and gives (batch, size) or (batch, length, size)",
             )
         self._ids, self._output = name, first.name
+        self._largest = np.iinfo(ELEMENT_TYPES[inputs[name].dtype].numpy).max
         length = inputs[name].shape[1]
         self._length = length if isinstance(length, int) else None
         most = self._length or _MOST_TOKENS
@@ -96,6 +97,8 @@ class ServiceEmbedder:
         for each in texts:
             if not 0 < len(each) <= self.max_tokens:
                 raise InputError(f"a text has {len(each)} tokens; 1 to {self.max_tokens} are taken")
+            if max(each) > self._largest:
+                raise InputError(f"the token {max(each)} is none of the model's")
         if not self._padding_is_proven:
             await self._prove_padding(texts, request)
         lengths = [self._padded(len(each)) for each in texts]

@@ -26,8 +26,11 @@ from compiler.support.optional import optional_module
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")
 _HEADER_COST = 32  # bytes that each header counts in addition to its own
 _JOINED_BYTES = 64 << 10  # of a body that is copied to follow its headers
+_SLICE = 16 << 10  # bytes that are parsed at once: of small requests a millisecond, and their number is bounded
+_TURN_SECONDS = 0.002  # of parsing, after which other connections have their turn
 _LINGER_SECONDS = 2.0  # seconds for which a refused client's data is still read, so that it can read the answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NOTHING = memoryview(b"")
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,7 @@ class Owner(Protocol):
     """The server of connections."""
 
     handler: Handler
-    connections: set[Connection]
+    connections: dict[Connection, None]  # those first whose last request was long ago
     heads: KnownHeads
     held: HeldBytes
     header_seconds: float
@@ -72,25 +75,29 @@ class Connection(asyncio.Protocol):
         self._call: Call | None = None
         self._body: bytes | bytearray = b""
         self._whole: bytes | None = None  # what is parsed now, where it may be a whole request
+        self._unread = _NOTHING  # received, and not parsed yet
+        self._heard = self._paused = self._scheduled = self._turn_taken = False
         self._continues = False
         self._pending: deque[tuple[Call | None, Reply | None, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._gone = self._ending = self._advancing = False
+        self._gone = self._ending = False
 
     # Of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the headers of the first request."""
         self._transport = transport
-        self._owner.connections.add(self)
+        self._owner.connections[self] = None
+        if len(self._owner.connections) > self._owner.max_connections:
+            self._make_room()
         peer = transport.get_extra_info("peername")
         self._client = peer[0] if isinstance(peer, tuple) else "-"
         self._until = self._loop.time() + self._owner.header_seconds
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client disconnected: its requests are cancelled."""
-        self._owner.connections.discard(self)
+        self._owner.connections.pop(self, None)
         self._gone, self._reading, self._until = True, _Reading.NOTHING, None
         self._forget(self._call)
         self._drop_pending()
@@ -102,21 +109,21 @@ class Connection(asyncio.Protocol):
         """Parse what arrived."""
         if self._reading is _Reading.NOTHING:
             return
-        if self._reading is _Reading.IDLE and self._task is None:
+        if self._reading is _Reading.IDLE and self._task is None and not self._paused:
             known = self._owner.heads.find(data)
             if known is not None:
                 self._received(*known)
                 return
             self._whole = data
-        before, length = self._reading, len(self._body)
-        try:
-            self._parser.feed_data(data)
-        except _httptools.HttpParserUpgrade:
-            self._reading = _Reading.NOTHING  # no other protocol is spoken; the request is answered as any
-        except _httptools.HttpParserError:
-            self._refuse(None, HttpError(400, "the request is not valid HTTP"))
+        self._turn_taken = False
+        if self._paused or len(data) > _SLICE:
+            self._unread = memoryview(bytes(self._unread) + data)
+            self._read_on()
+        else:
+            self._parse(data)
+            if self._pending:
+                self._settle()
         self._whole = None
-        self._bound_silence(before, length, len(data))
 
     def pause_writing(self) -> None:
         """The client reads more slowly than answers are written: no other request of it is answered meanwhile."""
@@ -129,13 +136,83 @@ class Connection(asyncio.Protocol):
         if writable is not None and not writable.done():
             writable.set_result(None)
 
+    # Turns
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._heard = False
+        try:
+            self._parser.feed_data(data)
+        except _httptools.HttpParserUpgrade:
+            self._reading = _Reading.NOTHING  # no other protocol is spoken; the request is answered as any
+        except _httptools.HttpParserError:
+            self._refuse(None, HttpError(400, "the request is not valid HTTP"))
+        self._bound_silence(len(data))
+
+    def _read_on(self) -> None:
+        """Parse what was received, up to a request that has to wait, or until other connections have their turn."""
+        until = self._loop.time() + _TURN_SECONDS
+        while self._unread and not self._pending and self._reading is not _Reading.NOTHING:
+            data, self._unread = self._unread[:_SLICE], self._unread[_SLICE:]
+            self._parse(data)
+            if self._loop.time() >= until:
+                break
+        self._settle()
+
+    def _settle(self) -> None:
+        """Receive more, or go on with what was received in another turn of the event loop."""
+        if self._reading is _Reading.NOTHING:
+            self._unread = _NOTHING
+        if self._pending or self._unread:
+            self._pause()
+            if (self._task is None or not self._pending) and not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._go_on)
+            return
+        self._resume()
+        if self._task is None:
+            self._continue()
+
+    def _go_on(self) -> None:
+        """Take a turn: answer one request that waits, or parse."""
+        self._scheduled = self._turn_taken = False
+        if self._gone:
+            return
+        self._next()
+        if self._pending:
+            self._settle()
+        else:
+            self._read_on()
+
+    def _pause(self) -> None:
+        """Receive nothing for now. While a request waits, the time that the client has for the next does not pass."""
+        if self._pending:
+            self._until = None
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if not self._paused or self._transport.is_closing():
+            return
+        self._paused = False
+        self._transport.resume_reading()
+        if self._until is not None:
+            return
+        now, owner = self._loop.time(), self._owner
+        if self._reading is _Reading.HEADERS:
+            self._until = now + owner.header_seconds
+        elif self._reading is _Reading.BODY:
+            self._until = now + self._handler.limits.body_seconds
+        elif self._reading is _Reading.IDLE and self._task is None:
+            self._until = now + owner.keep_alive_seconds
+
     # Of the parser
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         if self._reading is _Reading.NOTHING:
             return
-        self._reading = _Reading.HEADERS
+        self._reading, self._heard = _Reading.HEADERS, True
         self._url, self._headers, self._header_bytes, self._twice = b"", {}, 0, None
         self._until = self._loop.time() + self._owner.header_seconds
 
@@ -168,7 +245,7 @@ class Connection(asyncio.Protocol):
             self._refuse(call, error)
             return
         self._call, self._body = call, b""
-        self._reading = _Reading.BODY
+        self._reading, self._heard = _Reading.BODY, True
         self._until = self._loop.time() + self._handler.limits.body_seconds
         self._continues = b"expect" in self._headers and call.chunked
         if self._task is None:
@@ -178,6 +255,7 @@ class Connection(asyncio.Protocol):
         """A part of the body."""
         if self._reading is not _Reading.BODY or self._call is None:
             return
+        self._heard = True
         try:
             self._call.hold(len(body))
         except LimitError as error:
@@ -206,10 +284,8 @@ class Connection(asyncio.Protocol):
         if keeps and self._whole is not None:
             self._owner.heads.add(self._whole, call.method, call.path, call.headers, len(call.body))
         self._pending.append((call, None, keeps))
-        if self._task is None:
+        if self._task is None and not self._turn_taken:
             self._next()
-        else:
-            self._transport.pause_reading()
 
     def _received(self, head: Head, body: bytes) -> None:
         """A whole request has been received, with a known head."""
@@ -225,6 +301,16 @@ class Connection(asyncio.Protocol):
     def _call_of(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Call:
         return Call(method, path, headers, body, time.monotonic(), holding=self._owner.held)
 
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for a request, else for the rest of one."""
+        connections = self._owner.connections
+        for in_body in (False, True):
+            for each in connections:
+                if each.waits and each.in_body is in_body and each is not self:
+                    del connections[each]
+                    each.abort()
+                    return
+
     def _admit(self, call: Call) -> None:
         if len(self._owner.connections) > self._owner.max_connections:
             raise HttpError(503, "too many connections are open")
@@ -235,8 +321,18 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close, after what was accepted is answered."""
         self._ending = True
-        if self._task is None and not self._pending and self._reading is not _Reading.BODY:
+        if self._task is None and not self._pending and not self._unread and self._reading is not _Reading.BODY:
             self._transport.close()
+
+    @property
+    def waits(self) -> bool:
+        """True while a request of its client is awaited, none of which is being answered."""
+        return self._task is None and not self._pending and self._reading is not _Reading.NOTHING
+
+    @property
+    def in_body(self) -> bool:
+        """True while a request arrives whose headers were received."""
+        return self._reading is _Reading.BODY
 
     def abort(self) -> None:
         """Close at once."""
@@ -279,13 +375,9 @@ class Connection(asyncio.Protocol):
             self._forget(call)
         self._pending.clear()
 
-    def _bound_silence(self, before: _Reading, length: int, received: int) -> None:
-        """Bound what the parser keeps of one header that is not complete, and what stands around a body's chunks.
-
-        Args:
-            before, length: what was read, and how much of the body was here, before so many bytes were received.
-        """
-        if self._reading is not before or self._reading is _Reading.IDLE or len(self._body) != length:
+    def _bound_silence(self, received: int) -> None:
+        """Bound what the parser keeps of one header that is not complete, and what stands around a body's chunks."""
+        if self._heard or self._reading is _Reading.IDLE:
             self._silent_bytes = 0
             return
         self._silent_bytes += received
@@ -301,23 +393,24 @@ class Connection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
 
     def _next(self) -> None:
-        """Answer the requests that have been received, up to one that has to wait."""
-        if self._advancing:
+        """Answer the first request that waits, if none is being answered."""
+        if not self._pending or self._task is not None or self._gone:
             return
-        self._advancing = True
-        while self._pending and self._task is None and not self._gone:
-            call, reply, keeps = self._pending.popleft()
-            if reply is None:
-                assert call is not None
-                self._begin(call, keeps)
-                continue
-            self._write(reply, call is not None and call.method == "HEAD", keeps)
-            if call is not None:
-                self._handler.finished(call, reply.status, self._client)
-            self._end()
-        self._advancing = False
+        self._turn_taken = True
+        call, reply, keeps = self._pending.popleft()
+        if reply is None:
+            assert call is not None
+            self._begin(call, keeps)
+            return
+        self._write(reply, call is not None and call.method == "HEAD", keeps)
+        if call is not None:
+            self._handler.finished(call, reply.status, self._client)
+        self._end()
 
     def _begin(self, call: Call, keeps: bool) -> None:
+        connections = self._owner.connections
+        connections.pop(self, None)
+        connections[self] = None  # the last that would be closed for others
         self._task = run_eagerly(self._answer(call, keeps and not self._ending), self._loop)
 
     async def _answer(self, call: Call, keeps: bool) -> None:
@@ -352,10 +445,8 @@ class Connection(asyncio.Protocol):
         if not keeps:
             self._drop_pending()
             self._end()
-        elif self._pending:
-            self._next()
-            if not self._pending and not self._transport.is_closing():
-                self._transport.resume_reading()
+        elif self._pending or self._paused:
+            self._settle()
         elif self._reading is _Reading.IDLE:
             self._until = self._loop.time() + self._owner.keep_alive_seconds
         else:

@@ -19,6 +19,7 @@ from compiler.serving.workers.distributor import handed
 from compiler.serving.workers.known_heads import KnownHeads
 
 _BACKLOG = 2048
+_AT_ONCE = 64  # connections accepted in one iteration of the event loop
 _PERIOD = 0.25  # seconds between two looks at what has to arrive
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class HttpOptions:
         header_seconds: time limit for the headers of a request, from the connection or its first byte.
         keep_alive_seconds: how long a connection may stay idle between requests.
         drain_seconds: how long requests have to end at shutdown.
-        max_connections: at once; more are answered 503.
+        max_connections: at once. For each more, the one that has waited longest for a request is closed; where none
+            waits, the new one is answered 503.
         certificate, private_key: PEM files; with them the server speaks TLS alone.
         private_key_password_file: of an encrypted private key.
         client_ca: PEM file; clients need a certificate signed by one of these.
@@ -64,7 +66,7 @@ class Server:
             OptionError: a certificate or key cannot be read, or does not fit.
         """
         self.handler = handler
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # those first whose last request was long ago
         self.heads = KnownHeads()
         self.held = HeldBytes(handler.limits)
         self.header_seconds = options.header_seconds
@@ -105,8 +107,9 @@ class Server:
         """Accept connections; returns what ends that."""
         timeout = None if self._tls is None else self.header_seconds
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), sock=source, ssl=self._tls, backlog=_BACKLOG, ssl_handshake_timeout=timeout
+            lambda: Connection(self), sock=source, ssl=self._tls, backlog=_AT_ONCE, ssl_handshake_timeout=timeout
         )
+        source.listen(_BACKLOG)  # asyncio accepts as many in one iteration of the event loop as it lets wait
         return server.close
 
     async def _receiving(self, source: socket) -> Callable[[], None]:

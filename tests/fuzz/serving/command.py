@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import resource
 import subprocess
 import tempfile
 import threading
@@ -23,11 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.fuzz.serving.attacks import ATTACKS, TOGETHER, Attack, chat, completion
+from tests.fuzz.serving.connections import CLIENTS, Client
 from tests.fuzz.serving.models import build
 from tests.fuzz.serving.random_requests import request
 from tests.fuzz.serving.server import Health, Served, Watch, serve
 
 _SECONDS = 120.0  # for an answer
+_DESCRIPTORS = 4096  # of clients and servers
 _CLIENTS = 4  # of random requests at once
 _MODELS = Path("build/fuzz-serve")
 _DENSE = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}).encode()
@@ -68,6 +71,8 @@ class Row:
 def run(cases: int, seed: int, only: str | None, console: Console) -> int:
     """Run the parts whose name holds `only`, all without; 0 if nothing failed."""
     configuration = build(_MODELS)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _DESCRIPTORS) if most >= 0 else _DESCRIPTORS, most))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tensorwright-serve-") as made:
         folder = Path(made)
@@ -76,6 +81,7 @@ def run(cases: int, seed: int, only: str | None, console: Console) -> int:
             parts: dict[str, Callable[[Row], object]] = {
                 **{name: partial(_attack, served, attack) for name, attack in ATTACKS.items()},
                 **{name: partial(_together, served, *attack) for name, attack in TOGETHER.items()},
+                **{name: partial(_connections, served, client) for name, client in CLIENTS.items()},
                 f"{cases} random requests": lambda row: _random(row, served, cases, seed),
                 "reload while serving": lambda row: _reload(row, served),
                 "afterwards": lambda row: time.sleep(1.0),
@@ -138,6 +144,11 @@ def _together(served: Served, attack: Attack, count: int, row: Row) -> None:
         each.start()
     for each in threads:
         each.join()
+
+
+def _connections(served: Served, client: Client, row: Row) -> None:
+    row.answers = client(served.port)
+    row.problems += [f"{row.name}: {row.answers[bad]} times {bad}" for bad in ("500", "no answer") if row.answers[bad]]
 
 
 def _note(row: Row, served: Served, attack: Attack, what: str) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from compiler.serving.limits import Limits
-from compiler.serving.workers.connection import run_eagerly
-from compiler.serving.workers.http_server import HttpOptions
+from compiler.serving.workers.connection import Connection, run_eagerly
+from compiler.serving.workers.http_server import HttpOptions, Server
 from tests.compiler.serving.workers.echo import Echo, connected, echoing, post, whole
 
 
@@ -188,6 +188,63 @@ def test_too_many_connections_and_the_end_of_time() -> None:
     with echoing(HttpOptions(keep_alive_seconds=0.01)) as (_, port), connected(port) as idle:
         idle.sendall(post("/a", b""))
         assert whole(idle).endswith(b"POST /a ")
+
+
+def test_the_connection_that_waits_longest_makes_room() -> None:
+    with (
+        echoing(HttpOptions(max_connections=3)) as (_, port),
+        connected(port) as used,
+        connected(port) as silent,
+        connected(port) as begun,
+    ):
+        for client in (begun, used):
+            client.sendall(post("/a", b"x"))
+            assert client.recv(1 << 16).endswith(b"POST /a x")
+        begun.sendall(post("/a", b"x")[:-1])
+        with connected(port) as new:
+            new.sendall(post("/a", b"new"))
+            assert new.recv(1 << 16).endswith(b"POST /a new")
+            assert silent.recv(1) == b""
+        used.sendall(post("/a", b"again", "Connection: close"))
+        assert whole(used).endswith(b"POST /a again")
+
+
+class _Transport(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written, self.paused = b"", False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+def test_one_request_is_answered_in_a_turn_of_the_event_loop() -> None:
+    async def scenario() -> None:
+        server = Server(Echo(), HttpOptions())
+        connection, transport = Connection(server), _Transport()
+        connection.connection_made(transport)
+        connection.data_received(post("/a", b"x") * 1000 + post("/a", b"x")[:-1])
+        for answered in range(1, 1000):
+            assert transport.written.count(b"POST /a x") == answered
+            assert transport.paused
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not transport.paused
+        connection.data_received(b"x")
+        assert transport.written.count(b"POST /a x") == 1001
+
+    asyncio.run(scenario())
 
 
 def test_bodies_in_arrival_are_bounded_together() -> None:
