@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -60,14 +61,14 @@ class Positions:
 @dataclass(frozen=True)
 class KeyValueCache:
     """Keys and values of what came before: (1, key heads, capacity, head size), of which as many rows are filled as the
-    position says; or (slots, ...) of several sequences.
+    position says; or (slots, ...) of several sequences. Values of None are the keys (of latent attention).
 
-    int8 ones have `scales`: float32 (1, key heads, capacity) of keys and of values, what each row is multiplied with.
+    int8 ones have `scales`: float32 (1, key heads, capacity) of each, what each row is multiplied with.
     `rounds`: whether attention may round its operands, as products with quantized weights do.
     """
 
     keys: Expr
-    values: Expr
+    values: Expr | None
     position: Positions
     scales: tuple[Expr, ...] = ()
     rounds: bool = False
@@ -75,12 +76,12 @@ class KeyValueCache:
     @property
     def parts(self) -> tuple[Expr, ...]:
         """The tensors of the cache: keys, values and scales."""
-        return (self.keys, self.values, *self.scales)
+        return (self.keys, *([] if self.values is None else [self.values]), *self.scales)
 
-    def extended(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
+    def extended(self, builder: relax.BlockBuilder, *new: Expr) -> KeyValueCache:
         """With the new entries (1, n, key heads, head size), rounded to the cache's type, from `position` on."""
         if self.scales:
-            return self._with_bytes(builder, keys, values)
+            return self._with_bytes(builder, new)
         dtype = str(self.keys.ty.dtype)
 
         def written(old: Expr, rows: Expr) -> Expr:
@@ -89,12 +90,17 @@ class KeyValueCache:
                 return write_sequences(builder, old, stored, self.position.sequences)
             return write_rows(builder, old, builder.emit(R.permute_dims(stored, [0, 2, 1, 3])), self.position.start, 2)
 
-        return replace(self, keys=written(self.keys, keys), values=written(self.values, values))
+        return self._of_parts([written(*each) for each in zip(self.parts, new, strict=True)])
 
-    def _with_bytes(self, builder: relax.BlockBuilder, keys: Expr, values: Expr) -> KeyValueCache:
-        rounded = builder.emit(builder.call_te(round_rows, keys, values, primfunc_name_hint="round_rows"))
-        # In the order of `parts`.
-        new = [builder.emit(relax.TupleGetItem(rounded, at)) for at in range(4)]
+    def _of_parts(self, parts: Sequence[Expr]) -> KeyValueCache:
+        """With other tensors, in the order of `parts`."""
+        count = len(parts) - len(self.scales)
+        values = None if self.values is None else parts[1]
+        return replace(self, keys=parts[0], values=values, scales=tuple(parts[count:]))
+
+    def _with_bytes(self, builder: relax.BlockBuilder, floats: Sequence[Expr]) -> KeyValueCache:
+        rounded = builder.emit(builder.call_te(round_rows, list(floats), primfunc_name_hint="round_rows"))
+        new = [builder.emit(relax.TupleGetItem(rounded, at)) for at in range(2 * len(floats))]
         start, sequences = self.position.start, self.position.sequences
 
         def write(old: Expr, rows: Expr) -> Expr:
@@ -102,8 +108,7 @@ class KeyValueCache:
                 return write_sequences(builder, old, rows, sequences, 2)
             return write_rows(builder, old, rows, start, 2)
 
-        written = [write(old, rows) for old, rows in zip(self.parts, new, strict=True)]
-        return KeyValueCache(written[0], written[1], self.position, tuple(written[2:]), self.rounds)
+        return self._of_parts([write(old, rows) for old, rows in zip(self.parts, new, strict=True)])
 
 
 def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, length: Expr) -> Expr:
@@ -187,13 +192,13 @@ def attend(
     bias: Expr | None,
     sinks: Expr | None,
 ) -> Expr:
-    """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads * size)."""
-    found = builder.emit(
+    """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads, value size)."""
+    return builder.emit(
         cached_attention(
             builder,
             query,
             cache.keys,
-            cache.values,
+            cache.keys if cache.values is None else cache.values,
             AttentionOptions(
                 position=cache.position.start,
                 sequences=cache.position.sequences,
@@ -202,9 +207,8 @@ def attend(
                 softcap=config.score_cap,
                 sinks=sinks,
                 bias=bias,
-                scales=(cache.scales[0], cache.scales[1]) if cache.scales else None,
+                scales=(cache.scales[0], cache.scales[-1]) if cache.scales else None,
                 rounds=cache.rounds,
             ),
         )
     )
-    return builder.emit(R.reshape(found, (1, query.ty.shape[1], config.queries)))

@@ -32,6 +32,8 @@ class ExpertsConfig:
         biased: experts are selected by score plus a bias, which the weights do not include.
         scale: factor of the weights.
         sum_epsilon: added to the sum where the weights are normalized.
+        groups, groups_chosen: number of groups, and of those that a token's experts are chosen from: the groups with
+            the largest sums of two scores where scores are sigmoids, else with the largest score.
         clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
             `limit` and ups within [-limit, limit]; None for the activation of the model.
     """
@@ -47,7 +49,37 @@ class ExpertsConfig:
     biased: bool = False
     scale: float = 1.0
     sum_epsilon: float = 0.0
+    groups: int = 1
+    groups_chosen: int = 1
     clamped: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Multi-head latent attention (arXiv:2405.04434): a compressed row of each token gives all keys and values.
+
+    Attributes:
+        query_rank: width of compressed queries; 0 where one product gives the queries.
+        rank: width of what keys and values are computed from.
+        plain, rotated: sizes of the parts of a query without and with a rotary embedding; all heads share the rotated
+            part of the keys.
+        values: size of the values of a head.
+        interleaved: rows that are rotated are stored as adjacent pairs.
+        epsilon: of the norms of compressed rows.
+    """
+
+    query_rank: int
+    rank: int
+    plain: int
+    rotated: int
+    values: int
+    interleaved: bool = True
+    epsilon: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Width of the row of a token in the cache."""
+        return self.rank + self.rotated
 
 
 @dataclass(frozen=True)
@@ -115,6 +147,7 @@ class DecoderConfig:
         embedding_scale, residual_scale, logit_scale: factors of the embeddings, of what a block adds, of the logits.
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
         gated_attention: attention results are multiplied by the sigmoid of gates that are projected with the queries.
+        latent: attention of all layers is latent; then there is one head of keys, of the rotated size.
     """
 
     architecture: str
@@ -142,6 +175,7 @@ class DecoderConfig:
     position_offset: int = 0
     slopes: tuple[float, ...] | None = None
     gated_attention: bool = False
+    latent: LatentConfig | None = None
 
     @property
     def attends(self) -> bool:

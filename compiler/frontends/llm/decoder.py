@@ -15,6 +15,7 @@ from compiler.frontends.llm.attention import KeyValueCache, Positions, linear_bi
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.feed_forward import feed_forward
+from compiler.frontends.llm.latent_attention import LatentAttention
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.recurrent import Mixer, recurrent_mixer
@@ -38,9 +39,9 @@ class DecoderModule:
 
     `main(tokens, position, *states) -> (logits, *states)`: tokens int64 (1, n); position int64 (), how many tokens came
     before, missing where no layer has attention. Logits are float32 (1, 1, vocabulary) of the last token, or (1, n,
-    vocabulary) of all. A layer with attention keeps keys and values (1, key heads, capacity, head size), int8 ones with
-    scales float32 (1, key heads, capacity); one with a recurrent mixer what `compiler.frontends.llm.mixers` says, in
-    float32.
+    vocabulary) of all. A layer with attention keeps keys and values (1, key heads, capacity, head size), or rows of
+    latent attention (1, 1, capacity, width), int8 ones with scales float32 (1, key heads, capacity); one with a
+    recurrent mixer what `compiler.frontends.llm.mixers` says, in float32.
 
     For several sequences, `main(tokens, positions, sequences, wanted, *states)`: `positions` and `sequences` as
     `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
@@ -95,11 +96,12 @@ class _Builder(Emitter):
         config, layer = self.config, self.config.layers[index]
         specs = []
         if layer.attends:
-            slots = "slots" if self.options.sequences else 1
-            shape = (slots, config.key_heads, CAPACITY, config.head_size)
-            specs += [TensorSpec(f"{kind}_{index}", shape, dtype) for kind in ("key", "value")]
+            slots, latent = "slots" if self.options.sequences else 1, config.latent
+            shape = (slots, config.key_heads, CAPACITY, config.head_size if latent is None else latent.width)
+            kinds = ("key", "value") if latent is None else ("latent",)
+            specs += [TensorSpec(f"{kind}_{index}", shape, dtype) for kind in kinds]
             if dtype == "int8":
-                specs += [TensorSpec(f"{kind}_scale_{index}", shape[:3], "float32") for kind in ("key", "value")]
+                specs += [TensorSpec(f"{kind}_scale_{index}", shape[:3], "float32") for kind in kinds]
         if layer.recurrent is not None:
             slots_axis: tuple[int | str, ...] = ("slots",) if self.options.sequences else ()
             own = layer.recurrent.states.items()
@@ -143,9 +145,7 @@ class _Builder(Emitter):
             mixers: list[Mixer] = []
             if layer.attends:
                 own = len(kept) - (0 if layer.recurrent is None else len(layer.recurrent.states))
-                keys, values, *scales = kept[:own]
-                cache = KeyValueCache(keys, values, position, tuple(scales), rounds)
-                mixers.append(SelfAttention(self, index, ropes.get(layer.rope), bias, cache))
+                mixers.append(self._attention(index, kept[:own], position, ropes.get(layer.rope), bias, rounds=rounds))
                 kept = kept[own:]
             if layer.recurrent is not None:
                 mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position.sequences))
@@ -154,6 +154,18 @@ class _Builder(Emitter):
         if self.options.captures:
             x = self._wanted_rows(x)
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
+
+    def _attention(
+        self, index: int, kept: list[Expr], position: Positions, angles: Expr | None, bias: Expr | None, *, rounds: bool
+    ) -> Mixer:
+        """The attention of a layer over what it kept."""
+        latent = self.config.latent
+        if latent is not None:
+            row, *scales = kept
+            cache = KeyValueCache(row, None, position, tuple(scales), rounds)
+            return LatentAttention(self, index, latent, angles, cache)
+        keys, values, *scales = kept
+        return SelfAttention(self, index, angles, bias, KeyValueCache(keys, values, position, tuple(scales), rounds))
 
     def _embedded(self, table: BlockWeight, tokens: Expr, position: Positions) -> Expr:
         """(1, n) -> (1, n, hidden)"""

@@ -6,7 +6,7 @@ import math
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.attention import alibi_slopes
-from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LayerConfig
+from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LatentConfig, LayerConfig
 from compiler.frontends.llm.families import Family
 from compiler.frontends.llm.families.layer_kinds import BOTH, FULL, MLP, MOE, RECURRENT, SLIDING
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
@@ -39,6 +39,9 @@ def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConf
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads", most=MOST_HEADS)
     head_size = settings.size("head_dim", hidden // heads, most=MOST_HEAD_SIZE)
     key_heads = settings.size("num_key_value_heads", heads)
+    latent = family.latent(settings) if family.latent else None
+    if latent is not None:
+        head_size, key_heads = latent.rotated, 1
     if heads % key_heads:
         raise InvalidModelError(f"{settings.path}: {heads} attention heads are not a multiple of {key_heads} key heads")
     layers, context = _layers(settings, head_size, family), settings.size("max_position_embeddings")
@@ -53,7 +56,7 @@ def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConf
         head_size=head_size,
         context=context,
         layers=layers,
-        score_scale=_score_scale(settings, head_size),
+        score_scale=_score_scale(settings, head_size) if latent is None else _latent_scale(settings, latent),
         norm=family.norm,
         epsilon=settings.number("rms_norm_eps", 1e-6),
         activation=_activation(settings),
@@ -68,6 +71,7 @@ def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConf
         position_rows=settings.size("position_rows", context + family.position_offset) if learned else 0,
         position_offset=family.position_offset,
         slopes=_slopes(settings, heads) if _positions(settings, family) == "alibi" else None,
+        latent=latent,
     )
     return family.changes(config, settings)
 
@@ -87,6 +91,16 @@ def _score_scale(settings: Settings, head_size: int) -> float:
     if settings.get("query_pre_attn_scalar") is not None:
         return settings.positive("query_pre_attn_scalar") ** -0.5
     return settings.number("attention_multiplier", 1 / math.sqrt(head_size))
+
+
+def _latent_scale(settings: Settings, latent: LatentConfig) -> float:
+    """YaRN grows the scores of all positions, the parts of the heads without rotary embedding included."""
+    scaling = settings.table("rope_parameters") or settings.table("rope_scaling")
+    growth, factor = scaling.get("mscale_all_dim") or 0.0, scaling.get("factor") or 1.0
+    if not isinstance(growth, int | float) or not isinstance(factor, int | float):
+        raise InvalidModelError(f"{settings.path}: the scaling of RoPE has the factors {growth!r} and {factor!r}")
+    magnitude = 0.1 * growth * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return float(magnitude**2 / math.sqrt(latent.plain + latent.rotated))
 
 
 def _activation(settings: Settings) -> Activation:

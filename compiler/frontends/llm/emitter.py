@@ -38,15 +38,16 @@ class Emitter:
             return x
         return self.normalized(x, self.parameters.norm(index, role, self.config.hidden))
 
-    def normalized(self, x: Expr, norm: Norm) -> Expr:
-        """Normalize over the last axis."""
+    def normalized(self, x: Expr, norm: Norm, epsilon: float | None = None) -> Expr:
+        """Normalize over the last axis, with the model's epsilon if no other is given."""
+        epsilon = self.config.epsilon if epsilon is None else epsilon
         size = int(x.ty.shape[-1])
         scale = as_constant(np.ones(size, np.float32) if norm.weight is None else norm.weight.astype(np.float32))
         if self.config.norm == "rms":
-            normed = self.builder.emit(R.nn.rms_norm(x, scale, [-1], self.config.epsilon))
+            normed = self.builder.emit(R.nn.rms_norm(x, scale, [-1], epsilon))
             return normed if norm.bias is None else self.builder.emit(R.add(normed, as_constant(norm.bias)))
         bias = as_constant(np.zeros(size, np.float32) if norm.bias is None else norm.bias.astype(np.float32))
-        return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], self.config.epsilon))
+        return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], epsilon))
 
     def residual(self, x: Expr, *added: Expr) -> Expr:
         """The sum of x and the residual updates of a block."""

@@ -11,7 +11,7 @@ from tvm.relax import op as R
 from compiler.frontends.llm.config import ExpertsConfig
 from compiler.frontends.llm.emitter import Emitter, number
 from compiler.frontends.llm.weights import Linear
-from compiler.passes.rewriting.expert_products import combined, route, scores_of_chosen
+from compiler.passes.rewriting.expert_products import combined, limited_to_groups, route, scores_of_chosen
 from compiler.passes.rewriting.matching import as_constant
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class _Mixture:
         choice = (
             emit(R.add(scores, as_constant(parameters.router_bias(self._index, config)))) if config.biased else scores
         )
+        if config.groups > 1:
+            best = 2 if config.sigmoid else 1
+            choice = limited_to_groups(model.builder, choice, config.groups, config.groups_chosen, best)
         routing = route(model.builder, choice, config.chosen)
         gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
         hidden = self._gated(gate, up)

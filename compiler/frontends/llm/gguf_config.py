@@ -31,7 +31,10 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
     config = decoder_config(gguf_settings(file, family, found), name, family)
     checkpoint = Checkpoint(file, str(file.path))
     checkpoint.ignore(ROPE_TENSORS)
-    return config, _names(found, config, file), _storage(family, found), checkpoint
+    names = _names(found, config, file)
+    if file.value(f"{name}.nextn_predict_layers"):
+        checkpoint.ignore_layers(names.layer, len(config.layers))
+    return config, names, _storage(family, found), checkpoint
 
 
 def _storage(family: Family, found: Gguf) -> Storage:

@@ -80,11 +80,14 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
     for key, setting in found.keys.items():
         if setting != _KEYS.get(key):
             values.pop(_KEYS.get(key, ""), None)
+    further = _value(file, found, "nextn_predict_layers")  # behind the last layer, that predict further tokens
+    if isinstance(further, int) and isinstance(values.get("num_hidden_layers"), int):
+        values["num_hidden_layers"] -= further
     values["rope_scaling"] = _scaling(file, found)
     if "token_embd.weight" in file.names:
         values["vocab_size"] = file.shape("token_embd.weight")[0]
     width = _value(file, found, "attention.value_length")
-    if width not in (None, values.get("head_dim", width)):
+    if family.latent is None and width not in (None, values.get("head_dim", width)):
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
     values |= found.read(file, values)
     return Settings(values, file.path, {**family.defaults, **_DEFAULTS, **found.values})

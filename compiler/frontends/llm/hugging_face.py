@@ -50,6 +50,8 @@ def read_hugging_face(folder: Path, options: LanguageModelOptions) -> tuple[Deco
     checkpoint = Checkpoint(_weights(folder, options), str(folder))
     checkpoint.ignore_suffixes(family.unused)
     names = family.names(settings) if callable(family.names) else family.names
+    if settings.get("num_nextn_predict_layers"):  # layers behind the last one that predict further tokens
+        checkpoint.ignore_layers(names.layer, len(config.layers))
     storage = family.storage(settings) if callable(family.storage) else family.storage
     return config, _names(names, checkpoint), replace(storage, tied=tied), checkpoint
 

@@ -13,11 +13,13 @@ class Names:
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, sinks, post_attention_norm, mlp_norm, gate,
     up (or gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
     expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", and shared_gate, shared_up
-    (or shared_gate_up), shared_down, shared_router. A role that the format or architecture does not have is missing. Of
-    recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step, ssm_step_bias, ssm_decay,
-    ssm_skip, ssm_norm, ssm_out and the norms ssm_step_norm, ssm_write_norm, ssm_read_norm; delta_joined and
-    delta_rates, or delta_qkv, delta_gate, delta_step and delta_rate; delta_conv, delta_step_bias, delta_decay,
-    delta_norm, delta_out. Names of sinks, decays, skips and biases are whole; ".weight" follows the others.
+    (or shared_gate_up), shared_down, shared_router. Of latent attention: q (or q_a, q_a_norm, q_b), kv_a, kv_a_norm,
+    kv_b (or k_b and v_b, which hold one head after another, keys transposed). A role that the format or architecture
+    does not have is missing. Of recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step,
+    ssm_step_bias, ssm_decay, ssm_skip, ssm_norm, ssm_out and the norms ssm_step_norm, ssm_write_norm, ssm_read_norm;
+    delta_joined and delta_rates, or delta_qkv, delta_gate, delta_step and delta_rate; delta_conv, delta_step_bias,
+    delta_decay, delta_norm, delta_out. Names of sinks, decays, skips and biases are whole; ".weight" follows the
+    others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
@@ -59,6 +61,12 @@ _ATTENTION = {
     "o": "self_attn.o_proj",
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
+    "q_a": "self_attn.q_a_proj",
+    "q_a_norm": "self_attn.q_a_layernorm",
+    "q_b": "self_attn.q_b_proj",
+    "kv_a": "self_attn.kv_a_proj_with_mqa",
+    "kv_a_norm": "self_attn.kv_a_layernorm",
+    "kv_b": "self_attn.kv_b_proj",
 }
 _MLP = {
     "gate": "mlp.gate_proj",
@@ -166,6 +174,14 @@ def gguf_names(norms: str) -> Names:
         "q_norm": "attn_q_norm",
         "k_norm": "attn_k_norm",
         "sinks": "attn_sinks.weight",
+        "q_a": "attn_q_a",
+        "q_a_norm": "attn_q_a_norm",
+        "q_b": "attn_q_b",
+        "kv_a": "attn_kv_a_mqa",
+        "kv_a_norm": "attn_kv_a_norm",
+        "kv_b": "attn_kv_b",
+        "k_b": "attn_k_b",
+        "v_b": "attn_v_b",
         "gate": "ffn_gate",
         "up": "ffn_up",
         "gate_up": "ffn_up",

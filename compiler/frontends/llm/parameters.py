@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, XieluNumbers
+from compiler.frontends.llm.blocks import dequantized
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, LatentConfig, XieluNumbers
 from compiler.frontends.llm.names import Names
-from compiler.frontends.llm.weights import Array, Checkpoint, Experts, Linear, Matrix
+from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Checkpoint, Experts, Linear, Matrix
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,50 @@ class Parameters:
         key, value = (self._role(layer, role, config.keys, config.hidden) for role in ("k", "v"))
         return [query, key, value, gate]
 
+    def latent_queries(self, layer: int, config: LatentConfig) -> Linear:
+        """The queries of latent attention: of all heads the parts without positions, then the rotated parts."""
+        count, size = self._config.heads, config.plain + config.rotated
+        if config.query_rank:
+            whole = self._role(layer, "q_b", count * size, config.query_rank)
+        else:
+            whole = self._role(layer, "q", count * size, self._config.hidden)
+        rows = np.arange(count * size).reshape(count, size)
+        turned = rows[:, config.plain :].reshape(-1)
+        if config.interleaved:
+            turned = turned[_halves(count, config.rotated, config.rotated)]
+        return whole.taken(np.concatenate([rows[:, : config.plain].reshape(-1), turned]))
+
+    def latent_row(self, layer: int, config: LatentConfig) -> Linear:
+        """The product that gives the row of a token, before its norm and rotation."""
+        whole = self._role(layer, "kv_a", config.width, self._config.hidden)
+        if not config.interleaved:
+            return whole
+        turned = config.rank + _halves(1, config.rotated, config.rotated)
+        return whole.taken(np.concatenate([np.arange(config.rank), turned]))
+
+    def latent_keys(self, layer: int, config: LatentConfig) -> Experts:
+        """What the parts of queries without positions are multiplied with, a matrix for each head."""
+        count, name = self._config.heads, self._names.of(layer, "k_b")
+        if name is not None and self._checkpoint.has(f"{name}.weight"):
+            return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, config.rank, config.plain), count)
+        keys = self._latent_heads(layer, config).part(slice(config.plain))
+        return Experts(tuple(_floats(each).transposed() for each in keys.weights))
+
+    def latent_values(self, layer: int, config: LatentConfig) -> Experts:
+        """What sums of compressed rows are multiplied with, a matrix for each head."""
+        count, name = self._config.heads, self._names.of(layer, "v_b")
+        if name is not None and self._checkpoint.has(f"{name}.weight"):
+            return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, config.values, config.rank), count)
+        return self._latent_heads(layer, config).part(slice(config.plain, None))
+
+    def _latent_heads(self, layer: int, config: LatentConfig) -> Experts:
+        """Keys, then values, of each head."""
+        count = self._config.heads
+        whole = self._role(layer, "kv_b", count * (config.plain + config.values), config.rank)
+        return Experts.of_stack(whole.weight, count)
+
     def linear(self, layer: int, role: str, rows: int, depth: int) -> Linear:
-        """A product of a recurrent mixer."""
+        """A product of a mixer."""
         return self._role(layer, role, rows, depth)
 
     def array(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
@@ -303,6 +346,11 @@ class Parameters:
         weight = stored + np.float32(self._storage.norm_offset)
         has_bias = self._checkpoint.has(f"{name}.bias")
         return Norm(weight, self._checkpoint.vector(f"{name}.bias", size) if has_bias else None)
+
+
+def _floats(weight: Matrix) -> Matrix:
+    """A weight that can be transposed: quantized ones are float32."""
+    return weight if weight.kind in FLOAT_KINDS else Matrix("F32", dequantized(weight), weight.depth)
 
 
 def _halves(heads: int, size: int, rotated: int) -> Array:

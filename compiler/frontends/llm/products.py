@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.llm.blocks import packed, packed_experts
@@ -120,6 +120,15 @@ class Products:
             results += self._split(found, [part.rows for part in run])
         return results
 
+    def of_heads(self, x: Expr, heads: Experts) -> Expr:
+        """Products of each head with a weight of its own: (1, n, heads, depth) -> (1, n, heads, rows)."""
+        emit, (_, length, count, depth) = self._builder.emit, list(x.ty.shape)
+        by_head = emit(R.reshape(emit(R.permute_dims(x, [2, 0, 1, 3])), (count * length, depth)))
+        weight = packed_experts([heads], self._options.precision, self._room.empty)
+        numbers = self._builder.emit_te(_heads_of_slots, x, primfunc_name_hint="heads_of_slots")
+        found = expert_product(self._builder, by_head, weight, heads.rows, numbers, self._options.activations)
+        return emit(R.permute_dims(emit(R.reshape(found, (count, 1, length, heads.rows))), [1, 2, 0, 3]))
+
     def exact(self, x: Expr, linear: Linear) -> Expr:
         """Like `product`, with weights kept in their stored precision."""
         weight = packed(linear.weight, None)
@@ -159,3 +168,9 @@ class Products:
     def _table_precision(self) -> str | None:
         """Four bits are too few for the embedding and the head."""
         return "int8" if self._options.precision == "int4" else self._options.precision
+
+
+def _heads_of_slots(x: te.Tensor) -> te.Tensor:
+    """The head of each slot of (1, n, heads, depth) where those of a head follow one another: int64 (heads * n,)."""
+    _, rows, count, _ = x.shape
+    return te.compute((count * rows,), lambda slot: tirx.floordiv(slot, rows), name="heads_of_slots")

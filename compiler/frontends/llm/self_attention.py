@@ -62,7 +62,8 @@ class SelfAttention:
         self.cache = self.cache.extended(builder, key, value)
         stored = self._model.parameters.sinks(self._index)
         sinks = None if stored is None else as_constant(stored)
-        return attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias, sinks)
+        found = attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias, sinks)
+        return builder.emit(R.reshape(found, (1, self._model.length, config.queries)))
 
     def _norms_all_heads(self, norm: str, count: int) -> bool:
         """True if a norm is over all heads together."""

@@ -238,6 +238,16 @@ class Checkpoint:
         """Like `ignore`, of all tensors whose names end so."""
         self._left = {name for name in self._left if not name.endswith(suffixes)}
 
+    def ignore_layers(self, layer: str, first: int) -> None:
+        """Like `ignore`, of all tensors of layers from `first` on; their names begin with `layer`, with "{index}"."""
+        start, end = layer.split("{index}")
+
+        def number(name: str) -> int:
+            digits = name.removeprefix(start).partition(end)[0] if name.startswith(start) else ""
+            return int(digits) if digits.isdecimal() else -1
+
+        self._left = {name for name in self._left if number(name) < first}
+
     def check_complete(self) -> None:
         """Raise InvalidModelError where a tensor was not taken: the model has a part that would be left out."""
         if self._left:

@@ -59,6 +59,44 @@ def route(builder: relax.BlockBuilder, scores: Expr, chosen: int) -> Routing:
     return Routing(experts, rows, slots, taken)
 
 
+def limited_to_groups(builder: relax.BlockBuilder, scores: Expr, groups: int, chosen: int, best: int) -> Expr:
+    """Scores (rows, experts) with the least number for experts outside the best groups of neighbours, emitted.
+
+    Args:
+        builder: inside a function.
+        scores: float32.
+        groups, chosen: number of groups, and of those that are kept, of equal ones the first.
+        best: a group counts by its largest score (1) or by the sum of its two largest (2).
+    """
+
+    def compute(scores: te.Tensor) -> te.Tensor:
+        rows, each = scores.shape[0], int(scores.shape[1]) // groups
+        least = tirx.min_value("float32")
+        axes = [te.reduce_axis((0, each), name=name) for name in ("first", "second")[:best]]
+
+        def counted(row: Expr, group: Expr) -> Expr:
+            parts = [scores[row, group * each + axis] for axis in axes]
+            total = parts[0] if best == 1 else tirx.if_then_else(axes[0] < axes[1], parts[0] + parts[1], least)
+            return te.max(total, axis=axes)
+
+        counts = te.compute((rows, groups), counted, name="group_scores")
+        other = te.reduce_axis((0, groups), name="other")
+
+        def better(row: Expr, group: Expr) -> Expr:
+            mine, its = counts[row, group], counts[row, other]
+            before = tirx.any(its > mine, tirx.all(tirx.EQ(its, mine), other < group))
+            return te.sum(tirx.if_then_else(before, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=other)
+
+        ranks = te.compute((rows, groups), better, name="group_ranks")
+
+        def kept(row: Expr, expert: Expr) -> Expr:
+            return tirx.if_then_else(ranks[row, tirx.floordiv(expert, each)] < chosen, scores[row, expert], least)
+
+        return te.compute(scores.shape, kept, name="limited")
+
+    return builder.emit_te(compute, scores, primfunc_name_hint="limit_to_groups")
+
+
 def expert_product(
     builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, columns: int, experts: Expr, activations: str
 ) -> Expr:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from schedules.ir.tir import Expr, Tensor, te, tirx
 
 _MOST = 127.0
 
 
-def round_rows(keys: Tensor, values: Tensor) -> list[Tensor]:
+def round_rows(given: Sequence[Tensor]) -> list[Tensor]:
     """Keys and values (batch, n, heads, size), float32, as int8 (batch, heads, n, size) each, then their scales,
     float32 (batch, heads, n) each."""
-    scales = [_scales(each) for each in (keys, values)]
-    return [*(_rounded(*pair) for pair in zip((keys, values), scales, strict=True)), *scales]
+    scales = [_scales(each) for each in given]
+    return [*(_rounded(*pair) for pair in zip(given, scales, strict=True)), *scales]
 
 
 def _scales(rows: Tensor) -> Tensor:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import MOST_EXPERTS, DecoderConfig, ExpertsConfig, NormKind
+from compiler.frontends.llm.config import (
+    MOST_EXPERTS,
+    DecoderConfig,
+    ExpertsConfig,
+    LatentConfig,
+    NormKind,
+)
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.mixers import Recurrent
 from compiler.frontends.llm.names import Names, hugging_face_names
@@ -56,16 +62,17 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     every = settings.size("decoder_sparse_step", 1)
     if settings.get(key) is None or not isinstance(dense, list) or layer in dense or (layer + 1) % every:
         return None
-    if layer < settings.number("first_k_dense_replace", 0):
+    listed = settings.get("mlp_layer_types")
+    is_dense = isinstance(listed, list) and layer < len(listed) and listed[layer] == "dense"
+    if is_dense or layer < settings.number("first_k_dense_replace", 0):
         return None
     count = settings.size(key, most=MOST_EXPERTS)
     chosen = settings.size("num_experts_per_tok")
     if chosen > count:
         raise InvalidModelError(f"{settings.path}: {chosen} experts per token, and {count} in all")
-    if settings.get("n_group") != settings.get("topk_group"):
-        raise OptionError(f"{settings.path}: experts that are chosen in groups are not supported")
     intermediate = settings.size("moe_intermediate_size", settings.get("intermediate_size"))
     sigmoid = settings.get("scoring_func") == "sigmoid"
+    groups, groups_chosen = _groups(settings, count)
     return ExpertsConfig(
         count=count,
         chosen=chosen,
@@ -77,7 +84,20 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
         biased=sigmoid and settings.get("use_expert_bias") is not False,
         scale=settings.number("routed_scaling_factor", 1.0),
         sum_epsilon=settings.number("topk_sum_epsilon", 0.0),
+        groups=groups,
+        groups_chosen=groups_chosen,
     )
+
+
+def _groups(settings: Settings, experts: int) -> tuple[int, int]:
+    """The groups that experts are chosen from, and how many of them; 1 for no groups."""
+    if not settings.get("n_group") or settings.get("topk_method") == "greedy":
+        return 1, 1
+    groups = settings.size("n_group", most=experts)
+    chosen = settings.size("topk_group", groups, most=groups)
+    if experts % groups or (groups > 1 and experts // groups < 2):
+        raise InvalidModelError(f"{settings.path}: {experts} experts are not {groups} groups of several")
+    return (groups, chosen) if chosen < groups else (1, 1)
 
 
 def _shared_width(settings: Settings, intermediate: int) -> int:
@@ -102,6 +122,7 @@ class Family:
         rope_if: setting and the value of it with which there are rotary embeddings; None: always.
         kinds: the kinds of the layers (`layer_kinds`); None: attention in all.
         recurrent: the recurrent mixer of those that have one.
+        latent: attention is latent, with these sizes; None for keys and values of their own.
         one_part: a layer has a mixer, or an MLP, and not both.
         experts: the mixture of a layer, None for an MLP.
         expansion: times the hidden size, the width of an MLP that the settings do not give.
@@ -126,6 +147,7 @@ class Family:
     rope_if: tuple[str, object] | None = None
     kinds: Callable[[Settings, int], list[str]] | None = None
     recurrent: Callable[[Settings], Recurrent] | None = None
+    latent: Callable[[Settings], LatentConfig] | None = None
     one_part: bool = False
     experts: Callable[[Settings, int], ExpertsConfig | None] = mixture
     expansion: int | None = None

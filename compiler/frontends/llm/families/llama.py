@@ -100,6 +100,7 @@ def _alibi(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 _NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
 _DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_prob": True}
 _DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
+_DEEPSEEK_GGUF = {"expert_shared_count": "n_shared_experts"}
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256}
 _GEMMA_STORAGE = Storage(norm_offset=1.0)
@@ -159,11 +160,13 @@ LLAMA: dict[str, Family] = {
         names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
         defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "first_k_dense_replace": 1, **_DEEPSEEK},
         aliases=_DEEPSEEK_KEYS,
+        gguf=(Gguf(name="glm4moe", roles={"mlp_norm": "post_attention_norm"}, keys=_DEEPSEEK_GGUF),),
     ),
     "dots1": Family(
         names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
         defaults=_DEEPSEEK,
         aliases=_DEEPSEEK_KEYS,
+        gguf=(Gguf(name="dots1", keys=_DEEPSEEK_GGUF),),
     ),
     "smollm3": Family(
         defaults={

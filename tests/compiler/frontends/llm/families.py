@@ -26,7 +26,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
-_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 _SHORT, _LONG = [1.0 + 0.1 * i for i in range(6)], [2.0 + 0.3 * i for i in range(6)]
 _LONGROPE = {
     "rope_type": "longrope",
@@ -62,6 +62,15 @@ _DEEPSEEK: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+_LATENT: dict[str, Any] = {
+    "head_dim": None,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
 _DELTA: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_value_heads": 4,
@@ -83,7 +92,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral": ("Mistral", {"sliding_window": 9}),
-    "qwen2": ("Qwen2", {"rope_parameters": _YARN, "use_sliding_window": True, "sliding_window": 20}),
+    "qwen2": ("Qwen2", {"rope_parameters": YARN, "use_sliding_window": True, "sliding_window": 20}),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "pad_token_id": 0}),
     "phi3": ("Phi3", {"hidden_size": 64, "rope_parameters": _LONGROPE, "sliding_window": 40, "pad_token_id": 0}),
@@ -184,6 +193,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "routed_scaling_factor": 1.5,
         },
     ),
+    "deepseek_v2": (
+        "DeepseekV2",
+        {**_LATENT, **_DEEPSEEK, "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy"},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **_LATENT,
+            **_DEEPSEEK,
+            "n_group": 3,
+            "topk_group": 2,
+            "rope_parameters": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.3},
+        },
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, **_DEEPSEEK, "first_k_dense_replace": None, "q_lora_rank": 36}),
+    "youtu": ("Youtu", {**_LATENT, "q_lora_rank": 36}),
     "glm4_moe": ("Glm4Moe", {**_DEEPSEEK, "use_qk_norm": True, "attention_bias": True}),
     "dots1": ("Dots1", _DEEPSEEK),
     "granitemoehybrid": (
@@ -285,7 +310,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size": 64,
             "sliding_window": 9,
             "swiglu_limit": 0.7,
-            "rope_parameters": {**_YARN, "truncate": False},
+            "rope_parameters": {**YARN, "truncate": False},
         },
     ),
     "apertus": ("Apertus", {"rope_parameters": _LLAMA3}),

@@ -1,4 +1,4 @@
-"""Folders of models with recurrent mixers as llama.cpp's converter writes them: float32, a tokenizer of bytes."""
+"""Folders of models as llama.cpp's converter writes them: float32, a tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -307,6 +307,67 @@ def _qwen_tensors(tensors: Tensors, config: Config) -> Tensors:
     return _experts(found, "mlp")
 
 
+def _describe_mixture(writer: gguf.GGUFWriter, config: Config, *, sigmoid: bool) -> None:
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_weights_norm(sigmoid)
+    kinds = gguf.ExpertGatingFuncType
+    writer.add_expert_gating_func(kinds.SIGMOID if sigmoid else kinds.SOFTMAX)
+
+
+def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
+    _describe_mixture(writer, config, sigmoid=config["model_type"] == "deepseek_v3")
+    rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_head_count_kv(1)
+    writer.add_kv_lora_rank(rank)
+    if config["q_lora_rank"]:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_key_length(rank + rotated)
+    writer.add_value_length(rank)
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + rotated)
+    writer.add_value_length_mla(config["v_head_dim"])
+    writer.add_rope_dimension_count(rotated)
+    scaling = config["rope_parameters"]
+    if "mscale_all_dim" in scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+    writer.add_expert_group_count(config["n_group"])
+    writer.add_expert_group_used_count(config["topk_group"])
+
+
+def _dots(writer: gguf.GGUFWriter, config: Config) -> None:
+    _describe_mixture(writer, config, sigmoid=True)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    part = config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(config["head_dim"] * part))
+
+
+def _deepseek_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """Keys, transposed, and values of the heads apart."""
+    bias, size = ".e_score_correction_bias", config.get("qk_nope_head_dim")
+    found: Tensors = {}
+    for name, values in tensors.items():
+        prefix = f"blk.{name.split('.')[2]}." if "layers" in name else ""
+        if name.endswith("kv_b_proj.weight"):
+            heads = values.reshape(config["num_attention_heads"], -1, values.shape[-1])
+            found[f"{prefix}attn_k_b.weight"] = heads[:, :size].swapaxes(1, 2)
+            found[f"{prefix}attn_v_b.weight"] = heads[:, size:]
+        else:
+            found[f"{prefix}exp_probs_b.bias" if name.endswith(bias) else name] = values
+    return _experts(found, "mlp")
+
+
 _Describe: TypeAlias = "Callable[[gguf.GGUFWriter, Config], None]"
 _Convert: TypeAlias = "Callable[[Tensors, Config], Tensors]"
 ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
@@ -319,6 +380,10 @@ ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
     "falcon_h1": ("falcon-h1", _falcon_h1, _falcon_tensors),
     "jamba": ("jamba", _jamba, lambda tensors, config: _experts(tensors, "feed_forward")),
     "nemotron_h": ("nemotron_h", _nemotron, lambda tensors, config: tensors),
+    "deepseek_v2": ("deepseek2", _deepseek, _deepseek_tensors),
+    "deepseek_v3": ("deepseek2", _deepseek, _deepseek_tensors),
+    "glm4_moe": ("glm4moe", _dots, _deepseek_tensors),
+    "dots1": ("dots1", _dots, _deepseek_tensors),
     "qwen3_next": ("qwen3next", _qwen, _qwen_tensors),
     "qwen3_5_text": ("qwen35", _qwen, _qwen_tensors),
     "qwen3_5_moe_text": ("qwen35moe", _qwen, _qwen_tensors),

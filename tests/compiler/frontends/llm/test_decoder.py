@@ -15,12 +15,25 @@ from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
 pytest.importorskip("transformers")
 
 # Together these have each option; `python -m tests.coverage language` runs all of them at longer prompts.
-_TESTED = ("llama", "phi3", "gemma3", "olmo2", "qwen2_moe", "gpt2", "gptj", "bloom", "apertus", "gpt_oss")
+_TESTED = (
+    "llama",
+    "phi3",
+    "gemma3",
+    "olmo2",
+    "qwen2_moe",
+    "gpt2",
+    "gptj",
+    "bloom",
+    "apertus",
+    "gpt_oss",
+    "deepseek_v3",
+)
+_LATENT = ("deepseek_v3",)
 _HYBRID = ("lfm2", "granitemoehybrid", "falcon_h1", "jamba", "nemotron_h", "qwen3_next")
 _STEPS = 12
 
 
-@pytest.mark.parametrize("name", [*_TESTED, *_HYBRID])
+@pytest.mark.parametrize("name", [*_TESTED, *_LATENT, *_HYBRID])
 def test_logits_and_greedy_tokens_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     reference = save_model(name, tmp_path)
     module = compiler.compile(import_language_model(tmp_path), threads=1)
@@ -74,4 +87,4 @@ def test_the_families_are_those_that_are_supported() -> None:
     from compiler.frontends.llm.families import FAMILIES as SUPPORTED
 
     names = {name.partition("-")[0] for name in FAMILIES}
-    assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - {"ministral"} == names
+    assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - {"ministral", "kimi_k2"} == names

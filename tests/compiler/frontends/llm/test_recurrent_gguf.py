@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compiler
-from tests.compiler.frontends.llm.families import greedy, save_model
+from tests.compiler.frontends.llm.families import YARN, greedy, save_model
 from tests.compiler.frontends.llm.recurrent_gguf import write_recurrent_gguf
 
 pytest.importorskip("transformers")
@@ -17,10 +17,15 @@ _STEPS = 4
 # llama.cpp has one epsilon, one size for keys and values of the delta rule, and no factor of the experts of LFM2
 CHANGES: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"mixer_rms_eps": 1e-5},
+    # llama.cpp has one factor of YaRN for all
+    "deepseek_v3": {"q_lora_rank": 36, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
     "lfm2_moe": {"routed_scaling_factor": 1.0},
     **{name: {"linear_value_head_dim": 12} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
 }
 _KINDS = (
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe",
     "falcon_mamba",
     "lfm2",
     "lfm2_moe",

@@ -1,0 +1,116 @@
+"""Families with multi-head latent attention: DeepSeek-V2, V3 and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compiler.errors import OptionError
+from compiler.frontends.llm.config import LatentConfig
+from compiler.frontends.llm.families.family import Family, Gguf
+from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.names import DEEPSEEK_EXPERTS, hugging_face_names
+from compiler.frontends.llm.rope import MOST_HEAD_SIZE
+from compiler.frontends.llm.settings import Settings
+
+_SIGMOID = 2  # number of the gating function in GGUF files; 1 is softmax
+
+
+def latent(settings: Settings) -> LatentConfig:
+    """Sizes of latent attention; the norms of its rows have an epsilon of their own in transformers."""
+    return LatentConfig(
+        query_rank=settings.size("q_lora_rank") if settings.get("q_lora_rank") else 0,
+        rank=settings.size("kv_lora_rank", 512, most=MOST_HEAD_SIZE),
+        plain=settings.size("qk_nope_head_dim", 128, most=MOST_HEAD_SIZE),
+        rotated=settings.size("qk_rope_head_dim", 64, most=MOST_HEAD_SIZE),
+        values=settings.size("v_head_dim", 128, most=MOST_HEAD_SIZE),
+        interleaved=settings.get("rope_interleave") is not False,
+        epsilon=settings.number("latent_norm_eps", 1e-6),
+    )
+
+
+def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sizes of heads, of files with keys and values in one tensor too, and what llama.cpp takes for granted."""
+    whole, value = (values.get(f"{each}_mla", values.get(each)) for each in ("qk_head_dim", "v_head_dim"))
+    rotated = values.get("qk_rope_head_dim")
+    if not all(isinstance(each, int) for each in (whole, value, rotated)):
+        raise OptionError(f"{file.path}: the sizes of the heads of latent attention are missing")
+    scaling, growth = dict(values["rope_scaling"]), file.value("deepseek2.rope.scaling.yarn_log_multiplier")
+    if growth:
+        scaling |= {"mscale": 10 * growth, "mscale_all_dim": 10 * growth}  # stored times 0.1
+    return {
+        "qk_nope_head_dim": whole - rotated,
+        "v_head_dim": value,
+        "latent_norm_eps": values.get("rms_norm_eps", 1e-6),
+        "rope_scaling": scaling,
+        "scoring_func": "sigmoid" if file.value("deepseek2.expert_gating_func") == _SIGMOID else "softmax",
+        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in file.names),
+    }
+
+
+_V2: dict[str, Any] = {"n_shared_experts": 2, "topk_method": "greedy", "q_lora_rank": 1536}
+_V3: dict[str, Any] = {
+    "first_k_dense_replace": 3,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_sum_epsilon": 1e-20,
+}
+_KEYS = {"num_experts": "n_routed_experts", "rotary_dim": "qk_rope_head_dim"}
+_NAMES = hugging_face_names(roles=DEEPSEEK_EXPERTS)
+_GGUF_KEYS = {
+    "attention.key_length": "qk_head_dim",
+    "attention.value_length": "v_head_dim",
+    "attention.key_length_mla": "qk_head_dim_mla",
+    "attention.value_length_mla": "v_head_dim_mla",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+    "expert_count": "num_experts",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_shared_count": "n_shared_experts",
+}
+_DEEPSEEK_V3 = Family(
+    names=_NAMES,
+    latent=latent,
+    defaults=_V3,
+    aliases=_KEYS,
+    gguf=(
+        Gguf(
+            name="deepseek2",
+            keys=_GGUF_KEYS,
+            values={
+                **dict.fromkeys(("n_group", "topk_group", "num_experts_per_tok")),
+                "norm_topk_prob": False,
+                "routed_scaling_factor": 1.0,
+                "first_k_dense_replace": 0,
+            },
+            read=_gguf,
+        ),
+    ),
+)
+
+LATENT: dict[str, Family] = {
+    "deepseek_v2": Family(names=_NAMES, latent=latent, defaults=_V2, aliases=_KEYS),
+    "deepseek_v3": _DEEPSEEK_V3,
+    "kimi_k2": _DEEPSEEK_V3,
+    "glm4_moe_lite": Family(
+        names=_NAMES,
+        latent=latent,
+        defaults={
+            **_V3,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 4,
+            "routed_scaling_factor": 1.8,
+            "first_k_dense_replace": 1,
+            "rms_norm_eps": 1e-5,
+        },
+        aliases=_KEYS,
+    ),
+    "youtu": Family(latent=latent, aliases=_KEYS, defaults={"tie_word_embeddings": True}),
+}
