@@ -165,10 +165,11 @@ class WindowNest(ABC):
 
     def _task(self, task: Index) -> Stmt:
         parts = {"images": self.images, "blocks": self.work.out_blocks, "rows": self.parts}
-        at = part_numbers(task, parts, self.order)
-        image, block, first = at["images"], at["blocks"], at["rows"] * self.rows_each
+        names: list[Stmt] = []
+        at = part_numbers(task, parts, self.order, lambda name, index: self._position(name, index, names))
+        image, block, first = at["images"], at["blocks"], self._position("row", at["rows"] * self.rows_each, names)
         if self.work.rank == 1:
-            return self._row(image, block, [])
+            return sequence(names, self._row(image, block, []))
         rows, part = self.rows, self.rows_each
 
         def row(point: list[Index]) -> Stmt:
@@ -176,8 +177,12 @@ class WindowNest(ABC):
             inside = True if isinstance(rows, int) and isinstance(part, int) and rows % part == 0 else y < rows
             return sequence(when(inside, self._row(image, block, [*point[:-1], y])))
 
-        names = [f"oy{i}" for i in range(self.work.rank - 1)]
-        return grid(names, [*self.sizes.out[:-2], part], row)
+        axes = [f"oy{i}" for i in range(self.work.rank - 1)]
+        return sequence(names, grid(axes, [*self.sizes.out[:-2], part], row))
+
+    def _position(self, name: str, index: Index, names: list[Stmt]) -> Index:
+        """A position in images, named where their size is not known."""
+        return name_opaque(name, index, names) if self.work.is_open else index
 
     def _row(self, image: Index, block: Index, outer: Sequence[Index]) -> Stmt:
         """One row of output: tiles that reach outside the input one by one, runs of other tiles as loops."""
@@ -207,18 +212,24 @@ class WindowNest(ABC):
     def _open_row(self, image: Expr, block: Expr, outer: Sequence[Expr]) -> Stmt:
         """One row of dynamic width: outputs whose window reaches outside the input one by one, the others in tiles."""
         width = self.sizes.out[-1]
-        first, end = edges(self.work, self.sizes)
-        inner = open_repeat(
-            "ox", end - first, self.pixels, lambda start, size: self._tile(image, block, outer, first + start, size)
-        )
+        names: list[Stmt] = []
+        begin, end = edges(self.work, self.sizes)
+        first = name_opaque("first_inside", begin, names)
+        inside = name_opaque("inside", end - first, names)
+
+        def tile(start: Expr, size: int, *, guarded: bool = False) -> Stmt:
+            bound: list[Stmt] = []
+            position = name_opaque("start", start, bound)
+            return sequence(bound, self._tile(image, block, outer, position, size, guarded=guarded))
+
+        inner = open_repeat("ox", inside, self.pixels, lambda start, size: tile(first + start, size))
         if end is width:
-            return inner
+            return sequence(names, inner)
 
         def edge(number: Expr) -> Stmt:
-            at = number + tirx.Select(number < first, tirx.IntImm("int64", 0), end - first)
-            return self._tile(image, block, outer, at, 1, guarded=True)
+            return tile(number + tirx.Select(number < first, tirx.IntImm("int64", 0), inside), 1, guarded=True)
 
-        return sequence(repeat("edge", width - end + first, edge), inner)
+        return sequence(names, repeat("edge", width - inside, edge), inner)
 
     def _is_inner(self, start: int, size: int, wanted: int) -> bool:
         """True if a tile of the wanted size has all its taps inside."""
