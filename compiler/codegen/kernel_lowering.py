@@ -101,17 +101,18 @@ def _unchecked(body: Stmt) -> Stmt:
 
 
 def _parts(check: Stmt) -> list[str]:
-    return [str(part.value) for part in check.message_parts]
+    """The first parts of a check's message, which say what it checks."""
+    return [str(part.value) for part in check.message_parts[:3]]
 
 
 def _is_needless(check: Stmt, symbolic: bool) -> bool:
     parts = _parts(check)
     if parts[0].startswith(_OF_A_CALL):
         return True
-    about_argument = any(part.endswith(" on argument #") for part in parts[:3])
+    about_argument = any(part.endswith(" on argument #") for part in parts)
     if not about_argument:
         return False
-    subject = "".join(parts[:3])
+    subject = "".join(parts)
     return any(each in subject for each in _OF_A_TENSOR) or (".shape[" in subject and not symbolic)
 
 
@@ -122,7 +123,7 @@ def _has_symbolic_sizes(body: Stmt) -> bool:
     def visit(check: Stmt) -> None:
         nonlocal found
         condition = check.condition
-        if ".shape[" in "".join(_parts(check)[:3]) and isinstance(condition, tirx.EQ):
+        if ".shape[" in "".join(_parts(check)) and isinstance(condition, tirx.EQ):
             found = found or not any(isinstance(side, tirx.IntImm) for side in (condition.a, condition.b))
 
     structural_walk(body, (tirx.AssertStmt, visit))

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 from numpy.typing import NDArray
 
 from compiler.errors import InternalError
+from compiler.runtime.tvm_runtime import tvm_ffi
 
 SetInstrument = Callable[[Any], Any]
 _SCALES = (0.8, 1.25)

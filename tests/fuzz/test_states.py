@@ -9,7 +9,7 @@ from tests.fuzz import states
 
 
 def test_random_state_programs_equal_torch() -> None:
-    assert [states.case(None, seed).kind for seed in range(5)] == ["right"] * 5
+    assert [states.case(None, seed).kind for seed in range(3)] == ["right"] * 3
 
 
 def test_a_value_that_is_overwritten_too_early_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
