@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Tests start some hundreds of processes; each would compile 500 source files again where Python may not write bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test sweep quick lint docs wheel clean
 
 # The main job on real models: sentences embedded with MiniLM, speech detected with Silero.
