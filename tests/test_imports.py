@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import compiler
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # From top to bottom; what stands in one line does not import each other. A package may import what stands below it.
@@ -177,3 +179,48 @@ def test_imports_inside_functions_have_a_reason() -> None:
     assert sorted(without) == []
     unused = [each for each in LAZY if not any(name == each or name.startswith(f"{each}.") for name in lazy)]
     assert unused == [], "these reasons are no longer needed"
+
+
+_WITHOUT_TORCH = "schedules.ir.load_tvm"
+
+
+def _first_of_tvm(name: str, seen: set[str]) -> str | None:
+    """The first that importing a module loads of TVM: `_WITHOUT_TORCH`, or TVM itself."""
+    for each in _ancestors(name):
+        if each in seen or each not in _modules():
+            continue
+        seen.add(each)
+        for statement in ast.parse(_modules()[each].read_text()).body:
+            if found := _first_in(statement, seen):
+                return found
+    return None
+
+
+def _ancestors(name: str) -> list[str]:
+    """The packages that hold a module, the outermost first, and the module."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _first_in(statement: ast.stmt, seen: set[str]) -> str | None:
+    if isinstance(statement, ast.With) and "torch_hidden" in ast.unparse(statement.items[0]):
+        return _WITHOUT_TORCH
+    names: list[str] = []
+    if isinstance(statement, ast.Import):
+        names = [alias.name for alias in statement.names]
+    elif isinstance(statement, ast.ImportFrom) and statement.module:
+        names = [statement.module, *(_target(statement.module, alias.name) for alias in statement.names)]
+    for name in names:
+        if name == _WITHOUT_TORCH or name.partition(".")[0] in ("tvm", "tvm_ffi"):
+            return name
+        if found := _first_of_tvm(name, seen):
+            return found
+    return None
+
+
+def test_public_names_and_workers_load_tvm_without_torch() -> None:
+    """`import tvm` imports torch where it is installed, which takes longer than TVM."""
+    entries = {home or f"compiler.{name}" for name, home in compiler._HOME.items()}
+    workers = {name for name in _modules() if name.endswith("_worker")}
+    found = {name: _first_of_tvm(name, set()) for name in entries | workers}
+    assert {name: first for name, first in found.items() if first not in (None, _WITHOUT_TORCH)} == {}

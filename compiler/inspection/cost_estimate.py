@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+
+# isort: split
 import tvm
 from tvm import relax
 
-import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline

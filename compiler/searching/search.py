@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+
+# isort: split
 import tvm_ffi
 
 import targets

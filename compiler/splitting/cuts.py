@@ -10,7 +10,6 @@ import tvm
 from tvm import relax
 from tvm.relax.analysis import free_vars
 
-import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import remove_unused

@@ -11,11 +11,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+
+# isort: split
 import tvm
 from tvm import s_tir, tirx
 from tvm.ir.prim import expr as prim
 
-import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.support.formula import names_in
 from schedules.annotations import KIND, TRANSFORM
 from schedules.conv.compute import WINOGRAD

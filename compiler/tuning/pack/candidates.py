@@ -6,12 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import tvm_ffi
-
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 import tvm
+import tvm_ffi
 
 from compiler.passes.schedule.lift_workspaces import with_equal_workspaces
 from compiler.tuning.tasks import Task

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+
+# isort: split
 import tvm
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.device.cuda_libraries import cuda_libraries
