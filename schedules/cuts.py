@@ -20,8 +20,9 @@ and writes one parallel loop over the product of `parts` (`found.tasks`), or a s
 False because the work does not pay for starting the threads.
 
 TVM cuts a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more tasks
-than the machine has cores therefore serves other numbers of threads too, and among the cuts that cost little more than
-the best for the machine (`FREE`), the one is taken that suits other numbers of threads best.
+than the machine has cores therefore serves other numbers of threads too. Cuts are compared by their time on all cores
+and on two threads (`weighted_cycles`), and among those that cost little more than the best (`FREE`), the one is taken
+that suits other numbers of threads best.
 
 The order of the loop may be chosen as well: `orders`. An even number of parts of an axis that an order names twice is
 divided into halves, each of which one thread of two takes: `("rows", "channels", "rows")` is for each half of the rows,
@@ -35,6 +36,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +54,20 @@ OTHER_CORES_RATE = 6.0
 CORE_MEMORY_RATE = 7.0  # bytes per cycle that one core draws from memory at most (Zen 4)
 EXPOSED = 0.3  # of the shorter of arithmetic and movement: they overlap for the most part
 TASK_CYCLES = 150.0  # to start a task of a loop
-# To start threads that spin and to wait for them: 2.65 microseconds with two (Zen 4, 4.5 GHz). Each is handed its part
-# and counts itself out by itself, and moves a cache line between cores for both: some 0.13 microseconds in a socket
-# (50 to 150 ns a line, https://chipsandcheese.com).
-START_CYCLES, START_CYCLES_OF_THREAD = 11000.0, 600.0
-WORTH = 0.85  # of the time on one core: threads that gain less are left to others
-# What a cut may cost on the machine's cores to suit other numbers of threads better; on more than a few cores, where
-# the order is chosen as well.
-FREE, FREE_OF_MANY = 1.005, 1.02
-FEW = 2  # threads that count as a few: what suits them counts as much as what suits any number
+# To launch a region of the thread pool (compiler/device/cpp/thread_pool.c) and to wait for its end, and for each thread
+# in it. Between two kernels of a module the second of two threads begins after 0.4 microseconds, and its end is noticed
+# 0.3 later (medians, Zen 4; empty regions take 0.2). For each further thread the caller writes a line of the cache and
+# reads it again, every thread that is done looks into it, and all read the region's description. Such transfers
+# overlap: 31 lines of another core take 90 ns where one takes 50 (one chiplet, Zen 4); across chiplets and meshes one
+# takes 80 to 150 (https://chipsandcheese.com/p/core-to-core-latency-data-on-large-systems).
+START_CYCLES, START_CYCLES_OF_THREAD = 1800.0, 180.0
+# Of the time on one core: threads that gain less are left to others. Two break even at 3 microseconds of work: what the
+# other one wrote has to come as well.
+WORTH = 0.7
+FREE = 1.005  # what a cut may cost to suit other numbers of threads
+# Threads that count as a few: those of a laptop, of a container, or of a program beside others. What costs them 1 % has
+# to gain 1.5 % on all cores.
+FEW, FEW_POWER = 2, 1.5
 # Of a nest: its work, in times of what pays for threads, where it is not known or less; what a point of fused loops
 # takes for its indices; and what it takes at least.
 WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 8.0, 40.0, 160.0
@@ -70,6 +77,7 @@ _ENOUGH_TASKS = 4  # of a core
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 Vector = NDArray[np.float64]
+_Times = TypeVar("_Times", float, Vector)
 _Loop = tuple[str, NDArray[np.int64]]
 
 
@@ -152,13 +160,13 @@ def cut(
     axes: Sequence[CutAxis],
     works: Sequence[Work],
     machine: Machine,
-    free: float = 0.0,
+    free: float = FREE,
     orders: Sequence[Sequence[str]] = (),
 ) -> Cut:
-    """The cut with the least estimated time on all cores of the machine; the same for the same arguments.
+    """The cut with the least `weighted_cycles`; the same for the same arguments.
 
     Args:
-        free: what it may cost there to suit other numbers of threads; 0: `FREE` or `FREE_OF_MANY`.
+        free: what it may cost to suit other numbers of threads.
         orders: of the parallel loop, to choose from, outermost first; that of `axes` alone if none is given.
 
     Raises ValueError for an axis of no steps.
@@ -246,13 +254,12 @@ def _best(
     works: Sequence[Work],
     sizes: NDArray[np.int64],
     machine: Machine,
-    free: float = 0.0,
+    free: float = FREE,
     task: float = TASK_CYCLES,
     orders: Sequence[tuple[str, ...]] = (),
 ) -> Cut:
     """The best of the cuts whose steps of a part are the rows of `sizes`; `task`: cycles to start a task."""
     orders = orders or [tuple(axis.name for axis in axes)]
-    free = free or (FREE_OF_MANY if machine.cores > FEW and len(orders) > 1 else FREE)
 
     def on(threads: int, order: tuple[str, ...], rows: NDArray[np.int64]) -> Vector:
         times = _cycles(axes, works, rows, machine, threads, task, order)
@@ -261,21 +268,29 @@ def _best(
     times = np.array([on(machine.cores, order, sizes) for order in orders])
     alone = np.array([on(1, order, sizes) for order in orders])
     parallel = machine.cores > 1 and bool(times.min() < WORTH * alone.min())
-    choices = np.argwhere(times <= free * times.min()) if parallel else np.argwhere(alone == alone.min())[:1]
     if parallel:
+        few = np.array([on(FEW, order, sizes) for order in orders]) if machine.cores > FEW else times
+        weighted = weighted_cycles(times, few)
+        choices = np.argwhere(weighted <= free * weighted.min())
         others = np.zeros(len(choices))
         for number, order in enumerate(orders):
             of_order = choices[:, 0] == number
             near = sizes[choices[of_order, 1]]
-            any_number = np.mean([np.log(on(threads, order, near)) for threads in _THREADS], axis=0)
-            others[of_order] = any_number + np.log(on(FEW, order, near))
+            others[of_order] = np.mean([np.log(on(threads, order, near)) for threads in _THREADS], axis=0)
         choices = choices[others.argmin() :]
+    else:
+        few, choices = alone, np.argwhere(alone == alone.min())
     number, best = (int(each) for each in choices[0])
     found = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
     parts = {axis.name: ceil_div(axis.extent, found[axis.name]) for axis in axes}
     cycles, serial = (float(each[number, best]) for each in (times if parallel else alone, alone))
-    few = float(on(FEW, orders[number], sizes[best : best + 1])[0]) if parallel else serial
-    return Cut(found, parts, parallel, cycles, serial, few, orders[number])
+    return Cut(found, parts, parallel, cycles, serial, float(few[number, best]), orders[number])
+
+
+def weighted_cycles(cycles: _Times, few: _Times) -> _Times:
+    """What cuts and algorithms are compared by: a mean of the times on all cores and on `FEW` threads."""
+    weighted: _Times = (cycles * few**FEW_POWER) ** (1 / (1 + FEW_POWER))
+    return weighted
 
 
 def _is_halved(axes: Sequence[CutAxis], sizes: NDArray[np.int64], order: Sequence[str]) -> NDArray[np.bool_]:
@@ -341,14 +356,17 @@ def _cycles(
             covered = covered / count
         cycles = cycles + own * work.cycles * share
         reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(loops, work)), own)
-        far = work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes
-        moved = moved + reads * work.bytes * share / (CORE_MEMORY_RATE if far else rate)
+        if work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes:
+            # At least what all cores together take.
+            moved = moved + work.bytes * np.maximum(reads * share / CORE_MEMORY_RATE, 1 / machine.memory_rate)
+        else:
+            moved = moved + reads * work.bytes * share / rate
         if work.passed and threads > 1:
             moved = moved + work.passed * _foreign(loops, work, own) / OTHER_CORES_RATE
     time = np.maximum(cycles, moved) + EXPOSED * np.minimum(cycles, moved)
     if threads == 1:
         return time + sum(axis.join * (parts[axis.name] - 1) for axis in axes)
-    start = start_cycles(threads)
+    start = START_CYCLES + START_CYCLES_OF_THREAD * np.minimum(tasks, threads)
     time = time + start
     for axis in axes:
         if axis.join:

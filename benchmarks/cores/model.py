@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.profiling.attribution import RUNTIME
-from compiler.support.roofline import Roofline
+from compiler.support.roofline import ASSUMED_HERTZ, Roofline
+from schedules.cuts import start_cycles
 from schedules.machine import Machine
 
-# An empty region takes 2.65 microseconds with two threads (Zen 4, idle). Threads are handed their parts one after the
-# other, and each counts itself out at the end: both move a cache line between cores, some 0.1 microseconds in a socket
-# (50 to 150 ns, https://chipsandcheese.com).
-_START_SECONDS = 2.5e-6
-_THREAD_SECONDS = 0.15e-6
 SERIAL_SECONDS = 100e-6
 """Work on one core that a kernel may have without being cut."""
 
@@ -159,7 +155,10 @@ def _work(call: Mapping[str, Any]) -> float:
 
 
 def _starting(call: Mapping[str, Any], cores: int) -> float:
-    return len(call["regions"]) * (_START_SECONDS + _THREAD_SECONDS * (cores - 1)) if cores > 1 else 0.0
+    """Seconds to launch and join its regions, each in as many threads as it has tasks."""
+    known = call["tasks"] or ()
+    tasks = known if len(known) == len(call["regions"]) else [cores] * len(call["regions"])
+    return sum(start_cycles(min(count, cores)) for count in tasks) / ASSUMED_HERTZ
 
 
 def _balance(call: Mapping[str, Any], cores: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from schedules.machine import Machine
 
-_ASSUMED_HERTZ = 3.0e9
+ASSUMED_HERTZ = 3.0e9
 _CACHE_BYTES_PER_CYCLE = 32
 """Bandwidth of the last-level cache for one core: half a cache line per cycle, as vendors' optimization manuals
 state."""
@@ -44,7 +44,7 @@ class Roofline:
             measured: the machine is this one: read its clock and measure its memory, which takes 0.1 s; otherwise both
                 are assumed, as `source` says.
         """
-        hertz = (_clock() if measured else None) or _ASSUMED_HERTZ
+        hertz = (_clock() if measured else None) or ASSUMED_HERTZ
         bandwidth = _memory_bandwidth() if measured else machine.memory_rate * hertz
         how = "measured here" if measured else "as described"
         return cls(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schedules.cuts import least_parallel_cycles
+from schedules.cuts import CORE_MEMORY_RATE, least_parallel_cycles
 from schedules.ir.expression import buffers_loaded, index
 from schedules.ir.inline import operations
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
 
-# Steps that pay for two threads: some 7 microseconds of work on one core in vectors, more without.
-MIN_PARALLEL_WORK = 98304
-# Some 6 microseconds of reading weights from memory on one core, which is what a single row of data waits for.
-MIN_PARALLEL_BYTES = 262144
+_STEP_CYCLES = 0.35  # in vectors
+# Steps that pay for two threads, and bytes of weights from memory, which a single row of data waits for.
+MIN_PARALLEL_WORK = round(least_parallel_cycles(2) / _STEP_CYCLES)
+MIN_PARALLEL_BYTES = round(least_parallel_cycles(2) * CORE_MEMORY_RATE)
 _EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
 # A table of at least so many bytes is in no cache of a core, and a byte of it from a place that other data say takes so
 # many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
@@ -43,7 +43,7 @@ def _far_bytes(body: Stmt) -> int:
 
 def step_cycles(amount: Index) -> float:
     """Cycles of a number of steps on one core; 0 for a symbolic amount."""
-    return amount * least_parallel_cycles(2) / MIN_PARALLEL_WORK if isinstance(amount, int | float) else 0.0
+    return amount * _STEP_CYCLES if isinstance(amount, int | float) else 0.0
 
 
 def pays_off(amount: Index, machine: Machine, least: int = MIN_PARALLEL_WORK) -> bool | Expr:

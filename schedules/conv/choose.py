@@ -19,7 +19,7 @@ from schedules.conv.sparse import conv_pays
 from schedules.conv.tiles import tiles_workload
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_integer import integer_winograd_pays, winograd_workload
-from schedules.conv.winograd_tiling import serves, winograd_cycles, winograd_tile
+from schedules.conv.winograd_tiling import relative_cycles, serves, winograd_tile
 from schedules.conv.winograd_transforms import bounds
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
 from schedules.instructions.products.operation import DOT_U8S8, OF_STORED, Operation
@@ -91,8 +91,10 @@ def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
     if folded is None:
         return None
     tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow)
-    rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
-    rival = rival if tile is None else winograd_cycles(work, tile, machine)
+    if tile is not None:
+        rival = tile_cycles(work, machine) * relative_cycles(work, work, tile, machine)
+    else:
+        rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
     return folded if tile_cycles(folded, machine) < _FOLDED_GAIN * rival else None
 
 

@@ -30,9 +30,8 @@ from schedules.conv.defaults import tile_for
 from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.dynamic_sizes import open_register_tile
-from schedules.conv.folded import tile_cycles
 from schedules.conv.tiling import Place, register_tile
-from schedules.conv.winograd_tiling import winograd_cycles
+from schedules.conv.winograd_tiling import relative_cycles
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
@@ -57,7 +56,7 @@ def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machin
     name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES
     if tile is None or work.is_open:
         return kept * name < 1
-    return kept * name * tile_cycles(work, machine) < _WINOGRAD * winograd_cycles(work, tile, machine)
+    return kept * name < _WINOGRAD * relative_cycles(work, work, tile, machine)
 
 
 CONV_SPARSE = "conv-sparse"

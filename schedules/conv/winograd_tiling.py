@@ -22,12 +22,10 @@ from schedules.conv.tiling import (
 )
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload
-from schedules.cuts import FEW, Cut, CutAxis, Work, cut, start_cycles
+from schedules.cuts import CORE_MEMORY_RATE, EXPOSED, FEW, FREE, Cut, CutAxis, Work, cut, weighted_cycles
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Index
 from schedules.machine import Machine
-
-_EXPOSED = 0.15  # fraction of the shorter of memory and arithmetic time that is not overlapped
 
 _IN_STEP = 2  # cores that read the same weights from memory at about the same time
 WINOGRAD_MAX_TASK_TILES = 64
@@ -55,12 +53,17 @@ class Tiles:
 
 @dataclass(frozen=True)
 class WinogradPlan:
-    """The rule's knobs, and the estimated cycles of one image on all cores."""
+    """The rule's knobs, and the estimated cycles of one image on all cores and on few threads."""
 
     tiles: int
     pixels: int
     blocks: int
     cycles: float
+    few_cycles: float
+
+    @property
+    def weighted(self) -> float:
+        return weighted_cycles(self.cycles, self.few_cycles)
 
 
 def tile_counts(work: ConvWorkload, tile: int) -> tuple[int, int]:
@@ -90,13 +93,12 @@ def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPl
     by_lane = multiplies_by_lane(work, machine)
     plans = []
     for blocks in block_choices(work.out_blocks, machine):
-        found = winograd_cut(work, tile, Register(blocks), machine, free=1.0 if machine.cores <= FEW else 0.0)
+        found = winograd_cut(work, tile, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
         tiles = found.products.sizes[TILES]
-        cycles = found.cycles - (start_cycles(machine.cores) if found.parallel else 0)
         _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
-        plan = WinogradPlan(tiles, pixels, blocks, cycles / max(work.batch, 1))
-        plans.append((found.cycles * found.few_cycles, plan))
-    return min(plans, key=lambda each: each[0])[1]
+        images = max(work.batch, 1)
+        plans.append(WinogradPlan(tiles, pixels, blocks, found.cycles / images, found.few_cycles / images))
+    return min(plans, key=lambda each: each.weighted)
 
 
 def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
@@ -112,7 +114,7 @@ def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
         for blocks in block_choices(work.out_blocks, machine)
         for pixels in range(1, min(tiles, most_pixels(blocks, machine, by_lane=by_lane)) + 1)
     )
-    return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, 0.0)
+    return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,14 @@ class WinogradCut:
         return self.products.few_cycles + (self.transforms.few_cycles if self.transforms else 0.0)
 
     @property
-    def serial_cycles(self) -> float:
-        return self.products.serial_cycles + (self.transforms.serial_cycles if self.transforms else 0.0)
+    def weighted(self) -> float:
+        return weighted_cycles(self.cycles, self.few_cycles)
 
 
 @lru_cache(maxsize=4096)
-def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = 0.0) -> WinogradCut:
+def winograd_cut(
+    work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = FREE
+) -> WinogradCut:
     """Tasks of a convolution of static sizes."""
     rows, columns = tile_counts(work, tile)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
@@ -184,9 +188,7 @@ def winograd_cut(work: ConvWorkload, tile: int, register: Register, machine: Mac
         bytes=2.0 * written,  # a line is read before it is written
     )
     apart = WinogradCut(products, cut(inputs, [spread], machine))
-    # On all cores, and as on one: on few of them.
-    shares = apart.cycles / together.cycles, apart.serial_cycles / together.serial_cycles
-    return apart if math.sqrt(math.prod(shares)) < _APART else together
+    return apart if apart.weighted < _APART * together.weighted else together
 
 
 def _spread_cycles(work: ConvWorkload, tile: int) -> float:
@@ -215,7 +217,8 @@ def _works(
     reads = 1 if machine.l3_bytes else work.out_blocks // register.blocks
     far = [float(tiles if scratch * tiles > 0.75 * machine.l2_bytes else 0) for tiles in sizes]
     read = total * frequencies * work.channels * 4
-    passed = total * (tile * work.strides[0]) ** 2 * work.channels * 4  # tiles overlap: a core has the rest by then
+    # Transformed before, or as it came: tiles overlap, and a core has the rest by then.
+    passed = read if apart else total * (tile * work.strides[0]) ** 2 * work.channels * 4
     spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work, tile))]
     weights = frequencies * work.channels * work.out_blocks * work.block * 4
     every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
@@ -238,47 +241,31 @@ def _cheapest_pixels(tiles: int, blocks: int, machine: Machine, by_lane: bool) -
     return cost, -pixels
 
 
-def winograd_cycles(work: ConvWorkload, tile: int, machine: Machine) -> float:
-    """Single-core cycles for one image, with weights read from memory."""
-    frequencies = edge_of(tile, work.strides[0]) ** 2
-    arithmetic = winograd_plan(work, tile, machine).cycles
-    return _with_weights(arithmetic, frequencies * work.channels * work.out_blocks * work.block * 4, work, machine)
-
-
-def direct_cycles(work: ConvWorkload, machine: Machine) -> float:
-    """Single-core cycles of a direct convolution of one image, with weights read from memory."""
-    bytes_each = 4.0
+def _direct_cycles(work: ConvWorkload, machine: Machine) -> float:
+    """Weighted cycles of a direct convolution of one image."""
+    images = max(work.batch, 1)
     if isinstance(work, DotWorkload):
         points = work.out_blocks * work.group_channels * math.prod((*work.kernel, *work.out_spatial))
         # One instruction per cycle like float32: measured on Zen 4, 118 GFLOP/s, 210 in bfloat16, 420 in int8.
-        arithmetic = 1.13 / work.group * points / machine.fma_ports / machine.cores
-        bytes_each /= work.group
-    else:
-        config = direct_default(work, machine, *tile_for(work, machine))
-        found = direct_cut(work, config, machine, copies=work.reaches_outside)
-        arithmetic = (found.cycles - start_cycles(machine.cores) * found.parallel) / max(work.batch, 1)
-    weights = int(work.out_blocks * work.block * work.group_channels * bytes_each)
-    for size in work.kernel:
-        weights *= size
-    return _with_weights(arithmetic, weights, work, machine)
-
-
-def _with_weights(arithmetic: float, weights: int, work: ConvWorkload, machine: Machine) -> float:
-    """Cycles including one read of the weights per batch, most of which overlaps with arithmetic."""
-    stream = weights / machine.memory_rate / max(work.batch, 1)
-    return max(arithmetic, stream) + _EXPOSED * min(arithmetic, stream)
+        arithmetic = 1.13 / work.group * points / machine.fma_ports
+        weights = work.out_blocks * work.block * work.group_channels * math.prod(work.kernel) * 4 / work.group
+        times = []
+        for cores in (machine.cores, min(FEW, machine.cores)):
+            stream = weights / min(machine.memory_rate, cores * CORE_MEMORY_RATE) / images
+            times.append(max(arithmetic / cores, stream) + EXPOSED * min(arithmetic / cores, stream))
+        return weighted_cycles(*times)
+    config = direct_default(work, machine, *tile_for(work, machine))
+    found = direct_cut(work, config, machine, copies=work.reaches_outside)
+    return weighted_cycles(found.cycles, found.few_cycles) / images
 
 
 def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine: Machine) -> float:
-    """Ratio of Winograd to direct cycles: the geometric mean over all cores, counted twice, and two cores.
+    """Ratio of Winograd to direct cycles.
 
     With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
-    few of the cores, in a container or beside other modules, the arithmetic does, of which it has less. On 8
-    and 32 cores resnet50 is modelled at 85 and 62 % of linear, at 80 and 59 by equal shares, as fast on two threads.
+    few of the cores the arithmetic does, of which it has less.
     """
-    few = machine if machine.cores <= FEW else machine.model_copy(update={"cores": FEW})
-    shares = [winograd_cycles(work, tile, each) / direct_cycles(direct, each) for each in (machine, machine, few)]
-    return math.prod(shares) ** (1 / len(shares))
+    return winograd_plan(work, tile, machine).weighted / _direct_cycles(direct, machine)
 
 
 def winograd_tile(
