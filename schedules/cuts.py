@@ -68,9 +68,8 @@ FREE = 1.005  # what a cut may cost to suit other numbers of threads
 # Threads that count as a few: those of a laptop, of a container, or of a program beside others. What costs them 1 % has
 # to gain 1.5 % on all cores.
 FEW, FEW_POWER = 2, 1.5
-# Of a nest: its work, in times of what pays for threads, where it is not known or less; what a point of fused loops
-# takes for its indices; and what it takes at least.
-WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 8.0, 40.0, 160.0
+# Cycles of a nest where they are not known or less; what a point of fused loops takes for its indices, and at least.
+WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 3e5, 40.0, 160.0
 HELD = 0.6  # of a second cache: what a thread reads once for consecutive tasks
 MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
 _ENOUGH_TASKS = 4  # of a core
@@ -205,8 +204,8 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
     unknown = max((i + 1 for i, each in enumerate(outer) if not isinstance(each, int)), default=0)
     leading = [[1] * fused + whole[fused:] for fused in range(unknown, len(outer))]
     sizes = np.array([*leading, *([1] * len(outer) + [part] for part in sorted(parts or {run}))], dtype=np.int64)
-    least = WORK_OF_A_NEST * least_parallel_cycles(max(machine.cores, 2)), LEAST_POINT_CYCLES * math.prod(whole[:-1])
-    works = [Work({axis.name: 0 for axis in axes}, max(cycles, *least))]
+    least = max(WORK_OF_A_NEST, LEAST_POINT_CYCLES * math.prod(whole[:-1]))
+    works = [Work({axis.name: 0 for axis in axes}, max(cycles, least))]
     found = _best(axes, works, sizes, machine, task=POINT_CYCLES)
     fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
     return NestCut(max(unknown, *fused, 0), found.sizes["run"])

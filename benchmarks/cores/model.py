@@ -62,7 +62,7 @@ class Call:
             return ""
         if self.stated:
             return self.stated
-        if self.starting:
+        if self.tasks or self.starting:
             return f"its parallel loop has {self.tasks or 'one'} task"
         return "a function of the runtime" if self.rule == RUNTIME else "threads do not pay at these sizes"
 

@@ -42,7 +42,7 @@ def machine(cores: int) -> Machine:
         l2_bytes=1 << 20,
         l3_bytes=32 << 20,
         fma_ports=1,
-        memory_rate=100.0,
+        memory_rate=1000.0,  # or Winograd's weights of 512 channels, 16.8 MB, bound 32 cores
         cores=cores,
     )
 
