@@ -48,7 +48,8 @@ def pytest_collection() -> Generator[None, object, object]:
     """Spares garbage collections the objects of imported modules, and gives PyTorch one thread.
 
     What the test files import is there to stay. A full collection takes half a second to find that out, and captures of
-    PyTorch models start several. Two test processes with two threads each would wait for one another on two cores.
+    PyTorch models start several, and hundreds of small ones: Python's threshold of 700 objects is made larger. Two test
+    processes with two threads each would wait for one another on two cores.
     """
     gc.disable()
     try:
@@ -57,6 +58,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

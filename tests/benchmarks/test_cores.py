@@ -113,8 +113,9 @@ def test_nets_that_are_not_there(name: str) -> None:
         ("vgg19", 8),
     ],
 )
-def test_no_large_convolution_is_serial_on_32_cores(name: str, least: int) -> None:
+def test_no_large_convolution_is_serial_on_32_cores(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the loops of the finished kernels and their operations, not by the estimates that cut them."""
+    monkeypatch.setattr("compiler.driver.build.build_library", lambda mod, target: b"")  # their code is not run
     net = net_of(name)
     module = compiler.compile(net.source, target="granite-rapids:32", shapes=net.shapes)
     kernels = [each for each in module.manifest.kernels if kind_of(each.kernel) == "convolution"]
