@@ -93,7 +93,7 @@ def test_what_is_left_has_a_reason() -> None:
     assert report["refused"] == [{"operator": "matmul", "reason": "its second operand is not a constant"}]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=11, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 30), st.integers(1, 20), st.booleans(), st.booleans())
 def test_programs_compute_products(rows: int, depth: int, columns: int, bias: bool, relu: bool) -> None:
     commands: Any = __import__("matrix_engine.commands", fromlist=["product"])

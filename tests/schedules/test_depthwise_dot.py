@@ -42,7 +42,7 @@ def extreme(rng: Any, kind: str, shape: tuple[int, ...]) -> Array:
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 @pytest.mark.parametrize("machine", RUNNABLE)
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=windows(), fill=st.integers(0, 127))
 def test_depthwise(machine: str, kind: str, case: dict[str, Any], fill: int) -> None:
     lanes = MACHINES[machine].lanes("float32")
@@ -62,7 +62,7 @@ def test_depthwise(machine: str, kind: str, case: dict[str, Any], fill: int) -> 
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=windows())
 def test_maximum(kind: str, case: dict[str, Any]) -> None:
     machine = MACHINES[RUNNABLE[-1]]

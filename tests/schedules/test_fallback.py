@@ -30,7 +30,7 @@ def one(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(shape=SHAPES, data=st.data())
 def test_broadcast_chains(target: str, shape: list[int], data: st.DataObject) -> None:
     other = [size if data.draw(st.booleans()) else 1 for size in shape]
@@ -45,7 +45,7 @@ def test_broadcast_chains(target: str, shape: list[int], data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(shape=SHAPES, data=st.data(), name=st.sampled_from(["sum", "max", "min", "mean", "prod"]))
 def test_reductions(target: str, shape: list[int], data: st.DataObject, name: str) -> None:
     axes = data.draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
@@ -81,7 +81,7 @@ def test_few_sums_of_many_elements_stay_within_their_buffer(target: str, columns
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(shape=SHAPES, data=st.data())
 def test_softmax_along_any_axis(target: str, shape: list[int], data: st.DataObject) -> None:
     axis = data.draw(st.integers(0, len(shape) - 1))
@@ -93,7 +93,7 @@ def test_softmax_along_any_axis(target: str, shape: list[int], data: st.DataObje
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rows=SIZES, columns=SIZES)
 def test_layer_norm(target: str, rows: int, columns: int) -> None:
     x, gamma, beta = normal((2, rows, columns)), normal((columns,), 1), normal((columns,), 2)
@@ -104,7 +104,7 @@ def test_layer_norm(target: str, rows: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(shape=SHAPES, data=st.data())
 def test_transposes(target: str, shape: list[int], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(shape))))
@@ -114,7 +114,7 @@ def test_transposes(target: str, shape: list[int], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(sizes=st.lists(SIZES, min_size=2, max_size=4), axis=st.integers(0, 2))
 def test_concatenation(target: str, sizes: list[int], axis: int) -> None:
     parts = [normal([size if i == axis else 5 for i in range(3)], seed) for seed, size in enumerate(sizes)]
@@ -123,7 +123,7 @@ def test_concatenation(target: str, sizes: list[int], axis: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5), axis=st.integers(1, 3), rows=st.integers(60, 73))
 def test_parts_of_a_large_concatenation_share_one_parallel_loop(
     target: str, sizes: list[int], axis: int, rows: int
@@ -144,7 +144,7 @@ def test_parts_of_a_large_concatenation_share_one_parallel_loop(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(shape=st.tuples(SIZES, SIZES), before=st.tuples(st.integers(0, 3), st.integers(0, 3)), after=st.integers(0, 3))
 def test_padding(target: str, shape: tuple[int, int], before: tuple[int, int], after: int) -> None:
     x = normal(shape)

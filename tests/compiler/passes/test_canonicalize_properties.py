@@ -119,7 +119,7 @@ def grown(data: st.DataObject) -> tvm.IRModule:
     return build.module(*outputs)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=9, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_the_numbers_stay(data: st.DataObject) -> None:
     mod = grown(data)
@@ -137,7 +137,7 @@ def _places(array: Array) -> list[Array]:
 ELEMENTWISE = ["add", "add constant", "cast", "divide", "gelu", "negative", "relu", "scale", "silu", "transpose"]
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_nan_and_infinity_stay_where_they_were(data: st.DataObject) -> None:
     build = Build(data.draw(st.integers(0, 1000)))

@@ -97,7 +97,7 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=22, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(layers())
 def test_numbers_of_random_layers(layer: dict[str, Any]) -> None:
     check(layer)

@@ -62,7 +62,7 @@ def exact(operands: list[Array], dtype: str, zeros: tuple[int, ...]) -> tuple[Ar
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=14, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     sizes=st.tuples(EXTENTS, EXTENTS, st.sampled_from([1, 4, 7, 16, 32, 33, 64, 80]), EXTENTS),
     types=st.tuples(TYPES, TYPES, TYPES, TYPES),

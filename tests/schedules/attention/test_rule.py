@@ -41,7 +41,7 @@ def exact(query: Array, key: Array, value: Array, mask: Array | None = None) -> 
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(queries=EXTENTS, keys=EXTENTS, depth=EXTENTS, columns=EXTENTS, masked=st.booleans())
 def test_any_size(target: str, queries: int, keys: int, depth: int, columns: int, masked: bool) -> None:
     operands = [
@@ -95,7 +95,7 @@ def test_symbolic_sequences(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", [*runnable(), "sapphire-rapids-simulated"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(queries=st.sampled_from([16, 19, 33]), keys=EXTENTS, depth=EXTENTS, columns=EXTENTS, masked=st.booleans())
 def test_bfloat16_operands(target: str, queries: int, keys: int, depth: int, columns: int, masked: bool) -> None:
     operands = [
@@ -117,7 +117,7 @@ KEYS_LAST = (0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("target", [*runnable(), "sapphire-rapids-simulated"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     queries=st.sampled_from([1, 16, 19, 33]),
     keys=EXTENTS,

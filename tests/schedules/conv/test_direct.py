@@ -101,7 +101,7 @@ def check(machine: Machine, case: dict[str, Any], groups: int = 1, symbolic: boo
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=7, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions())
 def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
     check(MACHINES[machine], case)

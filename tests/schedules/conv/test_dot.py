@@ -141,7 +141,7 @@ def check(machine: Machine, kind: str, case: dict[str, Any], groups: int = 1, in
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("machine", RUNNABLE)
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions(), fill=st.integers(0, 127))
 def test_random_shapes(machine: str, kind: str, case: dict[str, Any], fill: int) -> None:
     check(MACHINES[machine], kind, case, fill=0 if kind in HALVES else fill)

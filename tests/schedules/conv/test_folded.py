@@ -58,7 +58,7 @@ def _workload(machine: Any, case: dict[str, Any]) -> ConvWorkload:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=9, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions())
 def test_random_shapes(machine: str, case: dict[str, Any]) -> None:
     check(MACHINES[machine], case)

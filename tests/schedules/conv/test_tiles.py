@@ -64,7 +64,7 @@ def check(kind: str, case: dict[str, Any], fill: int = 0) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=7, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=convolutions(), fill=st.integers(0, 127))
 def test_random_shapes(kind: str, case: dict[str, Any], fill: int) -> None:
     assume(case["dilations"][:-2] in ((), (1,)) and workload(kind, case) is not None)

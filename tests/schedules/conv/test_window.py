@@ -66,7 +66,7 @@ COMMON: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_healt
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@settings(max_examples=8, **COMMON)
+@settings(max_examples=5, **COMMON)
 @given(case=windows())
 def test_depthwise(machine: str, case: dict[str, Any]) -> None:
     check_depthwise(MACHINES[machine], case)
@@ -109,7 +109,7 @@ def _reference_pool(work: PoolWorkload) -> Array:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@settings(max_examples=8, **COMMON)
+@settings(max_examples=5, **COMMON)
 @given(case=windows(), mode=st.sampled_from(["max", "average"]), count_pad=st.booleans())
 def test_pooling(machine: str, case: dict[str, Any], mode: str, count_pad: bool) -> None:
     check_pooling(MACHINES[machine], case, mode, count_pad)

@@ -118,7 +118,7 @@ def shapes(draw: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=shapes(), form=st.sampled_from(FORMS))
 def test_random_shapes(machine: str, case: dict[str, Any], form: tuple[int, int]) -> None:
     check(MACHINES[machine], case, form)

@@ -92,7 +92,7 @@ def cases(draw: Any) -> DotWorkload:
 
 
 @pytest.mark.skipif("avx2" not in _HOST, reason="this machine has no AVX2")
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=7, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(work=cases())
 def test_random_shapes(work: DotWorkload) -> None:
     check(work, PAIRS)

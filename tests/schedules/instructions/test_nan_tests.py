@@ -46,7 +46,7 @@ def with_odd_values(shape: tuple[int, int]) -> Any:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("axis", [0, 1])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rows=SIZES, columns=SIZES)
 def test_extremes_keep_nan(target: str, kind: str, axis: int, rows: int, columns: int) -> None:
     x = with_odd_values((rows, columns))

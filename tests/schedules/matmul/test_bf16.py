@@ -55,7 +55,7 @@ def width_of(target: str) -> int:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=EXTENTS, depth=EXTENTS, columns=EXTENTS)
 def test_any_size(target: str, rows: int, depth: int, columns: int) -> None:
     data, weight = normal((rows, depth)), normal((depth, columns), 1)

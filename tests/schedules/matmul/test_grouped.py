@@ -76,7 +76,7 @@ def check(weight: Weight, data: Array, target: str, shape: tuple[Any, ...] | Non
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rows=EXTENTS, depth=EXTENTS, columns=EXTENTS, group=st.sampled_from([16, 32]))
 def test_any_size(target: str, zeros: bool, bits: int, rows: int, depth: int, columns: int, group: int) -> None:
     check(Weight(depth, columns, group, bits, zeros=zeros), normal((rows, depth)), target)

@@ -61,7 +61,7 @@ def run(mod: Any, target: str, data: Array) -> Array:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=EXTENTS, depth=EXTENTS, columns=EXTENTS)
 def test_any_size(target: str, dtype: str, rows: int, depth: int, columns: int) -> None:
     data, weight = integers((rows, depth), dtype, 0), integers((depth, columns), "int8", 1)

@@ -46,7 +46,7 @@ def product(builder: Any, a: Any, b: Any) -> Any:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(rows=EXTENTS, columns=EXTENTS, depth=EXTENTS)
 def test_any_size(target: str, rows: int, columns: int, depth: int) -> None:
     a, b = normal((rows, depth)), normal((depth, columns), 1)

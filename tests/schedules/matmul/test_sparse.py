@@ -73,7 +73,7 @@ def check(build: Any, weight: Array, data: Array, target: str, rule: str, shape:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rows=EXTENTS, depth=EXTENTS, columns=EXTENTS, vectors=st.integers(1, 2), zeros=st.sampled_from([0, 0.5, 0.9, 1]))
 def test_any_blocks(target: str, rows: int, depth: int, columns: int, vectors: int, zeros: float) -> None:
     width = vectors * target_of(target).machine.lanes("float32")
@@ -82,7 +82,7 @@ def test_any_blocks(target: str, rows: int, depth: int, columns: int, vectors: i
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     rows=EXTENTS,
     count=st.sampled_from([1, 3, 8, 17]),

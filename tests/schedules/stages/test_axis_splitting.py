@@ -36,7 +36,7 @@ def unpacked(rows: int, channels: int, block: int) -> Build:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(rows=EXTENTS, channels=st.integers(1, 70), block=st.sampled_from([2, 4, 5, 8, 16]))
 def test_blocks_of_channels(target: str, rows: int, channels: int, block: int) -> None:
     x = np.random.default_rng(0).standard_normal((-(-channels // block), rows, block), dtype="float32")
@@ -45,7 +45,7 @@ def test_blocks_of_channels(target: str, rows: int, channels: int, block: int) -
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=EXTENTS, groups=st.sampled_from([2, 4, 5, 8]), size=st.sampled_from([1, 4, 6, 16]))
 def test_shuffled_channels(target: str, rows: int, groups: int, size: int) -> None:
     x = np.random.default_rng(0).standard_normal((rows, groups * size), dtype="float32")
@@ -55,7 +55,7 @@ def test_shuffled_channels(target: str, rows: int, groups: int, size: int) -> No
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=EXTENTS, blocks=st.sampled_from([1, 2, 5]), block=st.sampled_from([4, 16]), largest=st.booleans())
 def test_reductions_over_blocks(target: str, rows: int, blocks: int, block: int, largest: bool) -> None:
     x = np.random.default_rng(0).standard_normal((blocks, rows, block), dtype="float32")
@@ -90,7 +90,7 @@ def test_short_runs_stay() -> None:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(first=st.integers(1, 40), second=st.integers(1, 40), block=st.sampled_from([4, 8, 16]), data=st.data())
 def test_concatenation_in_blocks_that_do_not_meet(
     target: str, first: int, second: int, block: int, data: st.DataObject
@@ -150,7 +150,7 @@ def test_blocks_that_do_not_meet_are_copied_without_branches_and_divisions() -> 
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     rows=EXTENTS,
     size=st.sampled_from([2, 5, 16, 40]),

@@ -32,7 +32,7 @@ def by_remainders(rows: int, columns: int, factor: int) -> Build:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(rows=SIZES, columns=SIZES, factor=st.integers(2, 5))
 def test_choices_by_remainders(target: str, rows: int, columns: int, factor: int) -> None:
     x, y = normal((rows, columns)), normal((rows, columns), 1)

@@ -36,7 +36,7 @@ def pixels(channels: int, size: int, factor: int) -> Build:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(
     batch=st.integers(1, 2),
     channels=st.integers(1, 5),
@@ -51,7 +51,7 @@ def test_channels_last(target: str, batch: int, channels: int, height: int, widt
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(channels=st.integers(1, 3), size=SIZES, factor=st.integers(2, 5))
 def test_pixel_shuffles(target: str, channels: int, size: int, factor: int) -> None:
     x = normal((channels * factor * factor, size, size))
@@ -61,7 +61,7 @@ def test_pixel_shuffles(target: str, channels: int, size: int, factor: int) -> N
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(rows=SIZES, columns=SIZES, count=st.integers(2, 5), arithmetic=st.booleans())
 def test_what_is_stacked_along_the_last_axis(
     target: str, rows: int, columns: int, count: int, arithmetic: bool
@@ -77,7 +77,7 @@ def test_what_is_stacked_along_the_last_axis(
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rows=SIZES, columns=SIZES)
 def test_neighbours_turned_like_complex_numbers(target: str, rows: int, columns: int) -> None:
     """Rotary embeddings of neighbouring elements."""

@@ -46,7 +46,7 @@ def concatenated(sizes: list[int], rows: int, block: int) -> Build:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=9, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     rows=st.sampled_from([1, 3, 40]),

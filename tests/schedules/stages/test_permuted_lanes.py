@@ -34,7 +34,7 @@ def shuffled(rows: int, groups: int, size: int, block: int) -> Build:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(
     rows=st.sampled_from([1, 3, 40]),
     groups=st.integers(2, 8),

@@ -146,7 +146,7 @@ def rule_code(rule: GeneralRule, kernel: Kernel) -> list[Any]:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(
     shape=st.lists(st.sampled_from([1, 2, 3, 5, 16, 17, 40]), min_size=1, max_size=3),
     data=st.data(),

@@ -23,7 +23,7 @@ def one(function: Callable[..., Any]) -> Build:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=9, deadline=None)
 @given(rows=SIZES, count=SIZES, step=st.integers(2, 5), begin=st.integers(0, 3), dtype=st.sampled_from("fdbhil"))
 def test_every_few_elements(target: str, rows: int, count: int, step: int, begin: int, dtype: str) -> None:
     width = begin + step * (count - 1) + 1  # the last element is the last of its row
@@ -33,7 +33,7 @@ def test_every_few_elements(target: str, rows: int, count: int, step: int, begin
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=SIZES, columns=SIZES)
 def test_flips(target: str, rows: int, columns: int) -> None:
     x = normal((rows, columns))
@@ -41,7 +41,7 @@ def test_flips(target: str, rows: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=SIZES, columns=SIZES, parts=st.integers(2, 4))
 def test_arithmetic_on_interleaved_values(target: str, rows: int, columns: int, parts: int) -> None:
     x = normal((rows, columns, parts))
@@ -55,7 +55,7 @@ def test_arithmetic_on_interleaved_values(target: str, rows: int, columns: int, 
 
 
 @pytest.mark.parametrize("target", runnable())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(channels=st.sampled_from([1, 3]), size=st.integers(7, 45), kernel=st.integers(1, 3), stride=st.integers(1, 4))
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_pooling_in_plain_layout(target: str, kind: str, channels: int, size: int, kernel: int, stride: int) -> None:

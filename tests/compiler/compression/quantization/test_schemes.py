@@ -134,7 +134,7 @@ def test_gptq_lessens_the_error_of_products(bits: int) -> None:
     assert corrected < nearest / 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=11, deadline=None)
 @given(seed=st.integers(0, 1000), depth=st.integers(1, 40))
 def test_nearest_is_nearest_in_exact_arithmetic(seed: int, depth: int) -> None:
     weight = np.random.default_rng(seed).standard_normal((depth, 2)).astype(np.float32)

@@ -174,7 +174,7 @@ def test_before_and_expected() -> None:
     tvm.ir.assert_structural_equal(apply(NAME, Before), Expected)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(
     first=st.permutations(range(4)),
     second=st.permutations(range(4)),

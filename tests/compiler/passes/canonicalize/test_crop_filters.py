@@ -63,7 +63,7 @@ def test_filters_are_cropped(
     padding=st.tuples(st.integers(0, 9), st.integers(0, 9)),
     stride=st.integers(1, 3),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=9, deadline=None)
 def test_any_convolution_keeps_its_numbers(
     size: tuple[int, int],
     kernel: tuple[int, int],

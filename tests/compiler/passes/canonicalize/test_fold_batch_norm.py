@@ -202,7 +202,7 @@ def test_before_and_expected_with_a_symbolic_batch_in_a_branch() -> None:
     tvm.ir.assert_structural_equal(apply("fold-batch-norm", Before), Expected)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     channels=st.integers(1, 9),
     inner=st.integers(1, 9),

@@ -128,7 +128,7 @@ def test_padding_with_another_consumer_stays() -> None:
     assert apply("fold-pad", mod).same_as(mod)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     pads=st.lists(st.integers(0, 2), min_size=4, max_size=4),
     stride=st.integers(1, 2),

@@ -87,7 +87,7 @@ def test_a_product_that_is_used_itself_keeps_its_bias_apart() -> None:
     assert after.count("add") == 2
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rows=st.integers(1, 5), inner=st.integers(1, 9), widths=st.lists(st.integers(1, 7), min_size=2, max_size=4))
 def test_against_numpy_on_random_shapes(rows: int, inner: int, widths: list[int]) -> None:
     random = np.random.default_rng(inner)

@@ -138,7 +138,7 @@ def check(graph: QuantizedGraph, output: str, differing: float = 0.0) -> list[tu
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     channels=st.sampled_from([1, 3, 16, 21]),
     filters=st.sampled_from([5, 16, 40]),

@@ -224,7 +224,7 @@ def test_no_two_tensors_that_are_alive_together_share(lifetimes: list[Lifetime])
     assert peak_of_live_bytes(lifetimes) <= sum(sizes) <= total
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(st.data())
 def test_random_graphs_keep_their_numbers(data: st.DataObject) -> None:
     build = Build()
