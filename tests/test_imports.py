@@ -89,10 +89,13 @@ def _modules() -> dict[str, Path]:
 
 
 @cache
+def _parsed(name: str) -> ast.Module:
+    return ast.parse(_modules()[name].read_text())
+
+
+@cache
 def _imports(name: str) -> frozenset[Import]:
-    return frozenset(
-        each for each in _found(ast.parse(_modules()[name].read_text()), False, False) if each.module != name
-    )
+    return frozenset(each for each in _found(_parsed(name), False, False) if each.module != name)
 
 
 def _found(node: ast.AST, lazy: bool, typing_only: bool) -> Iterator[Import]:
@@ -190,7 +193,7 @@ def _first_of_tvm(name: str, seen: set[str]) -> str | None:
         if each in seen or each not in _modules():
             continue
         seen.add(each)
-        for statement in ast.parse(_modules()[each].read_text()).body:
+        for statement in _parsed(each).body:
             if found := _first_in(statement, seen):
                 return found
     return None

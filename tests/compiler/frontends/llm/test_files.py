@@ -87,12 +87,12 @@ def test_merges_are_kept_as_texts_that_read_sooner() -> None:
         TokenizerFiles(b'{"model": {"vocab": {"\\ud800": 0}}}', ()).stored()
 
 
-def test_weights_are_rounded_on_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.03), ("int4", 0.4)])
+def test_weights_are_rounded_on_request(precision: str, most: float, tmp_path: Path) -> None:
     wanted = _logits(write_folder(tmp_path))
-    for precision, most in (("int8", 0.03), ("int4", 0.4)):
-        found = _logits(tmp_path, LanguageModelOptions(precision, "float32", all_logits=True))
-        error = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
-        assert most / 20 < error < most
+    found = _logits(tmp_path, LanguageModelOptions(precision, "float32", all_logits=True))
+    error = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
+    assert most / 20 < error < most
 
 
 def test_quantized_weights_are_rounded_again_on_request(tmp_path: Path) -> None:
