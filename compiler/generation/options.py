@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,5 +85,5 @@ class GenerationOptions:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             wanted = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
             raise OptionError(f"{name} must be a number {wanted}, not {shown(value)}")
-        if math.isinf(value):
-            raise OptionError(f"{name} must be finite")
+        if value > sys.float_info.max:
+            raise OptionError(f"{name} must be a finite number of 64 bits")

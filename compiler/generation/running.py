@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from compiler.errors import TensorwrightError
+from compiler.errors import InternalError, TensorwrightError
 from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.loop import right_guesses
 from compiler.generation.output import Output, Piece, Timing
@@ -131,6 +131,15 @@ class RunningSequence:
         self.handle.finish(self.output.result(self.reused, timing))
 
 
+def reported(error: BaseException) -> TensorwrightError:
+    """The error that is told of a failure."""
+    if isinstance(error, TensorwrightError):
+        return error
+    told = InternalError(f"the generation failed: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told
+
+
 class Batch:
     """The sequences that run. For one thread, but for reading `running`."""
 
@@ -163,7 +172,7 @@ class Batch:
             return
         try:
             found = self._steps.run([chunk for _, chunk in parts])
-        except TensorwrightError as error:
+        except Exception as error:  # those who wait for them are told
             for sequence, _ in parts:
                 self._fail(sequence, error)
             return
@@ -194,7 +203,7 @@ class Batch:
                 sequence.finish()
             elif logits is not None and (wrong := sequence.take(logits)) and sequence.slot is not None:
                 self._slots.forget(sequence.slot, wrong)
-        except TensorwrightError as error:
+        except Exception as error:  # the others go on
             self._fail(sequence, error)
             return
         if sequence.output.reason is not None:
@@ -204,7 +213,12 @@ class Batch:
         """The tokens that each sequence processes in the next step."""
         decoding = [each for each in sequences if not each.reads_prompt]
         guesses = max(1, _GUESSES // max(1, len(decoding)))
-        parts = [(each, each.token_chunk(guesses)) for each in decoding]
+        parts: list[tuple[RunningSequence, Chunk]] = []
+        for sequence in decoding:
+            try:
+                parts.append((sequence, sequence.token_chunk(guesses)))
+            except Exception as error:  # of the draft model; the others go on
+                self._fail(sequence, error)
         left = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
         begun: list[Sequence[int]] = []
         for sequence in [each for each in sequences if each.reads_prompt]:
@@ -228,8 +242,8 @@ class Batch:
             return False
         return max(common_length(other, prompt) for other in others) > self._slots.common(prompt)
 
-    def _fail(self, sequence: RunningSequence, error: TensorwrightError) -> None:
-        sequence.handle.finish(error)
+    def _fail(self, sequence: RunningSequence, error: Exception) -> None:
+        sequence.handle.finish(reported(error))
         self.running.remove(sequence)
         if sequence.slot is not None:
             self._slots.drop(sequence.slot)

@@ -50,11 +50,13 @@ class Sampler:
             self._suppressed_now = self._suppressed
         if allowed is not None:
             scores = np.where(allowed, scores, np.float32(-np.inf))
-        token = int(scores.argmax()) if self._random is None else self._drawn(scores, self._random)
+        token = int(scores.argmax())  # the first that is NaN, if any is
         if not np.isfinite(scores[token]):
             raise InputError(
                 "the model computed logits that are NaN or infinite", "its weights or its precision are broken"
             )
+        if self._random is not None:
+            token = self._drawn(scores, self._random)
         self._seen.add(token)
         return token
 
@@ -68,14 +70,16 @@ class Sampler:
         return TokenLogprob(token, float(values[token]), tuple((int(each), float(values[each])) for each in best))
 
     def _penalized(self, logits: Logits) -> Logits:
-        penalty = min(self._options.repetition_penalty, float(np.finfo(np.float32).max))
+        largest = np.finfo(np.float32).max
+        penalty = min(self._options.repetition_penalty, float(largest))
         if penalty == 1.0 or not self._seen:
             return logits
         scores = logits.copy()
         seen = np.fromiter(self._seen, np.int64)
         values = scores[seen]
-        with np.errstate(over="ignore"):
-            scores[seen] = np.where(values > 0, values / penalty, values * penalty)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # where the other is taken, and at the end
+            changed = np.where(values > 0, values / penalty, values * penalty)
+        scores[seen] = np.where(np.isfinite(values), changed.clip(-largest, largest), values)
         return scores
 
     def _drawn(self, scores: Logits, random: np.random.Generator) -> int:

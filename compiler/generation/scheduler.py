@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from compiler.errors import InternalError, OptionError, QueueFullError, TensorwrightError
+from compiler.errors import OptionError, QueueFullError
 from compiler.generation.grammar import Matcher
 from compiler.generation.handle import SequenceHandle
 from compiler.generation.language_model import LanguageModel, merged_options
@@ -17,7 +17,7 @@ from compiler.generation.loop import check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt
-from compiler.generation.running import Batch, RunningSequence
+from compiler.generation.running import Batch, RunningSequence, reported
 
 _OPEN: set[Scheduler] = set()
 _CONTEXT = 4096  # tokens of a sequence, unless another number is given
@@ -199,10 +199,8 @@ class Scheduler:
             self._closing = True
             sequences = [*self._waiting, *self._batch.running]
             self._waiting.clear()
-        known = isinstance(error, TensorwrightError)
-        told = error if known else InternalError(f"the scheduler ended: {type(error).__name__}: {error}")
         for sequence in sequences:
-            sequence.handle.finish(told)
+            sequence.handle.finish(reported(error))
 
 
 @atexit.register

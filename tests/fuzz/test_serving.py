@@ -8,6 +8,8 @@ import wave
 
 import pytest
 
+from compiler.serving.app import completion_options, embeddings, rerank, transcriptions
+from tests.fuzz.serving import fields
 from tests.fuzz.serving.attacks import ATTACKS, Attack, png, wav
 from tests.fuzz.serving.random_requests import request
 
@@ -27,6 +29,16 @@ def test_a_seed_gives_a_request_again_and_seeds_differ() -> None:
     assert made[0] == made[1]
     assert len({body for _, body, _ in made[0]}) > 200
     assert len({path for path, _, _ in made[0]}) > 8
+
+
+def test_sound_requests_have_every_field() -> None:
+    ignored = completion_options.IGNORED | set(completion_options.NEUTRAL)
+    assert set(fields.COMPLETION) == completion_options.COMPLETION_FIELDS | ignored
+    assert set(fields.CHAT) == completion_options.CHAT_FIELDS | ignored
+    assert set(fields.EMBEDDINGS) == embeddings.FIELDS | embeddings.IGNORED
+    assert set(fields.RERANK) == rerank.FIELDS
+    assert set(fields.TRANSCRIPTION) == transcriptions.FIELDS
+    assert len({name for name, _ in fields.field_requests()}) > 3000
 
 
 def test_attacks_on_schemas_hold_the_schema() -> None:

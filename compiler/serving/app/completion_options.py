@@ -22,12 +22,12 @@ _MAX_LOGPROBS = 20
 _COMPLETION_TOKENS = 16  # of OpenAI's completions, where a request does not say
 _SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop"})
 _COMMON = _SAMPLING | {"model", "n", "stream", "stream_options", "max_tokens", "logprobs", "response_format"}
-_CHAT = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
-_COMPLETION = _COMMON | {"prompt"}
+CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
+COMPLETION_FIELDS = _COMMON | {"prompt"}
 # They say nothing about the text.
-_IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 # Their defaults.
-_NEUTRAL: Mapping[str, Sequence[Any]] = {
+NEUTRAL: Mapping[str, Sequence[Any]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -62,7 +62,7 @@ class CompletionRequest:
 
 def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
     """The request of a chat. Raises InputError, and OptionError for options out of range."""
-    _check_fields(body, _CHAT)
+    _check_fields(body, CHAT_FIELDS)
     wanted = body.get("logprobs")
     if wanted not in (None, True, False):
         raise InputError(f"'logprobs' must be true or false, not {shown(wanted)}")
@@ -75,7 +75,7 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
 
 def completion_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
     """The request of a completion. Raises InputError, and OptionError for options out of range."""
-    _check_fields(body, _COMPLETION)
+    _check_fields(body, COMPLETION_FIELDS)
     logprobs = None if body.get("logprobs") is None else _whole(body, "logprobs", 0, 0, _MAX_LOGPROBS)
     max_tokens = _limit(body.get("max_tokens"))
     max_tokens = _COMPLETION_TOKENS if max_tokens is None else max_tokens
@@ -83,10 +83,10 @@ def completion_request(body: Mapping[str, object], limits: Limits) -> Completion
 
 
 def _check_fields(body: Mapping[str, object], known: frozenset[str]) -> None:
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         if body.get(name) is not None and body[name] not in neutral:
             raise InputError(f"{name!r} is not supported")
-    unknown_fields(body, known, _IGNORED | set(_NEUTRAL))
+    unknown_fields(body, known, IGNORED | set(NEUTRAL))
 
 
 def _request(

@@ -20,8 +20,8 @@ from compiler.serving.text.embedder import ServiceEmbedder
 from compiler.support.shown import shown
 
 _PATH = "/v1/embeddings"
-_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions"})
-_IGNORED = frozenset({"user"})
+FIELDS = frozenset({"model", "input", "encoding_format", "dimensions"})
+IGNORED = frozenset({"user"})
 _WRITTEN_AT_ONCE = 64  # vectors
 
 
@@ -39,7 +39,7 @@ class Embeddings:
         check_method(call, "POST")
         call.route = "embeddings"
         body = mapping(call.json(), "the request")
-        unknown_fields(body, _FIELDS, _IGNORED)
+        unknown_fields(body, FIELDS, IGNORED)
         name = named_model(self._repository, body, call)
         as_text = _is_base64(body)
         with self._repository.lease(name) as service:

@@ -22,7 +22,7 @@ from compiler.serving.text.reranker import ServiceReranker
 from compiler.support.shown import shown
 
 _PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
-_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 
 
 class Rerank:
@@ -39,7 +39,7 @@ class Rerank:
         check_method(call, "POST")
         call.route = "rerank"
         body = mapping(call.json(), "the request")
-        unknown_fields(body, _FIELDS, frozenset())
+        unknown_fields(body, FIELDS, frozenset())
         name = named_model(self._repository, body, call)
         query, texts = _texts(body, call.limits)
         most, with_texts = _top(body.get("top_n"), len(texts)), flag(body, "return_documents")

@@ -21,7 +21,7 @@ from compiler.support.optional import optional_module
 from compiler.support.shown import shown
 
 _TASKS = {"/v1/audio/transcriptions": "transcribe", "/v1/audio/translations": "translate"}
-_FIELDS = frozenset({"model", "file", "language", "temperature", "response_format"})
+FIELDS = frozenset({"model", "file", "language", "temperature", "response_format"})
 _FORMATS = ("json", "text", "verbose_json")
 
 
@@ -82,7 +82,7 @@ class Transcriptions:
 
 
 def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _Wanted:
-    unknown_fields(texts, _FIELDS, frozenset())
+    unknown_fields(texts, FIELDS, frozenset())
     if not fields.get(FILE):
         raise InputError("the form has no 'file', or an empty one", "send a WAV file")
     form = texts.get("response_format", "json")

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import compiler
-from compiler.errors import InputError, OptionError, QueueFullError
+from compiler.errors import InputError, InternalError, OptionError, QueueFullError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.generation import LanguageModel, Scheduler
+from compiler.generation.sampling import Sampler
 from compiler.generation.steps import Chunk, Logits
 
 CONTEXT = 96
@@ -116,6 +117,25 @@ def test_stop_texts_and_characters_that_span_tokens(model: LanguageModel, schedu
     assert "".join(piece.text for piece in handles[0]) == whole.text
     assert "".join(piece.text for piece in handles[1]) == whole.text[: whole.text.index(stop)]
     assert handles[1].result().finish_reason == "stop"
+
+
+def test_a_defect_in_one_sequence_ends_that_one_alone(
+    model: LanguageModel, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Sampler.choose
+
+    def defective(self: Sampler, logits: Logits, allowed: Any = None) -> int:
+        if self.seed is not None:
+            raise IndexError("no such token")
+        return choose(self, logits, allowed)
+
+    monkeypatch.setattr(Sampler, "choose", defective)
+    handles = [scheduler.submit("Hello", max_new_tokens=12, temperature=temperature) for temperature in (0.0, 1.0, 0.0)]
+    with pytest.raises(InternalError, match="IndexError: no such token"):
+        handles[1].result()
+    assert [handles[place].result().tokens for place in (0, 2)] == [
+        model.generate("Hello", max_new_tokens=12).tokens
+    ] * 2
 
 
 def test_a_closed_scheduler_ends_what_it_has(model: LanguageModel) -> None:

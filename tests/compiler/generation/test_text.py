@@ -90,8 +90,13 @@ def test_the_smallest_temperature_and_the_largest_penalty_do_not_overflow() -> N
     assert coldest.choose(np.array([3.0, 9.0, -4.0], np.float32)) == 1
     harshest = Sampler(GenerationOptions(repetition_penalty=1e300), [0, 1, 2])
     assert harshest.choose(np.array([0.0, -1.0, 5.0, -0.5], np.float32)) == 2  # 0, -inf, just above 0
+    for temperature in (0.0, 1.0):
+        mildest = Sampler(GenerationOptions(repetition_penalty=5e-324, temperature=temperature, min_p=0.1), [0, 1, 2])
+        assert mildest.choose(np.array([0.0, -1.0, 5.0, 9.0], np.float32)) == 2
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(InputError, match="logits that are NaN"):
         Sampler(GenerationOptions(), []).choose(np.array([np.nan, 1], np.float32))
+    with pytest.raises(InputError, match="logits that are NaN"):
+        Sampler(GenerationOptions(temperature=1.0, min_p=0.1), []).choose(np.array([1, np.inf, np.nan], np.float32))

@@ -25,11 +25,13 @@ from rich.table import Table
 
 from tests.fuzz.serving.attacks import ATTACKS, TOGETHER, Attack, chat, completion
 from tests.fuzz.serving.connections import CLIENTS, Client
+from tests.fuzz.serving.fields import field_requests
 from tests.fuzz.serving.models import build
 from tests.fuzz.serving.random_requests import request
 from tests.fuzz.serving.server import Health, Served, Watch, serve
 
 _SECONDS = 120.0  # for an answer
+_TRACE = 3000  # characters of the log that are shown
 _DESCRIPTORS = 4096  # of clients and servers
 _CLIENTS = 4  # of random requests at once
 _MODELS = Path("build/fuzz-serve")
@@ -82,17 +84,21 @@ def run(cases: int, seed: int, only: str | None, console: Console) -> int:
                 **{name: partial(_attack, served, attack) for name, attack in ATTACKS.items()},
                 **{name: partial(_together, served, *attack) for name, attack in TOGETHER.items()},
                 **{name: partial(_connections, served, client) for name, client in CLIENTS.items()},
+                "each field with hostile values": lambda row: _fields(row, served),
                 f"{cases} random requests": lambda row: _random(row, served, cases, seed),
                 "reload while serving": lambda row: _reload(row, served),
                 "afterwards": lambda row: time.sleep(1.0),
             }
             rows += [_part(served, watch, name, work) for name, work in parts.items() if only is None or only in name]
-            traces = (folder / "log").read_text().count("Traceback")
+            log = (folder / "log").read_text()
         for name, apart in (("a full disk", _full_disk), ("a clock that goes back", _clock)):
             if only is None or only in name:
                 rows.append(apart(name, folder, configuration))
     _print(rows, console)
+    traces = log.count("Traceback")
     console.print(f"tracebacks in the log: {traces}")
+    if traces:
+        console.print(log[log.index("Traceback") :][:_TRACE], markup=False, highlight=False)
     return 1 if traces or any(row.failed for row in rows) else 0
 
 
@@ -184,16 +190,27 @@ def _neighbours(served: Served, row: Row) -> Iterator[None]:
 
 
 def _random(row: Row, served: Served, cases: int, seed: int) -> None:
-    numbers = iter(range(seed, seed + cases))
+    _all(row, served, ((f"seed {number}", request(number)) for number in range(seed, seed + cases)))
+
+
+def _fields(row: Row, served: Served) -> None:
+    for name, each in field_requests():
+        if name.startswith("sound") and (status := _note(row, served, each, name)) != "200":
+            row.problems.append(f"{name}: {status}")
+    _all(row, served, field_requests())
+
+
+def _all(row: Row, served: Served, requests: Iterator[tuple[str, Attack]]) -> None:
+    """Send requests, several at once."""
     lock = threading.Lock()
 
     def client() -> None:
         while True:
             with lock:
-                number = next(numbers, None)
-            if number is None:
+                name, attack = next(requests, (None, None))
+            if name is None or attack is None:
                 return
-            _note(row, served, request(number), f"seed {number}")
+            _note(row, served, attack, name)
 
     clients = [threading.Thread(target=client) for _ in range(_CLIENTS)]
     for each in clients:

@@ -16,14 +16,15 @@ from tests.compiler.frontends.llm.encoder_models import save_encoder_model
 from tests.compiler.frontends.processing.nets import centers, net_with
 from tests.compiler.generation.models import write_folder
 
-NAMES = ("chat", "chat3", "embed", "detect", "dense", "speech", "vision", "pictures")
+NAMES = ("chat", "chat3", "embed", "detect", "dense", "speech", "vision", "pictures", "rank")
 
 
 def build(folder: Path) -> Path:
     """Write NAME.twm for each of the names that is missing, and a configuration; returns the configuration.
 
     A language model that joins sequences, one with Llama 3's pattern, an embedder, a detector (a convolution, then
-    non-maximum suppression), a product, small models of the kinds of Whisper and SmolVLM, and a detector of pictures.
+    non-maximum suppression), a product, small models of the kinds of Whisper and SmolVLM, a detector of pictures,
+    and a reranker.
     """
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[Path], object]] = {
@@ -35,6 +36,7 @@ def build(folder: Path) -> Path:
         "speech": lambda file: _encoder("whisper", file),
         "vision": lambda file: _encoder("smolvlm", file),
         "pictures": _pictures,
+        "rank": _reranker,
     }
     for name, make in makers.items():
         file = folder / f"{name}.twm"
@@ -89,6 +91,22 @@ def _embedder(file: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     compiler.compile(model, threads=1).export(file)
+
+
+def _reranker(file: Path) -> None:
+    """The sum of a number for each token, of a table of 260."""
+    table = numpy_helper.from_array(np.random.default_rng(0).standard_normal(260).astype(np.float32), "table")
+    last = numpy_helper.from_array(np.array([1], np.int64), "last")
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1])
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["numbers"]),
+        helper.make_node("ReduceSum", ["numbers", "last"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "rank", [ids], [logits], [table, last])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    tokenizer = str(file.with_name("chat") / "tokenizer.json")
+    compiler.compile(model, processing=Processing(task="rerank", tokenizer=tokenizer), threads=1).export(file)
 
 
 def _pictures(file: Path) -> None:

@@ -9,12 +9,7 @@ import random
 from typing import Any
 
 from tests.fuzz.serving.attacks import FORM, Attack, bmp, gif, picture, png, wav
-
-_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 2**64 - 1, -(2**63), 0.5, -0.0, 1e308, 5e-324, "", "a", "\0",
-    "\N{GRINNING FACE}" * 50, "a" * 5000, "\\", "{{7*7}}", "<|end|>", [], [[]], [None], [0] * 300, {}, {"a": {"b": []}},
-    ["a", 1], [[1, 2], [3]], "../../etc/passwd", "FP32", "INT64", "dense", "data:image/png;base64,AAAA",
-)  # fmt: skip
+from tests.fuzz.serving.fields import VALUES
 
 
 def _sound(random_: random.Random) -> tuple[str, dict[str, Any]]:
@@ -90,7 +85,7 @@ def _change_one(at: Any, key: Any, random_: random.Random) -> None:
     """Replace, remove, rename or repeat what a list or an object has at one place."""
     inner, way = at[key], random_.randrange(3)
     if way == 0:
-        at[key] = copy.deepcopy(random_.choice(_VALUES))
+        at[key] = copy.deepcopy(random_.choice(VALUES))
     elif isinstance(at, list):
         if way == 1:
             at.append(copy.deepcopy(inner))

@@ -17,10 +17,11 @@ Sampler::Sampler(const SamplingOptions& options, const std::vector<int64_t>& see
 int64_t Sampler::Choose(const float* logits, size_t count) {
   std::vector<float> scores(logits, logits + count);
   if (options_.repetition_penalty != 1) {
-    float penalty = static_cast<float>(std::min<double>(options_.repetition_penalty, std::numeric_limits<float>::max()));
+    constexpr float largest = std::numeric_limits<float>::max();
+    float penalty = static_cast<float>(std::min<double>(options_.repetition_penalty, largest));
     for (int64_t token : seen_) {
       float& score = scores[static_cast<size_t>(token)];
-      score = score > 0 ? score / penalty : score * penalty;
+      if (std::isfinite(score)) score = std::clamp(score > 0 ? score / penalty : score * penalty, -largest, largest);
     }
   }
   auto suppress = [&](const std::vector<uint32_t>& tokens) {
@@ -32,10 +33,11 @@ int64_t Sampler::Choose(const float* logits, size_t count) {
   if (is_first_) suppress(suppressed_.first);
   is_first_ = false;
   bool wrong = std::any_of(scores.begin(), scores.end(), [](float score) { return std::isnan(score); });
-  int64_t token = wrong ? 0 : random_ ? Drawn(scores) : std::max_element(scores.begin(), scores.end()) - scores.begin();
+  int64_t token = wrong ? 0 : std::max_element(scores.begin(), scores.end()) - scores.begin();
   if (wrong || !std::isfinite(scores[static_cast<size_t>(token)])) {
     throw Error("the model computed logits that are NaN or infinite", "its weights or its precision are broken");
   }
+  if (random_) token = Drawn(scores);
   seen_.insert(token);
   return token;
 }

@@ -32,6 +32,7 @@ class _Layers(nn.Module):
     [
         ("LSTM", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
         ("GRU", {"bidirectional": True}),
+        ("RNN", {}),
         ("RNN", {"nonlinearity": "relu", "bias": False}),
     ],
 )

@@ -34,6 +34,8 @@ def activations_of(
     activation_alpha and activation_beta hold values for the functions that have such a parameter, in their order.
     """
     names: list[str] = context.attribute("activations", list(defaults) * directions)
+    if names == list(defaults) * 2:  # ONNX's default of RNN, whatever the direction, which exporters write out
+        names = list(defaults) * directions
     if len(names) != len(defaults) * directions:
         context.invalid(f"{len(defaults) * directions} activations are needed, not {len(names)}")
     alphas: list[float] = list(context.attribute("activation_alpha", []))
