@@ -65,6 +65,7 @@ Audio = str | Path | bytes | Array
 """A WAV file, by its path or its bytes, or samples at the model's rate: float32 (samples,) from -1 to 1."""
 
 _MOST_SAMPLES = 1 << 28
+_WIDTHS = (1, 2, 3, 4)  # bytes of a sample
 
 
 def read_audio(audio: Audio, rate: int) -> Array:
@@ -86,22 +87,25 @@ def read_audio(audio: Audio, rate: int) -> Array:
 
 def wave_seconds(audio: bytes) -> float:
     """Length of a WAV file in seconds, by its header. Raises InputError where that cannot be read."""
-    with _opened(audio) as file:
-        return float(file.getnframes() / file.getframerate())
+    with _opened(audio) as (file, frames):
+        return float(frames / file.getframerate())
 
 
 @contextmanager
-def _opened(audio: str | Path | bytes) -> Iterator[Any]:
-    """A WAV file, as the standard library reads it."""
+def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
+    """A WAV file, as the standard library reads it, and how many frames it has: no more than its bytes hold, since
+    what is written to a pipe announces the most that a header can."""
     import wave  # models without audio do not wait for it
 
     try:
         with wave.open(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
-            channels, rate = file.getnchannels(), file.getframerate()
-            if file.getnframes() * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
-                raise InputError(f"audio of {file.getnframes()} samples at {rate} a second is not supported")
-            yield file
-    except (wave.Error, EOFError, OSError, ValueError) as error:
+            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            size = len(audio) if isinstance(audio, bytes) else Path(audio).stat().st_size
+            frames = min(file.getnframes(), size // (channels * width))
+            if width not in _WIDTHS or frames * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
+                raise InputError(f"audio of {frames} samples of {8 * width} bits at {rate} a second is not supported")
+            yield file, frames
+    except (wave.Error, EOFError, OSError, ValueError, RuntimeError) as error:  # the last of chunks that are cut
         raise InputError(
             f"the audio is not a WAV file of integers: {error}", "convert it: ffmpeg -i IN OUT.wav"
         ) from error
@@ -109,9 +113,9 @@ def _opened(audio: str | Path | bytes) -> Iterator[Any]:
 
 def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
     """Samples and their rate."""
-    with _opened(audio) as file:
+    with _opened(audio) as (file, frames):
         channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-        content = file.readframes(file.getnframes())
+        content = file.readframes(frames)
     content = content[: len(content) // (width * channels) * width * channels]
     if width == 1:
         values = (np.frombuffer(content, np.uint8).astype(np.float32) - 128) / 128

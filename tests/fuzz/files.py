@@ -1,7 +1,8 @@
 """The files suite: files of strangers cost no more than they should, and end in a result or in one error.
 
 The kinds of file take turns: folders of language models (configuration, tokenizer, chat template, weights and their
-index), GGUF files, ONNX files, ONNX programs that grow (functions that call others twice, chains, patterns), modules.
+index), GGUF files, ONNX files, ONNX programs that grow (functions that call others twice, chains, patterns), images,
+recordings, modules.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from compiler.frontends.onnx.frontend import import_onnx
 from compiler.generation.native.tokenizer import write_tokenizer
 from compiler.generation.native.writer import Writer
 from compiler.generation.tokenizer import Tokenizer
+from compiler.support.media_files import pixels_of, read_audio, wave_seconds
 from tests.compiler.generation.models import write_folder, write_gguf
 from tests.fuzz import artifacts
 from tests.fuzz.artifact_mutations import edit_json, pick
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
+from tests.fuzz.media import changed, pictures, recordings
 from tests.fuzz.model_mutations import mutated_model
 from tests.fuzz.outcome import Outcome
 
@@ -235,6 +238,19 @@ def _model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
+def _picture(sound: Sound, place: Path, random: Random) -> None:
+    pixels = pixels_of(changed(pick(pictures(), random), random))
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise AssertionError(f"pixels of {pixels.dtype}{pixels.shape}")
+
+
+def _recording(sound: Sound, place: Path, random: Random) -> None:
+    content = changed(pick(recordings(), random), random)
+    samples = read_audio(content, 16_000)
+    if len(samples) / 16_000 > wave_seconds(content) + 0.1 or not np.isfinite(samples).all():
+        raise AssertionError(f"{len(samples)} samples of {wave_seconds(content)} s")
+
+
 def _module(sound: Sound, place: Path, random: Random) -> None:
     """Those of the artifacts suite."""
 
@@ -248,5 +264,7 @@ _KINDS: tuple[Callable[[Sound, Path, Random], None], ...] = (
     _gguf,
     _onnx,
     _growing,
+    _picture,
+    _recording,
     _module,
 )

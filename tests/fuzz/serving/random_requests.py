@@ -8,7 +8,10 @@ import json
 import random
 from typing import Any
 
-from tests.fuzz.serving.attacks import FORM, Attack, bmp, gif, picture, png, wav
+import numpy as np
+
+from tests.fuzz.media import changed, pictures, recordings
+from tests.fuzz.serving.attacks import FORM, Attack, bmp, gif, image, picture, png, wav
 from tests.fuzz.serving.fields import VALUES
 
 
@@ -109,10 +112,11 @@ def _damaged(content: bytes, random_: random.Random) -> bytes:
 
 
 def _speech(random_: random.Random) -> Attack:
-    content = bytearray(wav(random_.choice((0, 1, 400, 16000)), random_.choice((1000, 8000, 16000, 44100))))
-    for _ in range(random_.choice((0, 1, 3))):
-        content[random_.randrange(min(64, len(content)))] = random_.randrange(256)
-    fields = [("model", b"speech"), ("file", bytes(content)), ("language", b"en"), ("temperature", b"0")]
+    made = wav(random_.choice((0, 1, 400, 16000)), random_.choice((1000, 8000, 16000, 44100)))
+    content = random_.choice((made, *recordings()))
+    if random_.random() < 0.8:
+        content = changed(content, np.random.default_rng(random_.getrandbits(32)))
+    fields = [("model", b"speech"), ("file", content), ("language", b"en"), ("temperature", b"0")]
     if random_.random() < 0.3:
         fields[random_.randrange(4)] = (
             random_.choice(("model", "file", "x", "")),
@@ -128,13 +132,14 @@ def _speech(random_: random.Random) -> Attack:
 
 def _picture(random_: random.Random) -> Attack:
     sizes = (0, 1, 7, 64, 500)
-    made = (lambda: png(random_.choice(sizes), random_.choice(sizes)), lambda: gif(*random_.choices(sizes, k=3)),
-            lambda: bmp(random_.choice(sizes), random_.choice((-9, 1, 9))))  # fmt: skip
-    content = bytearray(random_.choice(made)())
-    for _ in range(random_.choice((0, 0, 1, 3))):
-        content[random_.randrange(len(content))] = random_.randrange(256)
-    cut = len(content) if random_.random() < 0.8 else random_.randrange(len(content))
-    return picture(lambda: bytes(content[:cut]), random_.choice(("pictures", "pictures", "pictures", "detect")))
+    made = (png(random_.choice(sizes), random_.choice(sizes)), gif(*random_.choices(sizes, k=3)),
+            bmp(random_.choice(sizes), random_.choice((-9, 1, 9))))  # fmt: skip
+    content = random_.choice((*made, *pictures()))
+    if random_.random() < 0.8:
+        content = changed(content, np.random.default_rng(random_.getrandbits(32)))
+    if random_.random() < 0.2:
+        return image(lambda: content, random_.choice(("png", "jpeg", "webp", "gif", "x")))
+    return picture(lambda: content, random_.choice(("pictures", "pictures", "pictures", "detect")))
 
 
 def _path(random_: random.Random) -> Attack:
