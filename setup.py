@@ -10,7 +10,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compiler.support.pool_library import build_pool
+from compiler.runtime.thread_pool import build_pool
 
 REPOSITORY = "https://github.com/tensorwright/tensorwright"
 

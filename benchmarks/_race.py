@@ -1,4 +1,4 @@
-"""Races of a `Task`: each contestant in its own process, in turn (`compiler.profiling.race`)."""
+"""Races of a `Task`: each contestant in its own process, in turn (`compiler.profiling.peers`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from benchmarks._models import Task
 from compiler.errors import InternalError
-from compiler.profiling import race as profiling_race
-from compiler.profiling.race import Entry, Result
+from compiler.profiling import peers
+from compiler.profiling.peers import Entry, Result
 
 __all__ = ["Entry", "Result", "race"]
 
@@ -30,6 +30,6 @@ def race(
     examples = (task.arrays, *task.further_arrays)
     own = [replace(each, worker="benchmarks._contestant") for each in entries]
     try:
-        return profiling_race.race(task.name, examples, own, threads, rounds, seconds, report=report, settings=settings)
+        return peers.race(task.name, examples, own, threads, rounds, seconds, report=report, settings=settings)
     except InternalError as error:
         raise RuntimeError(error.message) from error

@@ -23,9 +23,9 @@ from compiler.tuning.cost_models import CostModel
 from compiler.tuning.cost_models.xgboost import XgboostModel
 from compiler.tuning.measuring.messages import Effort
 from compiler.tuning.measuring.pool import MeasurementPool, Trial
-from compiler.tuning.progress import Limits
 from compiler.tuning.search import searches
 from compiler.tuning.session import Session
+from compiler.tuning.state import Limits
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 

@@ -20,7 +20,7 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from compiler.errors import InputError, InputValueRequiredError, OptionError, Refusal, UnsupportedModelError, type_text
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.module_paths import shown_name
+from compiler.frontends.onnx.node_names import shown_name
 from compiler.frontends.onnx.structure import RANDOM_OPERATORS, all_nodes
 from compiler.frontends.onnx.values import Constant
 

@@ -60,7 +60,7 @@ LAZY = {
     "compiler.profiling.contestant": "a process loads the one runtime that it times",
     "compiler.runtime.accelerator": "a module without an accelerator loads no targets",
     "compiler.runtime.device": "a module for processors looks for no GPU",
-    "compiler.runtime.thread_pool": "an installed package compiles no library",
+    "compiler.runtime.thread_pool": "setup.py compiles the pool where TVM is not installed",
     "compiler.runtime.loading": "a file is checked while what runs it is loaded",
     "compiler.serving.tracing": "a server that gives no profiles loads no profiler",
     "schedules.gpu": "compiling for a processor loads no rules for GPUs",

@@ -8,8 +8,8 @@ from pathlib import Path
 from compiler.device.cuda_libraries import cuda_libraries
 from compiler.device.programs import COMPILE_OPTIONS, SOURCES, device_programs, engine_link_options
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
+from compiler.device.runtime_sources import compile_objects, include_folders, include_options
 from compiler.device.sodium import sodium_include, sodium_object
-from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.support.cache import cached, key_of
 from targets.cuda.target import CudaTarget
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from compiler.artifact.artifact import Artifact
-from compiler.artifact.container import Layout, pack_head, parse_head
-from compiler.artifact.digest import tree_digests
+from compiler.artifact.container import Layout, pack_head, parse_head, tree_digests
 from compiler.artifact.fields import FieldError, decode, encode
 from compiler.artifact.keys import Key
 from compiler.artifact.manifest import Manifest

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import platform
 import re
 import shutil
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+import compiler
 
 COMMANDS = (
     "compile",
@@ -59,8 +63,6 @@ Each command explains itself: tensorwright COMMAND --help.
 def _version(wanted: bool) -> None:
     if not wanted:
         return
-    from compiler.cli.versions import version_text
-
     typer.echo(version_text())
     raise typer.Exit
 
@@ -145,3 +147,18 @@ def _paragraph(text: str) -> str:
         else:
             lines.append(line)
     return "\n".join(lines)
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def version_text() -> str:
+    """One line: Tensorwright's version and the parts that decide about modules, without importing any."""
+    parts = [f"{name} {_installed(name)}" for name in ("apache-tvm", "apache-tvm-ffi", "onnx")]
+    parts.append(f"Python {platform.python_version()}")
+    parts.append(f"{platform.system()} {platform.machine()}")
+    return f"tensorwright {compiler.__version__} ({', '.join(parts)})"

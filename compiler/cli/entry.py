@@ -18,8 +18,7 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 
-from compiler.cli.exit_codes import EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED, EXIT_USER_ERROR
-from compiler.cli.output import print_error
+from compiler.cli.output import EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED, EXIT_USER_ERROR, print_error
 from compiler.errors import TensorwrightError, UserError
 from compiler.support.interrupts import interruptible
 

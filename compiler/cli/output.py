@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compiler.errors import InternalError, UserError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -130,3 +132,8 @@ def _print_cells(table: Table) -> None:
         console.print(table)
     for line in captured.get().splitlines():
         print_line(line.rstrip())
+
+
+EXIT_USER_ERROR = UserError.exit_code
+EXIT_INTERNAL_ERROR = InternalError.exit_code
+EXIT_INTERRUPTED = 130

@@ -10,7 +10,7 @@ from compiler.cli.output import message_console
 from compiler.reports.formatting import format_cost, format_seconds
 
 if TYPE_CHECKING:
-    from compiler.tuning.progress import Progress
+    from compiler.tuning.state import Progress
 
 _REFRESH_SECONDS = 0.25
 _LINE_SECONDS = 10.0

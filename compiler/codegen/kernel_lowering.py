@@ -1,6 +1,6 @@
 """TVM's lowering of kernels with six changes: needless checks of arguments are left out, tiles of registers
 lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, scratch buffers of booleans
-hold bytes (see `compiler.codegen.boolean_scratch`), and kernels call others by their symbols.
+hold bytes (see `compiler.codegen.kernel_lowering`), and kernels call others by their symbols.
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. TVM
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message that holds
@@ -18,20 +18,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import tvm
-from tvm import tirx
-
-from compiler.codegen.boolean_scratch import bytes_for_booleans
 from compiler.codegen.plain_kernels import with_plain_kernels
-from compiler.codegen.region_extents import with_extents
 from schedules.codegen.nest import CHUNKED
+from schedules.instructions.finish import with_import
+from schedules.ir.inline import call_name
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.stages import dtype_of, product, shape_of
-from schedules.ir.tir import structural_map, structural_walk
+from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Node, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, Node, PrimFunc, Stmt, Var
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
@@ -248,3 +245,134 @@ def _retargeted(mod: tvm.IRModule, change: Callable[[list[str]], list[str]]) -> 
         for var, function in mod.functions_items()
     }
     return tvm.IRModule(functions, attrs=mod.attrs)
+
+
+def bytes_for_booleans(body: Stmt) -> Stmt:
+    """Replace allocated boolean buffers of a statement by int8: stores write 1 or 0, loads compare with 0.
+
+    Buffers whose address is taken, or that others alias, stay as they are.
+    """
+    bytes_of = {buffer: _of_bytes(buffer) for buffer in _allocated(body) if dtype_of(buffer) == "bool"}
+    for buffer in _aliased(body):
+        bytes_of.pop(buffer, None)
+    if not bytes_of:
+        return body
+    made = set(bytes_of.values())
+
+    def renamed(variable: Var) -> Expr:
+        return bytes_of.get(variable, variable)
+
+    def load(node: Expr) -> Expr:
+        if node.source not in made:
+            return node
+        value = tirx.BufferLoad(node.source, list(node.indices))
+        return tirx.NE(value, _constant(0, value))
+
+    def store(node: Stmt) -> Stmt:
+        if node.buffer not in made:
+            return node
+        return tirx.BufferStore(node.buffer, _number(node.value), list(node.indices))
+
+    return structural_map(body, [(tvm.ir.Var, renamed), (tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
+
+
+def _allocated(body: Stmt) -> list[Expr]:
+    found: list[Stmt] = []
+    structural_walk(
+        body,
+        [
+            (s_tir.SBlock, lambda block: found.extend(block.alloc_buffers)),
+            (tirx.AllocBuffer, lambda allocation: found.append(allocation.buffer)),
+        ],
+    )
+    return found
+
+
+def _aliased(body: Stmt) -> list[Expr]:
+    """Buffers whose address is taken, or that others match; calls take loads as values."""
+    found: list[Node] = []
+
+    def call(node: Expr) -> None:
+        by_address = call_name(node) == "tirx.address_of"
+        found.extend(arg.source if by_address and isinstance(arg, tvm.ir.TensorLoad) else arg for arg in node.args)
+
+    def block(node: Stmt) -> None:
+        found.extend(matched.source.source for matched in node.match_buffers)
+
+    structural_walk(body, [(tvm.ir.Call, call), (s_tir.SBlock, block)])
+    return [each for each in found if isinstance(each, tvm.ir.Var)]
+
+
+def _of_bytes(buffer: Expr) -> Expr:
+    kind = buffer.ty
+    return tirx.decl_buffer(
+        list(kind.shape),
+        "int8",
+        str(buffer.name),
+        strides=list(kind.strides),
+        elem_offset=kind.elem_offset,
+        scope=str(kind.storage_scope),
+        data_alignment=int(kind.data_alignment),
+        offset_factor=int(kind.offset_factor),
+        layout=kind.layout,
+    )
+
+
+def _number(condition: Expr) -> Expr:
+    return tirx.Cast("int8" + str(condition.ty).removeprefix("bool"), condition)
+
+
+def _constant(number: int, like: Expr) -> Expr:
+    scalar, _, lanes = str(like.ty).partition("x")
+    constant = tirx.IntImm(scalar, number)
+    return tirx.Broadcast(constant, int(lanes)) if lanes else constant
+
+
+_TOLD = "tensorwright_extent"
+_MOST = 4096  # threads: larger extents use all threads
+_TEXT = f"""
+@__TVMBackendParallelBarrier = external global ptr
+
+define i32 @{_TOLD}(i32 %extent) {{
+  %counter = alloca i32
+  %group = alloca {{ ptr, i32 }}
+  %barrier = load ptr, ptr @__TVMBackendParallelBarrier
+  %none = icmp eq ptr %barrier, null
+  br i1 %none, label %end, label %tell
+tell:
+  %count = getelementptr {{ ptr, i32 }}, ptr %group, i64 0, i32 1
+  store i32 %extent, ptr %counter
+  store ptr %counter, ptr %group
+  store i32 1, ptr %count
+  %status = call i32 %barrier(i32 0, ptr %group)
+  br label %end
+end:
+  ret i32 0
+}}
+"""
+
+
+def with_extents(mod: tvm.IRModule) -> tvm.IRModule:
+    """Lowered kernels that announce the extents of their parallel loops."""
+    changed = {
+        var: _with_extents(function) for var, function in mod.functions_items() if isinstance(function, tirx.PrimFunc)
+    }
+    return tvm.IRModule({**dict(mod.functions_items()), **changed}, attrs=mod.attrs)
+
+
+def _with_extents(function: PrimFunc) -> PrimFunc:
+    told = False
+
+    def visit(loop: Stmt) -> Stmt:
+        nonlocal told
+        extent = loop.extent
+        if loop.kind != tirx.ForKind.PARALLEL or (isinstance(extent, tirx.IntImm) and int(extent) >= _MOST):
+            return loop
+        told = True
+        bounded = extent if isinstance(extent, tirx.IntImm) else tirx.min(extent, tirx.IntImm(str(extent.ty), _MOST))
+        tell = tirx.call_extern("int32", _TOLD, tirx.Cast("int32", bounded))
+        # Nothing follows, but sets a debug location of its own: else what follows has one of the loop's function.
+        return tirx.SeqStmt([tirx.Evaluate(tell), loop, tirx.Evaluate(tirx.IntImm("int32", 0))])
+
+    body = structural_map(function.body, (tirx.For, visit))
+    return function.with_body(with_import(body, _TEXT)) if told else function

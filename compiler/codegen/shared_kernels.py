@@ -7,21 +7,24 @@ alone: their code is made for just those sizes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm_ffi.structural import WalkResult
 
-from compiler.codegen.kernel_constants import DIVISIONS, OpenedKernel, may_open, variables_in
+from compiler.codegen.plain_kernels import holds_no_blocks
 from schedules.codegen.nest import name_opaque, sequence
+from schedules.ir.expression import constant_int
 from schedules.ir.named_sizes import with_shape
+from schedules.ir.stages import product
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, GlobalVar, Node, PrimFunc, Stmt, Var
+    from schedules.ir.tvm_types import Buffer, Call, Expr, GlobalVar, Node, PrimFunc, Stmt, Type, Var
 
 Kernel: TypeAlias = "tuple[GlobalVar, PrimFunc]"  # its global variable and the PrimFunc
 _TYPE = "int64"
@@ -159,3 +162,174 @@ def _quotients_first(body: Stmt, task: Var, parameters: set[Var]) -> Stmt:
 
     replaced = structural_map(body, (DIVISIONS, division))
     return sequence(*bindings, replaced) if bindings else replaced
+
+
+DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
+_LEAST = 2
+_LARGE = 4096  # elements; TVM takes buffers of this size from the heap, by a wide margin
+
+
+class OpenedKernel:
+    """A kernel with a variable in place of each constant that may become an argument.
+
+    Attributes:
+        function: the kernel, without the integers among its parameters that it does not read; its name and attributes
+            are the given kernel's.
+        given: which parameters of the given kernel those of `function` are.
+        places: the variables, in the order in which they occur.
+        values: what stood in their places.
+        fixed: which of them, by position, must stay what they are: sizes of small buffers.
+    """
+
+    def __init__(self, kernel: PrimFunc) -> None:
+        self.places: list[Any] = []
+        self.values: list[int] = []
+        self.fixed: set[int] = set()
+        self._positions: dict[Any, int] = {}
+        self._inner = _bound_in_loops(kernel.body)
+        body = structural_map(kernel.body, self._callbacks())
+        buffers = {each: self._with_open_shape(each) for each in kernel.params if tirx.is_buffer_var(each)}
+        read = set(tirx.analysis.undefined_vars(kernel.body, []))
+        self.given = [
+            position
+            for position, parameter in enumerate(kernel.params)
+            if parameter in buffers or parameter in read or _is_size(parameter, buffers)
+        ]
+        parameters = [buffers.get(each, each) for each in (kernel.params[position] for position in self.given)]
+        body = _renamed(body, buffers)
+        self.function = tirx.PrimFunc(parameters, body, kernel.ret_type, kernel.attrs, kernel.span)
+
+    def _callbacks(self) -> list[Any]:
+        return [
+            (tirx.IntImm, self._opened),
+            (tirx.For, self._loop),
+            (tirx.Ramp, lambda ramp: tirx.Ramp(ramp.base, self._closed(ramp.stride), ramp.lanes)),
+            (tirx.Cast, self._cast),
+            (tvm.ir.Call, self._call),
+            (DIVISIONS, self._division),
+            (tirx.AttrStmt, self._mark),
+            ((tirx.AllocBuffer, tirx.DeclBuffer), self._buffer),
+        ]
+
+    def _opened(self, constant: Expr) -> Expr:
+        if int(constant.value) < _LEAST or str(constant.ty) != _TYPE:
+            return constant
+        place = tirx.Var(f"constant_{len(self.places)}", _TYPE)
+        self._positions[place] = len(self.places)
+        self.places.append(place)
+        self.values.append(int(constant.value))
+        return place
+
+    def _with_open_shape(self, buffer: Buffer) -> Expr:
+        shape = [self._opened(size) if isinstance(size, tirx.IntImm) else size for size in buffer.ty.shape]
+        return with_shape(buffer, shape)
+
+    def _closed(self, root: Expr) -> Expr:
+        """An expression with its constants as they were."""
+
+        def replace(variable: Var) -> Expr:
+            position = self._positions.get(variable)
+            return variable if position is None else tirx.IntImm(_TYPE, self.values[position])
+
+        if isinstance(root, tirx.IntImm):
+            return root
+        return replace(root) if isinstance(root, tvm.ir.Var) else structural_map(root, (tvm.ir.Var, replace))
+
+    def _loop(self, loop: Stmt) -> Stmt:
+        if loop.kind in (tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL) and not loop.annotations and loop.step is None:
+            return loop
+        extent, step = self._closed(loop.extent), None if loop.step is None else self._closed(loop.step)
+        least = self._closed(loop.min)
+        return tirx.For(
+            loop.loop_var, least, extent, loop.kind, loop.body, loop.thread_binding, loop.annotations, step, loop.span
+        )
+
+    def _cast(self, cast: Expr) -> Expr:
+        return tirx.Cast(cast.ty, self._closed(cast.value)) if isinstance(cast.value, tirx.Var) else cast
+
+    def _call(self, call: Call) -> Expr:
+        """Intrinsics may take constants alone; what they are given an expression for may be anything."""
+        if isinstance(call, tvm.ir.TensorLoad) or not any(each in self._positions for each in _variables_of(call)):
+            return call
+        arguments = [self._closed(each) if isinstance(each, tirx.Var) else each for each in call.args]
+        return tvm.ir.Call(call.op, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
+
+    def _division(self, division: Expr) -> Expr:
+        variables = variables_in(division)
+        if not any(each in self._positions for each in variables):
+            return division
+        return self._closed(division) if any(each in self._inner for each in variables) else division
+
+    def _mark(self, mark: Stmt) -> Stmt:
+        return tirx.AttrStmt(mark.node, mark.attr_key, self._closed(mark.value), mark.body, mark.span)
+
+    def _buffer(self, statement: Stmt) -> Stmt:
+        variables = [each for size in statement.buffer.ty.shape for each in variables_in(size)]
+        if self._lies_on_heap(statement.buffer):
+            return statement
+        self.fixed.update(self._positions[each] for each in variables if each in self._positions)
+        return statement
+
+    def _lies_on_heap(self, buffer: Expr) -> bool:
+        """True if room for a buffer is asked for when the kernel runs, as TVM does for what is large."""
+        size = product([constant_int(self._closed(each)) for each in buffer.ty.shape])
+        return str(buffer.ty.storage_scope) == "global" and isinstance(size, int) and size > _LARGE
+
+    @property
+    def fixed_values(self) -> tuple[int, ...]:
+        """The values that must be equal for two kernels to share code."""
+        return tuple(self.values[position] for position in sorted(self.fixed))
+
+
+def may_open(kernel: PrimFunc) -> bool:
+    """True if a kernel has dynamic sizes (code of known sizes is made for just those) and holds no blocks."""
+    buffers = [each for each in kernel.params if tirx.is_buffer_var(each)]
+    if all(isinstance(size, tirx.IntImm) for buffer in buffers for size in buffer.ty.shape):
+        return False
+    return holds_no_blocks(kernel)
+
+
+def variables_in(root: Expr) -> list[Var]:
+    """Every variable that occurs in an expression, once for each time."""
+    found: list[Expr] = []
+    structural_walk(root, (tvm.ir.Var, found.append))
+    return found
+
+
+def _variables_of(call: Call) -> list[Expr]:
+    return [each for each in call.args if isinstance(each, tirx.Var)]
+
+
+def _bound_in_loops(body: Stmt) -> set[Expr]:
+    """Values that change within a task: variables of loops that are not tasks, and what is bound in such loops."""
+    found: list[Expr] = []
+
+    def inside(loop: Stmt) -> WalkResult:
+        if _is_task(loop):
+            return WalkResult.ADVANCE
+        structural_walk(loop, [(tirx.For, lambda each: found.append(each.loop_var)), (tirx.Bind, bound)])
+        return WalkResult.SKIP
+
+    def bound(binding: Stmt) -> None:
+        found.append(binding.var)
+
+    structural_walk(body, (tirx.For, inside), order="pre")
+    return set(found)
+
+
+def _is_task(loop: Stmt) -> bool:
+    """True if a loop is parallel and what it does takes long: a loop of its own, and not just an element or vector."""
+    kinds: list[Type] = []
+    structural_walk(loop.body, (tirx.For, lambda each: kinds.append(each.kind)))
+    return loop.kind == tirx.ForKind.PARALLEL and tirx.ForKind.SERIAL in kinds
+
+
+def _is_size(parameter: Expr, buffers: Iterable[Buffer]) -> bool:
+    return any(parameter.same_as(size) for buffer in buffers for size in buffer.ty.shape)
+
+
+def _renamed(body: Stmt, buffers: Mapping[Buffer, Buffer]) -> Stmt:
+    def replace(variable: Var) -> Expr:
+        return buffers.get(variable, variable)
+
+    return structural_map(body, (tvm.ir.Var, replace))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compiler.device.runtime_libraries import runtime_libraries
+from compiler.device.runtime_sources import compile_objects, include_folders, include_options
 from compiler.device.sodium import sodium_include, sodium_object
-from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.support.cache import cached, key_of
 from targets import Target
 

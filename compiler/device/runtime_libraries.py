@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compiler.device.pip_download import pip_download
 from compiler.device.runtime_sources import build_shared_libraries
 from compiler.errors import MissingDependencyError
 from compiler.runtime.tvm_runtime import runtime_library_path, tvm_ffi
-from compiler.support.cache import cached
+from compiler.support.cache import FOLDER_VARIABLE, cache_folder, cached
 from targets import Target
 
 FFI_LIBRARY = "libtvm_ffi.so"
@@ -88,3 +89,30 @@ def _extract(wheel: Path, members: Sequence[str], destination: Path) -> None:
                     f"{wheel.name} has no {member}", "this version does not support such a device; use another target"
                 ) from error
             path.chmod(0o755)
+
+
+_TIMEOUT_SECONDS = 900
+
+
+def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
+    """Download distributions, without their dependencies, into a folder.
+
+    Args:
+        options: the arguments of `pip download` that select them.
+        folder: the destination.
+        what: a description for the error message.
+
+    Raises:
+        MissingDependencyError: they could not be downloaded.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        problem = done.stderr.strip()[-500:] if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem is not None:
+        raise MissingDependencyError(
+            f"{what} could not be downloaded: {problem}",
+            f"access to PyPI is needed once; downloads are cached in {cache_folder()} ({FOLDER_VARIABLE})",
+        )

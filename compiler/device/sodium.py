@@ -12,7 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from compiler.device.pip_download import pip_download
+from compiler.device.runtime_libraries import pip_download
 from compiler.support.cache import cached, key_of
 from targets import Target
 

@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Artifact
-from compiler.device.bundle import ONNX_RUNTIME_BYTES, check_accelerator, check_architecture, write_module
-from compiler.device.licenses import licenses_text
+from compiler.device.bundle import (
+    ONNX_RUNTIME_BYTES,
+    check_accelerator,
+    check_architecture,
+    licenses_text,
+    write_module,
+)
 from compiler.device.programs import (
     COMPILE_OPTIONS,
     LIBRARY_SOURCES,
@@ -20,9 +25,16 @@ from compiler.device.programs import (
     THREAD_POOL_SOURCES,
     source_files,
 )
-from compiler.device.runtime_sources import FFI_OBJECT, RUNTIME_OBJECT, ffi_source_folder, runtime_objects
+from compiler.device.runtime_sources import (
+    FFI_OBJECT,
+    RUNTIME_OBJECT,
+    compile_objects,
+    ffi_source_folder,
+    include_folders,
+    include_options,
+    runtime_objects,
+)
 from compiler.device.sodium import sodium_include, sodium_object
-from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.errors import OptionError, StorageError
 from compiler.support.cache import cached, key_of
 from compiler.support.progress_bar import silent

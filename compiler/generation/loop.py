@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from compiler.errors import InputError
 from compiler.generation.output import Output, Piece, Timing
 from compiler.generation.result import Generation
-from compiler.generation.slots import common_length
 from compiler.generation.speculation import Speculation
-from compiler.generation.steps import Chunk, Logits, Steps
+from compiler.generation.steps import Chunk, Logits, Steps, common_length
 
 
 class SequenceState:

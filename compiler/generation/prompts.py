@@ -10,8 +10,7 @@ from typing import Any
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
 from compiler.generation.chat_templates import Messages
-from compiler.generation.images import with_images
-from compiler.generation.media import Media
+from compiler.generation.media import Media, with_images
 from compiler.generation.tokenizer import Tokenizer
 
 Prompt = str | Messages | Sequence[int]

@@ -9,9 +9,8 @@ from compiler.errors import InternalError, TensorwrightError
 from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.loop import right_guesses
 from compiler.generation.output import Output, Piece, Timing
-from compiler.generation.slots import Slots, common_length
 from compiler.generation.speculation import Speculation
-from compiler.generation.steps import Chunk, ChunkInputs, Logits, Steps
+from compiler.generation.steps import Chunk, ChunkInputs, Logits, Slots, Steps, common_length
 
 _PROMPT_TOKENS = 128  # of prompts that a step reads while others wait for their next token
 _LONE_PROMPT_TOKENS = 512  # where none does

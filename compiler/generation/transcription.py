@@ -11,9 +11,8 @@ import numpy as np
 
 from compiler.artifact.language_model import AudioPreparation
 from compiler.errors import InputError, OptionError
-from compiler.generation.audio import Array, log_mel, windows
 from compiler.generation.language_model import LanguageModel
-from compiler.generation.media import Media
+from compiler.generation.media import Array, Media, log_mel, windows
 from compiler.generation.options import GenerationOptions
 from compiler.generation.result import Generation
 from compiler.generation.steps import Chunk

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from typing_extensions import Unpack
@@ -16,13 +16,49 @@ from typing_extensions import Unpack
 import targets
 from compiler.errors import OptionError, StorageError
 from compiler.inspection.comparing.onnx_side import OnnxSide
-from compiler.inspection.comparing.side import Side
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import table_html
 from compiler.support.options import ImportArguments, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 Array = np.ndarray
+
+
+class Side(Protocol):
+    """A model in two runtimes. Values are tensors inside of it, by name, in the order of its nodes.
+
+    Attributes:
+        model: its name.
+        reference: name of the other runtime.
+        outputs: names of its results.
+        values: names of all values that nodes compute.
+        nodes: the node that computes a value, as text.
+        operands: names of the values and inputs that this node reads.
+        example: inputs by name, numpy arrays.
+    """
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def reference(self) -> str: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
+    @property
+    def values(self) -> Sequence[str]: ...
+    @property
+    def nodes(self) -> Mapping[str, str]: ...
+    @property
+    def operands(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def example(self) -> Mapping[str, Array]: ...
+
+    def ours(self, names: Sequence[str]) -> dict[str, Array]:
+        """Compute these values with a module compiled to return only them."""
+
+    def theirs(self, names: Sequence[str]) -> dict[str, Array]:
+        """Compute these values with the reference."""
+
+
 REFERENCES = ("onnxruntime", "onnx", "torch")
 DEFAULT_TOLERANCE = 1e-3
 

@@ -22,8 +22,8 @@ import numpy as np
 from compiler import errors
 from compiler.artifact import Key, public_keys
 from compiler.errors import InternalError, OptionError, TensorwrightError
-from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
+from compiler.profiling.timing import Latency
 from compiler.profiling.workload import as_module, batch_dimension, complete_inputs, with_rows
 from compiler.reports.formatting import format_bytes, format_seconds, plural
 from compiler.runtime import Module

@@ -10,8 +10,8 @@ from typing import Any
 from compiler.profiling.attribution import layer_label
 from compiler.profiling.difference import FORMAT_VERSION
 from compiler.profiling.save import save_profile
-from compiler.profiling.statistics import Latency
 from compiler.profiling.tensor_fields import named_types
+from compiler.profiling.timing import Latency
 from compiler.reports.formatting import format_percent, format_seconds, plural
 from compiler.support.notebook import table_html
 from compiler.support.roofline import Roofline

@@ -20,7 +20,7 @@ from compiler.profiling.call_names import NamedCall, named_calls
 from compiler.profiling.dataflow import dataflow
 from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
 from compiler.profiling.measured import CallTime, KernelTime, Profile
-from compiler.profiling.statistics import Latency, median
+from compiler.profiling.timing import Latency, median
 from compiler.profiling.workload import Workload, prepare
 from compiler.support.balance import balance, elements_read, task_counts
 from compiler.support.formula import evaluate

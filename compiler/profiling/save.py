@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.storage import write_atomically
 from compiler.errors import StorageError
-from compiler.profiling.chrome_trace import chrome_trace
 from compiler.profiling.profile_page import profile_page
+from compiler.reports.formatting import plural
 
 if TYPE_CHECKING:
-    from compiler.profiling.measured import Profile
+    from compiler.profiling.measured import CallTime, Profile
 
 
 def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
@@ -38,3 +38,49 @@ def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, 
         paths[key] = folder / name
         write_atomically(paths[key], [text.encode("utf-8")])
     return paths
+
+
+_PROCESS = 1
+_THREAD = 1
+
+
+def chrome_trace(profile: Profile) -> dict[str, Any]:
+    """The calls of one typical run; nested calls lie inside the ones they were made from."""
+    return {
+        "traceEvents": [
+            _metadata("process_name", f"{profile.model} on {profile.target}"),
+            _metadata("thread_name", f"one run, {plural(profile.threads, 'thread')} in each kernel"),
+            *(_event(call) for call in profile.calls),
+        ],
+        "displayTimeUnit": "ns",
+        "otherData": {
+            "model": profile.model,
+            "target": profile.target,
+            "inputs": ", ".join(f"{name}: {shape}" for name, shape in profile.inputs.items()),
+            "latency_p50_us": profile.latency.p50 * 1e6,
+        },
+    }
+
+
+def _metadata(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "ph": "M", "pid": _PROCESS, "tid": _THREAD, "args": {"name": value}}
+
+
+def _event(call: CallTime) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"kernel": call.name, "shapes": ", ".join(call.shapes), "bytes": call.nbytes}
+    if call.nodes:
+        arguments["nodes"] = ", ".join(call.nodes)
+    if call.operations is not None:
+        arguments["operations"] = call.operations
+        if call.duration > 0:
+            arguments["GFLOP/s"] = round(call.operations / call.duration / 1e9, 3)
+    return {
+        "name": call.label,
+        "cat": call.kind,
+        "ph": "X",
+        "ts": round(call.start * 1e6, 4),
+        "dur": round(call.duration * 1e6, 4),
+        "pid": _PROCESS,
+        "tid": _THREAD,
+        "args": arguments,
+    }

@@ -14,8 +14,7 @@ from compiler.runtime.executor import Arrays, Inputs
 from compiler.runtime.inputs import InputBinder
 from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import written
-from compiler.runtime.staging import InputMemory
-from compiler.runtime.tensors import aligned_copy, array_over, tensor_over
+from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, tensor_over
 
 Array = np.ndarray
 

@@ -30,8 +30,7 @@ from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import KeptResults, OutputReader, written
 from compiler.runtime.parameter_store import PARAMETERS
 from compiler.runtime.pool_bound import POOL
-from compiler.runtime.staging import InputMemory
-from compiler.runtime.tensors import aligned_copy, array_over, is_usable, tensor_over
+from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
 from targets import cpuinfo
 

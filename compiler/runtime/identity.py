@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.artifact.digest import tree_digests
+from compiler.artifact.container import tree_digests
 
 if TYPE_CHECKING:
     from compiler.runtime.module import Module

@@ -12,8 +12,15 @@ from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import InputError, type_text
 from compiler.runtime.requirements import RequirementChecker
-from compiler.runtime.staging import InputMemory, MemoryRanges, Staging, range_of
-from compiler.runtime.tensors import ALIGNMENT, array_over_strided, tensor_over
+from compiler.runtime.tensors import (
+    ALIGNMENT,
+    InputMemory,
+    MemoryRanges,
+    Staging,
+    array_over_strided,
+    range_of,
+    tensor_over,
+)
 from compiler.runtime.tvm_runtime import tvm_ffi
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ def load(
     """Load a module; the whole file is verified before any of it is used.
 
     A file of 256 MB or more that the user loaded before on this machine, and that was not changed since, is not read
-    whole once more (see `compiler.artifact.checked_files`), unless TENSORWRIGHT_CHECK_ALWAYS=1 or `trusted_keys` asks
+    whole once more (see `compiler.artifact.opening`), unless TENSORWRIGHT_CHECK_ALWAYS=1 or `trusted_keys` asks
     for it.
 
     Args:

@@ -11,8 +11,15 @@ import numpy as np
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
 from compiler.artifact.manifest import ReferenceTolerance, TensorDescription
 from compiler.errors import InputError, InternalError, VerificationError, type_text
-from compiler.runtime.staging import NO_MEMORY, MemoryRanges, range_of_array
-from compiler.runtime.tensors import MARKED_READ_ONLY, aligned_copy, array_over, tensor_over
+from compiler.runtime.tensors import (
+    MARKED_READ_ONLY,
+    NO_MEMORY,
+    MemoryRanges,
+    aligned_copy,
+    array_over,
+    range_of_array,
+    tensor_over,
+)
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
 if TYPE_CHECKING:

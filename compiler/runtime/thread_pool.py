@@ -1,16 +1,50 @@
-"""Loads the thread pool for parallel regions (`compiler/device/cpp/thread_pool.c`) and registers it with TVM."""
+"""The thread pool for parallel regions (`compiler/device/cpp/thread_pool.c`): compiles it, loads it and registers it
+with TVM.
+
+Wheels hold the library (`setup.py`, which imports this file, so that it needs nothing but Python at the top). A
+checkout compiles it on first use, into the user's cache.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from compiler.errors import InternalError, MissingDependencyError
-from compiler.runtime.tvm_runtime import global_function, runtime_library
+from compiler.support.cache import cached, key_of
+from targets.toolchain import find_c_compiler
 
-_PACKAGED = Path(__file__).with_name("libtensorwright_threads.so")
+LIBRARY = "libtensorwright_threads.so"
+SOURCE = Path(__file__).parents[1] / "device" / "cpp" / "thread_pool.c"
+# It stays loaded: its threads do.
+_OPTIONS = ("-x", "c", "-std=gnu11", "-O2", "-s", "-fPIC", "-shared", "-pthread", "-Wl,-z,nodelete")
+
+
+def build_pool(folder: Path) -> None:
+    """Compile the library into a folder.
+
+    Raises:
+        targets.TargetError: there is no C compiler, or it failed.
+    """
+    find_c_compiler().run([*_OPTIONS, SOURCE, "-o", folder / LIBRARY])
+
+
+def cached_pool() -> Path:
+    """Path of the library in the cache; compiled on first use in a source checkout.
+
+    Raises:
+        StorageError: the cache cannot be written.
+        targets.TargetError: as `build_pool`.
+    """
+    sources = [SOURCE.read_bytes(), SOURCE.with_suffix(".h").read_bytes()]
+    key = key_of([*sources, platform.machine().encode(), " ".join(_OPTIONS).encode()])
+    return cached("thread-pool", key, build_pool) / LIBRARY
+
+
+_PACKAGED = Path(__file__).with_name(LIBRARY)
 
 
 @cache
@@ -24,6 +58,8 @@ def set_threads() -> Callable[[int], int]:
         MissingDependencyError: the library could not be loaded.
         targets.TargetError, StorageError: this is a checkout, and the library could not be compiled.
     """
+    from compiler.runtime.tvm_runtime import global_function, runtime_library
+
     runtime_library()  # provides the TVM functions that the pool calls
     path = library_path()
     try:
@@ -37,8 +73,4 @@ def set_threads() -> Callable[[int], int]:
 
 def library_path() -> Path:
     """Path of the pool's library; compiled on first use in a source checkout. Raises as `set_threads`."""
-    if _PACKAGED.is_file():
-        return _PACKAGED
-    from compiler.support.pool_library import cached_pool
-
-    return cached_pool()
+    return _PACKAGED if _PACKAGED.is_file() else cached_pool()

@@ -26,8 +26,7 @@ from compiler.serving.observer import Observer
 from compiler.serving.options import options_from, options_mapping
 from compiler.serving.parts import Parts
 from compiler.serving.policies import cascade, drift, router
-from compiler.serving.policies.degradation import DegradationOptions
-from compiler.serving.policies.variants import Variants, load_variants
+from compiler.serving.policies.variants import DegradationOptions, Variants, load_variants
 from compiler.serving.service import Service
 from compiler.serving.text.options import GenerationLimits, TextOptions
 from compiler.serving.text.service import TextService, is_language_model

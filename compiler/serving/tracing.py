@@ -18,8 +18,8 @@ _RUNS = 1
 
 def kernel_events(module: Module, inputs: Mapping[str, Array]) -> tuple[Mapping[str, Any], ...]:
     """A profile of a run on these inputs, as Chrome's trace events (times in microseconds). Takes several runs."""
-    from compiler.profiling.chrome_trace import chrome_trace
     from compiler.profiling.profile import profile
+    from compiler.profiling.save import chrome_trace
 
     events: Sequence[Mapping[str, Any]] = chrome_trace(profile(module, inputs, runs=_RUNS))["traceEvents"]
     return tuple(events)

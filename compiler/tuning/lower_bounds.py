@@ -18,9 +18,8 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 import tvm
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.tuning.measuring.candidate_pool import CandidatePool
 from compiler.tuning.measuring.messages import AS_IT_IS, Argument, KernelTask
-from compiler.tuning.measuring.pool import Trial
+from compiler.tuning.measuring.pool import CandidatePool, Trial
 from schedules.codegen.nest import allocate_tile, lanes_of, load, parallel, repeat, sequence, store
 from schedules.config import Config
 from schedules.conv.tiling import accumulators

@@ -23,9 +23,9 @@ from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.library import NETWORK_RULE, NETWORK_VERSION, read_current
 from compiler.records.records import ModelLine, Record, RecordWriter
 from compiler.reports.formatting import format_bytes
-from compiler.tuning.progress import Progress
 from compiler.tuning.result import NetworkResult, TuneResult, TuningInterrupted
 from compiler.tuning.settings import TuningOptions
+from compiler.tuning.state import Progress
 from targets.errors import TargetError
 from targets.measure import Measurer, Network, NetworkCost, NetworkMeasurer, Setting
 

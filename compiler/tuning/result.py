@@ -10,9 +10,8 @@ from typing import Any
 from compiler.profiling.attribution import layer_label
 from compiler.reports.formatting import format_cost
 from compiler.support.notebook import table_html
-from compiler.tuning.progress import SearchCost
 from compiler.tuning.session import Session
-from compiler.tuning.state import TaskState
+from compiler.tuning.state import SearchCost, TaskState
 from compiler.tuning.tasks import Extracted
 from targets.measure import TIMED, Measure, NetworkCost, Setting
 

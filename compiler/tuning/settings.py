@@ -11,7 +11,7 @@ from compiler.errors import OptionError
 from compiler.records.folders import user_folder
 from compiler.tuning.cost_models import CostModel
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
-from compiler.tuning.progress import Progress
+from compiler.tuning.state import Progress
 
 LEAST_SECONDS = 10.0
 """The least budget: building and timing a few configs takes as long."""

@@ -33,11 +33,11 @@ from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.networks import tune_network
-from compiler.tuning.progress import Limits, Progress
 from compiler.tuning.result import TuneResult, TuningInterrupted, result_of
 from compiler.tuning.search import searches
 from compiler.tuning.session import Origin, Session
 from compiler.tuning.settings import TuningOptions
+from compiler.tuning.state import Limits, Progress
 from compiler.tuning.tasks import extract_tasks
 from targets.measure import Measurer, NetworkMeasurer
 

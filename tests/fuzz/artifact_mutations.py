@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact.container import HEAD_BYTES, align, parse_head
-from compiler.artifact.digest import tree_digests
+from compiler.artifact.container import HEAD_BYTES, align, parse_head, tree_digests
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
 

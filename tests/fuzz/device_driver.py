@@ -22,9 +22,8 @@ from compiler.device.programs import (
     engine_link_options,
 )
 from compiler.device.runtime_libraries import runtime_libraries
-from compiler.device.runtime_sources import ffi_source_folder
+from compiler.device.runtime_sources import compile_objects, ffi_source_folder, include_folders, include_options
 from compiler.device.sodium import sodium_include, sodium_object
-from compiler.device.toolchain import compile_objects, include_folders, include_options
 from compiler.support.cache import cached, key_of
 
 CPP = Path(__file__).with_name("cpp")

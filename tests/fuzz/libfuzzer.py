@@ -19,9 +19,8 @@ import numpy as np
 import targets
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import CHECKING_SOURCES, COMPILE_OPTIONS, SOURCES
-from compiler.device.runtime_sources import ffi_source_folder
+from compiler.device.runtime_sources import ffi_source_folder, include_folders, include_options
 from compiler.device.sodium import sodium_include, sodium_object
-from compiler.device.toolchain import include_folders, include_options
 from compiler.runtime.tvm_runtime import tvm_ffi
 from tests.fuzz.artifact_mutations import Parts
 from tests.fuzz.artifacts import prepare

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compiler.records.records import read
 from compiler.tuning.measuring.messages import Outcome as Measured
 from compiler.tuning.measuring.pool import MeasurementPool, Trial
-from compiler.tuning.progress import Progress
+from compiler.tuning.state import Progress
 from tests.fuzz.outcome import Outcome
 
 MOST_TRIALS = 12

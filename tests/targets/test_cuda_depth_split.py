@@ -15,7 +15,7 @@ import compiler
 import targets
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions
-from compiler.tuning.pack.candidates import candidates
+from compiler.tuning.pack.folder import candidates
 from compiler.tuning.tasks import extract_tasks
 from schedules.config import Config
 from schedules.gpu.depth_split import splits_depth

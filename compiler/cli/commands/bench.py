@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.option_sets import command_of
+from compiler.cli.options import command_of
 
 HELP = """Measure latency, throughput, memory and load time.
 

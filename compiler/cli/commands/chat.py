@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from compiler.cli import generation, options
-from compiler.cli.option_sets import command_of
+from compiler.cli.options import command_of
 
 HELP = """Talk to a language model: a module, or a model that is compiled first and kept for the next time.
 

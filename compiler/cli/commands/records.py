@@ -48,9 +48,8 @@ def _records(
     from dataclasses import asdict
 
     from compiler.cli.output import print_json, print_line, print_note
-    from compiler.records.coverage import coverage
     from compiler.records.folders import shipped_folder, user_folder
-    from compiler.records.record_set import essential, merged, newest_of_models, summary
+    from compiler.records.record_set import coverage, essential, merged, newest_of_models, summary
     from compiler.records.records import Loaded, RecordWriter, read, write_all
 
     loaded = Loaded()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli import options
-from compiler.cli.option_sets import command_of
+from compiler.cli.options import command_of
 
 HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.option_sets import command_of
+from compiler.cli.options import command_of
 
 if TYPE_CHECKING:
     from compiler.serving.workers.options import WorkerOptions

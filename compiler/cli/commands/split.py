@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli import options
-from compiler.cli.option_sets import command_of
+from compiler.cli.options import command_of
 
 HELP = """Cut a model between a client and a server where both and the network take the least time.
 

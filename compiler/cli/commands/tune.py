@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.option_sets import command_of
+from compiler.cli.options import command_of
 
 if TYPE_CHECKING:
     from compiler.support.options import ImportArguments
@@ -127,8 +127,7 @@ class _Options:
 def _tune(given: _Options) -> int:
     import compiler
     from compiler.cli.arguments import parse_bytes, parse_duration, parse_imports
-    from compiler.cli.exit_codes import EXIT_INTERRUPTED
-    from compiler.cli.output import print_json
+    from compiler.cli.output import EXIT_INTERRUPTED, print_json
     from compiler.cli.paths import check_report
     from compiler.cli.tuning_display import TuningDisplay
     from compiler.tuning.result import TuningInterrupted

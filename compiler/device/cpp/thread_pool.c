@@ -448,7 +448,7 @@ int tensorwright_pool_launch(TensorwrightPart part, void* data, int count) {
 }
 
 /* Parts need not run at the same time, so they cannot wait for each other. Generated code tells here what extent the loop of
-   the next region has: as the counter of a region of one part (compiler/codegen/region_extents.py). */
+   the next region has: as the counter of a region of one part (compiler/codegen/kernel_lowering.py). */
 static int barrier(int number, TensorwrightGroup* group) {
   Seat* own = own_seat;
   if (!own || !(own->threads || own->inside)) return TVMBackendParallelBarrier(number, group);

@@ -17,7 +17,7 @@ from compiler.errors import InputValueRequiredError, InvalidModelError, Refusal
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import LARGEST_ELEMENT
 from compiler.frontends.onnx.evaluation.reference import fold
-from compiler.frontends.onnx.module_paths import shown_name
+from compiler.frontends.onnx.node_names import shown_name
 from compiler.frontends.onnx.structure import describe
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import (

@@ -13,7 +13,7 @@ from onnx import AttributeProto
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.module_paths import shown_name
+from compiler.frontends.onnx.node_names import shown_name
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext

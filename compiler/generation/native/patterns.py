@@ -2,22 +2,256 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
+from typing import Literal
 
-from compiler.generation.native.character_sets import Ranges, refused
-from compiler.generation.native.pattern_parser import (
-    Atomic,
-    Characters,
-    Choice,
-    Edge,
-    Look,
-    Node,
-    Repeat,
-    Sequence,
-    matches_empty,
-    parse,
-)
+from compiler.generation.native.character_sets import LAST, Ranges, characters_matching, refused
 from compiler.generation.native.writer import Writer
+
+Greed = Literal["greedy", "lazy", "possessive"]
+
+
+@dataclass(frozen=True)
+class Characters:
+    """One character of a set."""
+
+    ranges: Ranges
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Patterns one after the other."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The first of some patterns with which the rest matches."""
+
+    ways: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A pattern `least` to `most` times; None for any number."""
+
+    body: Node
+    least: int
+    most: int | None
+    greed: Greed
+
+
+@dataclass(frozen=True)
+class Look:
+    """Zero-width assertion: lookahead of a pattern, or lookbehind of one character of a set."""
+
+    body: Node
+    behind: bool
+    negative: bool
+
+
+@dataclass(frozen=True)
+class Atomic:
+    """A pattern whose first match is kept."""
+
+    body: Node
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The beginning or the end of the text."""
+
+    end: bool
+
+
+Node = Characters | Sequence | Choice | Repeat | Look | Atomic | Edge
+_ESCAPED = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b"}
+_CLASSES = "sSdDwWhH"
+_MOST_COPIES = 1000
+
+
+def parse(pattern: str) -> Node:
+    """The tree of a regular expression.
+
+    Raises OptionError where it has a part that is not supported.
+    """
+    parser = _Parser(pattern)
+    node = parser.choice(ignoring_case=False)
+    if parser.left:
+        raise parser.refused("an unmatched )")
+    return node
+
+
+class _Parser:
+    def __init__(self, pattern: str) -> None:
+        self._pattern, self._at = pattern, 0
+
+    @property
+    def left(self) -> str:
+        return self._pattern[self._at :]
+
+    def refused(self, what: str) -> Exception:
+        return refused(f"the regular expression {self._pattern!r} with {what}")
+
+    def choice(self, ignoring_case: bool) -> Node:
+        ways = [self._sequence(ignoring_case)]
+        while self._take("|"):
+            ways.append(self._sequence(ignoring_case))
+        return ways[0] if len(ways) == 1 else Choice(tuple(ways))
+
+    def _sequence(self, ignoring_case: bool) -> Node:
+        parts: list[Node] = []
+        letters = ""  # of the literal characters in a row
+        while self.left and self.left[0] not in "|)":
+            at = self._at
+            part = self._repeated(self._atom(ignoring_case))
+            taken = self._pattern[at : self._at]
+            letters = letters + taken if len(taken) == 1 else ""
+            if ignoring_case and any(each in letters.casefold() for each in _folded_from_one()):
+                raise self.refused(f"{letters!r} in (?i:...), which one character can stand for")
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
+
+    def _take(self, text: str) -> bool:
+        found = self.left.startswith(text)
+        self._at += len(text) if found else 0
+        return found
+
+    def _atom(self, ignoring_case: bool) -> Node:
+        if self._take("("):
+            return self._group(ignoring_case)
+        if self._take("^") or self._take("$") or self._take("\\b") or self._take("\\B"):
+            raise self.refused("an anchor")
+        if self._take("\\A"):
+            return Edge(end=False)
+        if self._take("\\z"):
+            return Edge(end=True)
+        begin = self._at
+        character = self._pattern[begin]
+        if character == "[":
+            if ignoring_case:
+                raise self.refused("a class in (?i:...)")
+            self._skip_class()
+        elif character == "\\":
+            self._skip_escape()
+        elif character in "*+?{":
+            raise self.refused(f"a {character} that repeats nothing")
+        else:
+            self._at += 1
+        text = self._pattern[begin : self._at]
+        if len(text) == 1 and text != "." and not ignoring_case:
+            return Characters(((ord(text), ord(text)),))
+        return Characters(characters_matching(f"(?i:{text})" if ignoring_case else text))
+
+    def _group(self, ignoring_case: bool) -> Node:
+        forms = {"?:": None, "?i:": None, "?-i:": None, "?>": None, "?=": None, "?!": None, "?<=": None, "?<!": None}
+        form = next((each for each in forms if self._take(each)), "")
+        if not form and self.left.startswith("?"):
+            raise self.refused(f"a group ({self.left[:3]}")
+        body = self.choice(form == "?i:" or (ignoring_case and form != "?-i:"))
+        if not self._take(")"):
+            raise self.refused("an unmatched (")
+        if form == "?>":
+            return Atomic(body)
+        if form in ("?=", "?!"):
+            return Look(body, behind=False, negative=form == "?!")
+        if form in ("?<=", "?<!"):
+            if not isinstance(body, Characters):
+                raise self.refused("a look-behind at more than one character")
+            return Look(body, behind=True, negative=form == "?<!")
+        return body
+
+    def _skip_class(self) -> None:
+        """Move behind a class: a ] ends it, but for the first one, and that of a class within."""
+        self._at += 1
+        self._take("^")
+        first = True
+        while self.left and (first or self.left[0] != "]"):
+            first = False
+            if self.left.startswith("[:"):
+                self._at = self._pattern.index(":]", self._at) + 2
+            elif self.left[0] == "[":
+                self._skip_class()
+            elif self.left[0] == "\\":
+                self._skip_escape()
+            else:
+                self._at += 1
+        if not self._take("]"):
+            raise self.refused("an unmatched [")
+
+    def _skip_escape(self) -> None:
+        kind = self._pattern[self._at + 1 : self._at + 2]
+        if kind in ("p", "P", "x") and self._pattern[self._at + 2 : self._at + 3] == "{":
+            self._at = self._pattern.find("}", self._at) + 1
+            if self._at == 0:
+                raise self.refused(f"an unfinished \\{kind}")
+        elif kind == "x":
+            self._at += 4
+        elif kind == "u":
+            self._at += 6
+        elif kind and (kind in _CLASSES or kind in _ESCAPED or not kind.isalnum()):
+            self._at += 2
+        else:
+            raise self.refused(f"the escape \\{kind}")
+
+    def _repeated(self, body: Node) -> Node:
+        while self.left and self.left[0] in "*+?{":
+            bounds = self._bounds()
+            if bounds is None:
+                raise self.refused("a { that is not a repetition")
+            least, most, counted = bounds
+            greed: Greed = "greedy"
+            if self._take("?"):
+                if counted and least == most:
+                    raise self.refused("{n}?")
+                greed = "lazy"
+            elif not counted and self._take("+"):
+                greed = "possessive"
+            if (most or least) > _MOST_COPIES:
+                raise self.refused(f"a repetition of more than {_MOST_COPIES} times")
+            if isinstance(body, Look | Edge):
+                raise self.refused("a repetition of what takes no character")
+            body = Repeat(body, least, most, greed)
+        return body
+
+    def _bounds(self) -> tuple[int, int | None, bool] | None:
+        """Bounds of a repetition, and True if it is in braces."""
+        for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
+            if self._take(sign):
+                return *bounds, False
+        inner, found, _ = self.left[1:].partition("}")
+        least, comma, most = inner.partition(",")
+        if not found or not (least + most).isascii() or not (least + most).isdigit() or not least:
+            return None
+        self._at += len(inner) + 2
+        return int(least), (int(most) if most else None) if comma else int(least), True
+
+
+@cache
+def _folded_from_one() -> frozenset[str]:
+    """Texts of several characters that a single one is equal to when case is ignored, as "ss" for the sharp s."""
+    found = {chr(code).casefold() for code in range(LAST + 1) if not 0xD800 <= code < 0xE000}
+    return frozenset(text for text in found if len(text) > 1)
+
+
+def matches_empty(node: Node) -> bool:
+    """True if a pattern can match without taking a character."""
+    match node:
+        case Characters():
+            return False
+        case Sequence(parts):
+            return all(matches_empty(part) for part in parts)
+        case Choice(ways):
+            return any(matches_empty(way) for way in ways)
+        case Repeat(body, least):
+            return least == 0 or matches_empty(body)
+        case Atomic(body):
+            return matches_empty(body)
+    return True
+
 
 _NO_LIMIT = 0xFFFFFFFF
 _MOST_INSTRUCTIONS = 100_000

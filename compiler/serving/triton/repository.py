@@ -21,9 +21,9 @@ from compiler.device.bundle import (
     check_architecture,
     check_has_machine_code,
     glibc_of_files,
+    licenses,
     write_module,
 )
-from compiler.device.licenses import licenses
 from compiler.device.programs import SHARED_LIBRARY, SOURCES, device_programs
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.errors import IncompatibleArtifactError, OptionError, StorageError

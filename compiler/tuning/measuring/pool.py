@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, UserError
@@ -30,7 +30,7 @@ from compiler.tuning.measuring.messages import (
 from compiler.tuning.measuring.runners import is_reachable
 from compiler.tuning.measuring.statistics import spread, typical
 from schedules.config import Config
-from targets.measure import TIMED
+from targets.measure import TIMED, Measure
 
 if TYPE_CHECKING:
     import targets
@@ -368,3 +368,42 @@ class MeasurementPool:
             self._drop(worker)
             return
         batch.finish(job.number, outcome)
+
+
+class CandidatePool(Protocol):
+    """Trials in, outcomes out: `MeasurementPool` and `EstimatingPool`.
+
+    Attributes:
+        measure: what the numbers of the outcomes are.
+        margin: the share by which a candidate must beat the default, beside the spread of its samples.
+        margin_of_alternatives: the same for another algorithm.
+        serial: times are of one core.
+        memory: where kernels find their arguments, as `Target.memory`.
+    """
+
+    @property
+    def measure(self) -> Measure: ...
+
+    @property
+    def margin(self) -> float: ...
+
+    @property
+    def margin_of_alternatives(self) -> float: ...
+
+    @property
+    def serial(self) -> bool: ...
+
+    @property
+    def memory(self) -> str: ...
+
+    def define(self, task: KernelTask) -> None: ...
+
+    def prepare(self, keys: Sequence[str]) -> dict[str, str]: ...
+
+    def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]: ...
+
+    def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]: ...
+
+    def processor_seconds(self) -> dict[str, float]: ...
+
+    def kill(self) -> None: ...

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.artifact import checked_files, opening, read_artifact, write_artifact
+from compiler.artifact import opening, read_artifact, write_artifact
 from compiler.errors import ArtifactError
 from tests.compiler.artifact.samples import sample_artifact
 
@@ -17,8 +17,8 @@ from tests.compiler.artifact.samples import sample_artifact
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module that is large enough, and older than the steps of a file system's clock."""
     monkeypatch.setenv("TENSORWRIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(checked_files, "LEAST_BYTES", 1)
-    monkeypatch.setattr(checked_files, "_SETTLED", 0)
+    monkeypatch.setattr(opening, "LEAST_BYTES", 1)
+    monkeypatch.setattr(opening, "_SETTLED", 0)
     path = tmp_path / "model.twm"
     write_artifact(sample_artifact(), path)
     return path
@@ -72,10 +72,10 @@ def test_records_of_others_do_not_count(module: Path, monkeypatch: pytest.Monkey
 
 
 def test_small_and_fresh_files_are_not_remembered(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checked_files, "LEAST_BYTES", 256 << 20)
+    monkeypatch.setattr(opening, "LEAST_BYTES", 256 << 20)
     read_artifact(module)
     assert _is_checked(module)
-    monkeypatch.setattr(checked_files, "LEAST_BYTES", 1)
-    monkeypatch.setattr(checked_files, "_SETTLED", 10**12)
+    monkeypatch.setattr(opening, "LEAST_BYTES", 1)
+    monkeypatch.setattr(opening, "_SETTLED", 10**12)
     read_artifact(module)
     assert _is_checked(module)

@@ -15,8 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 import compiler
-from compiler.codegen.boolean_scratch import bytes_for_booleans
-from compiler.codegen.kernel_lowering import PIPELINE
+from compiler.codegen.kernel_lowering import PIPELINE, bytes_for_booleans
 from schedules.ir.tir import s_tir, structural_equal
 
 ROWS = 8

@@ -10,8 +10,7 @@ import pytest
 
 from compiler.errors import OptionError
 from compiler.generation import Grammar, LanguageModel, Scheduler
-from compiler.generation.grammar import Bits, Grammars, Masks, Matcher
-from compiler.generation.grammar_rules import endless_rule
+from compiler.generation.grammar import Bits, Grammars, Masks, Matcher, endless_rule
 
 pytest.importorskip("xgrammar")
 

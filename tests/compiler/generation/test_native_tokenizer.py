@@ -13,8 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from compiler.driver.compile import find_target
 from compiler.errors import OptionError
 from compiler.frontends.llm.gguf_tokenizer import GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN, _merges
-from compiler.generation.native.pattern_parser import parse
-from compiler.generation.native.patterns import Pattern
+from compiler.generation.native.patterns import Pattern, parse
 from compiler.generation.native.tokenizer import write_tokenizer
 from compiler.generation.native.writer import Writer
 from tests.compiler.generation.native_library import NativeTokenizer

@@ -12,8 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler.cli import main
 from compiler.errors import OptionError
-from compiler.profiling.peers import check_peers
-from compiler.profiling.race import Result
+from compiler.profiling.peers import Result, check_peers
 from tests.compiler.cli.running import isolated_consoles
 
 

@@ -12,8 +12,8 @@ import pytest
 
 import compiler
 from compiler.errors import InputError, OptionError, StorageError
-from compiler.profiling.chrome_trace import chrome_trace
 from compiler.profiling.measured import Profile
+from compiler.profiling.save import chrome_trace
 from compiler.support.balance import balance, task_counts
 from tests.compiler.building import perceptron
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.profiling.statistics import Latency, median, percentile
+from compiler.profiling.timing import Latency, median, percentile
 
 # Above subnormal numbers, where interpolation rounds to nothing on either side.
 TIMES = st.lists(st.floats(min_value=1e-9, max_value=1e6), min_size=1, max_size=60)

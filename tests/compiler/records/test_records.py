@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from compiler.errors import StorageError
-from compiler.records.coverage import coverage
 from compiler.records.identity import file_name, fingerprint
 from compiler.records.record_set import (
     alternative_taken_over,
     best,
+    coverage,
     decisive,
     deduplicated,
     merged,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import targets
-from compiler.support.pool_library import SOURCE
+from compiler.runtime.thread_pool import SOURCE
 
 _TEST = Path(__file__).with_name("thread_pool_test.cc")
 _OPTIONS = ("-std=c++17", "-g1", "-O1", "-fno-sanitize-recover=all", "-pthread")

@@ -21,10 +21,8 @@ from compiler.frontends.source import ImportOptions
 from compiler.serving.configuration import model_options
 from compiler.serving.split_client import SplitClient
 from compiler.splitting.costs import bits_per_second, seconds
-from compiler.splitting.cuts import Cut, find_cuts, halves
-from compiler.splitting.report import Choice, Error
-from compiler.splitting.split import Measured, Network, _Splitter, best_of
-from compiler.splitting.wire import Wire, calibrated, wire_dtype
+from compiler.splitting.cuts import Cut, Wire, calibrated, find_cuts, halves, wire_dtype
+from compiler.splitting.split import Choice, Error, Measured, Network, _Splitter, best_of
 from tests.compiler.serving.server import serving
 
 RNG = np.random.default_rng(0)

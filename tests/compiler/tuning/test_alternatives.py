@@ -17,12 +17,11 @@ from compiler.records.identity import model_fingerprint, target_description
 from compiler.records.record_set import MIN_GAIN
 from compiler.records.records import ChosenKernel, ModelLine, RecordWriter, read
 from compiler.tuning import in_model
-from compiler.tuning.budget import expected_gain, reason_to_stop, seconds_of_model
 from compiler.tuning.cost_models.roofline import RooflineModel
 from compiler.tuning.in_model import Choices, Compared, ModelComparison, Times, conclude
 from compiler.tuning.measuring.messages import Outcome
 from compiler.tuning.search.evolutionary import RandomSearch
-from compiler.tuning.session import Origin, Session, _join_alternatives
+from compiler.tuning.session import Origin, Session, _join_alternatives, expected_gain, reason_to_stop, seconds_of_model
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from compiler.tuning.budget import PATIENCE, expected_gain, next_task, reason_to_stop
+from compiler.tuning.session import PATIENCE, expected_gain, next_task, reason_to_stop
 from compiler.tuning.state import TaskState
 from schedules.config import Config
 from schedules.machine import Machine

@@ -22,7 +22,7 @@ from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.messages import Effort, Outcome, WorkerSetup
 from compiler.tuning.measuring.pool import DeviceLostError, MeasurementPool, Trial
-from compiler.tuning.progress import Progress
+from compiler.tuning.state import Progress
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.kernels import product_task, target

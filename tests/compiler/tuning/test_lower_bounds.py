@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.tuning.budget import reason_to_stop
 from compiler.tuning.lower_bounds import Peaks, least_seconds, measure_peaks
 from compiler.tuning.measuring.messages import Effort
 from compiler.tuning.measuring.pool import MeasurementPool, Trial
-from compiler.tuning.session import Session
+from compiler.tuning.session import Session, reason_to_stop
 from compiler.tuning.state import TaskState
 from tests.compiler.tuning.kernels import product_task, target
 

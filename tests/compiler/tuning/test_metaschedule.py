@@ -15,9 +15,9 @@ from compiler.records.library import tuned_configs
 from compiler.records.records import RecordWriter, read
 from compiler.tuning.cost_models import cost_models
 from compiler.tuning.measuring.pool import MeasurementPool
-from compiler.tuning.progress import Limits
 from compiler.tuning.search import searches, serves
 from compiler.tuning.session import Session
+from compiler.tuning.state import Limits
 from compiler.tuning.tasks import Task, tasks_of
 from schedules.config import Config
 from schedules.errors import NotScheduledError

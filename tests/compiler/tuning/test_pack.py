@@ -14,8 +14,7 @@ from compiler.errors import OptionError, StorageError
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions
 from compiler.records.library import TunedConfigs, read_current
-from compiler.tuning.pack.candidates import ranked_configs
-from compiler.tuning.pack.folder import write_pack
+from compiler.tuning.pack.folder import ranked_configs, write_pack
 from compiler.tuning.pack.results import take
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config

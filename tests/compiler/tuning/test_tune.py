@@ -12,8 +12,8 @@ import compiler
 from compiler.errors import OptionError
 from compiler.records.records import ChosenKernel, encode, read
 from compiler.tuning.plots import tuning_page
-from compiler.tuning.progress import Progress
 from compiler.tuning.result import TuneResult
+from compiler.tuning.state import Progress
 from tests.fuzz.tuning import convolution_model
 
 

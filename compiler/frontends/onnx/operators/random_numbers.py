@@ -17,7 +17,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.module_paths import node_name
+from compiler.frontends.onnx.node_names import node_name
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 

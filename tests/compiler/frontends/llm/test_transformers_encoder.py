@@ -15,9 +15,7 @@ import pytest
 import compiler
 from compiler.errors import InputError, OptionError
 from compiler.generation import LanguageModel, Scheduler, transcribe
-from compiler.generation.audio import log_mel
-from compiler.generation.images import prepared_images
-from compiler.generation.media import Media
+from compiler.generation.media import Media, log_mel, prepared_images
 from compiler.serving.configuration import model_options
 from compiler.support.media_files import read_audio
 from tests.compiler.frontends.llm.encoder_models import (

@@ -13,7 +13,7 @@ from compiler.driver.manifest_entries import requirements, tensor_descriptions
 from compiler.errors import InputError
 from compiler.frontends.onnx.frontend import import_onnx
 from compiler.runtime.inputs import InputBinder
-from compiler.runtime.staging import InputMemory
+from compiler.runtime.tensors import InputMemory
 
 HUGE = 2**62
 

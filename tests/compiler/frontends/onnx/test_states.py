@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 import tensorwright
 from compiler.errors import InputError, OptionError
-from compiler.frontends.onnx.states import named_pairs
+from compiler.frontends.onnx.frontend import named_pairs
 from compiler.runtime import Module
 
 Shape = list[str | int | None]

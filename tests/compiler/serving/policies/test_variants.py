@@ -14,8 +14,7 @@ from compiler.artifact.variants import VariantEntry, VariantIndex, read_variants
 from compiler.errors import ArtifactError, InputError, OptionError, OverloadedError, VerificationError
 from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
-from compiler.serving.policies.degradation import Degradation, DegradationOptions
-from compiler.serving.policies.variants import Variant, Variants, load_variants
+from compiler.serving.policies.variants import Degradation, DegradationOptions, Variant, Variants, load_variants
 from tests.compiler.runtime.building import dense_artifact
 from tests.compiler.serving.services import FunctionService, request
 

@@ -13,7 +13,7 @@ from compiler.frontends.onnx.bounds import require, require_entries, require_sha
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.math.matrix import matrix_product
 from compiler.frontends.onnx.operators.nn.convolution import checked_kernel, checked_rank
-from compiler.frontends.onnx.operators.nn.interpolation import linear_taps, sampled, tap_tables
+from compiler.frontends.onnx.operators.nn.resize_kernels import linear_taps, sampled, tap_tables
 from compiler.frontends.onnx.operators.nn.spatial import Window, integers_attribute, per_channel
 from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.registry import converter

@@ -10,7 +10,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx.bounds import require, require_entries
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.nn.interpolation import (
+from compiler.frontends.onnx.operators.nn.resize_kernels import (
     Tap,
     clamped,
     cubic_taps,

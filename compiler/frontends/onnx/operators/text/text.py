@@ -1,4 +1,5 @@
-"""TfIdfVectorizer of integers."""
+"""Strings, which do not exist when the module runs, so that what is computed from them is known when importing, and
+TfIdfVectorizer."""
 
 from __future__ import annotations
 
@@ -22,9 +23,31 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, i
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
+from compiler.support.optional import optional_module
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Stmt
+
+
+@converter("StringConcat", "StringNormalizer", "StringSplit")
+def string_function(context: NodeContext) -> list[Value]:
+    """Evaluated while importing; refused on anything but constants."""
+    return fold_strings(context)
+
+
+@converter("RegexFullMatch")
+def regex_full_match(context: NodeContext) -> Constant:
+    """By RE2, whose syntax ONNX prescribes, in time linear in the text; onnx's reference implementation backtracks."""
+    texts = context.constant(0)
+    re2 = optional_module("re2", "strings", "matches the expressions of RegexFullMatch")
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        expression = re2.compile(context.attribute("pattern", ""), options)
+    except re2.error as error:
+        context.invalid(f"its pattern is not a regular expression of RE2: {error}")
+    found = [expression.fullmatch(str(text)) is not None for text in texts.ravel()]
+    return Constant(np.array(found, bool).reshape(texts.shape))
 
 
 _LONGEST_TABLE = 1 << 16  # entries for first tokens
