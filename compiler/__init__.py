@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compiler.compression.weight_sharing import share_weights
     from compiler.driver.compile import compile
     from compiler.frontends.onnx import coverage_report
-    from compiler.frontends.onnx.custom import register_onnx_operator
+    from compiler.frontends.onnx.registry import register_onnx_operator
     from compiler.inspection.comparison import compare
     from compiler.inspection.graph_export import export_graph
     from compiler.profiling.bench import bench
@@ -65,7 +65,7 @@ _HOME: dict[str, str | None] = {
     "profile": "compiler.profiling.profile",
     "prune": "compiler.compression.pruning",
     "quantize": "compiler.compression.quantization",
-    "register_onnx_operator": "compiler.frontends.onnx.custom",
+    "register_onnx_operator": "compiler.frontends.onnx.registry",
     "search": "compiler.searching.search",
     "serving": None,
     "share_weights": "compiler.compression.weight_sharing",

@@ -1,4 +1,11 @@
-"""The first step of reading a module, without NumPy: its digests are computed while what uses it is being imported."""
+"""The first step of reading a module, without NumPy: its digests are computed while what uses it is being imported.
+
+Large modules whose digests this user has checked on this machine: they are not read whole once more.
+
+A record names a file by its device, inode, size, the times of its last changes, and the digest of its head, which
+covers the digests of its sections. Every write to a file changes these times, and no user may set the second of them
+back. So a record is wrong only where the disk itself lost bits, or where root or the user wanted it to be.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The commands in the order of their help."""
+"""The commands in the order of their help.
+
+The output of `--version`.
+"""
 
 from __future__ import annotations
 

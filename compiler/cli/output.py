@@ -1,4 +1,7 @@
-"""Output of commands: results on stdout, everything else on stderr; tables for people, JSON for machines."""
+"""Output of commands: results on stdout, everything else on stderr; tables for people, JSON for machines.
+
+Exit codes of the command line.
+"""
 
 from __future__ import annotations
 

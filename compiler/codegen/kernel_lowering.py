@@ -11,6 +11,18 @@ Buffers of the scope "local" are tiles that are to be held in registers. TVM wou
 LLVM promotes what it can late and not all of it.
 
 Lets in indices come from divisions by sizes, in TVM's last steps (see `schedules.ir.lets`).
+
+Scratch buffers of booleans hold bytes.
+
+TVM's pass StorageRewrite makes a buffer that a kernel allocates one of vectors where every access is a vector of the
+same length, and one of booleans a buffer of int8 vectors without a comparison where it is loaded. Code generation then
+stops at vectors of int8 where conditions are wanted, or inverts them as integers.
+
+Passes the extent of the next parallel loop to the thread pool, so that it does not start more threads than that.
+
+TVM's generated code launches a region without the extent of its loop. Here it calls the barrier of parallel regions
+before, for a region of one part whose counter holds the extent. There TVM's own barrier has nothing to wait for; that
+of the thread pool reads the extent (`device/cpp/thread_pool.c`).
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@ and each kernel's name is a few instructions that pass them on.
 
 Layers of a network with dynamic sizes are often alike but for their channels. Kernels with static shapes are left
 alone: their code is made for just those sizes.
+
+The integer constants of a kernel that may become arguments of it, taken out of its body.
+
+A constant may, wherever no code gets slower when it is known only at run time: extents of loops that are neither
+unrolled nor vectorized, strides, thresholds. Others stay: 0 and 1, lanes and steps of vectors, sizes of small
+scratch buffers, what intrinsics are given, and divisors in inner loops, where dividing by a constant is much faster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The part that all techniques share: import, compile, measure, and enforce the caller's limit."""
+"""The part that all techniques share: import, compile, measure, and enforce the caller's limit.
+
+The caller's samples: inputs as the model will meet them.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ compress:
   - prune: {pattern: channels, amount: 0.5}
   - distill: {epochs: 10}
   - quantize
+
+Reading a recipe from a YAML file, whatever the file holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""`bundle`: writes a folder with everything that a device needs to run a module without Python."""
+"""`bundle`: writes a folder with everything that a device needs to run a module without Python.
+
+The licenses of a bundle's third-party and own code: Tensorwright, TVM and its FFI, libsodium.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""TVM's runtime libraries for any architecture: from this environment, or from wheels on PyPI."""
+"""TVM's runtime libraries for any architecture: from this environment, or from wheels on PyPI.
+
+Downloads distributions from PyPI with pip.
+"""
 
 from __future__ import annotations
 

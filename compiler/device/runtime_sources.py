@@ -2,6 +2,8 @@
 wheels.
 
 The headers that the wheels leave out lie in `third_party/tvm` (Apache License 2.0).
+
+Compiling C++ for a target.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import state_symbols, symbols_of
 from compiler.runtime.threads import check_threads
-from compiler.support.call_list import nodes_of
+from compiler.support.model_nodes import nodes_of
 from compiler.support.notebook import shortened
 from compiler.support.options import ImportArguments
 from compiler.support.precision import precision_of

@@ -35,8 +35,8 @@ from compiler.profiling.attribution import kind_of, names_of
 from compiler.profiling.faster_precisions import KernelWork, faster_precisions, float32_work
 from compiler.records.library import TunedConfigs
 from compiler.support.balance import UNKNOWN, elements_read
-from compiler.support.call_list import Branches, Step, call_counts
 from compiler.support.formula import evaluate, names_in, with_names
+from compiler.support.model_nodes import Branches, Step, call_counts
 from compiler.support.operation_count import UncountableError, size_formula, symbol_places
 from compiler.support.roofline import Roofline
 from compiler.support.serial_reasons import serial_reason

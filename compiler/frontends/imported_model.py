@@ -1,16 +1,28 @@
-"""Result of every frontend."""
+"""Result of every frontend.
+
+Selection of the outputs that a module returns.
+
+A module whose main function is written anew, by rewritings of imported models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tvm
+from tvm import relax
+from tvm.ir import IRModule
 
+from compiler.errors import InternalError, OptionError
 from compiler.support.model_nodes import ModelNode
 from compiler.support.notebook import shortened
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BlockBuilder, Function
 
 
 @dataclass(frozen=True)
@@ -133,3 +145,60 @@ class ImportedModel:
     def __repr__(self) -> str:
         inputs, outputs = (shortened(specs, separator="; ") for specs in (self.inputs, self.outputs))
         return f"<{type(self).__name__} ({inputs}) -> ({outputs})>"
+
+
+def selected_outputs(
+    selection: Sequence[str] | None, declared: Sequence[str], inner: Collection[str] = ()
+) -> list[str]:
+    """The names of `selection` in its order, or all declared outputs without duplicates when it is None.
+
+    Args:
+        declared: names of the model's outputs.
+        inner: names of other values that can be returned.
+
+    Raises:
+        OptionError: no sequence of names, an empty one, a name twice, or one that the model does not have.
+    """
+    if selection is None:
+        return list(dict.fromkeys(declared))
+    if isinstance(selection, str) or not isinstance(selection, Sequence):
+        raise OptionError(f"outputs= takes a list of names, not {selection!r}", 'as in outputs=["logits"]')
+    if not selection:
+        raise OptionError("outputs= names no output", f"the model has {_listed(declared)}")
+    known = {*declared, *inner}
+    for name in selection:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), list(declared), 1)
+            near = near or difflib.get_close_matches(str(name), list(inner), 1, cutoff=0.8)
+            hint = f"did you mean {near[0]!r}?" if near else f"its outputs are {_listed(declared)}"
+            raise OptionError(f"outputs: the model has no output {name!r}", hint)
+    if len(set(selection)) < len(selection):
+        twice = next(name for name in selection if list(selection).count(name) > 1)
+        raise OptionError(f"outputs: {twice!r} is named twice")
+    return list(selection)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def with_rewritten_main(mod: IRModule, function: Callable[[BlockBuilder], Function], what: str) -> IRModule:
+    """The module with another main function, as dataflow and without dead code.
+
+    Args:
+        function: makes the main function; kernels that it emits join the module.
+        what: the module in a sentence, for the error: "the module with a capacity".
+
+    Raises InternalError where the module is not well formed.
+    """
+    builder = relax.BlockBuilder(
+        IRModule({var: each for var, each in mod.functions_items() if var.name_hint != "main"})
+    )
+    builder.add_func(function(builder), "main")
+    made = IRModule(dict(builder.finalize().functions_items()), attrs=mod.attrs, global_infos=mod.global_infos)
+    made = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(made))
+    try:
+        relax.analysis.well_formed(made)
+    except Exception as error:  # whatever TVM raises here is a defect of the rewriting
+        raise InternalError(f"{what} is not well formed: {error}") from error
+    return made

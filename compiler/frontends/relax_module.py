@@ -9,8 +9,7 @@ import tvm
 from tvm import relax
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.imported_model import ImportedModel, TensorSpec
-from compiler.frontends.output_selection import selected_outputs
+from compiler.frontends.imported_model import ImportedModel, TensorSpec, selected_outputs
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from compiler.support.model_nodes import ModelNode
 

@@ -6,6 +6,8 @@
 The number of rows in use stays the symbolic dimension that it was, so that all else in the model is the same; an input
 of that size, which a session gives, takes the place of the past. Rows whose places are computed (`append_rows`) are
 written there.
+
+Appends to growing states: where in the graph, how many rows, and where they go.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ from tvm.relax import op as R
 from tvm.sym import Analyzer
 
 from compiler.errors import InternalError, OptionError, Refusal, UnsupportedModelError
-from compiler.frontends.imported_model import ImportedModel, PositionSpec, SizeRequirement, StateSpec, TensorSpec
-from compiler.frontends.rewritten_main import with_rewritten_main
+from compiler.frontends.imported_model import (
+    ImportedModel,
+    PositionSpec,
+    SizeRequirement,
+    StateSpec,
+    TensorSpec,
+    with_rewritten_main,
+)
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import plain, same_shape, same_size, shape_of
-from compiler.passes.rewriting.state_appends import attention_call, placed_append
-from compiler.passes.rewriting.state_writes import write_rows
+from compiler.passes.rewriting.state_writes import attention_call, placed_append, write_rows
 from compiler.passes.rewriting.substitution import leaves, replace_leaves
 from compiler.support.formula import names_in, with_names
 

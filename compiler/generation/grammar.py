@@ -1,4 +1,9 @@
-"""Structured output with xgrammar: texts that match a JSON schema, a grammar or a regular expression."""
+"""Structured output with xgrammar: texts that match a JSON schema, a grammar or a regular expression.
+
+Checks that every rule of a grammar derives a finite text, reading the form in which xgrammar prints grammars.
+
+rule ::= (("text" [a-z]* other) | (other{2, 3}))
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The output of one sequence: tokens sampled from logits, their text, and the stopping condition."""
+"""The output of one sequence: tokens sampled from logits, their text, and the stopping condition.
+
+Incremental detokenization, and detection of stop texts.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Runs a step of a scheduler, or of a single generation: processes tokens of one or more sequences.
 
 Each sequence has a slot, which holds the keys and values (or other states) of its processed tokens.
+
+Assignment of sequences to slots, and the part of a prompt that a slot holds already.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""`compare`: a model's outputs against another runtime's, then value by value, to name the first node that differs."""
+"""`compare`: a model's outputs against another runtime's, then value by value, to name the first node that differs.
+
+`Side`: the interface through which `compare` runs a model and its reference.
+"""
 
 from __future__ import annotations
 

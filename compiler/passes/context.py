@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.node_tracker import NodeTracker
-from compiler.support.call_list import Step
-from compiler.support.model_nodes import ModelNode
+from compiler.support.model_nodes import ModelNode, Step
 from compiler.support.operation_count import OperationCount
 from schedules.machine import Machine
 from targets.measure import Setting

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler.passes.canonicalize.cancel_reshapes import cancel_reshapes
-from compiler.passes.canonicalize.cancel_transposes import cancel_transposes
-from compiler.passes.canonicalize.crop_filters import crop_filters
-from compiler.passes.canonicalize.eliminate_common_subexpressions import eliminate_common_subexpressions
-from compiler.passes.canonicalize.eliminate_dead_code import eliminate_dead_code
+from compiler.passes.canonicalize.cancel_transposes import cancel_reshapes, cancel_transposes
+from compiler.passes.canonicalize.eliminate import eliminate_common_subexpressions, eliminate_dead_code
 from compiler.passes.canonicalize.fold_batch_norm import fold_batch_norm
 from compiler.passes.canonicalize.fold_constants import fold_constants, fold_dequantize
-from compiler.passes.canonicalize.fold_pad import fold_pad
+from compiler.passes.canonicalize.fold_pad import crop_filters, fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
-from compiler.passes.canonicalize.merge_products_of_slices import merge_products_of_slices
-from compiler.passes.canonicalize.merge_small_matmuls import merge_small_matmuls
+from compiler.passes.canonicalize.merge_matmuls import merge_products_of_slices, merge_small_matmuls
 from compiler.passes.canonicalize.normalize import normalize, track_nodes
 from compiler.passes.canonicalize.recognize_activations import recognize_gelu, recognize_silu
 from compiler.passes.canonicalize.recognize_norms import recognize_layer_norm, recognize_rms_norm
@@ -25,16 +21,13 @@ from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
 from compiler.passes.canonicalize.spell_sizes import spell_sizes
 from compiler.passes.canonicalize.widen_half import widen_half
 from compiler.passes.fuse.fuse_kernels import fuse_kernels, group_operators
-from compiler.passes.fuse.gather_sizes import gather_sizes
+from compiler.passes.fuse.kernel_sizes import gather_sizes, separate_sizes, specialize_sizes
 from compiler.passes.fuse.legalize_operators import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
-from compiler.passes.fuse.separate_sizes import separate_sizes
-from compiler.passes.fuse.specialize_sizes import specialize_sizes
-from compiler.passes.integers.center_weights import center_weights
 from compiler.passes.integers.compute_in_integers import compute_in_integers
 from compiler.passes.integers.compute_with_int16 import compute_with_int16
 from compiler.passes.integers.keep_weights_narrow import keep_weights_narrow
-from compiler.passes.integers.sign_integers import sign_integers
+from compiler.passes.integers.sign_integers import center_weights, sign_integers
 from compiler.passes.integers.transposed_in_integers import transposed_in_integers
 from compiler.passes.layout.attend_to_states import attend_to_states
 from compiler.passes.layout.fuse_attention import fuse_attention
@@ -45,9 +38,7 @@ from compiler.passes.layout.pack_sparse_weights import pack_sparse_weights
 from compiler.passes.layout.plan_layout import plan_layout
 from compiler.passes.layout.split_dilated import split_dilated
 from compiler.passes.lower.check_parameters_once import check_parameters_once
-from compiler.passes.lower.check_sizes import check_sizes
-from compiler.passes.lower.drop_result_checks import drop_result_checks
-from compiler.passes.lower.name_checks import name_checks
+from compiler.passes.lower.check_sizes import check_sizes, drop_result_checks, name_checks
 from compiler.passes.lower.order_sizes import order_sizes
 from compiler.passes.lower.prepare_runs import prepare_runs
 from compiler.passes.lower.share_shapes import share_shapes
@@ -67,15 +58,13 @@ from compiler.passes.lower.tvm_passes import (
     lower_shapes,
 )
 from compiler.passes.memory.capture_graphs import capture_graphs
-from compiler.passes.memory.lift_parameters import lift_parameters
+from compiler.passes.memory.lift_parameters import lift_parameters, share_constants
 from compiler.passes.memory.list_calls import list_calls
 from compiler.passes.memory.plan_memory import plan_memory
-from compiler.passes.memory.share_constants import share_constants
 from compiler.passes.memory.update_states import update_states
 from compiler.passes.registry import GraphPass
-from compiler.passes.schedule.apply_schedules import apply_schedules
+from compiler.passes.schedule.apply_schedules import apply_schedules, count_operations
 from compiler.passes.schedule.compile_loops import compile_loops
-from compiler.passes.schedule.count_operations import count_operations
 from compiler.passes.schedule.expand_at_load import expand_at_load
 from compiler.passes.schedule.lift_workspaces import lift_workspaces
 from compiler.passes.schedule.mark_in_place import mark_in_place

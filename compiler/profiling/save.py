@@ -1,4 +1,10 @@
-"""Write a profile to files."""
+"""Write a profile to files.
+
+A profile as a Chrome trace, for chrome://tracing and ui.perfetto.dev.
+
+The format: "Trace Event Format", JSON object form, complete events (ph "X") and metadata events (ph "M"); times in
+microseconds.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,22 @@
-"""A module together with inputs, to be run repeatedly when measuring."""
+"""A module together with inputs, to be run repeatedly when measuring.
+
+Arrays that a run returns: statistics, and saving them.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from compiler.artifact import Key
 from compiler.artifact.manifest import TensorDescription
+from compiler.artifact.storage import write_atomically
 from compiler.errors import InputError, OptionError, type_text
 from compiler.runtime import Module, load
 from compiler.runtime.random_inputs import random_inputs
@@ -188,3 +194,39 @@ def symbolic_sizes(
             if isinstance(described, str):
                 found[described] = int(actual)
     return found
+
+
+def describe_arrays(arrays: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Name, dtype, shape, least, greatest and mean value (of those that are finite; None where there are none), and
+    how many are NaN or infinite."""
+    return [_describe(name, np.asarray(array)) for name, array in arrays.items()]
+
+
+def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
+    values = array.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    return {
+        "name": name,
+        "dtype": str(array.dtype),
+        "shape": list(array.shape),
+        "min": float(finite.min()) if finite.size else None,
+        "max": float(finite.max()) if finite.size else None,
+        "mean": float(finite.mean()) if finite.size else None,
+        "nan": int(np.isnan(values).sum()),
+        "infinite": int(np.isinf(values).sum()),
+    }
+
+
+def save_arrays(arrays: Mapping[str, object], path: Path) -> None:
+    """Write arrays as an .npz archive, whole or not at all. Types that numpy has no name for become float32.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    stored: dict[str, Any] = {}
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        stored[name] = array.astype(np.float32) if array.dtype.kind == "V" else array
+    buffer = io.BytesIO()
+    np.savez(buffer, **stored)
+    write_atomically(path, [buffer.getvalue()])

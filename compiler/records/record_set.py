@@ -1,4 +1,7 @@
-"""Sets of records: which still apply, the best of each task, and summary statistics."""
+"""Sets of records: which still apply, the best of each task, and summary statistics.
+
+Coverage of each target's records: by which measure, how many kernels, which models.
+"""
 
 from __future__ import annotations
 

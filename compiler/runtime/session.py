@@ -1,4 +1,9 @@
-"""`Session`: runs of a module that carry its states from one run to the next."""
+"""`Session`: runs of a module that carry its states from one run to the next.
+
+Files with a session's states: a header, the tensors, and a digest.
+
+magic (8), bytes of the header u64, header (JSON), tensors (safetensors), SHA-256 of all before (32)
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Generated code assumes contiguous tensors aligned to 64 bytes (its vectors are that long, and it uses aligned loads).
 Nothing checks this at run time, so all inputs are checked or copied here.
+
+Aligned staging memory for inputs, which runs copy small arrays into.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The search itself: seeds, a path of small steps, a sampler of optuna, and small steps around the best in the end."""
+"""The search itself: seeds, a path of small steps, a sampler of optuna, and small steps around the best in the end.
+
+Candidates that are trained to the end: the best ones of a race of short trainings.
+"""
 
 from __future__ import annotations
 

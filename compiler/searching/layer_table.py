@@ -1,4 +1,8 @@
-"""Time of each kernel on the target, measured or computed once; a candidate's time is the sum over its kernels."""
+"""Time of each kernel on the target, measured or computed once; a candidate's time is the sum over its kernels.
+
+Cost of a candidate: time from the table of layers, sizes from the planner, cycles from the accelerator's
+compiler.
+"""
 
 from __future__ import annotations
 

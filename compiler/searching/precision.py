@@ -1,4 +1,8 @@
-"""A precision for each layer: in a candidate while it is searched, and by `quantize` in the end."""
+"""A precision for each layer: in a candidate while it is searched, and by `quantize` in the end.
+
+A model rounded with the same scale everywhere: its values mean nothing, and what it costs on an accelerator is what
+the calibrated one costs.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,7 @@ import targets
 from compiler.compression.quantization.affine import Affine, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.calibration import Scheme, scheme_for
 from compiler.compression.quantization.edit import Emit, edit_main
-from compiler.compression.quantization.insertion import Numbers, insert_pairs
-from compiler.compression.quantization.integer_only import place_integer_only
+from compiler.compression.quantization.insertion import Numbers, insert_pairs, place_integer_only
 from compiler.compression.quantization.layers import Layer, Placement, find_layers, place
 from compiler.compression.quantization.schemes import RoundedLayer, SchemeOptions, make_scheme
 from compiler.frontends.imported_model import ImportedModel

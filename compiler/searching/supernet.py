@@ -1,5 +1,8 @@
 """Once-for-all training: the largest net, the smallest and two random ones share each batch (the sandwich rule, Yu and
-Huang 2019), and all but the largest learn from its outputs (in-place distillation)."""
+Huang 2019), and all but the largest learn from its outputs (in-place distillation).
+
+Weights of torch nets in files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A torch net in a search: its sub-nets share its weights, are scored by running torch, and become graphs."""
+"""A torch net in a search: its sub-nets share its weights, are scored by running torch, and become graphs.
+
+Torch module whose result a residual sum adds: made to give zeros, it leaves the layer out.
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,8 @@ import yaml
 from compiler.errors import OptionError, StorageError
 from compiler.runtime import Module
 from compiler.serving.batching.batcher import Batcher
-from compiler.serving.batching.module_service import ModuleService, load_proven
+from compiler.serving.batching.module_service import ModuleService, Runners, load_proven
 from compiler.serving.batching.options import BatchOptions
-from compiler.serving.batching.runners import Runners
 from compiler.serving.caches import embedding, exact, semantic
 from compiler.serving.limits import Limits
 from compiler.serving.observer import Observer

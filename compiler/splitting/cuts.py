@@ -1,4 +1,7 @@
-"""Cuts of a model: positions in the order of its operators, what crosses each, and the two halves as models."""
+"""Cuts of a model: positions in the order of its operators, what crosses each, and the two halves as models.
+
+Encoding of floats on the wire: unchanged, in half precision, or as 8-bit integers with a calibrated scale.
+"""
 
 from __future__ import annotations
 

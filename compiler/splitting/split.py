@@ -1,4 +1,7 @@
-"""`split`: the best cut of a model between a client and a server, and both halves as modules."""
+"""`split`: the best cut of a model between a client and a server, and both halves as modules.
+
+Report of `split`: the cuts that were weighed, and the choice.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 An addition, subtraction, multiplication, division, minimum or maximum is one operation, and so is a call of exp, erf,
 tanh and their like; a multiply-add is two. Arithmetic on indices, conditions and the initial values of reductions is
 not counted, nor are the transforms of Winograd convolutions. Counts of kernels with symbolic sizes are formulas.
+
+Tensors that a kernel gathers from (embedding tables).
 """
 
 from __future__ import annotations

@@ -1,5 +1,12 @@
 """The tuning loop over the tasks of a model: propose, build, measure, record, learn; then a final comparison of the
-leaders."""
+leaders.
+
+Choice of the task that gets the next trials: the one where a second of tuning is expected to save the model the most
+time.
+
+As in Ansor's task scheduler, the expectation looks back (what the last trials won) and ahead (what may still be there);
+a task is finished when its space is used up, when nothing was won for long, or when it hardly counts.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.memory.list_calls import list_calls
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import names_of
-from compiler.support.call_list import Step, calls_of
+from compiler.support.model_nodes import Step, calls_of
 from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace

@@ -18,7 +18,7 @@ import numpy as np
 from compiler.artifact import read_artifact
 from compiler.artifact.tensors import Blob
 from compiler.errors import TensorwrightError
-from compiler.runtime.requirements import RequirementChecker
+from compiler.runtime.inputs import RequirementChecker
 from tests.compiler.runtime.requirement_cases import Case, inputs_of, module_of
 from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts, pick
 from tests.fuzz.artifacts import prepare as prepare_artifacts

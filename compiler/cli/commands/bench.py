@@ -91,8 +91,8 @@ class _Options:
 def _bench(given: _Options) -> None:
     import compiler
     from compiler.cli.output import print_json
+    from compiler.cli.paths import prepare
     from compiler.cli.progress import Steps
-    from compiler.cli.sources import prepare
     from compiler.errors import OptionError
 
     if given.device is not None:

@@ -88,7 +88,7 @@ def _semantic_cache(
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report
     from compiler.runtime import load
-    from compiler.runtime.prediction.embedder import TextEmbedder
+    from compiler.runtime.prediction.texts import TextEmbedder
     from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache, read_pairs
 
     check_report(output, (".json",))

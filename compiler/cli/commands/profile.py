@@ -67,9 +67,8 @@ class _Options:
 def _profile(given: _Options) -> None:
     import compiler
     from compiler.cli.output import print_json
-    from compiler.cli.paths import check_writable_folder
+    from compiler.cli.paths import check_writable_folder, prepare
     from compiler.cli.progress import Steps
-    from compiler.cli.sources import prepare
     from compiler.profiling.difference import differences, layer_times, read_profile
 
     if given.output is not None:

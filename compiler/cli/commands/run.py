@@ -1,4 +1,7 @@
-"""`tensorwright run`."""
+"""`tensorwright run`.
+
+Predictions of a module on pictures, texts and recordings, as `tensorwright run` shows them.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +84,7 @@ def _run(
     from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
     from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module, check_writable
-    from compiler.profiling.outputs import describe_arrays, save_arrays
-    from compiler.profiling.workload import complete_inputs, made_up_note
+    from compiler.profiling.workload import complete_inputs, describe_arrays, made_up_note, save_arrays
 
     check_is_module(module)
     if files or text:

@@ -129,7 +129,7 @@ def _tune(given: _Options) -> int:
     from compiler.cli.arguments import parse_bytes, parse_duration, parse_imports
     from compiler.cli.output import EXIT_INTERRUPTED, print_json
     from compiler.cli.paths import check_report
-    from compiler.cli.tuning_display import TuningDisplay
+    from compiler.cli.progress import TuningDisplay
     from compiler.tuning.result import TuningInterrupted
 
     check_report(given.report, (".html",))

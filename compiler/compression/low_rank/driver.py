@@ -1,4 +1,12 @@
-"""`factorize`: matrices and convolutions as products of smaller ones, where that is faster and accurate enough."""
+"""`factorize`: matrices and convolutions as products of smaller ones, where that is faster and accurate enough.
+
+Weights as products of smaller ones.
+
+A matrix by its singular values. A convolution in one of two forms, whichever needs fewer multiplications: as a matrix
+(filters against everything else), which makes a convolution of few filters and a 1x1 one (Denton et al.,
+arXiv:1404.0736); or by Tucker's decomposition of filters and channels, which makes a 1x1, a small and a 1x1 convolution
+(Kim et al., arXiv:1511.06530), its factors by HOSVD.
+"""
 
 from __future__ import annotations
 

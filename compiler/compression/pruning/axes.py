@@ -1,4 +1,7 @@
-"""Rules for what each operator does to the axes of its operands."""
+"""Rules for what each operator does to the axes of its operands.
+
+Positions of axes that must go together: a union-find over numbered nodes, in arrays.
+"""
 
 from __future__ import annotations
 

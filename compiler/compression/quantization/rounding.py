@@ -1,4 +1,7 @@
-"""Rounding of weights against calibration data: GPTQ and AdaRound."""
+"""Rounding of weights against calibration data: GPTQ and AdaRound.
+
+Gram matrices (X Xᵀ) of layer inputs, used by GPTQ and AdaRound.
+"""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ from compiler.compression.quantization.calibration import (
     parameters_of,
 )
 from compiler.compression.quantization.corrections import bias_correction, equalize, smooth
-from compiler.compression.quantization.insertion import Numbers, insert_pairs
-from compiler.compression.quantization.integer_only import place_integer_only
+from compiler.compression.quantization.insertion import Numbers, insert_pairs, place_integer_only
 from compiler.compression.quantization.layer_choice import LayerChoice
 from compiler.compression.quantization.layer_times import LayerTime
 from compiler.compression.quantization.layers import Layer, LayerGraph, Placement, find_layers, place

@@ -2,6 +2,11 @@
 
 By default times are predicted from the target's description. Measured ones are asked for; the whole model is then
 compared with the float model too.
+
+Layers that stay in float because the model is faster so: a minimum cut between floats and integers.
+
+A layer costs the time of its kernel in float or in integers. Where a layer reads integers of what a float one made, the
+tensor is converted: a float layer between two in integers must gain more than that. What lies between layers moves.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.relax import op as R
 
 from compiler.errors import InternalError, OptionError
-from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec
-from compiler.frontends.rewritten_main import with_rewritten_main
+from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec, with_rewritten_main
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import dtype_of, rank_of, same_shape, shape_of
 from compiler.passes.rewriting.state_writes import write_places

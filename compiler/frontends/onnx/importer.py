@@ -1,4 +1,8 @@
-"""The walk over the graph: each node is evaluated, converted, expanded or refused."""
+"""The walk over the graph: each node is evaluated, converted, expanded or refused.
+
+Finds out whether the model is at fault: types are checked before a node is converted, the rest when a conversion
+fails.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,6 @@ from compiler.errors import (
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
-from compiler.frontends.onnx.custom import load_installed, unknown_operator_hint
 from compiler.frontends.onnx.evaluation.evaluator import evaluate
 from compiler.frontends.onnx.evaluation.reference import (
     all_known_with_strings,
@@ -34,7 +37,7 @@ from compiler.frontends.onnx.evaluation.reference import (
 from compiler.frontends.onnx.expansion import resolve_references, schema_function, type_of
 from compiler.frontends.onnx.loading.loader import LoadedModel, graph_initializers
 from compiler.frontends.onnx.node_names import model_node
-from compiler.frontends.onnx.registry import find_converter
+from compiler.frontends.onnx.registry import find_converter, load_installed, unknown_operator_hint
 from compiler.frontends.onnx.structure import (
     RANDOM_OPERATORS,
     describe,

@@ -1,11 +1,20 @@
-"""Converters by operator: registered with a decorator, discovered in `compiler.frontends.onnx.operators`."""
+"""Converters by operator: registered with a decorator, discovered in `compiler.frontends.onnx.operators`.
+
+The domain of operators that models of our own making have, as of what the exporter's opset lacks.
+
+User-defined converters: for operators of custom domains, and for ONNX operators without a built-in converter.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from compiler.errors import OptionError, TensorwrightError
+from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
 from compiler.frontends.onnx.structure import normalized_domain
 from schedules.discovery import import_all
 
@@ -67,4 +76,103 @@ def registered_operators() -> list[tuple[str, str, int]]:
     discover()
     return sorted(
         (domain, operator, since) for (domain, operator), versions in _CONVERTERS.items() for since in versions
+    )
+
+
+OWN_DOMAIN = "tensorwright"
+
+
+ENTRY_POINT_GROUP = "tensorwright.onnx_operators"
+GUIDE = "docs/guides/operators.md"
+
+Convert = Callable[[NodeContext], Any]
+
+
+def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Callable[[Convert], Convert]:
+    """Register the decorated function as the converter of an ONNX operator, for all later compilations of the process.
+
+        @tensorwright.register_onnx_operator("Squareplus", domain="com.example")
+        def squareplus(node):
+            x = node.input(0)
+            return R.divide(R.add(x, R.sqrt(R.multiply(x, x))), R.const(2.0))
+
+    The function is given the node: `node.input(i)` is input i as a Relax expression, `node.shape(i)` and
+    `node.dtype(i)` its shape and element type, `node.constant(i)` its value where that must be known,
+    `node.attribute(name, default)` an attribute; `node.refuse(reason)` says why this node cannot be compiled. It
+    returns the node's output as a Relax expression, or a list of its outputs.
+
+    Args:
+        operator: the operator's name.
+        domain: its domain, "" for ONNX's own.
+        since: the first version of the domain's operator set that the function converts; it serves later versions too.
+
+    Raises:
+        OptionError: the operator has a converter from that version on, of Tensorwright or of another function.
+    """
+
+    def register(function: Convert) -> Convert:
+        discover()
+        key = (normalized_domain(domain), operator)
+        known = converters_of(*key).get(since)
+        if known is not None and _identity(known) != _identity(function):
+            raise OptionError(
+                f"the operator {operator!r} of domain {domain!r} has a converter from version {since} on: "
+                f"{'.'.join(_identity(known))}",
+                "register yours with since= another version of the domain's operator set",
+            )
+        set_converter(*key, since, _guarded(function, operator, domain))
+        return function
+
+    return register
+
+
+def _identity(function: Callable[..., Any]) -> tuple[str, str]:
+    """The identity of a function when its module, or a notebook cell, runs again."""
+    return function.__module__, function.__qualname__
+
+
+def _guarded(function: Convert, operator: str, domain: str) -> Convert:
+    """The converter; an exception other than a refusal of the node becomes an error that names the converter."""
+
+    @functools.wraps(function)
+    def convert(node: NodeContext) -> Any:
+        try:
+            return function(node)
+        except (TensorwrightError, RefusedError, PoisonedInputError):
+            raise
+        except Exception as error:
+            raise OptionError(
+                f"the converter {'.'.join(_identity(function))} of the operator {operator!r} (domain {domain!r}) "
+                f"failed at node {node.name!r}: {type(error).__name__}: {error}",
+                "it is registered by register_onnx_operator; set TENSORWRIGHT_DEBUG=1, or look at __cause__, for where",
+            ) from error
+
+    return convert
+
+
+@functools.cache
+def load_installed() -> tuple[str, ...]:
+    """Import what installed packages name by entry points of `ENTRY_POINT_GROUP`: modules that register converters.
+
+    Returns:
+        What is wrong with those that cannot be imported; it stops nothing else.
+    """
+    problems = []
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist is not None else entry.value
+            problems.append(
+                f"the converters of the package {package!r} ({entry.value}) cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            )
+    return tuple(problems)
+
+
+def unknown_operator_hint(operator: str, domain: str) -> str:
+    """Hint on an operator that has no converter."""
+    return (
+        f"a converter of your own can be registered: @tensorwright.register_onnx_operator({operator!r}, "
+        f"domain={domain!r}), see {GUIDE}"
     )

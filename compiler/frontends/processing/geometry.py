@@ -2,6 +2,12 @@
 
 A position p of the frame that the net reads is position p + offset of the image made `resized` pixels long. The
 formulas are written once, and evaluated with numpy (tests, documentation) or as TVM's expressions (kernels).
+
+Resampling of an image, one axis after the other, in the integers that Pillow computes with.
+
+For each position of the frame a table holds the first pixel that it weighs and the weights, rounded to `_BITS` bits
+after the point. The rows of the image are summed first and rounded to bytes; then the columns, where the sums are
+normalized and laid out as the net reads them.
 """
 
 from __future__ import annotations
@@ -9,12 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvm import tirx
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from compiler.support.processing import Processing
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import BlockBuilder, Expr, Stmt, Tensor
 
 BILINEAR, BICUBIC = 1, 2  # filter radius in pixels
 _A = -0.5  # coefficient of Pillow's bicubic filter
@@ -128,3 +137,187 @@ def _integer(value: int) -> Expr:
 
 def _real(value: Expr) -> Expr:
     return tirx.const(float(value), "float64") if isinstance(value, int | float) else tirx.Cast("float64", value)
+
+
+_BITS = 22  # Pillow's PRECISION_BITS: a sum of bytes fits 32 bits
+_GRAY = (19595, 38470, 7471)  # Pillow's weights of R, G and B, of 65536
+_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
+
+
+def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int], layout: str) -> Expr:
+    """Resize and normalize an image uint8 (height, width, 3) to the model's input: float32 (1, channels, height,
+    width), or in the order of `layout`."""
+    height, width, _ = image.ty.shape.values
+    windows, weights = zip(*(_tables(builder, processing, size, height, width, each) for each in (0, 1)), strict=True)
+    rows = builder.call_te(
+        lambda *given: _sum_rows(processing, *given), image, windows[1], weights[1], primfunc_name_hint="resize_rows"
+    )
+    rows = builder.emit(rows)
+    scale, offset = (relax.const(each, "float32") for each in normalization(processing))
+    frame = builder.call_te(
+        lambda *given: _sum_columns(processing, size, layout, *given),
+        *(rows, windows[0], weights[0], scale, offset, height, width),
+        primfunc_name_hint="resize_columns",
+    )
+    return builder.emit(frame)
+
+
+def normalization(processing: Processing) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset of each channel of the network's input, float32 (channels,)."""
+    channels = 1 if processing.colors == "gray" else 3
+    given = (processing.mean or (0.0,), processing.std or (1.0,))
+    mean, std = (np.broadcast_to(np.array(each, np.float64), channels) for each in given)
+    order = slice(None, None, -1) if processing.colors == "bgr" else slice(None)
+    scale = (processing.scale or 1.0) / std
+    return scale[order].astype(np.float32), (-mean / std)[order].astype(np.float32)
+
+
+def emit_placement(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int]) -> Expr:
+    """The mapping from frame to image coordinates, float32 (3, 4): offsets to subtract from x, y, x, y in the frame,
+    factors to multiply by, and the maximum of each in image pixels."""
+    height, width, _ = image.ty.shape.values
+
+    def placement(rows: Expr, columns: Expr) -> Tensor:
+        vertical, horizontal = axes_of(processing, size, rows, columns)
+
+        def element(row: Expr, corner: Expr) -> Expr:
+            def value(axis: Axis) -> Expr:
+                most = tirx.Cast("float64", axis.image)
+                return tirx.Select(
+                    row == 0,
+                    tirx.Cast("float64", -axis.offset),
+                    tirx.Select(row == 1, tirx.const(1.0, "float64") / axis.gain, most),
+                )
+
+            is_x = tirx.floormod(corner, 2) == 0
+            return tirx.Cast("float32", tirx.Select(is_x, value(horizontal), value(vertical)))
+
+        return te.compute((3, 4), element, name="placement")
+
+    attributes = {"op_pattern": _OPAQUE}
+    made = builder.call_te(placement, height, width, primfunc_name_hint="placement", primfunc_attrs=attributes)
+    return builder.emit(made)
+
+
+def _tables(
+    builder: BlockBuilder, processing: Processing, size: tuple[int, int], height: Expr, width: Expr, which: int
+) -> tuple[Expr, Expr]:
+    """Resampling tables of an axis: the first pixel and the pixel count of each position, int32 (2, frame), and the
+    weights, int32 (frame, taps)."""
+
+    def tables(rows: Expr, columns: Expr) -> list[Tensor]:
+        axes = axes_of(processing, size, rows, columns)
+        axis, count = axes[which], taps(processing, axes, which)
+
+        def body(_: list[Expr], outs: list[Expr]) -> Stmt:
+            with IRBuilder() as made:
+                with T.serial(0, tirx.const(axis.frame, "int64")) as at, T.seq_scope():
+                    _fill_window(processing, axis, count, at, outs)
+                return made.get()
+
+        return te.extern([[2, axis.frame], [axis.frame, count]], [], body, dtype=["int32", "int32"], name="tables")
+
+    attributes = {"op_pattern": _OPAQUE}
+    hint = f"resize_weights_{which}"
+    made = builder.emit(builder.call_te(tables, height, width, primfunc_name_hint=hint, primfunc_attrs=attributes))
+    return builder.emit(relax.TupleGetItem(made, 0)), builder.emit(relax.TupleGetItem(made, 1))
+
+
+def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs: list[Expr]) -> None:
+    """Store the window and the weights of a position, summed in Pillow's order."""
+    windows, weights = (T.buffer_proxy(each) for each in outs)
+    first, number, center, scale = (T.bind(each) for each in window(processing, axis, at))
+    zero, one, half = (tirx.const(each, "float64") for each in (0.0, 1.0, 0.5))
+    # Positions outside the image have zero weight.
+    start = T.bind(tirx.min(first, axis.image - 1))
+    taken = T.bind(tirx.max(tirx.min(number, axis.image - start), 0))
+    windows[0, at], windows[1, at] = tirx.Cast("int32", start), tirx.Cast("int32", taken)
+
+    def value(tap: Expr) -> Expr:
+        return weight(processing, (tirx.Cast("float64", tap + first) - center + half) * (one / scale))
+
+    total = T.buffer_proxy(T.alloc_buffer([1], "float64", scope="local"))
+    total[0] = zero
+    with T.serial(0, taken) as tap:
+        total[0] = total[0] + value(tap)
+    with T.serial(0, count) as tap:
+        scaled = value(tap) / tirx.Select(total[0] == zero, one, total[0]) * tirx.const(float(1 << _BITS), "float64")
+        rounded = tirx.Cast("int32", tirx.Select(scaled < 0, scaled - half, scaled + half))
+        weights[at, tap] = tirx.Select(tap < taken, rounded, 0)
+
+
+def _byte(total: Expr) -> Expr:
+    """Convert a fixed-point sum, to which half a unit was added for rounding, to a byte."""
+    return tirx.max(tirx.min(total >> tirx.const(_BITS, "int32"), 255), 0)
+
+
+def _sum_rows(processing: Processing, image: Tensor, windows: Tensor, weights: Tensor) -> Tensor:
+    """The image with the frame's width: uint8 (channels, height, width), the channels in the net's order."""
+    height, columns = image.shape[0], weights.shape[0]
+    channels = 1 if processing.colors == "gray" else 3
+
+    def body(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source, window, weight = ins
+        with IRBuilder() as builder:
+            with T.parallel(0, height) as row, T.serial(0, columns) as at, T.seq_scope():
+                # The sums of all channels of a pixel share its window.
+                sums = T.buffer_proxy(T.alloc_buffer([channels], "int32", scope="local"))
+                for channel in range(channels):
+                    sums[channel] = tirx.const(1 << (_BITS - 1), "int32")
+                with T.serial(0, tirx.Cast("int64", window[1, at])) as tap, T.seq_scope():
+                    column = tirx.Cast("int64", window[0, at]) + tap
+                    for channel in range(channels):
+                        term = _value(source, row, column, channel, processing) * weight[at, tap]
+                        sums[channel] = sums[channel] + term
+                for channel in range(channels):
+                    T.buffer_store(outs[0], tirx.Cast("uint8", _byte(sums[channel])), [channel, row, at])
+            return builder.get()
+
+    shape = [channels, height, columns]
+    return te.extern([shape], [image, windows, weights], body, dtype="uint8", name="resize_rows")
+
+
+def _value(image: Expr, row: Expr, column: Expr, channel: int, processing: Processing) -> Expr:
+    """A pixel's value in a channel of the net, int32."""
+    if processing.colors == "gray":
+        parts = [tirx.Cast("int32", image[row, column, each]) * _GRAY[each] for each in range(3)]
+        return (parts[0] + parts[1] + parts[2] + (1 << 15)) >> tirx.const(16, "int32")
+    return tirx.Cast("int32", image[row, column, 2 - channel if processing.colors == "bgr" else channel])
+
+
+def _sum_columns(
+    processing: Processing,
+    size: tuple[int, int],
+    layout: str,
+    rows: Tensor,
+    windows: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    height: Expr,
+    width: Expr,
+) -> Tensor:
+    """Apply the vertical pass, and normalize to the model input."""
+    channels, _, columns = rows.shape
+    tap = te.reduce_axis((0, weights.shape[1]), name="tap")
+
+    def term(channel: Expr, at: Expr, column: Expr) -> Expr:
+        row = tirx.min(tirx.Cast("int64", windows(0, at)) + tap, height - 1)
+        return tirx.Cast("int32", rows(channel, row, column)) * weights(at, tap)
+
+    shape = (channels, size[0], columns)
+    totals = te.compute(shape, lambda *at: te.sum(term(*at), axis=tap), name="column_sums")
+    vertical, horizontal = axes_of(processing, size, height, width)
+    half = tirx.const(1 << (_BITS - 1), "int32")
+    fill = tirx.const(processing.fill or 0, "int32")
+
+    def element(channel: Expr, row: Expr, column: Expr) -> Expr:
+        value = _byte(totals(channel, row, column) + half)
+        if processing.resize != "stretch":
+            inside = tirx.all(is_inside(vertical, row), is_inside(horizontal, column))
+            value = tirx.Select(inside, value, fill)
+        return tirx.Cast("float32", value) * scale(channel) + offset(channel)
+
+    if layout == "NHWC":
+        return te.compute((1, *shape[1:], channels), lambda _, y, x, c: element(c, y, x), name="frame")
+    return te.compute((1, *shape), lambda _, c, y, x: element(c, y, x), name="frame")

@@ -1,4 +1,7 @@
-"""Requirements on inputs that a PyTorch program has and its ONNX form lacks; checked before a run like ONNX's."""
+"""Requirements on inputs that a PyTorch program has and its ONNX form lacks; checked before a run like ONNX's.
+
+Branches that a model's own code takes on sizes: `torch.export` follows the one that the example takes.
+"""
 
 from __future__ import annotations
 

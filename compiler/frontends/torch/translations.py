@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from compiler.frontends.onnx.own_domain import OWN_DOMAIN
+from compiler.frontends.onnx.registry import OWN_DOMAIN
 from compiler.frontends.torch.quantized_operators import QUANTIZED_OPERATORS, int_mm
 from compiler.frontends.torch.recurrent_layers import OPERATORS, translation
 from compiler.frontends.torch.resampling import RESAMPLING

@@ -1,4 +1,7 @@
-"""Programs that match regular expressions, for the matcher in `text/pattern.cc` of the C++ runtime."""
+"""Programs that match regular expressions, for the matcher in `text/pattern.cc` of the C++ runtime.
+
+Parses the regular expressions of tokenizers (the syntax of Oniguruma, as far as tokenizers use it).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""normalize: every function in normal form, with pure code in dataflow blocks and no trivial bindings."""
+"""normalize: every function in normal form, with pure code in dataflow blocks and no trivial bindings.
+
+track-nodes: notes which nodes of the model the variables of the module stand for; changes nothing.
+"""
 
 from __future__ import annotations
 

@@ -16,12 +16,15 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.integers.compute_in_integers import (
+    IntegerWeight,
+    Quantized,
+    dequantized_operand,
     integer_convolution,
+    integer_weight,
     is_plain_convolution,
     is_plain_matmul,
     scaled_sum,
 )
-from compiler.passes.integers.operands import IntegerWeight, Quantized, dequantized_operand, integer_weight
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import Array, as_constant, dtype_of

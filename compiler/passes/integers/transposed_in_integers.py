@@ -1,8 +1,7 @@
 """transposed-in-integers: transposed convolutions of quantized tensors become plain ones, which compute in integers.
 
-    conv_transpose(dequantize(x), dequantize(w))   => interleave(conv(dequantize(x), dequantize(w')))
-    interleave(y) + bias                           => interleave(y + bias')
-    relu, clip, quantize (interleave(y))           => interleave(relu, clip, quantize (y))
+conv_transpose(dequantize(x), dequantize(w))   => interleave(conv(dequantize(x), dequantize(w'))) interleave(y) + bias
+=> interleave(y + bias') relu, clip, quantize (interleave(y))           => interleave(relu, clip, quantize (y))
 
 See `interleaved`. What reads the sums moves before the interleaving, which then moves bytes; `compute-in-integers` goes
 on from the plain convolution.
@@ -17,8 +16,9 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.integers.operands import dequantized_operand
+from compiler.passes.integers.compute_in_integers import dequantized_operand
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.convolutions import Interleaved
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,
@@ -29,7 +29,6 @@ from compiler.passes.rewriting.matching import (
     shape_of,
     static_shape,
 )
-from compiler.passes.rewriting.transposed_convolutions import Interleaved
 
 rules = RuleTable()
 

@@ -17,8 +17,7 @@ from tvm.relax import op as R
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout.attention_match import AttentionMatch, AttentionMatcher
-from compiler.passes.layout.attention_steps import Add, Divide, Scale, Step
+from compiler.passes.layout.attention_match import Add, AttentionMatch, AttentionMatcher, Divide, Scale, Step
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import (
     bindings_of,

@@ -1,4 +1,7 @@
-"""Convolutions in blocked layouts: the algorithm by shape, the weights packed."""
+"""Convolutions in blocked layouts: the algorithm by shape, the weights packed.
+
+Likely values of symbolic sizes, needed to estimate how fast a kernel is.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ from compiler.passes.layout.packing import (
     repack_filter,
     transform_winograd,
 )
-from compiler.passes.layout.same_padding import SamePadding, same_padding
 from compiler.passes.layout.values import Blocked, Expr, LayoutBuilder, Order, Value, can_block, known_sizes
+from compiler.passes.layout.windows import SamePadding, same_padding
 from compiler.passes.rewriting.expansion import Expansion
 from compiler.passes.rewriting.matching import array_of, as_constant, shape_of, static_shape
 from schedules.conv import compute as conv_compute

@@ -1,6 +1,6 @@
 """fuse-attention: softmax(scale * (q k) + mask) v becomes one kernel.
 
-    matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
+matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
 
 with any number of constant scales and masks that broadcast to the scores, in any order, also without them; and with
 `where(isnan(weights), 0, weights)` between softmax and the last product, as torch exports it. Transposes around it, by
@@ -21,8 +21,15 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.canonicalize.cancel_transposes import merge_reshapes
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout.attention_match import AttentionMatch, AttentionMatcher, Ending
-from compiler.passes.layout.attention_steps import Scale, Step, applied, joined
+from compiler.passes.layout.attention_match import (
+    AttentionMatch,
+    AttentionMatcher,
+    Ending,
+    Scale,
+    Step,
+    applied,
+    joined,
+)
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.dimension_orders import Ordered, ordered
 from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name, rewritable_functions

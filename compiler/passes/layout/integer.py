@@ -10,8 +10,7 @@ from tvm.ir import GenericConst
 
 from compiler.passes.layout.convolution import BlockedConv, Conv, float_convolution
 from compiler.passes.layout.packing import merge_groups, pack_channels, pack_depthwise, pack_filter_groups
-from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value, can_block
+from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value, can_block, handles
 from compiler.passes.rewriting.matching import as_constant, dtype_of, rank_of, shape_of, static_shape
 from schedules.conv import compute as conv_compute
 from schedules.conv.choose import choose_integer

@@ -1,18 +1,20 @@
-"""Elementwise kernels, maxima and averages that a frontend wrote itself: written anew over blocked operands."""
+"""Elementwise kernels, maxima and averages that a frontend wrote itself: written anew over blocked operands.
+
+Elementwise operators: the same operator on blocked operands, the others broadcast to them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
-from compiler.passes.layout.elementwise import anchor_of
 from compiler.passes.layout.pooling import average_kernel, maximum_kernel
-from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value
-from compiler.passes.rewriting.matching import array_of, dtype_of, shape_of
+from compiler.passes.layout.values import BLOCKABLE, Blocked, LayoutBuilder, Value, handles
+from compiler.passes.rewriting.matching import array_of, dtype_of, same_shape, shape_of
 from schedules.ir.access import used_outside_indices
 from schedules.ir.expression import constant_int, map_loads, uses
 from schedules.ir.inline import inline_stages
@@ -20,7 +22,7 @@ from schedules.ir.stages import Kernel, Stage
 from schedules.ir.stages import shape_of as buffer_shape
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Tensor, Var
+    from schedules.ir.tvm_types import Call, Expr, Index, PrimFunc, Tensor, Var
 
 
 @handles("relax.call_tir")
@@ -148,3 +150,45 @@ def _emit(
 
 def _is_one(size: Expr) -> bool:
     return bool(constant_int(size) == 1)
+
+
+_ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where")
+_FUNCTIONS = ("abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid")
+_BITS = ("bitwise_and", "right_shift")
+_MORE_FUNCTIONS = ("sign", "sin", "sqrt", "square", "tan", "tanh", "sinh", "cosh", "atan")
+_ACTIVATIONS = ("relu", "relu6", "leakyrelu", "gelu", "gelu_tanh", "silu", "selu", "softplus")
+
+ELEMENTWISE = (
+    *(f"relax.{name}" for name in (*_ARITHMETIC, *_BITS, *_FUNCTIONS, *_MORE_FUNCTIONS)),
+    *(f"relax.nn.{name}" for name in _ACTIVATIONS),
+)
+
+
+@handles(*ELEMENTWISE)
+def elementwise(builder: LayoutBuilder, call: Call) -> Blocked | None:
+    shape = shape_of(call)
+    if dtype_of(call) not in BLOCKABLE:
+        return None
+    anchor = anchor_of(builder, call.args, shape)
+    if anchor is None:
+        return None
+    arguments = []
+    for argument in call.args:
+        if not isinstance(argument.ty, relax.TensorType):
+            arguments.append(argument)
+            continue
+        operand = builder.broadcast(argument, anchor)
+        if operand is None:
+            return None
+        arguments.append(operand)
+    result = builder.emit(relax.Call(call.op, arguments, call.attrs, call.ty_args), "blocked")
+    return Blocked(result, anchor.shape, anchor.order)
+
+
+def anchor_of(builder: LayoutBuilder, operands: Sequence[Expr], shape: Sequence[Index] | None) -> Blocked | None:
+    """The operand that has the shape of the result and lies in blocks."""
+    for argument in operands:
+        blocked = builder.blocked(argument)
+        if blocked is not None and same_shape(list(blocked.shape), shape):
+            return blocked
+    return None

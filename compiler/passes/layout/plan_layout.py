@@ -15,11 +15,10 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout import convolution, elementwise, integer, kernels, pooling, rearrange, transposed  # noqa: F401
-from compiler.passes.layout.average_windows import AverageWindow
+from compiler.passes.layout import convolution, integer, kernels, pooling, rearrange, transposed  # noqa: F401
 from compiler.passes.layout.regions import plain_values
-from compiler.passes.layout.table import ANCHORS, HANDLERS, NARROW_READERS
-from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
+from compiler.passes.layout.values import ANCHORS, HANDLERS, NARROW_READERS, Blocked, LayoutBuilder, Value
+from compiler.passes.layout.windows import AverageWindow
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import dtype_of

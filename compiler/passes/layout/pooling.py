@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from tvm import relax
 
-from compiler.passes.layout.average_windows import AverageWindow
-from compiler.passes.layout.same_padding import SamePadding, same_padding
-from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block, handles
+from compiler.passes.layout.windows import AverageWindow, SamePadding, same_padding
 from compiler.passes.rewriting.matching import dtype_of, shape_of
 from schedules.conv import compute as conv_compute
 from schedules.conv.workload import PoolWorkload

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm import relax
 
-from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import Blocked, LayoutBuilder, Value
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Value, handles
 from compiler.passes.rewriting.matching import plain, same_shape, shape_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from tvm import relax
 
-from compiler.passes.layout.elementwise import ELEMENTWISE
-from compiler.passes.layout.table import ANCHORS
+from compiler.passes.layout.kernels import ELEMENTWISE
+from compiler.passes.layout.values import ANCHORS
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import same_shape, shape_of
 

@@ -1,6 +1,6 @@
 """split-dilated: a dilated convolution as the sum of its taps, each on the part of the input that it meets.
 
-    conv(x, w, dilation) => pad(conv(slice(x), w[..., 0])) + pad(conv(slice(x), w[..., 1])) + ...
+conv(x, w, dilation) => pad(conv(slice(x), w[..., 0])) + pad(conv(slice(x), w[..., 1])) + ...
 
 The direct schedule copies the rows that a task reads, with the padding around them; far apart rows of many channels fit
 no cache, and most of what is multiplied may be padding. Where one of these holds, 1x1 convolutions are faster, as long
@@ -17,9 +17,9 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.convolutions import PLAIN_CONVOLUTIONS, Tap, Window, windows_of
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import Array, as_constant, constant_array, dtype_of, shape_of
-from compiler.passes.rewriting.window_taps import PLAIN_CONVOLUTIONS, Tap, Window, windows_of
 
 _FEWEST_CHANNELS = 128  # 2 * 128 operations pay for reading and writing a sum
 _MOST_TAPS = 27

@@ -19,8 +19,7 @@ from tvm.ir import GenericConst
 
 from compiler.passes.layout.packing import pack_filter
 from compiler.passes.layout.phase_convolutions import PhaseConvolutions
-from compiler.passes.layout.table import handles
-from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block, handles
 from compiler.passes.rewriting.matching import array_of, as_constant, is_one, shape_of
 from schedules.conv import compute as conv_compute
 from schedules.conv.folded import tile_cycles

@@ -1,4 +1,7 @@
-"""Values of a function in plain and in blocked form, each made when first asked for."""
+"""Values of a function in plain and in blocked form, each made when first asked for.
+
+The table of operators that compute on blocked values.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from compiler.passes.layout.packing import (
     widened_tensor,
 )
 from compiler.passes.rewriting.expansion import Expansions
+from compiler.passes.rewriting.graph import Call
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
 from schedules.instructions.rounding import stored_halves
@@ -337,3 +341,35 @@ def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) ->
 def known_sizes(sizes: Sequence[Index]) -> tuple[int, ...]:
     """Sizes as workloads hold them: 0 for those that are symbolic."""
     return tuple(size if isinstance(size, int) else 0 for size in sizes)
+
+
+Answer = Blocked | Value | None
+Handler = Callable[[LayoutBuilder, Call], Answer]
+
+HANDLERS: dict[str, Handler] = {}
+
+ANCHORS = frozenset(f"relax.nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose"))
+"""Operators that start a blocked region; a function without one is left as it is."""
+
+
+NARROW_READERS = frozenset(
+    {
+        *(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)),
+        *(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
+        *(f"relax.nn.adaptive_{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
+        "relax.concat",
+    }
+)
+"""Operators whose handlers read blocked floats stored as bfloat16 as they are."""
+
+
+def handles(*operators: str) -> Callable[[Handler], Handler]:
+    """Register what is done with calls of `operators`. A handler answers with the result's blocked form (or with a
+    Value), or None: then the operator runs on plain operands."""
+
+    def register(handler: Handler) -> Handler:
+        for operator in operators:
+            HANDLERS[operator] = handler
+        return handler
+
+    return register

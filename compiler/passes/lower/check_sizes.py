@@ -4,23 +4,51 @@ Sizes and storages are computed in int64 by small functions on the shape heap. A
 storage too small for what is written to it, so each of these functions begins with an assertion: its sums and products,
 computed again in float64, stay below 2**63. Factors of a product count as at least 1, which refuses shapes such as
 (2**62, 0) too: loops over them would not end.
+
+name-checks: a check of sizes that fails says which node of the model needs them.
+
+TVM's checks carry a text that ends up in the error. Theirs is the type that did not fit, in names that passes
+made; ours is what the frontend says the check is for: `context.options.checks[N]` of the one that binds `check_N_`.
+
+drop-result-checks: a result is not checked for the shape that it was allocated with.
+
+`lower-shapes` ends a function with a check of each result whose type has dynamic sizes. Most results are tensors that
+the function allocated, with that very shape.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tvm import tirx
+from tvm import relax, tirx
 from tvm.ir import Call, IRModule, StringImm
 from tvm.ir.prim import expr as prim
 
 from compiler.artifact.entries import CHECK_MARK
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_heap import rewrite_shape_functions
+from compiler.passes.lower.shape_heap import (
+    EQUALS_NUMBER,
+    EQUALS_PLACE,
+    IS_NUMBER,
+    IS_PLACE,
+    MAKE_SHAPE,
+    MATCH_SHAPE,
+    Dimension,
+    called,
+    made,
+    matched,
+    number,
+    rewrite_shape_functions,
+)
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.substitution import leaves
+from schedules.ir.tvm_private import set_type
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+    from schedules.ir.tvm_types import Binding, Expr, SeqExpr, Stmt, Var
 
 _LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
@@ -138,3 +166,145 @@ def _is_small(value: Expr) -> Expr:
 
 def _is_computed(value: Expr) -> bool:
     return isinstance(value, prim.Add | prim.Sub | prim.Mul | prim.Select | prim.Min | prim.Max | Call)
+
+
+_ENGINE_TEXT = "ErrorContext(match_cast"
+_NAME = re.compile(r"check_(\d+)_")
+
+
+@graph_pass("name-checks", summary="Let checks of sizes that fail name the node that needs them")
+def name_checks(mod: IRModule, context: PipelineContext) -> IRModule:
+    """After `lower-shapes`: the checks that stand before the variable they are for get its text."""
+    described = context.options.checks
+    if not described:
+        return mod
+    result = dict(mod.functions_items())
+    changed = False
+    for variable, function in mod.functions_items():
+        if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
+            body = _named(function.body, described)
+            if body is not function.body:
+                changed = True
+                result[variable] = relax.Function(
+                    function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
+                )
+    return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
+
+
+def _named(sequence: SeqExpr, described: Sequence[str]) -> Expr:
+    """The sequence with texts for its checks; itself when there are none."""
+    blocks, changed = [], False
+    for block in sequence.blocks:
+        bindings = list(block.bindings)
+        pending: list[int] = []
+        for index, binding in enumerate(bindings):
+            if _is_check(binding.value):
+                pending.append(index)
+                continue
+            found = _NAME.match(str(binding.var.name)) if isinstance(binding, relax.MatchCast) else None
+            if found is not None and int(found[1]) < len(described):
+                for each in pending:
+                    bindings[each] = _with_text(bindings[each], described[int(found[1])])
+                    changed = True
+            if isinstance(binding, relax.MatchCast):
+                pending = []
+            elif isinstance(binding.value, relax.If):
+                bindings[index] = _with_branches(binding, described)
+                changed |= bindings[index] is not binding
+        blocks.append(relax.BindingBlock(bindings))
+    return relax.SeqExpr(blocks, sequence.body, sequence.span) if changed else sequence
+
+
+def _with_branches(binding: Binding, described: Sequence[str]) -> Binding:
+    """The binding of an If whose branches have texts for their checks; itself when there are none."""
+    choice = binding.value
+    branches = [choice.true_branch, choice.false_branch]
+    named = [_named(branch, described) if isinstance(branch, relax.SeqExpr) else branch for branch in branches]
+    if all(new is old for new, old in zip(named, branches, strict=True)):
+        return binding
+    value = relax.If(choice.cond, *named, choice.span)
+    set_type(value, choice.ty)
+    return relax.VarBinding(binding.var, value, binding.span)
+
+
+def _is_check(value: Expr) -> bool:
+    return (
+        isinstance(value, relax.Call)
+        and isinstance(value.op, relax.ExternFunc)
+        and any(isinstance(each, StringImm) and each.value.startswith(_ENGINE_TEXT) for each in value.args)
+    )
+
+
+def _with_text(binding: Binding, text: str) -> Binding:
+    call = binding.value
+    arguments = [StringImm(f"{CHECK_MARK}[{text}] ") if isinstance(each, StringImm) else each for each in call.args]
+    named = relax.Call(call.op, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
+    return relax.VarBinding(binding.var, named, binding.span)
+
+
+_ALLOCATE = "relax.vm.alloc_tensor"
+_SHAPE_ARGUMENT = 2  # of an allocation: storage, offset, shape, element type
+_SAME = {EQUALS_NUMBER: IS_NUMBER, EQUALS_PLACE: IS_PLACE}
+
+
+@graph_pass("drop-result-checks", summary="Results are not checked for the shape that they were allocated with")
+def drop_result_checks(mod: IRModule, context: PipelineContext) -> IRModule:
+    """After `share-shapes`; the heap's places are written once, so that equal ones have equal values."""
+    changed = {}
+    for variable, function in mod.functions_items():
+        if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
+            bindings = [binding for block in function.body.blocks for binding in block.bindings]
+            kept = _kept(bindings, function.body.body)
+            if len(kept) < len(bindings):
+                body = relax.SeqExpr([relax.BindingBlock(kept)], function.body.body, function.body.span)
+                changed[variable] = relax.Function(
+                    function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
+                )
+    return IRModule({**dict(mod.functions_items()), **changed}, mod.attrs, mod.global_infos) if changed else mod
+
+
+def _kept(bindings: list[Binding], result: Expr) -> list[Binding]:
+    values = {binding.var: binding.value for binding in bindings if isinstance(binding, relax.VarBinding)}
+    needed = [binding for binding in bindings if not _is_known(binding.value, values)]
+    if len(needed) == len(bindings):
+        return bindings
+    read = _read(needed, result)
+    return [binding for binding in needed if not isinstance(binding.value, relax.TupleGetItem) or binding.var in read]
+
+
+def _read(bindings: Iterable[Binding], result: Expr) -> set[Expr]:
+    return {leaf for binding in bindings for leaf in leaves(binding.value)} | set(leaves(result))
+
+
+def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:
+    """True if a value is a check that cannot fail."""
+    if called(value) != MATCH_SHAPE:
+        return False
+    allocation = values.get(_source(value.args[0], values))
+    if allocation is None or operator_name(allocation) != _ALLOCATE:
+        return False
+    shape = _dimensions(allocation.args[_SHAPE_ARGUMENT], values)
+    wanted = matched(value)
+    return len(wanted) == len(shape) and all(
+        code in _SAME and (_SAME[code], size) == given for (code, size), given in zip(wanted, shape, strict=True)
+    )
+
+
+def _source(variable: Var, values: dict[Var, Expr]) -> Expr:
+    """The variable that was bound to a tensor first, found through tuples and other names."""
+    value = values.get(variable)
+    if isinstance(value, relax.Var):
+        return _source(value, values)
+    if isinstance(value, relax.TupleGetItem):
+        fields = values.get(value.tuple_value)
+        if isinstance(fields, relax.Tuple):
+            return _source(fields.fields[value.index], values)
+    return variable
+
+
+def _dimensions(shape: Expr, values: dict[Var, Expr]) -> list[Dimension]:
+    """Kind of each dimension of a shape; none for one that is not known."""
+    if isinstance(shape, relax.ShapeExpr):
+        return [(IS_NUMBER, number(size)) for size in shape.values]
+    value = values.get(shape)
+    return made(value) if called(value) == MAKE_SHAPE else []

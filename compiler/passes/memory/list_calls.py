@@ -11,7 +11,7 @@ from tvm.ir import GlobalVar, IRModule, Op
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import rewritable_functions
-from compiler.support.call_list import Branches, Call, Step
+from compiler.support.model_nodes import Branches, Call, Step
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import SeqExpr

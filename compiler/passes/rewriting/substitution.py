@@ -1,4 +1,7 @@
-"""Substitution in Relax functions: of variables, constants and references to functions."""
+"""Substitution in Relax functions: of variables, constants and references to functions.
+
+True if any Relax function is (mutually) recursive; ONNX loops are imported that way.
+"""
 
 from __future__ import annotations
 

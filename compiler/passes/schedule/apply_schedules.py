@@ -1,4 +1,7 @@
-"""apply-schedules: every kernel gets a schedule for the machine."""
+"""apply-schedules: every kernel gets a schedule for the machine.
+
+count-operations: count the arithmetic of each kernel before scheduling obscures it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import schedules
 from compiler.errors import CompilationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
+from compiler.support.operation_count import count_kernels, gathered_by_kernel
 from schedules.errors import RuleError
 
 
@@ -42,3 +46,11 @@ def _hint(cause: BaseException | None) -> str:
 def _rules(context: PipelineContext) -> Sequence[Any] | None:
     """The rules of the target, where it has its own."""
     return None if context.target is None else context.target.schedule_rules()
+
+
+@graph_pass("count-operations", summary="Count the arithmetic of each kernel, for profiles; changes nothing")
+def count_operations(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Fills `context.report.operations`, where kernels whose work depends on data are missing, and `.gathered`."""
+    context.report.operations = count_kernels(mod)
+    context.report.gathered = gathered_by_kernel(mod)
+    return mod

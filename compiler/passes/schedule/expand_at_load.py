@@ -9,7 +9,7 @@ from tvm.ir import IRModule
 
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PipelineContext
-from compiler.passes.memory.share_constants import constants_of
+from compiler.passes.memory.lift_parameters import constants_of
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ArrayIndex, ConstantPool
 from compiler.passes.rewriting.expansion import Expansion, Expansions, widening, with_half_storage

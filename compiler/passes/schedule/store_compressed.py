@@ -18,7 +18,7 @@ from tvm import te
 from tvm.ir import GenericConst, IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.memory.share_constants import constants_of
+from compiler.passes.memory.lift_parameters import constants_of
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.expansion import Expansion, Expansions
 from compiler.passes.rewriting.matching import Array, array_of

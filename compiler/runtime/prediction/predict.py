@@ -11,9 +11,8 @@ import numpy as np
 
 from compiler.artifact.processing import PROCESSING_ASSET, decoded
 from compiler.errors import InputError, OptionError
-from compiler.runtime.prediction.embedder import TextEmbedder
-from compiler.runtime.prediction.reranker import TextReranker
 from compiler.runtime.prediction.results import Prediction, Ranking, Segment, Speech, Vector, of_image
+from compiler.runtime.prediction.texts import TextEmbedder, TextReranker
 from compiler.support.media_files import pixels_of, read_audio
 from compiler.support.processing import Processing
 

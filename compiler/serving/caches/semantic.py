@@ -16,7 +16,7 @@ import numpy as np
 
 from compiler.errors import InputError, OptionError
 from compiler.runtime import load
-from compiler.runtime.prediction.embedder import Embedder, TextEmbedder
+from compiler.runtime.prediction.texts import Embedder, TextEmbedder
 from compiler.serving.caches.digests import request_digest
 from compiler.serving.caches.memory import Answer, Clock
 from compiler.serving.caches.semantic_calibration import SemanticCalibration, read_calibration

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.artifact.storage import write_json
 from compiler.errors import AccuracyError, OptionError, StorageError
-from compiler.runtime.prediction.embedder import Embedder
+from compiler.runtime.prediction.texts import Embedder
 from compiler.serving.caches.wording import agree, synonym_table, wording_of
 
 _FOLDS = 5

@@ -1,4 +1,7 @@
-"""`Variants`: several modules of one model behind one name. A request's level chooses; overload degrades."""
+"""`Variants`: several modules of one model behind one name. A request's level chooses; overload degrades.
+
+Switching to cheaper variants under overload, and back: with hysteresis, and without a clock.
+"""
 
 from __future__ import annotations
 

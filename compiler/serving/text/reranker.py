@@ -9,8 +9,7 @@ import numpy as np
 
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import InputError, OptionError
-from compiler.runtime.prediction.embedder import MASKS, TOKENS
-from compiler.runtime.prediction.reranker import LIMIT, SEGMENTS, check_reranker, sigmoid
+from compiler.runtime.prediction.texts import LIMIT, MASKS, SEGMENTS, TOKENS, check_reranker, sigmoid
 from compiler.serving.gathering import gathered
 from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.request import Array, Request, Response

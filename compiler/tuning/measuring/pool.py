@@ -1,4 +1,7 @@
-"""The caller's side of the workers: trials in, outcomes out, even if candidates crash the processes."""
+"""The caller's side of the workers: trials in, outcomes out, even if candidates crash the processes.
+
+Interface of a pool to a tuning session, whether candidates are timed or their cost is computed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`write_pack`: a model in, a folder that measures candidates on a machine with a device out."""
+"""`write_pack`: a model in, a folder that measures candidates on a machine with a device out.
+
+Configs of a kernel that go into a pack, and their code, without duplicates.
+"""
 
 from __future__ import annotations
 

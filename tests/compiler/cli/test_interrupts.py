@@ -23,7 +23,7 @@ _LIMIT = 120  # seconds until a process is taken to hang; a busy machine needs a
 def _start(*arguments: object, temporary: Path | None = None) -> subprocess.Popen[str]:
     """The command, whose code is generated in two processes whatever the machine has."""
     code = (
-        "import sys; from compiler import cli; from compiler.codegen import parallel_build as b; "
+        "import sys; from compiler import cli; from compiler.codegen import build as b; "
         "b.processes = lambda: 2; sys.exit(cli.main())"
     )
     environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}

@@ -14,9 +14,8 @@ import tvm
 from tvm import te, tirx
 
 import targets
-from compiler.codegen.build import alias_object, distinct_kernels
+from compiler.codegen.build import alias_object, build_objects, distinct_kernels
 from compiler.codegen.kernel_lowering import PIPELINE
-from compiler.codegen.parallel_build import build_objects
 from schedules.ir.named_sizes import name_sizes
 
 

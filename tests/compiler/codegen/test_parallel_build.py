@@ -17,9 +17,8 @@ from tvm import te, topi
 
 import compiler
 import targets
-from compiler.codegen import parallel_build
-from compiler.codegen.build import build_library
-from compiler.codegen.parallel_build import build_objects, worth_parts
+from compiler.codegen import build
+from compiler.codegen.build import build_library, build_objects, worth_parts
 from compiler.errors import CompilationError
 from schedules.instructions.llvm_options import KERNEL_OPTIONS, LLVM_OPTIONS
 from tests.compiler.building import perceptron
@@ -35,7 +34,7 @@ def _scaled(size: int) -> Any:
 
 
 def test_kernels_built_apart_are_linked_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel_build, "processes", lambda: 3)
+    monkeypatch.setattr(build, "processes", lambda: 3)
     target = targets.get("host")
     kernels = [_scaled(size) for size in range(1, 15)]
     objects = build_objects(kernels, None, target.tvm_target(), tmp_path)
@@ -75,14 +74,14 @@ def test_a_module_of_parts_equals_a_whole_one(monkeypatch: pytest.MonkeyPatch) -
     model = perceptron(layers=2)
     x = np.random.default_rng(0).standard_normal((4, 64)).astype("float32")
     whole = compiler.compile(model, records=False).run({"x": x})
-    monkeypatch.setattr(parallel_build, "processes", lambda: 2)
-    monkeypatch.setattr(parallel_build, "_LEAST", 1)
+    monkeypatch.setattr(build, "processes", lambda: 2)
+    monkeypatch.setattr(build, "_LEAST", 1)
     parts = compiler.compile(model, records=False).run({"x": x})
     np.testing.assert_array_equal(whole["y"], parts["y"])
 
 
 def test_what_fails_in_a_process_is_an_error_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel_build, "processes", lambda: 2)
+    monkeypatch.setattr(build, "processes", lambda: 2)
     x = te.placeholder((4,), name="x")
     nowhere = tvm.tirx.Var("nowhere", "float32")
     y = te.compute((4,), lambda i: x[i] + nowhere)
@@ -94,7 +93,7 @@ def test_what_fails_in_a_process_is_an_error_of_the_build(monkeypatch: pytest.Mo
 
 
 def test_few_kernels_and_daemons_fork_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel_build, "processes", lambda: 2)
+    monkeypatch.setattr(build, "processes", lambda: 2)
     kernels = [object()] * 100
     assert worth_parts(kernels)
     assert not worth_parts(kernels[:3])

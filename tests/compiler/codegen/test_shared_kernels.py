@@ -14,9 +14,8 @@ import tvm
 from tvm import tirx
 
 import targets
-from compiler.codegen.build import alias_object
+from compiler.codegen.build import alias_object, build_objects
 from compiler.codegen.kernel_lowering import PIPELINE
-from compiler.codegen.parallel_build import build_objects
 from compiler.codegen.shared_kernels import SharedCall, share_kernels
 from schedules.codegen.nest import allocate, load, parallel, repeat, sequence, store
 from schedules.ir.expression import index

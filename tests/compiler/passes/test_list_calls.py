@@ -12,7 +12,7 @@ from compiler.frontends.onnx import import_onnx
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.profiling.attribution import names_of
-from compiler.support.call_list import Branches, Call, Step
+from compiler.support.model_nodes import Branches, Call, Step
 
 
 def _model(text: str, **weights: tuple[int, ...]) -> onnx.ModelProto:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from compiler.support.call_list import Branches, Call, Step, nodes_of
-from compiler.support.model_nodes import ModelNode
+from compiler.support.model_nodes import Branches, Call, ModelNode, Step, nodes_of
 
 
 def test_nodes_of_all_calls_of_a_kernel_are_named_once() -> None:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, te
 
-from compiler.frontends.onnx import scalars
+from compiler.frontends.onnx import broadcasting
 from schedules.ir.tir import tirx
 from tests.schedules.harness import assembly, evaluate, normal, runnable, scheduled
 
 TARGETS = runnable()
 SIZES = st.sampled_from([1, 2, 7, 16, 33, 131])
-KINDS = {"largest": (scalars.maximum, -np.inf, np.max), "smallest": (scalars.minimum, np.inf, np.min)}
+KINDS = {"largest": (broadcasting.maximum, -np.inf, np.max), "smallest": (broadcasting.minimum, np.inf, np.min)}
 
 
 def extremum(kind: str, axis: int) -> Any:

@@ -3,6 +3,8 @@
 Everything after this may rely on: opset versions exist, every name is produced exactly once and before it is used,
 every constant's size fits its shape, every node has the inputs and attributes its operator needs, functions do not
 recurse. `onnx.checker` is not used: it crashes on some broken files and refuses some sound ones.
+
+Initializers as arrays: inline or in an external file, checked before use, read when first needed.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from tvm import relax
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.tensor.indexing import concatenated, strided_slice
 from compiler.frontends.onnx.operators.tensor.reshape import reshaped
-from compiler.frontends.onnx.operators.tensor.slicing import concatenated, strided_slice
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, OptionalValue, SequenceValue, Value, tensor_shape
 

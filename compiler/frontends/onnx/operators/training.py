@@ -1,4 +1,7 @@
-"""Optimizers of ai.onnx.preview.training, and operators that cannot be compiled."""
+"""Optimizers of ai.onnx.preview.training, and operators that cannot be compiled.
+
+Dropout, which lets everything through when a model is run.
+"""
 
 from __future__ import annotations
 

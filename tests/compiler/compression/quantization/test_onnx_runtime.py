@@ -17,8 +17,8 @@ import pytest
 import compiler
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
-from compiler.passes.integers.center_weights import center_weights
 from compiler.passes.integers.compute_in_integers import compute_in_integers
+from compiler.passes.integers.sign_integers import center_weights
 from compiler.passes.pipeline import run_pipeline
 from tests.compiler.compression.quantization.onnx_runtime import NETS, dynamic, inputs, static
 

@@ -6,7 +6,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.compression.quantization.integer_only import place_integer_only
+from compiler.compression.quantization.insertion import place_integer_only
 from compiler.compression.quantization.layers import find_layers, place
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline

@@ -14,7 +14,7 @@ from tvm.relax import op as R
 
 import tensorwright
 from compiler.errors import OptionError, UnsupportedModelError
-from compiler.frontends.onnx import custom, registry
+from compiler.frontends.onnx import registry
 
 DOMAIN = "com.example"
 
@@ -25,7 +25,7 @@ def _registered_converters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registry.discover()
     monkeypatch.setattr(registry, "_CONVERTERS", {key: dict(value) for key, value in registry._CONVERTERS.items()})
     yield
-    custom.load_installed.cache_clear()
+    registry.load_installed.cache_clear()
 
 
 def model(operator: str = "ScaledSwish", version: int = 1, **attributes: Any) -> onnx.ModelProto:
@@ -89,9 +89,9 @@ def test_taken_operators_are_refused_and_the_same_function_may_come_again() -> N
 
 
 def test_package_that_cannot_be_loaded_is_named_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint("mine", "no_such_module_of_mine", custom.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(custom, "entry_points", lambda group: [entry])
-    custom.load_installed.cache_clear()
+    entry = EntryPoint("mine", "no_such_module_of_mine", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    registry.load_installed.cache_clear()
     x = np.ones((1, 5), np.float32)
     tensorwright.register_onnx_operator("ScaledSwish", domain=DOMAIN)(lambda node: R.negative(node.input(0)))
     with pytest.warns(UserWarning, match="no_such_module_of_mine.*cannot be loaded: ModuleNotFoundError"):

@@ -6,8 +6,8 @@ import tvm
 from tvm import relax, tirx
 
 import tensorwright
-from compiler.frontends.processing.resample import emit_frame
-from compiler.frontends.rewritten_main import with_rewritten_main
+from compiler.frontends.imported_model import with_rewritten_main
+from compiler.frontends.processing.geometry import emit_frame
 from compiler.support.processing import Processing, completed
 from schedules.ir.tvm_types import BlockBuilder, Function
 

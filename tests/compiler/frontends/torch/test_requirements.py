@@ -16,7 +16,7 @@ from compiler.artifact import TensorDescription
 from compiler.driver.manifest_entries import requirements
 from compiler.errors import InputError
 from compiler.frontends.source import import_model
-from compiler.runtime.requirements import RequirementChecker
+from compiler.runtime.inputs import RequirementChecker
 
 
 class Sized(nn.Module):

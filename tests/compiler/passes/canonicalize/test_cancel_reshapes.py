@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from compiler.passes.canonicalize.cancel_reshapes import cancel_reshapes
+from compiler.passes.canonicalize.cancel_transposes import cancel_reshapes
 from compiler.passes.context import PipelineContext
 from tests.compiler.passes.building import run_scheduled
 from tests.compiler.passes.layout.test_plan_layout import kernels, module

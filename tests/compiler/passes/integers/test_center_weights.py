@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import compiler
 from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
-from compiler.passes.integers.center_weights import center_weights
+from compiler.passes.integers.sign_integers import center_weights
 from compiler.passes.pipeline import run_pipeline
 
 Array = NDArray[Any]

@@ -15,8 +15,8 @@ from tvm.ir import IRModule
 import compiler
 from compiler.compression.quantization.affine import Affine, QuantizedWeight
 from compiler.compression.quantization.insertion import dequantized_weight
+from compiler.passes.rewriting.convolutions import Interleaved
 from compiler.passes.rewriting.matching import as_constant
-from compiler.passes.rewriting.transposed_convolutions import Interleaved
 
 Array = NDArray[Any]
 # Sizes of the data, the kernel, strides, padding, output padding, groups.

@@ -10,7 +10,7 @@ import pytest
 import compiler
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.passes.context import PipelineContext
-from compiler.passes.memory.share_constants import constants_of, share_constants
+from compiler.passes.memory.lift_parameters import constants_of, share_constants
 from compiler.passes.rewriting.expansion import Expansion
 
 import tvm  # isort: skip

@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from compiler.serving.batching.options import BatchOptions
-from compiler.serving.batching.planner import Planner
-from compiler.serving.batching.request_queue import Waiting
+from compiler.serving.batching.planner import Planner, Waiting
 
 
 def _planner(waiting: int, *, runners: int, fixed: float, loop: asyncio.AbstractEventLoop) -> Planner:

@@ -16,7 +16,7 @@ import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.cli import main
 from compiler.errors import AccuracyError, InputError, OptionError
 from compiler.runtime import Module, load
-from compiler.runtime.prediction.embedder import TextEmbedder
+from compiler.runtime.prediction.texts import TextEmbedder
 from compiler.serving.caches.memory import Answer
 from compiler.serving.caches.semantic import SemanticCache, SemanticIndex, token_text
 from compiler.serving.caches.semantic_calibration import (

@@ -1,4 +1,7 @@
-"""Loop and Scan."""
+"""Loop and Scan.
+
+Loops over a body that is imported as often as needed: unrolled, or once as a private function that calls itself.
+"""
 
 from __future__ import annotations
 

@@ -10,11 +10,10 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.onnx import dtypes, scalars
-from compiler.frontends.onnx.broadcasting import broadcast, elementwise, in_float32
+from compiler.frontends.onnx import broadcasting, dtypes
+from compiler.frontends.onnx.broadcasting import broadcast, const, elementwise, in_float32
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.scalars import const
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
@@ -47,7 +46,7 @@ def divide(context: NodeContext) -> relax.Expr:
     divisor = context.known(1)
     if divisor is not None and not np.any((divisor == 0) | (divisor == -1)):
         return R.divide(a, b)
-    return elementwise(context, "truncated_division", scalars.truncated_division, a, b)
+    return elementwise(context, "truncated_division", broadcasting.truncated_division, a, b)
 
 
 @converter("Mod", since=10)
@@ -56,14 +55,16 @@ def modulo(context: NodeContext) -> relax.Expr:
     a, b = operands(context, 0, 1)
     truncated, dtype = bool(context.attribute("fmod", 0)), context.dtype(0)
     if dtypes.is_integer(dtype):
-        function = scalars.truncated_remainder if truncated else scalars.floored_remainder
+        function = broadcasting.truncated_remainder if truncated else broadcasting.floored_remainder
         return elementwise(context, "remainder", function, a, b)
     wide = "float32" if dtypes.bits(dtype) < 32 else dtype
 
     def of_floats(x: Expr, y: Expr) -> Expr:
         x, y = x.astype(wide), y.astype(wide)
         remainder = tirx.truncmod(x, y)
-        return remainder if truncated else tirx.Select(scalars.opposite_signs(remainder, y), remainder + y, remainder)
+        return (
+            remainder if truncated else tirx.Select(broadcasting.opposite_signs(remainder, y), remainder + y, remainder)
+        )
 
     return elementwise(context, "remainder", of_floats, a, b, dtype=dtype)
 
@@ -89,7 +90,7 @@ def power(context: NodeContext) -> relax.Expr:
             context.input(1),
             dtype=base,
         )
-    return elementwise(context, "power", scalars.integer_power, context.input(0), context.input(1))
+    return elementwise(context, "power", broadcasting.integer_power, context.input(0), context.input(1))
 
 
 def _as(context: NodeContext, index: int, dtype: str) -> relax.Expr:
@@ -119,7 +120,7 @@ def extremum(context: NodeContext) -> relax.Expr:
     greatest = context.operator == "Max"
     if not dtypes.is_float(context.dtype(0)):
         return _chain(context, R.maximum if greatest else R.minimum, tensors)
-    function = scalars.maximum if greatest else scalars.minimum
+    function = broadcasting.maximum if greatest else broadcasting.minimum
     return _chain(context, lambda a, b: elementwise(context, context.operator.lower(), function, a, b), tensors)
 
 
@@ -238,6 +239,6 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
             result = tirx.max(result, limits[0])
         if high is not None:
             result = tirx.min(result, limits[-1])
-        return tirx.Select(scalars.is_nan(x), x, result) if is_float else result
+        return tirx.Select(broadcasting.is_nan(x), x, result) if is_float else result
 
     return in_float32(context, lambda *wide: elementwise(context, "clip", function, *wide), data, *given)

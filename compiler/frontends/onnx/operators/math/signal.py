@@ -1,4 +1,10 @@
-"""Signal processing: DFT, STFT, MelWeightMatrix. The window functions are defined by onnx in other operators."""
+"""Signal processing: DFT, STFT, MelWeightMatrix. The window functions are defined by onnx in other operators.
+
+The discrete Fourier transform as matrix products: direct for short lengths, factored for long composite ones.
+
+A length n1 * n2 costs n * (n1 + n2) products in place of n * n (Cooley and Tukey, 1965):
+X[k1 + n1 k2] = sum over j2 of W_n^(j2 k1) W_n2^(j2 k2) (sum over j1 of W_n1^(j1 k1) x[j1 n2 + j2]).
+"""
 
 from __future__ import annotations
 

@@ -9,11 +9,10 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.broadcasting import elementwise
+from compiler.frontends.onnx.broadcasting import const, elementwise, select
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
+from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.scalars import const, select
 
 _FLOAT_FUNCTIONS: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "Acos": R.acos,

@@ -15,8 +15,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import declared_size
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Runtime, tensor_shape
-from compiler.passes.rewriting.state_appends import append_rows, placed
-from compiler.passes.rewriting.state_writes import write_rows
+from compiler.passes.rewriting.state_writes import append_rows, placed, write_rows
 from schedules.attention.cache.call import AttentionOptions, cached_attention
 
 if TYPE_CHECKING:

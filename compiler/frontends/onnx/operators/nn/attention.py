@@ -1,4 +1,7 @@
-"""Attention: scaled products of queries and keys, masks, softmax, and the weighted sum of values."""
+"""Attention: scaled products of queries and keys, masks, softmax, and the weighted sum of values.
+
+Attention in one kernel that reads keys once for all heads that share them, and only what a query may see.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ from compiler.frontends.onnx.bounds import limited, require, require_entries, re
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.math.matrix import matrix_product
 from compiler.frontends.onnx.operators.precision import cast
-from compiler.frontends.onnx.own_domain import OWN_DOMAIN
-from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.registry import OWN_DOMAIN, converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.attention.cache.call import AttentionOptions, cached_attention

@@ -1,4 +1,7 @@
-"""Resizing as tensor expressions: nearest for all axes at once, weighted sums axis by axis."""
+"""Resizing as tensor expressions: nearest for all axes at once, weighted sums axis by axis.
+
+Sampling a tensor between its elements, as TVM expressions: what GridSample, DeformConv and RoiAlign share.
+"""
 
 from __future__ import annotations
 

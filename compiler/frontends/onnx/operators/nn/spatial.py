@@ -12,7 +12,7 @@ from compiler.frontends.onnx.broadcasting import in_float32
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import Constant, tensor_shape
-from compiler.passes.layout.same_padding import SAME
+from compiler.passes.layout.windows import SAME
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Index, Tensor

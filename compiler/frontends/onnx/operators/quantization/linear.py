@@ -15,7 +15,7 @@ from compiler.frontends.onnx.bounds import require, with_size
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast
-from compiler.frontends.onnx.operators.tensor.narrow_floats import decoded, encoded
+from compiler.frontends.onnx.operators.tensor.cast import decoded, encoded
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape

@@ -13,11 +13,10 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import require_shape
-from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to
+from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to, const
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.loading.loader import dense_from_sparse
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.scalars import const
 from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape

@@ -1,4 +1,7 @@
-"""Gather and its relatives. An index outside its axis is brought inside, so that no kernel reads outside a tensor."""
+"""Gather and its relatives. An index outside its axis is brought inside, so that no kernel reads outside a tensor.
+
+Parts of tensors: Slice, Split, Concat, Trilu, DepthToSpace, SpaceToDepth, ReverseSequence.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,22 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.onnx.bounds import limited, require, require_coordinates, require_indices, require_within
-from compiler.frontends.onnx.broadcasting import elementwise
+from compiler.frontends.onnx.bounds import (
+    limited,
+    require,
+    require_coordinates,
+    require_indices,
+    require_multiple,
+    require_shape,
+    require_values,
+    require_within,
+)
+from compiler.frontends.onnx.broadcasting import const, elementwise, select
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.create import filled
+from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.scalars import const, select
-from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.symbolic import Dim, expression, is_simple
 from compiler.frontends.onnx.values import Constant, tensor_shape
 
 if TYPE_CHECKING:
@@ -130,3 +142,275 @@ def gather_nd(context: NodeContext) -> relax.Expr:
     return context.emit_te(
         pick, context.input(0), context.input(1), *map(expression, sizes), primfunc_name_hint="gather_nd"
     )
+
+
+_BEYOND = 10**9  # an index that is one in no real tensor
+
+
+@converter("Slice")
+def slice_by_attributes(context: NodeContext) -> relax.Expr:
+    """Before opset 10: starts, ends and axes are attributes."""
+    starts, ends = context.required_attribute("starts"), context.required_attribute("ends")
+    axes = context.axes(context.attribute("axes", list(range(len(starts)))), context.rank(0))
+    return _slice(context, axes, list(starts), list(ends), [1] * len(axes))
+
+
+@converter("Slice", since=10)
+def slice_by_inputs(context: NodeContext) -> relax.Expr:
+    """Starts and ends may be only known at run time; axes and steps must be known."""
+    starts, ends = context.shape_values(1, signed=True), context.shape_values(2, signed=True)
+    given = context.integers(3) if context.has_input(3) else list(range(len(starts)))
+    axes = context.axes(given, context.rank(0))
+    steps = context.integers(4) if context.has_input(4) else [1] * len(axes)
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        context.invalid(f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes, {len(steps)} steps")
+    return _slice(context, axes, starts, ends, steps)
+
+
+def _slice(context: NodeContext, axes: list[int], starts: list[Dim], ends: list[Dim], steps: list[Dim]) -> relax.Expr:
+    shape = context.shape(0)
+    bounds = {
+        axis: _bounds(context, shape[axis], start, end, step)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
+    }
+    if all(isinstance(value, int) for triple in bounds.values() for value in (*triple, *triple)):
+        return _static_slice(context, bounds)
+    return strided_slice(context, context.input(0), bounds)
+
+
+_LARGEST_STEP = 2**40  # beyond any size
+
+
+def _bounds(context: NodeContext, size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim, int]:
+    """(first index, count, step) after ONNX's clamping."""
+    arithmetic = context.arithmetic
+    if step == 0:
+        context.invalid("a step is 0")
+    step = max(-_LARGEST_STEP, min(step, _LARGEST_STEP))
+    low, high = (0, size) if step > 0 else (-1, arithmetic.subtract(size, 1))
+    if step < 0 and isinstance(end, int) and end in (2**31 - 1, 2**63 - 1):
+        # Exporters write the largest integers for "no end", whatever the direction; ONNX Runtime reads them so.
+        end = -(2**63)
+    first = _clamped(context, start, size, 0, high)
+    last = _clamped(context, end, size, low, high)
+    distance = arithmetic.subtract(last, first) if step > 0 else arithmetic.subtract(first, last)
+    count = arithmetic.maximum(arithmetic.ceil_divide(distance, abs(step)), 0)
+    return first, count, step
+
+
+def _clamped(context: NodeContext, index: Dim, size: Dim, low: Dim, high: Dim) -> Dim:
+    """An index counted from the end where negative, limited to [low, high]."""
+    arithmetic = context.arithmetic
+    if isinstance(index, int):
+        # Beyond any size: exporters write the largest integers for "to the end".
+        if index >= 2**31 - 1:
+            return high
+        if index <= -(2**31) + 1:
+            return low
+        if index >= _BEYOND and not isinstance(size, int):
+            # Written for "to the end" too. A larger size is an error before a run; a minimum of both would be taken
+            # by the memory planner for what the tensor may need.
+            context.importer.builder.require(index, "at least", size)
+            return high
+        counted = arithmetic.add(index, size) if index < 0 else index
+    else:
+        counted = arithmetic.select(arithmetic.less(index, 0), arithmetic.add(index, size), index)
+    return arithmetic.minimum(arithmetic.maximum(counted, low), high)
+
+
+def _static_slice(context: NodeContext, bounds: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
+    kept = {axis: b for axis, b in bounds.items() if b != (0, context.shape(0)[axis], 1)}
+    if not kept:
+        return context.input(0)
+    if any(count == 0 or step < 0 for _, count, step in kept.values()):
+        return strided_slice(context, context.input(0), kept)
+    axes = list(kept)
+    begins = [kept[axis][0] for axis in axes]
+    ends = [first + (count - 1) * step + 1 for first, count, step in kept.values()]
+    return R.strided_slice(context.input(0), axes, begins, ends, [kept[axis][2] for axis in axes])
+
+
+def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
+    """A slice by (first index, count, step) of each axis, which may be expressions."""
+    shape = tensor_shape(data)
+    sizes = [bounds[axis][1] if axis in bounds else size for axis, size in enumerate(shape)]
+    scalars = [expression(value) for axis in bounds for value in (bounds[axis][0], bounds[axis][2])]
+
+    def cut(source: te.Tensor, *arguments: Expr) -> te.Tensor:
+        target, rest = arguments[: len(sizes)], arguments[len(sizes) :]
+        places = {axis: (rest[2 * i], rest[2 * i + 1]) for i, axis in enumerate(bounds)}
+
+        def element(*indices: Expr) -> Expr:
+            moved = [
+                places[axis][0] + index * places[axis][1] if axis in places else index
+                for axis, index in enumerate(indices)
+            ]
+            return source(*moved)
+
+        return te.compute(target, element, name="slice")
+
+    result = context.emit_te(cut, data, *map(expression, sizes), *scalars, primfunc_name_hint="slice")
+    return context.with_simple_sizes(result)
+
+
+@converter("Split")
+def split(context: NodeContext) -> list[relax.Expr]:
+    """Parts along an axis: of given lengths, or equal ones with a smaller last part."""
+    axis = context.axis(context.attribute("axis", 0), context.rank(0))
+    size, parts = context.shape(0)[axis], len(context.node.output)
+    if context.has_input(1):
+        lengths = context.shape_values(1)
+    elif context.has_attribute("split"):
+        lengths = list(context.required_attribute("split"))
+    else:
+        lengths = _equal_parts(context, size, parts)
+    if len(lengths) != parts:
+        context.invalid(f"{len(lengths)} lengths for {parts} outputs")
+    known = all(isinstance(length, int) for length in (*lengths, size))
+    if known and (sum(lengths) != size or min(lengths) < 0):
+        context.invalid(f"a size of {size} cannot be split into {lengths}")
+    if not known:
+        # Each by itself too: a sum of huge ones may come out small.
+        for length in lengths:
+            require(context, length, "at least", 0)
+            require(context, size, "at least", length)
+        require(context, context.arithmetic.total(lengths), "equal", size)
+    return _parts(context, axis, lengths, known)
+
+
+def _equal_parts(context: NodeContext, size: Dim, parts: int) -> list[Dim]:
+    declared = context.attribute("num_outputs", parts)
+    if declared != parts:
+        context.invalid(f"num_outputs is {declared}, but it has {parts} outputs")
+    arithmetic = context.arithmetic
+    chunk = arithmetic.ceil_divide(size, parts)
+    lengths = [chunk] * (parts - 1)
+    return [*lengths, arithmetic.subtract(size, arithmetic.multiply(chunk, parts - 1))]
+
+
+def _parts(context: NodeContext, axis: int, lengths: list[Dim], known: bool) -> list[relax.Expr]:
+    data = context.input(0)
+    if len(lengths) == 1:
+        return [data]
+    if known and min(lengths) > 0:
+        ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+        pieces = context.emit(R.split(data, ends, axis))
+        return [relax.TupleGetItem(pieces, i) for i in range(len(lengths))]
+    start: Dim = 0
+    result = []
+    for length in lengths:
+        result.append(strided_slice(context, data, {axis: (start, length, 1)}))
+        start = context.arithmetic.add(start, length)
+    return result
+
+
+@converter("Concat")
+def concat(context: NodeContext) -> relax.Expr:
+    """Tensors one after another along an axis."""
+    rank = context.rank(0)
+    axis = context.axis(context.attribute("axis", 1), rank)
+    count = len(context.inputs)
+    if any(context.rank(i) != rank or context.dtype(i) != context.dtype(0) for i in range(count)):
+        context.invalid("its inputs differ in rank or type")
+    return concatenated(context, [context.input(i) for i in range(count)], axis)
+
+
+def concatenated(context: NodeContext, tensors: list[relax.Expr], axis: int) -> relax.Expr:
+    """Tensors of one rank and type, one after another; an error where they differ in another size."""
+    tensors = _same_other_sizes(context, tensors, axis)
+    if len(tensors) == 1:
+        return tensors[0]
+    # Sums of minima, as of the best boxes of each level, have no one form that all kernels write them in.
+    return context.with_simple_sizes(context.emit(R.concat(tensors, axis)))
+
+
+def _same_other_sizes(context: NodeContext, tensors: list[relax.Expr], axis: int) -> list[relax.Expr]:
+    """Sizes off the axis must agree: those that are only known at run time are checked then."""
+    shapes = [tensor_shape(tensor) for tensor in tensors]
+    common = list(shapes[0])
+    for shape in shapes[1:]:
+        for other, size in enumerate(shape):
+            if other == axis or context.arithmetic.equal_is_proved(common[other], size):
+                continue
+            if isinstance(common[other], int) and isinstance(size, int):
+                context.invalid(f"its inputs have sizes {common[other]} and {size} at axis {other}")
+            if isinstance(size, int) or (is_simple(size) and not is_simple(common[other])):
+                common[other] = size
+    result = []
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        wanted = [size if other == axis else common[other] for other, size in enumerate(shape)]
+        equal = all(context.arithmetic.equal_is_proved(a, b) for a, b in zip(shape, wanted, strict=True))
+        result.append(tensor if equal else context.match_shape(tensor, wanted))
+    return result
+
+
+@converter("Trilu", since=14)
+def triangle(context: NodeContext) -> relax.Expr:
+    """The upper or lower triangle of each matrix, from the k-th diagonal."""
+    offset = context.shape_values(1, signed=True)[0] if context.has_input(1) else 0
+    upper = bool(context.attribute("upper", 1))
+
+    def mask(source: te.Tensor, k: Expr) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
+            distance = indices[-1] - indices[-2]
+            kept = distance >= k if upper else distance <= k
+            return tirx.Select(kept, source(*indices), tirx.const(0, source.dtype))
+
+        return te.compute(source.shape, element, name="triangle")
+
+    return context.emit_te(mask, context.input(0), expression(offset), primfunc_name_hint="triangle")
+
+
+@converter("DepthToSpace")
+def depth_to_space(context: NodeContext) -> relax.Expr:
+    """Blocks of channels become blocks of pixels; mode DCR or CRD."""
+    batch, channels, height, width = context.shape(0)
+    block, arithmetic = context.required_attribute("blocksize"), context.arithmetic
+    depth = _divided(context, channels, block * block)
+    crd = context.attribute("mode", "DCR") == "CRD"
+    split_shape = [batch, depth, block, block] if crd else [batch, block, block, depth]
+    data = reshaped(context, context.input(0), [*split_shape, height, width])
+    order = [0, 1, 4, 2, 5, 3] if crd else [0, 3, 4, 1, 5, 2]
+    data = context.emit(R.permute_dims(data, order))
+    return reshaped(
+        context, data, [batch, depth, arithmetic.multiply(height, block), arithmetic.multiply(width, block)]
+    )
+
+
+@converter("SpaceToDepth")
+def space_to_depth(context: NodeContext) -> relax.Expr:
+    """Blocks of pixels become blocks of channels; mode DCR (the only one before opset 27) or CRD."""
+    batch, channels, height, width = context.shape(0)
+    block, arithmetic = context.required_attribute("blocksize"), context.arithmetic
+    rows, columns = _divided(context, height, block), _divided(context, width, block)
+    data = reshaped(context, context.input(0), [batch, channels, rows, block, columns, block])
+    crd = context.attribute("mode", "DCR") == "CRD"
+    data = context.emit(R.permute_dims(data, [0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4]))
+    return reshaped(context, data, [batch, arithmetic.multiply(channels, block * block), rows, columns])
+
+
+def _divided(context: NodeContext, size: Dim, divisor: int) -> Dim:
+    require_multiple(context, size, divisor)
+    return context.arithmetic.floor_divide(size, divisor)
+
+
+@converter("ReverseSequence")
+def reverse_sequence(context: NodeContext) -> relax.Expr:
+    """The first elements of each sequence reversed, as many as its length says."""
+    time_axis, batch_axis = context.attribute("time_axis", 0), context.attribute("batch_axis", 1)
+    if sorted((time_axis, batch_axis)) != [0, 1] or context.rank(0) < 2:
+        context.invalid(f"time_axis {time_axis} and batch_axis {batch_axis} of a tensor of rank {context.rank(0)}")
+    require_shape(context, context.shape(1), [context.shape(0)[batch_axis]], "sequence_lens")
+    require_values(context, 1, 0, context.arithmetic.add(context.shape(0)[time_axis], 1))
+
+    def reverse(source: te.Tensor, lengths: te.Tensor) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
+            time = indices[time_axis]
+            length = limited(lengths(indices[batch_axis]), 0, source.shape[time_axis])
+            moved = list(indices)
+            moved[time_axis] = tirx.Select(time < length, length - 1 - time, time)
+            return source(*moved)
+
+        return te.compute(source.shape, element, name="reverse_sequence")
+
+    return context.emit_te(reverse, context.input(0), context.input(1), primfunc_name_hint="reverse_sequence")

@@ -14,7 +14,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from compiler.frontends.onnx import scalars
+from compiler.frontends.onnx import broadcasting
 from compiler.frontends.onnx.bounds import (
     limited,
     require,
@@ -25,7 +25,7 @@ from compiler.frontends.onnx.bounds import (
     require_within,
 )
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.narrow_floats import is_narrow_float
+from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_sequence, in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.passes.rewriting.state_writes import write_places, write_rows
@@ -55,8 +55,8 @@ _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
     "add": lambda old, new: old + new,
     "mul": lambda old, new: old * new,
-    "max": scalars.maximum,
-    "min": scalars.minimum,
+    "max": broadcasting.maximum,
+    "min": broadcasting.minimum,
 }
 
 
@@ -168,7 +168,7 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
         def target(k: Expr, index: Buffer) -> tuple[Expr, Expr]:
             places = _coordinates(k, updates.shape)
             raw = limited(index[k], -data.shape[axis] - 1, data.shape[axis])
-            chosen = scalars.select(raw < 0, raw + data.shape[axis], raw)
+            chosen = broadcasting.select(raw < 0, raw + data.shape[axis], raw)
             places[axis] = chosen
             return _flat(places, data.shape), tirx.all(chosen >= 0, chosen < data.shape[axis])
 
@@ -191,7 +191,7 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
         def target(row: Expr, index: Buffer) -> tuple[Expr, Expr]:
             raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
-            places = [scalars.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
+            places = [broadcasting.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
             bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
             inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
             return _flat(places, data.shape[:depth]), inside

@@ -1,11 +1,17 @@
 """Padding that follows from sizes (auto_pad SAME): frontends write it as a kernel, and convolutions and poolings absorb
-it."""
+it.
+
+Averages over windows that Relax has no operator for: frontends write them as kernels and say what they are, so that
+the layout pass can have the pooling rule compute them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
@@ -16,7 +22,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, shape_of
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+    from schedules.ir.tvm_types import Expr, PrimFunc
 
 SAME = "tensorwright.same_padding"
 """Attribute of a kernel that pads spatial axes: "upper" or "lower", where the odd element of each goes."""
@@ -57,3 +63,38 @@ def same_padding(builder: LayoutBuilder, padded: Expr) -> SamePadding | None:
     if not isinstance(fill, GenericConst):
         return None
     return SamePadding(data, float(np.asarray(array_of(fill)).reshape(())), str(attributes[SAME]))
+
+
+AVERAGE_WINDOW = "tensorwright.average_window"
+"""Attribute of a kernel of (data, sizes...) that averages over windows of the spatial axes: an `AverageWindow`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageWindow:
+    """A window over the axes after batch and channel, one entry for each axis.
+
+    `before` and `after` are the padding; `same` is "upper" or "lower" where that of symbolic axes follows from their
+    sizes (auto_pad SAME), and they hold the most of it then. `count_pad` says whether padding counts.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    same: str
+    count_pad: bool
+
+    def text(self) -> str:
+        """The value of the attribute."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def of(cls, function: PrimFunc) -> AverageWindow | None:
+        """Window that a kernel averages over; None where it does not say so."""
+        if function.attrs is None or AVERAGE_WINDOW not in function.attrs:
+            return None
+        entries: dict[str, Any] = json.loads(str(function.attrs[AVERAGE_WINDOW]))
+        for name, value in entries.items():
+            entries[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**entries)

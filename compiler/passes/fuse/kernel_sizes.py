@@ -1,0 +1,277 @@
+"""gather-sizes: a group of kernels takes the sizes that it reads as one shape.
+
+Grouping gives a function the sizes that its tensors' shapes do not tell as one shape, and those that its kernels take
+as arguments one by one. Merging a group that has both fails in TVM (a size is redefined). Such a group takes
+all of them in the shape, from which, unlike from single sizes, TVM also derives the type of a call:
+
+    group(a, total, shape(seq, past))  =>  group(a, shape(seq, past, total))
+
+separate-sizes: whatever defines or checks a symbolic size stands before everything that reads it, in a block of its
+own.
+
+In a dataflow block the variables that are read say what must come before what. A `match_cast` that gives a symbolic
+size its value breaks that rule: kernels read the size in their types alone. Passes that move kernels, as the grouping
+of operators does, would move them before it. So a block is cut at each such cast, as early as its operands allow:
+
+    dataflow: a; count; match_cast(count, [n]); f(a); g(a, n)
+    =>  dataflow: count;  match_cast(count, [n]);  dataflow: a; f(a); g(a, n)
+
+The same holds for a cast that checks computed sizes: no variable says that what is unsafe without it comes after it.
+
+specialize-sizes: kernels that were written for a symbolic size and are called with a known one have the known one.
+
+Constant folding makes sizes known. A single kernel works with either; but TVM cannot merge a group of kernels in which
+some know a size and others do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from tvm import relax, tirx
+from tvm.ir import GlobalVar, IRModule, PrimType
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.canonicalize.kernels_of_sizes import kernel_tensors, with_changed_calls
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import bindings_of, rewritable_functions
+
+if TYPE_CHECKING:
+    from schedules.ir.tvm_types import BindingBlock, Call, Expr, PrimFunc, SeqExpr
+
+
+@graph_pass("gather-sizes", summary="Give groups of kernels their sizes as one shape", required=True)
+def gather_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Groups with both a size and a shape among their parameters take the size in the shape."""
+    mixed = {variable: function for variable, function in mod.functions.items() if _is_mixed(function)}
+    if not mixed:
+        return mod
+    caller = _Caller(mod, mixed)
+    for variable, function in rewritable_functions(mod):
+        caller.builder_.update_func(variable, caller.visit_expr(function))
+    result = caller.builder_.finalize()
+    for variable in mixed:
+        del result[variable]
+    return result
+
+
+def _is_mixed(function: Expr) -> bool:
+    if not isinstance(function, relax.Function) or "Primitive" not in (function.attrs or {}):
+        return False
+    return any(map(_is_size, function.params)) and any(map(_is_shape, function.params))
+
+
+def _is_size(value: Expr) -> bool:
+    return isinstance(value.ty, PrimType)
+
+
+def _is_shape(value: Expr) -> bool:
+    return isinstance(value.ty, relax.ShapeType)
+
+
+def _gathered(function: Expr) -> Expr:
+    """The function with a shape as its last parameter in place of all sizes and shapes."""
+    shape = relax.Var("sizes", relax.ShapeType(_sizes(function.params, function.params)))
+    return relax.Function(
+        [*_others(function.params, function.params), shape],
+        function.body,
+        function.ret_ty,
+        function.is_pure,
+        function.attrs,
+    )
+
+
+def _sizes(values: Sequence[Expr], parameters: Sequence[Expr]) -> list[Expr]:
+    """The sizes among parameters or arguments: those of shapes, then single ones."""
+    pairs = list(zip(values, parameters, strict=True))
+    of_shapes = [size for value, parameter in pairs if _is_shape(parameter) for size in value.ty.values]
+    return [*of_shapes, *(value for value, parameter in pairs if _is_size(parameter))]
+
+
+def _others(values: Sequence[Expr], parameters: Sequence[Expr]) -> list[Expr]:
+    return [
+        value
+        for value, parameter in zip(values, parameters, strict=True)
+        if not _is_size(parameter) and not _is_shape(parameter)
+    ]
+
+
+@mutator
+class _Caller(PyExprMutator):
+    """Calls the changed functions in place of the mixed ones."""
+
+    def __init__(self, mod: IRModule, mixed: dict[GlobalVar, Expr]) -> None:
+        super().__init__(mod)
+        self._parameters = {variable: function.params for variable, function in mixed.items()}
+        self._changed = {
+            variable: self.builder_.add_func(_gathered(function), variable.name_hint)
+            for variable, function in mixed.items()
+        }
+
+    def visit_call_(self, call: Call) -> Call:
+        if call.op not in self._changed:
+            return super().visit_call_(call)
+        parameters = self._parameters[call.op]
+        arguments = [*_others(call.args, parameters), relax.ShapeExpr(_sizes(call.args, parameters))]
+        return relax.Call(self._changed[call.op], arguments, call.attrs, call.ty_args, call.span)
+
+
+Binding: TypeAlias = relax.Binding
+Var: TypeAlias = relax.Var
+
+
+@graph_pass("separate-sizes", summary="Cut dataflow blocks where a size gets its value or is checked")
+def separate_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Each `match_cast` that defines or checks a size is in a plain block, as early as its operands allow."""
+    changed = {}
+    for variable, function in rewritable_functions(mod):
+        if any(isinstance(binding, relax.MatchCast) for binding in bindings_of(function.body)):
+            cutter = _Cutter(mod, function.params)
+            rewritten = cutter.visit_expr(function)
+            if cutter.cuts:
+                changed[variable] = rewritten
+    if not changed:
+        return mod
+    copy = mod.clone()
+    for variable, function in changed.items():
+        copy.update_func(variable, function)
+    return copy
+
+
+@mutator
+class _Cutter(PyExprMutator):
+    def __init__(self, mod: IRModule, params: Sequence[Var]) -> None:
+        super().__init__(mod)
+        self.cuts = 0
+        self._known: set[Var] = set()
+        for parameter in params:
+            self._known.update(relax.analysis.definable_tir_vars_in_type(parameter.ty))
+        self._escaping: set[Var] = set()
+
+    def visit_seq_expr_(self, sequence: SeqExpr) -> Expr:
+        blocks = [part for block in sequence.blocks for part in self._parts(block)]
+        return self.visit_expr_post_order(relax.SeqExpr(blocks, sequence.body, sequence.span))
+
+    def visit_dataflow_var_def_(self, variable: Var) -> Var:
+        if variable not in self._escaping:
+            return variable
+        escaped = relax.Var(variable.name, variable.ty)
+        self.set_var_remap(variable, escaped)
+        return escaped
+
+    def _parts(self, block: BindingBlock) -> list[BindingBlock]:
+        """The block, cut at what defines sizes."""
+        bindings = list(block.bindings)
+        defining = [i for i, binding in enumerate(bindings) if self._new_sizes(binding) or _checks_sizes(binding)]
+        if not isinstance(block, relax.DataflowBlock) or not defining:
+            return [block]
+        self.cuts += len(defining)
+        groups, rest = _grouped(bindings, defining)
+        self._mark_escaping([*groups, rest])
+        parts: list[Expr] = []
+        for group in groups:
+            if len(group) > 1:
+                parts.append(relax.DataflowBlock(group[:-1]))
+            parts.append(relax.BindingBlock(group[-1:]))
+        return [*parts, relax.DataflowBlock(rest)] if rest else parts
+
+    def _new_sizes(self, binding: Binding) -> bool:
+        """True if it defines sizes that nothing before it does; they count as defined from then on."""
+        if not isinstance(binding, relax.MatchCast):
+            return False
+        sizes = set(relax.analysis.definable_tir_vars_in_type(binding.ty)) - self._known
+        self._known |= sizes
+        return bool(sizes)
+
+    def _mark_escaping(self, groups: Sequence[Sequence[Binding]]) -> None:
+        """Variables that are read outside of the block they will be in, or defined outside of any dataflow block."""
+        home = {}
+        for index, group in enumerate(groups):
+            for position, binding in enumerate(group):
+                place = (index, position == len(group) - 1 and index < len(groups) - 1)
+                home[binding.var] = place
+                reads = {variable for variable in _reads(binding) if home.get(variable, place) != place}
+                self._escaping |= reads
+                if place[1]:
+                    self._escaping.add(binding.var)
+
+
+def _reads(binding: Binding) -> set[Var]:
+    """Variables and sizes that a binding reads, in its type too."""
+    read = set(relax.analysis.free_vars(binding.value))
+    if isinstance(binding, relax.MatchCast):
+        return read | set(relax.analysis.tir_vars_in_type(binding.ty))
+    return read | set(relax.analysis.tir_vars_in_type(binding.value.ty))
+
+
+def _checks_sizes(binding: Binding) -> bool:
+    """True if it checks computed sizes, which no kernel reads: those that rely on the check must not move before it."""
+    return isinstance(binding, relax.MatchCast) and isinstance(binding.value.ty, relax.ShapeType)
+
+
+def _grouped(bindings: Sequence[Binding], defining: Sequence[int]) -> tuple[list[list[Binding]], list[Binding]]:
+    """For each defining binding what it needs and itself last, in order; and all other bindings."""
+    makers: dict[Var, int] = {}
+    needs: list[set[int]] = []
+    for index, binding in enumerate(bindings):
+        needs.append({makers[variable] for variable in _reads(binding) if variable in makers})
+        makers[binding.var] = index
+        if index in defining:
+            for size in relax.analysis.definable_tir_vars_in_type(binding.ty):
+                makers.setdefault(size, index)
+    placed: set[int] = set()
+    groups = []
+    for index in defining:
+        wanted, waiting = {index}, [index]
+        while waiting:
+            fresh = needs[waiting.pop()] - placed - wanted
+            wanted |= fresh
+            waiting.extend(fresh)
+        groups.append([bindings[each] for each in sorted(wanted)])
+        placed |= wanted
+    return groups, [binding for index, binding in enumerate(bindings) if index not in placed]
+
+
+@graph_pass("specialize-sizes", summary="Give kernels the sizes that are known where they are called", required=True)
+def specialize_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Every such call reads a copy of its kernel of known sizes."""
+    return with_changed_calls(mod, lambda kernel, call: _known(kernel, call) is not None, _specialized_call)
+
+
+def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Expr]] | None:
+    """A parameter with a symbolic size that the call knows, and its shape with that; None where there is none."""
+    if not isinstance(kernel, tirx.PrimFunc):
+        return None
+    for index, (parameter, ty) in enumerate(zip(kernel.params, kernel_tensors(call), strict=False)):
+        shape = ty.shape if isinstance(ty, relax.TensorType) else None
+        if not isinstance(shape, relax.ShapeExpr) or not isinstance(parameter.ty, tirx.BufferType):
+            continue
+        sizes = _joined(list(parameter.ty.shape), list(shape.values))
+        if sizes is not None:
+            return index, sizes
+    return None
+
+
+def _joined(own: Sequence[Expr], given: Sequence[Expr]) -> list[Expr] | None:
+    known = [isinstance(a, tirx.Var) and isinstance(b, tirx.IntImm) for a, b in zip(own, given, strict=True)]
+    return [b if new else a for a, b, new in zip(own, given, known, strict=True)] if any(known) else None
+
+
+def _specialized(kernel: PrimFunc, call: Call) -> PrimFunc:
+    while (found := _known(kernel, call)) is not None:
+        index, shape = found
+        parameter = kernel.params[index]
+        ty = parameter.ty
+        buffer = tirx.decl_buffer(shape, ty.dtype, parameter.name, strides=ty.strides, elem_offset=ty.elem_offset)
+        kernel = kernel.specialize({parameter: buffer})
+    return kernel
+
+
+def _specialized_call(builder: relax.BlockBuilder, kernel: PrimFunc, call: Call) -> Call:
+    special = _specialized(kernel, call)
+    if special is kernel:
+        return call
+    variable = builder.add_func(special, call.args[0].name_hint)
+    return relax.Call(call.op, [variable, *list(call.args)[1:]], call.attrs, call.ty_args, call.span)
