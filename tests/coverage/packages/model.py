@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 IMAGE = ((0, 0, 1), (0, 2, 32), (0, 3, 32))
@@ -32,6 +32,14 @@ class PackageModel:
     dynamic: Axes = BATCH
     tied: Axes = ()
     find: Callable[[tuple[Any, ...]], tuple[Axes, Axes]] | None = None
+
+    def without(self, fixed: set[tuple[int, int]]) -> PackageModel:
+        """The network with fewer dynamic axes: not these (input, axis), nor those that are tied to them."""
+        gone = {number for number, each in enumerate(self.dynamic) if each[:2] in fixed}
+        gone |= {number for place, axis, number in self.tied if (place, axis) in fixed}
+        kept = [number for number in range(len(self.dynamic)) if number not in gone] if gone else []
+        tied = tuple((place, axis, kept.index(number)) for place, axis, number in self.tied if number in kept)
+        return replace(self, dynamic=tuple(self.dynamic[number] for number in kept), tied=tied)
 
 
 def usual_axes(inputs: tuple[Any, ...]) -> tuple[Axes, Axes]:

@@ -7,7 +7,9 @@ not "built" by its package at all.
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import time
 import traceback
 from collections import Counter
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tests.coverage.models import relative_error
-from tests.coverage.packages.model import Axes, PackageModel, takes_any_inputs
+from tests.coverage.packages.model import PackageModel, takes_any_inputs
 
 RIGHT, WRONG, LOST = "right", "wrong", "lost sizes"
 EXPORT, REFUSED, INTERNAL, UNBUILT = "refused by torch.export", "refused", "internal error", "not built"
@@ -73,7 +75,7 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
     if dynamic_first:
         row = _with_dynamic(row, net, inputs, model)
     if row.dynamic_result in ("", EXPORT, REFUSED):
-        fixed, worst, detail = _compared(net, inputs, (), model)
+        fixed, worst, detail = _compared(net, inputs, replace(model, dynamic=(), tied=()))
         row = replace(row, fixed=fixed, error=worst, detail=row.detail if fixed == RIGHT else detail)
     if row.fixed == RIGHT and not row.dynamic_result:
         row = _with_dynamic(row, net, inputs, model)
@@ -97,33 +99,41 @@ def _draws(net: Any, inputs: Inputs) -> bool:
     return any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True))
 
 
-def _with_dynamic(row: SweepRow, net: Any, inputs: tuple[Any, ...], model: PackageModel) -> SweepRow:
+def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) -> SweepRow:
     result, refusal, error = EXPORT, "", row.error
-    for count in range(len(model.dynamic), 0, -1):
-        axes = model.dynamic[:count]
-        result, found, detail = _compared(net, inputs, axes, model)
+    while model.dynamic:
+        result, found, detail = _compared(net, inputs, model)
         if result != EXPORT:
             return replace(
                 row,
                 dynamic_result=result,
-                dynamic=tuple(axis[:2] for axis in axes),
+                dynamic=tuple(axis[:2] for axis in model.dynamic),
                 error=max(error, found),
                 detail=detail or refusal,
             )
-        refusal = detail
+        refusal = refusal or detail
+        model = model.without(_fixed_axes(net, detail) or {model.dynamic[-1][:2]})
     return replace(row, dynamic_result=result, detail=refusal)
 
 
-def _compared(net: Any, inputs: Inputs, axes: Axes, model: PackageModel) -> tuple[str, float, str]:
+def _fixed_axes(net: Any, refusal: str) -> set[tuple[int, int]]:
+    """(input, axis) of the sizes that `torch.export` says are fixed."""
+    names = list(inspect.signature(net.forward).parameters)
+    found = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", refusal)
+    return {(int(place or names.index(name)), int(axis)) for name, place, axis in found}
+
+
+def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float, str]:
     """(result, error, detail) of one compilation, at the example's sizes and, with dynamic axes, at larger ones."""
     import torch
 
     import compiler
     from compiler.errors import InternalError, InvalidModelError, TensorwrightError
 
+    axes = model.dynamic
     options: dict[str, Any] = {}
     if axes:
-        shapes = _dimensions(inputs, axes, model)
+        shapes = _dimensions(inputs, model)
         options["dynamic_shapes"] = (shapes,) if takes_any_inputs(net) else shapes
     try:
         module = compiler.compile(net, example_inputs=inputs, threads=1, progress=None, **options)
@@ -139,7 +149,7 @@ def _compared(net: Any, inputs: Inputs, axes: Axes, model: PackageModel) -> tupl
     if lost:
         return LOST, 0.0, f"(input, axis) {lost} are fixed"
     worst = 0.0
-    for given in [inputs, _larger(inputs, axes, model)] if axes else [inputs]:
+    for given in [inputs, _larger(inputs, model)] if axes else [inputs]:
         with torch.no_grad():
             expected = net(*given)
         wanted = expected if isinstance(expected, tuple | list) else (expected,)
@@ -153,28 +163,24 @@ def _compared(net: Any, inputs: Inputs, axes: Axes, model: PackageModel) -> tupl
     return (RIGHT if worst <= TOLERANCE else WRONG), worst, ""
 
 
-def _dimensions(inputs: Inputs, axes: Axes, model: PackageModel) -> tuple[dict[int, Any] | None, ...]:
-    """`dynamic_shapes` of `torch.export`: a dimension for each axis, the same for those that are tied to it."""
+def _dimensions(inputs: Inputs, model: PackageModel) -> tuple[dict[int, Any] | None, ...]:
+    """`dynamic_shapes` of `torch.export`: it finds the relations of the sizes itself, and refuses what is fixed."""
     from torch.export import Dim
 
     found: list[dict[int, Any]] = [{} for _ in inputs]
-    for number, (place, axis, step) in enumerate(axes):
-        size = Dim(f"size{number}", min=1, max=1 << 12)
-        found[place][axis] = step * size if step > 1 else size
-        for other, its_axis, tied_to in model.tied:
-            if tied_to == number:
-                found[other][its_axis] = found[place][axis]
+    for place, axis, _ in (*model.dynamic, *model.tied):
+        found[place][axis] = Dim.DYNAMIC
     return tuple(each or None for each in found)
 
 
-def _larger(inputs: Inputs, axes: Axes, model: PackageModel) -> Inputs:
+def _larger(inputs: Inputs, model: PackageModel) -> Inputs:
     """Inputs that have more along the axes; integers stay in the range of the example's."""
     shapes = [list(each.shape) for each in inputs]
-    for number, (place, axis, step) in enumerate(axes):
+    for place, axis, step in model.dynamic:
         shapes[place][axis] += _TIMES_AS_LARGE * step
-        for other, its_axis, tied_to in model.tied:
-            if tied_to == number:
-                shapes[other][its_axis] = shapes[place][axis]
+    for place, axis, number in model.tied:
+        tied_to, its_axis, _ = model.dynamic[number]
+        shapes[place][axis] = shapes[tied_to][its_axis]
     return tuple(_random(shape, like) for shape, like in zip(shapes, inputs, strict=True))
 
 
