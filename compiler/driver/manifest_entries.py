@@ -35,7 +35,7 @@ from compiler.profiling.attribution import kind_of, names_of
 from compiler.profiling.faster_precisions import KernelWork, faster_precisions, float32_work
 from compiler.records.library import TunedConfigs
 from compiler.support.balance import UNKNOWN, elements_read
-from compiler.support.formula import evaluate, names_in, with_names
+from compiler.support.formula import evaluate, names_in, nominal_size, with_names
 from compiler.support.model_nodes import Branches, Step, call_counts
 from compiler.support.operation_count import UncountableError, size_formula, symbol_places
 from compiler.support.roofline import Roofline
@@ -130,7 +130,7 @@ def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[st
 
 
 def _faster_precisions(target: targets.Target, pipeline: PipelineResult) -> str | None:
-    """A line on precisions; sizes that are not known count as 1."""
+    """A line on precisions; sizes that are not known count as 1, or the least that the formulas have a value for."""
     if target.pipeline != "processor":
         return None
     report = pipeline.report
@@ -142,7 +142,7 @@ def _faster_precisions(target: targets.Target, pipeline: PipelineResult) -> str 
             sizes = [elements_read(shapes, report.gathered.get(name, frozenset()), at) for at in shapes]
             types = [str(each.ty.dtype) for each in function.params]
             tensors = [(dtype, size * dtype_bits(dtype) // 8) for dtype, size in zip(types, sizes, strict=True)]
-            operations = evaluate(count.formula, dict.fromkeys(count.symbols, 1))
+            operations = evaluate(count.formula, dict.fromkeys(count.symbols, nominal_size(count.formula)))
             nbytes = sum(size for _, size in tensors)
             works.append(
                 KernelWork(calls[name], float32_work(kind_of(name), tensors), operations, nbytes, count.direct)

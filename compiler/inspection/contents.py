@@ -15,7 +15,7 @@ from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.reports.formatting import plural
 from compiler.support.balance import balance, task_counts
-from compiler.support.formula import evaluate, names_in
+from compiler.support.formula import evaluate, names_in, nominal_size
 
 if TYPE_CHECKING:
     from compiler.artifact.manifest import Manifest
@@ -183,7 +183,8 @@ def accelerator_text(target: Any) -> str:
 
 
 def plan_text(plan: Any) -> str:
-    """A manifest's memory plan as text; tensors of dynamic size count as if every symbolic dimension were 1."""
+    """A manifest's memory plan as text; tensors of dynamic size count as if every symbolic dimension were 1, or the
+    least size that the plan has a value for."""
     from compiler.reports.formatting import format_bytes
 
     formula = plan.dynamic_bytes
@@ -194,8 +195,9 @@ def plan_text(plan: Any) -> str:
             f"{format_bytes(plan.live_bytes)} at least{known}"
         )
     names = sorted(names_in(formula))
-    peak = plan.peak_bytes + evaluate(formula, dict.fromkeys(names, 1))
-    sizes = ", ".join(f"{name} = 1" for name in names)
+    size = nominal_size(formula)
+    peak = plan.peak_bytes + evaluate(formula, dict.fromkeys(names, size))
+    sizes = ", ".join(f"{name} = {size}" for name in names)
     parts = [formula] if len(formula) <= _LONGEST_FORMULA else []
     if parts and plan.peak_bytes:
         parts.append(str(plan.peak_bytes))

@@ -31,6 +31,7 @@ _FUNCTIONS: dict[str, Callable[[list[int]], int]] = {"min": min, "max": max}
 _LEAST, _LARGEST = -(2**63), 2**63 - 1
 _MOST_DIGITS = 19
 _SHOWN = 80
+_MOST_EXPONENT = 16
 
 Step = tuple[str, int | str]
 """An item of a formula in postfix order: "number" or "name" and which; "call" and the operator; a function and of how
@@ -179,6 +180,20 @@ def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
         FormulaError: as `Formula` and `Formula.value`.
     """
     return parsed(formula).value(sizes)
+
+
+def nominal_size(formula: str) -> int:
+    """The least power of two for which the formula has a value when all its sizes are that: 1, unless it then divides
+    by zero. Raises FormulaError where it has none up to 65,536."""
+    for exponent in range(_MOST_EXPONENT + 1):
+        try:
+            parsed(formula).value(dict.fromkeys(parsed(formula).names, 1 << exponent))
+        except FormulaError:
+            if exponent == _MOST_EXPONENT:
+                raise
+        else:
+            break
+    return 1 << exponent
 
 
 def names_in(formula: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -15,6 +16,7 @@ from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
 from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error
+from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
 from compiler.frontends.torch.transformers_scan import scans_captured
@@ -60,7 +62,9 @@ def exported_program(
     except (TypeError, AssertionError) as error:
         raise InputError(f"the example inputs do not fit the model: {error}") from error
     except Exception as error:  # torch.export raises many classes, none of them public
-        raise capture_error(error, [*arguments, *named.values()]) from error
+        names = list(inspect.signature(source.forward).parameters)
+        remaining = remaining_dimensions(dynamic_shapes, names, fixed_by(str(error)))
+        raise capture_error(error, [*arguments, *named.values()], remaining) from error
 
 
 def _captured(

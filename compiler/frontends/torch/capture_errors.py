@@ -29,15 +29,19 @@ _OTHER = "make torch.export.export(model, example_inputs) work first"
 _LONGEST = 300
 
 
-def capture_error(error: Exception, example: Sequence[Any] = ()) -> InvalidModelError:
-    """The error of a model that `torch.export` stopped at with these inputs; torch's own report is its cause."""
+def capture_error(error: Exception, example: Sequence[Any] = (), remaining: str | None = None) -> InvalidModelError:
+    """The error of a model that `torch.export` stopped at with these inputs; torch's own report is its cause.
+
+    Args:
+        remaining: `dynamic_shapes` without the dimensions that the report names, where some remain.
+    """
     text = str(error)
     where = line_of_the_model(error.__traceback__)
     if "data-dependent" in text:
         hint = f"{_INDEX}; else {_DATA_DEPENDENT}" if "specialized integer" in text else _DATA_DEPENDENT
         what = f"a value of a tensor decides what is computed ({_first_line(text)})"
     elif "specialized it to be a constant" in text:
-        what, hint = _summary(text), f"{_FIXED_SIZE}: {_one_size(example)}"
+        what, hint = _summary(text), f"{_FIXED_SIZE}: {remaining or _one_size(example)}"
     elif "the generated guard" in text:
         what, hint = _range_of_a_dimension(text, example)
     else:

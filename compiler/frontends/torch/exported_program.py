@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -76,10 +77,10 @@ def import_torch(
     program = exported_program(source, example_inputs, dynamic_shapes)
     results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
     complex_results = complex_notes(program)
-    sizes = OpenSizes(program)
+    own = program is source
+    sizes = OpenSizes(program, {} if own else inspect.signature(source.forward).parameters, dynamic_shapes)
     with quiet(), exporter_caches():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
-    own = program is source
     needs, known = ProgramRequirements(program), congruences(program)
     with quiet(), exporter_caches():
         if own:  # the caller's own: what follows changes its graph
@@ -90,7 +91,7 @@ def import_torch(
         program = _rewritten(program)
     _view_copies(program)
     onnx_program = _to_onnx(program)
-    sizes.refuse_fixed()
+    needs.add(sizes.added())
     name_states(onnx_program, states)
     _name_outputs(onnx_program, [*(output_name(each) for each in states), *results])
     _fix_known_sizes(onnx_program)

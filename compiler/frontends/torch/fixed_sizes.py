@@ -1,48 +1,109 @@
-"""Dynamic sizes that the decomposition of an operator fixed.
+"""Conditions on dynamic sizes that the decomposition of operators added.
 
-`torch.export` refuses models that do so. What is traced later, for the decomposition of an operator, adds conditions on
-sizes silently, and is right for sizes that meet them alone.
+`torch.export` refuses models that fix a size. What is traced later, for the decomposition of an operator, adds
+conditions on sizes silently, and is right for sizes that meet them alone.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
+from compiler.frontends.torch.branches import Condition, decomposition_relations
+from compiler.frontends.torch.dynamic_shapes import remaining_dimensions
 
 if TYPE_CHECKING:
     import torch
 
 
 class OpenSizes:
-    """The dynamic sizes of a program's inputs, and the conditions on them that it came with."""
+    """The dynamic sizes of a program's inputs, and the conditions on them that it came with.
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self._places: dict[Any, str] = {}
+    Args:
+        parameters: those of the model's `forward`; none of a program that was exported before.
+    """
+
+    def __init__(
+        self, program: torch.export.ExportedProgram, parameters: Mapping[str, inspect.Parameter], dynamic_shapes: Any
+    ) -> None:
+        self._parameters, self._shapes = parameters, dynamic_shapes
+        self._places: dict[Any, list[tuple[str, str]]] = {}
         self._environment: Any = None
-        for node in program.graph.nodes:
+        for node, argument in zip(_input_nodes(program), _arguments(program, list(parameters.values())), strict=True):
             value = node.meta.get("val")
             mode = getattr(value, "fake_mode", None)
-            if node.op != "placeholder" or mode is None or mode.shape_env is None:
+            if mode is None or mode.shape_env is None:
                 continue
             self._environment = mode.shape_env
             for axis, size in enumerate(value.shape):
                 expr = getattr(getattr(size, "node", None), "expr", None)
                 for symbol in getattr(expr, "free_symbols", ()):  # of 32*s, too
-                    self._places.setdefault(symbol, f"dimension {axis} of {node.name}")
+                    place = (f"dimension {axis} of {node.name}", f"{argument}.size()[{axis}]")
+                    self._places.setdefault(symbol, []).append(place)
         self._known = 0 if self._environment is None else len(self._environment.guards)
 
-    def refuse_fixed(self) -> None:
-        """Raise UnsupportedModelError where an equation with one of them was added since."""
-        added = () if self._environment is None else self._environment.guards[self._known :]
-        equations = [guard.expr for guard in added if getattr(guard.expr, "rel_op", None) == "=="]
-        fixed = [
-            Refusal(
-                "dynamic size", place, f"an operator of the model is written for sizes where {each.lhs} = {each.rhs}"
-            )
-            for symbol, place in self._places.items()
-            for each in [next((each for each in equations if symbol in each.free_symbols), None)]
-            if each is not None
-        ]
+    def added(self) -> list[Condition]:
+        """The conditions that were added since and that results depend on.
+
+        Raises:
+            UnsupportedModelError: one of them fixes a size.
+        """
+        guards = () if self._environment is None else self._environment.guards[self._known :]
+        fixed = {}
+        for guard in guards:
+            if getattr(guard.expr, "rel_op", None) == "==" and not _is_multiple(guard.expr):
+                symbols = [symbol for symbol in self._places if symbol in guard.expr.free_symbols]
+                if len(symbols) == 1:
+                    fixed.setdefault(symbols[0], guard.expr)
         if fixed:
-            raise UnsupportedModelError(fixed, "leave these dimensions out of dynamic_shapes")
+            raise self._refusal(fixed)
+        return [condition for guard in guards for condition in decomposition_relations(guard)]
+
+    def _refusal(self, fixed: Mapping[Any, Any]) -> UnsupportedModelError:
+        refusals = [
+            Refusal(
+                "dynamic size",
+                place,
+                f"an operator of the model is written for sizes where {equation.lhs} = {equation.rhs}",
+            )
+            for symbol, equation in fixed.items()
+            for place, _ in self._places[symbol]
+        ]
+        gone = {place for symbol in fixed for _, place in self._places[symbol]}
+        line = remaining_dimensions(self._shapes, list(self._parameters), lambda place, dim: place in gone)
+        hint = "leave these dimensions out of dynamic_shapes"
+        return UnsupportedModelError(refusals, f"{hint}: {line}" if line else hint)
+
+
+def _is_multiple(equation: Any) -> bool:
+    """True for Mod(size, 4) = 0."""
+    return type(equation.lhs).__name__ == "Mod" and equation.rhs == 0
+
+
+def _input_nodes(program: torch.export.ExportedProgram) -> list[Any]:
+    from torch.export.graph_signature import InputKind
+
+    specs = program.graph_signature.input_specs
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return [node for node, spec in zip(nodes, specs, strict=True) if spec.kind == InputKind.USER_INPUT]
+
+
+def _arguments(program: torch.export.ExportedProgram, parameters: list[inspect.Parameter]) -> Iterator[str]:
+    """The argument of `forward` that each input is, or is a part of, as torch writes it: "L['x'][0]"."""
+    from torch.utils import _pytree
+
+    spec = program.call_spec.in_spec
+    for (kind, first, *rest), _ in _pytree.tree_flatten_with_path(_pytree.tree_unflatten(range(spec.num_leaves), spec))[
+        0
+    ]:
+        path = "".join(map(str, rest))
+        place = getattr(first, "idx", None)
+        if kind.idx == 1:
+            yield f"L[{first.key!r}]{path}"
+        elif place < len(parameters) and parameters[place].kind is not inspect.Parameter.VAR_POSITIONAL:
+            yield f"L[{parameters[place].name!r}]{path}"
+        else:
+            name, before = (parameters[-1].name, len(parameters) - 1) if parameters else ("args", 0)
+            yield f"L[{name!r}][{place - before}]{path}"

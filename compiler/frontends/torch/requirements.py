@@ -6,17 +6,18 @@ Branches that a model's own code takes on sizes: `torch.export` follows the one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
+from compiler.frontends.torch.branches import Condition, branch_relations
 from compiler.frontends.torch.dimension_ranges import dimensions, range_relations
 from compiler.frontends.torch.index_ranges import IndexRange, index_ranges
 from compiler.frontends.torch.node_names import shown_name
+from compiler.frontends.torch.size_formulas import size_formula
 from compiler.frontends.torch.size_relations import SizeRelation, size_relations
-from compiler.support.formula import evaluate, names_in
+from compiler.support.formula import FormulaError, names_in
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ class ProgramRequirements:
         inputs = set(program.graph_signature.user_inputs)
         self._places: dict[str, tuple[str, int]] = {}
         self._indices: list[tuple[IndexRange, str]] = []
-        self._sizes: list[tuple[SizeRelation, str]] = []
+        self._sizes: list[Condition] = []
         self._symbols: dict[str, str] = {}
         for each in dimensions(program):
             self._places[each.name] = (each.input, each.axis)
@@ -48,6 +49,10 @@ class ProgramRequirements:
                 self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
         self._sizes += branch_relations(program)
         self._sizes += range_relations(program)  # last: those of operators say what needs them
+
+    def add(self, conditions: Iterable[Condition]) -> None:
+        """Further relations of sizes, of the program that the operators were rewritten to."""
+        self._sizes += conditions
 
     def added_to(self, model: ImportedModel) -> ImportedModel:
         """The model with these before its own; not those of inputs or of sizes that it does not have."""
@@ -88,23 +93,20 @@ class ProgramRequirements:
 
         The number takes the place of the name of a dimension that the caller fixed.
         """
-        text = re.sub(r"\bMod\((\w+), (\w+)\)", r"(\1 % \2)", str(size))
-        text = re.sub(r"\b(Min|Max)\(", lambda found: found.group().lower(), text)
-        text = re.sub(r"\b\w+\b", self._in_dimensions, text)
-        symbols: dict[str, str] = {}
         try:
-            for name in names_in(text):
-                if name not in self._places or self._places[name][0] not in shapes:
-                    return None
-                place, axis = self._places[name]
-                dimension = shapes[place][axis]
-                if isinstance(dimension, int):
-                    text = re.sub(rf"\b{name}\b", str(dimension), text)
-                else:
-                    symbols[name] = dimension
-            evaluate(text, dict.fromkeys(symbols, 1))
-        except ValueError:
+            text = re.sub(r"\b\w+\b", self._in_dimensions, size_formula(size))
+        except FormulaError:
             return None
+        symbols: dict[str, str] = {}
+        for name in names_in(text):
+            if name not in self._places or self._places[name][0] not in shapes:
+                return None
+            place, axis = self._places[name]
+            dimension = shapes[place][axis]
+            if isinstance(dimension, int):
+                text = re.sub(rf"\b{name}\b", str(dimension), text)
+            else:
+                symbols[name] = dimension
         return text, symbols
 
     def _in_dimensions(self, name: re.Match[str]) -> str:
@@ -119,49 +121,3 @@ def _operator(node: torch.fx.Node) -> str:
 def _is_known(relation: SizeRelation) -> bool:
     """True if both sizes are numbers, which `torch.export` has checked."""
     return isinstance(relation.left, int) and isinstance(relation.right, int)
-
-
-def branch_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[SizeRelation, str]]:
-    """Relations between input sizes under which the followed branches are taken, and where they are.
-
-    Conditions that PyTorch's own operators ask for (of strides, mostly) hold for the results of other sizes as well.
-    """
-    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
-    environments = {id(mode.shape_env): mode.shape_env for mode in (getattr(each, "fake_mode", None) for each in values)
-                    if mode is not None and mode.shape_env is not None}  # fmt: skip
-    for environment in environments.values():
-        for guard in environment.guards:
-            place: Any = getattr(guard.sloc, "framework_loc", None)
-            if hasattr(place, "filename") and not _is_of_torch(place.filename):
-                where = f"a branch of the model ({Path(place.filename).name}:{place.lineno})"
-                yield from ((relation, where) for relation in _relations(guard.expr))
-
-
-def _is_of_torch(filename: str) -> bool:
-    """True if it is a file of PyTorch that computes shapes and strides."""
-    import torch
-
-    home = Path(torch.__file__).parent
-    path = Path(filename)
-    return path.is_relative_to(home) and path.relative_to(home).parts[0].startswith("_")
-
-
-def _relations(condition: Any) -> Iterator[SizeRelation]:
-    """A condition of sympy as relations; none where it is an alternative."""
-    if type(condition).__name__ == "And":
-        for part in condition.args:
-            yield from _relations(part)
-        return
-    kind = getattr(condition, "rel_op", None)
-    if kind is None:
-        return
-    left, right = condition.lhs, condition.rhs
-    if kind in (">=", ">"):
-        yield SizeRelation(left, "at least", right if kind == ">=" else right + 1)
-    elif kind in ("<=", "<"):
-        yield SizeRelation(right, "at least", left if kind == "<=" else left + 1)
-    elif kind == "==":
-        yield SizeRelation(left, "equal", right)
-    elif kind == "!=":
-        difference = f"({left} - ({right}))"
-        yield SizeRelation(f"{difference}*{difference}", "at least", 1)  # its square

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.support.formula import evaluate, names_in, with_names
+from compiler.support.formula import evaluate, names_in, nominal_size, with_names
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ def test_evaluates(formula: str, sizes: dict[str, int], value: int) -> None:
 def test_refuses_everything_else(formula: str) -> None:
     with pytest.raises(ValueError, match=r"formula|size of|divides by zero"):
         evaluate(formula, {})
+
+
+@pytest.mark.parametrize(("formula", "size"), [("2*n + m", 1), ("n // (m // 3)", 4), ("n % (m - 1)", 2), ("12", 1)])
+def test_nominal_size_is_the_least_that_has_a_value(formula: str, size: int) -> None:
+    assert nominal_size(formula) == size
 
 
 def test_names() -> None:

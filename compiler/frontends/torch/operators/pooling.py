@@ -15,11 +15,11 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 @decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The largest element of each window and its place in the image; the image's size must be known."""
+    """The largest element of each window and its place in the image."""
     rank = len(output_size)
-    sizes = values.shape[-rank:]
+    sizes = _sizes(values)[-rank:]
     if not all(isinstance(size, int) for size in sizes):
-        return NotImplemented
+        return _largest_by_axis(values, output_size)
     found, places = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
         inside: Any = (..., *(slice(*each) for each in window))
@@ -28,6 +28,23 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
         places.append(_place_in_image(place, window, sizes))
     shape = (*values.shape[:-rank], *output_size)
     return torch.stack(found, -1).reshape(shape), torch.stack(places, -1).reshape(shape)
+
+
+def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The same for images of dynamic size, axis by axis from the last: of equal elements it is the first, too."""
+    rank = len(output_size)
+    sizes = _sizes(values)[-rank:]
+    least = -math.inf if values.is_floating_point() else torch.iinfo(values.dtype).min
+    places, stride = torch.zeros_like(values, dtype=torch.int64), 1
+    for axis, parts in reversed([*enumerate(output_size, -rank)]):
+        size = sizes[axis]
+        inside = _inside(size, parts)
+        spread = values.movedim(axis, -1).unsqueeze(-2)
+        found = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
+        before = places.movedim(axis, -1).unsqueeze(-2).expand(*found.indices.shape, size)
+        place = before.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1) + found.indices * stride
+        values, places, stride = found.values.movedim(-1, axis), place.movedim(-1, axis), stride * size
+    return values, places
 
 
 def _place_in_image(place: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
@@ -125,10 +142,15 @@ def _sizes(values: Tensor) -> Sequence[Any]:
 
 def _shares(size: Any, parts: int, dtype: torch.dtype) -> Tensor:
     """(parts, size): 1 / (the places of a window) at each of its places, 0 elsewhere."""
+    inside = _inside(size, parts)
+    return inside.to(dtype) / inside.sum(-1, keepdim=True).to(dtype)
+
+
+def _inside(size: Any, parts: int) -> Tensor:
+    """(parts, size): True at the places of each window."""
     part, place = torch.arange(parts).unsqueeze(-1), torch.arange(size)
     first, behind = part * size // parts, ((part + 1) * size + parts - 1) // parts
-    inside = (place >= first) & (place < behind)
-    return inside.to(dtype) / (behind - first).to(dtype)
+    return (place >= first) & (place < behind)
 
 
 @decomposition_of("torchvision.ps_roi_align.default")

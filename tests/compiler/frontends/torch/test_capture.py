@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import compiler
-from compiler.errors import InputError, InvalidModelError
+from compiler.artifact import TensorDescription
+from compiler.driver.manifest_entries import requirements
+from compiler.errors import InputError, InvalidModelError, UnsupportedModelError
 from compiler.frontends.source import import_model
+from compiler.runtime.requirements import RequirementChecker
 
 _LENGTH = ({2: torch.export.Dim.DYNAMIC},)
 
@@ -104,6 +108,44 @@ def test_sizes_that_take_another_branch_are_refused_when_running() -> None:
     for sizes in ((3, 2), (9, 2), (5, 5)):
         with pytest.raises(InputError, match=r"a branch of the model \(test_capture\.py:"):
             module.run([torch.randn(sizes[0], 3), torch.randn(sizes[1])])
+
+
+class Alternatives(nn.Module):
+    """Branches on an area, on a quotient, and on either of two sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape
+        result = x * 2 if height * width % 4 == 0 else x
+        result = result + 1 if height / 2 > 1.5 else result
+        return result - 3 if torch.sym_not(torch.sym_max(height, width) > 6) else result
+
+
+@pytest.mark.parametrize(
+    ("shape", "same"), [((4, 5), True), ((6, 6), True), ((5, 5), False), ((8, 4), False), ((3, 4), False)]
+)
+def test_conditions_on_areas_and_quotients_are_required(shape: tuple[int, int], same: bool) -> None:
+    size = torch.export.Dim.DYNAMIC
+    model = import_model(
+        Alternatives().eval(), example_inputs=(torch.randn(4, 6),), dynamic_shapes=({0: size, 1: size},)
+    )
+    inputs = [TensorDescription(name=each.name, shape=each.shape, dtype=each.dtype) for each in model.inputs]
+    checker = RequirementChecker(inputs, **requirements(model))
+    with contextlib.nullcontext() if same else pytest.raises(InputError, match="a branch of the model"):
+        checker.check(dict(zip(map(str, model.inputs[0].shape), shape, strict=True)), [None])
+
+
+class Scaled(nn.Module):
+    """A branch that is rounded as floating-point numbers are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] * 0.3 > 2 else x
+
+
+def test_a_branch_that_no_formula_states_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="a branch of the model"):
+        import_model(
+            Scaled().eval(), example_inputs=(torch.randn(7, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
 
 
 class Halves(nn.Module):

@@ -8,6 +8,7 @@ import torch
 
 import tensorwright
 from compiler.errors import InputError, InvalidModelError, OptionError
+from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 
 
 class Branch(torch.nn.Module):
@@ -116,3 +117,28 @@ def test_a_size_that_the_code_fixes_comes_with_the_call_for_one_size() -> None:
     with pytest.raises(InvalidModelError) as caught:
         tensorwright.compile(Loop().eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes=sizes)
     assert "tensorwright.compile(model, example_inputs=(torch.randn(3, 8),))" in str(caught.value.hint)
+
+
+class Fixed(torch.nn.Module):
+    """Its first dimension is that of a weight."""
+
+    def forward(self, x: torch.Tensor, *others: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+        return (x + torch.ones(5, 4)).sum() + others[0].sum() + named[:, None].sum()
+
+
+@pytest.mark.parametrize("dim", [torch.export.Dim.DYNAMIC, torch.export.Dim("n")])
+def test_dimensions_that_remain_are_a_line_to_paste(dim: object) -> None:
+    size = torch.export.Dim.DYNAMIC
+    shapes = {"x": {0: dim, 1: None}, "others": ({0: size},), "named": (size,)}
+    model, tensors = Fixed().eval(), (torch.randn(5, 4), torch.randn(6, 2), torch.randn(3))
+
+    def exported(dynamic: object) -> list[tuple[int | torch.SymInt, ...]]:
+        program = torch.export.export(model, tensors[:2], {"named": tensors[2]}, dynamic_shapes=dynamic)  # type: ignore[arg-type]
+        return [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"]
+
+    with pytest.raises(RuntimeError, match="specialized") as raised:
+        exported(shapes)
+    line = remaining_dimensions(shapes, ["x", "others", "named"], fixed_by(str(raised.value)))
+    assert line is not None
+    found = exported(eval(line.removeprefix("dynamic_shapes=")))
+    assert [isinstance(shape[0], int) for shape in found] == [True, False, False]

@@ -378,15 +378,24 @@ def test_adaptive_means_of_rows_of_open_size() -> None:
     check(lambda x: functional.adaptive_avg_pool1d(x, 4), normal(2, 3, 12), ({2: torch.export.Dim.DYNAMIC},), others)
 
 
-@pytest.mark.parametrize(
-    ("function", "shape"),
-    [(torch.pdist, (6, 4)), (lambda x: functional.adaptive_max_pool2d(x[None], (3, 2)), (6, 8))],
-)
-def test_an_operator_that_fixes_an_open_size_is_refused(function: Function, shape: tuple[int, ...]) -> None:
+def test_adaptive_maxima_of_images_of_open_size() -> None:
+    """The example's sizes are multiples of the parts, which torch's own decomposition takes for windows of one size."""
+    open_size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    example, *others = (x.mul(2).round() for x in (normal(2, 3, 12, 8), normal(2, 3, 13, 7), normal(1, 3, 5, 21)))
+    function = partial(functional.adaptive_max_pool2d, output_size=(3, 4), return_indices=True)
+    check(function, example, ({0: torch.export.Dim.DYNAMIC, **open_size},), tuple(others))
+
+
+def test_an_operator_that_fixes_an_open_size_is_refused_with_what_works() -> None:
     """Else the module would be wrong for other sizes than the example's, without a word."""
-    model, dynamic = Applied(function).eval(), ({0: torch.export.Dim.DYNAMIC},)
-    with pytest.raises(UnsupportedModelError, match="dimension 0 of x"):
-        compiler.compile(model, example_inputs=(normal(*shape),), dynamic_shapes=dynamic, threads=1)
+    model, example = Applied(lambda x: torch.pdist(x[..., 0])).eval(), normal(6, 4, 2)
+    size = torch.export.Dim.DYNAMIC
+    with pytest.raises(UnsupportedModelError, match="dimension 0 of x") as raised:
+        compiler.compile(model, example_inputs=(example,), dynamic_shapes=({0: size, 2: size},), threads=1)
+    assert raised.value.hint is not None
+    text = raised.value.hint.partition("dynamic_shapes=")[2]
+    module = compiler.compile(model, example_inputs=(example,), dynamic_shapes=eval(text), threads=1)
+    assert [isinstance(axis, str) for axis in module.inputs[0].shape] == [False, False, True]
 
 
 def test_shifts_keep_the_sign_and_the_type() -> None:

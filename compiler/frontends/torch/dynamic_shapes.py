@@ -1,0 +1,62 @@
+"""The `dynamic_shapes` of `torch.export` without dimensions that a model fixes, as a line to paste."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Fixed = Callable[[str, Any], bool]
+"""True for a dimension that is fixed, by its place as torch writes it ("L['x'].size()[1]") and its `Dim`."""
+
+_DYNAMIC = "torch.export.Dim.DYNAMIC"
+
+
+def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed) -> str | None:
+    """ "dynamic_shapes=..." of the dimensions that are not fixed; None where none would remain.
+
+    Args:
+        names: of the arguments of `forward`, in its order.
+    """
+    if isinstance(dynamic_shapes, Mapping):
+        parts = {name: _left(each, f"L[{name!r}]", fixed) for name, each in dynamic_shapes.items()}
+        text = _mapping(parts)
+    elif isinstance(dynamic_shapes, list | tuple):
+        parts = {name: _left(each, f"L[{name!r}]", fixed) for name, each in zip(names, dynamic_shapes, strict=False)}
+        text = _sequence(dynamic_shapes, list(parts.values()))
+    else:
+        return None
+    return f"dynamic_shapes={text}" if _DYNAMIC in text else None
+
+
+def fixed_by(report: str) -> Fixed:
+    """The dimensions that a report of `torch.export` says were "specialized": by place, or by the name of a `Dim`."""
+    marked = set(re.findall(r"You marked (.+?) as dynamic", report))
+    return lambda place, dim: place in marked or getattr(dim, "__name__", None) in marked
+
+
+def _left(value: Any, place: str, fixed: Fixed) -> str:
+    if isinstance(value, Mapping) and all(isinstance(axis, int) for axis in value):
+        sizes = [axis for axis, dim in value.items() if _is_open(dim) and not fixed(f"{place}.size()[{axis}]", dim)]
+        return _mapping(dict.fromkeys(sizes, _DYNAMIC)) if sizes else "None"
+    if isinstance(value, Mapping):
+        return _mapping({key: _left(each, f"{place}[{key!r}]", fixed) for key, each in value.items()})
+    if not isinstance(value, list | tuple):
+        return "None"
+    if any(map(_is_open, value)):  # a dimension for each axis
+        return _left(dict(enumerate(value)), place, fixed)
+    return _sequence(value, [_left(each, f"{place}[{index}]", fixed) for index, each in enumerate(value)])
+
+
+def _is_open(dim: Any) -> bool:
+    return dim is not None and not isinstance(dim, int | Mapping | list | tuple) and "STATIC" not in str(dim)
+
+
+def _mapping(parts: Mapping[Any, str]) -> str:
+    return "{" + ", ".join(f"{key!r}: {text}" for key, text in parts.items()) + "}"
+
+
+def _sequence(like: Sequence[Any], parts: Sequence[str]) -> str:
+    if isinstance(like, list):
+        return f"[{', '.join(parts)}]"
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
