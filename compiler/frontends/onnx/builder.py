@@ -24,7 +24,6 @@ from schedules.ir.tir import structural_equal
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-_MAXIMUM_SYMBOLIC_ELEMENTS = 1024
 _LONGEST_SIZE = 120  # characters
 LARGEST_ELEMENT = 2**62
 _OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
@@ -279,8 +278,6 @@ class Builder:
             return value.expr()
         if isinstance(value, Runtime):
             return value.expr
-        if value.array.size > _MAXIMUM_SYMBOLIC_ELEMENTS:
-            raise ValueError(f"{value.array.size} symbolic elements are too many to store one by one")
         return self.scalars_to_tensor(value.array.reshape(-1).tolist(), value.shape, value.dtype)
 
     def scalars_to_tensor(self, scalars: list[Scalar], shape: tuple[int, ...], dtype: str) -> relax.Expr:

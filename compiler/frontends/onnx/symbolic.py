@@ -294,6 +294,8 @@ def _constant(value: int, like: tvm.ir.Expr) -> tvm.ir.Expr:
 
 
 def _same_type(a: Scalar, b: Scalar) -> tuple[tvm.ir.Expr, tvm.ir.Expr]:
+    if is_number(a) and is_number(b):
+        return expression(a), expression(b)
     if is_number(a):
         return tirx.const(a, str(b.ty.dtype)), b
     if is_number(b):

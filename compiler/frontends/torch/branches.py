@@ -40,10 +40,13 @@ def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Conditio
 
 
 def decomposition_relations(guard: Any) -> Iterator[Condition]:
-    """Relations that a guard of `torch` asks for, where the decomposition of an operator computes by it."""
+    """The equation that a guard of `torch` asks for, where the decomposition of an operator computes by it.
+
+    Inequalities are left out: most say that a size is not 1, which tracing assumes and results do not depend on.
+    """
     folder, where = _source(guard)
-    computes = folder in _DECOMPOSITIONS or not folder.startswith("_")
-    if where and computes and "view" not in guard.sloc.framework_loc.name:
+    computes = folder in _DECOMPOSITIONS and "view" not in guard.sloc.framework_loc.name
+    if where and (computes or not folder) and getattr(guard.expr, "rel_op", None) == "==":
         yield from _conditions(guard.expr, f"a decomposed operator {where}", required=False)
 
 

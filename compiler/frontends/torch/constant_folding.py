@@ -18,8 +18,9 @@ _MOST_BYTES = 1 << 26
 
 def with_folded_constants(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram | None:
     """A copy of the program with its constant operators evaluated; None if it has none."""
-    known = _constant_inputs(program)
-    graph = program.graph
+    folded = program.run_decompositions({})  # its graph and signature are its own; some nodes have gone
+    known = _constant_inputs(folded)
+    graph = folded.graph
     computed: set[Any] = set()
     for node in graph.nodes:
         if node.op == "call_function" and _is_pure(node) and all(each in known for each in node.all_input_nodes):
@@ -30,11 +31,9 @@ def with_folded_constants(program: torch.export.ExportedProgram) -> torch.export
     frontier = [node for node in graph.nodes if node in computed and any(user not in computed for user in node.users)]
     if not frontier:
         return None
-    folded = _copied(program)
-    places = {node.name: node for node in folded.graph.nodes}
     for node in frontier:
-        _replace(folded, places[node.name], known[node])
-    folded.graph.eliminate_dead_code()
+        _replace(folded, node, known[node])
+    graph.eliminate_dead_code()
     folded.graph_module.recompile()
     return folded
 
@@ -75,11 +74,6 @@ def _evaluated(node: Any, known: dict[Any, Any]) -> Any:
     arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), lambda each: known[each])
     with torch.no_grad():
         return node.target(*arguments, **keywords)
-
-
-def _copied(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program with a graph and a signature of its own; decomposing no operator copies it."""
-    return program.run_decompositions({})
 
 
 def _replace(program: torch.export.ExportedProgram, node: Any, value: torch.Tensor) -> None:

@@ -43,9 +43,9 @@ def _interpolation(mode: Mapping[str, object], *, either: bool) -> Callable[...,
     return to_either if either else to_size
 
 
-def _nearest(*, either: bool) -> Callable[..., Value]:
+def _nearest(mode: Mapping[str, object], *, either: bool) -> Callable[..., Value]:
     def to_either(data: Value, size: SizeArgument, factors: Sequence[float] | None = None) -> Value:
-        return _resized(data, size, factors or (), _NEAREST, False)
+        return _resized(data, size, factors or (), mode, False)
 
     def to_size(
         data: Value,
@@ -54,7 +54,7 @@ def _nearest(*, either: bool) -> Callable[..., Value]:
         second: float | None = None,
         third: float | None = None,
     ) -> Value:
-        return _resized(data, size, (first, second, third), _NEAREST, False)
+        return _resized(data, size, (first, second, third), mode, False)
 
     return to_either if either else to_size
 
@@ -70,14 +70,17 @@ def _resized(
     by_factor = len(known) == len(spatial)
     wanted = [_size(given, known[axis]) if by_factor else _part(size, axis) for axis, given in enumerate(spatial)]
     fixed = all(isinstance(each, int) for each in (*spatial, *wanted))
-    if mode is _NEAREST and fixed:
-        indices = _nearest_indices(spatial, wanted, known if by_factor else [None] * len(spatial))
-        if indices is not None:
-            return _gathered(op, data, indices)
-    if mode is _NEAREST and by_factor and not fixed and not all(map(_is_whole, known)):
-        return _taken(op, data, known)
-    how = dict(mode)
-    if mode is not _NEAREST:
+    if mode is _NEAREST_EXACT or mode is _NEAREST:
+        offset = 0.5 if mode is _NEAREST_EXACT else 0.0
+        if fixed:
+            indices = _nearest_indices(spatial, wanted, known if by_factor else [None] * len(spatial), offset)
+            if indices is not None:
+                return _gathered(op, data, indices)
+        elif offset or not by_factor or not all(map(_is_whole, known)):
+            counts = _counted(op, data, known) if by_factor else op.Cast(size, to=_INT64)
+            return _taken(op, data, counts, known if by_factor else [None] * len(spatial), offset)
+    how = dict(_NEAREST if mode is _NEAREST_EXACT else mode)
+    if mode is not _NEAREST and mode is not _NEAREST_EXACT:
         how["coordinate_transformation_mode"] = "align_corners" if align_corners else "half_pixel"
     if fixed:
         target = op.Constant(value_ints=wanted)
@@ -117,15 +120,18 @@ def _is_whole(factor: float) -> bool:
     return _is_exact(factor) and float(np.float32(1 / factor)) >= 1 / factor
 
 
-def _taken(op: Opset, data: Value, factors: Sequence[float]) -> Value:
+def _taken(op: Opset, data: Value, counts: Value, factors: Sequence[float | None], offset: float) -> Value:
     """The nearest elements of an image of dynamic size, at the places that PyTorch computes in float32."""
-    counts = _counted(op, data, factors)
     for axis, factor in enumerate(factors):
         size, count = op.Gather(op.Shape(data), axis + 2, axis=0), op.Gather(counts, axis, axis=0)
-        step = op.Constant(value_float=float(np.float32(1 / factor)))
-        if len(factors) == 2:  # PyTorch's images are doubled whatever the factor says
-            step = op.Where(op.Equal(count, op.Mul(size, 2)), op.Constant(value_float=0.5), step)
-        places = op.Floor(op.Mul(op.Cast(op.Range(0, count, 1), to=onnx.TensorProto.FLOAT), step))
+        if factor is None:
+            step = op.Div(*(op.Cast(each, to=onnx.TensorProto.FLOAT) for each in (size, count)))
+        else:
+            step = op.Constant(value_float=float(np.float32(1 / factor)))
+            if len(factors) == 2 and not offset:  # PyTorch doubles images whatever the factor says
+                step = op.Where(op.Equal(count, op.Mul(size, 2)), op.Constant(value_float=0.5), step)
+        centers = op.Add(op.Cast(op.Range(0, count, 1), to=onnx.TensorProto.FLOAT), op.Constant(value_float=offset))
+        places = op.Floor(op.Mul(centers, step))
         data = op.Gather(data, op.Min(op.Cast(places, to=_INT64), op.Sub(size, 1)), axis=axis + 2)
     return data
 
@@ -147,15 +153,15 @@ def _cropped(op: Opset, data: Value, sizes: Value, rank: int) -> Value:
 
 
 def _nearest_indices(
-    sizes: Sequence[Any], wanted: Sequence[Any], factors: Sequence[float | None]
+    sizes: Sequence[Any], wanted: Sequence[Any], factors: Sequence[float | None], offset: float
 ) -> list[np.ndarray] | None:
     """Source indices as PyTorch computes them, in float32; None if every scale factor is an integer."""
     whole, found = True, []
     for size, count, factor in zip(sizes, wanted, factors, strict=True):
         places = np.arange(count)
         step = np.float32(size) / np.float32(count) if factor is None else np.float32(1 / factor)
-        own = np.minimum(np.floor(places.astype(np.float32) * step).astype(np.int64), size - 1)
-        if len(sizes) == 2 and count == 2 * size:  # PyTorch's images are doubled whatever the factor says
+        own = np.minimum(np.floor((places + np.float32(offset)).astype(np.float32) * step).astype(np.int64), size - 1)
+        if len(sizes) == 2 and count == 2 * size and not offset:  # PyTorch doubles images whatever the factor says
             own = places // 2
         whole = whole and count % max(size, 1) == 0 and bool(np.array_equal(own, places * size // max(count, 1)))
         found.append(own)
@@ -170,6 +176,7 @@ def _gathered(op: Opset, data: Value, indices: Sequence[np.ndarray]) -> Value:
 
 _INT64, _DOUBLE = onnx.TensorProto.INT64, onnx.TensorProto.DOUBLE
 _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_NEAREST_EXACT = {"mode": "nearest-exact"}  # the pixel whose area holds the center of the new one
 _LINEAR = {"mode": "linear"}
 _CUBIC = {"mode": "cubic", "cubic_coeff_a": -0.75}
 # As Pillow has it: weights of what lies inside of the image alone, and another coefficient of cubic ones.
@@ -186,6 +193,10 @@ _MODES: dict[str, Mapping[str, object]] = {
 RESAMPLING: dict[str, Callable[..., Value]] = {
     **{f"aten.{name}.default": _interpolation(mode, either=False) for name, mode in _MODES.items()},
     **{f"aten.{name}.vec": _interpolation(mode, either=True) for name, mode in _MODES.items()},
-    **{f"aten.upsample_nearest{rank}d.default": _nearest(either=False) for rank in (1, 2, 3)},
-    **{f"aten.upsample_nearest{rank}d.vec": _nearest(either=True) for rank in (1, 2, 3)},
+    **{
+        f"aten.{name}{rank}d.{form}": _nearest(mode, either=form == "vec")
+        for name, mode in (("upsample_nearest", _NEAREST), ("_upsample_nearest_exact", _NEAREST_EXACT))
+        for rank in (1, 2, 3)
+        for form in ("default", "vec")
+    },
 }

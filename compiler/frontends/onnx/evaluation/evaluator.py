@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
 
 Evaluated = list[Value]
+_MOST_SYMBOLIC = 256  # elements of an array, each of which is an expression
 
 
 def can_evaluate(operator: str) -> bool:
@@ -66,13 +67,14 @@ def evaluate(context: NodeContext) -> Evaluated | None:
 
 
 def to_value(array: np.ndarray, dtype: str) -> Constant | Symbolic | None:
-    """An evaluated array as a value: constant when nothing in it is symbolic; None when it has no symbolic form."""
+    """An evaluated array as a value: constant when nothing in it is symbolic; None when it has no symbolic form, or too
+    many elements to compute one by one."""
     array = np.asarray(array)
     if array.dtype != object:
         return Constant(np.ascontiguousarray(array).reshape(array.shape), dtype)
     if all(is_number(v) for v in array.reshape(-1)):
         return Constant(_wrapped(array, dtype), dtype)
-    return Symbolic(array, dtype) if dtype in SYMBOLIC_DTYPES else None
+    return Symbolic(array, dtype) if dtype in SYMBOLIC_DTYPES and array.size <= _MOST_SYMBOLIC else None
 
 
 def _wrapped(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -295,6 +295,19 @@ def test_interpolation_by_factors() -> None:
     check_together(both, normal(1, 2, 9, 50), tolerance=5e-5)  # positions up to 50, in float32
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_nearest_elements_at_open_sizes(mode: str) -> None:
+    """The places are rounded as PyTorch's: sizes of 33 from 16 are not exact in float32."""
+
+    def resized(x: Tensor) -> list[Tensor]:
+        to_size = functional.interpolate(x, size=(x.shape[3], 9), mode=mode)
+        return [functional.interpolate(x, scale_factor=(1.3, 0.7), mode=mode), to_size]
+
+    dynamic = (dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC),)
+    check(resized, normal(1, 1, 9, 14), dynamic, (normal(1, 1, 19, 33), normal(1, 1, 33, 5), normal(1, 1, 4, 33)))
+    check(lambda x: functional.interpolate(x, scale_factor=(1.3, 0.7), mode=mode), normal(1, 1, 9, 15))
+
+
 def test_attention_of_few_keys_in_three_dimensions() -> None:
     check(lambda x: functional.scaled_dot_product_attention(x, x[:2], x[:2] + 1, enable_gqa=True), normal(4, 5, 8))
 

@@ -51,6 +51,15 @@ def check_sizes(
 SIZES = [(2, 6), (1, 1), (3, 4), (5, 10)]
 
 
+def test_many_elements_computed_from_a_size() -> None:
+    nodes = [
+        Node("Shape", ["x"], ["s"]),
+        Node("Mul", ["s", "places"], ["all"]),
+        Node("Cast", ["all"], ["y"], to=FLOAT),
+    ]
+    check_sizes(nodes, constants(places=np.arange(1100)[:, None]), SIZES, ("n", "m"))
+
+
 def test_flattening_through_shape_gather_unsqueeze_concat() -> None:
     nodes = [
         Node("Shape", ["x"], ["s"]),
