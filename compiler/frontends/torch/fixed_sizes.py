@@ -51,7 +51,7 @@ class OpenSizes:
             UnsupportedModelError: one of them fixes a size.
         """
         guards = () if self._environment is None else self._environment.guards[self._known :]
-        fixed = {}
+        fixed: dict[Any, Any] = {}
         for guard in guards:
             if getattr(guard.expr, "rel_op", None) == "==" and not _is_multiple(guard.expr):
                 symbols = [symbol for symbol in self._places if symbol in guard.expr.free_symbols]
@@ -95,15 +95,19 @@ def _arguments(program: torch.export.ExportedProgram, parameters: list[inspect.P
     from torch.utils import _pytree
 
     spec = program.call_spec.in_spec
-    for (kind, first, *rest), _ in _pytree.tree_flatten_with_path(_pytree.tree_unflatten(range(spec.num_leaves), spec))[
-        0
-    ]:
-        path = "".join(map(str, rest))
-        place = getattr(first, "idx", None)
-        if kind.idx == 1:
-            yield f"L[{first.key!r}]{path}"
-        elif place < len(parameters) and parameters[place].kind is not inspect.Parameter.VAR_POSITIONAL:
-            yield f"L[{parameters[place].name!r}]{path}"
-        else:
-            name, before = (parameters[-1].name, len(parameters) - 1) if parameters else ("args", 0)
-            yield f"L[{name!r}][{place - before}]{path}"
+    leaves, _ = _pytree.tree_flatten_with_path(_pytree.tree_unflatten(range(spec.num_leaves), spec))
+    for path, _ in leaves:
+        yield _argument(path, parameters)
+
+
+def _argument(path: tuple[Any, ...], parameters: list[inspect.Parameter]) -> str:
+    """The argument of a path of keys into the pair of positional and named arguments."""
+    kind, first, *rest = path
+    within = "".join(map(str, rest))
+    if kind.idx == 1:
+        return f"L[{first.key!r}]{within}"
+    place: int = first.idx
+    if place < len(parameters) and parameters[place].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return f"L[{parameters[place].name!r}]{within}"
+    name, before = (parameters[-1].name, len(parameters) - 1) if parameters else ("args", 0)
+    return f"L[{name!r}][{place - before}]{within}"
