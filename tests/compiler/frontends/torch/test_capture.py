@@ -17,7 +17,7 @@ from compiler.artifact import TensorDescription
 from compiler.driver.manifest_entries import requirements
 from compiler.errors import InputError, InvalidModelError, UnsupportedModelError
 from compiler.frontends.source import import_model
-from compiler.runtime.requirements import RequirementChecker
+from compiler.runtime.inputs import RequirementChecker
 
 _LENGTH = ({2: torch.export.Dim.DYNAMIC},)
 
