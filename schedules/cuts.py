@@ -150,6 +150,11 @@ class Cut:
         return pays_at_run_time(images, self.serial_cycles, machine)
 
     @property
+    def weighted(self) -> float:
+        """`weighted_cycles` of the cut."""
+        return weighted_cycles(self.cycles, self.few_cycles)
+
+    @property
     def tasks(self) -> int:
         """Iterations of the loop over all parts."""
         return math.prod(self.parts.values())

@@ -256,7 +256,7 @@ def _direct_cycles(work: ConvWorkload, machine: Machine) -> float:
         return weighted_cycles(*times)
     config = direct_default(work, machine, *tile_for(work, machine))
     found = direct_cut(work, config, machine, copies=work.reaches_outside)
-    return weighted_cycles(found.cycles, found.few_cycles) / images
+    return found.weighted / images
 
 
 def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine: Machine) -> float:
