@@ -19,6 +19,7 @@ from compiler.artifact.language_model import (
 )
 from compiler.errors import ArtifactError, OptionError
 from compiler.generation.chat_templates import Messages
+from compiler.generation.checkpoints import CheckpointedSteps
 from compiler.generation.encoder import Encoder, EncoderInputs
 from compiler.generation.grammar import Grammar, Grammars, Matcher
 from compiler.generation.loop import Run, SequenceState, check_fits
@@ -28,7 +29,7 @@ from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.prompts import Prompt, PromptReader
 from compiler.generation.result import Generation
 from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
-from compiler.generation.steps import BatchedSteps, SessionSteps, Steps, can_rewind
+from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
 from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
@@ -171,9 +172,9 @@ class LanguageModel:
     def steps(self, slots: int, context: int) -> Steps:
         """Steps that read tokens of this many sequences, of at most `context` tokens each."""
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
-        if self.description.sequences:
-            return BatchedSteps(self.module, slots, capacity)
-        return SessionSteps(self.module, slots, capacity)
+        kind = BatchedSteps if self.description.sequences else SessionSteps
+        steps = kind(self.module, slots, capacity)
+        return steps if steps.rewinds else CheckpointedSteps(steps)
 
     def output(
         self, prompt: Sequence[int], options: GenerationOptions, room: int, matcher: Matcher | None = None
@@ -190,12 +191,6 @@ class LanguageModel:
             raise OptionError(
                 "speculative decoding needs a module that returns the logits of several tokens per run",
                 "compile it with sequences=True (tensorwright compile --sequences)",
-            )
-        if options.speculative and not can_rewind(self.module):
-            raise OptionError(
-                "speculative decoding does not apply to models with recurrent mixers: their states cannot go back to "
-                "what they were before a guess",
-                "leave it out",
             )
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")

@@ -28,8 +28,10 @@ class SequenceState:
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Forget what differs from `tokens`; returns how many stay, at most all but the last of them."""
         common = common_length(self.tokens, tokens)
-        if not self._steps.rewinds and common < len(self.tokens):
-            common = 0
+        kept = self._steps.back_to(0, common)
+        if kept < common:
+            self._steps.mark(0, common)
+        common = kept
         del self.tokens[common:]
         return common
 

@@ -66,8 +66,10 @@ class DraftModel:
             return []
         common = next((i for i, pair in enumerate(zip(self._read, tokens, strict=False)) if pair[0] != pair[1]), None)
         common = min(len(self._read), len(tokens) - 1) if common is None else min(common, len(tokens) - 1)
-        if not self._steps.rewinds and common < len(self._read):
-            common = 0
+        kept = self._steps.back_to(self._slot, common)
+        if kept < common:
+            self._steps.mark(self._slot, common)
+        common = kept
         del self._read[common:]
         given, guessed = list(tokens[common:]), list[int]()
         while len(guessed) < most:

@@ -16,7 +16,7 @@ import numpy as np
 
 from compiler.errors import OptionError
 from compiler.runtime import Module
-from compiler.runtime.session import Session
+from compiler.runtime.session import Session, Snapshot
 from compiler.runtime.state_sizes import has_open_capacity
 
 TOKENS, LOGITS = "tokens", "logits"
@@ -53,7 +53,7 @@ class Steps(Protocol):
         room: number of tokens that a slot can hold; None: no limit but the model's.
         joins: whether sequences of one step share a run of the module, which reads the weights once.
         verifies: whether logits of several tokens of a chunk are returned, and are those of single tokens bit by bit.
-        rewinds: whether a slot can go back to an earlier position, and a part of it be copied.
+        rewinds: whether a slot can go back to every earlier position, and a part of it be copied.
     """
 
     slots: int
@@ -74,6 +74,12 @@ class Steps(Protocol):
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
         """Attach inputs that a slot reads beside its tokens from now on."""
 
+    def back_to(self, slot: int, rows: int) -> int:
+        """The last position, of at most `rows`, to which a slot that has read these can go back."""
+
+    def mark(self, slot: int, position: int) -> None:
+        """A slot should be able to go back to a position that it is about to reach."""
+
 
 class ChunkInputs(Protocol):
     """Inputs of the module beside the tokens."""
@@ -87,7 +93,18 @@ def can_rewind(module: Module) -> bool:
     return all(state.axis is not None for state in module.manifest.states)
 
 
-class SessionSteps:
+class _Rows:
+    """Slots that can go back to every position, as all their states have rows."""
+
+    def back_to(self, slot: int, rows: int) -> int:
+        """See `Steps.back_to`."""
+        return rows
+
+    def mark(self, slot: int, position: int) -> None:
+        """See `Steps.mark`: there is nothing to do."""
+
+
+class SessionSteps(_Rows):
     """A session of the module for each slot, run one after the other: for every language model."""
 
     joins = verifies = False
@@ -116,6 +133,14 @@ class SessionSteps:
         """See `Steps.attach`."""
         self._others[slot] = inputs
 
+    def snapshot(self, slot: int) -> Snapshot:
+        """See `compiler.generation.checkpoints`."""
+        return self._session(slot).snapshot()
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """See `snapshot`."""
+        self._session(slot).restore(snapshot)
+
     def _read(self, chunk: Chunk) -> Logits:
         if chunk.logits > 1:
             raise OptionError("the module returns the logits of the last token alone")
@@ -138,7 +163,7 @@ class SessionSteps:
         return session
 
 
-class BatchedSteps:
+class BatchedSteps(_Rows):
     """One session with a slot for each sequence, and one run a step, of a module that was compiled for several."""
 
     joins = True
@@ -146,7 +171,7 @@ class BatchedSteps:
     def __init__(self, module: Module, slots: int, capacity: int) -> None:
         self.slots = slots
         self.room: int | None = capacity
-        self.verifies = self.rewinds = can_rewind(module)
+        self.verifies, self.rewinds = True, can_rewind(module)
         rows = capacity if has_open_capacity(module.manifest) else None
         self._session = module.session(capacity=rows, sizes={"slots": slots})
 
@@ -177,6 +202,14 @@ class BatchedSteps:
     def copy(self, source: int, target: int, rows: int) -> None:
         """See `Steps.copy`."""
         self._session.copy_entry(source, target, rows)
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """See `compiler.generation.checkpoints`."""
+        return self._session.snapshot(slot)
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """See `snapshot`."""
+        self._session.restore(snapshot, slot)
 
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
         """See `Steps.attach`: modules for several sequences have no encoder."""
@@ -214,6 +247,8 @@ class Slots:
                 rows = 0
             elif target != source:
                 self._steps.copy(source, target, rows)
+        if (branch := self._shared(prompt)) > rows:  # the next prompt that begins alike needs no more than its rest
+            self._steps.mark(target, branch)
         self._free.remove(target)
         self._held[target] = list(prompt[:rows])
         self._shares[target] = self.may_share(prompt)
@@ -242,6 +277,17 @@ class Slots:
         """True if other sequences can begin with what a slot holds of a prompt."""
         return self._stable is None or len(prompt) <= self._stable
 
+    def _shared(self, prompt: Sequence[int]) -> int:
+        """Length of the longest beginning of a prompt that any slot has read; 0 if it is too short to be copied."""
+        if not self.may_share(prompt):
+            return 0
+        found = [self._common(held, prompt) for held, shares in zip(self._held, self._shares, strict=True) if shares]
+        longest = max(found, default=0)
+        return longest if longest >= _LEAST_COPIED else 0
+
+    def _common(self, held: Sequence[int], prompt: Sequence[int]) -> int:
+        return common_length(held if self._stable is None else held[: self._stable], prompt)
+
     def _best(self, prompt: Sequence[int]) -> tuple[int, int]:
         """The slot that holds the longest beginning of a prompt, and its length."""
         best, most = min(self._free), 0
@@ -250,9 +296,7 @@ class Slots:
         for slot, held in enumerate(self._held):
             if not self._shares[slot]:
                 continue
-            rows = common_length(held if self._stable is None else held[: self._stable], prompt)
-            if not self._steps.rewinds and rows < len(held):
-                continue
+            rows = self._steps.back_to(slot, self._common(held, prompt))
             if rows > most or (rows == most and rows and slot in self._free):
                 best, most = slot, rows
         return best, most

@@ -128,6 +128,19 @@ def _expected(manifest: Manifest, header: _Header, origin: str) -> list[TensorDe
 OutputKind = Literal["numpy", "dlpack"]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of the states of a session that each run overwrites, of one moment.
+
+    Attributes:
+        length: number of rows of the other states that were in use.
+        arrays: by the name of the state's input.
+    """
+
+    length: int
+    arrays: Mapping[str, Array]
+
+
 class Session:
     """The states of one stream, conversation or sequence, and the runs that update them in place.
 
@@ -251,17 +264,65 @@ class Session:
             if (self._manifest.position is None and not self._grown) or whole:
                 what = f"state {whole[0]!r} is replaced by each run" if whole else "the module counts no rows"
                 raise OptionError(
-                    f"the session cannot be rewound: {what}", "fork the session before a run that you may want to undo"
+                    f"the session cannot be rewound: {what}", "take a snapshot() before a run that you may want to undo"
                 )
             if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= self._length:
                 raise OptionError(f"cannot rewind by {count!r}: the session has length {self._length}")
-            self._length -= count
-            if self._grown and self._held is not None:
-                executor = self._module._executor
-                arrays = executor.read(self._held)
-                self._held = executor.hold(
-                    {name: self._used(name, array, self._length) for name, array in arrays.items()}
-                )
+            self._shorten(self._length - count)
+
+    def _shorten(self, length: int) -> None:
+        """Only so many rows are in use."""
+        self._length = length
+        if self._grown and self._held is not None:
+            executor = self._module._executor
+            arrays = executor.read(self._held)
+            self._held = executor.hold({name: self._used(name, array, length) for name, array in arrays.items()})
+
+    def snapshot(self, entry: int | None = None) -> Snapshot:
+        """Copy the states that each run overwrites; of states whose rows are counted nothing is needed to go back.
+
+        Args:
+            entry: of a module whose states hold several sequences, the one to copy; its rows are the caller's.
+        """
+        arrays: dict[str, Array] = {}
+
+        def change(name: str, array: Array) -> None:
+            arrays[name] = (array if entry is None else array[entry]).copy()
+
+        with self._lock:
+            self._ready()
+            self._module._executor.changed(self._overwritten(entry), change)
+            return Snapshot(self._length, arrays)
+
+    def restore(self, snapshot: Snapshot, entry: int | None = None) -> None:
+        """Go back to a snapshot of this session, or of the one that it is a fork of: what was read since is forgotten.
+
+        Rows that were in use at the snapshot must not have been rewound and written anew in between.
+
+        Args:
+            snapshot: what `snapshot` returned.
+            entry: see `snapshot`.
+
+        Raises OptionError where fewer rows are in use than there were, or where the snapshot is of another module.
+        """
+        with self._lock:
+            self._ready()
+            held = self._overwritten(entry)
+            if set(held) != set(snapshot.arrays) or snapshot.length > self._length:
+                raise OptionError("the snapshot is not one of this session, which was reset or rewound since, or new")
+
+            def change(name: str, array: Array) -> None:
+                array[() if entry is None else entry] = snapshot.arrays[name]
+
+            if self._held is not None:
+                self._held.update(self._module._executor.changed(held, change))
+            self._shorten(snapshot.length)
+
+    def _overwritten(self, entry: int | None) -> dict[str, Any]:
+        """The states held that have no rows, or of which nobody counts them."""
+        counted = entry is not None or self._manifest.position is not None or bool(self._grown)
+        held = self._held or {}
+        return {name: each for name, each in held.items() if self._states[name].axis is None or not counted}
 
     def copy_entry(self, source: int, target: int, rows: int) -> None:
         """Entry `source` of the first axis of each state, as far as its first `rows` rows, becomes entry `target`.

@@ -1,4 +1,4 @@
-"""The states suite: sessions of random programs over states, forked and reset, equal PyTorch step by step."""
+"""The states suite: sessions of random programs over states, forked, reset and restored, equal PyTorch step by step."""
 
 from __future__ import annotations
 
@@ -39,21 +39,27 @@ def case(_: None, seed: int) -> Outcome:
         module = compiler.compile(
             program.model, threads=1, verify=verify, reference_inputs=given if verify else None, progress=None
         )
-        problem = _walk(program, module)
+        problem = _walk(program, module, restores=bool(seed % 2))
     except Exception as error:
         return Outcome("exception", label, f"{type(error).__name__}: {error}")
     return Outcome("right", label) if problem is None else Outcome("wrong", label, problem)
 
 
-def _walk(program: Program, module: Module) -> str | None:
-    """Runs of a session and of a fork of it, and a run without a session; what is wrong, or None."""
+def _walk(program: Program, module: Module, *, restores: bool) -> str | None:
+    """Runs of a session and of a fork of it, and a run without a session; what is wrong, or None. The session goes back
+    to a snapshot or, not `restores`, to its beginning."""
     session = module.session(sizes=program.symbols)
     states = _initial(program)
     pairs = [(session, states)]
     for run in range(_RUNS):
+        if run == 1:
+            snapshot, kept = session.snapshot(), dict(states)
         if run == 2:
             pairs.append((session.fork(), dict(pairs[0][1])))
-        if run == 3:
+        if run == 3 and restores:
+            session.restore(snapshot)
+            pairs[0] = session, kept
+        elif run == 3:
             session.reset()
             pairs[0] = session, _initial(program)
         for number, (each, expected) in enumerate(pairs):

@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.llm.config import DecoderConfig
+from compiler.frontends.llm.config import DecoderConfig, LayerConfig
 from compiler.frontends.llm.rope import Rope
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
@@ -163,6 +163,21 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
     return builder.emit_te(compute, heads, angles, primfunc_name_hint="rotate")
 
 
+def tempered(builder: relax.BlockBuilder, heads: Expr, position: Positions, temperature: tuple[float, float]) -> Expr:
+    """Heads (1, n, count, size), multiplied with a factor that grows with the position: see `DecoderConfig`."""
+    floor, scale = (tirx.const(each, "float32") for each in temperature)
+    one = tirx.const(1.0, "float32")
+
+    def compute(x: te.Tensor, start: te.Tensor) -> te.Tensor:
+        def element(b: Expr, row: Expr, head: Expr, d: Expr) -> Expr:
+            steps = tirx.floor((tirx.Cast("float32", position.position(start, row)) + one) / floor)
+            return x[b, row, head, d] * (one + scale * tirx.log(one + steps))
+
+        return te.compute(x.shape, element, name="tempered")
+
+    return builder.emit_te(compute, heads, position.operand, primfunc_name_hint="temper")
+
+
 def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, length: Index) -> Expr:
     """The row numbers of learned positions in their table: int64 (1, length)."""
 
@@ -186,11 +201,11 @@ def linear_biases(builder: relax.BlockBuilder, slopes: tuple[float, ...], capaci
 def attend(
     builder: relax.BlockBuilder,
     config: DecoderConfig,
+    layer: LayerConfig,
     query: Expr,
     cache: KeyValueCache,
-    window: int | None,
-    bias: Expr | None,
-    sinks: Expr | None,
+    bias: Expr | None = None,
+    sinks: Expr | None = None,
 ) -> Expr:
     """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads, value size)."""
     return builder.emit(
@@ -203,7 +218,8 @@ def attend(
                 position=cache.position.start,
                 sequences=cache.position.sequences,
                 scale=config.score_scale,
-                window=window,
+                window=layer.window,
+                chunk=layer.chunk,
                 softcap=config.score_cap,
                 sinks=sinks,
                 bias=bias,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from compiler.frontends.llm.mixers import Recurrent
+from compiler.frontends.llm.mixers import GatedRecurrence, Recurrent
 from compiler.frontends.llm.rope import Rope
 
 MOST_LAYERS = 4096
@@ -34,6 +34,7 @@ class ExpertsConfig:
         sum_epsilon: added to the sum where the weights are normalized.
         groups, groups_chosen: number of groups, and of those that a token's experts are chosen from: the groups with
             the largest sums of two scores where scores are sigmoids, else with the largest score.
+        scales_inputs: experts are chosen by the logits, and their inputs are multiplied with the scores (Llama 4).
         clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
             `limit` and ups within [-limit, limit]; None for the activation of the model.
     """
@@ -51,6 +52,7 @@ class ExpertsConfig:
     sum_epsilon: float = 0.0
     groups: int = 1
     groups_chosen: int = 1
+    scales_inputs: bool = False
     clamped: tuple[float, float] | None = None
 
 
@@ -105,19 +107,24 @@ class LayerConfig:
     Attributes:
         rope: the rotary position embedding, None where the layer has none.
         window: size of the sliding window, including the query's position; None for full causal attention.
+        chunk: a token sees those of its own chunk of so many alone; None for no chunks.
         experts: the mixture of experts in place of an MLP; None for an MLP.
         attends: the layer has attention.
         recurrent: its recurrent mixer, in place of attention or beside it; None for none.
         feeds: the layer has an MLP or a mixture of experts.
+        mixed: (a, b, c, d) of layers that compute x = a norm(x) + b attention(norm(x)), and then x = c norm(x) + d
+            mlp(norm(x)); None for layers that add to x.
         xielu: numbers of the activation xIELU that are metadata of a file; None where they are tensors.
     """
 
     rope: Rope | None
     window: int | None = None
+    chunk: int | None = None
     experts: ExpertsConfig | None = None
     attends: bool = True
     recurrent: Recurrent | None = None
     feeds: bool = True
+    mixed: tuple[float, float, float, float] | None = None
     xielu: XieluNumbers | None = None
 
 
@@ -147,6 +154,9 @@ class DecoderConfig:
         embedding_scale, residual_scale, logit_scale: factors of the embeddings, of what a block adds, of the logits.
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
         gated_attention: attention results are multiplied by the sigmoid of gates that are projected with the queries.
+        bare_head_norms: queries and keys that are rotated are normalized, without weights.
+        temperature: (floor, scale): queries of layers without rotations are multiplied with 1 + scale * log(1 +
+            floor((position + 1) / floor)); None for no factor.
         latent: attention of all layers is latent; then there is one head of keys, of the rotated size.
     """
 
@@ -175,12 +185,14 @@ class DecoderConfig:
     position_offset: int = 0
     slopes: tuple[float, ...] | None = None
     gated_attention: bool = False
+    bare_head_norms: bool = False
+    temperature: tuple[float, float] | None = None
     latent: LatentConfig | None = None
 
     @property
-    def attends(self) -> bool:
-        """True if any layer has attention."""
-        return any(layer.attends for layer in self.layers)
+    def counts(self) -> bool:
+        """True if any layer reads the positions of tokens."""
+        return any(layer.attends or isinstance(layer.recurrent, GatedRecurrence) for layer in self.layers)
 
     @property
     def queries(self) -> int:

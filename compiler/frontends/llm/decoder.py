@@ -38,7 +38,7 @@ class DecoderModule:
     """The Relax module of a decoder, and its states.
 
     `main(tokens, position, *states) -> (logits, *states)`: tokens int64 (1, n); position int64 (), how many tokens came
-    before, missing where no layer has attention. Logits are float32 (1, 1, vocabulary) of the last token, or (1, n,
+    before, missing where no layer reads it. Logits are float32 (1, 1, vocabulary) of the last token, or (1, n,
     vocabulary) of all. A layer with attention keeps keys and values (1, key heads, capacity, head size), or rows of
     latent attention (1, 1, capacity, width), int8 ones with scales float32 (1, key heads, capacity); one with a
     recurrent mixer what `compiler.frontends.llm.mixers` says, in float32.
@@ -126,7 +126,7 @@ class _Builder(Emitter):
 
         if not self.options.sequences:
             start = parameter(POSITION)
-            return Positions(start), [start] if self.config.attends else []
+            return Positions(start), [start] if self.config.counts else []
         tokens = parameter(POSITIONS, 2, self.length)
         sequences = parameter(SEQUENCES, tirx.Var("sequences", "int64"), 5)
         self.wanted = parameter(WANTED, tirx.Var("m", "int64"))
@@ -148,7 +148,7 @@ class _Builder(Emitter):
                 mixers.append(self._attention(index, kept[:own], position, ropes.get(layer.rope), bias, rounds=rounds))
                 kept = kept[own:]
             if layer.recurrent is not None:
-                mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position.sequences))
+                mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position))
             x = self._block(index, x, mixers)
             updated += [state for mixer in mixers for state in mixer.states]
         if self.options.captures:
@@ -195,11 +195,19 @@ class _Builder(Emitter):
             return self.residual(x, feed_forward(self, index, first))
         if len(updates) > 1:
             updates = [self.builder.emit(R.add(*updates))]
+        if layer.mixed is not None:
+            x = self._mixed(first, updates[0], layer.mixed[:2])
+            second = self.normed(index, "mlp_norm", x)
+            return self._mixed(second, feed_forward(self, index, second), layer.mixed[2:])
         x = self.residual(x, self.normed(index, "post_attention_norm", updates[0]))
         if not layer.feeds:
             return x
         update = feed_forward(self, index, self.normed(index, "mlp_norm", x))
         return self.residual(x, self.normed(index, "post_mlp_norm", update))
+
+    def _mixed(self, x: Expr, update: Expr, weights: Sequence[float]) -> Expr:
+        """The weighted sum of a normalized x and its update."""
+        return self.builder.emit(R.add(self.scaled(x, weights[0]), self.scaled(update, weights[1])))
 
     def _wanted_rows(self, x: Expr) -> Expr:
         """The rows (1, n, width) of tokens whose logits are returned."""

@@ -8,7 +8,7 @@ from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.attention import alibi_slopes
 from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LatentConfig, LayerConfig
 from compiler.frontends.llm.families import Family
-from compiler.frontends.llm.families.layer_kinds import BOTH, FULL, MLP, MOE, RECURRENT, SLIDING
+from compiler.frontends.llm.families.layer_kinds import BOTH, CHUNKED, FULL, MLP, MOE, RECURRENT, SLIDING
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
@@ -23,7 +23,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
     "xielu": "xielu",
 }
-_ATTENDING = (FULL, SLIDING, BOTH)
+_ATTENDING = (FULL, SLIDING, CHUNKED, BOTH)
 _MOST_ALIBI = 1024
 
 
@@ -142,6 +142,7 @@ def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerCo
             LayerConfig(
                 rope=ropes[kind] if rotates[index] else None,
                 window=window if kind == SLIDING else None,
+                chunk=settings.size("attention_chunk_size") if kind == CHUNKED else None,
                 experts=family.experts(settings, index) if feeds else None,
                 attends=kind in _ATTENDING,
                 recurrent=recurrent if kind in (RECURRENT, BOTH) else None,

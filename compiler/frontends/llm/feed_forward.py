@@ -11,7 +11,13 @@ from tvm.relax import op as R
 from compiler.frontends.llm.config import ExpertsConfig
 from compiler.frontends.llm.emitter import Emitter, number
 from compiler.frontends.llm.weights import Linear
-from compiler.passes.rewriting.expert_products import combined, limited_to_groups, route, scores_of_chosen
+from compiler.passes.rewriting.expert_products import (
+    combined,
+    limited_to_groups,
+    route,
+    scaled_slots,
+    scores_of_chosen,
+)
 from compiler.passes.rewriting.matching import as_constant
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class _Mixture:
         emit, products = model.builder.emit, model.products
         rows = emit(R.reshape(x, (x.ty.shape[1], model.config.hidden)))
         # The router stays exact: a rounding could choose another expert.
-        scores = products.exact(rows, parameters.router(self._index, config))
+        logits = scores = products.exact(rows, parameters.router(self._index, config))
         if config.sigmoid:
             scores = emit(R.sigmoid(scores))
         elif config.jitter is None:
@@ -61,10 +67,16 @@ class _Mixture:
         if config.groups > 1:
             best = 2 if config.sigmoid else 1
             choice = limited_to_groups(model.builder, choice, config.groups, config.groups_chosen, best)
-        routing = route(model.builder, choice, config.chosen)
-        gate, up = products.experts(rows, parameters.expert_gate_up(self._index, config), routing, of_slots=False)
+        routing = route(model.builder, logits if config.scales_inputs else choice, config.chosen)
+        if config.scales_inputs:
+            rows = scaled_slots(model.builder, rows, scores, routing)
+        first = parameters.expert_gate_up(self._index, config)
+        gate, up = products.experts(rows, first, routing, of_slots=config.scales_inputs)
         hidden = self._gated(gate, up)
         [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
+        if config.scales_inputs:
+            ones = emit(R.ones_like(routing.scores))
+            return self._completed(x, emit(R.reshape(combined(model.builder, found, routing, ones), tuple(x.ty.shape))))
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.biased:
             weights = scores_of_chosen(model.builder, scores, routing)
@@ -73,8 +85,11 @@ class _Mixture:
             total = emit(R.add(total, number(config.sum_epsilon))) if config.sum_epsilon else total
             weights = emit(R.divide(weights, total))
         weights = model.scaled(weights, config.scale)
-        result = emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape)))
-        return emit(R.add(result, self._shared(x))) if config.shared else result
+        return self._completed(x, emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape))))
+
+    def _completed(self, x: Expr, found: Expr) -> Expr:
+        """What the experts of tokens give, with the MLP of all tokens."""
+        return self._model.builder.emit(R.add(found, self._shared(x))) if self._config.shared else found
 
     def _gated(self, gate: Expr, up: Expr) -> Expr:
         """Operand of the experts' last matmul."""

@@ -16,7 +16,7 @@ from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.quantized.folder import open_folder
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.settings import Settings
-from compiler.frontends.llm.weights import Checkpoint, Reader
+from compiler.frontends.llm.weights import Checkpoint, Reader, renamed
 from targets.extras import install_command
 
 
@@ -47,7 +47,7 @@ def read_hugging_face(folder: Path, options: LanguageModelOptions) -> tuple[Deco
     settings = Settings(values, path, family.defaults, family.aliases)
     config = decoder_config(settings, str(kind), family)
     tied = True if settings.flag("tie_word_embeddings") else None
-    checkpoint = Checkpoint(_weights(folder, options), str(folder))
+    checkpoint = Checkpoint(renamed(_weights(folder, options), family.renames), str(folder))
     checkpoint.ignore_suffixes(family.unused)
     names = family.names(settings) if callable(family.names) else family.names
     if settings.get("num_nextn_predict_layers"):  # layers behind the last one that predict further tokens

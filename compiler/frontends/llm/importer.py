@@ -111,7 +111,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
         requirements=_requirements(config),
         states=states,
-        position=PositionSpec(POSITION, "n") if config.attends and not options.sequences else None,
+        position=PositionSpec(POSITION, "n") if config.counts and not options.sequences else None,
         assets=_assets(description, files),
     )
 
@@ -164,7 +164,7 @@ def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 def _places(config: DecoderConfig, options: LanguageModelOptions) -> list[TensorSpec]:
     """The inputs that give the positions of a run's tokens."""
     if not options.sequences:
-        return [TensorSpec(POSITION, (), "int64")] if config.attends else []
+        return [TensorSpec(POSITION, (), "int64")] if config.counts else []
     shapes: dict[str, tuple[int | str, ...]] = {POSITIONS: (2, "n"), SEQUENCES: ("sequences", 5), WANTED: ("m",)}
     return [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
 

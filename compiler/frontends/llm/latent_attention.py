@@ -44,7 +44,7 @@ class LatentAttention:
         compressed = emit(R.reshape(compressed, (1, model.length, 1, config.rank)))
         key = emit(R.reshape(self._part(row, config.rank, config.rotated), (1, model.length, 1, config.rotated)))
         self.cache = self.cache.extended(model.builder, emit(R.concat([compressed, self._placed(key)], axis=3)))
-        found = attend(model.builder, model.config, queries, self.cache, None, None, None)
+        found = attend(model.builder, model.config, model.config.layers[self._index], queries, self.cache)
         return emit(R.reshape(found, (1, model.length, count * config.width)))
 
     def output(self, found: Expr) -> Expr:

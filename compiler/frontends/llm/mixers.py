@@ -65,7 +65,7 @@ class StateSpace:
         """Channels that are scanned together."""
         if self.heads:
             return self.inner // self.heads
-        return next(width for width in range(min(_BLOCK, self.inner), 0, -1) if self.inner % width == 0)
+        return _block(self.inner)
 
     @property
     def states(self) -> Shapes:
@@ -75,17 +75,42 @@ class StateSpace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatedRecurrence:
+    """The mixer of RecurrentGemma (Griffin, arXiv:2402.19427): a convolution and a real-gated linear recurrent unit.
+
+    Attributes:
+        width: channels of both.
+        heads: blocks of channels whose gates are computed from one another.
+        taps: kernel size of the convolution.
+    """
+
+    width: int
+    heads: int
+    taps: int
+
+    @property
+    def states(self) -> Shapes:
+        """The rows that the convolution reaches back to, and a number for each channel."""
+        block = _block(self.width)
+        return {"window": (self.taps - 1, self.width), "state": (self.width // block, 1, block)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatedDelta:
-    """The mixer of Qwen3-Next: linear attention by the gated delta rule.
+    """The mixer of Qwen3-Next, OLMo-Hybrid and Kimi Linear: linear attention by the gated delta rule.
 
     Attributes:
         heads, key_heads: number of value heads, and of query and key heads, each shared by a group of value heads.
         key_size, value_size: widths of these heads.
         taps: kernel size of the convolution.
         layout: layout of the projections: "joined", by key head in two tensors (Qwen3-Next), "separate" in four
-            (Qwen3.5), or "mixed", separate except for rates and steps (GGUF files of Qwen3-Next).
+            (Qwen3.5), "mixed", separate except for rates and steps (GGUF files of Qwen3-Next), "parts", queries, keys
+            and values apart as well (OLMo-Hybrid), or "low-rank", like that with gates and steps by two products each
+            (Kimi Linear, whose states have a step for each of their rows).
         tiled: value head i reads key head i % key_heads (GGUF files of Qwen3.5); else neighbours share one.
         rate_scale: factor of the correction, besides its sigmoid.
+        gate: activation of the gates of the result.
+        epsilon: of the norm of the result; None for the model's.
     """
 
     heads: int
@@ -93,9 +118,16 @@ class GatedDelta:
     key_size: int
     value_size: int
     taps: int
-    layout: Literal["joined", "separate", "mixed"] = "separate"
+    layout: Literal["joined", "separate", "mixed", "parts", "low-rank"] = "separate"
     tiled: bool = False
     rate_scale: float = 1.0
+    gate: Literal["silu", "sigmoid"] = "silu"
+    epsilon: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of a token."""
+        return self.heads * (self.key_size if self.layout == "low-rank" else 1)
 
     @property
     def keys(self) -> int:
@@ -118,4 +150,32 @@ class GatedDelta:
         return {"window": (self.taps - 1, self.convolved), "state": (self.heads, self.key_size, self.value_size)}
 
 
-Recurrent: TypeAlias = ShortConvolution | StateSpace | GatedDelta
+@dataclass(frozen=True, kw_only=True)
+class LightningAttention:
+    """The mixer of MiniMax-Text-01: linear attention with a fixed decay of each head (arXiv:2401.04658).
+
+    Attributes:
+        heads: number of heads.
+        size: width of their queries, keys and values.
+    """
+
+    heads: int
+    size: int
+
+    @property
+    def states(self) -> Shapes:
+        """The matrix of each head."""
+        return {"state": (self.heads, self.size, self.size)}
+
+    def decays(self, layer: int, layers: int) -> list[float]:
+        """The logarithms of what a token keeps of the state of each head."""
+        factor = 1 - layer / (layers - 1 + 1e-5) + 1e-5
+        return [-factor * 2 ** (-8 * (head + 1) / self.heads) for head in range(self.heads)]
+
+
+Recurrent: TypeAlias = ShortConvolution | StateSpace | GatedRecurrence | GatedDelta | LightningAttention
+
+
+def _block(channels: int) -> int:
+    """Channels that are scanned together, where each has a decay of its own."""
+    return next(width for width in range(min(_BLOCK, channels), 0, -1) if channels % width == 0)

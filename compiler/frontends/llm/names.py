@@ -12,19 +12,21 @@ class Names:
 
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, sinks, post_attention_norm, mlp_norm, gate,
     up (or gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
-    expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", and shared_gate, shared_up
-    (or shared_gate_up), shared_down, shared_router. Of latent attention: q (or q_a, q_a_norm, q_b), kv_a, kv_a_norm,
-    kv_b (or k_b and v_b, which hold one head after another, keys transposed). A role that the format or architecture
-    does not have is missing. Of recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv, ssm_selection, ssm_step,
-    ssm_step_bias, ssm_decay, ssm_skip, ssm_norm, ssm_out and the norms ssm_step_norm, ssm_write_norm, ssm_read_norm;
-    delta_joined and delta_rates, or delta_qkv, delta_gate, delta_step and delta_rate; delta_conv, delta_step_bias,
-    delta_decay, delta_norm, delta_out. Names of sinks, decays, skips and biases are whole; ".weight" follows the
-    others.
+    expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", and shared_gate,
+    shared_up (or shared_gate_up), shared_down, shared_router. Of latent attention: q (or q_a, q_a_norm, q_b), kv_a,
+    kv_a_norm, kv_b (or k_b and v_b, which hold one head after another, keys transposed). A role that the format or
+    architecture does not have is missing. Of recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv,
+    ssm_selection, ssm_step, ssm_step_bias, ssm_decay, ssm_skip, ssm_norm, ssm_out and the norms ssm_step_norm,
+    ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv (or delta_q, delta_k, delta_v),
+    delta_gate and delta_step (each may have a product before it, with "_low") and delta_rate; delta_conv,
+    delta_step_bias, delta_decay, delta_norm, delta_out; unit_in, unit_gate, unit_conv, unit_input, unit_rate,
+    unit_decay, unit_out. Names of sinks, decays, skips and biases are whole; ".weight" follows the others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
         layer: the prefix of layer {index}.
         roles: role -> name below the prefix.
+        own: roles of single layers that differ, by number of the layer; names of None do not exist there.
         positions, embedding_norm: as `embedding`; None where there is no such thing.
     """
 
@@ -33,6 +35,7 @@ class Names:
     head: str
     layer: str
     roles: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
     positions: str | None = None
     embedding_norm: str | None = None
 
@@ -49,7 +52,7 @@ class Names:
 
     def of(self, index: int, role: str) -> str | None:
         """The name of a role in a layer, without ".weight"; None where there is no such thing."""
-        name = self.roles.get(role)
+        name = {**self.roles, **self.own.get(index, {})}.get(role)
         return None if name is None else self.layer.replace("{index}", str(index)) + name
 
 
@@ -100,6 +103,13 @@ DEEPSEEK_EXPERTS = {
     **{role: name.replace("shared_expert.", "shared_experts.") for role, name in QWEN_EXPERTS.items()},
     "router_bias": "mlp.gate.e_score_correction_bias",
 }
+LLAMA4_ROLES = {
+    **{role: name.replace("mlp.", "feed_forward.") for role, name in _MLP.items()},
+    "router": "feed_forward.router",
+    "expert_gate_up": "feed_forward.experts.gate_up_proj",
+    "expert_down": "feed_forward.experts.down_proj",
+    **{f"shared_{role}": f"feed_forward.shared_expert.{role}_proj" for role in ("gate", "up", "down")},
+}
 GPT_OSS_ROLES = {
     "sinks": "self_attn.sinks",
     "router": "mlp.router",
@@ -142,12 +152,52 @@ _DELTA = {
     "delta_norm": "norm",
     "delta_out": "out_proj",
 }
+_DELTA_PARTS = {
+    "delta_q": "q_proj",
+    "delta_k": "k_proj",
+    "delta_v": "v_proj",
+    "delta_gate": "g_proj",
+    "delta_gate_low": "g_a_proj",
+    "delta_step": "a_proj",
+    "delta_step_low": "f_a_proj",
+    "delta_rate": "b_proj",
+    "delta_conv": "conv1d",
+    "delta_conv_q": "q_conv1d",
+    "delta_conv_k": "k_conv1d",
+    "delta_conv_v": "v_conv1d",
+    "delta_step_bias": "dt_bias",
+    "delta_decay": "A_log",
+    "delta_norm": "o_norm",
+    "delta_out": "o_proj",
+}
+_UNIT = {
+    "unit_in": "linear_x",
+    "unit_gate": "linear_y",
+    "unit_conv": "conv_1d",
+    "unit_input": "rg_lru.input_gate",
+    "unit_rate": "rg_lru.recurrent_gate",
+    "unit_decay": "rg_lru.recurrent_param",
+    "unit_out": "linear_out",
+}
+_LIGHTNING = {
+    "lightning_qkv": "qkv_proj",
+    "lightning_gate": "output_gate",
+    "lightning_norm": "norm",
+    "lightning_out": "out_proj",
+}
 _CONVOLUTION = {"conv_in": "in_proj", "conv": "conv", "conv_out": "out_proj"}
-_RECURRENT = {"ssm": _STATE_SPACE, "delta": _DELTA, "conv": _CONVOLUTION}
+_RECURRENT = {
+    "ssm": _STATE_SPACE,
+    "delta": _DELTA,
+    "delta-parts": _DELTA_PARTS,
+    "conv": _CONVOLUTION,
+    "unit": _UNIT,
+    "lightning": _LIGHTNING,
+}
 
 
 def recurrent_roles(kind: str, prefix: str) -> dict[str, str]:
-    """Names of a recurrent mixer ("ssm", "delta" or "conv") in files of transformers, below a prefix."""
+    """Names of a recurrent mixer (a key of the table above) in files of transformers, below a prefix."""
     return {role: prefix + name for role, name in _RECURRENT[kind].items()}
 
 

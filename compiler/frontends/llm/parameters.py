@@ -12,7 +12,16 @@ from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.blocks import dequantized
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, LatentConfig, XieluNumbers
 from compiler.frontends.llm.names import Names
-from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Checkpoint, Experts, Linear, Matrix
+from compiler.frontends.llm.weights import (
+    FLOAT_KINDS,
+    Array,
+    Checkpoint,
+    Experts,
+    Linear,
+    Matrix,
+    joined,
+    stacked,
+)
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,20 @@ class Parameters:
         """A product of a mixer."""
         return self._role(layer, role, rows, depth)
 
+    def head_products(self, layer: int, role: str, heads: int, size: int) -> Experts:
+        """Products of blocks of channels, stored as (heads, inputs, outputs) beside their biases."""
+        name, checkpoint = self._names.of(layer, role), self._checkpoint
+        stored = Experts.of_stack(checkpoint.stack(f"{name}_weight", heads, size, size), heads)
+        biases = checkpoint.array(f"{name}_bias", (heads, size))
+        return Experts(tuple(_floats(each).transposed() for each in stored.weights), biases)
+
+    def together(self, layer: int, widths: Mapping[str, int], depth: int) -> Linear:
+        """One product of several roles with these numbers of outputs; float32 where they are not stored alike."""
+        parts = [self._role(layer, role, width, depth) for role, width in widths.items()]
+        if len(stacked(parts)) > 1:
+            parts = [replace(each, weight=Matrix("F32", dequantized(each.weight), depth)) for each in parts]
+        return joined(parts)
+
     def array(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
         """Numbers as float32, which a file may store with axes of 1, or with one axis as two."""
         name = self._names.of(layer, role)
@@ -189,8 +212,16 @@ class Parameters:
         return self._shaped(f"{self._names.of(layer, role)}.weight", shape)
 
     def convolution(self, layer: int, role: str, channels: int, taps: int) -> tuple[Array, Array]:
-        """Weights (taps, channels) and biases of a convolution of each channel."""
+        """Weights (taps, channels) and biases of a convolution of each channel, which may be stored in three parts."""
         name = self._names.of(layer, role)
+        parts = [f"{self._names.of(layer, f'{role}_{part}')}.weight" for part in "qkv"]
+        if self._checkpoint.has(parts[0]):
+            stored = [self._checkpoint.shape(part)[0] for part in parts]
+            split = [self._shaped(part, (rows, taps)) for part, rows in zip(parts, stored, strict=True)]
+            whole = np.concatenate(split)
+            if whole.shape[0] != channels:
+                raise InvalidModelError(f"{self._checkpoint.origin}: {parts} have {stored} channels, not {channels}")
+            return np.ascontiguousarray(whole.T), np.zeros(channels, np.float32)
         weight = self._shaped(f"{name}.weight", (channels, taps))
         has_bias = self._checkpoint.has(f"{name}.bias")
         bias = self._checkpoint.vector(f"{name}.bias", channels) if has_bias else np.zeros(channels, np.float32)
@@ -198,7 +229,8 @@ class Parameters:
 
     def _shaped(self, name: str, shape: tuple[int, ...]) -> Array:
         found = self._checkpoint.shape(name)
-        if math.prod(found) != math.prod(shape) or max(map(len, (found, shape))) > len(shape) + 1:
+        axes = sum(size > 1 for size in found)
+        if math.prod(found) != math.prod(shape) or axes > len(shape) + 1:
             raise InvalidModelError(f"{self._checkpoint.origin}: tensor {name!r} has shape {found}, expected {shape}")
         return self._checkpoint.array(name, found).reshape(shape)
 

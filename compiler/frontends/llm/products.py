@@ -127,7 +127,8 @@ class Products:
         weight = packed_experts([heads], self._options.precision, self._room.empty)
         numbers = self._builder.emit_te(_heads_of_slots, x, primfunc_name_hint="heads_of_slots")
         found = expert_product(self._builder, by_head, weight, heads.rows, numbers, self._options.activations)
-        return emit(R.permute_dims(emit(R.reshape(found, (count, 1, length, heads.rows))), [1, 2, 0, 3]))
+        found = emit(R.permute_dims(emit(R.reshape(found, (count, 1, length, heads.rows))), [1, 2, 0, 3]))
+        return found if heads.biases is None else emit(R.add(found, as_constant(heads.biases)))
 
     def exact(self, x: Expr, linear: Linear) -> Expr:
         """Like `product`, with weights kept in their stored precision."""

@@ -6,10 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from tvm import te, tirx
 from tvm.relax import op as R
 
+from compiler.frontends.llm.attention import Positions
 from compiler.frontends.llm.emitter import Emitter, number
-from compiler.frontends.llm.mixers import GatedDelta, Recurrent, ShortConvolution, StateSpace
+from compiler.frontends.llm.mixers import (
+    GatedDelta,
+    GatedRecurrence,
+    LightningAttention,
+    Recurrent,
+    ShortConvolution,
+    StateSpace,
+)
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.matching import as_constant
 from schedules.sequence_mixers.convolution import Convolution, causal_convolution
@@ -19,6 +28,10 @@ from schedules.sequence_mixers.scan import Scan, selective_scan
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
+
+
+_RATE = -8.0  # of the decay in RecurrentGemma
+_LIGHTNING_EPSILON = 1e-6
 
 
 class Mixer(Protocol):
@@ -36,11 +49,11 @@ class Mixer(Protocol):
 
 
 def recurrent_mixer(
-    model: Emitter, index: int, config: Recurrent, states: Sequence[Expr], sequences: Expr | None
+    model: Emitter, index: int, config: Recurrent, states: Sequence[Expr], position: Positions
 ) -> Mixer:
-    """The mixer of a layer; `sequences` as of `Positions`."""
+    """The mixer of a layer."""
     kind: Callable[..., Mixer] = _KINDS[type(config)]
-    return kind(model, index, config, states, sequences)
+    return kind(model, index, config, states, position)
 
 
 class _Recurrent:
@@ -49,9 +62,9 @@ class _Recurrent:
     output_role: str
     convolution_role: str
 
-    def __init__(self, model: Emitter, index: int, config: Any, states: Sequence[Expr], sequences: Expr | None) -> None:
+    def __init__(self, model: Emitter, index: int, config: Any, states: Sequence[Expr], position: Positions) -> None:
         self._model, self._index, self._config = model, index, config
-        self._old, self._sequences = states, sequences
+        self._old, self._position, self._sequences = states, position, position.sequences
         self._new: dict[int, Expr] = {}
 
     @property
@@ -224,6 +237,99 @@ class _StateSpace(_Recurrent):
         return self._emit(R.multiply(whole, as_constant(weight)))
 
 
+class _GatedRecurrence(_Recurrent):
+    output_role, convolution_role = "unit_out", "unit_conv"
+    _config: GatedRecurrence
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        config, emit, width = self._config, self._emit, self._config.width
+        outer, inner = self._columns(x, [("unit_gate", width), ("unit_in", width)])
+        convolved = self._convolved(inner, width)
+        size = width // config.heads
+        blocks = emit(R.reshape(convolved, (1, self._model.length, config.heads, size)))
+        gate, rate = (self._gate(blocks, role, size) for role in ("unit_input", "unit_rate"))
+        stored = self._model.parameters.array(self._index, "unit_decay", (width,)).astype(np.float64)
+        decay = (_RATE * np.logaddexp(0, stored)).astype(np.float32)[None]
+        given = emit(R.multiply(emit(R.multiply(convolved, gate)), self._share_of_inputs(rate, decay)))
+        one = Columns(emit(R.full((self._model.length, 1), number(1.0), "float32")))
+        found, self._new[1] = selective_scan(
+            self._model.builder,
+            Scan(
+                x=Columns(given),
+                step=Columns(rate),
+                bias=None,
+                decay=as_constant(decay),
+                write=one,
+                read=one,
+                skip=as_constant(np.zeros(width, np.float32)),
+                state=self._old[1],
+                scaled=False,
+                sequences=self._sequences,
+            ),
+        )
+        opened = self._model.activated(self._index, self._slice(outer, width))
+        return self._batch(emit(R.multiply(found, opened)))
+
+    def _gate(self, blocks: Expr, role: str, size: int) -> Expr:
+        """(n, width) of blocks (1, n, heads, size)"""
+        weights = self._model.parameters.head_products(self._index, role, self._config.heads, size)
+        found = self._emit(R.sigmoid(self._model.products.of_heads(blocks, weights)))
+        return self._emit(R.reshape(found, (self._model.length, self._config.width)))
+
+    def _share_of_inputs(self, rate: Expr, decay: np.ndarray) -> Expr:
+        """sqrt(1 - kept**2) of what is kept of the state, 1 for the first token of a sequence: (n, width)."""
+        position = self._position
+
+        def compute(rate: te.Tensor, decay: te.Tensor, start: te.Tensor) -> te.Tensor:
+            one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
+
+            def element(row: Expr, channel: Expr) -> Expr:
+                squared = tirx.exp(rate[row, channel] * decay[0, channel] * tirx.const(2.0, "float32"))
+                is_first = position.position(start, row) <= 0
+                return tirx.if_then_else(is_first, one, tirx.sqrt(tirx.max(one - squared, zero)))
+
+            return te.compute(rate.shape, element, name="share_of_inputs")
+
+        return self._model.builder.emit_te(
+            compute, rate, as_constant(decay), position.operand, primfunc_name_hint="share_of_inputs"
+        )
+
+
+class _LightningAttention(_Recurrent):
+    output_role = "lightning_out"
+    _config: LightningAttention
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        config, emit, model = self._config, self._emit, self._model
+        width, hidden = config.heads * config.size, model.config.hidden
+        rows = np.arange(3 * width).reshape(config.heads, 3, config.size).swapaxes(0, 1).reshape(-1)
+        whole = model.parameters.linear(self._index, "lightning_qkv", 3 * width, hidden).taken(rows)
+        gate = model.parameters.linear(self._index, "lightning_gate", width, hidden)
+        both, gates = model.products.columns(x, [whole, gate])
+        opened = emit(R.nn.silu(self._slice(both, 3 * width)))
+        decay = np.array(config.decays(self._index, len(model.config.layers)), np.float32)
+        given = Scan(
+            x=Columns(opened, 2 * width),
+            step=Columns(emit(R.full((model.length, config.heads), number(1.0), "float32"))),
+            bias=None,
+            decay=as_constant(decay),
+            write=Columns(opened, width),
+            read=Columns(opened),
+            skip=as_constant(np.zeros(width, np.float32)),
+            state=self._old[0],
+            per_block=True,
+            groups=config.heads,
+            scaled=False,
+            sequences=self._sequences,
+        )
+        found, self._new[0] = selective_scan(model.builder, given)
+        weight = as_constant(model.parameters.weights(self._index, "lightning_norm", (width,)))
+        normed = emit(R.nn.rms_norm(found, weight, [-1], _LIGHTNING_EPSILON))
+        return self._batch(emit(R.multiply(normed, emit(R.sigmoid(self._slice(gates, width))))))
+
+
 class _GatedDelta(_Recurrent):
     output_role, convolution_role = "delta_out", "delta_conv"
     _config: GatedDelta
@@ -231,7 +337,7 @@ class _GatedDelta(_Recurrent):
     def heads(self, x: Expr) -> Expr:
         """See `Mixer.heads`."""
         config, parameters, length = self._config, self._model.parameters, self._model.length
-        whole, gate, rate, step = self._model.products.columns(x, self._parts())
+        whole, gate, rate, step = self._projected(x)
         convolved = self._convolved(whole, config.convolved, activated=True)
         given = DeltaRule(
             query=Columns(convolved),
@@ -240,7 +346,7 @@ class _GatedDelta(_Recurrent):
             step=step,
             rate=rate,
             decay=as_constant(parameters.decay(self._index, "delta_decay", (config.heads,))),
-            bias=self._array("delta_step_bias", (config.heads,)),
+            bias=self._array("delta_step_bias", (config.steps,)),
             state=self._old[1],
             key_heads=config.key_heads,
             tiled=config.tiled,
@@ -250,10 +356,35 @@ class _GatedDelta(_Recurrent):
         found, self._new[1] = gated_delta_rule(self._model.builder, given)
         weight = parameters.weights(self._index, "delta_norm", (config.value_size,))
         heads = self._emit(R.reshape(found, (length, config.heads, config.value_size)))
-        normed = self._emit(R.nn.rms_norm(heads, as_constant(weight), [-1], self._model.config.epsilon))
+        epsilon = self._model.config.epsilon if config.epsilon is None else config.epsilon
+        normed = self._emit(R.nn.rms_norm(heads, as_constant(weight), [-1], epsilon))
         flat = self._emit(R.reshape(normed, (length, config.values)))
-        gates = self._emit(R.nn.silu(self._slice(gate, config.values)))
+        activation = R.nn.silu if config.gate == "silu" else R.sigmoid
+        gates = self._emit(activation(self._slice(gate, config.values)))
         return self._batch(self._emit(R.multiply(flat, gates)))
+
+    def _projected(self, x: Expr) -> list[Columns]:
+        """Queries, keys and values; gates; rates; steps."""
+        config, products = self._config, self._model.products
+        if config.layout != "low-rank":
+            return products.columns(x, self._parts())
+        size = config.value_size
+        inner = [("delta_rate", config.heads), ("delta_step_low", size), ("delta_gate_low", size)]
+        parameters, hidden = self._model.parameters, self._model.config.hidden
+        linears = [self._whole(), *(parameters.linear(self._index, role, width, hidden) for role, width in inner)]
+        whole, rate, *low = products.columns(x, linears)
+        outer = [("delta_step", config.steps), ("delta_gate", config.values)]
+        [step], [gate] = (
+            products.columns(self._batch(self._slice(each, size)), [parameters.linear(self._index, role, width, size)])
+            for each, (role, width) in zip(low, outer, strict=True)
+        )
+        return [whole, gate, rate, step]
+
+    def _whole(self) -> Linear:
+        """The product of queries, keys and values, whose weights are three tensors."""
+        config = self._config
+        widths = {"delta_q": config.keys, "delta_k": config.keys, "delta_v": config.values}
+        return self._model.parameters.together(self._index, widths, self._model.config.hidden)
 
     def _parts(self) -> list[Linear]:
         """The products: queries, keys and values; gates; rates; steps."""
@@ -263,9 +394,10 @@ class _GatedDelta(_Recurrent):
         def linear(role: str, width: int) -> Linear:
             return parameters.linear(self._index, f"delta_{role}", width, hidden)
 
-        if config.layout == "separate":
-            widths = {"qkv": config.convolved, "gate": config.values, "rate": config.heads, "step": config.heads}
-            return [linear(role, width) for role, width in widths.items()]
+        if config.layout in ("separate", "parts"):
+            widths = {"gate": config.values, "rate": config.heads, "step": config.heads}
+            whole = linear("qkv", config.convolved) if config.layout == "separate" else self._whole()
+            return [whole, *(linear(role, width) for role, width in widths.items())]
         rates = linear("rates", 2 * config.heads)
         places = np.arange(2 * config.heads).reshape(config.key_heads, 2, each)
         rate, step = (rates.taken(places[:, part].reshape(-1)) for part in range(2))
@@ -281,5 +413,7 @@ class _GatedDelta(_Recurrent):
 _KINDS: dict[type, Callable[..., Mixer]] = {
     ShortConvolution: _ShortConvolution,
     StateSpace: _StateSpace,
+    GatedRecurrence: _GatedRecurrence,
     GatedDelta: _GatedDelta,
+    LightningAttention: _LightningAttention,
 }

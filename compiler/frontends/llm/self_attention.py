@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from tvm.relax import op as R
 
-from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
+from compiler.frontends.llm.attention import KeyValueCache, attend, rotated, tempered
 from compiler.frontends.llm.emitter import Emitter
+from compiler.frontends.llm.parameters import Norm
 from compiler.passes.rewriting.matching import as_constant
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ class SelfAttention:
         """Attention of the products' results."""
         config, builder = self._model.config, self._model.builder
         query = self._placed(self._heads(query, config.heads, "q_norm"))
+        if config.temperature is not None and self._angles is None:
+            query = tempered(builder, query, self.cache.position, config.temperature)
         key = self._placed(self._heads(key, config.key_heads, "k_norm"))
         value = self._heads(value, config.key_heads, None)
         self.cache = self.cache.extended(builder, key, value)
         stored = self._model.parameters.sinks(self._index)
         sinks = None if stored is None else as_constant(stored)
-        found = attend(builder, config, query, self.cache, config.layers[self._index].window, self._bias, sinks)
+        found = attend(builder, config, config.layers[self._index], query, self.cache, self._bias, sinks)
         return builder.emit(R.reshape(found, (1, self._model.length, config.queries)))
 
     def _norms_all_heads(self, norm: str, count: int) -> bool:
@@ -76,6 +79,8 @@ class SelfAttention:
         """(1, n, count, head size), normalized a head, or all heads together, then clipped; x may have that shape."""
         model, size = self._model, self._model.config.head_size
         shape = (1, model.length, count, size)
+        if norm is not None and model.config.bare_head_norms and self._angles is not None:
+            return self._clipped(model.normalized(self._shaped(x, shape), Norm(None)))
         if norm is None or not model.has_norm(self._index, norm):
             return self._shaped(self._clipped(x), shape)
         width = model.parameters.norm_size(self._index, norm, (size, count * size))

@@ -47,6 +47,8 @@ _LOADING_ERRORS = (
     AssertionError,
 )
 _ROW_LAYERS = ("StaticLayer", "StaticSlidingWindowLayer")
+_SHARED_LAYER = "DummyLayer"  # of a layer that reads the keys and values of another one (Gemma 3n and 4)
+_SLICING = "_maybe_slice_kv_shared_inputs"  # asks for the number of tokens, which is symbolic
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,11 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
     """
     import torch
 
+    for part in model.modules():
+        if hasattr(part, _SLICING):
+            setattr(part, _SLICING, _unsliced)
     cache = _static_cache(model, capacity)
+    kept = [layer for layer in cache.layers if type(layer).__name__ != _SHARED_LAYER]
     cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     class Decoder(torch.nn.Module):
@@ -219,15 +225,20 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            register_caches(self, cache.layers)
+            register_caches(self, kept)
 
         def forward(self, tokens: Any, position: Any) -> dict[str, Any]:
-            read_caches(self, cache.layers, position)
+            read_caches(self, kept, position)
             call: Mapping[str, Any] = {cache_name: cache}
             found = self.model(input_ids=tokens, use_cache=True, logits_to_keep=0 if all_logits else 1, **call)
             return {LOGITS: found.logits.to(torch.float32)}
 
     return Decoder().eval()
+
+
+def _unsliced(*inputs: Any, **_: Any) -> tuple[Any, ...]:
+    """Hidden states, inputs of the layers, rotations and masks of all tokens, as they are."""
+    return inputs[:4]
 
 
 def register_caches(module: Any, layers: Sequence[Any]) -> None:
@@ -252,6 +263,8 @@ def _static_cache(model: Any, capacity: int) -> Any:
     cache = cache_utils.StaticCache(max_cache_len=capacity, config=config)
     for index, layer in enumerate(cache.layers):
         kind = type(layer).__name__
+        if kind == _SHARED_LAYER:
+            continue
         if kind not in _ROW_LAYERS:
             raise OptionError(
                 f"models of type {model.config.model_type!r} are not supported: layer {index} keeps a {kind}, which is "
@@ -264,7 +277,8 @@ def _static_cache(model: Any, capacity: int) -> Any:
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True, **{name: cache})
     for layer in cache.layers:
-        layer.keys, layer.values = torch.zeros_like(layer.keys), torch.zeros_like(layer.values)
+        if type(layer).__name__ != _SHARED_LAYER:
+            layer.keys, layer.values = torch.zeros_like(layer.keys), torch.zeros_like(layer.values)
     return cache
 
 

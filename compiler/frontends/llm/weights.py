@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -188,6 +188,44 @@ class Reader(Protocol):
     def vector(self, name: str) -> Array:
         """Any tensor as float32."""
         ...
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A reader whose tensors have other names: those of `stored` by the new ones."""
+
+    reader: Reader
+    stored: Mapping[str, str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """See `Reader`."""
+        return frozenset(self.stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `Reader`."""
+        return self.reader.shape(self.stored[name])
+
+    def matrix(self, name: str) -> Matrix:
+        """See `Reader`."""
+        return self.reader.matrix(self.stored[name])
+
+    def vector(self, name: str) -> Array:
+        """See `Reader`."""
+        return self.reader.vector(self.stored[name])
+
+
+def renamed(reader: Reader, renames: Mapping[str, str]) -> Reader:
+    """A reader in whose names each text is replaced by another one."""
+    if not renames:
+        return reader
+
+    def changed(name: str) -> str:
+        for old, new in renames.items():
+            name = name.replace(old, new)
+        return name
+
+    return _Renamed(reader, {changed(name): name for name in reader.names})
 
 
 class Checkpoint:

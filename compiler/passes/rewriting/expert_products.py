@@ -151,6 +151,27 @@ def expert_rows(
     return builder.emit(R.take(data, routing.rows, axis=0))
 
 
+def scaled_slots(builder: relax.BlockBuilder, data: Expr, scores: Expr, routing: Routing) -> Expr:
+    """Rows (rows, depth) as slots, each multiplied with the score (rows, experts) of its expert: (slots, depth)."""
+
+    def compute(data: te.Tensor, scores: te.Tensor, rows: te.Tensor, experts: te.Tensor) -> te.Tensor:
+        def element(slot: Expr, at: Expr) -> Expr:
+            return data[rows[slot], at] * scores[rows[slot], experts[slot]]
+
+        return te.compute((rows.shape[0], data.shape[1]), element, name="scaled_slots")
+
+    call = builder.call_te(
+        compute,
+        data,
+        scores,
+        routing.rows,
+        routing.experts,
+        primfunc_name_hint="scaled_slots",
+        primfunc_attrs={"op_pattern": _OPAQUE},
+    )
+    return builder.emit(call)
+
+
 def _ordered(builder: relax.BlockBuilder, data: Expr, order: Array, experts: Expr) -> Expr:
     """Data (slots, depth), each in the order of its expert."""
 

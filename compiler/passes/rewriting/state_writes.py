@@ -297,6 +297,7 @@ class CausalAttention:
             position=given.get(POSITION),
             scale=description.scale,
             window=description.window,
+            chunk=description.chunk,
             softcap=description.softcap,
             sinks=given.get(SINKS),
             bias=given.get(BIAS),

@@ -139,6 +139,7 @@ class AttentionOptions:
         causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
         scale: scale of the scores; None: 1 / sqrt(size).
         window: a causal query sees only so many rows, itself included; None: all before it.
+        chunk: a causal query sees the rows of its own chunk of so many alone (not with a window); None: all before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: (heads,), scores that take part in each softmax without a row of values.
         bias: added to the scores (or bool: false hides), 4 dimensions that broadcast to (batch, heads, queries, rows),
@@ -153,6 +154,7 @@ class AttentionOptions:
     causal: bool = True
     scale: float | None = None
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
     bias: Tensor | None = None
@@ -192,6 +194,7 @@ def cached_attention(
         scale=1.0 / math.sqrt(size) if options.scale is None else options.scale,
         causal=options.causal,
         window=options.window,
+        chunk=options.chunk,
         softcap=options.softcap or None,
         rounds=options.rounds,
     )
@@ -246,6 +249,9 @@ def _check(given: Mapping[str, Tensor], options: AttentionOptions) -> None:
     window = options.window
     if window is not None and (window < 1 or not options.causal):
         raise ValueError(f"a window of {window} rows: it is at least 1, and for causal attention only")
+    chunk = options.chunk
+    if chunk is not None and (chunk < 1 or not options.causal or window is not None):
+        raise ValueError(f"chunks of {chunk} rows: at least 1, for causal attention without a window")
     narrow = [str(given[role].ty.dtype) == "int8" for role in (KEY, VALUE)]
     if narrow[0] != narrow[1] or narrow[0] != (options.scales is not None):
         raise ValueError("int8 keys and values come together, with `scales`, and no other type has them")

@@ -38,6 +38,7 @@ class CachedAttention:
         scale: what scores are multiplied by.
         causal: whether query i sees no row behind `position + i`; else each sees the first `length` rows.
         window: number of rows that a causal query sees, the newest ones; None: all.
+        chunk: a causal query sees the rows of its own chunk of so many alone; None: all.
         softcap: scores become `softcap * tanh(score / softcap)`; None: they stay.
         rounds: whether products of many queries may round their operands to bfloat16.
     """
@@ -46,6 +47,7 @@ class CachedAttention:
     scale: float
     causal: bool = True
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     rounds: bool = False
 
@@ -182,6 +184,9 @@ class CacheOperands:
         if not self.description.causal:
             return _index(0), rows
         end = tirx.max(tirx.min(position + query + 1, rows), _index(0))
+        if self.description.chunk is not None:
+            chunk = _index(self.description.chunk)
+            return tirx.floordiv(tirx.max(position + query, _index(0)), chunk) * chunk, end
         if self.description.window is None:
             return _index(0), end
         return tirx.max(position + query + 1 - self.description.window, _index(0)), end

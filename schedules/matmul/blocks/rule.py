@@ -227,7 +227,9 @@ class _OfExperts(BlockWriter):
 
     def _expert(self, batch: Batch, row: Expr) -> Expr:
         assert self.parts.experts is not None
-        mapping = {**batch, **self.form.rows.values(row)}
+        # A single row has no loop, so that its variable is none of those of the rows.
+        single = {axis.var: index(0) for axis in self.form.stage.axes if axis.extent == 1}
+        mapping = {**single, **batch, **self.form.rows.values(row)}
         return substitute(self.parts.experts, mapping)
 
     def _panel(self, batch: Batch, row: Expr, column: Expr) -> Expr:

@@ -131,6 +131,7 @@ class Family:
         refused: setting -> what it asks for that is not supported, and the value that does not.
         changes: adapts the configuration where no field does.
         storage: how weights are stored in folders, or a function that says so.
+        renames: parts of names of tensors in folders -> what `names` has in their place.
         unused: ends of the names of tensors that hold nothing a model needs: masks, frequencies.
         gguf: the GGUF architectures that hold the family.
     """
@@ -156,6 +157,7 @@ class Family:
     refused: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     changes: Changes = lambda config, settings: config
     storage: Storage | Callable[[Settings], Storage] = field(default_factory=Storage)
+    renames: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = (".rotary_emb.inv_freq",)
     gguf: tuple[Gguf, ...] = ()
 

@@ -1,7 +1,7 @@
 """The kinds of the layers of models whose layers differ.
 
-A kind is "full_attention", "sliding_attention", "recurrent", "both" (attention and a recurrent mixer side by side), or
-"mlp" and "moe" for layers with nothing else.
+A kind is "full_attention", "sliding_attention", "chunked_attention", "recurrent", "both" (attention and a recurrent
+mixer side by side), or "mlp" and "moe" for layers with nothing else.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.settings import Settings
 
-FULL, SLIDING, RECURRENT, BOTH, MLP, MOE = (
+FULL, SLIDING, CHUNKED, RECURRENT, BOTH, MLP, MOE = (
     "full_attention",
     "sliding_attention",
+    "chunked_attention",
     "recurrent",
     "both",
     "mlp",
     "moe",
 )
 _NAMES = {
-    **{name: name for name in (FULL, SLIDING, RECURRENT, BOTH, MLP, MOE)},
+    **{name: name for name in (FULL, SLIDING, CHUNKED, RECURRENT, BOTH, MLP, MOE)},
     "attention": FULL,
     "mamba": RECURRENT,
     "mamba2": RECURRENT,
@@ -42,6 +43,11 @@ def listed_kinds(settings: Settings, count: int) -> list[str]:
         every = settings.size("full_attention_interval")
         return [RECURRENT if (index + 1) % every else FULL for index in range(count)]
     return [RECURRENT] * count
+
+
+def kinds_by_fours(count: int) -> list[str]:
+    """Layer kinds of OLMo-Hybrid if no list is given: each fourth layer has attention, and the last without others."""
+    return [FULL if index % 4 == 3 or index == count - 1 < 3 else RECURRENT for index in range(count)]
 
 
 def kinds_by_interval(settings: Settings, count: int) -> list[str]:

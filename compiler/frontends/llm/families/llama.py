@@ -10,11 +10,13 @@ from typing import Any
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, XieluNumbers
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
+from compiler.frontends.llm.families.layer_kinds import CHUNKED, FULL, listed_kinds
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
     DEEPSEEK_EXPERTS,
     GPT_OSS_ROLES,
     GRANITE_EXPERTS,
+    LLAMA4_ROLES,
     MIXTRAL_EXPERTS,
     QWEN_EXPERTS,
     hugging_face_names,
@@ -24,6 +26,7 @@ from compiler.frontends.llm.settings import Settings
 
 _BAICHUAN_LAYERS = 32  # of the model whose positions are rotations; the larger one has ALiBi
 _GEMMA_27B_LAYERS = (46, 62)
+_LLAMA4_BARE_EXPERTS = 128
 
 
 def _gemma_scale(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,6 +98,47 @@ def _qwen(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 def _alibi(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Baichuan's larger models."""
     return {"alibi": values.get("num_hidden_layers") != _BAICHUAN_LAYERS}
+
+
+def _llama4(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Layers without rotations have a temperature, others norms of the heads."""
+    tempered = settings.get("attn_temperature_tuning") not in (False, 0)
+    temperature = (settings.positive("floor_scale", 8192.0), settings.number("attn_scale", 0.1)) if tempered else None
+    bare = settings.get("use_qk_norm") is not False
+    return replace(
+        config,
+        intermediate=settings.size("intermediate_size_mlp", config.intermediate),
+        bare_head_norms=bare,
+        temperature=temperature,
+    )
+
+
+def _llama4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model of 128 experts has no norms of the heads, which llama.cpp knows by their number."""
+    width = values.get("moe_intermediate_size")
+    return {"use_qk_norm": values.get("num_experts") != _LLAMA4_BARE_EXPERTS, "intermediate_size": width}
+
+
+def _llama4_kinds(settings: Settings, count: int) -> list[str]:
+    """Layers with rotations see their chunk alone."""
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
+    listed = settings.each_layer("no_rope_layers", count) if settings.get("no_rope_layers") else None
+    every = settings.size("no_rope_layer_interval", 4)
+    rotates = listed or [(index + 1) % every for index in range(count)]
+    chunked = settings.get("attention_chunk_size") is not None
+    return [CHUNKED if each and chunked else FULL for each in rotates]
+
+
+def _llama4_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    """Layers with a mixture are listed, or every so many."""
+    listed = settings.get("moe_layers")
+    if isinstance(listed, list) and layer not in listed:
+        return None
+    if listed is None and (layer + 1) % settings.size("interleave_moe_layer_step", 1):
+        return None
+    found = mixture(settings, layer)
+    return None if found is None else replace(found, biased=False, shared=found.intermediate, scales_inputs=True)
 
 
 _NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
@@ -256,6 +300,35 @@ LLAMA: dict[str, Family] = {
             **_NORMALIZED,
         },
         gguf=(Gguf(name="gpt-oss", roles={"mlp_norm": "post_attention_norm"}),),
+    ),
+    "llama4_text": Family(
+        names=hugging_face_names(roles=LLAMA4_ROLES),
+        kinds=_llama4_kinds,
+        experts=_llama4_mixture,
+        changes=_llama4,
+        storage=Storage(interleaved=True),
+        defaults={
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 5e5,
+            "num_experts_per_tok": 1,
+            "no_rope_layer_interval": 4,
+            "attention_chunk_size": 8192,
+            "scoring_func": "sigmoid",
+        },
+        gguf=(
+            Gguf(
+                name="llama4",
+                interleaved=True,
+                keys={
+                    "feed_forward_length": "intermediate_size_mlp",
+                    "expert_feed_forward_length": "moe_intermediate_size",
+                    "attention.chunk_size": "attention_chunk_size",
+                    "interleave_moe_layer_step": "interleave_moe_layer_step",
+                },
+                read=_llama4_gguf,
+            ),
+        ),
     ),
     "apertus": Family(
         names=hugging_face_names(roles={"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}),

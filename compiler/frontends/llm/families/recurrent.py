@@ -7,15 +7,36 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.families.family import Family, Gguf, mixture
-from compiler.frontends.llm.families.layer_kinds import kinds_by_interval, kinds_of_nemotron, listed_kinds
+from compiler.frontends.llm.families.latent import latent
+from compiler.frontends.llm.families.layer_kinds import (
+    kinds_by_fours,
+    kinds_by_interval,
+    kinds_of_nemotron,
+    listed_kinds,
+)
 from compiler.frontends.llm.gguf_file import GgufFile
-from compiler.frontends.llm.mixers import GatedDelta, ShortConvolution, StateSpace
-from compiler.frontends.llm.names import GRANITE_EXPERTS, QWEN_EXPERTS, Names, hugging_face_names, recurrent_roles
+from compiler.frontends.llm.mixers import (
+    GatedDelta,
+    GatedRecurrence,
+    LightningAttention,
+    ShortConvolution,
+    StateSpace,
+)
+from compiler.frontends.llm.names import (
+    DEEPSEEK_EXPERTS,
+    GRANITE_EXPERTS,
+    MIXTRAL_EXPERTS,
+    QWEN_EXPERTS,
+    Names,
+    hugging_face_names,
+    recurrent_roles,
+)
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import MOST_SIZE, Settings
 
@@ -108,6 +129,116 @@ def _gated_delta(settings: Settings) -> GatedDelta:
         layout=settings.get("layout") or "separate",
         tiled=settings.flag("tiled"),
     )
+
+
+def _olmo_hybrid(settings: Settings) -> GatedDelta:
+    """Sizes that the settings leave out follow from the number of heads."""
+    heads = settings.size("linear_num_value_heads", settings.size("num_attention_heads"))
+    key_heads = settings.size("linear_num_key_heads", settings.size("num_attention_heads"))
+    size = settings.size("linear_key_head_dim", 3 * settings.size("hidden_size") // (4 * key_heads))
+    if heads % key_heads:
+        raise InvalidModelError(f"{settings.path}: {heads} heads of values are not a multiple of {key_heads} of keys")
+    return GatedDelta(
+        heads=heads,
+        key_heads=key_heads,
+        key_size=size,
+        value_size=settings.size("linear_value_head_dim", 2 * size),
+        taps=settings.size("linear_conv_kernel_dim", 4),
+        layout="parts",
+        rate_scale=1.0 if settings.get("linear_allow_neg_eigval") is False else 2.0,
+        epsilon=1e-5,
+    )
+
+
+def _olmo_hybrid_kinds(settings: Settings, count: int) -> list[str]:
+    return listed_kinds(settings, count) if settings.get("layer_types") else kinds_by_fours(count)
+
+
+def _olmo_hybrid_names(settings: Settings) -> Names:
+    """Layers with attention have norms behind their parts, others before them."""
+    kinds = _olmo_hybrid_kinds(settings, settings.size("num_hidden_layers"))
+    before: dict[str, str | None] = {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        "post_attention_norm": None,
+        "post_mlp_norm": None,
+    }
+    own = {index: before for index, kind in enumerate(kinds) if kind == "recurrent"}
+    return replace(hugging_face_names("post", recurrent_roles("delta-parts", "linear_attn.")), own=own)
+
+
+def _recurrent_gemma(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Both products of an MLP have half of the stated width together; the embedding's factor is a bfloat16."""
+    scale = float(np.asarray(config.embedding_scale, ml_dtypes.bfloat16))
+    return replace(config, intermediate=config.intermediate // 2, embedding_scale=scale)
+
+
+def _recurrent_gemma_kinds(settings: Settings, count: int) -> list[str]:
+    """A few types of blocks in turns."""
+    types = settings.get("block_types") or ["recurrent", "recurrent", "attention"]
+    if not isinstance(types, list) or not set(types) <= {"recurrent", "attention"}:
+        raise InvalidModelError(f"{settings.path}: 'block_types' is {str(types)[:80]!r}")
+    kinds = ["recurrent" if each == "recurrent" else "sliding_attention" for each in types]
+    return [kinds[index % len(kinds)] for index in range(count)]
+
+
+def _gated_recurrence(settings: Settings) -> GatedRecurrence:
+    width, heads = settings.size("lru_width", settings.size("hidden_size")), settings.size("num_attention_heads")
+    if width % heads:
+        raise InvalidModelError(f"{settings.path}: 'lru_width' of {width} is not a multiple of {heads} heads")
+    return GatedRecurrence(width=width, heads=heads, taps=settings.size("conv1d_width", 4))
+
+
+def _lightning(settings: Settings) -> LightningAttention:
+    heads = settings.size("num_attention_heads")
+    return LightningAttention(heads=heads, size=settings.size("head_dim", settings.size("hidden_size") // heads))
+
+
+def _minimax_kinds(settings: Settings, count: int) -> list[str]:
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
+    return ["recurrent" if index % 2 else "full_attention" for index in range(count)]
+
+
+def _minimax(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Residuals are normalized, and both terms of a sum have factors."""
+
+    def factors(part: str) -> tuple[float, float]:
+        return settings.number(f"{part}_alpha_factor", 1.0), settings.number(f"{part}_beta_factor", 1.0)
+
+    layers = (
+        replace(layer, mixed=(*factors("full_attn" if layer.attends else "linear_attn"), *factors("mlp")))
+        for layer in config.layers
+    )
+    return replace(config, layers=tuple(layers))
+
+
+def _kimi_linear(settings: Settings) -> GatedDelta:
+    """Kimi Delta Attention; the published files have its sizes in a table."""
+    sizes = settings.table("linear_attn_config")
+    heads, size, taps = (
+        sizes.get(key, settings.size(own, default))
+        for key, own, default in (
+            ("num_heads", "linear_num_heads", 32),
+            ("head_dim", "linear_head_dim", 128),
+            ("short_conv_kernel_size", "linear_conv_kernel_dim", 4),
+        )
+    )
+    if not all(isinstance(each, int) and 1 <= each <= MOST_SIZE for each in (heads, size, taps)):
+        raise InvalidModelError(f"{settings.path}: 'linear_attn_config' has sizes {heads!r}, {size!r}, {taps!r}")
+    return GatedDelta(
+        heads=heads, key_heads=heads, key_size=size, value_size=size, taps=taps, layout="low-rank", gate="sigmoid"
+    )
+
+
+def _kimi_linear_kinds(settings: Settings, count: int) -> list[str]:
+    """Lists of layers count from 1."""
+    listed = settings.table("linear_attn_config").get("full_attn_layers")
+    if isinstance(listed, list):
+        return ["full_attention" if index + 1 in listed else "recurrent" for index in range(count)]
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
+    return ["full_attention" if index and index % 4 == 0 else "recurrent" for index in range(count)]
 
 
 def _gated(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -299,6 +430,23 @@ _QWEN_NEXT: dict[str, Any] = {
 _NORM_OFFSET = Storage(norm_offset=1.0)
 _DELTA = recurrent_roles("delta", "linear_attn.")
 
+_RECURRENT_GEMMA = {
+    **recurrent_roles("unit", "temporal_block."),
+    "attention_norm": "temporal_pre_norm",
+    "mlp_norm": "channel_pre_norm",
+    **{role: f"temporal_block.{role}_proj" for role in ("q", "k", "v", "o")},
+    **{role: f"mlp_block.{role}_proj" for role in ("gate", "up", "down")},
+}
+_KIMI_LINEAR = {
+    **DEEPSEEK_EXPERTS,
+    **recurrent_roles("delta-parts", "self_attn."),
+    "delta_step": "self_attn.f_b_proj",
+    "delta_gate": "self_attn.g_b_proj",
+    "expert_gate": "mlp.experts.{expert}.w1",
+    "expert_up": "mlp.experts.{expert}.w3",
+    "expert_down": "mlp.experts.{expert}.w2",
+}
+
 # Every layer is a mixer alone.
 _recurrent = partial(
     Family,
@@ -433,6 +581,63 @@ RECURRENT: dict[str, Family] = {
             "hidden_act": "mlp_hidden_act",
         },
         gguf=(Gguf(name="nemotron_h", keys=_HEADS, read=_by_key_heads),),
+    ),
+    "recurrent_gemma": Family(
+        names=replace(hugging_face_names(roles=_RECURRENT_GEMMA), norm="model.final_norm"),
+        kinds=_recurrent_gemma_kinds,
+        recurrent=_gated_recurrence,
+        scales_embedding=True,
+        changes=_recurrent_gemma,
+        storage=_NORM_OFFSET,
+        defaults={
+            "hidden_activation": "gelu_pytorch_tanh",
+            "tie_word_embeddings": True,
+            "partial_rotary_factor": 0.5,
+            "sliding_window": 2048,
+            "final_logit_softcapping": 30.0,
+            "max_position_embeddings": _ENDLESS,
+        },
+        aliases={"sliding_window": "attention_window_size", "final_logit_softcapping": "logits_soft_cap"},
+    ),
+    "minimax": Family(
+        names=hugging_face_names(roles={**MIXTRAL_EXPERTS, **recurrent_roles("lightning", "self_attn.")}),
+        kinds=_minimax_kinds,
+        recurrent=_lightning,
+        changes=_minimax,
+        refused=_SILU,
+        defaults={"rms_norm_eps": 1e-5, "num_experts_per_tok": 2, "norm_topk_prob": True},
+        unused=(".rotary_emb.inv_freq", ".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay"),
+    ),
+    "olmo_hybrid": Family(
+        names=_olmo_hybrid_names,
+        kinds=_olmo_hybrid_kinds,
+        recurrent=_olmo_hybrid,
+        refused=_SILU,
+        renames={"attention_layer_norm": "input_layernorm", "feedforward_layer_norm": "post_attention_layernorm"},
+    ),
+    "kimi_linear": Family(
+        names=hugging_face_names(roles=_KIMI_LINEAR),
+        kinds=_kimi_linear_kinds,
+        recurrent=_kimi_linear,
+        latent=latent,
+        positions="none",
+        refused=_SILU,
+        renames={".forget_gate.": ".", ".block_sparse_moe.": ".mlp."},
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "routed_scaling_factor": 2.446,
+            "norm_topk_prob": True,
+            "first_k_dense_replace": 1,
+            "scoring_func": "sigmoid",
+            "topk_sum_epsilon": 1e-20,
+        },
+        aliases={
+            "max_position_embeddings": "model_max_length",
+            "norm_topk_prob": "moe_renormalize",
+            "n_group": "num_expert_group",
+            "num_experts_per_tok": "num_experts_per_token",
+            "n_shared_experts": "num_shared_experts",
+        },
     ),
     "qwen3_next": Family(
         names=hugging_face_names(roles={**QWEN_EXPERTS, **_DELTA}),

@@ -301,6 +301,47 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 56,
         },
     ),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        {"head_dim": None, "num_hidden_layers": 3, "attention_window_size": 9, "max_position_embeddings": None},
+    ),
+    "minimax": (
+        "MiniMax",
+        {
+            "num_local_experts": 4,
+            "block_size": 8,
+            "full_attn_alpha_factor": 1.3,
+            "linear_attn_beta_factor": 0.8,
+            "mlp_alpha_factor": 0.7,
+        },
+    ),
+    "olmo_hybrid": ("OlmoHybrid", {**_DELTA, "pad_token_id": 0, "head_dim": None, "hidden_size": 64}),
+    "kimi_linear": (
+        "KimiLinear",
+        {
+            **_LATENT,
+            **_DEEPSEEK,
+            "pad_token_id": 0,
+            "first_k_dense_replace": None,
+            "n_routed_experts": None,
+            "num_local_experts": 6,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_heads": 3,
+            "linear_head_dim": 12,
+        },
+    ),
+    "llama4_text": (
+        "Llama4Text",
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 72,
+            "attention_chunk_size": 9,
+            "floor_scale": 8,
+            "pad_token_id": 0,
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {
@@ -353,7 +394,8 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
 
 
 _CACHES = ("cache", "past_key_values", "cache_params")
-_UNCACHED = ("bamba",)  # whose tokens with a cache differ from those without one in transformers 5.24
+# Whose tokens with a cache differ from those without one, or which return none, in transformers 5.24.
+_UNCACHED = ("bamba", "recurrent_gemma")
 
 
 def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.ndarray[Any, Any], list[int]]:

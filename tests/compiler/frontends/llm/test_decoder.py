@@ -27,6 +27,11 @@ _TESTED = (
     "apertus",
     "gpt_oss",
     "deepseek_v3",
+    "llama4_text",
+    "kimi_linear",
+    "recurrent_gemma",
+    "olmo_hybrid",
+    "minimax",
 )
 _HYBRID = ("lfm2", "granitemoehybrid", "falcon_h1", "jamba", "nemotron_h", "qwen3_next")
 _STEPS = 12

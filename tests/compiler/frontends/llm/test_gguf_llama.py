@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
         {**_GEMMA, "windows": [8, None, 8, None]},
     ),
     "gpt-oss": ({**_MIXTURE, "attention.sliding_window": 8}, {"windows": [8, None, 8, None]}),
+    "llama4": ({**_MIXTURE, "attention.chunk_size": 8}, {"ropes": [1, 1, 1, 0], "chunks": [8, 8, 8, None]}),
     "arcee": ({}, {"gated": False, "activation": "relu2"}),
     "baichuan": ({}, {"slopes": (0.0625, 0.00390625)}),  # as all but the one of 32 layers
     "command-r": ({"logit_scale": 0.25}, {"norm": "layer", "parallel": True, "logit_scale": 0.25}),
@@ -99,9 +100,10 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
     plain = {"norm": "rms", "gated": True, "activation": "silu", "parallel": False, "intermediate": 12, **scales}
     plain |= {"clip": None, "slopes": None}
     ropes = [0] * 4 if "slopes" in expected else [1] * 4
-    wanted = {**plain, "windows": [None] * 4, "ropes": ropes, **expected}
+    wanted = {**plain, "windows": [None] * 4, "chunks": [None] * 4, "ropes": ropes, **expected}
     found = {name: getattr(config, name) for name in plain}
     found["windows"] = [layer.window for layer in config.layers]
+    found["chunks"] = [layer.chunk for layer in config.layers]
     found["ropes"] = [int(layer.rope is not None) for layer in config.layers]
     assert found == wanted
     assert storage.bare_norms == (architecture == "olmo")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import compiler
-from compiler.errors import OptionError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
-from compiler.generation import LanguageModel
-from compiler.generation.steps import BatchedSteps, Chunk
+from compiler.generation import LanguageModel, Scheduler
+from compiler.generation.loop import SequenceState
+from compiler.generation.steps import BatchedSteps, Chunk, Slots
 from tests.compiler.frontends.llm.families import greedy, save_model
 
 pytest.importorskip("transformers")
@@ -66,8 +66,34 @@ class _Text:
             self.chosen += 1
 
 
-def test_speculation_is_refused(tmp_path: Path) -> None:
-    save_model("mamba", tmp_path, num_hidden_layers=1)
-    model = LanguageModel(compiler.compile(import_language_model(tmp_path, LanguageModelOptions(sequences=True))))
-    with pytest.raises(OptionError, match="recurrent mixers"):
-        model.generate([1, 2, 3], speculative=4, max_new_tokens=3)
+@pytest.mark.parametrize("sequences", [False, True])
+def test_slots_go_back_to_where_prompts_parted(tmp_path: Path, *, sequences: bool) -> None:
+    """The second prompt that parts from another at one place is read from there; speculation changes no token."""
+    save_model("qwen3_next", tmp_path)
+    options = LanguageModelOptions(sequences=sequences)
+    model = LanguageModel(compiler.compile(import_language_model(tmp_path, options), threads=1))
+    random = np.random.default_rng(0)
+    shared, *ends = (random.integers(1, 160, size).tolist() for size in (20, 7, 9, 5))
+    state, reused = SequenceState(model.steps(1, 64), 64), []
+    for end in ends:
+        reused.append(state.keep_common([*shared, *end]))
+        found = state.read_prompt([*shared, *end]).copy()
+        alone = SequenceState(model.steps(1, 64), 64).read_prompt([*shared, *end])
+        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5 * abs(alone).max())
+    assert reused == [0, 0, 20]
+    slots = Slots(steps := model.steps(2, 64))
+    taken = []
+    for end in ends:
+        slot, rows = slots.take([*shared, *end])
+        taken.append(rows)
+        steps.run([Chunk(slot, [*shared, *end][rows:], rows, 20 + len(end), is_prompt=True, logits=1)])
+        slots.read(slot, [*shared, *end][rows:])
+        slots.release(slot)
+    assert taken == [0, 0, 20]
+    if sequences:
+        prompt = [5, 6, 7, 8] * 4
+        wanted = model.generate(prompt, max_new_tokens=20).tokens
+        assert model.generate(prompt, speculative=4, max_new_tokens=20).tokens == wanted
+        with Scheduler(model, max_sequences=2, context=64) as scheduler:
+            handles = [scheduler.submit(prompt, speculative=4, max_new_tokens=20) for _ in range(2)]
+            assert [handle.result().tokens for handle in handles] == [wanted, wanted]
