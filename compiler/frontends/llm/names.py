@@ -35,9 +35,9 @@ class Names:
     head: str
     layer: str
     roles: Mapping[str, str] = field(default_factory=dict)
-    own: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
     positions: str | None = None
     embedding_norm: str | None = None
+    own: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
 
     def below(self, prefix: str) -> Names:
         """The same without a prefix, as checkpoints of the model without its head have it."""
