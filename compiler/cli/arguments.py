@@ -207,6 +207,11 @@ def _load_array(path: Path, option: str) -> np.ndarray:
         raise InputError(f"{option}: {path} is not an .npy file of plain numbers: {error}") from error
 
 
+def load_archives(paths: Sequence[Path] | None, option: str) -> list[dict[str, np.ndarray]] | None:
+    """The arrays of each file; None where none is given. Raises as `load_archive`."""
+    return [load_archive(each, option) for each in paths] if paths else None
+
+
 def load_archive(path: Path, option: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name. Raises InputError or StorageError that names `option`."""
     import zipfile

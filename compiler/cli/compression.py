@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compiler.cli.arguments import Importing
+from compiler.cli.options import keywords_of
 
 
 class CompressionOptions(Importing, Protocol):
@@ -28,16 +29,14 @@ class CompressionOptions(Importing, Protocol):
     def as_json(self) -> bool: ...
 
 
-def compress_to_file(
-    technique: Callable[..., Any], given: CompressionOptions, precisions: Path | None = None, **settings: object
-) -> None:
-    """Run `technique` with the options of the command and its `settings`, compile, write, and print the report.
+def compress_to_file(technique: Callable[..., Any], given: CompressionOptions, precisions: Path | None = None) -> None:
+    """Run `technique` with the options of the command, compile, write, and print the report.
 
     Args:
         precisions: a file for those of `quantize`.
     """
     import compiler
-    from compiler.cli.arguments import load_archive, parse_imports
+    from compiler.cli.arguments import load_archives, parse_imports
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report, check_writable
     from compiler.cli.progress import Steps
@@ -50,12 +49,8 @@ def compress_to_file(
     with Steps() as steps:
         smaller = technique(
             given.model,
-            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
-            target=given.target,
-            threads=given.threads,
-            progress=steps,
+            **keywords_of(technique, given, calibration=load_archives(given.samples, "--samples"), progress=steps),
             **imports,
-            **settings,
         )
         compiler.compile(smaller, given.target, threads=given.threads, progress=steps).export(path)
     if given.report is not None:
@@ -74,7 +69,7 @@ def variants_to_folder(
 ) -> None:
     """Write variants of a model into a folder, and print the accuracy and cost of each."""
     import compiler
-    from compiler.cli.arguments import load_archive, parse_imports
+    from compiler.cli.arguments import load_archives, parse_imports
     from compiler.cli.output import print_json, print_line
     from compiler.cli.progress import Steps
     from compiler.compression.variants import DEFAULT
@@ -89,7 +84,7 @@ def variants_to_folder(
             given.model,
             folder,
             wanted,
-            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
+            calibration=load_archives(given.samples, "--samples"),
             target=given.target,
             threads=given.threads,
             progress=steps,

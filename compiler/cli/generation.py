@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compiler.cli.options import keywords_of
 from compiler.support.compilation import collecting_rarely
 
 MaxNewTokens = Annotated[int, typer.Option(min=0, metavar="N", help="Generate at most so many tokens.")]
@@ -77,12 +78,11 @@ def prepare_generation() -> None:
     import compiler.generation  # noqa: F401
 
 
-def generation_options(**settings: Any) -> Any:
-    """`GenerationOptions` from the options of a command; those that are None keep their defaults."""
+def generation_options(given: Any, grammar: Any = None) -> Any:
+    """`GenerationOptions` from the options of a command."""
     from compiler.generation import GenerationOptions
 
-    stop = settings.pop("stop", None)
-    return GenerationOptions(stop=tuple(stop or ()), **settings)
+    return GenerationOptions(**keywords_of(GenerationOptions, given, stop=tuple(given.stop or ()), grammar=grammar))
 
 
 def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -158,3 +158,12 @@ def command_of(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = run.__doc__
     return command
+
+
+def keywords_of(function: Callable[..., Any], given: object, **parsed: Any) -> dict[str, Any]:
+    """The arguments of a function that a command's options name, as they are given or as `parsed`; those that say how a
+    model is imported are left to `parse_imports`."""
+    from compiler.support.options import ImportArguments
+
+    known = inspect.signature(function).parameters.keys() - ImportArguments.__annotations__.keys()
+    return {name: value for name, value in vars(given).items() if name in known} | parsed

@@ -74,17 +74,7 @@ def _chat(given: _Options) -> None:
     from compiler.cli.output import print_note
 
     generation.prepare_generation()
-    chosen = generation.generation_options(
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        min_p=given.min_p,
-        repetition_penalty=given.repetition_penalty,
-        stop=given.stop,
-        seed=given.seed,
-        speculative=given.speculative,
-    )
+    chosen = generation.generation_options(given)
     model = _loaded(given)
     conversation = _begun(model, given.context, given.system)
     images: list[str] = []

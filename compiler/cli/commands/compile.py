@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, keywords_of
 from compiler.cli.processing_options import parse_processing, processing_parameters
 
 HELP = """Compile a model into a module that runs without the compiler.
@@ -175,19 +175,10 @@ def _compile(given: _Options, processing: dict[str, Any]) -> None:
     with Steps() as steps:
         module = compiler.compile(
             given.model,
-            given.target,
-            sizes=parse_sizes(given.sizes or []) or None,
             processing=parse_processing(processing),
-            precision=given.precision,
-            sequences=given.sequences,
-            cache=given.cache,
-            calibration=given.calibration,
             adapters=given.adapter or (),
-            threads=given.threads,
             passes=passes or None,
-            dump=given.dump,
-            verify=given.verify,
-            progress=steps,
+            **keywords_of(compiler.compile, given, sizes=parse_sizes(given.sizes or []) or None, progress=steps),
             **imports,
         )
         steps("write")

@@ -89,9 +89,4 @@ def _compress(given: _Options) -> None:
             raise OptionError("--output and --report are for --recipe", "a folder of variants has its variants.json")
         variants_to_folder(given, given.variants, given.variant, max_drop=given.max_drop)
         return
-    compress_to_file(
-        compiler.compress,
-        given,
-        recipe=given.recipe,
-        max_drop=given.max_drop,
-    )
+    compress_to_file(compiler.compress, given)

@@ -82,18 +82,8 @@ def _generate(given: _Options) -> None:
 
     check_is_module(given.module)
     generation.prepare_generation()
-    chosen = generation.generation_options(
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        min_p=given.min_p,
-        repetition_penalty=given.repetition_penalty,
-        stop=given.stop,
-        seed=given.seed,
-        speculative=given.speculative,
-        grammar=generation.grammar_of(given.json_schema, given.grammar, given.regex),
-    )
+    grammar = generation.grammar_of(given.json_schema, given.grammar, given.regex)
+    chosen = generation.generation_options(given, grammar)
     from compiler.generation import load
 
     model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)

@@ -91,14 +91,4 @@ def _quantize(given: _Options) -> None:
     import compiler
     from compiler.cli.compression import compress_to_file
 
-    compress_to_file(
-        compiler.quantize,
-        given,
-        scheme=given.scheme,
-        group=given.group,
-        max_drop=given.max_drop,
-        method=given.method,
-        decide=given.decide,
-        keep_slower=given.keep_slower,
-        precisions=given.precisions,
-    )
+    compress_to_file(compiler.quantize, given, given.precisions)

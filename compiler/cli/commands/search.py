@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, keywords_of
 
 HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
 
@@ -81,7 +81,7 @@ class _Options:
 
 def _search(given: _Options) -> None:
     import compiler
-    from compiler.cli.arguments import load_archive, parse_arrays, parse_numbers, parse_shapes
+    from compiler.cli.arguments import load_archives, parse_arrays, parse_numbers, parse_shapes
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report, check_writable
     from compiler.cli.progress import Steps
@@ -91,23 +91,14 @@ def _search(given: _Options) -> None:
     check_writable(path)
     check_report(given.report, (".html", ".json"))
     limits = parse_numbers(given.budget, "--budget")
+    samples = load_archives(given.samples, "--samples")
     specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     with Steps() as steps:
         found = compiler.search(
             given.model,
-            limits,
-            space=given.space,
-            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
-            target=given.target,
-            trials=given.trials,
-            sampler=given.sampler,
-            seed=given.seed,
-            storage=given.storage,
-            max_drop=given.max_drop,
             shapes=parse_shapes(list(given.shape or [])) or None,
             constants=parse_arrays(list(given.constant or []), "--constant", specs) or None,
-            threads=given.threads,
-            progress=steps,
+            **keywords_of(compiler.search, given, budget=limits, calibration=samples, progress=steps),
         )
         found.module.export(path)
         written = None if given.family is None else found.write_family(given.family)

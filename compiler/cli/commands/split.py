@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, keywords_of
 
 HELP = """Cut a model between a client and a server where both and the network take the least time.
 
@@ -66,7 +66,7 @@ def _split(given: _Options) -> None:
     from dataclasses import asdict
 
     import compiler
-    from compiler.cli.arguments import load_archive, parse_arrays, parse_shapes
+    from compiler.cli.arguments import load_archives, parse_arrays, parse_shapes
     from compiler.cli.output import print_json, print_line
     from compiler.cli.progress import Steps
     from compiler.errors import StorageError
@@ -83,18 +83,11 @@ def _split(given: _Options) -> None:
     with Steps() as steps:
         result = compiler.split(
             given.model,
-            bandwidth=rate,
-            latency=delay,
-            client_target=given.client_target,
-            server_target=given.server_target,
             wires=given.wire or ("float32", "float16", "int8"),
-            at=given.at,
-            calibration=[load_archive(each, "--samples") for each in given.samples] if given.samples else None,
-            max_drop=given.max_drop,
+            calibration=load_archives(given.samples, "--samples"),
             shapes=parse_shapes(list(given.shape or [])) or None,
             constants=parse_arrays(list(given.constant or []), "--constant", specs) or None,
-            threads=given.threads,
-            progress=steps,
+            **keywords_of(compiler.split, given, bandwidth=rate, latency=delay, progress=steps),
         )
     result.client.export(given.output / "client.twm")
     result.server.export(server / "model.twm")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, keywords_of
 
 if TYPE_CHECKING:
     from compiler.support.options import ImportArguments
@@ -149,26 +149,16 @@ def _tune(given: _Options) -> int:
             records=given.records,
             precision=given.precision,
         )
+    seconds = parse_duration(given.time_budget) if given.time_budget is not None else None
     credentials = _credentials(given.device or [], given.key, given.device_key or [], given.passphrase_file)
     with TuningDisplay() as display:
         try:
             result = compiler.tune(
                 given.model,
-                given.target,
-                trials=given.trials,
-                time_budget=parse_duration(given.time_budget) if given.time_budget is not None else None,
-                records=given.records,
                 devices=given.device or ["local"],
                 credentials=credentials,
-                precision=given.precision,
-                threads=given.threads,
-                timing=given.timing,
-                measure=given.measure,
                 memory_limit=parse_bytes(given.sram) if given.sram is not None else None,
-                cost_model=given.cost_model,
-                search=given.search,
-                seed=given.seed,
-                progress=display,
+                **keywords_of(compiler.tune, given, time_budget=seconds, progress=display),
                 **imports,
             )
         except TuningInterrupted as interrupt:
