@@ -4,11 +4,12 @@ kept.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ import onnx
 from benchmarks.catalog import CATALOG, CatalogModel, Inputs, inputs_for
 
 Array = np.ndarray
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -155,3 +157,21 @@ def _node_operations(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     inner = first[0] if transposed else first[-1] if first else 0
     return 2 * int(np.prod(result)) * inner
+
+
+def chosen_cases(
+    command: str, description: str | None, cases: Mapping[str, Case]
+) -> tuple[dict[str, Case], Path | None]:
+    """(the cases whose names begin as the arguments of a benchmark say, or all; the file of `--json` for its rows)"""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="beginnings of names of cases; all when none is given")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    chosen = {name: case for name, case in cases.items() if not options.names or name.startswith(tuple(options.names))}
+    if not chosen:
+        parser.error(f"there are {', '.join(cases)}")
+    return chosen, options.json

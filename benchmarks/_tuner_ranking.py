@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+from benchmarks._tuner_samples import samples_of
 from compiler.records.folders import PRETRAINED
 from compiler.records.library import read_current
 from compiler.records.record_set import deduplicated
 from compiler.records.records import Loaded
 from compiler.tuning.cost_models import CostModel, Sample, cost_models
 from compiler.tuning.cost_models.xgboost import XgboostModel
-from compiler.tuning.samples import samples_of
 
 _FOLDS = 4
 _APART = 0.05

@@ -28,7 +28,7 @@ from rich.table import Table
 import compiler
 from benchmarks._models import cache_folder
 from compiler.errors import NothingGainedError
-from compiler.profiling.timing import seconds_in_turns
+from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.serving.batching.module_service import ModuleService
 from compiler.serving.policies.cascade import Cascade
@@ -90,7 +90,7 @@ def _measured(task: Task) -> list[Row]:
     (inputs, labels), (shown, known) = task.test, task.calibration
     first = next(iter(task.modules))
     batch = {name: array[:_ROWS] for name, array in inputs.items()}
-    seconds = seconds_in_turns([_runner(module, batch) for module in task.modules.values()], budget=1.0)
+    seconds = interleaved_seconds([_runner(module, batch) for module in task.modules.values()], budget=1.0)
     costs = {name: 1000 * each / _ROWS for name, each in zip(task.modules, seconds, strict=True)}
     rows = []
     for name, module in task.modules.items():

@@ -10,7 +10,6 @@ with ReLU, without, of weights and data with a mean, and of scales that differ f
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import compiler
-from benchmarks._models import model_task
+from benchmarks._models import chosen_cases, model_task
 from benchmarks.catalog import CATALOG, inputs_for
 from compiler.profiling.contestant import CONTESTANTS
 
@@ -66,16 +65,7 @@ class Row:
 
 def main() -> int:
     """Parse the arguments, measure, print the table; ends with 1 where an error is above twice ONNX Runtime's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.numerics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help="of the catalog, or the beginnings of chains' names")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    options = parser.parse_args()
-    nets = _nets()
-    chosen = {name: net for name, net in nets.items() if not options.names or name.startswith(tuple(options.names))}
-    if not chosen:
-        parser.error(f"there are {', '.join(nets)}")
+    chosen, path = chosen_cases("numerics", __doc__, _nets())
     names = ["tensorwright", *_PEERS]
     print("| net | " + " | ".join(names) + " | ratio |\n|---|" + "---|" * (len(names) + 1))
     rows = []
@@ -84,8 +74,8 @@ def main() -> int:
         rows.append(row)
         cells = " | ".join(f"{row.errors[each].mean:.1e}, {row.errors[each].largest:.1e}" for each in names)
         print(f"| {name} | {cells} | {row.ratio:.2f} |", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    if path:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.ratio > 2 for row in rows))
 
 

@@ -9,17 +9,17 @@ aligned to 64 bytes. A case's name begins with the operator's; arguments choose 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx.parser
+
+from benchmarks._models import chosen_cases
 
 Array = np.ndarray
 _ROUNDS, _TURN_SECONDS = 25, 0.02
@@ -159,17 +159,7 @@ def _loops() -> dict[str, Case]:
 
 def main() -> int:
     """Parse the arguments, time each case, print the table; ends with 1 where a ratio is below 0.9."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help="beginnings of names of cases; all when none is given")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    options = parser.parse_args()
-    chosen = {
-        name: case for name, case in cases().items() if not options.names or name.startswith(tuple(options.names))
-    }
-    if not chosen:
-        parser.error(f"no case begins so: there are {', '.join(cases())}")
+    chosen, path = chosen_cases("operators", __doc__, cases())
     print(f"{'us a call, one thread':40} {'ours':>9} {'ONNX Runtime':>13} {'ratio':>6} {'difference':>11}")
     rows = []
     for name, case in chosen.items():
@@ -177,8 +167,8 @@ def main() -> int:
         rows.append(row)
         print(f"{name:40} {row.ours:9.2f} {row.onnxruntime:13.2f} {row.ratio:6.2f} {row.error:11.1e}", flush=True)
     print(f"geometric mean of the ratios: {math.exp(sum(math.log(row.ratio) for row in rows) / len(rows)):.2f}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    if path:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.ratio < 0.9 for row in rows))
 
 

@@ -156,7 +156,6 @@ def _damaged(origin: str, what: str) -> ArtifactError:
 
 
 LEAF_BYTES = 1 << 20
-DIGEST_BYTES = 32
 _PARALLEL_FROM_BYTES = 4 << 20  # below this, starting threads costs more than it saves
 
 

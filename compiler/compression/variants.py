@@ -21,7 +21,7 @@ from compiler.driver.compile import compile as compile_model
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
-from compiler.profiling.timing import seconds_in_turns
+from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.runtime.random_inputs import random_inputs
@@ -195,7 +195,7 @@ class _Maker:
         for module in modules.values():
             module.threads = 1
         runs = [lambda module=module: module.run(inputs) for module in modules.values()]
-        seconds = seconds_in_turns(runs)
+        seconds = interleaved_seconds(runs)
         for name, module in modules.items():
             module.threads = settings[name]
         return {name: 1000 * each / max(rows, 1) for name, each in zip(modules, seconds, strict=True)}

@@ -12,7 +12,7 @@ import numpy as np
 
 _TIMED_SECONDS = 0.3
 _REPORTED_RUNS = 200
-_TURNS = 3
+_ROUNDS = 3
 
 
 def reported_seconds(run: Callable[[], object], *, threads: int = 1) -> float:
@@ -38,10 +38,10 @@ def run_seconds(
     return float(np.median(times))
 
 
-def seconds_in_turns(runs: Sequence[Callable[[], object]], *, threads: int = 1, budget: float = 0.05) -> list[float]:
+def interleaved_seconds(runs: Sequence[Callable[[], object]], *, threads: int = 1, budget: float = 0.05) -> list[float]:
     """Seconds of each run, measured one after the other three times: what slows the machine down for a while slows
     all."""
-    times = [[run_seconds(run, threads=threads, budget=budget) for run in runs] for _ in range(_TURNS)]
+    times = [[run_seconds(run, threads=threads, budget=budget) for run in runs] for _ in range(_ROUNDS)]
     return [float(np.median(each)) for each in zip(*times, strict=True)]
 
 

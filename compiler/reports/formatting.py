@@ -58,11 +58,6 @@ def format_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def format_shape(shape: tuple[int | str, ...]) -> str:
-    """A shape as users write it: "[batch, 64]"; a scalar is "[]"."""
-    return "[" + ", ".join(map(str, shape)) + "]"
-
-
 def shorten(text: str, length: int = 60) -> str:
     """`text` cut in its middle to at most `length` characters."""
     if len(text) <= length:

@@ -87,10 +87,10 @@ def runners_of(threads: int) -> Runners:
         return found
 
 
-class Turns:
-    """A fair semaphore: limits the number of threads that compute at a time, in order of arrival.
+class FairSemaphore:
+    """Limits the number of threads that compute at a time; they enter in order of arrival.
 
-    Not for the main thread: an interrupt between two lines would lose a turn.
+    Not for the main thread: an interrupt between two lines would lose a slot.
     """
 
     def __init__(self, free: int) -> None:
@@ -98,7 +98,7 @@ class Turns:
         self._waiting: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Wait for a slot."""
         with self._lock:
             if self.free:
@@ -109,7 +109,7 @@ class Turns:
             self._waiting.append(mine)
         mine.acquire()
 
-    def give(self) -> None:
+    def release(self) -> None:
         """Release the slot to the first waiting thread."""
         with self._lock:
             if self._waiting:
@@ -118,24 +118,24 @@ class Turns:
                 self.free += 1
 
 
-_turns: dict[int, Turns] = {}  # by the number of threads
+_semaphores: dict[int, FairSemaphore] = {}  # by the number of threads
 
 
-def _turns_of(threads: int) -> Turns:
-    found = _turns.get(threads)
+def _semaphore_of(threads: int) -> FairSemaphore:
+    found = _semaphores.get(threads)
     if found is None:
         with _lock:
-            found = _turns.setdefault(threads, Turns(runs_at_once(threads)))
+            found = _semaphores.setdefault(threads, FairSemaphore(runs_at_once(threads)))
     return found
 
 
 def _after_fork() -> None:
     # Only the forking thread lives on in the child, as its main thread; helpers are the parent's.
-    global _turns, _lock
+    global _semaphores, _lock
     _state.current = _state.in_pool = 0
     _state.computes = True
     _lock = threading.Lock()
-    _turns = {}
+    _semaphores = {}
     for each in list(_runners.values()):
         each.forget()
 
@@ -202,7 +202,7 @@ def in_force(threads: int) -> bool:
 
 
 def run_with(threads: int, function: Callable[[], Result]) -> Result:
-    """Call a function with kernels on these threads; outside the main thread it may have to wait for a turn.
+    """Call a function with kernels on these threads; outside the main thread it may have to wait for a slot.
 
     Raises:
         OptionError: the system starts no more threads.
@@ -215,12 +215,12 @@ def run_with(threads: int, function: Callable[[], Result]) -> Result:
         _set(threads)
         state.current = threads
         return function()
-    return _in_turn(threads, function)
+    return _with_slot(threads, function)
 
 
-def _in_turn(threads: int, function: Callable[[], Result]) -> Result:
-    turns, state = _turns_of(threads), _state
-    turns.take()
+def _with_slot(threads: int, function: Callable[[], Result]) -> Result:
+    semaphore, state = _semaphore_of(threads), _state
+    semaphore.acquire()
     before = state.current
     try:
         _set(threads)
@@ -229,7 +229,7 @@ def _in_turn(threads: int, function: Callable[[], Result]) -> Result:
     finally:
         state.current = before
         _set(max(before, 1))  # which gives helpers back
-        turns.give()
+        semaphore.release()
 
 
 def _set(threads: int) -> None:

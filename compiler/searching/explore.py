@@ -365,7 +365,7 @@ class Finalists:
         if self._options.batches is None:
             order, count = [*even, *(each for each in ranked if each not in even)], count + len(even)
         else:
-            order = self._raced([*even, *(each for each in in_turns(ranked) if each not in even)])
+            order = self._raced([*even, *(each for each in round_robin(ranked) if each not in even)])
         found = self._finished(order, count, None, "finish finalist")
         if not found:
             nearest = min(ranked or self._explorer.candidates, key=lambda each: each.excess)
@@ -409,7 +409,7 @@ class Finalists:
         return self._known[key]
 
 
-def in_turns(ranked: Sequence[Candidate]) -> list[Candidate]:
+def round_robin(ranked: Sequence[Candidate]) -> list[Candidate]:
     """The best of each selection of layers and forms, then the second best of each, and so on."""
     groups: dict[tuple[tuple[str, Option], ...], list[Candidate]] = {}
     for each in ranked:

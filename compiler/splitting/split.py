@@ -21,7 +21,7 @@ from compiler.driver.compile import find_target, model_name
 from compiler.errors import AccuracyError, NothingGainedError, OptionError, TensorwrightError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
-from compiler.profiling.timing import seconds_in_turns
+from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.runtime.random_inputs import random_inputs
 from compiler.splitting.costs import SideCosts, estimated_costs, node_places
@@ -428,5 +428,5 @@ def _ratio(target: float, here: float) -> float:
 
 
 def _seconds(module: Module, inputs: Arrays) -> float:
-    (seconds,) = seconds_in_turns([lambda: module.run(inputs)], threads=module.threads)
+    (seconds,) = interleaved_seconds([lambda: module.run(inputs)], threads=module.threads)
     return seconds

@@ -35,7 +35,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.passes.rewriting.matching import Array, as_constant, shape_of
-from compiler.profiling.timing import seconds_in_turns
+from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.interrupts import interruptible
@@ -433,7 +433,7 @@ class LayerTimer:
         ]
         inputs = random_inputs(modules[0].inputs)
         runs = [partial(each.run, inputs) for each in modules]
-        whole, parts = seconds_in_turns(runs)
+        whole, parts = interleaved_seconds(runs)
         return whole / parts
 
     def _alone(self, layer: Layer, shape: tuple[int, ...], weights: Sequence[Array]) -> IRModule:

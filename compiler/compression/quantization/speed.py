@@ -29,7 +29,7 @@ from compiler.compression.report import time_text
 from compiler.passes.rewriting.graph import Var
 from compiler.passes.rewriting.matching import static_shape
 from compiler.profiling.profile import profile
-from compiler.profiling.timing import seconds_in_turns
+from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 
 # How much slower is within the noise of measuring: a share, and seconds.
@@ -81,7 +81,7 @@ class SpeedLimit:
             return False
         modules = (self._session.float_module, found.module)
         runs = [partial(module.run, sample) for module in modules]
-        floats, integers = seconds_in_turns(runs, threads=modules[0].threads)
+        floats, integers = interleaved_seconds(runs, threads=modules[0].threads)
         if integers <= floats * _NOISE + _LEAST:
             return False
         return any(self._leave(margin) for margin in self._margins)

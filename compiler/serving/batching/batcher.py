@@ -224,7 +224,7 @@ class Batcher:
         while batch.requests:
             answers, seconds = self._answers(batch)
             following = self._plan.next(batch, seconds, time.monotonic())
-            if following.requests and self.service.takes_turns:
+            if following.requests and self.service.shares_threads:
                 self.service.submit(self._work, following)
                 self._loop.call_soon_threadsafe(self._after, answers, following)
                 return

@@ -85,7 +85,7 @@ class ModuleService:
         return module_identity(self.module)
 
     @property
-    def takes_turns(self) -> bool:
+    def shares_threads(self) -> bool:
         """True if other modules run in the same threads: a run gives its thread back after each batch."""
         return self._threads.is_shared
 

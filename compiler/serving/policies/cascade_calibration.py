@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.artifact.storage import write_json
 from compiler.errors import NothingGainedError, OptionError, StorageError
-from compiler.profiling.timing import seconds_in_turns
+from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.serving.caches.digests import request_digest
@@ -221,7 +221,7 @@ class BothModels:
         for_small, for_large = self._taken(small, inputs), self._for_large(inputs)
         settings = small.threads, large.threads
         small.threads = large.threads = 1  # what counts is processor time
-        seconds = seconds_in_turns([lambda: small.run(for_small), lambda: large.run(for_large)], budget=0.2)
+        seconds = interleaved_seconds([lambda: small.run(for_small), lambda: large.run(for_large)], budget=0.2)
         small.threads, large.threads = settings
         rows = max(row_count(inputs), 1)
         return 1000 * seconds[0] / rows, 1000 * seconds[1] / rows

@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import compiler
 import targets
+from benchmarks._tuner_samples import workload_of
 from benchmarks.tiny_nets import quantized_by_onnx_runtime
 from compiler.records.folders import shipped_folder
 from compiler.records.identity import file_name, target_description
 from compiler.records.library import TunedConfigs, read_current
 from compiler.records.records import Loaded
-from compiler.tuning.samples import workload_of
 from schedules.gpu import gpu_rules
 from schedules.rule import ScheduleRule
 from schedules.selection.registry import rules

@@ -11,7 +11,6 @@ from compiler.reports.formatting import (
     format_percent,
     format_rate,
     format_seconds,
-    format_shape,
     shorten,
 )
 
@@ -41,7 +40,7 @@ def test_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
 
 
-def test_counts_rates_shares_shapes() -> None:
+def test_counts_rates_shares() -> None:
     assert format_count(950) == "950"
     assert format_count(11_689_512) == "11.7 M"
     assert format_count(3.63e9) == "3.63 G"
@@ -51,8 +50,6 @@ def test_counts_rates_shares_shapes() -> None:
     assert format_operations(3.63e9) == "3.63 GFLOP"
     assert format_rate(12.0) == "12 FLOP/s"
     assert format_percent(0.1234) == "12.3 %"
-    assert format_shape(("batch", 64)) == "[batch, 64]"
-    assert format_shape(()) == "[]"
 
 
 def test_long_names_are_cut_in_their_middle() -> None:

@@ -121,10 +121,10 @@ assert [(task / "schedstat").read_text() for task in others] == used
 
 
 def test_runs_of_other_threads_wait_for_processors(parallel: Module) -> None:
-    turns = settings.Turns(1)
+    semaphore = settings.FairSemaphore(1)
     parallel.threads = 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(settings._turns, 1, turns)
+        patch.setitem(settings._semaphores, 1, semaphore)
         running, most, lock = [0], [0], threading.Lock()
         run = LocalExecutor._run
 
@@ -142,7 +142,7 @@ def test_runs_of_other_threads_wait_for_processors(parallel: Module) -> None:
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(lambda n: parallel.run([np.full(SHAPE, n, np.float32)])["y"], range(40)))
     assert most[0] == 1
-    assert turns.free == 1
+    assert semaphore.free == 1
     assert all((result == n + 1).all() for n, result in enumerate(results))
 
 

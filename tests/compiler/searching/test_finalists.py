@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from compiler.errors import AccuracyError
-from compiler.searching.explore import Explorer, Finalists, in_turns
+from compiler.searching.explore import Explorer, Finalists, round_robin
 from compiler.searching.finish import Finished, Finisher
 from compiler.searching.front import Candidate
 from compiler.searching.knobs import Config
@@ -23,9 +23,9 @@ SHALLOW = [candidate(width, False, width / 100) for width in (3, 2)]
 
 
 def test_candidates_of_each_depth_take_turns() -> None:
-    order = in_turns([*DEEP, *SHALLOW])
+    order = round_robin([*DEEP, *SHALLOW])
     assert order == [DEEP[0], SHALLOW[0], DEEP[1], SHALLOW[1], DEEP[2], DEEP[3]]
-    assert in_turns([]) == []
+    assert round_robin([]) == []
 
 
 class Stage:

@@ -79,7 +79,7 @@ def test_a_layer_whose_zeros_floats_skip_stays_in_float() -> None:
 
 
 def test_a_model_that_is_slower_in_integers_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "seconds_in_turns", lambda *_, **__: [1.0, 2.0])
+    monkeypatch.setattr(speed, "interleaved_seconds", lambda *_, **__: [1.0, 2.0])
     data = samples((4, 16), 1)
     model = compiler.quantize(chain_net(2), data, method="min-max", decide="measured", threads=1)
     assert len(model.report.in_float) == len(model.report.layers) == 2

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import targets
+from benchmarks._tuner_samples import machine_of, samples_of, workload_of
 from compiler.records.identity import fingerprint, target_description
 from compiler.records.records import Record
-from compiler.tuning.samples import machine_of, samples_of, workload_of
 from targets.cpu.x86 import X86Target
 from tests.compiler.tuning.kernels import product_task, target
 
