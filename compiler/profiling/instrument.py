@@ -28,8 +28,8 @@ from compiler.runtime.tvm_runtime import tvm_ffi
 
 SetInstrument = Callable[[Any], Any]
 _SCALES = (0.8, 1.25)
-"""How far the costs may be scaled: what differs beyond that has other causes (kernels that find their data out of the
-caches after the instrument, other programs), and must not be taken off small calls."""
+"""Least and largest factor that scales the costs: what differs beyond that has other causes (kernels that find their
+data out of the caches after the instrument, other programs), and must not be taken off small calls."""
 
 
 DYNAMIC_CALL = "vm.builtin.call_tir_dyn"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from schedules.rule import AnyRule, Workload
 
 NETWORK_RULE, NETWORK_VERSION = "network", 1
-"""Of records of a whole network's settings, which no schedule rule has."""
+"""Rule and version in records of a whole network's settings, which no schedule rule has."""
 RecordSource = str | Path | Sequence[str | Path] | bool | None
 
 

@@ -84,4 +84,4 @@ class PoolBound:
 
 
 POOL = PoolBound()
-"""Of this process, as TVM's pool is."""
+"""Bound of the one pool of this process."""

@@ -233,7 +233,7 @@ class ModelComparison:
 # The end of a tuning run: choices are verified in the whole model, or given up.
 
 COMPARISON_SECONDS = 2 * PAIRS * (2 * TURN_SECONDS + 1.2)
-"""Of one comparison, with the start of its processes and without compiling."""
+"""Duration of one comparison, with the start of its processes and without compiling."""
 _MOST_COMPARISONS = 3  # what takes the place of a choice that was given up is compared as well
 
 

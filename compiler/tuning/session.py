@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 FIRST_BATCHES = 8
-"""Of a task's first `EARLY` trials: the model learns most from them."""
+"""Batch size of a task's first `EARLY` trials, from which the model learns most."""
 EARLY = 32
 LEADERS = 3
 _ROUNDS = 9  # of the last comparison

@@ -16,7 +16,7 @@ from compiler.tuning.state import Progress
 LEAST_SECONDS = 10.0
 """The least budget: building and timing a few configs takes as long."""
 DEFAULT_SECONDS = 600.0
-"""Of searching, when the caller sets no limit."""
+"""Time of the search when the caller sets no limit."""
 _MEASURES = ("auto", "timed", "modelled")
 _TIMINGS = ("auto", "parallel", "serial")
 

@@ -27,7 +27,7 @@ class Artifact : public Manifest {
   std::string digest;  // of the head, which holds the digests of all sections
   Span library, parameters, reference_inputs, reference_outputs, initial_states, assets;
 
-  // Whether it owns its bytes; those of `FromMemory` belong to the caller.
+  // True if it owns its bytes; those of `FromMemory` belong to the caller.
   bool OwnsBytes() const { return file_.has_value(); }
 
   // A parameter of the file is read from elsewhere from now on: its memory is released, if it lies in the file as read.

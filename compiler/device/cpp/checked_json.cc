@@ -30,7 +30,7 @@ const char* NumberEnd(const char* at, const char* end) {
   return at;
 }
 
-// What TVM's parser takes and JSON, as Python reads it, does not. The parser is recursive: without a limit on nesting, a
+// Text that TVM's parser accepts and JSON, as Python reads it, does not. The parser is recursive: without a limit on nesting, a
 // file could overflow the stack. Null where the text holds no such thing.
 const char* Unreadable(const char* text, size_t size) {
   int depth = 0;

@@ -29,7 +29,7 @@ struct SessionLimits {
   int idle_seconds = 900;                     // an upload may pause for so long
 };
 
-// What the server is, as JSON.
+// Description of the server, as JSON.
 std::string DescribeServer(bool kernels_allowed, const DeviceList& devices);
 
 // Serves the other end of `descriptor` until it is closed. The process is ended afterwards.

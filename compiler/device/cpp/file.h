@@ -10,7 +10,7 @@
 
 namespace tensorwright {
 
-// Of tensors in memory, as generated code requires; and of the sections of a module file.
+// Alignment of tensors in memory, as generated code requires, and of the sections of a module file.
 constexpr size_t kAlignment = 64;
 
 struct Span {

@@ -28,7 +28,7 @@ Key ReadPrivateKey(const std::string& path);
 // Throws Error.
 void WriteNewKey(const std::string& path);
 
-// What an error calls a key: its first 8 bytes.
+// The name of a key in errors: its first 8 bytes.
 std::string NameOf(const Key& key);
 
 }  // namespace tensorwright

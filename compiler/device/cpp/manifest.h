@@ -100,7 +100,7 @@ struct Manifest {
   // The symbolic dimension of the position that no other input has, which is the number of rows in use; empty for none.
   std::string CountingDimension() const;
 
-  // Whether a session gives this input by itself.
+  // True if a session provides this input itself.
   bool IsOfSession(size_t input) const;
 };
 

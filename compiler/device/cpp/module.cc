@@ -38,7 +38,7 @@ Span CodeOf(const Artifact& artifact) {
   return artifact.library;
 }
 
-// What a check inside of a module is for, as the compiler wrote it down: `tensorwright[...] `. Empty for other failures.
+// Purpose of a check inside a module, as the compiler wrote it: `tensorwright[...] `. Empty for other failures.
 std::string CheckText(const std::string& failure) {
   const std::string mark = "tensorwright[";
   size_t start = failure.find(mark), end = start == std::string::npos ? start : failure.find("] ", start);
@@ -206,7 +206,7 @@ ffi::Any Module::Call(const std::vector<ffi::Tensor>& placed) const {
   return result;
 }
 
-// What `main` returned, which must be what the manifest announces.
+// Results of `main`, which must match the manifest.
 std::vector<ffi::Tensor> Module::Outputs(const ffi::Any& result) const {
   auto returned = result.try_cast<ffi::Array<ffi::Tensor>>();
   if (!returned) throw Error("the module returned values that are not tensors");

@@ -25,7 +25,7 @@ class Module {
   // A copy for another thread: it shares code and parameters, and has a virtual machine of its own.
   std::unique_ptr<Module> Shared() const;
 
-  // How many threads a run uses. Throws Error unless it is a number of threads that the machine serves.
+  // Number of threads of a run. Throws Error unless it is a number of threads that the machine serves.
   void SetThreads(int threads);
 
   const Artifact& artifact() const { return *artifact_; }
@@ -43,7 +43,7 @@ class Module {
   // "NVIDIA H100 80GB HBM3"; empty for modules that run on the processor. They have none of the times below.
   std::string DeviceName() const { return device_->Name(); }
 
-  // Of runs without copies, after warm ones; `graph`: captured as one CUDA graph. Throws Error where the run cannot be
+  // Seconds of runs without copies, after warm-up; `graph`: captured as one CUDA graph. Throws Error where the run cannot be
   // captured, or its replay gives other results.
   DeviceTimes MeasureDevice(const std::vector<ffi::Tensor>& inputs, int runs, bool graph);
 
@@ -76,7 +76,7 @@ class Module {
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
   [[noreturn]] void Failed(const std::string& failure) const;
 
-  // What `work` returns; what TVM throws in it becomes an Error.
+  // Result of `work`; exceptions of TVM in it become an Error.
   template <typename Work>
   auto Explained(Work work) const {
     try {
@@ -100,7 +100,7 @@ class Module {
   LastSizes last_sizes_;
 };
 
-// Of sorted or unsorted values; fraction in [0, 1].
+// Percentile of sorted or unsorted values; fraction in [0, 1].
 double Percentile(std::vector<double> values, double fraction);
 
 }  // namespace tensorwright

@@ -28,7 +28,7 @@ size_t AllocatedBytes() {
   return found.hblkhd + found.uordblks;
 }
 
-// What ran since the pool of this process was cleared.
+// Sizes that ran since the pool of this process was cleared.
 struct Pool {
   std::mutex mutex;
   std::set<std::vector<int64_t>> sizes;

@@ -100,7 +100,7 @@ uint64_t SavedRegisters() {
   return uint64_t{edx} << 32 | eax;
 }
 
-// Whether the system lets this process use the tile registers: Linux grants them to all threads when asked.
+// True if the system lets this process use the tile registers: Linux grants them to all threads when asked.
 bool AllowsTiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

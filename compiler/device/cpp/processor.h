@@ -1,4 +1,4 @@
-// What this processor can do, by the names that modules' manifests use (LLVM's).
+// Features of this processor, by the names that modules' manifests use (LLVM's).
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ const char* Architecture();
 // The extensions that the processor and the system have, of those that are known here.
 std::vector<std::string> ProcessorFeatures();
 
-// Those of `required` that are missing; what is not known here counts as missing.
+// The members of `required` that are missing; unknown ones count as missing.
 std::vector<std::string> MissingFeatures(const std::vector<std::string>& required);
 
 }  // namespace tensorwright

@@ -18,7 +18,7 @@ std::string TextOf(const tvm::ffi::String& text) { return {text.data(), text.siz
 
 Found Here(std::string why) { return Misfit{"", std::move(why)}; }
 
-// Of a value in another one.
+// The place of a value inside another one.
 Found At(const std::string& step, const tvm::ffi::Any& value, const Schema& schema) {
   Found found = FindMisfit(value, schema);
   if (found) found->place = step + (found->place.empty() ? "" : "." + found->place);
@@ -100,7 +100,7 @@ Found InRecord(const json::Object& object, const Schema& schema) {
   return std::nullopt;
 }
 
-// Of a value of any type: text must be valid, and nesting limited.
+// Checks a value of any type: text must be valid, and nesting limited.
 Found InAnything(const tvm::ffi::Any& value, int most) {
   if (most < 0) return Here("it is nested too deep");
   if (auto text = value.as<tvm::ffi::String>()) {

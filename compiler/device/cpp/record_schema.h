@@ -10,7 +10,7 @@
 
 namespace tensorwright {
 
-// What older programs say of a member that they do not know: what it asks for would be ignored.
+// Message of older programs about an unknown member, whose meaning they would ignore.
 constexpr char kUnknownMember[] = "this program does not know it: use the programs of the Tensorwright that wrote the file";
 
 struct Member;
@@ -34,7 +34,7 @@ struct Member {
 
 extern const Schema &kManifestSchema, &kDeviceSchema, &kTensorEntrySchema;
 
-// Where a value does not fit ("" for itself; names and numbers of items, with points between), and why; nothing where it does.
+// The place where a value does not fit ("" for itself; else names and indices joined by dots) and the reason; nothing where it does.
 struct Misfit {
   std::string place, why;
 };

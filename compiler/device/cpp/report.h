@@ -8,7 +8,7 @@
 
 namespace tensorwright {
 
-// What is found: printed line by line, if wanted, and kept as members of a JSON object.
+// A report: printed line by line, if wanted, and kept as members of a JSON object.
 class Report {
  public:
   explicit Report(bool prints) : prints_(prints) {}
@@ -29,7 +29,7 @@ class Report {
 // A number as JSON writes it.
 std::string Number(double value);
 
-// What is timed: so many runs (0: none); on a graphics processor also the run as one CUDA graph, and each kernel.
+// Number of runs to time (0: none); on a graphics processor also the run as one CUDA graph, and each kernel.
 struct WantedTimes {
   int runs = 0;
   bool graph = false, kernels = false;

@@ -102,7 +102,7 @@ Sizes Session::Told(const std::vector<ffi::Tensor>& inputs) const {
   return told;
 }
 
-// Those of the sizes that states have. Throws Error where one is missing.
+// The sizes that states have. Throws Error where one is missing.
 Sizes Session::StateSizes(const Sizes& sizes, const std::string& what) const {
   Sizes found;
   for (const State& state : artifact().states) {

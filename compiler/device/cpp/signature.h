@@ -16,7 +16,7 @@ struct Signature {
   std::array<uint8_t, 64> value;
 };
 
-// What follows the content of a module file. Throws Error unless it is nothing, or a whole block.
+// The signature block after the content of a module file. Throws Error unless there is none, or a whole one.
 std::vector<Signature> ParseSignatures(Span block, const std::string& origin);
 
 // The public keys whose signatures a program accepts. Without any it accepts every module.

@@ -29,7 +29,7 @@ std::string ShapeText(const int64_t* shape, size_t rank);
 size_t TensorBytes(const int64_t* shape, size_t rank, DLDataType dtype);
 size_t TensorBytes(const DLTensor& tensor);
 
-// Whether all bytes are 0 or 1, which generated code takes those of truth values for.
+// True if all bytes are 0 or 1, as generated code assumes of booleans.
 bool AreTruthValues(const uint8_t* bytes, size_t count);
 
 // A tensor of its own memory, 64-byte aligned as generated code requires. Throws Error as TensorBytes, or without memory.

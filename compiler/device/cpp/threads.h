@@ -1,4 +1,4 @@
-// How many threads a run uses, and how many runs compute at once.
+// Number of threads of a run, and number of concurrent runs.
 #pragma once
 
 #include <functional>

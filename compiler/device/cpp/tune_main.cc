@@ -52,7 +52,7 @@ bool Parse(int count, char** arguments, Options* options) {
   return count % 2 == 1 && options->seconds > 0;
 }
 
-// What a task's process says: a line for what it begins, and one for each result. Fields are parted by tabs.
+// Output of a task's process: a line for each step that it begins, and one for each result, with fields separated by tabs.
 std::string LineOf(const TuneResult& result) {
   std::string line = "result\t" + std::to_string(result.candidate) + "\t" + (result.compared ? "1" : "0") + "\t" + result.status + "\t";
   for (double each : result.seconds) {

@@ -53,7 +53,7 @@ class TuneResults {
 
   const std::vector<TuneResult>& all() const { return results_; }
   bool Has(size_t task, size_t candidate, bool compared) const;
-  // Of candidates that are right, by their time; at most so many, and the default in any case.
+  // Candidates with correct results, by their time: `count` at most, and the default in any case.
   std::vector<size_t> Leaders(size_t task, size_t count) const;
   // Takes a result in, and writes the file. Throws Error where it cannot be written.
   void Add(const TuneResult& result, const std::string& device);

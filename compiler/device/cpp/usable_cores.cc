@@ -17,7 +17,7 @@
 namespace tensorwright {
 namespace {
 
-// Of an efficiency core of x86, relative to a performance core.
+// Speed of an efficiency core of x86, relative to a performance core.
 constexpr double kEfficiencySpeed = 0.5;
 constexpr uint64_t kMostProcessors = 1 << 16;
 

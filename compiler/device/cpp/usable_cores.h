@@ -13,7 +13,7 @@ int UsableProcessors(const std::string& root = "/");
 // Physical cores that make a run faster: no second thread of a core, no cores so slow that the others wait for them.
 int UsableCores(const std::string& root = "/");
 
-// How many cores finish equal parts of some work the earliest, by their speeds; the fewest of them.
+// Number of cores that finish equal parts of some work earliest, by their speeds; the smallest such number.
 int Worthwhile(std::vector<double> speeds);
 
 }  // namespace tensorwright

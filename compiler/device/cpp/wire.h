@@ -1,4 +1,4 @@
-// What goes over a client's socket: plain bytes, or the messages of a Noise session, each behind its length (u16,
+// The bytes on a client's socket: plain, or the messages of a Noise session, each behind its length (u16,
 // little-endian).
 #pragma once
 

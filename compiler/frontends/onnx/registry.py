@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _CONVERTERS: dict[tuple[str, str], dict[int, Converter]] = {}
 
 TORCH_DOMAIN = "tensorwright.torch"
-"""Of operators that PyTorch programs become, and that ONNX does not have in the opset of torch's exporter."""
+"""Domain of operators of PyTorch programs that ONNX lacks in the opset of torch's exporter."""
 
 
 def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Converter], Converter]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_BYTES = 1 << 26
-"""Of a folded value: what is larger comes from an expansion rather than from a computation of constants."""
+"""Size limit of a folded value: a larger one comes from an expansion rather than from a computation of constants."""
 
 
 def with_folded_constants(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram | None:

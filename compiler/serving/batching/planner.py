@@ -49,7 +49,7 @@ class Planner:
         self.costs = Costs()
         self.cap = 1
         self.fixed_rows: int | None = None
-        """How many rows each run computes, where the module has a fixed number of them."""
+        """Number of rows of each run, where the module has a fixed number of them."""
         self.closing = False
         self._queue = RequestQueue()
         self._free = runners

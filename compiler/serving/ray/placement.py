@@ -17,7 +17,7 @@ from compiler.serving.repository import versions_of
 from targets import cpuinfo
 
 SHARE = 0.0001
-"""What a replica asks for of a feature: the least that Ray counts, so that features do not limit the replicas."""
+"""Amount of a feature that a replica requests: the least that Ray counts, so that features limit no replicas."""
 
 
 def required_resources(models: Sequence[ModelOptions]) -> dict[str, float]:

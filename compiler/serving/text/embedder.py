@@ -20,7 +20,7 @@ from compiler.serving.text.options import TextOptions
 from compiler.support.tokenizer_file import read_tokenizer_file
 
 Tokens: TypeAlias = Sequence[int] | Array
-"""Of a text: a list, or int64 (tokens,)."""
+"""Tokens of a text: a list, or int64 (tokens,)."""
 
 _IDS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import PrimFunc
 
 CANDIDATES = 12
-"""Of a task, when the caller sets no limit."""
+"""Candidates of a task when the caller sets no limit."""
 PLAN = "plan.json"
 
 

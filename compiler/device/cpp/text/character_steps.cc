@@ -83,7 +83,7 @@ class Charsmap : public Step {
     return end;
   }
 
-  // What the shortest beginning that has a rule becomes; null where none has.
+  // Replacement of the shortest prefix that has a rule; null where none has.
   const std::u32string* Replacement(const std::u32string& text, size_t at, size_t end) const {
     for (size_t size = 1; size <= end - at; ++size) {
       auto found = rules_.find(text.substr(at, size));

@@ -15,7 +15,7 @@ constexpr size_t kRows = 64;  // a cache's capacity is a multiple of it
 
 double Seconds(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// Whether a session must be told how many rows its states hold.
+// True if a session must be told how many rows its states hold.
 bool HasOpenCapacity(const Artifact& artifact) {
   return std::any_of(artifact.states.begin(), artifact.states.end(), [&](const State& state) {
     return state.axis && (state.grows || !artifact.inputs[state.input].dimensions[*state.axis].empty());

@@ -1,4 +1,4 @@
-// What a program knows of its language model beside the module: native/program.py of the Python package writes it.
+// Description of the language model beside the module: native/program.py of the Python package writes it.
 #pragma once
 
 #include <cstdint>

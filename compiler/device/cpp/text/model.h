@@ -1,4 +1,4 @@
-// How pieces of a text become tokens.
+// Models that turn pieces of a text into tokens.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,7 @@ namespace {
 
 constexpr size_t kNone = std::u32string::npos;
 
-// Where to go on when a way fails: at `at`, or at any place down to `least`.
+// A backtracking point: continue at `at`, or at any position down to `least`.
 struct Other {
   size_t instruction, at, least;
 };

@@ -49,7 +49,7 @@ Random::Wide Random::Sum(Wide left, Wide right) {
   return {left.high + right.high + (low < left.low), low};
 }
 
-// Of 128 bits; not all compilers for 32 bits have a type for them.
+// An integer of 128 bits; not all compilers for 32 bits have such a type.
 Random::Wide Random::Product(Wide left, Wide right) {
   const uint64_t mask = 0xFFFFFFFFu;
   uint64_t a = left.low >> 32, b = left.low & mask, c = right.low >> 32, d = right.low & mask;

@@ -46,7 +46,7 @@ std::u32string FromUtf8(const std::string& text, const std::string& what);
 std::string ToUtf8(const std::u32string& text);
 std::string ToUtf8(char32_t character);
 
-// How many bytes of a character begin at `at`, and 0 where none does; `wrong` is then how many bytes are replaced together.
+// Number of bytes of the character at `at`, and 0 where none begins; `wrong` is then how many bytes are replaced together.
 size_t CharacterBytes(const std::string& text, size_t at, size_t* wrong);
 
 // Bytes as UTF-8, with U+FFFD for what is not.

@@ -1,4 +1,4 @@
-// Which token comes next: as generation/sampling.py of the Python package.
+// Choice of the next token, as generation/sampling.py of the Python package.
 #pragma once
 
 #include <cstdint>

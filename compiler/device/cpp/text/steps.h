@@ -33,7 +33,7 @@ class Steps {
   std::vector<std::unique_ptr<Step>> steps_;
 };
 
-// How byte-level tokens write a byte, and back; -1 for characters that stand for none.
+// Character that byte-level tokens write for a byte, and back; -1 for characters that stand for none.
 char32_t CharacterOfByte(uint8_t byte);
 int ByteOfCharacter(char32_t character);
 

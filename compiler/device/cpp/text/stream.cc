@@ -14,7 +14,7 @@ bool EndsWith(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-// How many bytes at the end of a text begin a stop text.
+// Number of bytes at the end of a text that begin a stop text.
 size_t Overlap(const std::string& text, const std::string& stop) {
   for (size_t size = std::min(text.size(), stop.size() - 1); size; --size) {
     if (stop.compare(0, size, text, text.size() - size, size) == 0) return size;

@@ -32,13 +32,13 @@ class Vocabulary {
     }
   }
 
-  // How many numbers of tokens there are; the texts of those that are not in use are empty.
+  // Number of token ids; the texts of unused ones are empty.
   size_t size() const { return texts_.size(); }
   const std::string& TextOf(uint32_t token) const { return texts_[token]; }
   bool Has(uint32_t token) const { return token < texts_.size(); }
 
  private:
-  // Of the tokens from `first` to `last`, the first one whose byte at `depth` is at least `byte`; the end of a text is less than any.
+  // The first token from `first` to `last` whose byte at `depth` is at least `byte`; the end of a text is less than any.
   size_t PlaceOf(size_t first, size_t last, size_t depth, int byte) const;
 
   std::vector<std::string> texts_;
