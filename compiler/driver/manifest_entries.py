@@ -40,7 +40,8 @@ from compiler.support.model_nodes import Branches, Step, call_counts
 from compiler.support.operation_count import UncountableError, size_formula, symbol_places
 from compiler.support.roofline import Roofline
 from compiler.support.serial_reasons import serial_reason
-from schedules.ir.stages import kernels_of, walk
+from schedules.ir.expression import nodes
+from schedules.ir.stages import kernels_of
 from schedules.ir.tir import tirx
 from schedules.ir.tvm_types import Var
 from schedules.machine import dtype_bits
@@ -228,10 +229,8 @@ def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple
     """The extents of a kernel's parallel loops in their order, equal ones once: numbers, formulas of sizes, or
     `UNKNOWN`; and where a call's arguments give those sizes, as in `OperationCount`."""
     places = symbol_places(function)
-    values: dict[str, Expr] = {}
-    loops: list[Stmt] = []
-    walk(function.body, tirx.Bind, lambda binding: values.update({str(binding.var.name): binding.value}))
-    walk(function.body, tirx.For, lambda loop: loops.append(loop) if loop.kind == tirx.ForKind.PARALLEL else None)
+    values: dict[str, Expr] = {str(each.var.name): each.value for each in nodes(function.body, tirx.Bind)}
+    loops = [loop for loop in nodes(function.body, tirx.For) if loop.kind == tirx.ForKind.PARALLEL]
 
     def formula(extent: Expr) -> str:
         def text_of(name: str) -> str:

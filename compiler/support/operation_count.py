@@ -24,8 +24,7 @@ from compiler.support.formula import names_in
 from schedules.annotations import KIND, TRANSFORM
 from schedules.conv.compute import WINOGRAD
 from schedules.conv.workload import WinogradWorkload
-from schedules.ir.expression import buffers_loaded
-from schedules.ir.stages import walk
+from schedules.ir.expression import buffers_loaded, nodes
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt
@@ -75,14 +74,10 @@ def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
 def _direct(function: tirx.PrimFunc) -> int:
     """Operations of the convolution that a kernel computes by Winograd's method."""
     found = 0
-
-    def visit(block: Stmt) -> None:
-        nonlocal found
+    for block in nodes(function.body, s_tir.SBlock):
         if block.annotations.get(KIND) == WINOGRAD:
             work = WinogradWorkload.from_annotation(block.annotations)
             found = work.flops * max(work.batch, 1)
-
-    walk(function.body, s_tir.SBlock, visit)
     return found
 
 

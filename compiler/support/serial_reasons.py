@@ -9,7 +9,7 @@ from schedules.annotations import SERIAL_REASON
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.cuts import least_parallel_cycles
 from schedules.ir.expression import constant_int
-from schedules.ir.stages import walk
+from schedules.ir.expression import nodes
 from schedules.ir.tir import s_tir, tirx, tvm
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def serial_reason(function: PrimFunc, cores: int) -> str | None:
 
 def _threads_of(body: Stmt) -> tuple[bool, list[Stmt], list[str]]:
     """True if a loop is parallel; marked loops that are neither inside nor around one; and the functions called."""
-    called: list[str] = []
-    walk(body, tvm.ir.Call, lambda call: called.append(str(call.args[0].value)) if _is_packed(call) else None)
+    called = [str(call.args[0].value) for call in nodes(body, tvm.ir.Call) if _is_packed(call)]
     shared = [loop for loop in _loops(body) if _is_shared(loop)]
     inside = [each for loop in shared for each in _loops(loop.body)]
     marked = [
@@ -54,9 +53,7 @@ def _threads_of(body: Stmt) -> tuple[bool, list[Stmt], list[str]]:
 
 
 def _loops(statement: Stmt) -> list[Stmt]:
-    found: list[Stmt] = []
-    walk(statement, tirx.For, found.append)
-    return found
+    return nodes(statement, tirx.For)
 
 
 def _is_shared(loop: Stmt) -> bool:

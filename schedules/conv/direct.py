@@ -15,19 +15,17 @@ from schedules.conv.compute import DIRECT
 from schedules.conv.defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, tile_for
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.estimates import direct_estimate
+from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import MAX_PIXELS, accumulators, uneven_block_choices
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine
-from schedules.rule import CpuRule, Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 ConvWorkloadT = TypeVar("ConvWorkloadT", bound=ConvWorkload)
 
 
-class DirectRule(CpuRule[ConvWorkloadT]):
+class DirectRule(BlockedRule[ConvWorkloadT]):
     """Rules for convolutions by nested loops over the window. Knobs: `pixels` x `blocks` is the register tile, `rows` x
     `columns` the output of a task, `chunks` into how many tasks the output channels are cut, `unroll` how many input
     channels the innermost loop holds."""
@@ -70,17 +68,11 @@ class DirectRule(CpuRule[ConvWorkloadT]):
 class ConvDirect(DirectRule[ConvWorkload]):
     """Serves `conv_direct` kernels, in float32 and in integers without dot-product instructions."""
 
-    name: ClassVar[str] = "conv-direct"
-    priority: ClassVar[int] = Priority.BLOCKED
-
-    def match(self, kernel: Kernel, machine: Machine) -> ConvWorkload | None:
-        stages = anchor_stages(kernel, DIRECT)
-        return ConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
+    name: ClassVar[str] = DIRECT
+    keeps_loops: ClassVar[bool] = True
 
     def estimate(self, workload: ConvWorkload, config: Config, machine: Machine) -> Estimate | None:
         return direct_estimate(workload, config, machine)
 
-    def apply(self, kernel: Kernel, workload: ConvWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, DIRECT))
-        body = DirectNest(fused, workload, config).build(machine)
-        return fused.function(body, machine, keep_loops=workload.is_open)
+    def nest(self, fused: FusedKernel, workload: ConvWorkload, config: Config, machine: Machine) -> DirectNest:
+        return DirectNest(fused, workload, config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from schedules.codegen.nest import (
     allocate,
@@ -20,6 +20,7 @@ from schedules.codegen.nest import (
     repeat,
     sequence,
     splat,
+    split_repeat,
     static_grid,
     store,
 )
@@ -33,12 +34,11 @@ from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, Ti
 from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation
 from schedules.instructions.products.table import dot_products, partial_operation, widens_bytes
 from schedules.ir.numbers import QUAD, ceil_div
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"
@@ -122,12 +122,8 @@ class Step:
 class ConvDot(DirectRule[DotWorkload]):
     """Serves the kernels of `conv_dot`; the knobs are those of the direct convolution."""
 
-    name: ClassVar[str] = "conv-dot"
+    name: ClassVar[str] = CONV_DOT
     priority: ClassVar[int] = Priority.BLOCKED_DOT
-
-    def match(self, kernel: Kernel, machine: Machine) -> DotWorkload | None:
-        stages = anchor_stages(kernel, CONV_DOT)
-        return DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
     def space(self, workload: DotWorkload, machine: Machine) -> ConfigSpace:
         return super().space(workload, _with_sums(workload, machine))
@@ -139,13 +135,10 @@ class ConvDot(DirectRule[DotWorkload]):
             return register_tile(workload.out_spatial[-1], 1, machine, load_cycles)
         return tile_for(workload, machine, load_cycles)
 
-    def apply(self, kernel: Kernel, workload: DotWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_DOT))
+    def nest(self, fused: FusedKernel, workload: DotWorkload, config: Config, machine: Machine) -> DotNest:
         if isinstance(workload, QuadsWorkload):
-            nest: type[DotNest] = QuadsNest if machine.lane_products else DotNest
-        else:
-            nest = PairsNest if _in_pairs(workload, machine) else DotNest
-        return fused.function(nest(fused, workload, config).build(machine), machine)
+            return (QuadsNest if machine.lane_products else DotNest)(fused, workload, config)
+        return (PairsNest if _in_pairs(workload, machine) else DotNest)(fused, workload, config)
 
 
 def _in_pairs(work: DotWorkload, machine: Machine) -> bool:
@@ -187,9 +180,9 @@ class DotNest(DirectNest):
 
     def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
-        sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
-        points = list(static_grid(pixels, self.blocks))
-        whole, rest = divmod(place.channels, work.in_block)
+        vectors = self._vectors(pixels)
+        sums, allocation = allocate_tile("sums", self._tile_shape(pixels), work.dtype)
+        whole, rest = self._input_blocks(place)
         summed, room = sums, list[Stmt]()
         if self.partial is not None:
             summed, room = allocate_tile("halves", (pixels, self.blocks, lanes), "int32")
@@ -225,37 +218,45 @@ class DotNest(DirectNest):
         if whole and not windows:
             parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
         elif whole:
-            parts += self._in_parts(whole, lambda source: window_loop(source, work.in_block), sums, summed)
+            parts.append(self._in_parts(whole, lambda source: window_loop(source, work.in_block), sums, summed))
         if rest:
             last = window_loop(whole, rest)
             parts.append(self._joined(last, sums, summed) if windows else last)
-        clear = [store(sums, self.zero, pixel, part, lanes_of(0, lanes)) for pixel, part in points]
+        clear = [store(sums, self.zero, *at) for at in vectors]
         return sequence(allocation, room, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+
+    def _tile_shape(self, pixels: int) -> tuple[int, ...]:
+        """Shape of the accumulators of a tile, by row."""
+        return pixels, self.blocks, self.lanes
+
+    def _vectors(self, pixels: int) -> list[tuple[Any, ...]]:
+        """Indices of each accumulator vector of a tile."""
+        return [(*at, lanes_of(0, self.lanes)) for at in static_grid(pixels, self.blocks)]
+
+    def _input_blocks(self, place: Place) -> tuple[int, int]:
+        """Number of full channel blocks of the input, and channels of a partial one."""
+        return divmod(place.channels, self.work.in_block)
 
     @property
     def _window_steps(self) -> int:
         """Steps over a window of one block of the input."""
         return prod(self.work.kernel) * self.work.in_block // self.work.group
 
-    def _in_parts(
-        self, sources: int, body: Callable[[Index], Stmt], sums: list[Buffer], halves: list[Buffer]
-    ) -> list[Stmt]:
+    def _in_parts(self, sources: int, body: Callable[[Index], Stmt], sums: list[Buffer], halves: list[Buffer]) -> Stmt:
         """Split the steps over input blocks into partial sums; several blocks each if the window is small."""
         each = max(1, PARTIAL_STEPS // self._window_steps)
-        whole, rest = divmod(sources, each)
 
         def part(start: Index, count: int) -> Stmt:
             return self._joined(repeat("cb", count, lambda source: body(start + source)), sums, halves)
 
-        parts = [repeat("part", whole, lambda i: part(i * each, each))] if whole else []
-        return [*parts, *([part(whole * each, rest)] if rest else [])]
+        return split_repeat("part", sources, each, part)
 
     def _joined(self, steps: Stmt, sums: list[Buffer], halves: list[Buffer]) -> Stmt:
         """Steps whose partial sums are then added to the accumulators."""
         if self.partial is None:
             return steps
         ones, zero = splat(ONES, "int32", self.lanes), splat(0, "int32", self.lanes)
-        places = [(pixel, part, lanes_of(0, self.lanes)) for pixel, part in static_grid(len(sums), self.blocks)]
+        places = self._vectors(len(sums))
         clear = [store(halves, zero, *at) for at in places]
         join = [store(sums, self.combine(load(sums, *at), load(halves, *at), ones), *at) for at in places]
         return sequence(clear, steps, join)
@@ -388,6 +389,3 @@ def word(byte: int) -> int:
     """Four equal bytes as an int32."""
     word = byte * 0x01010101
     return word - (1 << 32) if word >= 1 << 31 else word
-
-
-__all__ = ["CONV_DOT", "CONV_MATRIX", "CONV_TILES", "ConvDot", "DotNest", "conv_dot"]

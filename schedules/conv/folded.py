@@ -23,11 +23,9 @@ from schedules.conv.tiling import Place, row_cost
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
-from schedules.rule import Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 FOLDED = "conv-folded"
 _STORE_CYCLES = 6  # for an epilogue and a store
@@ -146,19 +144,13 @@ class ConvFolded(DirectRule[FoldedWorkload]):
     """Serves `conv_folded` kernels. The knobs are those of the direct convolution, with pixels and columns counted in
     folds."""
 
-    name: ClassVar[str] = "conv-folded"
-    priority: ClassVar[int] = Priority.BLOCKED
-
-    def match(self, kernel: Kernel, machine: Machine) -> FoldedWorkload | None:
-        stages = anchor_stages(kernel, FOLDED)
-        return FoldedWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
+    name: ClassVar[str] = FOLDED
 
     def estimate(self, workload: FoldedWorkload, config: Config, machine: Machine) -> Estimate | None:
         return direct_estimate(workload, config, machine)
 
-    def apply(self, kernel: Kernel, workload: FoldedWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, FOLDED))
-        return fused.function(FoldedNest(fused, workload, config).build(machine), machine)
+    def nest(self, fused: FusedKernel, workload: FoldedWorkload, config: Config, machine: Machine) -> FoldedNest:
+        return FoldedNest(fused, workload, config)
 
 
 class FoldedNest(DirectNest):

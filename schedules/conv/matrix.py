@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from schedules.codegen.nest import allocate_tile, lanes_of, load, repeat, sequence, splat, static_grid, store
+from schedules.codegen.nest import allocate_tile, lanes_of, load, sequence, static_grid, store
 from schedules.config import Config, ConfigSpace
 from schedules.conv.defaults import even_blocks
 from schedules.conv.direct import DirectRule
 from schedules.conv.dot import CONV_MATRIX, SIGN_BITS, DotNest, Step, word
 from schedules.conv.dynamic_sizes import least
 from schedules.conv.tiling import MAX_PIXELS, Place, accumulators, block_choices
-from schedules.conv.workload import DotWorkload, QuadsWorkload
-from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, joined, row_of
+from schedules.conv.workload import QuadsWorkload
+from schedules.instructions.products.operation import joined, row_of
 from schedules.instructions.products.table import matrix_product
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.rule import Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 _HALF = 4  # lanes of a register of sums
 _OPEN_WIDTH = 56  # pixels of a row whose number is not known
@@ -38,10 +37,8 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
     name: ClassVar[str] = CONV_MATRIX
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
 
-    def match(self, kernel: Kernel, machine: Machine) -> QuadsWorkload | None:
-        stages = anchor_stages(kernel, CONV_MATRIX) if matrix_product(machine, "uint8", "int8") else ()
-        found = DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
-        return found if isinstance(found, QuadsWorkload) else None
+    def serves(self, workload: QuadsWorkload, machine: Machine) -> bool:
+        return matrix_product(machine, "uint8", "int8") is not None
 
     def space(self, workload: QuadsWorkload, machine: Machine) -> ConfigSpace:
         found = super().space(workload, machine)
@@ -62,9 +59,8 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
         _, _, pixels, blocks = min(choices)
         return pixels, blocks
 
-    def apply(self, kernel: Kernel, workload: QuadsWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_MATRIX))
-        return fused.function(MatrixNest(fused, workload, config).build(machine), machine)
+    def nest(self, fused: FusedKernel, workload: QuadsWorkload, config: Config, machine: Machine) -> MatrixNest:
+        return MatrixNest(fused, workload, config)
 
 
 def _fits(pairs: int, blocks: int, machine: Machine) -> bool:
@@ -111,24 +107,22 @@ class MatrixNest(DotNest):
             parts.append(store(self.scratch, value, *target, half))
         return sequence(parts)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
-        work, pairs = self.work, ceil_div(pixels, 2)
-        sums, allocation = allocate_tile("sums", (pairs, self.blocks, 2 * _HALF), work.dtype)
-        halves = list(static_grid(pairs, self.blocks, 2))
-        zero = splat(0, work.dtype, _HALF)
+    def _tile_shape(self, pixels: int) -> tuple[int, ...]:
+        return ceil_div(pixels, 2), self.blocks, 2 * _HALF
 
-        def window_loop(source: Expr | int) -> Stmt:
-            def body(window: list[Expr]) -> Stmt:
-                step = self._step(sums, Step(place, block, start, pixels, source, window, 0, work.group))
-                return sequence(self._weights_ahead(place, block, start, [source, *window], 1), step)
+    def _vectors(self, pixels: int) -> list[tuple[Any, ...]]:
+        halves = static_grid(ceil_div(pixels, 2), self.blocks, 2)
+        return [(pair, part, lanes_of(_HALF * half, _HALF)) for pair, part, half in halves]
 
-            return sequence(self._weights_ahead(place, block, start, [source], 1), self._taps(body, steps=1))
+    def _input_blocks(self, place: Place) -> tuple[int, int]:
+        return ceil_div(place.channels, self.work.in_block), 0
 
-        clear = [store(sums, zero, pair, part, lanes_of(_HALF * half, _HALF)) for pair, part, half in halves]
-        summed = repeat("cb", ceil_div(place.channels, work.in_block), window_loop)
-        rows, room = allocate_tile("rows", (pixels, self.blocks, self.lanes), work.dtype)
+    def _finish_tile(
+        self, sums: list[Buffer], place: Place, block: Index, start: Sequence[Index], pixels: int
+    ) -> list[Stmt]:
+        rows, room = allocate_tile("rows", (pixels, self.blocks, self.lanes), self.work.dtype)
         split = [store(rows, self._row(sums, *at), *at, lanes_of(0, _HALF)) for at in static_grid(pixels, self.blocks)]
-        return sequence(allocation, clear, summed, room, split, self._finish_tile(rows, place, block, start, pixels))
+        return [*room, *split, *super()._finish_tile(rows, place, block, start, pixels)]
 
     @staticmethod
     def _row(sums: list[Buffer], pixel: int, part: int) -> Expr:
@@ -136,14 +130,13 @@ class MatrixNest(DotNest):
         return row_of(left, right, pixel % 2)
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
-        multiply = MATRIX_S8S8 if self.work.signed else MATRIX_U8S8
         result = []
         for pair in range(ceil_div(at.pixels, 2)):
             value = self._pair(at, 2 * pair)
             for part, half in static_grid(self.blocks, 2):
                 stored = load(self.weight, at.block + part, at.source, *at.window, 0, lanes_of(16 * half, 16))
                 here = (pair, part, lanes_of(_HALF * half, _HALF))
-                total = multiply(load(sums, *here), value, tirx.reinterpret("int32x4", stored))
+                total = self.combine(load(sums, *here), value, tirx.reinterpret("int32x4", stored))
                 result.append(store(sums, total, *here))
         return result
 

@@ -19,15 +19,13 @@ from schedules.codegen.nest import (
     tasks_loop,
     vectorized,
 )
-from schedules.config import Config, ConfigSpace
+from schedules.config import Config
 from schedules.conv import compute as conv_compute
 from schedules.conv.compute import GLOBAL_POOL, POOL, share_of_image, window_count
 from schedules.conv.dynamic_sizes import Sizes, open_repeat
-from schedules.conv.estimates import window_estimate
-from schedules.conv.window import WindowNest, window_default, window_space
+from schedules.conv.window import WindowNest, WindowRule
 from schedules.conv.workload import PoolWorkload
 from schedules.cuts import CutAxis, Work, cut
-from schedules.estimate import Estimate
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
 from schedules.ir.widening import number
@@ -47,34 +45,20 @@ def _larger(total: Expr, value: Expr) -> Expr:
 
 def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
     stages = anchor_stages(kernel, kind)
-    if not stages:
-        return None
-    work = PoolWorkload.from_annotation(stages[0].annotations)
-    return work if len(stages) == (1 if work.mode == "max" else 2) else None
+    work = PoolWorkload.from_annotation(stages[0].annotations) if stages else None
+    return work if work is not None and len(stages) == (1 if work.mode == "max" else 2) else None
 
 
-class Pooling(CpuRule[PoolWorkload]):
-    """The knobs are those of `window.window_space`."""
+class Pooling(WindowRule[PoolWorkload]):
+    """Pooling over windows."""
 
-    name: ClassVar[str] = "pool"
-    priority: ClassVar[int] = Priority.BLOCKED
-    cut_knobs: ClassVar[frozenset[str]] = frozenset({"splits"})
+    name: ClassVar[str] = POOL
 
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
         return _match(kernel, POOL)
 
-    def space(self, workload: PoolWorkload, machine: Machine) -> ConfigSpace:
-        return window_space(workload, machine)
-
-    def default(self, workload: PoolWorkload, machine: Machine) -> Config:
-        return window_default(workload, machine)
-
-    def estimate(self, workload: PoolWorkload, config: Config, machine: Machine) -> Estimate | None:
-        return window_estimate(workload, config, machine)
-
-    def apply(self, kernel: Kernel, workload: PoolWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, POOL))
-        return fused.function(PoolNest(fused, workload, config).build(machine), machine)
+    def nest(self, fused: FusedKernel, workload: PoolWorkload, config: Config, machine: Machine) -> PoolNest:
+        return PoolNest(fused, workload, config)
 
 
 class PoolNest(WindowNest):
@@ -97,7 +81,7 @@ class PoolNest(WindowNest):
 class GlobalPooling(CpuRule[PoolWorkload]):
     """Global pooling without knobs: one pass over the image, several accumulators at a time."""
 
-    name: ClassVar[str] = "global-pool"
+    name: ClassVar[str] = GLOBAL_POOL
     priority: ClassVar[int] = Priority.BLOCKED
 
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:

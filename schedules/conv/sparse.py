@@ -33,12 +33,11 @@ from schedules.conv.dynamic_sizes import open_register_tile
 from schedules.conv.tiling import Place, register_tile
 from schedules.conv.winograd_tiling import relative_cycles
 from schedules.conv.workload import ConvWorkload
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.sparse import SparseWeight, entry, pack_blocks
 from schedules.rule import Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 # Cost model of sparse convolution: estimated cycles against those of the dense algorithms.
 
@@ -126,12 +125,8 @@ def conv_sparse(
 class ConvSparse(DirectRule[SparseConvWorkload]):
     """Serves the kernels of `conv_sparse`; the knobs are those of the direct convolution, tiles one block wide."""
 
-    name: ClassVar[str] = "conv-sparse"
+    name: ClassVar[str] = CONV_SPARSE
     priority: ClassVar[int] = Priority.BLOCKED_DOT
-
-    def match(self, kernel: Kernel, machine: Machine) -> SparseConvWorkload | None:
-        stages = anchor_stages(kernel, CONV_SPARSE)
-        return SparseConvWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
 
     def space(self, workload: SparseConvWorkload, machine: Machine) -> ConfigSpace:
         whole = super().space(workload, machine)
@@ -144,9 +139,8 @@ class ConvSparse(DirectRule[SparseConvWorkload]):
     def default(self, workload: SparseConvWorkload, machine: Machine) -> Config:
         return super().default(workload, machine).replace(unroll=1)
 
-    def apply(self, kernel: Kernel, workload: SparseConvWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_SPARSE))
-        return fused.function(SparseNest(fused, workload, config).build(machine), machine)
+    def nest(self, fused: FusedKernel, workload: SparseConvWorkload, config: Config, machine: Machine) -> SparseNest:
+        return SparseNest(fused, workload, config)
 
 
 class SparseNest(DirectNest):

@@ -19,18 +19,18 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv.direct_cut import CHANNELS, GROUPS, IMAGES, dimension, group_steps
 from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.dynamic_sizes import least
+from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import Place, divisors
-from schedules.conv.workload import ConvWorkload, DotWorkload, TilesWorkload
+from schedules.conv.workload import ConvWorkload, TilesWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
 from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
-from schedules.rule import CpuRule, Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.rule import Priority
+from schedules.stages.fused_kernel import FusedKernel
 
 _RUN_ROWS = 256  # per block: its accumulators take 32 KiB, most of the L1 cache
 # Cycles: of a product of tiles; to copy a byte of input; to finish a vector of results; to start a task.
@@ -58,19 +58,15 @@ def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int
     return found if product.convolution_rate_on(machine) * used > in_vectors else None
 
 
-class ConvTiles(CpuRule[TilesWorkload]):
+class ConvTiles(BlockedRule[TilesWorkload]):
     """Serves the `conv_dot` kernels of a `TilesWorkload`. Knobs: a task has at most `rows` of the output, and at least
     `chunks` tasks share its channels."""
 
     name: ClassVar[str] = CONV_TILES
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
 
-    def match(self, kernel: Kernel, machine: Machine) -> TilesWorkload | None:
-        stages = anchor_stages(kernel, CONV_TILES)
-        found = DotWorkload.from_annotation(stages[0].annotations) if len(stages) == 1 else None
-        if not isinstance(found, TilesWorkload):
-            return None
-        return found if tile_product(machine, found.operation) is not None else None
+    def serves(self, workload: TilesWorkload, machine: Machine) -> bool:
+        return tile_product(machine, workload.operation) is not None
 
     def space(self, workload: TilesWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": tuple(range(1, _height(workload) + 1)), "chunks": _chunk_choices(workload)})
@@ -79,11 +75,10 @@ class ConvTiles(CpuRule[TilesWorkload]):
         found = _cut(workload, _height(workload), 1, machine)
         return Config.of(rows=found.sizes[dimension(workload.rank - 2)] if workload.rank > 1 else 1, chunks=1)
 
-    def apply(self, kernel: Kernel, workload: TilesWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, CONV_TILES))
+    def nest(self, fused: FusedKernel, workload: TilesWorkload, config: Config, machine: Machine) -> TilesNest:
         product = tile_product(machine, workload.operation)
         assert product is not None
-        return fused.function(TilesNest(fused, workload, config, product).build(machine), machine)
+        return TilesNest(fused, workload, config, product)
 
 
 def _height(work: ConvWorkload) -> int:

@@ -32,18 +32,17 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DEPTHWISE
 from schedules.conv.dynamic_sizes import Sizes, edges, least, most, open_repeat, parts_of
 from schedules.conv.estimates import window_cycles, window_estimate
+from schedules.conv.rule import BlockedRule, W
 from schedules.conv.tiling import divisors, input_bytes
 from schedules.conv.workload import DepthwiseDotWorkload, WindowWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.estimate import Estimate
 from schedules.instructions.products.operation import DOT_WORDS
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt, tirx
 from schedules.ir.widening import low_halves, number
 from schedules.machine import Machine
-from schedules.rule import CpuRule, Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 _ORDER = ("images", "blocks", "rows")
 _OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose number is not known
@@ -339,33 +338,30 @@ class WindowNest(ABC):
 # Depthwise convolution in the blocked layout: a register tile of pixels, one channel block at a time.
 
 
-class Depthwise(CpuRule[WindowWorkload]):
-    """The knobs are those of `window.window_space`."""
+class WindowRule(BlockedRule[W]):
+    """Rules for windows that slide over each channel separately. The knobs are those of `window_space`."""
 
-    name: ClassVar[str] = "conv-depthwise"
-    priority: ClassVar[int] = Priority.BLOCKED
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"splits"})
 
-    def match(self, kernel: Kernel, machine: Machine) -> WindowWorkload | None:
-        stages = anchor_stages(kernel, DEPTHWISE)
-        if len(stages) != 1:
-            return None
-        return WindowWorkload.from_annotation(stages[0].annotations)
-
-    def space(self, workload: WindowWorkload, machine: Machine) -> ConfigSpace:
+    def space(self, workload: W, machine: Machine) -> ConfigSpace:
         return window_space(workload, machine)
 
-    def default(self, workload: WindowWorkload, machine: Machine) -> Config:
+    def default(self, workload: W, machine: Machine) -> Config:
         return window_default(workload, machine)
 
-    def estimate(self, workload: WindowWorkload, config: Config, machine: Machine) -> Estimate | None:
+    def estimate(self, workload: W, config: Config, machine: Machine) -> Estimate | None:
         return window_estimate(workload, config, machine)
 
-    def apply(self, kernel: Kernel, workload: WindowWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, DEPTHWISE))
-        if not isinstance(workload, DepthwiseDotWorkload):
-            return fused.function(DepthwiseNest(fused, workload, config).build(machine), machine)
-        return fused.function(DepthwiseDotNest(fused, workload, config).build(machine), machine)
+
+class Depthwise(WindowRule[WindowWorkload]):
+    """Depthwise convolutions, of floats and of 8-bit integers."""
+
+    name: ClassVar[str] = DEPTHWISE
+
+    def nest(self, fused: FusedKernel, workload: WindowWorkload, config: Config, machine: Machine) -> DepthwiseNest:
+        if isinstance(workload, DepthwiseDotWorkload):
+            return DepthwiseDotNest(fused, workload, config)
+        return DepthwiseNest(fused, workload, config)
 
 
 class DepthwiseNest(WindowNest):

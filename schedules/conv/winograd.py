@@ -13,32 +13,25 @@ from typing import ClassVar
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD
 from schedules.conv.estimates import winograd_estimate
+from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import accumulators, block_choices, channel_unroll, divisors
 from schedules.conv.winograd_nest import WinogradNest
 from schedules.conv.winograd_tiling import most_tiles, tile_counts, winograd_plan
 from schedules.conv.winograd_transforms import edge_of
 from schedules.conv.workload import WinogradWorkload
 from schedules.estimate import Estimate
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine
-from schedules.rule import CpuRule, Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 
-class Winograd(CpuRule[WinogradWorkload]):
+class Winograd(BlockedRule[WinogradWorkload]):
     """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the products, `chunks` into how many tasks the
     output channels are cut, `unroll` how many input channels the innermost loop holds."""
 
-    name: ClassVar[str] = "conv-winograd"
-    priority: ClassVar[int] = Priority.BLOCKED
+    name: ClassVar[str] = WINOGRAD
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})
-
-    def match(self, kernel: Kernel, machine: Machine) -> WinogradWorkload | None:
-        stages = anchor_stages(kernel, WINOGRAD)
-        if len(stages) != 3:
-            return None
-        return WinogradWorkload.from_annotation(stages[0].annotations)
+    anchors: ClassVar[int] = 3
+    keeps_loops: ClassVar[bool] = True
 
     def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
         most = most_tiles(workload, workload.tile)
@@ -71,7 +64,5 @@ class Winograd(CpuRule[WinogradWorkload]):
         edge = edge_of(workload.tile, workload.strides[0])
         return 2 * max(workload.batch, 1) * edge**2 * down * across * workload.channels * workload.filters
 
-    def apply(self, kernel: Kernel, workload: WinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD))
-        body = WinogradNest(fused, workload, config).build(machine)
-        return fused.function(body, machine, keep_loops=workload.is_open)
+    def nest(self, fused: FusedKernel, workload: WinogradWorkload, config: Config, machine: Machine) -> WinogradNest:
+        return WinogradNest(fused, workload, config)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from schedules.codegen.nest import lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import conv_winograd
+from schedules.conv.rule import BlockedRule
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_nest import WinogradNest
 from schedules.conv.winograd_tiling import has_window, relative_cycles, winograd_plan
@@ -24,11 +25,9 @@ from schedules.conv.workload import ConvWorkload, DotWorkload, IntegerWinogradWo
 from schedules.instructions.products.operation import DOT_WORDS
 from schedules.instructions.products.table import widens_bytes
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
-from schedules.ir.tir import Expr, Index, PrimFunc, Tensor, te, tirx
+from schedules.ir.tir import Expr, Index, Tensor, te, tirx
 from schedules.machine import Machine
-from schedules.rule import CpuRule, Priority
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel
 
 WINOGRAD_INTEGER = "conv-winograd-integer"
 TILE = 2
@@ -95,18 +94,15 @@ def _fields(work: ConvWorkload) -> dict[str, Any]:
     return {name: getattr(work, name) for name in ConvWorkload.__dataclass_fields__}
 
 
-class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
+class WinogradInteger(BlockedRule[IntegerWinogradWorkload]):
     """Knobs as in `Winograd`; a reduction step is a pair of channels."""
 
-    name: ClassVar[str] = "conv-winograd-integer"
-    priority: ClassVar[int] = Priority.BLOCKED
-    cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})
+    name: ClassVar[str] = WINOGRAD_INTEGER
+    cut_knobs: ClassVar[frozenset[str]] = Winograd.cut_knobs
+    anchors: ClassVar[int] = 4
 
-    def match(self, kernel: Kernel, machine: Machine) -> IntegerWinogradWorkload | None:
-        stages = anchor_stages(kernel, WINOGRAD_INTEGER)
-        if len(stages) != 4 or not widens_bytes(machine):
-            return None
-        return IntegerWinogradWorkload.from_annotation(stages[0].annotations)
+    def serves(self, workload: IntegerWinogradWorkload, machine: Machine) -> bool:
+        return widens_bytes(machine)
 
     def space(self, workload: IntegerWinogradWorkload, machine: Machine) -> ConfigSpace:
         return Winograd().space(_as_floats(workload), machine)
@@ -119,10 +115,10 @@ class WinogradInteger(CpuRule[IntegerWinogradWorkload]):
         """Operations of the matmuls only, as in `Winograd`."""
         return Winograd().least_operations(_as_floats(workload))
 
-    def apply(self, kernel: Kernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine) -> PrimFunc:
-        fused = FusedKernel(kernel, anchor_stages(kernel, WINOGRAD_INTEGER))
-        nest = IntegerWinogradNest(fused, _as_floats(workload), config, workload.fill)
-        return fused.function(nest.build(machine), machine)
+    def nest(
+        self, fused: FusedKernel, workload: IntegerWinogradWorkload, config: Config, machine: Machine
+    ) -> IntegerWinogradNest:
+        return IntegerWinogradNest(fused, _as_floats(workload), config, workload.fill)
 
 
 def _as_floats(work: IntegerWinogradWorkload) -> WinogradWorkload:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, OF_STORED, Operation
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, MATRIX_S8S8, MATRIX_U8S8, OF_STORED, Operation
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.tir import Index
 from schedules.rule import Workload
@@ -292,11 +292,9 @@ class QuadsWorkload(DotWorkload):
         return False
 
     @property
-    def group(self) -> int:
-        return 8 if self.matrix else QUAD
-
-    @property
     def operation(self) -> Operation:
+        if self.matrix:
+            return MATRIX_S8S8 if self.signed else MATRIX_U8S8
         return DOT_S8S8 if self.signed else DOT_U8S8
 
     @property

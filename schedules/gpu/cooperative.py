@@ -7,22 +7,20 @@ and they wait for each other after it. What cannot be shown to be independent is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schedules.gpu.launch import thread_loop, without_parallel_loops
-from schedules.ir.expression import buffers_loaded, substitute
+from schedules.ir.expression import buffers_loaded, nodes, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.tir import (
     Analyzer,
     Buffer,
     Expr,
-    Node,
     Stmt,
     Var,
     s_tir,
     structural_equal,
     structural_map,
-    structural_walk,
     tirx,
     tvm,
 )
@@ -37,11 +35,11 @@ _HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
 class _Accesses:
     """Accesses of a loop's body: (buffer, indices) of loads and stores, its own buffers, and its vector loops."""
 
-    loads: list[tuple[Buffer, Sequence[Expr]]] = field(default_factory=list)
-    stores: list[tuple[Buffer, Sequence[Expr]]] = field(default_factory=list)
-    own: list[Buffer] = field(default_factory=list)
-    lanes: list[Stmt] = field(default_factory=list)
-    only_in_lanes: bool = True
+    loads: list[tuple[Buffer, Sequence[Expr]]]
+    stores: list[tuple[Buffer, Sequence[Expr]]]
+    own: list[Buffer]
+    lanes: list[Stmt]
+    only_in_lanes: bool
 
 
 class NotIndependentError(Exception):
@@ -98,8 +96,7 @@ def has_independent_iterations(loop: Stmt) -> bool:
 
 def _are_stored(buffers: list[Buffer], body: Stmt) -> bool:
     """True if any of the buffers is written: a thread may be late to read what steers it."""
-    stored: list[Buffer] = []
-    structural_walk(body, (tirx.BufferStore, lambda each: stored.append(each.buffer)))
+    stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
     return any(_is_among(each, stored) for each in buffers)
 
 
@@ -194,45 +191,28 @@ class _Team:
 
 def _is_plain(body: Stmt) -> bool:
     """True if all that a body does is seen in its loads and stores, and no vector loop holds another."""
-    others: list[Node] = []
-    for kind in (tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
-        structural_walk(body, (kind, others.append))
+    if nodes(body, tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
+        return False
+    if not all(isinstance(each.value, tirx.IntImm) for each in nodes(body, tirx.Evaluate)):
+        return False
+    if any(word in call_name(each) for each in nodes(body, tvm.ir.Call) for word in _HIDDEN):
+        return False
+    return all(_is_zero(each.min) and not nodes(each.body, tirx.For) for each in _vector_loops(body))
 
-    def evaluated(each: Stmt) -> None:
-        if not isinstance(each.value, tirx.IntImm):
-            others.append(each)
 
-    def call(each: Expr) -> None:
-        if any(word in call_name(each) for word in _HIDDEN):
-            others.append(each)
-
-    def loop(each: Stmt) -> None:
-        if each.kind == tirx.ForKind.VECTORIZED:
-            structural_walk(each.body, (tirx.For, others.append))
-            others.extend([] if _is_zero(each.min) else [each])
-
-    structural_walk(body, (tirx.Evaluate, evaluated))
-    structural_walk(body, (tvm.ir.Call, call))
-    structural_walk(body, (tirx.For, loop))
-    return not others
+def _vector_loops(body: Stmt) -> list[Stmt]:
+    return [each for each in nodes(body, tirx.For) if each.kind == tirx.ForKind.VECTORIZED]
 
 
 def _accesses(body: Stmt) -> _Accesses:
-    found = _Accesses()
-
-    def loop(each: Stmt) -> None:
-        if each.kind == tirx.ForKind.VECTORIZED:
-            found.lanes.append(each)
-
-    structural_walk(body, (tvm.ir.TensorLoad, lambda each: found.loads.append((each.source, each.indices))))
-    structural_walk(body, (tirx.BufferStore, lambda each: found.stores.append((each.buffer, each.indices))))
-    structural_walk(body, (tirx.AllocBuffer, lambda each: found.own.append(each.buffer)))
-    structural_walk(body, (tirx.For, loop))
-    inside: list[Stmt] = []
-    for each in found.lanes:
-        structural_walk(each.body, (tirx.BufferStore, inside.append))
-    found.only_in_lanes = len(inside) == len(found.stores)
-    return found
+    stores, lanes = nodes(body, tirx.BufferStore), _vector_loops(body)
+    return _Accesses(
+        [(each.source, each.indices) for each in buffers_loaded(body)],
+        [(each.buffer, each.indices) for each in stores],
+        [each.buffer for each in nodes(body, tirx.AllocBuffer)],
+        lanes,
+        sum(len(nodes(each.body, tirx.BufferStore)) for each in lanes) == len(stores),
+    )
 
 
 def _common_extent(lanes: list[Stmt]) -> int | None:

@@ -9,8 +9,9 @@ from schedules.errors import NotScheduledError
 from schedules.gpu.launch import is_bound
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
+from schedules.ir.expression import nodes
 from schedules.ir.stages import Kernel, dtype_of, product, shape_of
-from schedules.ir.tir import Buffer, IRModule, PrimFunc, s_tir, structural_walk, tirx, tvm
+from schedules.ir.tir import IRModule, PrimFunc, s_tir, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import GpuPriority
 
@@ -67,8 +68,7 @@ def _can_join(mod: IRModule) -> bool:
 
 def _shared_bytes(function: PrimFunc) -> int:
     """Shared memory of the blocks of a function at most: buffers of known size, none in another's place."""
-    buffers: list[Buffer] = []
-    structural_walk(function.body, (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)))
+    buffers = [buffer for block in nodes(function.body, s_tir.SBlock) for buffer in block.alloc_buffers]
     shared = [each for each in buffers if str(each.ty.storage_scope) == "shared"]
     return sum((product(shape_of(each)) or 0) * dtype_bits(dtype_of(each)) // 8 for each in shared)
 

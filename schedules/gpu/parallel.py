@@ -17,12 +17,12 @@ from schedules.gpu.cooperative import cooperative, has_independent_iterations, w
 from schedules.gpu.launch import THREADS, WARP, launched, take_allocations, thread_loop, without_parallel_loops
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
-from schedules.ir.expression import substitute
+from schedules.ir.expression import nodes, substitute
 from schedules.ir.inline import inline_stages
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, product
-from schedules.ir.tir import Buffer, Expr, Index, Node, PrimFunc, Stmt, Var, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Var, structural_map, tirx, tvm
 from schedules.machine import Machine
 from schedules.matmul.form import Group
 from schedules.rule import GpuPriority
@@ -57,27 +57,15 @@ class BindAnything(GpuRule[GpuWorkload]):
 
 def _without_checks(statement: Stmt) -> Stmt:
     """The statement without assertions, which a kernel cannot report, and without loops over nothing else."""
-    if not _has_checks(statement):
+    if not nodes(statement, tirx.AssertStmt):
         return statement
     if isinstance(statement, tirx.AttrStmt):
         return _without_checks(statement.body)
     if isinstance(statement, tirx.SeqStmt):
-        parts = [part for part in map(_without_checks, statement.seq) if not _does_nothing(part)]
+        parts = [part for part in map(_without_checks, statement.seq) if nodes(part, tirx.BufferStore, tvm.ir.Call)]
         return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
     nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
     return structural_map(statement, (tirx.AssertStmt, lambda _: nothing))
-
-
-def _has_checks(statement: Stmt) -> bool:
-    found: list[Stmt] = []
-    structural_walk(statement, (tirx.AssertStmt, found.append))
-    return bool(found)
-
-
-def _does_nothing(statement: Stmt) -> bool:
-    stores: list[Node] = []
-    structural_walk(statement, ((tirx.BufferStore, tvm.ir.Call), stores.append))
-    return not stores
 
 
 def _is_used(buffer: Expr, stages: Sequence[object]) -> bool:

@@ -19,8 +19,8 @@ from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.products import amx, table
 from schedules.instructions.rounding import rounded_int32
 from schedules.ir.backward_divisions import hide_backward_divisions
-from schedules.ir.expression import substitute
-from schedules.ir.inline import buffers_free_variables, call_name
+from schedules.ir.expression import buffers_loaded, nodes, substitute, uses
+from schedules.ir.inline import call_name
 from schedules.ir.lets import chosen_conditions, fresh_lets, own_differences
 from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import (
@@ -32,7 +32,6 @@ from schedules.ir.tir import (
     s_tir,
     structural_equal,
     structural_map,
-    structural_walk,
     tirx,
     tvm,
 )
@@ -136,26 +135,12 @@ def _is_narrow(expr: Expr) -> bool:
 
 
 def _reads_narrow(value: Expr) -> bool:
-    found = False
-
-    def visit(load: Expr) -> None:
-        nonlocal found
-        found = found or _is_narrow(load)
-
-    structural_walk(value, (tvm.ir.TensorLoad, visit))
-    return found
+    return any(_is_narrow(load) for load in buffers_loaded(value))
 
 
 def _repeats_narrow(loop: Stmt) -> bool:
-    found = False
-
-    def visit(store: Stmt) -> None:
-        nonlocal found
-        if _is_narrow(store.value):
-            found = found or not any(used.same_as(loop.loop_var) for used in buffers_free_variables(store.value))
-
-    structural_walk(loop.body, (tirx.BufferStore, visit))
-    return found
+    values = [store.value for store in nodes(loop.body, tirx.BufferStore)]
+    return any(_is_narrow(value) and not uses(value, loop.loop_var) for value in values)
 
 
 _SCALAR = frozenset({"tirx.sinh", "tirx.cosh"})
@@ -194,14 +179,7 @@ def serialize_scalar_loops(root: Stmt) -> Stmt:
 
 
 def _has_scalar_call(root: Stmt) -> bool:
-    found = False
-
-    def visit(call: Call) -> None:
-        nonlocal found
-        found = found or (call_name(call) in _SCALAR and str(call.ty) == "float64")
-
-    structural_walk(root, (tvm.ir.Call, visit))
-    return found
+    return any(call_name(call) in _SCALAR and str(call.ty) == "float64" for call in nodes(root, tvm.ir.Call))
 
 
 # Modules of operators whose code is a function of LLVM IR.
@@ -246,29 +224,15 @@ def _rounded_integers(root: Stmt) -> Stmt:
 
 def _called(root: Stmt) -> set[str]:
     """Names of the operators and external functions called by a body."""
-    names: set[str] = set()
-
-    def visit(call: Call) -> None:
-        name = call_name(call)
-        names.add(str(call.args[0].value) if name == "tirx.call_extern" else name)
-
-    structural_walk(root, (tvm.ir.Call, visit))
-    return names
+    calls = nodes(root, tvm.ir.Call)
+    return {str(call.args[0].value) if call_name(call) == "tirx.call_extern" else call_name(call) for call in calls}
 
 
 def _holds_tile(root: Stmt) -> bool:
     """True if register tiles are likely to occupy the registers: constant-size local buffers larger than a few vectors
     in total."""
-    held = 0
-
-    def visit(allocation: Stmt) -> None:
-        nonlocal held
-        buffer = allocation.buffer
-        if str(buffer.ty.storage_scope) == "local":
-            held += product(shape_of(buffer)) or 0
-
-    structural_walk(root, (tirx.AllocBuffer, visit))
-    return held >= _TILE_SIZE
+    local = [each.buffer for each in nodes(root, tirx.AllocBuffer) if str(each.buffer.ty.storage_scope) == "local"]
+    return sum(product(shape_of(buffer)) or 0 for buffer in local) >= _TILE_SIZE
 
 
 def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
@@ -295,20 +259,10 @@ def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
 
 def vector_lengths(root: Stmt) -> set[int]:
     """The vector lengths that result from vectorizing the loops of a body."""
-    lengths = {1}
-
-    def visit(loop: Stmt) -> None:
-        if loop.kind == tirx.ForKind.VECTORIZED and isinstance(loop.extent, tirx.IntImm):
-            lengths.add(int(loop.extent.value))
-
-    structural_walk(root, (tirx.For, visit))
-
-    def explicit(call: Call) -> None:
-        if call_name(call).startswith(PREFIX):
-            lengths.add(int(str(call.ty).partition("x")[2] or 1))
-
-    structural_walk(root, (tvm.ir.Call, explicit))
-    return lengths
+    loops = [loop for loop in nodes(root, tirx.For) if loop.kind == tirx.ForKind.VECTORIZED]
+    calls = [call for call in nodes(root, tvm.ir.Call) if call_name(call).startswith(PREFIX)]
+    explicit = {int(str(call.ty).partition("x")[2] or 1) for call in calls}
+    return {1, *explicit, *(int(loop.extent.value) for loop in loops if isinstance(loop.extent, tirx.IntImm))}
 
 
 def with_import(body: Stmt, text: str) -> Stmt:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from schedules.ir.expression import constant_int, map_loads, substitute, uses
+from schedules.ir.expression import buffers_loaded, constant_int, map_loads, nodes, substitute, uses
 from schedules.ir.stages import is_compact, shape_of
-from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_walk, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, tirx, tvm
 
 Stride = Any  # an int, a symbolic expression, or None when the step is irregular
 
@@ -64,22 +64,11 @@ def coefficient_of(expr: Expr, var: Var) -> int | None:
 
 def _difference(expr: Expr, var: Var) -> int | None:
     """f(v + 1) - f(v) when TVM proves it constant."""
-    if _loads_inside(expr):
+    if buffers_loaded(expr):
         return None
     moved = substitute(expr, {var: var + tirx.IntImm(str(var.ty), 1)})
     step = constant_int(tvm.sym.Analyzer().simplify(moved - expr))
     return step if isinstance(step, int) else None
-
-
-def _loads_inside(expr: Expr) -> bool:
-    found = False
-
-    def visit(_: Expr) -> None:
-        nonlocal found
-        found = True
-
-    structural_walk(expr, (tvm.ir.TensorLoad, visit))
-    return found
 
 
 def simplified(value: Index) -> Stride:
@@ -88,16 +77,14 @@ def simplified(value: Index) -> Stride:
 
 def accesses_of(root: Node) -> list[Access]:
     """Every load and store below a statement or expression."""
-    found: list[Access] = []
-
-    def load(node: Expr) -> None:
-        found.append(Access(node.source, tuple(node.indices), False))
-
-    def store(node: Stmt) -> None:
-        found.append(Access(node.buffer, tuple(node.indices), True))
-
-    structural_walk(root, [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store)])
-    return found
+    return [
+        Access(
+            each.buffer if isinstance(each, tirx.BufferStore) else each.source,
+            tuple(each.indices),
+            isinstance(each, tirx.BufferStore),
+        )
+        for each in nodes(root, tvm.ir.TensorLoad, tirx.BufferStore)
+    ]
 
 
 def used_outside_indices(root: Stmt, var: Var) -> bool:
@@ -109,11 +96,4 @@ def used_outside_indices(root: Stmt, var: Var) -> bool:
 
 
 def _count(root: Node, var: Var) -> int:
-    total = 0
-
-    def visit(node: Expr) -> None:
-        nonlocal total
-        total += bool(node.same_as(var))
-
-    structural_walk(root, (tvm.ir.Var, visit))
-    return total
+    return sum(bool(node.same_as(var)) for node in nodes(root, tvm.ir.Var))

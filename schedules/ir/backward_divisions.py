@@ -8,7 +8,8 @@ Such a numerator is hidden from it behind `| 0`, which costs no instruction.
 
 from __future__ import annotations
 
-from schedules.ir.tir import Expr, Stmt, StructuralKey, structural_map, structural_walk, tirx, tvm
+from schedules.ir.expression import nodes
+from schedules.ir.tir import Expr, Stmt, StructuralKey, structural_map, tirx, tvm
 
 _DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread
@@ -67,22 +68,8 @@ def _has_constant_term(expr: Expr) -> bool:
 
 
 def _has_division(expr: Expr) -> bool:
-    found = False
-
-    def visit(division: Expr) -> None:
-        nonlocal found
-        found = found or _has_variable(division)
-
-    structural_walk(expr, (_DIVISIONS, visit))
-    return found
+    return any(_has_variable(division) for division in nodes(expr, *_DIVISIONS))
 
 
 def _has_variable(expr: Expr) -> bool:
-    found = False
-
-    def visit(_: Expr) -> None:
-        nonlocal found
-        found = True
-
-    structural_walk(expr, (tvm.ir.Var, visit))
-    return found
+    return bool(nodes(expr, tvm.ir.Var))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from schedules.ir.tir import Expr, Index, Node, Stmt, Var, structural_map, structural_walk, tirx, tvm
 
@@ -53,27 +54,21 @@ def map_stores(root: Stmt, replace: Callable[[Stmt], Stmt | None]) -> Stmt:
     return structural_map(root, (tirx.BufferStore, visit))
 
 
+def nodes(root: Node, *kinds: Any) -> list[Any]:
+    """Every node of some classes of TVM below `root`, children first."""
+    found: list[Any] = []
+    structural_walk(root, (kinds, found.append))
+    return found
+
+
 def buffers_loaded(root: Node) -> list[Expr]:
     """Every BufferLoad below `root`."""
-    loads: list[Expr] = []
-
-    def visit(load: Expr) -> None:
-        loads.append(load)
-
-    structural_walk(root, (tvm.ir.TensorLoad, visit))
-    return loads
+    return nodes(root, tvm.ir.TensorLoad)
 
 
 def uses(root: Expr, var: Var) -> bool:
     """True if a variable occurs below `root`."""
-    found = False
-
-    def visit(node: Expr) -> None:
-        nonlocal found
-        found = found or bool(node.same_as(var))
-
-    structural_walk(root, (tvm.ir.Var, visit))
-    return found
+    return any(node.same_as(var) for node in nodes(root, tvm.ir.Var))
 
 
 def index(value: int, dtype: str = "int64") -> Expr:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from schedules.ir.expression import index, map_loads, map_stores
+from schedules.ir.expression import index, map_loads, map_stores, nodes
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Analyzer, Expr, Stmt, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Analyzer, Expr, Stmt, structural_map, tirx, tvm
 
 
 def with_plain_indices(stage: Stage) -> Stage:
@@ -59,11 +59,4 @@ def bound_analyzer(axes: Iterable[Axis]) -> Analyzer:
 
 
 def _is_taken_apart(root: Expr) -> bool:
-    found = False
-
-    def visit(node: Expr) -> None:
-        nonlocal found
-        found = True
-
-    structural_walk(root, ((tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max), visit))
-    return found
+    return bool(nodes(root, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
+from schedules.ir.expression import buffers_loaded, constant_int, map_loads, nodes, substitute, uses
 from schedules.ir.lets import fresh_lets, hoisted_lets
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
-from schedules.ir.tir import Buffer, Call, Expr, Node, Var, structural_equal, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Buffer, Call, Expr, Node, Var, structural_equal, structural_map, tirx, tvm
 
 # How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8
@@ -37,34 +37,14 @@ def call_name(node: Expr) -> str:
 
 def operations(root: Node) -> tuple[int, int]:
     """(arithmetic operations, expensive ones: elementary functions and floating-point divisions) below `root`."""
-    cheap = expensive = 0
-
-    def binary(node: Expr) -> None:
-        nonlocal cheap, expensive
-        cheap += 1
-        expensive += isinstance(node, tirx.Div)
-
-    def call(node: Expr) -> None:
-        nonlocal cheap, expensive
-        cheap += 1
-        expensive += call_name(node) in _EXPENSIVE_CALLS
-
     numeric = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.FloorDiv, tirx.FloorMod)
-    kinds = (*numeric, tirx.Select, tirx.Shuffle)
-    structural_walk(root, [(kinds, binary), (tvm.ir.Call, call)])
-    return cheap, expensive
+    found = nodes(root, *numeric, tirx.Select, tirx.Shuffle, tvm.ir.Call)
+    return len(found), sum(isinstance(node, tirx.Div) or call_name(node) in _EXPENSIVE_CALLS for node in found)
 
 
 def has_branch(root: Node) -> bool:
     """True if there is an `if_then_else` below `root`: what it guards must not be evaluated elsewhere."""
-    found = False
-
-    def visit(node: Expr) -> None:
-        nonlocal found
-        found = found or call_name(node) == IF_THEN_ELSE
-
-    structural_walk(root, (tvm.ir.Call, visit))
-    return found
+    return any(call_name(node) == IF_THEN_ELSE for node in nodes(root, tvm.ir.Call))
 
 
 def inline_stages(kernel: Kernel, keep: Sequence[Stage] = ()) -> list[Stage | Opaque]:
@@ -150,15 +130,7 @@ def _reads(stage: Stage | Opaque, buffer: Buffer) -> bool:
 def _mentions(stage: Stage | Opaque, buffer: Buffer) -> bool:
     """True if an opaque statement or an init may touch the buffer in another way."""
     roots = [stage.statement] if isinstance(stage, Opaque) else [stage.init] if stage.init is not None else []
-    found = False
-
-    def visit(var: Var) -> None:
-        nonlocal found
-        found = found or bool(var.same_as(buffer))
-
-    for root in roots:
-        structural_walk(root, (tvm.ir.Var, visit))
-    return found
+    return any(uses(root, buffer) for root in roots)
 
 
 def _pays(stage: Stage, reader: Stage | Opaque) -> bool:
@@ -177,12 +149,12 @@ def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
     repeats = 0.0
     points = stage.points()
     for reader in readers:
-        uses = len(_distinct_uses(reader.store.value, stage.store.buffer))  # type: ignore[union-attr]
+        places = len(_distinct_uses(reader.store.value, stage.store.buffer))  # type: ignore[union-attr]
         evaluations = reader.points()
         if points is None or evaluations is None:
-            repeats += uses if not reader.reduction else _MAX_CHEAP_REPEATS + 1
+            repeats += places if not reader.reduction else _MAX_CHEAP_REPEATS + 1
         else:
-            repeats += uses * evaluations / max(points, 1)
+            repeats += places * evaluations / max(points, 1)
     if expensive:
         return repeats <= 1.25
     return repeats <= (_MAX_CHEAP_REPEATS if cheap <= _MAX_CHEAP_OPERATIONS else 2.0)
@@ -211,9 +183,7 @@ def _expanded_operations(value: Expr) -> int:
     costs: dict[Var, int] = {}
     while True:
         part = value.value if isinstance(value, tirx.Let) else value
-        uses: list[Var] = []
-        structural_walk(part, (tvm.ir.Var, uses.append))
-        cost = sum(operations(part)) + sum(costs.get(var, 0) for var in uses)
+        cost = sum(operations(part)) + sum(costs.get(var, 0) for var in nodes(part, tvm.ir.Var))
         if not isinstance(value, tirx.Let):
             return cost
         costs[value.var] = cost
@@ -289,18 +259,5 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
 
 def _bound_inside(value: Expr, load: Expr) -> bool:
     """True if the indices of a load use a variable that a Let inside `value` binds."""
-    bound: list[Var] = []
-    structural_walk(value, (tirx.Let, lambda let: _append(bound, let.var)))
-    used = buffers_free_variables(load)
-    return any(var.same_as(other) for var in used for other in bound)
-
-
-def buffers_free_variables(root: Expr) -> list[Buffer]:
-    """The variables below `root`."""
-    found: list[Var] = []
-    structural_walk(root, (tvm.ir.Var, lambda var: _append(found, var)))
-    return found
-
-
-def _append(items: list[Expr], item: Expr) -> None:
-    items.append(item)
+    bound = [let.var for let in nodes(value, tirx.Let)]
+    return any(var.same_as(other) for var in nodes(load, tvm.ir.Var) for other in bound)

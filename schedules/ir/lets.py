@@ -8,8 +8,8 @@ and stops where the two differ.
 
 from __future__ import annotations
 
-from schedules.ir.expression import substitute, uses
-from schedules.ir.tir import Expr, Stmt, Var, structural_equal, structural_map, structural_walk, tirx, tvm
+from schedules.ir.expression import buffers_loaded, nodes, substitute, uses
+from schedules.ir.tir import Expr, Stmt, Var, structural_equal, structural_map, tirx, tvm
 
 _FLOATS = ("float16", "float32", "float64")
 
@@ -29,13 +29,13 @@ def hoisted_lets(value: Expr) -> Expr:
 
     TVM's simplifier visits the value that a Let binds twice, and stops at a Let in it that it has bound.
     """
-    guarded: set[Var] = set()
+    branches = [
+        call
+        for call in nodes(value, tvm.ir.Call)
+        if isinstance(call.op, tvm.ir.Op) and str(call.op.name) == "prim.if_then_else"
+    ]
+    guarded: set[Var] = {let.var for call in branches for arm in call.args[1:] for let in nodes(arm, tirx.Let)}
     bindings: list[tuple[Var, Expr]] = []
-
-    def guard(call: Expr) -> None:
-        if isinstance(call.op, tvm.ir.Op) and str(call.op.name) == "prim.if_then_else":
-            for arm in call.args[1:]:
-                structural_walk(arm, (tirx.Let, lambda let: guarded.add(let.var)))
 
     def hoist(let: Expr) -> Expr:
         while isinstance(let, tirx.Let) and let.var not in guarded:
@@ -46,7 +46,6 @@ def hoisted_lets(value: Expr) -> Expr:
     def without(part: Expr) -> Expr:
         return hoist(structural_map(hoist(part), (tirx.Let, hoist), order="pre"))
 
-    structural_walk(value, (tvm.ir.Call, guard))
     result = without(value)
     for variable, bound in reversed(bindings):
         result = tirx.Let(variable, bound, result)
@@ -139,23 +138,12 @@ def inlined_divisions(root: Stmt) -> Stmt:
     """Quotients and remainders of sizes and indices are repeated, not bound."""
 
     def replace(let: Expr) -> Expr:
-        if not isinstance(let.value, tirx.Div | tirx.Mod) or _loads(let.value):
+        if not isinstance(let.value, tirx.Div | tirx.Mod) or buffers_loaded(let.value):
             return let
         # Variables bound in the body may divide it again.
         return inlined_divisions(substitute(let.body, {let.var: let.value}))
 
     return structural_map(root, (tirx.Let, replace))
-
-
-def _loads(value: Expr) -> bool:
-    found = False
-
-    def visit(_: Expr) -> None:
-        nonlocal found
-        found = True
-
-    structural_walk(value, (tvm.ir.TensorLoad, visit))
-    return found
 
 
 def chosen_conditions(root: Stmt) -> Stmt:
@@ -176,7 +164,7 @@ def chosen_conditions(root: Stmt) -> Stmt:
 
 def _unbounded(value: Expr) -> Expr:
     """`value | 0`, which costs no instruction; loads have no bounds already."""
-    if isinstance(value, tvm.ir.TensorLoad) or not _loads(value):
+    if isinstance(value, tvm.ir.TensorLoad) or not buffers_loaded(value):
         return value
     return tirx.bitwise_or(value, _constant(0, str(value.ty)))
 

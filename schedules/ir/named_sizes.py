@@ -6,8 +6,8 @@ different layers that differ in these expressions alone become equal, too.
 
 from __future__ import annotations
 
-from schedules.ir.expression import substitute
-from schedules.ir.tir import Buffer, Expr, Node, PrimFunc, StructuralKey, structural_map, structural_walk, tirx
+from schedules.ir.expression import nodes, substitute
+from schedules.ir.tir import Buffer, Expr, Node, PrimFunc, StructuralKey, structural_map, tirx
 
 _OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
 
@@ -39,18 +39,7 @@ def _computed_sizes(function: PrimFunc) -> list[Expr]:
         for size in buffer.ty.shape:
             if isinstance(size, _OPERATIONS):
                 found.setdefault(StructuralKey(size), size)
-    return sorted(found.values(), key=lambda size: -_nodes(size))
-
-
-def _nodes(value: Expr) -> int:
-    count = 0
-
-    def visit(_: Expr) -> None:
-        nonlocal count
-        count += 1
-
-    structural_walk(value, (_OPERATIONS, visit))
-    return count
+    return sorted(found.values(), key=lambda size: -len(nodes(size, *_OPERATIONS)))
 
 
 def _named(root: Node, size: Expr, name: Expr) -> Node:

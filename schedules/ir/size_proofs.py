@@ -16,7 +16,8 @@ from typing import TypeAlias
 
 from tvm.sym import Analyzer
 
-from schedules.ir.tir import Expr, StructuralKey, Var, structural_walk, tirx, tvm
+from schedules.ir.expression import nodes
+from schedules.ir.tir import Expr, StructuralKey, Var, tirx, tvm
 
 Monomial: TypeAlias = tuple[int, ...]
 """Numbers of the variables that are multiplied, sorted, one for each power."""
@@ -170,14 +171,7 @@ class SizeSpellings:
 
 def complexity(size: Expr) -> tuple[int, str]:
     """Sort key for spellings: the number of nodes, then the text."""
-    count = 0
-
-    def note(_: Expr) -> None:
-        nonlocal count
-        count += 1
-
-    structural_walk(size, (tvm.ir.Expr, note))
-    return count, str(size)
+    return len(nodes(size, tvm.ir.Expr)), str(size)
 
 
 def _evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:

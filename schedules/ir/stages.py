@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from schedules.ir.expression import buffers_loaded, constant_int, substitute
-from schedules.ir.tir import Buffer, Expr, GlobalVar, PrimFunc, Stmt, Var, s_tir, structural_walk, tirx, tvm
+from schedules.ir.expression import buffers_loaded, constant_int, nodes, substitute
+from schedules.ir.tir import Buffer, Expr, GlobalVar, PrimFunc, Stmt, Var, s_tir, tirx, tvm
 
 Extent = int | Any
 
@@ -61,12 +61,9 @@ class Stage:
     def writes(self) -> tuple[Expr, ...]:
         """The buffers that the body stores to."""
         found: list[Buffer] = []
-
-        def visit(store: Stmt) -> None:
+        for store in nodes(self.body, tirx.BufferStore):
             if not any(store.buffer.same_as(other) for other in found):
                 found.append(store.buffer)
-
-        walk(self.body, tirx.BufferStore, visit)
         return tuple(found)
 
     def with_axes(self, position: int, axes: Sequence[Axis], value: Expr) -> Stage:
@@ -86,15 +83,6 @@ class Opaque:
     """A statement that is not a simple stage; it is kept as it is."""
 
     statement: Stmt
-
-
-def walk(root: Stmt, node_type: Any, visit: Any) -> None:
-    """Call `visit(node)` for every node of a type (or tuple of types) below `root`, children first."""
-
-    def callback(node: Stmt) -> None:
-        visit(node)
-
-    structural_walk(root, (node_type, callback))
 
 
 def product(extents: Iterable[Extent]) -> int | None:
@@ -190,7 +178,7 @@ def _stage_or_opaque(statement: Stmt) -> Stage | Opaque:
     if block.alloc_buffers or block.match_buffers or constant_int(realize.predicate) != 1:
         return Opaque(statement)
     axes = _axes(loops, realize)
-    if axes is None or _holds_blocks(block.body):
+    if axes is None or nodes(block.body, s_tir.SBlockRealize):
         return Opaque(statement)
     binding = {iter_var.var: value for iter_var, value in zip(block.iter_vars, realize.iter_values, strict=True)}
     body = substitute(block.body, binding)
@@ -227,12 +215,6 @@ def _axes(loops: Sequence[Stmt], realize: Stmt) -> tuple[Axis, ...] | None:
     if len(kinds) != len(loops):
         return None
     return tuple(Axis(loop.loop_var, constant_int(loop.extent), kinds[i]) for i, loop in enumerate(loops))
-
-
-def _holds_blocks(body: Stmt) -> bool:
-    found: list[Stmt] = []
-    walk(body, s_tir.SBlockRealize, found.append)
-    return bool(found)
 
 
 def kernels_of(mod: tvm.IRModule) -> Iterator[tuple[GlobalVar, PrimFunc]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
-from schedules.ir.expression import buffers_loaded, index, substitute
+from schedules.ir.expression import buffers_loaded, index, nodes, substitute
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, Index, Stmt, Var, structural_equal, structural_walk, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Var, structural_equal, tirx
 from schedules.machine import Machine, dtype_bits
 
 
@@ -65,15 +65,8 @@ class LoopNest:
 
 def _widest_float(root: Stmt) -> int:
     """Bits of the widest float that narrower elements are converted to; index arithmetic does not count."""
-    widest = 0
-
-    def visit(cast: Expr) -> None:
-        nonlocal widest
-        dtype = str(cast.ty)
-        widest = max(widest, dtype_bits(dtype) if "float" in dtype else 0)
-
-    structural_walk(root, (tirx.Cast, visit))
-    return widest
+    dtypes = [str(cast.ty) for cast in nodes(root, tirx.Cast)]
+    return max((dtype_bits(dtype) for dtype in dtypes if "float" in dtype), default=0)
 
 
 def loop_nest_of(stage: Stage) -> LoopNest:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from schedules.ir.access import Access, accesses_of
-from schedules.ir.expression import constant_int, index
+from schedules.ir.expression import constant_int, index, nodes
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import has_branch
 from schedules.ir.stages import Axis, Stage, is_compact, shape_of
-from schedules.ir.tir import Expr, Index, Stmt, structural_equal, structural_walk, tirx
+from schedules.ir.tir import Index, Stmt, structural_equal, tirx
 from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.loop_splitting import split_axis
 
@@ -115,17 +115,9 @@ def _by_turns(stage: Stage) -> Stage | None:
 
 def _divisors(stage: Stage) -> list[int]:
     """Small divisors of an index."""
-    found: set[int] = set()
-
-    def visit(node: Expr) -> None:
-        factor = constant_int(node.b)
-        if factor in _PIXELS:
-            found.add(factor)
-
-    for access in accesses_of(stage.body):
-        for point in access.indices:
-            structural_walk(point, ((tirx.FloorDiv, tirx.FloorMod), visit))
-    return sorted(found)
+    points = [point for access in accesses_of(stage.body) for point in access.indices]
+    factors = [constant_int(each.b) for point in points for each in nodes(point, tirx.FloorDiv, tirx.FloorMod)]
+    return sorted({factor for factor in factors if isinstance(factor, int) and factor in _PIXELS})
 
 
 def _one_store_each(stage: Stage, position: int) -> Stage | None:

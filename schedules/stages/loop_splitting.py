@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Sequence
 
 from schedules.ir.access import accesses_of, coefficient_of
-from schedules.ir.expression import constant_int, index, substitute
+from schedules.ir.expression import constant_int, index, nodes, substitute
 from schedules.ir.index_arithmetic import bound_analyzer, with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name, has_branch
 from schedules.ir.stages import Axis, Stage
@@ -165,19 +165,14 @@ def _by_remainders(stage: Stage) -> Stage:
 
 def _remainders(stage: Stage, var: Var) -> list[int]:
     """The factors of `var % factor` in the conditions of branches."""
-    found: list[int] = []
+    factors = [constant_int(each.b) for each in _in_conditions(stage, tirx.FloorMod) if each.a.same_as(var)]
+    return [factor for factor in factors if isinstance(factor, int) and 1 < factor <= _MOST_REMAINDERS]
 
-    def visit(call: Call) -> None:
-        if call_name(call) == IF_THEN_ELSE:
-            structural_walk(call.args[0], (tirx.FloorMod, remainder))
 
-    def remainder(node: Expr) -> None:
-        factor = constant_int(node.b)
-        if node.a.same_as(var) and isinstance(factor, int) and 1 < factor <= _MOST_REMAINDERS:
-            found.append(factor)
-
-    structural_walk(stage.body, (tvm.ir.Call, visit))
-    return found
+def _in_conditions(stage: Stage, *kinds: type) -> list[Expr]:
+    """The nodes of some classes in the conditions of branches."""
+    calls = [call for call in nodes(stage.body, tvm.ir.Call) if call_name(call) == IF_THEN_ELSE]
+    return [each for call in calls for each in nodes(call.args[0], *kinds)]
 
 
 def _decided(stage: Stage) -> Stage:
@@ -190,16 +185,7 @@ def _cuts(stage: Stage, position: int) -> list[int]:
     """The points inside an axis where a condition of a branch changes, or where another axis begins to decide it."""
     axis = stage.axes[position]
     others = [each for each in stage.axes if each is not axis]
-    found: set[int] = set()
-
-    def visit(call: Call) -> None:
-        if call_name(call) == IF_THEN_ELSE:
-            structural_walk(call.args[0], (_COMPARISONS, compare))
-
-    def compare(node: Expr) -> None:
-        found.update(_thresholds(node, axis.var, others))
-
-    structural_walk(stage.body, (tvm.ir.Call, visit))
+    found = {point for each in _in_conditions(stage, *_COMPARISONS) for point in _thresholds(each, axis.var, others)}
     return sorted(point for point in found if 0 < point < axis.extent)
 
 

@@ -13,12 +13,12 @@ from enum import IntEnum
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.cuts import shared_cycles, start_cycles
-from schedules.ir.expression import buffers_loaded, uses
+from schedules.ir.expression import buffers_loaded, nodes, uses
 from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Call, Expr, Index, structural_walk, tirx, tvm
+from schedules.ir.tir import Expr, Index, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
 from schedules.stages.interleaving import interleave, interleaved_axis, interleaved_count
@@ -265,11 +265,5 @@ def _sum_axis(nest: LoopNest, lanes: int) -> Loop | None:
 
 def _has_branch_on(nest: LoopNest, loop: Loop) -> bool:
     """A branch that differs between lanes would be taken lane by lane; LLVM may turn it into a mask instead."""
-    found = False
-
-    def visit(call: Call) -> None:
-        nonlocal found
-        found = found or (call_name(call) == IF_THEN_ELSE and uses(call.args[0], loop.var))
-
-    structural_walk(nest.stage.body, (tvm.ir.Call, visit))
-    return found
+    calls = nodes(nest.stage.body, tvm.ir.Call)
+    return any(call_name(call) == IF_THEN_ELSE and uses(call.args[0], loop.var) for call in calls)

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 
 from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.ir.access import Access, Stride
-from schedules.ir.expression import buffers_loaded, index, map_loads, substitute
-from schedules.ir.inline import buffers_free_variables, has_branch
+from schedules.ir.expression import buffers_loaded, index, map_loads, nodes, substitute
+from schedules.ir.inline import has_branch
 from schedules.ir.stages import dtype_of
-from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx, tvm
 from schedules.stages.collapsed_loops import Loop, LoopNest
 from schedules.stages.lanes import picked, ramp, run_of_lanes
 
@@ -43,7 +43,7 @@ def _serves(nest: LoopNest, access: Access, stride: Index | None) -> bool:
     if stride in (0, 1):
         return True
     variables = [axis.var for axis in nest.stage.axes]
-    used = [var for point in access.indices for var in buffers_free_variables(point)]
+    used = [var for point in access.indices for var in nodes(point, tvm.ir.Var)]
     bound = all(any(var.same_as(each) for each in variables) for var in used)
     return stride in STRIDES and bound and str(access.buffer.dtype) != "bool"
 
