@@ -14,10 +14,20 @@ from typing import ClassVar
 
 from schedules.attention.compute import ATTENTION_INT8
 from schedules.attention.operands import BatchedMatrix
-from schedules.attention.pairs import Operand, in_vectors
+from schedules.attention.pairs import Operand
 from schedules.attention.rule import Attention, AttentionWorkload
 from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_in
-from schedules.codegen.nest import expression, lanes_of, parallel_grid, repeat_symbolic, sequence, splat, split_repeat
+from schedules.codegen.nest import (
+    expression,
+    in_vectors,
+    lanes_of,
+    parallel_grid,
+    repeat_symbolic,
+    sequence,
+    splat,
+    split_repeat,
+    split_steps,
+)
 from schedules.codegen.parallel import pays_off
 from schedules.config import Config
 from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
@@ -79,9 +89,7 @@ class Quads:
             return in_vectors("column", columns, self.machine.lanes("int32"), word)
 
         def matrix(outer: list[Expr]) -> Stmt:
-            whole, rest = divmod(depth, GROUP)
-            parts = [repeat_symbolic("step", whole, lambda step: row(outer, expression(step), GROUP))] if whole else []
-            return sequence([*parts, row(outer, expression(whole), rest)] if rest else parts)
+            return sequence(split_steps("step", depth, GROUP, lambda step, count: row(outer, step, count)))
 
         return parallel_grid(leads, matrix, self.machine, parallel=self._threads())
 

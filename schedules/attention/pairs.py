@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from schedules.attention.operands import BatchedMatrix
-from schedules.codegen.nest import Extent, expression, lanes_of, parallel_grid, repeat_symbolic, sequence
+from schedules.codegen.nest import Extent, expression, in_vectors, lanes_of, parallel_grid, repeat_symbolic, sequence
 from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
 from schedules.ir.numbers import ceil_div
@@ -154,16 +154,3 @@ class NarrowRows:
     def pair(self, i: Index, step: Expr) -> Expr:
         """The elements of row i at a step of a sum of pairs."""
         return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * 2, 2)]))
-
-
-def in_vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """A loop in vectors, the last of which may be shorter."""
-    whole, rest = divmod(extent, lanes)
-
-    def vector(at: Expr, size: int) -> Stmt:
-        return repeat_symbolic("lane", size, lambda lane: body(at + lane), VECTORIZED)
-
-    parts = [repeat_symbolic(name, whole, lambda run: vector(run * lanes, lanes))] if whole else []
-    if rest:
-        parts.append(vector(expression(whole * lanes), rest))
-    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)

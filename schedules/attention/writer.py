@@ -12,9 +12,20 @@ from functools import partial
 from typing import ClassVar, TypeAlias
 
 from schedules.attention.operands import AttentionParts, BatchedMatrix, in_panels, with_contiguous_columns
-from schedules.attention.pairs import NarrowRows, Operand, Pairs, in_vectors
+from schedules.attention.pairs import NarrowRows, Operand, Pairs
 from schedules.attention.softmax import Softmax, rounded_weights
-from schedules.codegen.nest import Extent, allocate, expression, load, parallel_grid, repeat, repeat_symbolic, sequence
+from schedules.codegen.nest import (
+    Extent,
+    allocate,
+    expression,
+    in_vectors,
+    load,
+    parallel_grid,
+    repeat,
+    repeat_symbolic,
+    sequence,
+    split_repeat,
+)
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.codegen.tile_sums import Taps, block_sums
@@ -251,9 +262,7 @@ class AttentionWriter:
         """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
         panel = _PANEL * self.lanes
         if isinstance(columns, int):
-            whole, rest = divmod(columns, panel)
-            parts = [repeat_symbolic("panel", whole, lambda p: tile(p * panel, panel))] if whole else []
-            return sequence([*parts, tile(index(whole * panel), rest)] if rest else parts)
+            return split_repeat("panel", columns, panel, lambda at, width: tile(expression(at), width))
 
         def panels(start: Expr, width: int, p: Expr) -> Stmt:
             return tile(start + p * width, width)

@@ -232,15 +232,28 @@ def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:
     return itertools.product(*(range(extent) for extent in extents))
 
 
-def split_repeat(name: str, extent: int, tile: int, body: Callable[[Index, int], Stmt]) -> Stmt:
+def split_repeat(name: str, extent: int, tile: int, body: Callable[[Index, int], Stmt], dtype: str = _INDEX) -> Stmt:
     """`body(start, size)` over [0, extent) in tiles: a loop of whole tiles, then what is left over."""
     whole, rest = divmod(extent, tile)
-    parts = []
-    if whole:
-        parts.append(repeat(name, whole, lambda i: body(i * tile, tile)))
-    if rest:
-        parts.append(body(whole * tile, rest))
-    return sequence(parts)
+    loop = repeat(name, whole, lambda i: body(i * tile, tile), dtype=dtype) if whole else None
+    return sequence(loop, body(whole * tile, rest) if rest else None)
+
+
+def in_vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop in vectors, the last of which may be shorter."""
+
+    def vector(start: Index, size: int) -> Stmt:
+        at = expression(start)
+        return repeat_symbolic("lane", size, lambda lane: body(at + lane), VECTORIZED)
+
+    return split_repeat(name, extent, lanes, vector)
+
+
+def split_steps(name: str, extent: int, step: int, body: Callable[[Expr, int], Stmt]) -> list[Stmt]:
+    """`body(number of the step, size)` over [0, extent) in steps: a loop of whole ones, then what is left over."""
+    whole, rest = divmod(extent, step)
+    parts = [repeat_symbolic(name, whole, lambda i: body(i, step))] if whole else []
+    return [*parts, *([body(expression(whole), rest)] if rest else [])]
 
 
 def store(buffer: Buffer | list[Buffer], value: Expr, *indices: Expr | int) -> Stmt:

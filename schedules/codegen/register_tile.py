@@ -136,6 +136,10 @@ class RegisterTile:
         """Statements that set each sum to `value(row, place, column)`."""
         return self.each(lambda i, place, column: store(self._sums, value(i, place, column), i, place))
 
+    def cleared(self) -> list[Stmt]:
+        """The allocations, and zeros in all sums."""
+        return [*self.allocations, *self.stores(lambda i, place, column: tirx.const(0, self._dtype))]
+
     def code(
         self,
         depth: Index,
@@ -175,42 +179,35 @@ class RegisterTile:
             loops = [repeat("k", whole, several)] if whole else []
             return loops + [step(expression(first + whole * self.lanes + k)) for k in range(rest)]
 
-        if self.partial is not None:
-            return [*self.allocations, *self.each(start), *self._in_parts(depth, step), *end]
-        if self._dtype != "float32" or self.combine is not multiply_add or not isinstance(depth, int):
+        part = self._steps_of_part(depth)
+        if part is None:
             return [*self.allocations, *self.each(start), *steps(0, depth), *end]
-        part = steps_of_part(depth, 1)
-        if part >= depth:
-            return [*self.allocations, *self.each(start), *steps(0, depth), *end]
-        totals, allocations = allocate_tile("totals", (self.rows, self.width), self._dtype)
-
-        def zero(i: int, place: Expr, column: Expr) -> Stmt:
-            return self.put(i, place, tirx.const(0, self._dtype))
+        totals, made, taken = self._sums, list[Stmt](), list[Stmt]()
+        if self.partial is None:
+            totals, made = allocate_tile("totals", (self.rows, self.width), self._dtype)
+            taken = self.each(lambda i, place, column: self.put(i, place, load(totals, i, place)))
+        zero = tirx.const(0, self._dtype if self.partial is None else "int32")
 
         def add(i: int, place: Expr, column: Expr) -> Stmt:
-            return store(totals, load(totals, i, place) + self.sum(i, place), i, place)
+            total, found = load(totals, i, place), load(sums, i, place)
+            joined = total + found if self.partial is None else self.combine(total, found, tirx.const(ONES, "int32"))
+            return store(totals, joined, i, place)
 
         def one(first: Index, count: int) -> Stmt:
-            return sequence(self.each(zero), steps(first, count), self.each(add))
+            clear = self.each(lambda i, place, column: store(sums, zero, i, place))
+            return sequence(clear, steps(first, count), self.each(add))
 
         begun = self.each(lambda i, place, column: store(totals, begin(i, column), i, place))
-        taken = self.each(lambda i, place, column: self.put(i, place, load(totals, i, place)))
-        return [*self.allocations, *allocations, *begun, in_parts(depth, part, one), *taken, *end]
+        return [*self.allocations, *made, *begun, in_parts(depth, part, one), *taken, *end]
 
-    def _in_parts(self, depth: int, step: Callable[[Expr], Stmt]) -> list[Stmt]:
-        """The steps, whose partial sums are added to the sums from time to time."""
-        zero, ones = tirx.IntImm("int32", 0), tirx.IntImm("int32", ONES)
-
-        def join(i: int, place: Expr, _: Expr) -> Stmt:
-            return store(self._sums, self.combine(self.sum(i, place), load(self._halves, i, place), ones), i, place)
-
-        def part(start: Index, steps: int) -> Stmt:
-            clear = self.each(lambda i, place, _: store(self._halves, zero, i, place))
-            return sequence(clear, repeat("k", steps, lambda k: step(expression(start + k))), self.each(join))
-
-        whole, rest = divmod(depth, PARTIAL_STEPS)
-        parts = [repeat("part", whole, lambda i: part(i * PARTIAL_STEPS, PARTIAL_STEPS))] if whole else []
-        return [*parts, *([part(whole * PARTIAL_STEPS, rest)] if rest else [])]
+    def _steps_of_part(self, depth: Index) -> int | None:
+        """Number of steps that are summed at a time; None for all."""
+        if self.partial is not None:
+            return PARTIAL_STEPS
+        if self._dtype != "float32" or self.combine is not multiply_add or not isinstance(depth, int):
+            return None
+        part = steps_of_part(depth, 1)
+        return part if part < depth else None
 
     def _by_lanes(
         self,

@@ -13,7 +13,18 @@ from dataclasses import replace
 from math import prod
 from typing import ClassVar
 
-from schedules.codegen.nest import allocate, grid, lanes_of, load, repeat, sequence, splat, store, vectorized, when
+from schedules.codegen.nest import (
+    allocate,
+    grid,
+    lanes_of,
+    load,
+    sequence,
+    splat,
+    split_repeat,
+    store,
+    vectorized,
+    when,
+)
 from schedules.codegen.tile_sums import Taps, block_sums
 from schedules.config import Config, ConfigSpace
 from schedules.conv.direct_cut import CHANNELS, GROUPS, IMAGES, dimension, group_steps
@@ -200,9 +211,7 @@ class TilesNest(DotNest):
     def _rows(self, place: Place, block: Index) -> Stmt:
         rows = self.room[-2] if self.work.rank > 1 else 1
         lines = _run_lines(self.work, rows)
-        whole, rest = divmod(rows, lines)
-        last = self._run(place, block, whole * lines, rest) if rest else None
-        return sequence(repeat("run", whole, lambda run: self._run(place, block, run * lines, lines)), last)
+        return split_repeat("run", rows, lines, lambda first, count: self._run(place, block, first, count))
 
     def _run(self, place: Place, block: Index, first: Index, lines: int) -> Stmt:
         """Lines of a task's output, starting at `first`."""

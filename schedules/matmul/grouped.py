@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import prefetch, repeat_symbolic, sequence
+from schedules.codegen.nest import prefetch, repeat_symbolic, sequence, split_steps
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.unpack_bits import unpacked
 from schedules.ir.expression import index
@@ -33,7 +33,7 @@ from schedules.ir.tir import Buffer, Expr, Stmt, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, WriterOfParts, panel_form
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts, panel_fields, panel_form
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import Batch, MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -141,65 +141,46 @@ class GroupedWorkload(MatmulWorkload):
 class MatmulGrouped(PanelRule[GroupedWorkload, Parts]):
     """Serves the kernels of `matmul_grouped`."""
 
-    name: ClassVar[str] = "matmul-grouped"
-    version: ClassVar[int] = 1
+    name: ClassVar[str] = MATMUL_GROUPED
 
-    def match(self, kernel: Kernel, machine: Machine) -> GroupedWorkload | None:
-        parts = parts_of(kernel)
-        if parts is None:
-            return None
-        form = parts.form
-        rows, columns, depth = form.known_extents
-        bits, zeros = f"int{parts.bits}", parts.zeros is not None
+    def workload(self, parts: Parts, machine: Machine) -> GroupedWorkload:
         return GroupedWorkload(
-            1, rows, columns, depth, "panels", form.width, "float32", bits, 0, depth, parts.group, zeros
+            **panel_fields(parts.form, f"int{parts.bits}"), group=parts.group, zeros=parts.zeros is not None
         )
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        return parts_of(kernel)
+        stages = anchor_stages(kernel, MATMUL_GROUPED)
+        if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
+            return None
+        stage, store = stages[0], stages[0].store
+        loads = [load for load in stage.loads if not load.source.same_as(store.buffer)]
+        packed = next((load for load in loads if str(load.source.dtype) in ("int32", "int8")), None)
+        if packed is None:
+            return None
+        data, *numbers = [load for load in loads if load is not packed and not load.source.same_as(packed.source)]
+        spec = json.loads(str(stage.annotations[SPEC]))
+        scales, zeros = numbers[-1].source, numbers[0].source if len(numbers) == 2 else None
+        depth = next(axis for axis in stage.axes if axis.reduce)
+        return Parts(panel_form(stage, depth, data, packed), packed.source, scales, zeros, int(spec["group"]))
 
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return GroupedWriter(parts, fused, machine, rows=rows)
 
 
-def parts_of(kernel: Kernel) -> Parts | None:
-    """The operands of a kernel of `matmul_grouped`."""
-    stages = anchor_stages(kernel, MATMUL_GROUPED)
-    if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
-        return None
-    stage, store = stages[0], stages[0].store
-    loads = [load for load in stage.loads if not load.source.same_as(store.buffer)]
-    packed = next((load for load in loads if _is_weight(load)), None)
-    if packed is None:
-        return None
-    data, *numbers = [load for load in loads if load is not packed and not load.source.same_as(packed.source)]
-    spec = json.loads(str(stage.annotations[SPEC]))
-    scales, zeros = numbers[-1].source, numbers[0].source if len(numbers) == 2 else None
-    depth = next(axis for axis in stage.axes if axis.reduce)
-    return Parts(panel_form(stage, depth, data, packed), packed.source, scales, zeros, int(spec["group"]))
-
-
-def _is_weight(load: Expr) -> bool:
-    return str(load.source.dtype) in ("int32", "int8")
-
-
 class GroupedWriter(WriterOfParts[Parts]):
     """Writes a matmul: the common loops, with its own tile."""
 
-    cuts_depth: ClassVar[bool] = False
-
     def _tile(self, at: Tile) -> Stmt:
         """`rows x width` results: one group after another, each accumulated in registers."""
-        whole, rest = divmod(int(self.form.depth.extent), self.parts.group)
         totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
         place = (at.batch, at.row, tirx.FloorDiv(at.column, index(self.form.width)))
-        zero = totals.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
-        parts = [*totals.allocations, *zero]
-        if whole:
-            parts.append(repeat_symbolic("group", whole, lambda g: self._group(totals, place, g, self.parts.group)))
-        if rest:
-            parts.append(self._group(totals, place, index(whole), rest))
-        return sequence([*parts, *self._finish(totals, at)])
+        groups = split_steps(
+            "group",
+            int(self.form.depth.extent),
+            self.parts.group,
+            lambda group, depth: self._group(totals, place, group, depth),
+        )
+        return sequence([*totals.cleared(), *groups, *self._finish(totals, at)])
 
     def _group(self, totals: RegisterTile, at: tuple[Batch, Expr, Expr], group: Expr, depth: int) -> Stmt:
         """Multiply-adds of one group, scaled and added to the totals."""
@@ -235,15 +216,13 @@ class GroupedWriter(WriterOfParts[Parts]):
             return sequence(data.stores(lambda i, place, lane: data.sum(i, place) + a(i, k)))
 
         return [
-            *data.allocations,
-            *data.stores(lambda i, place, lane: zero),
+            *data.cleared(),
             repeat_symbolic("k", depth, add),
             *sums.stores(lambda i, place, lane: zero - of_group(zeros, lane) * data.sum(i, index(0))),
         ]
 
     def _words(self, sums: RegisterTile, a: Callable[..., Expr], panel: Expr, first: Expr, depth: int) -> list[Stmt]:
         packed = self.parts.packed
-        whole, rest = divmod(depth, PER_WORD)
         start = tirx.FloorDiv(first, index(PER_WORD))
 
         def step(word: Expr, count: int) -> Stmt:
@@ -257,8 +236,7 @@ class GroupedWriter(WriterOfParts[Parts]):
                 code += sums.stores(add)
             return sequence(code)
 
-        parts = [repeat_symbolic("word", whole, lambda word: step(word, PER_WORD))] if whole else []
-        return [*parts, *([step(index(whole), rest)] if rest else [])]
+        return split_steps("word", depth, PER_WORD, step)
 
     def _bytes(self, sums: RegisterTile, a: Callable[..., Expr], panel: Expr, first: Expr, depth: int) -> list[Stmt]:
         packed = self.parts.packed

@@ -27,18 +27,16 @@ from schedules.codegen.nest import load as element
 from schedules.codegen.parallel import pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
-from schedules.errors import NotScheduledError
-from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, joined, row_of
+from schedules.instructions.products.operation import MATRIX_S8S8, MATRIX_U8S8, Operation, Product, joined, row_of
 from schedules.instructions.products.table import matrix_product
 from schedules.ir.expression import index
-from schedules.ir.stages import Kernel, dtype_of, shape_of
-from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
+from schedules.ir.stages import dtype_of, shape_of
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
-from schedules.matmul.form import MatmulForm
 from schedules.matmul.tiling import MatmulWorkload
-from schedules.matmul.words import Parts, parts_of, word_of_bytes, workload_of
+from schedules.matmul.words import MatmulBf16, Parts, word_of_bytes
 from schedules.matmul.writer import MatmulWriter, Tile
-from schedules.rule import CpuRule, Priority
+from schedules.rule import Priority
 from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -87,15 +85,15 @@ def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
     return [row, *places] if lead else []
 
 
-class MatmulMatrix(CpuRule[MatmulWorkload]):
+class MatmulMatrix(MatmulBf16):
     """Serves `matmul_matrix` kernels; `rows` is the number of rows of a tile, which spans one panel."""
 
     name: ClassVar[str] = MATMUL_MATRIX
     priority: ClassVar[int] = Priority.PACKED_MATRIX
+    operation: ClassVar[Operation] = MATRIX_U8S8
 
-    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = parts_of(kernel, MATMUL_MATRIX) if matrix_product(machine, "uint8", "int8") else None
-        return None if parts is None else workload_of(parts, "int32", "int8")
+    def workload(self, parts: Parts, machine: Machine) -> MatmulWorkload | None:
+        return super().workload(parts, machine) if matrix_product(machine, "uint8", "int8") else None
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": _row_choices(machine)})
@@ -109,16 +107,18 @@ class MatmulMatrix(CpuRule[MatmulWorkload]):
 
         return Config.of(rows=min(_row_choices(machine), key=lambda tile: (cost(tile), -tile)))
 
-    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
-        parts = parts_of(kernel, MATMUL_MATRIX)
-        if parts is None:
-            raise NotScheduledError("stages of the product are missing")
+    def tiles(self, workload: MatmulWorkload, machine: Machine) -> Product | None:
+        return None
+
+    def words(self, parts: Parts, machine: Machine) -> Stmt:
+        return _copy(parts, parts.form.rows.extent, machine)
+
+    def writer(
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
+    ) -> MatmulWriter:
+        combine = MATRIX_S8S8 if dtype_of(parts.words.loads[0].source) == "int8" else MATRIX_U8S8
         form = replace(parts.form, width=parts.form.width // 2)
-        fused = FusedKernel(kernel, [parts.words, parts.product])
-        signed = dtype_of(parts.words.loads[0].source) == "int8"
-        writer = _Writer(form, fused, machine, rows=config.integer("rows"), signed=signed)
-        words = _copy(parts, form.rows.extent, machine)
-        return fused.function(sequence([tirx.AllocBuffer(form.a.source), words, writer.statement()]), machine)
+        return _Writer(form, fused, machine, rows=rows, vectors=1, pack=False, combine=combine)
 
 
 def _row_choices(machine: Machine) -> tuple[int, ...]:
@@ -139,10 +139,6 @@ class _Writer(MatmulWriter):
 
     cuts_depth: ClassVar[bool] = False
 
-    def __init__(self, form: MatmulForm, fused: FusedKernel, machine: Machine, *, rows: int, signed: bool) -> None:
-        super().__init__(form, fused, machine, rows=rows, vectors=1, pack=False)
-        self.multiply = MATRIX_S8S8 if signed else MATRIX_U8S8
-
     def _tile(self, at: Tile) -> Stmt:
         rows, row, column, width = int(at.rows), at.row, at.column, at.width
         form, words, packed = self.form, self.form.a.source, self.form.b.source
@@ -159,7 +155,7 @@ class _Writer(MatmulWriter):
             adds = [
                 store(
                     sums,
-                    self.multiply(element(sums, pair, place), a[pair], element(packed, panel, k, place)),
+                    self.combine(element(sums, pair, place), a[pair], element(packed, panel, k, place)),
                     pair,
                     place,
                 )

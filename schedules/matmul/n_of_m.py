@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence
+from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence, split_steps
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.instructions.select_lanes import choices_of, selected
@@ -33,7 +33,7 @@ from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, WriterOfParts, joined, looked_up, turns
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts, joined, looked_up, panel_fields, turns
 from schedules.matmul.tiling import MatmulWorkload, best_tile
 from schedules.matmul.writer import Batch, MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -131,20 +131,12 @@ class NOfMWorkload(MatmulWorkload):
 class MatmulNOfM(PanelRule[NOfMWorkload, Parts]):
     """Serves `matmul_n_of_m` kernels on machines whose vector permutations select among M numbers per lane."""
 
-    name: ClassVar[str] = "matmul-n-of-m"
-    version: ClassVar[int] = 1
+    name: ClassVar[str] = MATMUL_N_OF_M
 
-    def match(self, kernel: Kernel, machine: Machine) -> NOfMWorkload | None:
-        parts = parts_of(kernel)
-        if parts is None or parts.groups.of not in choices_of(machine):
+    def workload(self, parts: Parts, machine: Machine) -> NOfMWorkload | None:
+        if parts.groups.of not in choices_of(machine) or parts.form.width != machine.lanes("float32"):
             return None
-        form, groups = parts.form, parts.groups
-        if form.width != machine.lanes("float32"):
-            return None
-        rows, columns, depth = form.known_extents
-        return NOfMWorkload(
-            1, rows, columns, depth, "panels", form.width, "float32", "float32", 0, depth, groups.keep, groups.of
-        )
+        return NOfMWorkload(**panel_fields(parts.form, "float32"), keep=parts.groups.keep, of=parts.groups.of)
 
     def space(self, workload: NOfMWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": tuple(range(1, self._most_rows(workload, machine) + 1))})
@@ -159,25 +151,18 @@ class MatmulNOfM(PanelRule[NOfMWorkload, Parts]):
         return max(1, machine.vector_registers - 2 * workload.keep - 4)
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        return parts_of(kernel)
+        found = looked_up(kernel, anchor_stages(kernel, MATMUL_N_OF_M))
+        if found is None:
+            return None
+        form, words = found
+        return Parts(form, form.b.source, words, Groups(**json.loads(str(form.stage.annotations[SPEC]))))
 
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return NOfMWriter(parts, fused, machine, rows=rows)
 
 
-def parts_of(kernel: Kernel) -> Parts | None:
-    """The operands of a kernel of `matmul_n_of_m`."""
-    found = looked_up(kernel, anchor_stages(kernel, MATMUL_N_OF_M))
-    if found is None:
-        return None
-    form, words = found
-    return Parts(form, form.b.source, words, Groups(**json.loads(str(form.stage.annotations[SPEC]))))
-
-
 class NOfMWriter(WriterOfParts[Parts]):
     """Writes a matmul: the common loops, with its own tile."""
-
-    cuts_depth: ClassVar[bool] = False
 
     def _multiplications(self) -> Index:
         slots = int(shape_of(self.parts.values)[1])
@@ -186,7 +171,7 @@ class NOfMWriter(WriterOfParts[Parts]):
     def _tile(self, at: Tile) -> Stmt:
         """`rows x lanes` results, `width` of which are stored: a loop over the panel's words."""
         per_word = self.parts.groups.per_word
-        whole, rest = divmod(int(self.form.depth.extent) // self.parts.groups.of, per_word)
+        groups = int(self.form.depth.extent) // self.parts.groups.of
         rows = int(at.rows)
         tiles = [RegisterTile(rows, self.lanes, self.lanes, "float32") for _ in range(turns(rows, self.machine))]
         panel = tirx.FloorDiv(at.column, constant(self.form.width))
@@ -194,13 +179,7 @@ class NOfMWriter(WriterOfParts[Parts]):
         def word(number: Expr, count: int) -> Stmt:
             return sequence(self._word(tiles, (at.batch, at.row, panel), number, count))
 
-        parts = [each for tile in tiles for each in tile.allocations]
-        for tile in tiles:
-            parts += tile.stores(lambda i, place, lane: tirx.const(0.0, "float32"))
-        if whole:
-            parts.append(repeat("word", whole, lambda number: word(expression(number), per_word)))
-        if rest:
-            parts.append(word(constant(whole), rest))
+        parts = [each for tile in tiles for each in tile.cleared()] + split_steps("word", groups, per_word, word)
         sums, *others = tiles
         for other in others:
             parts += joined(sums, other)

@@ -50,6 +50,12 @@ def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, most: int) 
     return tirx.IfThenElse(rows <= most, few.statement(), many.statement())
 
 
+def panel_fields(form: MatmulForm, b_dtype: str, dtype: str = "float32") -> dict[str, Any]:
+    """The fields of `MatmulWorkload` for a form with B in panels."""
+    rows, columns, depth = form.known_extents
+    return vars(MatmulWorkload(1, rows, columns, depth, "panels", form.width, dtype, b_dtype, 0, depth))
+
+
 class HasForm(Protocol):
     """Operands of a matmul that include its form."""
 
@@ -62,7 +68,9 @@ MatmulWorkloadT = TypeVar("MatmulWorkloadT", bound=MatmulWorkload)
 
 
 class WriterOfParts(MatmulWriter, Generic[PartsType]):
-    """Writes such a matmul: the common loops, with its own tile."""
+    """Writes such a matmul: the common loops, with its own tile over the whole depth."""
+
+    cuts_depth: ClassVar[bool] = False
 
     def __init__(self, parts: PartsType, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
         super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)
@@ -73,21 +81,42 @@ class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
     """A matmul recognized by its operands, with its own writer. The knob is the number of rows of the tile."""
 
     priority: ClassVar[int] = Priority.PACKED
+    few_rows: ClassVar[int] = 0
+    """Rows up to which `writer` serves a kernel that has a writer of many rows too."""
 
     @abstractmethod
     def parts(self, kernel: Kernel) -> PartsType | None:
         """The operands, including the `MatmulForm` as `form`; None for other kernels."""
 
     @abstractmethod
+    def workload(self, parts: PartsType, machine: Machine) -> WorkloadT | None:
+        """The workload; None where the machine does not serve it."""
+
+    @abstractmethod
     def writer(self, parts: PartsType, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         """Create the writer of the loops."""
+
+    def many(self, parts: PartsType, fused: FusedKernel, workload: WorkloadT, machine: Machine) -> MatmulWriter | None:
+        """The writer of more than `few_rows` rows; None where `writer` serves any number."""
+        return None
+
+    def fused(self, kernel: Kernel, parts: PartsType) -> FusedKernel:
+        """The kernel around the stages of the matmul."""
+        return FusedKernel(kernel, [parts.form.stage])
+
+    def match(self, kernel: Kernel, machine: Machine) -> WorkloadT | None:
+        parts = self.parts(kernel)
+        return None if parts is None else self.workload(parts, machine)
 
     def apply(self, kernel: Kernel, workload: WorkloadT, config: Config, machine: Machine) -> PrimFunc:
         parts = self.parts(kernel)
         if parts is None:
-            raise NotScheduledError("the stage of the product is missing")
-        fused = FusedKernel(kernel, [parts.form.stage])
-        return self.writer(parts, fused, machine, config.integer("rows")).function()
+            raise NotScheduledError("stages of the matmul are missing")
+        fused = self.fused(kernel, parts)
+        few = self.writer(parts, fused, machine, config.integer("rows"))
+        many = self.many(parts, fused, workload, machine)
+        code = few.statement() if many is None else by_rows(parts.form, few, many, self.few_rows)
+        return fused.function(code, machine)
 
 
 class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):

@@ -23,16 +23,14 @@ from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.codegen.register_tile import RegisterTile, pieces
-from schedules.config import Config
-from schedules.errors import NotScheduledError
 from schedules.instructions.products.operation import DOT_BF16, Operation, Product
 from schedules.instructions.rounding import narrowed
 from schedules.ir.expression import buffers_loaded, index
 from schedules.ir.stages import Kernel, Stage
-from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, by_rows, panel_form
+from schedules.matmul.packed_operand import PanelRule, panel_fields, panel_form
 from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
 from schedules.matmul.tiling import MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter, Tile
@@ -78,16 +76,12 @@ class Parts:
 class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
     """Serves the kernels of `matmul_rounded_bf16`."""
 
-    name: ClassVar[str] = "matmul-rounded-bf16"
-    version: ClassVar[int] = 1
+    name: ClassVar[str] = MATMUL_ROUNDED_BF16
+    few_rows: ClassVar[int] = _FEW_ROWS
     operation: ClassVar[Operation | None] = DOT_BF16
 
-    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = self.parts(kernel)
-        if parts is None:
-            return None
-        rows, columns, depth = parts.form.known_extents
-        return MatmulWorkload(1, rows, columns, depth, "panels", parts.form.width, "float32", "bfloat16", 0, depth)
+    def workload(self, parts: Parts, machine: Machine) -> MatmulWorkload:
+        return MatmulWorkload(**panel_fields(parts.form, "bfloat16"))
 
     def parts(self, kernel: Kernel) -> Parts | None:
         stages = anchor_stages(kernel, MATMUL_ROUNDED_BF16)
@@ -100,20 +94,9 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
             parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16, tiles=tiles
         )
 
-    def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
-        parts = self.parts(kernel)
-        if parts is None:
-            raise NotScheduledError("the stages of the product are missing")
-        fused, tiles = self.fused(kernel, parts), self.tiles(workload, machine)
-        few = self.writer(parts, fused, machine, config.integer("rows"))
-        if tiles is None:
-            return fused.function(few.statement(), machine)
-        many = self.writer(parts, fused, machine, block_rows(workload.rows), tiles)
-        return fused.function(by_rows(parts.form, few, many, _FEW_ROWS), machine)
-
-    def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:
-        """The kernel around the stages of the product."""
-        return FusedKernel(kernel, [parts.form.stage])
+    def many(self, parts: Parts, fused: FusedKernel, workload: MatmulWorkload, machine: Machine) -> MatmulWriter | None:
+        tiles = self.tiles(workload, machine)
+        return None if tiles is None else self.writer(parts, fused, machine, block_rows(workload.rows), tiles)
 
 
 class RowsFirstWriter(MatmulWriter):
@@ -203,8 +186,7 @@ def matmul_gated_bf16(data: Tensor, packed: Tensor, columns: int, activation: st
 class MatmulGatedBf16(MatmulRoundedBf16):
     """Serves the kernels of `matmul_gated_bf16`."""
 
-    name: ClassVar[str] = "matmul-gated-bf16"
-    version: ClassVar[int] = 1
+    name: ClassVar[str] = MATMUL_GATED_BF16
 
     def parts(self, kernel: Kernel) -> Parts | None:
         stages = anchor_stages(kernel, MATMUL_GATED_BF16)

@@ -25,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import ROWS_AHEAD, prefetch, repeat, sequence
+from schedules.codegen.nest import ROWS_AHEAD, name_value, prefetch, repeat, sequence
 from schedules.codegen.register_tile import RegisterTile
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, WriterOfParts, joined, looked_up, turns
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts, joined, looked_up, panel_fields, turns
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -129,39 +129,24 @@ class SparseWorkload(MatmulWorkload):
 class MatmulSparse(PanelRule[SparseWorkload, Parts]):
     """Serves the kernels of `matmul_sparse`."""
 
-    name: ClassVar[str] = "matmul-sparse"
-    version: ClassVar[int] = 1
+    name: ClassVar[str] = MATMUL_SPARSE
 
-    def match(self, kernel: Kernel, machine: Machine) -> SparseWorkload | None:
-        parts = parts_of(kernel)
-        if parts is None:
-            return None
-        form = parts.form
-        rows, columns, depth = form.known_extents
-        return SparseWorkload(
-            1, rows, columns, depth, "panels", form.width, "float32", "float32", 0, depth, parts.blocks
-        )
+    def workload(self, parts: Parts, machine: Machine) -> SparseWorkload:
+        return SparseWorkload(**panel_fields(parts.form, "float32"), blocks=parts.blocks)
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        return parts_of(kernel)
+        found = looked_up(kernel, anchor_stages(kernel, MATMUL_SPARSE))
+        if found is None:
+            return None
+        form, index = found
+        return Parts(form, form.b.source, index, -(-int(form.columns) // form.width))
 
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return SparseWriter(parts, fused, machine, rows=rows)
 
 
-def parts_of(kernel: Kernel) -> Parts | None:
-    """The operands of a kernel of `matmul_sparse`."""
-    found = looked_up(kernel, anchor_stages(kernel, MATMUL_SPARSE))
-    if found is None:
-        return None
-    form, index = found
-    return Parts(form, form.b.source, index, -(-int(form.columns) // form.width))
-
-
 class SparseWriter(WriterOfParts[Parts]):
     """Writes a matmul: the common loops, with its own tile."""
-
-    cuts_depth: ClassVar[bool] = False
 
     def _multiplications(self) -> Index:
         return self.form.rows.extent * (self.parts.blocks * self.form.width)
@@ -175,17 +160,19 @@ class SparseWriter(WriterOfParts[Parts]):
         ]
         count_of_tiles, (sums, *others) = len(tiles), tiles
         panel = tirx.FloorDiv(at.column, constant(self.form.width))
-        first, begin = _bound("first", self._entry(panel))
-        count, counted = _bound("count", self._entry(panel + 1) - first)
+        parts: list[Stmt] = []
+        first = name_value("first", self._entry(panel), parts)
+        count = name_value("count", self._entry(panel + 1) - first, parts)
 
         def step(tile: RegisterTile, slot: Expr) -> list[Stmt]:
-            step_row, bind = _bound("row", self._entry(slot + (self.parts.panels + 1)))
+            code: list[Stmt] = []
+            step_row = name_value("row", self._entry(slot + (self.parts.panels + 1)), code)
 
             def add(i: int, place: Expr, lane: Expr) -> Expr:
                 value = tirx.BufferLoad(self.parts.values, [slot, lane])
                 return tile.sum(i, place) + self.form.a_at(at.batch, at.row + i, step_row) * value
 
-            return [bind, *tile.stores(add)]
+            return [*code, *tile.stores(add)]
 
         def round_of(number: Expr) -> Stmt:
             slot = first + number * count_of_tiles
@@ -196,9 +183,7 @@ class SparseWriter(WriterOfParts[Parts]):
 
         rounds = tirx.FloorDiv(count, constant(count_of_tiles))
         done = rounds * count_of_tiles
-        parts: list[Stmt] = [begin, counted]
-        for tile in tiles:
-            parts += [*tile.allocations, *tile.stores(lambda i, place, lane: tirx.const(0.0, "float32"))]
+        parts += [each for tile in tiles for each in tile.cleared()]
         parts.append(repeat("round", rounds, round_of))
         if others:
             parts.append(repeat("left", count - done, lambda n: sequence(step(sums, first + done + n))))
@@ -211,8 +196,3 @@ class SparseWriter(WriterOfParts[Parts]):
 
     def _entry(self, at: Expr) -> Expr:
         return tirx.Cast("int64", tirx.BufferLoad(self.parts.index, [at]))
-
-
-def _bound(name: str, value: Expr) -> tuple[Expr, Stmt]:
-    variable = tirx.Var(name, "int64")
-    return variable, tirx.Bind(variable, value)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat
+from schedules.codegen.nest import Extent, lanes_of, parallel_grid, repeat, sequence, splat, split_repeat, store
 from schedules.codegen.parallel import pays_off, work
 from schedules.codegen.tile_sums import with_room
 from schedules.config import Config, ConfigSpace
@@ -20,10 +20,10 @@ from schedules.instructions.products.table import partial_operation
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import substitute
 from schedules.ir.stages import Kernel, Stage, dtype_of, shape_of
-from schedules.ir.tir import Expr, PrimFunc, Stmt, Tensor, Var, te, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, Var, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, panel_form
+from schedules.matmul.packed_operand import PanelRule, panel_fields, panel_form
 from schedules.matmul.tiling import TILE_ROWS, MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter
 from schedules.stages.code import stage_code
@@ -92,15 +92,17 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
     """Serves bfloat16 `matmul_words` kernels."""
 
     name: ClassVar[str] = KINDS[DOT_BF16]
-    version: ClassVar[int] = 1
     operation: ClassVar[Operation] = DOT_BF16
 
-    def match(self, kernel: Kernel, machine: Machine) -> MatmulWorkload | None:
-        parts = self.parts(kernel)
-        return None if parts is None else workload_of(parts, self.operation.total, self.operation.b)
+    def workload(self, parts: Parts, machine: Machine) -> MatmulWorkload | None:
+        return MatmulWorkload(**panel_fields(parts.form, self.operation.b, self.operation.total))
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        return parts_of(kernel, KINDS[self.operation])
+        return parts_of(kernel, self.name)
+
+    def words(self, parts: Parts, machine: Machine) -> Stmt:
+        """The statement that packs the data into words."""
+        return _words(parts, self.operation, machine)
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
         in_tiles = self.tiles(workload, machine) is not None
@@ -125,7 +127,7 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
         tiles = self.tiles(workload, machine)
         writer = self.writer(parts, fused, machine, config.integer("rows"), tiles)
         words = parts.form.a.source
-        code = sequence(_words(parts, self.operation, machine), writer.statement())
+        code = sequence(self.words(parts, machine), writer.statement())
         room = words if tiles is None else with_room(words)
         return fused.function(sequence(tirx.AllocBuffer(room), substitute(code, {words: room})), machine)
 
@@ -205,28 +207,17 @@ def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lane
     outer = [substitute(point, place) for point in list(stage.store.indices)[:-1]]
     shifted = operation.shift(dtype_of(data)) != 0
 
-    def copied(first: Expr, count: int) -> Stmt:
+    def copied(first: Index, count: int) -> Stmt:
         bytes_ = tirx.BufferLoad(data, [*outer, lanes_of(first * group, count * group)])
         value = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
         if shifted:
             value = value ^ splat(_SIGN_BITS, "int32", count)
         return tirx.BufferStore(words, value, [*outer, lanes_of(first, count)])
 
-    whole, rest = divmod(shape_of(data)[-1] // group, lanes)
-    statements = [repeat("run", whole, lambda run: copied(run * lanes, lanes))]
-    statements += [copied(tirx.IntImm("int64", whole * lanes), rest)] if rest else []
-    first, behind = whole * lanes + rest, shape_of(words)[-1] - whole * lanes - rest
-    zero = splat(0, "int32", behind) if behind else None
-    return sequence(
-        statements, None if zero is None else tirx.BufferStore(words, zero, [*outer, lanes_of(first, behind)])
-    )
-
-
-def workload_of(parts: Parts, dtype: str, b_dtype: str) -> MatmulWorkload:
-    """The parameters that determine how a matmul of words is computed."""
-    form = parts.form
-    rows, columns, depth = form.known_extents
-    return MatmulWorkload(1, rows, columns, depth, "panels", form.width, dtype, b_dtype, 0, depth)
+    count = shape_of(data)[-1] // group
+    behind = shape_of(words)[-1] - count
+    zeros = store(words, splat(0, "int32", behind), *outer, lanes_of(count, behind)) if behind else None
+    return sequence(split_repeat("run", count, lanes, copied), zeros)
 
 
 def parts_of(kernel: Kernel, kind: str) -> Parts | None:
@@ -238,8 +229,9 @@ def parts_of(kernel: Kernel, kind: str) -> Parts | None:
     stored, summed = words.store, product.store
     assert stored is not None
     assert summed is not None
-    packed = next((load for load in product.loads if load.source.same_as(kernel_weight(product, stored.buffer))), None)
     data = next((load for load in product.loads if load.source.same_as(stored.buffer)), None)
+    own = (stored.buffer, summed.buffer)
+    packed = next((load for load in product.loads if not any(load.source.same_as(each) for each in own)), None)
     if packed is None or data is None:
         return None
     depth = next((axis for axis in product.axes if axis.reduce), None)
@@ -247,12 +239,3 @@ def parts_of(kernel: Kernel, kind: str) -> Parts | None:
     if depth is None or column is None:
         return None
     return Parts(words, product, panel_form(product, depth, data, packed, str(summed.buffer.dtype)))
-
-
-def kernel_weight(product: Stage, words: Expr) -> Expr:
-    """The buffer read by a matmul besides the words and its own accumulator."""
-    assert product.store is not None
-    own = product.store.buffer
-    return next(
-        load.source for load in product.loads if not load.source.same_as(words) and not load.source.same_as(own)
-    )

@@ -22,6 +22,7 @@ from schedules.codegen.nest import (
     repeat,
     repeat_symbolic,
     sequence,
+    split_repeat,
     store,
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
@@ -254,7 +255,10 @@ class TileWriter:
 
             return repeat("lane", lanes, element, VECTORIZED)
 
-        return repeat("i", at.rows, lambda i: self._row_of(i, at.width, vector))
+        def row(i: Expr) -> Stmt:
+            return split_repeat("vector", at.width, self.lanes, lambda first, lanes: vector(i, first, lanes))
+
+        return repeat("i", at.rows, row)
 
     def _tile_in_memory(self, instruction: Product, at: Tile) -> Stmt:
         """A block of rows computed by an instruction with tile accumulators; the sums are stored to memory."""
@@ -270,15 +274,6 @@ class TileWriter:
         summed = block_sums if self.has_room else block_sums_without_room
         blocks = summed(instruction, first, depth, taps, weights, sums, at.rows)
         return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, at))
-
-    def _row_of(self, i: Expr, width: int, vector: Callable[[Expr, Index, int], Stmt]) -> Stmt:
-        whole, rest = divmod(width, self.lanes)
-        parts = []
-        if whole:
-            parts.append(repeat("vector", whole, lambda u: vector(i, u * self.lanes, self.lanes)))
-        if rest:
-            parts.append(vector(i, whole * self.lanes, rest))
-        return sequence(parts)
 
 
 # Row tiles, rows that are left, and how they are cut.

@@ -18,22 +18,12 @@ from typing import Any
 from schedules.annotations import RECURRENCE, SERIAL_REASON
 from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.tir import Buffer, Expr, Stmt, tirx
-from schedules.recurrence.cells import Stage, Update
+from schedules.recurrence.cells import Update
 from schedules.recurrence.description import Operands, Recurrence
+from schedules.recurrence.samples import GateSums
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
-
-# One step of a few samples, for one block of hidden units: sums in registers, then the new state.
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The first sample and how many rows are summed; with `limit`, the number of samples, those from it on are none."""
-
-    first: Expr
-    count: int
-    limit: Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -63,51 +53,40 @@ class State:
 
 
 @dataclass(frozen=True)
-class Team:
-    """Emits the code for some rows at a place."""
+class Team(GateSums):
+    """Emits one step of a few samples, from `first` on, for one block of hidden units: sums in registers, then the new
+    state. With `limit`, the number of samples, those from it on are none; `number` is that of the stage."""
 
-    recurrence: Recurrence
-    operands: Operands
     state: State
-    stage: Stage
-    place: Place
-    rows: Rows
+    number: int
+    step: Expr
+    first: Expr
+    limit: Expr | None = None
 
     def emit(self, quantized: QuantizedState | None) -> None:
         """Sums, products, the new state and, in the last stage, the output."""
-        size = self.rows.count * self.stage.slots * self.recurrence.lanes
-        sums = T.alloc_buffer([size], self.recurrence.dtype, scope="local")
-        self._start(sums)
+        sums = self.start(lambda row: (self._time(row), self._sample(row)))
         if self.recurrence.projects_input:
-            self._accumulate(sums, f"w{self.place.stage}", self._input, self.stage.gates.index)
+            self._multiply(sums, f"w{self.number}", self._input, self.stage.gates.index)
         if quantized is not None:
             quantized.accumulate(self, sums)
         else:
-            self._accumulate(sums, f"r{self.place.stage}", self._source, self.stage.recurrent_slot)
-        for row in range(self.rows.count):
+            self._multiply(sums, f"r{self.number}", self._source, self.stage.recurrent_slot)
+        for row in range(self.rows):
             for update in self.stage.updates:
                 with self.lanes() as lane:
                     self._update(update, sums, row, lane)
-            if self.place.stage == len(self.recurrence.stages[0]) - 1:
+            if self.number == len(self.recurrence.stages[0]) - 1:
                 self._write(row)
 
-    def lanes(self) -> Any:
-        """A vector loop over the units of the block."""
-        return T.vectorized(0, self.recurrence.lanes)
-
-    def slot(self, row: int, slot: int, lane: Expr) -> Expr:
-        """Index of a sum."""
-        return (row * self.stage.slots + slot) * self.recurrence.lanes + lane
-
-    def vector(self, name: str, row: int, lane: Expr) -> Expr:
-        """An element of an operand (directions, blocks, rows, lanes); zero where the kernel has none."""
-        if name not in self.operands:
-            return tirx.const(0, self.recurrence.dtype)
-        return self.operands[name][self.place.direction, self.place.block, row, lane]
+    def _multiply(
+        self, sums: Buffer, weights: str, element: Callable[[int, Expr], Expr], slot_of: Callable[[int], int]
+    ) -> None:
+        self.accumulate(sums, weights, self.operands[weights].shape[2], element, slot_of)
 
     def _sample(self, row: int) -> Expr:
-        sample = self.rows.first + row
-        return sample if self.rows.limit is None else tirx.min(sample, self.rows.limit - 1)
+        sample = self.first + row
+        return sample if self.limit is None else tirx.min(sample, self.limit - 1)
 
     def _length(self, row: int) -> Expr:
         steps = self.operands["x"].shape[0]
@@ -117,89 +96,58 @@ class Team:
         return tirx.max(tirx.min(length, steps), tirx.IntImm("int64", 0))
 
     def _goes_on(self, row: int) -> Expr:
-        return self.place.step < self._length(row)
+        return self.step < self._length(row)
 
     def _time(self, row: int) -> Expr:
         """The element of the sequence that a row reads and writes; behind the end of its own, where zeros go."""
-        backward, step = self.recurrence.backward, self.place.step
+        backward, step = self.recurrence.backward, self.step
         back = self._length(row) - 1 - step
         if self.recurrence.has_lengths:
             back = tirx.Select(self._goes_on(row), back, step)
         if not any(backward):
             return step
-        return back if all(backward) else tirx.Select(self.place.direction == 1, back, step)
-
-    def _start(self, sums: Expr) -> None:
-        """Projections of the input, or biases."""
-        for row in range(self.rows.count):
-            time, sample = self._time(row), self._sample(row)
-            for slot in range(self.stage.slots):
-                with self.lanes() as lane:
-                    if slot >= len(self.stage.gates):
-                        value = self.vector("recurrent_bias", slot - len(self.stage.gates), lane)
-                    elif self.recurrence.projects_input:
-                        value = self.vector("bias", self.stage.gates[slot], lane)
-                    else:
-                        at = (time, sample, self.place.direction, self.place.block, self.stage.gates[slot], lane)
-                        value = self.operands["x"][at]
-                    T.buffer_store(sums, value, [self.slot(row, slot, lane)])
+        return back if all(backward) else tirx.Select(self.direction == 1, back, step)
 
     def _input(self, row: int, k: Expr) -> Expr:
         return self.operands["x"][self._time(row), self._sample(row), k]
 
     def _source(self, row: int, k: Expr) -> Expr:
-        return self.state.load(self.stage.source, self.place.step, (self.place.direction, self.rows.first + row, k))
-
-    def _accumulate(
-        self, sums: Expr, weights: str, element: Callable[[int, Expr], Expr], slot_of: Callable[[int], int]
-    ) -> None:
-        """Elements times their rows of packed weights, added to the sum of each gate."""
-        matrix, dtype = self.operands[weights], self.recurrence.dtype
-        with T.serial(0, matrix.shape[2]) as k:
-            for number, gate in enumerate(self.stage.gates):
-                for row in range(self.rows.count):
-                    with self.lanes() as lane:
-                        at = self.slot(row, slot_of(gate), lane)
-                        weight = matrix[self.place.direction, self.place.block, k, number, lane]
-                        weight = weight if str(weight.ty.dtype) == dtype else weight.astype(dtype)
-                        T.buffer_store(sums, sums[at] + element(row, k) * weight, [at])
+        return self.state.load(self.stage.source, self.step, (self.direction, self.first + row, k))
 
     def _update(self, update: Update, sums: Expr, row: int, lane: Expr) -> None:
         own = self.recurrence
-        at = (self.place.direction, self.rows.first + row, self.place.block * own.lanes + lane)
-        values = [sums[self.slot(row, slot, lane)] for slot in range(self.stage.slots)]
-        state = {name: self.state.load(name, self.place.step, at) for name in self.state.buffers}
-        peepholes = [self.vector("peepholes", number, lane) for number in range(own.cell.peepholes)]
-        for name, value in update(values, state, peepholes).items():
+        at = (self.direction, self.first + row, self.block * own.lanes + lane)
+        state = {name: self.state.load(name, self.step, at) for name in self.state.buffers}
+        for name, value in self.updated(update, sums, state, row, lane).items():
             kept = "h" if name == "next_h" else name
             if own.has_lengths and kept in own.cell.states:
                 value = tirx.Select(self._goes_on(row), value, state[kept])
-            self.state.store(kept, self.place.step, at, value)
+            self.state.store(kept, self.step, at, value)
 
     def _write(self, row: int) -> None:
         """The new state of the block to Y: zeros behind the end of a sequence."""
-        own, step = self.recurrence, self.place.step
-        time, sample = self._time(row), self.rows.first + row
+        own, step = self.recurrence, self.step
+        time, sample = self._time(row), self.first + row
 
         def store(lane: Expr) -> None:
-            unit = self.place.block * own.lanes + lane
-            value = self.state.buffers["h"][1 - step % 2, self.place.direction, sample, unit]
+            unit = self.block * own.lanes + lane
+            value = self.state.buffers["h"][1 - step % 2, self.direction, sample, unit]
             if own.has_lengths:
                 value = tirx.Select(self._goes_on(row), value, tirx.const(0, own.dtype))
-            T.buffer_store(self.state.output, value, [time, self.place.direction, sample, unit])
+            T.buffer_store(self.state.output, value, [time, self.direction, sample, unit])
 
         def lanes() -> None:
             if own.hidden % own.lanes == 0:
                 with self.lanes() as lane:
                     store(lane)
                 return
-            with T.serial(0, tirx.min(own.lanes, own.hidden - self.place.block * own.lanes)) as lane:
+            with T.serial(0, tirx.min(own.lanes, own.hidden - self.block * own.lanes)) as lane:
                 store(lane)
 
-        if self.rows.limit is None:
+        if self.limit is None:
             lanes()
             return
-        with T.If(sample < self.rows.limit), T.Then():
+        with T.If(sample < self.limit), T.Then():
             lanes()
 
 
@@ -281,22 +229,22 @@ class QuantizedState:
 
     def accumulate(self, team: Team, sums: Expr) -> None:
         """Adds the products of the team's rows with the weights of its block."""
-        gates, lanes, place = len(team.stage.gates), self._recurrence.lanes, team.place
-        own: Expr = place.direction if self._directions > 1 else 0
+        gates, lanes = len(team.stage.gates), self._recurrence.lanes
+        own: Expr = team.direction if self._directions > 1 else 0
         words = self._operands["r0"]
-        totals = T.alloc_buffer([team.rows.count * gates * lanes], "int32", scope="local")
-        with T.serial(0, team.rows.count * gates) as row, self._lanes() as lane:
+        totals = T.alloc_buffer([team.rows * gates * lanes], "int32", scope="local")
+        with T.serial(0, team.rows * gates) as row, self._lanes() as lane:
             T.buffer_store(totals, tirx.const(0, "int32"), [row * lanes + lane])
         with T.serial(0, words.shape[2]) as k:
             for gate in range(gates):
-                for row in range(team.rows.count):
-                    bytes_ = self._bytes[own, team.rows.first + row, tirx.Ramp(k * _QUAD, 1, _QUAD)]
+                for row in range(team.rows):
+                    bytes_ = self._bytes[own, team.first + row, tirx.Ramp(k * _QUAD, 1, _QUAD)]
                     word = tirx.reinterpret("int32", bytes_)
                     with self._lanes() as lane:
                         at = team.slot(row, gate, lane)
-                        weight = words[place.direction, place.block, k, gate, lane]
+                        weight = words[team.direction, team.block, k, gate, lane]
                         T.buffer_store(totals, DOT_U8S8(totals[at], word, weight), [at])
-        for row in range(team.rows.count):
+        for row in range(team.rows):
             for gate in range(gates):
                 with self._lanes() as lane:
                     at = team.slot(row, gate, lane)
@@ -310,7 +258,7 @@ class QuantizedState:
         total = total - self._zeros[own] * team.vector("sums", gate, lane)
         if "zeros" not in self._operands:
             return total
-        rest = self._row_sums[own, team.rows.first + row] - self._zeros[own] * self._recurrence.hidden
+        rest = self._row_sums[own, team.first + row] - self._zeros[own] * self._recurrence.hidden
         return total - team.vector("zeros", gate, lane) * rest
 
 
@@ -398,25 +346,27 @@ class _Lockstep:
                 self._teams(place, 1)
 
     def _teams(self, place: Place, functions: int) -> None:
-        def emit(rows: Rows) -> None:
-            stage = self.recurrence.stages[functions][place.stage]
-            Team(self.recurrence, self.operands, self.state, stage, place, rows).emit(self.quantized)
+        own, stage = self.recurrence, self.recurrence.stages[functions][place.stage]
+
+        def emit(first: Expr, count: int, limit: Expr | None = None) -> None:
+            at = (place.direction, place.block, count, self.state, place.stage, place.step, first, limit)
+            Team(own, self.operands, stage, *at).emit(self.quantized)
 
         if self.fixed is not None:
             whole, rest = divmod(self.fixed, TEAM)
             if whole:
                 with T.serial(0, whole) as team:
-                    emit(Rows(team * TEAM, TEAM))
+                    emit(team * TEAM, TEAM)
             if rest:
-                emit(Rows(tirx.IntImm("int64", whole * TEAM), rest))
+                emit(tirx.IntImm("int64", whole * TEAM), rest)
             return
         rest = self.samples % TEAM
         with T.serial(0, self.samples // TEAM) as team:
-            emit(Rows(team * TEAM, TEAM))
+            emit(team * TEAM, TEAM)
         with T.If(rest == 1), T.Then():
-            emit(Rows(self.samples - 1, 1))
+            emit(self.samples - 1, 1)
         with T.If(rest > 1), T.Then():
-            emit(Rows(self.samples - rest, TEAM, self.samples))
+            emit(self.samples - rest, TEAM, self.samples)
 
     def _finish(self) -> None:
         """The last states."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
-from schedules.recurrence.cells import Stage
+from schedules.recurrence.cells import Stage, Update
 from schedules.recurrence.description import Operands, Recurrence
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
@@ -86,13 +86,73 @@ def _is_below(size: Expr, limit: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Product:
-    """`count` elements (of a row of the team) times their rows of packed weights, added to the sum of each gate."""
+class GateSums:
+    """Emits the sums of a stage's gates for some rows (one for each sample) of a block of hidden units."""
 
-    weights: str
-    count: int
-    element: Callable[[int, Expr], Expr]
-    slot_of: Callable[[int], int]
+    recurrence: Recurrence
+    operands: Operands
+    stage: Stage
+    direction: Index
+    block: Expr
+    rows: int
+
+    def lanes(self) -> Any:
+        """A vector loop over the units of the block."""
+        return T.vectorized(0, self.recurrence.lanes)
+
+    def slot(self, row: int, slot: int, lane: Expr) -> Expr:
+        """Index of a sum."""
+        return (row * self.stage.slots + slot) * self.recurrence.lanes + lane
+
+    def vector(self, name: str, row: int, lane: Expr) -> Expr:
+        """An element of an operand (directions, blocks, rows, lanes); zero where the kernel has none."""
+        if name not in self.operands:
+            return tirx.const(0, self.recurrence.dtype)
+        return self.operands[name][self.direction, self.block, row, lane]
+
+    def start(self, place: Callable[[int], tuple[Expr, Expr]]) -> Buffer:
+        """The sums, which start at biases or projections of the input; `place` is the (time, sample) of a row."""
+        sums = T.alloc_buffer(
+            [self.rows * self.stage.slots * self.recurrence.lanes], self.recurrence.dtype, scope="local"
+        )
+        for row in range(self.rows):
+            time, sample = place(row)
+            for slot in range(self.stage.slots):
+                with self.lanes() as lane:
+                    if slot >= len(self.stage.gates):
+                        value = self.vector("recurrent_bias", slot - len(self.stage.gates), lane)
+                    elif self.recurrence.projects_input:
+                        value = self.vector("bias", self.stage.gates[slot], lane)
+                    else:
+                        at = (time, sample, self.direction, self.block, self.stage.gates[slot], lane)
+                        value = self.operands["x"][at]
+                    T.buffer_store(sums, value, [self.slot(row, slot, lane)])
+        return sums
+
+    def accumulate(
+        self,
+        sums: Buffer,
+        weights: str,
+        count: Index,
+        element: Callable[[int, Expr], Expr],
+        slot_of: Callable[[int], int],
+    ) -> None:
+        """`count` elements of each row times their rows of packed weights, added to the sum of each gate."""
+        matrix, dtype = self.operands[weights], self.recurrence.dtype
+        with T.serial(0, count) as k:
+            for number, gate in enumerate(self.stage.gates):
+                for row in range(self.rows):
+                    with self.lanes() as lane:
+                        at = self.slot(row, slot_of(gate), lane)
+                        weight = matrix[self.direction, self.block, k, number, lane]
+                        weight = weight if str(weight.ty.dtype) == dtype else weight.astype(dtype)
+                        T.buffer_store(sums, sums[at] + element(row, k) * weight, [at])
+
+    def updated(self, update: Update, sums: Buffer, state: dict[str, Expr], row: int, lane: Expr) -> dict[str, Expr]:
+        """New states of a unit, by name."""
+        values = [sums[self.slot(row, slot, lane)] for slot in range(self.stage.slots)]
+        peepholes = [self.vector("peepholes", number, lane) for number in range(self.recurrence.cell.peepholes)]
+        return update(values, state, peepholes)
 
 
 class _Run:
@@ -140,75 +200,39 @@ class _Run:
             T.buffer_store(self.buffers[name], value, [row, unit])
 
     def _step(self, time: Expr) -> None:
+        own, x = self.recurrence, self.operands["x"]
         for number, stage in enumerate(self.stages):
-            with T.serial(0, self.recurrence.blocks) as block:
-                size = self.team * stage.slots * self.recurrence.lanes
-                sums = T.alloc_buffer([size], self.recurrence.dtype, scope="local")
-                self._start_sums(stage, sums, time, block)
-                for product in self._products(number, stage, time):
-                    self._accumulate(product, stage, sums, block)
-                self._update(stage, sums, block)
+            source = self.buffers[stage.source]
+            with T.serial(0, own.blocks) as block:
+                gates = GateSums(own, self.operands, stage, self.direction, block, self.team)
+                sums = gates.start(lambda row: (time, self.first + row))
+                if own.projects_input:
+                    gates.accumulate(
+                        sums, f"w{number}", own.inputs, lambda row, k: x[time, self.first + row, k], stage.gates.index
+                    )
+                gates.accumulate(
+                    sums,
+                    f"r{number}",
+                    own.hidden,
+                    lambda row, k, source=source: source[row, k],  # type: ignore[misc]
+                    stage.recurrent_slot,
+                )
+                self._update(gates, sums)
         self._advance(time)
 
-    def _products(self, number: int, stage: Stage, time: Expr) -> list[_Product]:
-        own = self.recurrence
-        source, x = self.buffers[stage.source], self.operands["x"]
-        products = [_Product(f"r{number}", own.hidden, lambda row, k: source[row, k], stage.recurrent_slot)]
-        if own.projects_input:
-            first = _Product(f"w{number}", own.inputs, lambda row, k: x[time, self.first + row, k], stage.gates.index)
-            products.insert(0, first)
-        return products
-
-    def _place(self, stage: Stage, row: int, slot: int, lane: Expr) -> Expr:
-        """Index of a sum."""
-        return (row * stage.slots + slot) * self.recurrence.lanes + lane
-
-    def _start_sums(self, stage: Stage, sums: Expr, time: Expr, block: Expr) -> None:
+    def _update(self, gates: GateSums, sums: Buffer) -> None:
         for row in range(self.team):
-            for slot in range(stage.slots):
-                with self._lanes() as lane:
-                    if slot >= len(stage.gates):
-                        value = self._vector("recurrent_bias", block, slot - len(stage.gates), lane)
-                    elif self.recurrence.projects_input:
-                        value = self._vector("bias", block, stage.gates[slot], lane)
-                    else:
-                        x = self.operands["x"]
-                        value = x[time, self.first + row, self.direction, block, stage.gates[slot], lane]
-                    T.buffer_store(sums, value, [self._place(stage, row, slot, lane)])
-
-    def _vector(self, name: str, block: Expr, row: int, lane: Expr) -> Expr:
-        if name not in self.operands:
-            return tirx.const(0, self.recurrence.dtype)
-        return self.operands[name][self.direction, block, row, lane]
-
-    def _accumulate(self, product: _Product, stage: Stage, sums: Expr, block: Expr) -> None:
-        matrix = self.operands[product.weights]
-        with T.serial(0, product.count) as k:
-            for number, gate in enumerate(stage.gates):
-                for row in range(self.team):
-                    with self._lanes() as lane:
-                        place = self._place(stage, row, product.slot_of(gate), lane)
-                        term = product.element(row, k) * matrix[self.direction, block, k, number, lane]
-                        T.buffer_store(sums, sums[place] + term, [place])
-
-    def _update(self, stage: Stage, sums: Expr, block: Expr) -> None:
-        for row in range(self.team):
-            for update in stage.updates:
-                with self._lanes() as lane:
-                    unit = block * self.recurrence.lanes + lane
-                    values = [sums[self._place(stage, row, slot, lane)] for slot in range(stage.slots)]
+            for update in gates.stage.updates:
+                with gates.lanes() as lane:
+                    unit = gates.block * self.recurrence.lanes + lane
                     state = {name: buffer[row, unit] for name, buffer in self.buffers.items()}
-                    weights = [self._vector("peepholes", block, p, lane) for p in range(self.recurrence.cell.peepholes)]
-                    for name, value in update(values, state, weights).items():
+                    for name, value in gates.updated(update, sums, state, row, lane).items():
                         T.buffer_store(self.buffers[name], value, [row, unit])
-
-    def _lanes(self) -> Any:
-        return T.vectorized(0, self.recurrence.lanes)
 
     def _advance(self, time: Expr) -> None:
         """The next state becomes the state and goes to the output."""
         for row in range(self.team):
-            with T.serial(0, self.recurrence.blocks) as block, self._lanes() as lane:
+            with T.serial(0, self.recurrence.blocks) as block, T.vectorized(0, self.recurrence.lanes) as lane:
                 unit = block * self.recurrence.lanes + lane
                 T.buffer_store(self.buffers["h"], self.buffers["next_h"][row, unit], [row, unit])
             with T.serial(0, self.recurrence.hidden) as unit:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence
+from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence, split_repeat
 from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import product
-from schedules.ir.tir import VECTORIZED, Expr, Stmt, Var, tirx
+from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, Var, tirx
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop
 from schedules.stages.lanes import picked, ramp
@@ -35,19 +35,12 @@ def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
     """Vectors along the plan's axis of each interleaved value, stored as so many vectors of all."""
     axis = plan.axis
     assert axis is not None
-    dtype = str(axis.var.ty)
 
     def write(at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
-        whole, left = divmod(count, plan.lanes)
-        parts = []
-        if whole:
-            vectors = repeat(
-                "vector", whole, lambda i: _interleaved(plan, axis, at + i * plan.lanes, plan.lanes, rest), dtype=dtype
-            )
-            parts.append(vectors)
-        if left:
-            parts.append(_interleaved(plan, axis, at + whole * plan.lanes, left, rest))
-        return sequence(parts)
+        def vector(start: Index, lanes: int) -> Stmt:
+            return _interleaved(plan, axis, at + start, lanes, rest)
+
+        return split_repeat("vector", count, plan.lanes, vector, str(axis.var.ty))
 
     return over_axis(plan, axis, machine, write, plan.lanes)
 
@@ -86,7 +79,8 @@ def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mappin
     apart = StridedLoads(plan.nest, axis)
     dtype = str(axis.var.ty)
 
-    def store(start: Expr, lanes: int) -> Stmt:
+    def store(first: Index, lanes: int) -> Stmt:
+        start = at + first
         statements, held = apart.read(start, lanes, rest)
 
         def element(lane: Expr) -> Stmt:
@@ -94,13 +88,7 @@ def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mappin
 
         return sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
 
-    whole, left = divmod(count, plan.lanes)
-    parts = []
-    if whole:
-        parts.append(repeat("vector", whole, lambda i: store(at + i * plan.lanes, plan.lanes), dtype=dtype))
-    if left:
-        parts.append(store(at + whole * plan.lanes, left))
-    return sequence(parts)
+    return split_repeat("vector", count, plan.lanes, store, dtype)
 
 
 def plain_code(plan: NestPlan, machine: Machine) -> Stmt:

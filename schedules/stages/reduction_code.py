@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from schedules.codegen.nest import expression, parallel_grid, repeat, sequence
+from schedules.codegen.nest import expression, parallel_grid, repeat, sequence, split_repeat
 from schedules.ir.expression import index, substitute
 from schedules.ir.reduction import Reduction
 from schedules.ir.tir import VECTORIZED, Expr, Index, Node, Stmt, Var, tirx
@@ -62,21 +62,13 @@ class _Writer:
         """`count` neighbouring results, each lane summing its own."""
         dtype = str(axis.var.ty)
         group = self.lanes * _ACCUMULATORS
-        whole, left = divmod(count, group)
-        parts = []
-        if whole:
-            parts.append(
-                repeat(
-                    "group", whole, lambda i: self._lane_sums(reduction, axis, at + i * group, group, rest), dtype=dtype
-                )
-            )
-        vectors, single = divmod(left, self.lanes)
-        if vectors:
-            start = at + whole * group
-            parts.append(self._lane_sums(reduction, axis, start, vectors * self.lanes, rest))
-        if single:
-            parts.append(self._lane_sums(reduction, axis, at + (count - single), single, rest))
-        return sequence(parts)
+
+        def some(start: Index, size: int) -> Stmt:
+            vectors = size // self.lanes * self.lanes
+            parts = [(start, vectors), (start + vectors, size - vectors)]
+            return sequence([self._lane_sums(reduction, axis, at + first, n, rest) for first, n in parts if n])
+
+        return split_repeat("group", count, group, some, dtype)
 
     def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
         """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from schedules.attention.cache.call import quotient
 from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.attention.cache.softmax_block import Columns, RunningSoftmax
-from schedules.attention.pairs import in_vectors
 from schedules.codegen.nest import (
     Extent,
     allocate,
@@ -25,6 +24,7 @@ from schedules.codegen.nest import (
     bind,
     broadcast,
     expression,
+    in_vectors,
     lanes_of,
     load,
     name_opaque,

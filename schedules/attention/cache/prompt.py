@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from schedules.attention.cache.call import quotient
 from schedules.attention.cache.description import BIAS, KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.attention.cache.softmax_block import RunningSoftmax, most_rows
-from schedules.attention.pairs import NarrowRows, in_vectors
+from schedules.attention.pairs import NarrowRows
 from schedules.codegen.nest import (
     Extent,
     allocate,
     expression,
+    in_vectors,
     load,
     parallel_grid,
     repeat,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from schedules.attention.cache.description import LOWEST
-from schedules.codegen.nest import allocate, expression, load, repeat, sequence, store, vectorized
+from schedules.codegen.nest import allocate, expression, load, repeat, sequence, split_repeat, store, vectorized
 from schedules.codegen.register_tile import RegisterTile, multiply_add
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.tir import Expr, Index, Stmt, tirx
@@ -161,7 +161,7 @@ class RunningSoftmax:
         for first, rows, vectors in row_tiles(self.rows, self.machine):
             width = vectors * lanes
 
-            def tile(start: Expr, columns: int, first: int = first, rows: int = rows) -> Stmt:
+            def tile(start: Index, columns: int, first: int = first, rows: int = rows) -> Stmt:
                 registers = RegisterTile(rows, columns, lanes, "float32", combine)
 
                 def begin(i: int, column: Expr) -> Expr:
@@ -174,11 +174,7 @@ class RunningSoftmax:
                 code = registers.code(depth, *factors, begin, ends, ahead)
                 return sequence(code)
 
-            whole, rest = divmod(self.columns, width)
-            if whole:
-                parts.append(repeat("panel", whole, lambda p, tile=tile, width=width: tile(p * width, width)))  # type: ignore[misc]
-            if rest:
-                parts.append(tile(expression(whole * width), rest))
+            parts.append(split_repeat("panel", self.columns, width, tile))
         return sequence(parts)
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
 from schedules.codegen.nest import allocate, expression, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
-from schedules.errors import NotScheduledError
 from schedules.instructions.products.amx import COLUMNS, ROWS
 from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products
 from schedules.ir.expression import index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
-from schedules.ir.tir import Expr, PrimFunc, Stmt, tirx
+from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.blocks.expressions import BLOCK_MATMUL, EXPERT_MATMUL
 from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
 from schedules.matmul.blocks.writer import FEW_ROWS, BlockTilesWriter, BlockWriter, Parts, block_tiles
-from schedules.matmul.packed_operand import MatmulOfParts, by_rows, panel_form
+from schedules.matmul.packed_operand import MatmulOfParts, panel_form
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad, Tile
 from schedules.rule import Workload
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -86,14 +86,11 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
     """Serves the kernels of `block_matmul`."""
 
     name: ClassVar[str] = BLOCK_MATMUL
-    version: ClassVar[int] = 1
+    few_rows: ClassVar[int] = FEW_ROWS
+    tiles_writer: ClassVar[Callable[..., MatmulWriter]] = BlockTilesWriter
 
-    def match(self, kernel: Kernel, machine: Machine) -> BlockWorkload | None:
-        parts = self.parts(kernel)
-        if parts is None:
-            return None
-        rows, columns, depth = parts.form.known_extents
-        return BlockWorkload(rows, columns, depth, parts.rounded, parts.layout.text())
+    def workload(self, parts: Parts, machine: Machine) -> BlockWorkload:
+        return BlockWorkload(*parts.form.known_extents, parts.rounded, parts.layout.text())
 
     def space(self, workload: BlockWorkload, machine: Machine) -> ConfigSpace:
         choices = range(1, _most_rows(workload, machine) + 1)
@@ -109,21 +106,9 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
     def writer(self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return BlockWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
-    def tiles_writer(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> MatmulWriter:
-        """Loop writer for more than `FEW_ROWS` rows, using an instruction with tile accumulators."""
-        return BlockTilesWriter(parts, fused, machine, product)
-
-    def apply(self, kernel: Kernel, workload: BlockWorkload, config: Config, machine: Machine) -> PrimFunc:
-        parts = self.parts(kernel)
-        if parts is None:
-            raise NotScheduledError("the stage of the product is missing")
-        fused = FusedKernel(kernel, [parts.form.stage])
+    def many(self, parts: Parts, fused: FusedKernel, workload: BlockWorkload, machine: Machine) -> MatmulWriter | None:
         product = block_tiles(parts.layout, machine) if parts.rounded else None
-        few = self.writer(parts, fused, machine, config.integer("rows"))
-        if product is None:
-            return fused.function(few.statement(), machine)
-        many = self.tiles_writer(parts, fused, machine, product)
-        return fused.function(by_rows(parts.form, few, many, FEW_ROWS), machine)
+        return None if product is None else self.tiles_writer(parts, fused, machine, product)
 
 
 def vectors_of(machine: Machine) -> int:
@@ -204,7 +189,6 @@ class MatmulExperts(MatmulBlocks):
     """Serves the kernels of `expert_matmul`."""
 
     name: ClassVar[str] = EXPERT_MATMUL
-    version: ClassVar[int] = 1
 
     def space(self, workload: BlockWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": tuple(range(1, _MOST_ROWS + 1))})

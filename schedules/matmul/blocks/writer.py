@@ -17,7 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from schedules.codegen.nest import allocate, expression, load, prefetch, repeat, repeat_symbolic, sequence, store
+from schedules.codegen.nest import (
+    allocate,
+    expression,
+    load,
+    prefetch,
+    repeat,
+    repeat_symbolic,
+    sequence,
+    split_repeat,
+    split_steps,
+    store,
+)
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.products.amx import COLUMNS, ROWS, unit_symbol
@@ -76,7 +87,6 @@ class Place:
 class BlockWriter(WriterOfParts[Parts]):
     """Writes a matmul: the common loops, with its own tile."""
 
-    cuts_depth: ClassVar[bool] = False
     rows_first: ClassVar[bool] = True
     most_rows: ClassVar[int] = 64
     """Of a task."""
@@ -107,20 +117,14 @@ class BlockWriter(WriterOfParts[Parts]):
         totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
         panel = self._panel(at.batch, at.row, at.column)
         place = Place(at.batch, at.row, panel, tirx.FloorMod(at.column, index(PANEL)))
-        zero = tirx.const(0.0, "float32")
-        parts = [*totals.allocations, *totals.stores(lambda i, place, lane: zero)]
         if self.layout.numbers:
-            parts += self._plain_words(totals, place)
+            steps = self._plain_words(totals, place)
         else:
-            steps = self.layout.padded_depth(int(self.form.depth.extent)) // STEP
+            depth = int(self.form.depth.extent)
+            depth = self.layout.padded_depth(depth) if self.parts.rounded else depth
             step = self._integer_step if self.parts.rounded else self._float_step
-            if self.parts.rounded:
-                parts.append(repeat_symbolic("step", steps, lambda k: step(totals, place, k, STEP)))
-            else:
-                whole, rest = divmod(int(self.form.depth.extent), STEP)
-                parts.append(repeat_symbolic("step", whole, lambda k: step(totals, place, k, STEP)))
-                parts += [step(totals, place, index(whole), rest)] if rest else []
-        return sequence([*parts, *self._finish(totals, at)])
+            steps = split_steps("step", depth, STEP, lambda k, size: step(totals, place, k, size))
+        return sequence([*totals.cleared(), *steps, *self._finish(totals, at)])
 
     # Operands.
 
@@ -259,21 +263,18 @@ class BlockWriter(WriterOfParts[Parts]):
     ) -> list[Stmt]:
         """Like `_integer_unit`, over `size` elements."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
-        zero, first = tirx.const(0.0, "float32"), (quad[0] + quad[1]) * QUAD
-        code = [*sums.allocations, *sums.stores(lambda i, at, lane: zero)]
+        first, code = (quad[0] + quad[1]) * QUAD, sums.cleared()
         run = QUAD * max(8 // bits for bits in self.layout.planes)  # elements in words of all planes
         if quad[1] * QUAD % run:  # the unit begins within a word
             code += self._float_run(sums, place, quad, first, size)
         else:
-            whole, rest = divmod(size, run)
 
-            def words(at: Expr, count: int = run) -> Stmt:
+            def words(at: Expr, count: int) -> Stmt:
                 start = first + at * run
                 quads = tirx.FloorDiv(start, index(QUAD))
                 return sequence(self._float_run(sums, place, (quads, 0), start, count))
 
-            code += [repeat_symbolic("word", whole, words)] if whole else []
-            code += [words(index(whole), rest)] if rest else []
+            code += split_steps("word", size, run, words)
         return [*code, *self._float_end(totals, sums, place, group, (first, size))]
 
     def _float_run(
@@ -310,8 +311,7 @@ class BlockWriter(WriterOfParts[Parts]):
             def add(k: Expr) -> Stmt:
                 return sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(place, i, first + k)))
 
-            zero = tirx.const(0.0, "float32")
-            code += [*data.allocations, *data.stores(lambda i, at, lane: zero), repeat_symbolic("k", size, add)]
+            code += [*data.cleared(), repeat_symbolic("k", size, add)]
 
         def scaled(i: int, at: Expr, lane: Expr) -> Expr:
             value, weight = sums.sum(i, at), self._of_group("scale", place, lane, group)
@@ -351,9 +351,7 @@ class BlockWriter(WriterOfParts[Parts]):
                 code += totals.stores(add)
             return sequence(code)
 
-        whole, rest = divmod(depth, places)
-        parts = [repeat_symbolic("word", whole, lambda word: step(word, places))] if whole else []
-        return [*parts, *([step(index(whole), rest)] if rest else [])]
+        return split_steps("word", depth, places, step)
 
 
 def _plain_number(word: Expr, layout: BlockFormat, place: int) -> Expr:
@@ -422,13 +420,11 @@ class BlockTilesWriter(BlockWriter):
     def _tile(self, at: Tile) -> Stmt:
         if at.rows == ROWS:
             return sequence([self._in_tile(at, first) for first in range(0, at.width, COLUMNS)])
-        whole, rest = divmod(int(at.rows), _VECTOR_ROWS)
 
         def vectors(first: Index, count: int) -> Stmt:
             return super(BlockTilesWriter, self)._tile(at.part(first, count))
 
-        tiles = repeat("tile", whole, lambda i: vectors(i * _VECTOR_ROWS, _VECTOR_ROWS)) if whole else None
-        return sequence(tiles, vectors(whole * _VECTOR_ROWS, rest) if rest else None)
+        return split_repeat("tile", int(at.rows), _VECTOR_ROWS, vectors)
 
     def _in_tile(self, at: Tile, first: int) -> Stmt:
         """A tile's rows by at most `COLUMNS` columns, starting at the panel's column `first`."""
@@ -450,11 +446,9 @@ class BlockTilesWriter(BlockWriter):
             group = number if unit == self.layout.group else tirx.FloorDiv(number, index(self.layout.group // unit))
             return sequence(call, self._integer_end(totals, lambda i, lane: load(sums, i, lane), place, number, group))
 
-        zero = tirx.const(0.0, "float32")
         return sequence(
-            totals.allocations,
+            totals.cleared(),
             allocation,
-            totals.stores(lambda i, place, lane: zero),
             repeat_symbolic("unit", units, step),
             self._finish(totals, replace(at, column=at.column + first, width=width)),
         )
