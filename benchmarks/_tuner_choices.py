@@ -27,7 +27,7 @@ import compiler
 from benchmarks._tuner_graph import tasks_named
 from compiler.passes.registry import get_pass
 from compiler.reports.formatting import plural
-from schedules.conv import weights_ahead
+from schedules.conv import direct_nest
 
 # isort: split
 import tvm
@@ -133,11 +133,11 @@ def _variants(task: Task, folder: Path, threads: int) -> Iterator[Variant]:
 @contextmanager
 def _prefetching(factor: float) -> Iterator[None]:
     """Weights of convolutions are prefetched earlier or later; not at all at 0."""
-    latency = int(weights_ahead._LATENCY * factor)
+    latency = int(direct_nest._LATENCY * factor)
     none: AbstractContextManager[object] = (
         nullcontext() if factor else patch("schedules.conv.direct_nest.ask_share", lambda *_: None)
     )
-    with patch.object(weights_ahead, "_LATENCY", latency), none:
+    with patch.object(direct_nest, "_LATENCY", latency), none:
         yield
 
 

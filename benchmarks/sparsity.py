@@ -28,7 +28,7 @@ import targets
 from compiler.compression.pruning.plan import masks, parse_pattern
 from compiler.profiling.timing import run_seconds
 from schedules.matmul.n_of_m import Groups, most_kept
-from schedules.matmul.sparse_cost import SparseForm, sparse_form
+from schedules.matmul.sparse import SparseForm, sparse_form
 
 Array = np.ndarray
 # (rows, depth, columns)

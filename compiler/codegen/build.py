@@ -36,7 +36,7 @@ from compiler.support.compilation import one_at_a_time
 from compiler.support.interrupts import uninterrupted
 from compiler.support.parent_death import end_with_parent
 from schedules.instructions.llvm_options import KERNEL_OPTIONS
-from schedules.ir.named_sizes import name_sizes
+from schedules.ir.size_proofs import name_sizes
 from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode
 

@@ -25,7 +25,7 @@ from tvm_ffi.structural import WalkResult
 from compiler.codegen.plain_kernels import holds_no_blocks
 from schedules.codegen.nest import name_opaque, sequence
 from schedules.ir.expression import constant_int
-from schedules.ir.named_sizes import with_shape
+from schedules.ir.size_proofs import with_shape
 from schedules.ir.stages import product
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
 

@@ -34,7 +34,7 @@ from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.machine import Machine, dtype_bits
-from schedules.matmul.blocks.layout import BlockFormat
+from schedules.matmul.blocks.expressions import BlockFormat
 from schedules.matmul.blocks.rule import BlockWorkload, block_cycles
 from schedules.matmul.blocks.writer import FEW_ROWS, block_tiles
 from schedules.matmul.rounded_bf16 import MatmulGatedBf16, MatmulRoundedBf16

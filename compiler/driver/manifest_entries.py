@@ -47,7 +47,7 @@ from schedules.ir.tvm_types import Var
 from schedules.machine import dtype_bits
 
 if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc, Stmt
+    from schedules.ir.tvm_types import Expr, PrimFunc
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:

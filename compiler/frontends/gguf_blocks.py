@@ -13,7 +13,7 @@ import numpy as np
 from compiler.errors import InvalidModelError
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.matching import Array
-from schedules.matmul.blocks.layout import BlockFormat
+from schedules.matmul.blocks.expressions import BlockFormat
 
 _FLOATS = {"F32": ("float32", np.float32), "F16": ("float16", np.uint16), "BF16": ("bfloat16", np.uint16)}
 _SUPER = 256  # elements of a block of the K types

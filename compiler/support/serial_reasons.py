@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.cuts import least_parallel_cycles
-from schedules.ir.expression import constant_int
-from schedules.ir.expression import nodes
+from schedules.ir.expression import constant_int, nodes
 from schedules.ir.tir import s_tir, tirx, tvm
 
 if TYPE_CHECKING:

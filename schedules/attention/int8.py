@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from schedules.attention.compute import ATTENTION_INT8
-from schedules.attention.operands import BatchedMatrix
-from schedules.attention.pairs import Operand
+from schedules.attention.operands import BatchedMatrix, Operand
 from schedules.attention.rule import Attention, AttentionWorkload
 from schedules.attention.writer import AttentionWriter, BlockRows, Factor, put_in
 from schedules.codegen.nest import (

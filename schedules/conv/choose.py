@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.conv.direct import ConvDirect
+from schedules.conv.direct import (
+    ConvDirect,
+)
 from schedules.conv.dot import CONV_DOT
 from schedules.conv.folded import FoldedWorkload, folded_workload, tile_cycles
 from schedules.conv.sparse import conv_pays
 from schedules.conv.tiles import tiles_workload
-from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_integer import integer_winograd_pays, winograd_workload
+from schedules.conv.winograd import Winograd, integer_winograd_pays, winograd_workload
 from schedules.conv.winograd_tiling import relative_cycles, serves, winograd_tile
 from schedules.conv.winograd_transforms import bounds
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload

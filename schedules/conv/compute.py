@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from schedules.annotations import TRANSFORM
-from schedules.conv.dynamic_sizes import padding_before, parts_of
+from schedules.conv.tiling import padding_before, parts_of
 from schedules.conv.winograd_transforms import edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
 from schedules.ir.numbers import ceil_div

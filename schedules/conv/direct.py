@@ -8,17 +8,28 @@ convolutions, strides, dilations, groups and any number of spatial dimensions ar
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar, TypeVar
 
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import DIRECT
-from schedules.conv.defaults import OPEN_COLUMNS, OPEN_ROWS, chunk_choices, direct_default, tile_for
 from schedules.conv.direct_nest import DirectNest
-from schedules.conv.estimates import direct_estimate
 from schedules.conv.rule import BlockedRule
-from schedules.conv.tiling import MAX_PIXELS, accumulators, uneven_block_choices
+from schedules.conv.tiling import (
+    MAX_PIXELS,
+    OPEN_COLUMNS,
+    OPEN_ROWS,
+    accumulators,
+    chunk_choices,
+    direct_default,
+    input_bytes,
+    product_cycles,
+    tile_for,
+    uneven_block_choices,
+)
 from schedules.conv.workload import ConvWorkload
-from schedules.estimate import Estimate
+from schedules.estimate import Estimate, tail
+from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -76,3 +87,24 @@ class ConvDirect(DirectRule[ConvWorkload]):
 
     def nest(self, fused: FusedKernel, workload: ConvWorkload, config: Config, machine: Machine) -> DirectNest:
         return DirectNest(fused, workload, config)
+
+
+def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Estimate:
+    """Estimated cost of a direct convolution."""
+    pixels, blocks, rows = (config.integer(name) for name in ("pixels", "blocks", "rows"))
+    columns, chunks = config.integer("columns"), config.integer("chunks")
+    width = work.out_spatial[-1]
+    height = work.out_spatial[-2] if work.rank > 1 else 1
+    images = max(work.batch, 1) * prod(work.out_spatial[:-2])
+    cuts = ceil_div(height, rows) * ceil_div(width, columns)
+    taps = prod(work.kernel)
+    cycles = max(work.batch, 1) * product_cycles(work, config, machine)
+    read = input_bytes(work, work.group_channels, rows, columns)
+    weights = work.out_blocks * work.block * work.group_channels * taps * 4
+    repeats = chunks if work.groups == 1 else 1
+    copied = images * cuts * repeats * read * (2 if work.reaches_outside else 1)
+    moved = copied + images * cuts * weights * (1 if weights / max(chunks, 1) > machine.l2_bytes / 2 else 0.3)
+    code = pixels * blocks * config.integer("unroll")
+    return Estimate(
+        cycles, moved, images * cuts * chunks, read + weights / chunks, pixels * blocks, code, tail(columns, pixels)
+    )

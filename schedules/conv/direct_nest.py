@@ -1,10 +1,29 @@
-"""The loops of a direct convolution: tiles of pixels and filters in registers, the input copied where it is padded."""
+"""The loops of a direct convolution: tiles of pixels and filters in registers, the input copied where it is padded.
+
+Parallel tasks of a direct convolution: images, groups, output channels and each spatial dimension.
+
+The knobs of the rule say what caches hold: a task has at most `rows` x `columns` of output, and at least `chunks` tasks
+share the output channels. Within that, `schedules.cuts` cuts for the machine's cores.
+
+Prefetching the weights of later tiles while those of the current ones are in use.
+
+Weights in memory are read when first used, in a burst that waits for memory, and memory is idle while the same weights
+serve further tiles. So each tile prefetches its share of the weights that follow, spread over its sum: prefetched at
+once, lines delay the loads behind them (Zen 5: a convolution of 7 x 7 with weights in memory reaches 99 % of the peak,
+90 % when each share is prefetched once per channel block, 80 % when row by row). Small shares are prefetched less
+often, since the prefetches cost as much as they save.
+
+Flattens images of dynamic size to one long row: pointwise convolutions may process pixels across row ends.
+
+The remainder of a register tile then occurs once per image, not once per row, and rows may be short.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Self
@@ -18,6 +37,7 @@ from schedules.codegen.nest import (
     lanes_of,
     load,
     name_opaque,
+    prefetch,
     repeat,
     sequence,
     splat,
@@ -30,14 +50,26 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.register_tile import in_parts, lanes_repeated, steps_of_part
 from schedules.config import Config
-from schedules.conv.direct_cut import CHANNELS, COPY_CYCLES, GROUPS, IMAGES, dimension, direct_cut, group_steps
-from schedules.conv.dynamic_sizes import Sizes, least, most, open_repeat, padded_line, parts_of
-from schedules.conv.flat_pixels import flat_sizes
-from schedules.conv.tiling import Place, divisors, multiplies_by_lane
-from schedules.conv.weights_ahead import ahead, ask_share, depth_to_ask_at, lines_of
-from schedules.conv.workload import ConvWorkload
+from schedules.conv.tiling import (
+    Place,
+    Sizes,
+    divisors,
+    input_bytes,
+    least,
+    most,
+    multiplies_by_lane,
+    open_repeat,
+    padded_line,
+    parts_of,
+    product_cycles,
+)
+from schedules.conv.workload import ConvWorkload, WindowWorkload
 from schedules.cuts import (
+    Cut,
+    CutAxis,
+    Work,
     chunks_at_run_time,
+    cut,
     other_parts,
     part_numbers,
     parts_of_two_at_run_time,
@@ -45,8 +77,50 @@ from schedules.cuts import (
 )
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 from schedules.stages.fused_kernel import FusedKernel
+
+
+def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes | None:
+    """Sizes of images flattened into the last dimension; None if the window is larger than one pixel, sizes are static,
+    or the epilogue uses a pixel's row."""
+    ones = (1,) * work.rank
+    plain = work.kernel == work.strides == ones and not work.reaches_outside and not any(map(any, work.pad))
+    if work.rank == 1 or not work.is_open or not plain or not fused.ignores_rows(2, work.rank):
+        return None
+    pixels: Index = 1
+    for size in sizes.out:
+        pixels = pixels * size
+    bindings: list[Stmt] = [*sizes.bindings]
+    pixels = name_opaque("image_pixels", pixels, bindings)
+    flat = (*ones[:-1], pixels)
+    return Sizes(flat, flat, (0,) * work.rank, tuple(bindings))
+
+
+IMAGES, GROUPS, CHANNELS = "images", "groups", "channels"
+
+
+COPY_CYCLES = 2  # per input vector, read and written
+
+
+# Of input without a dimension of channels innermost: vectors of a whole line are copied, elements of a part of it.
+_ELEMENT_CYCLES = 1.5
+
+
+_WIDEN_CYCLES = 4  # per weight vector, which becomes two
+_LATENCY = 1024  # cycles of memory latency, with some margin
+
+
+_MULTIPLY_ADDS = 2  # in a cycle, at most
+
+
+_LINE_BITS = 512
+
+
+_UNROLLED = 8
+
+
+_AT_ONCE = 2  # cache lines that can be prefetched at once without delaying loads
 
 
 class DirectNest:
@@ -477,3 +551,115 @@ class DirectNest:
             self.lanes,
             lambda lane: self.fused.finish(load(sums, pixel, part, lane), [place.image, block + part, *places, lane]),
         )
+
+
+def dimension(number: int) -> str:
+    """Name of the axis of a spatial dimension. Its steps are outputs; of the last dimension, register tiles."""
+    return f"d{number}"
+
+
+def group_steps(work: ConvWorkload, blocks: int) -> int:
+    """Register tiles over the output channels of a group: the steps of the axis `CHANNELS`."""
+    return ceil_div(work.group_out_blocks, blocks)
+
+
+@lru_cache(maxsize=1024)
+def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool = False) -> Cut:
+    """Tasks of a convolution of static sizes. `copies`: each task copies its input to a scratch buffer; `widens`: each
+    also converts its weights to a wider type.
+
+    Where channels come last in the order of the tasks, those that follow one another share their input, else their
+    weights. Where a spatial dimension is halved, each of two threads finds its input in its own cache, and reads all of
+    the weights once.
+    """
+    dims = [dimension(dim) for dim in range(work.rank)]
+    orders = [[IMAGES, dim, GROUPS, CHANNELS, *dims] for dim in dims]
+    orders += [[IMAGES, GROUPS, CHANNELS, *dims], [IMAGES, GROUPS, *dims, CHANNELS]]
+    return cut(_axes(work, config), _works(work, config, machine, copies, widens), machine, orders=orders)
+
+
+def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
+    pixels, blocks, chunks = (config.integer(name) for name in ("pixels", "blocks", "chunks"))
+    steps = group_steps(work, blocks)
+    axes = [CutAxis(IMAGES, max(work.batch, 1), most=1)]
+    if work.groups == 1:
+        axes += [CutAxis(GROUPS, 1), CutAxis(CHANNELS, steps, most=ceil_div(steps, chunks))]
+    else:
+        axes += [CutAxis(GROUPS, work.groups, most=ceil_div(work.groups, chunks)), CutAxis(CHANNELS, steps)]
+    axes += [CutAxis(dimension(dim), size, most=1) for dim, size in enumerate(work.out_spatial[:-2])]
+    if work.rank > 1:
+        axes.append(CutAxis(dimension(work.rank - 2), work.out_spatial[-2], most=config.integer("rows")))
+    tiles = ceil_div(work.out_spatial[-1], pixels)
+    axes.append(CutAxis(dimension(work.rank - 1), tiles, most=ceil_div(config.integer("columns"), pixels)))
+    return axes
+
+
+def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool) -> Sequence[Work]:
+    """Work of the multiply-adds, of the input with its halo, and of the weights."""
+    halos = [
+        max(0.0, ((window - 1) * dilation + 1) / stride - 1)
+        for window, dilation, stride in zip(work.kernel, work.dilations, work.strides, strict=True)
+    ]
+    halos[-1] /= config.integer("pixels")
+    spatial = {dimension(dim): halo for dim, halo in enumerate(halos)}
+    every = {IMAGES: 0.0, GROUPS: 0.0, CHANNELS: 0.0, **dict.fromkeys(spatial, 0.0)}
+    images, groups = max(work.batch, 1), work.groups
+    read = images * groups * input_bytes(work, work.group_channels, *_extent(work))
+    read *= prod(work.out_spatial[:-2])
+    vector = machine.vector_bits / 8
+    copied = COPY_CYCLES * read / vector if copies else 0.0
+    lines: dict[str, float | Sequence[float]] = {**spatial}
+    if work.in_block == 1 and copies:
+        slower = _ELEMENT_CYCLES / COPY_CYCLES * machine.vector_bits / dtype_bits(work.source_dtype)
+        tiles = ceil_div(work.out_spatial[-1], config.integer("pixels"))
+        lines[dimension(work.rank - 1)] = [*((size + halos[-1]) * slower for size in range(1, tiles)), tiles]
+    stored = work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
+    weights = work.out_blocks * work.block * stored
+    widened = _WIDEN_CYCLES * weights / vector if widens else 0.0
+    return (
+        Work(every, cycles=images * product_cycles(work, config, machine)),
+        Work({IMAGES: 0.0, GROUPS: 0.0, **lines}, cycles=copied),
+        Work({IMAGES: 0.0, GROUPS: 0.0, **spatial}, bytes=float(read), passed=float(read)),
+        Work({GROUPS: 0.0, CHANNELS: 0.0}, cycles=widened, bytes=float(weights), from_memory=True),
+    )
+
+
+def _extent(work: ConvWorkload) -> tuple[int, int]:
+    """Rows and columns of the output."""
+    return (work.out_spatial[-2] if work.rank > 1 else 1), work.out_spatial[-1]
+
+
+def ahead(multiply_adds: int) -> int:
+    """Prefetch distance, in parts of a given number of multiply-adds, that covers memory latency."""
+    return max(1, ceil_div(_LATENCY * _MULTIPLY_ADDS, multiply_adds))
+
+
+def lines_of(buffer: Buffer, elements: int) -> int:
+    """Number of cache lines occupied by a number of elements of a buffer."""
+    return ceil_div(elements, _LINE_BITS // dtype_bits(str(buffer.ty.dtype)))
+
+
+def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
+    """Loop depth at which to prefetch a share of `lines`, counting from the outermost of the nested loops and at least
+    `least`: the smallest that keeps shares small."""
+    return next(
+        (depth for depth in range(least, len(extents)) if lines <= _AT_ONCE * prod(extents[:depth])), len(extents)
+    )
+
+
+def ask_share(buffer: Buffer, start: Sequence[Index], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
+    """In iteration `turn` of `turns`, prefetch that iteration's share of the `elements` that follow `start` in memory.
+
+    `turns` may be an estimate: iterations beyond it do nothing.
+    """
+    line = _LINE_BITS // dtype_bits(str(buffer.ty.dtype))
+    lines = lines_of(buffer, elements)
+    each = ceil_div(lines, turns)
+    first = turn * each
+    *outer, inner = start
+
+    def ask(i: Index) -> Stmt:
+        return prefetch(buffer, *outer, inner + (first + i) * line)
+
+    asked = sequence([ask(i) for i in range(each)]) if each <= _UNROLLED else repeat("ahead", each, ask)
+    return when(first < lines, asked)

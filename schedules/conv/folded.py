@@ -16,9 +16,11 @@ import numpy as np
 
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
-from schedules.conv.direct import DirectRule
+from schedules.conv.direct import (
+    DirectRule,
+    direct_estimate,
+)
 from schedules.conv.direct_nest import DirectNest
-from schedules.conv.estimates import direct_estimate
 from schedules.conv.tiling import Place, row_cost
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate

@@ -26,11 +26,11 @@ from schedules.codegen.nest import (
 )
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import _guarded, _inside, _padding, _window_positions, output_sizes
-from schedules.conv.defaults import tile_for
-from schedules.conv.direct import DirectRule
+from schedules.conv.direct import (
+    DirectRule,
+)
 from schedules.conv.direct_nest import DirectNest
-from schedules.conv.dynamic_sizes import open_register_tile
-from schedules.conv.tiling import Place, register_tile
+from schedules.conv.tiling import Place, open_register_tile, register_tile, tile_for
 from schedules.conv.winograd_tiling import relative_cycles
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx

@@ -25,13 +25,18 @@ from schedules.codegen.nest import (
     vectorized,
     when,
 )
-from schedules.codegen.tile_sums import Taps, block_sums
+from schedules.codegen.register_tile import Taps, block_sums
 from schedules.config import Config, ConfigSpace
-from schedules.conv.direct_cut import CHANNELS, GROUPS, IMAGES, dimension, group_steps
+from schedules.conv.direct_nest import (
+    CHANNELS,
+    GROUPS,
+    IMAGES,
+    dimension,
+    group_steps,
+)
 from schedules.conv.dot import CONV_TILES, DotNest
-from schedules.conv.dynamic_sizes import least
 from schedules.conv.rule import BlockedRule
-from schedules.conv.tiling import Place, divisors
+from schedules.conv.tiling import Place, divisors, least
 from schedules.conv.workload import ConvWorkload, TilesWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from schedules.conv.defaults import direct_default, tile_for
-from schedules.conv.direct_cut import direct_cut
-from schedules.conv.dynamic_sizes import open_row_cost
+from schedules.conv.direct_nest import (
+    direct_cut,
+)
 from schedules.conv.tiling import (
     block_choices,
+    direct_default,
     most_pixels,
     multiplies_by_lane,
+    open_row_cost,
     row_cost,
+    tile_for,
 )
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload

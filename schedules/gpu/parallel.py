@@ -2,30 +2,342 @@
 for each where the points are few and the sums long.
 
 Statements that are not simple stages run their outermost parallel loop as threads, or loops whose iterations are shown
-to
-be independent, and on one thread where there is none: slow, and right.
+to be independent, and on one thread where there is none: slow, and right.
+
+Opaque kernels run by a block of threads together: recurrent layers, whose steps depend on each other.
+
+All threads run the loops over time; a loop whose iterations are independent, over hidden units, is shared among them,
+and they wait for each other after it. What cannot be shown to be independent is not served here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from schedules.codegen.nest import allocate, build_function, expression, load, loops_over, repeat, sequence, store
 from schedules.config import Config
-from schedules.gpu.cooperative import cooperative, has_independent_iterations, without_pragmas
 from schedules.gpu.launch import THREADS, WARP, launched, take_allocations, thread_loop, without_parallel_loops
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
-from schedules.ir.expression import nodes, substitute
-from schedules.ir.inline import inline_stages
+from schedules.ir.expression import buffers_loaded, nodes, substitute
+from schedules.ir.inline import call_name, inline_stages
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, product
-from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Var, structural_map, tirx, tvm
+from schedules.ir.tir import (
+    Analyzer,
+    Buffer,
+    Expr,
+    Index,
+    PrimFunc,
+    Stmt,
+    Var,
+    s_tir,
+    structural_equal,
+    structural_map,
+    tirx,
+    tvm,
+)
 from schedules.machine import Machine
 from schedules.matmul.form import Group
 from schedules.rule import GpuPriority
+
+MOST_THREADS = 512
+_WARP = 32
+# Parts of the names of functions that may touch memory otherwise than by a load or store.
+_HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
+
+
+@dataclass
+class _Accesses:
+    """Accesses of a loop's body: (buffer, indices) of loads and stores, its own buffers, and its vector loops."""
+
+    loads: list[tuple[Buffer, Sequence[Expr]]]
+    stores: list[tuple[Buffer, Sequence[Expr]]]
+    own: list[Buffer]
+    lanes: list[Stmt]
+    only_in_lanes: bool
+
+
+class NotIndependentError(Exception):
+    """The iterations of a statement's loops are not shown to be independent."""
+
+
+def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]] | None:
+    """One launch for a statement of serial loops: one block of threads, or one for each iteration of a parallel loop.
+
+    Args:
+        buffers: what the statement uses and its function is to allocate; each block gets its own.
+
+    Returns:
+        The launch and the buffers to allocate; None where there are no independent loops to share out.
+    """
+    statement = without_pragmas(statement)
+    blocks, task = 1, None
+    if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and _is_zero(statement.min):
+        if not isinstance(statement.extent, tirx.IntImm):
+            return None
+        blocks, task, statement = int(statement.extent.value), statement.loop_var, statement.body
+    team = _Team()
+    try:
+        body = without_parallel_loops(team.shared_out(statement))
+    except NotIndependentError:
+        return None
+    if team.largest < 2 or _are_stored(team.steering, body):
+        return None
+    threads = min(MOST_THREADS, -(-team.largest // _WARP) * _WARP)
+    block, thread = (tirx.Var(name, tirx.IntImm("int32", 0).ty) for name in ("block", "thread"))
+    values = {team.threads: tirx.IntImm("int64", threads), team.thread: tirx.Cast("int64", thread)}
+    if task is not None:
+        body, buffers = _of_block(body, buffers, block, blocks)
+        values[task] = tirx.Cast(str(task.ty.dtype), block)
+    body = substitute(body, values)
+    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body)), buffers
+
+
+def without_pragmas(statement: Stmt) -> Stmt:
+    """Statement inside of marks for the processor's code generator."""
+    while isinstance(statement, tirx.AttrStmt):
+        statement = statement.body
+    return statement
+
+
+def has_independent_iterations(loop: Stmt) -> bool:
+    """True if the iterations of a serial loop from 0, of as many as is known before the kernel runs, are shown to be
+    independent of each other."""
+    if not _is_zero(loop.min) or buffers_loaded(loop.extent) or not _is_plain(loop.body):
+        return False
+    found = _accesses(loop.body)
+    return not found.lanes and _is_independent(found, loop.loop_var, {})
+
+
+def _are_stored(buffers: list[Buffer], body: Stmt) -> bool:
+    """True if any of the buffers is written: a thread may be late to read what steers it."""
+    stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
+    return any(_is_among(each, stored) for each in buffers)
+
+
+def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tuple[Stmt, list[Buffer]]:
+    """The body with a part of larger buffers for each block, and these buffers."""
+    larger = [
+        tirx.decl_buffer([blocks, *each.shape], str(each.dtype), name=str(each.name), scope="global")
+        for each in buffers
+    ]
+
+    def replaced(buffer: Buffer) -> Buffer | None:
+        return next((new for old, new in zip(buffers, larger, strict=True) if old.same_as(buffer)), None)
+
+    def load(node: Expr) -> Expr:
+        new = replaced(node.source)
+        return node if new is None else tirx.BufferLoad(new, [block, *node.indices])
+
+    def store(node: Stmt) -> Stmt:
+        new = replaced(node.buffer)
+        return node if new is None else tirx.BufferStore(new, node.value, [block, *node.indices])
+
+    body = structural_map(body, (tvm.ir.TensorLoad, load))
+    return structural_map(body, (tirx.BufferStore, store)), larger
+
+
+class _Team:
+    """Rewrites a statement for threads that all run it."""
+
+    def __init__(self) -> None:
+        wide = tirx.IntImm("int64", 0).ty
+        self.thread, self.threads = tirx.Var("member", wide), tirx.Var("members", wide)
+        self.largest = 0
+        self.steering: list[Buffer] = []  # buffers that conditions and bounds read
+
+    def shared_out(self, statement: Stmt) -> Stmt:
+        if isinstance(statement, tirx.SeqStmt):
+            return tirx.SeqStmt([self.shared_out(each) for each in statement.seq])
+        if isinstance(statement, tirx.IfThenElse):
+            self._steered_by(statement.condition)
+            other = None if statement.else_case is None else self.shared_out(statement.else_case)
+            return tirx.IfThenElse(statement.condition, self.shared_out(statement.then_case), other)
+        if isinstance(statement, tirx.Evaluate) and isinstance(statement.value, tirx.IntImm):
+            return statement
+        if not isinstance(statement, tirx.For):
+            raise NotIndependentError
+        self._steered_by(statement.min)
+        self._steered_by(statement.extent)
+        if _is_zero(statement.min) and (found := self._of_independent(statement)) is not None:
+            return found
+        body = self.shared_out(statement.body)
+        return tirx.For(statement.loop_var, statement.min, statement.extent, tirx.ForKind.SERIAL, body)
+
+    def _steered_by(self, expression: Expr) -> None:
+        self.steering += [load.source for load in buffers_loaded(expression)]
+
+    def _of_independent(self, loop: Stmt) -> Stmt | None:
+        """The loop with its iterations, and the lanes of the vector loops inside, spread over threads."""
+        if isinstance(loop.body, tirx.For) and loop.body.kind == tirx.ForKind.SERIAL:
+            return None  # the inner loop is longer
+        if not _is_plain(loop.body):
+            return None
+        found = _accesses(loop.body)
+        lane = tirx.Var("lane", loop.loop_var.ty)
+        width = _common_extent(found.lanes)
+        if width is None or (width > 1 and not found.only_in_lanes):
+            return None
+        point = loop.loop_var * tirx.IntImm(_dtype(loop), width) + lane if width > 1 else loop.loop_var
+        names = {each.loop_var: lane for each in found.lanes}
+        if not _is_independent(found, point, names):
+            return None
+        body = _without_lanes(loop.body, found, lane, width)
+        return body if body is None else self._spread(loop, body, lane, width)
+
+    def _spread(self, loop: Stmt, body: Stmt, lane: Expr, width: int) -> Stmt:
+        dtype = _dtype(loop)
+        total = loop.extent * tirx.IntImm(dtype, width)
+        total = tvm.sym.Analyzer().simplify(total)
+        if isinstance(total, tirx.IntImm):
+            self.largest = max(self.largest, int(total.value))
+        turn = tirx.Var("turn", tirx.IntImm("int64", 0).ty)
+        point: Expr = turn * self.threads + self.thread
+        limit = total if dtype == "int64" else tirx.Cast("int64", total)
+        own = point if dtype == "int64" else tirx.Cast(dtype, point)
+        size = tirx.IntImm(dtype, width)
+        values = {loop.loop_var: tirx.floordiv(own, size), lane: tirx.floormod(own, size)}
+        guarded = tirx.IfThenElse(point < limit, substitute(body, values), None)
+        turns = tirx.floordiv(limit + self.threads - tirx.IntImm("int64", 1), self.threads)
+        zero = tirx.IntImm("int64", 0)
+        spread = tirx.For(turn, zero, turns, tirx.ForKind.SERIAL, guarded)
+        return tirx.SeqStmt([spread, tirx.Evaluate(tirx.op.tvm_storage_sync("shared"))])
+
+
+def _is_plain(body: Stmt) -> bool:
+    """True if all that a body does is seen in its loads and stores, and no vector loop holds another."""
+    if nodes(body, tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
+        return False
+    if not all(isinstance(each.value, tirx.IntImm) for each in nodes(body, tirx.Evaluate)):
+        return False
+    if any(word in call_name(each) for each in nodes(body, tvm.ir.Call) for word in _HIDDEN):
+        return False
+    return all(_is_zero(each.min) and not nodes(each.body, tirx.For) for each in _vector_loops(body))
+
+
+def _vector_loops(body: Stmt) -> list[Stmt]:
+    return [each for each in nodes(body, tirx.For) if each.kind == tirx.ForKind.VECTORIZED]
+
+
+def _accesses(body: Stmt) -> _Accesses:
+    stores, lanes = nodes(body, tirx.BufferStore), _vector_loops(body)
+    return _Accesses(
+        [(each.source, each.indices) for each in buffers_loaded(body)],
+        [(each.buffer, each.indices) for each in stores],
+        [each.buffer for each in nodes(body, tirx.AllocBuffer)],
+        lanes,
+        sum(len(nodes(each.body, tirx.BufferStore)) for each in lanes) == len(stores),
+    )
+
+
+def _common_extent(lanes: list[Stmt]) -> int | None:
+    """Common number of lanes of all vector loops; one without any; None where they differ."""
+    sizes = {int(each.extent.value) if isinstance(each.extent, tirx.IntImm) else 0 for each in lanes}
+    if not sizes:
+        return 1
+    return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
+
+
+def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
+    """True if each buffer that is written is touched only where one of its indices, or its row-major place, is the
+    point of the iteration."""
+    analyzer = tvm.sym.Analyzer()
+    for buffer, indices in found.stores:
+        if _is_among(buffer, found.own):
+            continue
+        every = [each for other, each in (*found.loads, *found.stores) if other.same_as(buffer)]
+        places = [[substitute(index, names) for index in each] for each in every]
+        one_index = any(all(structural_equal(each[d], point) for each in places) for d in range(len(indices)))
+        if not one_index and not all(_is_place(analyzer, buffer, each, point) for each in places):
+            return False
+    return True
+
+
+def _is_place(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
+    """True if indices are those of a row-major place."""
+    flat = indices[0]
+    for index, size in zip(indices[1:], buffer.shape[1:], strict=True):
+        flat = flat * size + index
+    return bool(analyzer.can_prove_equal(flat, point))
+
+
+def _without_lanes(body: Stmt, found: _Accesses, lane: Expr, width: int) -> Stmt:
+    """The body for one lane, its own buffers holding that lane alone; None where lanes touch each other's."""
+    analyzer = tvm.sym.Analyzer()
+    names = {each.loop_var: lane for each in found.lanes}
+    smaller = [(each, _of_one_lane(each, width)) for each in found.own]
+    if width > 1:
+        for buffer, indices in (*found.loads, *found.stores):
+            if _is_among(buffer, found.own) and _slot(analyzer, indices, names, lane, width) is None:
+                return None
+
+    def replaced(buffer: Expr) -> Expr | None:
+        return next((new for old, new in smaller if old.same_as(buffer)), None)
+
+    def load(node: Expr) -> Expr:
+        new = replaced(node.source)
+        if new is None or width == 1:
+            return node
+        return tirx.BufferLoad(new, [_slot(analyzer, node.indices, names, lane, width)])
+
+    def store(node: Stmt) -> Stmt:
+        new = replaced(node.buffer)
+        if new is None or width == 1:
+            return node
+        return tirx.BufferStore(new, node.value, [_slot(analyzer, node.indices, names, lane, width)])
+
+    def allocation(node: Stmt) -> Stmt:
+        new = replaced(node.buffer)
+        return node if new is None or width == 1 else tirx.AllocBuffer(new)
+
+    def loop(node: Stmt) -> Stmt:
+        if node.kind != tirx.ForKind.VECTORIZED:
+            return node
+        return substitute(node.body, {node.loop_var: lane})
+
+    for kind, replace in (
+        (tvm.ir.TensorLoad, load),
+        (tirx.BufferStore, store),
+        (tirx.AllocBuffer, allocation),
+        (tirx.For, loop),
+    ):
+        body = structural_map(body, (kind, replace))
+    return body
+
+
+def _of_one_lane(buffer: Expr, width: int) -> Expr:
+    """A thread's part of a buffer whose elements lie lane by lane."""
+    if width == 1 or len(buffer.shape) != 1 or not isinstance(buffer.shape[0], tirx.IntImm):
+        return buffer
+    size = -(-int(buffer.shape[0].value) // width)
+    return tirx.decl_buffer([size], str(buffer.dtype), name=str(buffer.name), scope="local")
+
+
+def _slot(analyzer: Analyzer, indices: Sequence[Expr], names: dict[Var, Expr], lane: Expr, width: int) -> Expr:
+    """The multiple of lanes that is added to the lane; None where the index is something else."""
+    if len(indices) != 1:
+        return None
+    index = substitute(indices[0], names)
+    rest = analyzer.simplify(index - lane)
+    if not isinstance(rest, tirx.IntImm) or int(rest.value) % width:
+        return None
+    return tirx.IntImm("int64", int(rest.value) // width)
+
+
+def _is_among(buffer: Expr, buffers: list[Expr]) -> bool:
+    return any(buffer.same_as(each) for each in buffers)
+
+
+def _is_zero(value: Expr) -> bool:
+    return isinstance(value, tirx.IntImm) and int(value.value) == 0
+
+
+def _dtype(loop: Stmt) -> str:
+    return str(loop.loop_var.ty.dtype)
 
 
 class BindAnything(GpuRule[GpuWorkload]):

@@ -9,10 +9,9 @@ from typing import ClassVar, Protocol, TypeVar
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.gpu.depth_split import DepthSplit, Launches, splits_depth
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.parallel import bound_stage
-from schedules.gpu.product_form import ProductForm, is_product, product_form
+from schedules.gpu.product_form import DepthSplit, Launches, ProductForm, is_product, product_form, splits_depth
 from schedules.gpu.rule import GpuRule
 from schedules.gpu.tile_code import TileShape
 from schedules.ir.numbers import ceil_div

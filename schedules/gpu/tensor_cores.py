@@ -14,9 +14,8 @@ from typing import ClassVar
 
 from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.config import Config
-from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
-from schedules.gpu.product_form import ProductForm
+from schedules.gpu.product_form import DepthSplit, ProductForm
 from schedules.gpu.product_rule import TiledProductRule
 from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
 from schedules.ir.tir import Buffer, Expr, Stmt, tirx

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, load, repeat, sequence, store, when
-from schedules.gpu.depth_split import DepthSplit
 from schedules.gpu.launch import thread_loop
-from schedules.gpu.product_form import Operand, ProductForm
+from schedules.gpu.product_form import DepthSplit, Operand, ProductForm
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of

@@ -12,10 +12,9 @@ from typing import ClassVar
 
 from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
-from schedules.gpu.depth_split import Launches
 from schedules.gpu.launch import thread_loop
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.product_form import Operand, ProductForm
+from schedules.gpu.product_form import Launches, Operand, ProductForm
 from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, product_workload
 from schedules.gpu.tile_code import parts_of, wait, within
 from schedules.ir.numbers import ceil_div

@@ -45,9 +45,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
-from schedules.instructions import vector_hyperbolic, vector_trigonometry
+from schedules.instructions import vector_functions
 from schedules.instructions.llvm_functions import PREFIX, register_operator
-from schedules.instructions.vector_exponentials import exp, exp_of_negative, exp_of_negative_coarse, log, power, sigmoid
 from schedules.instructions.vector_writer import (
     METADATA,
     TABLE,
@@ -126,27 +125,18 @@ def _round(w: Writer, x: str) -> str:
 
 
 FUNCTIONS: dict[str, Callable[..., str]] = {
-    "exp": exp,
-    EXP_OF_NEGATIVE: exp_of_negative,
-    EXP_OF_NEGATIVE_COARSE: exp_of_negative_coarse,
-    "sigmoid": sigmoid,
+    "exp": vector_functions.exp,
+    EXP_OF_NEGATIVE: vector_functions.exp_of_negative,
+    EXP_OF_NEGATIVE_COARSE: vector_functions.exp_of_negative_coarse,
+    "sigmoid": vector_functions.sigmoid,
     "tanh": _tanh,
     "erf": _erf,
-    "log": log,
+    "log": vector_functions.log,
     "round": _round,
     LIMIT: _limit,
-    "sin": vector_trigonometry.sin,
-    "cos": vector_trigonometry.cos,
-    "tan": vector_trigonometry.tan,
-    "asin": vector_trigonometry.asin,
-    "acos": vector_trigonometry.acos,
-    "atan": vector_trigonometry.atan,
-    "sinh": vector_hyperbolic.sinh,
-    "cosh": vector_hyperbolic.cosh,
-    "asinh": vector_hyperbolic.asinh,
-    "acosh": vector_hyperbolic.acosh,
-    "atanh": vector_hyperbolic.atanh,
-    "pow": power,
+    **{name: getattr(vector_functions, name) for name in ("sin", "cos", "tan", "asin", "acos", "atan")},
+    **{name: getattr(vector_functions, name) for name in ("sinh", "cosh", "asinh", "acosh", "atanh")},
+    "pow": vector_functions.power,
 }
 _PARAMETERS = {LIMIT: ("%x", "%low", "%high"), "pow": ("%x", "%y")}  # those of the others are one, %x
 

@@ -8,7 +8,7 @@ import schedules.ir.load_tvm  # noqa: F401
 
 # isort: split
 import tvm
-from tvm import s_tir, te, tirx
+from tvm import relax, s_tir, te, tirx
 from tvm.ir import Expr
 from tvm_ffi import StructuralKey, structural_equal, structural_hash, structural_map, structural_walk
 
@@ -37,6 +37,7 @@ __all__ = [
     "PrimFunc",
     "Stmt",
     "StructuralKey",
+    "relax",
     "s_tir",
     "structural_equal",
     "structural_hash",

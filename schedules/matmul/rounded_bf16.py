@@ -31,8 +31,7 @@ from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Tensor, te, 
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_fields, panel_form
-from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
-from schedules.matmul.tiling import MatmulWorkload, block_rows
+from schedules.matmul.tiling import MatmulWorkload, ProductCut, block_rows, row_chunks_at_run_time
 from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 

@@ -13,8 +13,7 @@ from schedules.ir.stages import Kernel, product
 from schedules.ir.tir import Index, PrimFunc
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm, find_matmul, operand_dtypes
-from schedules.matmul.product_cut import rows_for_cores
-from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, matmul_estimate, tile_choices
+from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, matmul_estimate, rows_for_cores, tile_choices
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel

@@ -1,15 +1,167 @@
-"""Size of the register tile of a matmul: the rows by vectors that fit the machine with the least waste."""
+"""Tiles and tasks of a matmul: the rows by vectors of a register tile that fit the machine with the least waste."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from schedules.codegen.nest import expression
 from schedules.config import Config
+from schedules.cuts import CutAxis, Work, cut, estimated_cycles, parts_at_run_time
 from schedules.estimate import Estimate, tail
+from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
+
+# Parallel tasks of a matmul: matrices, panels of columns, chunks of row tiles, and parts of the depth.
+
+CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
+_LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
+_MOST_JOINED = 1 << 16  # results of a product whose depth is cut
+_WORTH_JOINING = 0.85  # relative to the time without
+_MORE_EVENLY = 0.97  # relative to the time with the largest register tile
+_ON_TWO = 1.03  # relative to the time without, on two threads: what the module may lose on a few of the cores
+_JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (measured, Zen 4)
+
+
+@dataclass(frozen=True)
+class MatmulSizes:
+    """Sizes and costs that determine how a matmul is split into tasks.
+
+    Attributes:
+        batch: number of matmuls.
+        tile: rows and vectors of the register tile.
+        panel: columns of a panel.
+        lanes: lanes of an accumulator vector.
+        operand_bytes: element size of A and of B.
+        repeated: cycles per task that do not depend on its rows: packing a panel.
+        shared_weights: all matmuls of the batch share one B.
+        cuts_depth: the writer can split the reduction over tasks.
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    depth: int
+    tile: tuple[int, int]
+    panel: int
+    lanes: int
+    operand_bytes: tuple[int, int]
+    repeated: float
+    shared_weights: bool
+    cuts_depth: bool
+
+
+@dataclass(frozen=True)
+class ProductCut:
+    """Number of row chunks, row tiles per chunk (the last chunk may have fewer, and includes the rows that fill no
+    tile), and the depth of each part; 0 for the whole depth."""
+
+    chunks: Index
+    per_chunk: Index
+    depth: int = 0
+
+
+def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine) -> int:
+    """Rows of the register tile of a matmul with packed weights: fewer than in `tile` if that is as fast on one core
+    and balances the work better over all cores."""
+    lanes = machine.lanes(work.dtype)
+
+    def on_one_core(rows: int) -> float:
+        return tile_cost(work.rows, work.columns, (rows, tile[1]), machine, lanes)
+
+    def on_all(rows: int) -> float:
+        sizes = dtype_bits(work.dtype) // 8, dtype_bits(work.b_dtype) // 8
+        shape = work.batch, work.rows, work.columns, work.depth
+        product = MatmulSizes(
+            *shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, cuts_depth=False
+        )
+        return cut(_axes(product, rows_first=False), _works(product, math.prod(shape[:3]), machine), machine).cycles
+
+    choices = [rows for rows in range(tile[0], tile[0] // 2, -1) if on_one_core(rows) <= on_one_core(tile[0])]
+    best = min(choices, key=on_all)
+    return best if on_all(best) < _MORE_EVENLY * on_all(tile[0]) else tile[0]
+
+
+def _axes(product: MatmulSizes, *, rows_first: bool) -> list[CutAxis]:
+    rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
+    panels = CutAxis("panels", ceil_div(product.columns, product.panel), most=1)
+    return [CutAxis("batch", product.batch, most=1), *((rows, panels) if rows_first else (panels, rows))]
+
+
+def cut_product(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> ProductCut:
+    """Split a matmul of static sizes into tasks."""
+    steps = ceil_div(product.depth, _LEAST_DEPTH)
+    results = product.batch * product.rows * product.columns
+    may_cut_depth = product.cuts_depth and steps > 1 and results <= _MOST_JOINED
+    axes, works = _axes(product, rows_first=rows_first), _works(product, results, machine)
+    found, depth = cut(axes, works, machine), 0
+    if may_cut_depth and machine.cores > 1:
+        deeper = [*axes, CutAxis("depth", steps)]
+        deep = cut(deeper, works, machine)
+        on_two = [estimated_cycles(deeper, works, {"depth": steps, **each.sizes}, machine, 2) for each in (deep, found)]
+        if deep.parallel and deep.cycles < _WORTH_JOINING * found.cycles and on_two[0] < _ON_TWO * on_two[1]:
+            found, depth = deep, deep.sizes["depth"] * _LEAST_DEPTH
+    return ProductCut(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
+
+
+def _works(product: MatmulSizes, results: int, machine: Machine) -> list[Work]:
+    every = dict.fromkeys(("batch", "rows", "panels", "depth"), 0.0)
+    a_bytes, b_bytes = product.operand_bytes
+    weights = {"panels": 0.0, "depth": 0.0} | ({} if product.shared_weights else {"batch": 0.0})
+    count = 1 if product.shared_weights else product.batch
+    of_step = tile_cost(max(1, product.rows), product.columns, product.tile, machine, product.lanes)
+    vectors = results / product.lanes
+    return [
+        Work(every, cycles=product.batch * product.depth * of_step),
+        Work(weights, cycles=product.repeated, bytes=float(count * product.columns * product.depth * b_bytes)),
+        Work(
+            dict.fromkeys(("batch", "rows", "depth"), 0.0),
+            bytes=float(product.batch * product.rows * product.depth * a_bytes),
+        ),
+        Work(dict.fromkeys(("batch", "rows", "panels"), 0.0), cycles=_JOIN_CYCLES * vectors),
+    ]
+
+
+def row_chunks_at_run_time(
+    tiles: Index, others: Sequence[Index], cores: int, *, most: int = CHUNK_TILES, again: int = 1
+) -> tuple[Index, Index]:
+    """(chunks, row tiles per chunk) for a number of row tiles known only at run time.
+
+    Args:
+        tiles: number of full row tiles.
+        others: extents of the task grid other than chunks; unknown ones count as 1.
+        cores: number of cores of the machine.
+        most: maximum tiles per chunk.
+        again: cost of each further chunk, in tiles.
+    """
+    tasks = 1
+    for extent in others:
+        tasks *= extent if isinstance(extent, int) else 1
+    if isinstance(tiles, int):
+        known = int(parts_at_run_time(max(tiles, 1), most, tasks, cores, again))
+        return known, ceil_div(max(tiles, 1), known)
+    steps = tirx.Max(tiles, index(1))
+    chunks = parts_at_run_time(steps, most, tasks, cores, again)
+    return chunks, tirx.FloorDiv(steps + (chunks - index(1)), chunks)
+
+
+def tiles_of_chunk(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> Expr:
+    """Number of row tiles in a chunk: the last chunk may have fewer."""
+    if isinstance(chunks, int) and chunks == 1:
+        return tiles
+    if all(isinstance(each, int) for each in (tiles, per_chunk, chunks)) and tiles == per_chunk * chunks:
+        return per_chunk
+    return tirx.Min(expression(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
+
+
+def falling_halves(size: int) -> Sequence[int]:
+    """Decreasing powers of two below `size`, for the remaining rows."""
+    return [1 << bit for bit in reversed(range((size - 1).bit_length()))]
+
 
 _PAGE = 4096
 

@@ -26,8 +26,14 @@ from schedules.codegen.nest import (
     store,
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
-from schedules.codegen.register_tile import RegisterTile, multiply_add, pieces
-from schedules.codegen.tile_sums import Taps, block_sums, block_sums_without_room
+from schedules.codegen.register_tile import (
+    RegisterTile,
+    Taps,
+    block_sums,
+    block_sums_without_room,
+    multiply_add,
+    pieces,
+)
 from schedules.instructions.products.amx import ROW_BYTES
 from schedules.instructions.products.operation import Product
 from schedules.ir.expression import buffers_loaded, index, map_loads, uses
@@ -36,7 +42,7 @@ from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.product_cut import (
+from schedules.matmul.tiling import (
     CHUNK_TILES,
     MatmulSizes,
     ProductCut,

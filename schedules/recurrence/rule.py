@@ -16,8 +16,7 @@ from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import Expr, Index, PrimFunc, tirx
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
-from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, TEAM, UNITS, lockstep
-from schedules.recurrence.samples import by_samples
+from schedules.recurrence.writers import DIRECTIONS, SERIAL, TEAM, UNITS, by_samples, lockstep
 from schedules.rule import CpuRule, Priority, Workload
 
 SAMPLES = "samples"

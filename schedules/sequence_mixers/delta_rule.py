@@ -22,7 +22,7 @@ from schedules.codegen.nest import (
 )
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, tirx
-from schedules.sequence_mixers.operands import (
+from schedules.sequence_mixers import (
     Columns,
     Rows,
     cleared,

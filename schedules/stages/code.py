@@ -1,17 +1,21 @@
-"""Code for one stage: threads outside, vectors inside, whatever its form."""
+"""Code for one stage: threads outside, vectors inside; a sum per lane, or one in the lanes of several accumulators."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from schedules.codegen.nest import Extent, parallel_grid, sequence
-from schedules.ir.expression import substitute
-from schedules.ir.stages import Stage
-from schedules.ir.tir import Expr, Stmt, Var
+from schedules.codegen.nest import Extent, expression, parallel_grid, repeat, sequence, split_repeat
+from schedules.cuts import chunks_at_run_time, cut_nest
+from schedules.ir.expression import index, substitute, uses
+from schedules.ir.numbers import ceil_div
+from schedules.ir.reduction import Reduction
+from schedules.ir.stages import Stage, product
+from schedules.ir.tir import VECTORIZED, Expr, Index, Node, Stmt, Var, tirx
 from schedules.machine import Machine
-from schedules.stages.nest_code import elementwise_code, interleaved_code, plain_code
+from schedules.stages.collapsed_loops import Loop
+from schedules.stages.lanes import StridedLoads, picked, ramp
 from schedules.stages.plan import NestPlan, StagePlan, plan_stage
-from schedules.stages.reduction_code import reduction_code
 from schedules.stages.transpose_code import transpose_code
 
 
@@ -42,3 +46,366 @@ def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
     if plan.is_interleaved:
         return interleaved_code(plan, machine)
     return elementwise_code(plan, machine) if plan.reduction is None else reduction_code(plan, machine)
+
+
+# Of an axis of unknown length: a few hundred cycles.
+_VECTORS_OF_A_RUN = 64
+Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
+
+
+def elementwise_code(plan: NestPlan, machine: Machine) -> Stmt:
+    """Vectors along the plan's axis."""
+    axis = plan.axis
+    assert axis is not None
+    return over_axis(
+        plan, axis, machine, lambda at, count, rest: _vector_store(plan, axis, at, count, rest), plan.lanes
+    )
+
+
+def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
+    """Vectors along the plan's axis of each interleaved value, stored as so many vectors of all."""
+    axis = plan.axis
+    assert axis is not None
+
+    def write(at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+        def vector(start: Index, lanes: int) -> Stmt:
+            return _interleaved(plan, axis, at + start, lanes, rest)
+
+        return split_repeat("vector", count, plan.lanes, vector, str(axis.var.ty))
+
+    return over_axis(plan, axis, machine, write, plan.lanes)
+
+
+def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> Stmt:
+    """`lanes` elements of each value from `start` on."""
+    stores = list(plan.nest.stage.body.seq)
+    first = {**rest, axis.var: start}
+    if lanes == 1:
+        return sequence([substitute(store, first) for store in stores])
+    statements: list[Stmt] = []
+    vectors = []
+    for store in stores:
+        held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "turn", scope="local", layout=None)
+
+        def element(lane: Expr, store: Stmt = store, held: Expr = held) -> Stmt:
+            return tirx.BufferStore(held, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
+
+        statements += [tirx.AllocBuffer(held), repeat("lane", lanes, element, VECTORIZED)]
+        vectors.append(tirx.BufferLoad(held, [ramp(index(0), lanes)]))
+    *outer, last = [substitute(point, first) for point in stores[0].indices]
+    for number in range(len(stores)):
+        places = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
+        parts = [
+            (vector, {lane: at for lane, (at, turn) in enumerate(places) if turn == own})
+            for own, vector in enumerate(vectors)
+        ]
+        value = picked([part for part in parts if part[1]], lanes)
+        statements.append(tirx.BufferStore(stores[0].buffer, value, [*outer, ramp(last + number * lanes, lanes)]))
+    return sequence(statements)
+
+
+def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+    """`count` elements from `at` on, in whole vectors and a shorter one."""
+
+    apart = StridedLoads(plan.nest, axis)
+    dtype = str(axis.var.ty)
+
+    def store(first: Index, lanes: int) -> Stmt:
+        start = at + first
+        statements, held = apart.read(start, lanes, rest)
+
+        def element(lane: Expr) -> Stmt:
+            return substitute(apart.placed(plan.nest.stage.body, held, lane), {**rest, axis.var: start + lane})
+
+        return sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
+
+    return split_repeat("vector", count, plan.lanes, store, dtype)
+
+
+def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
+    """Plain loops, spatial ones outside: LLVM vectorizes what it can."""
+    nest = plan.nest
+
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(nest.spatial, values, strict=True)}
+        inner = substitute(nest.stage.body, mapping)
+        inner = nested(nest.reduction, inner)
+        init = None if nest.stage.init is None else substitute(nest.stage.init, mapping)
+        return inner if init is None else sequence([init, inner])
+
+    return parallel_grid(extents_of(nest.spatial), body, machine, parallel=plan.threads, cycles=plan.cycles)
+
+
+def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
+    """Call `write(start, count, values of the other spatial loops)` over the whole of the spatial loops.
+
+    The axis is cut into runs, multiples of `step`, when the others do not give every thread its share.
+    """
+    others = [loop for loop in plan.nest.spatial if loop is not axis]
+    dtype = str(axis.var.ty)
+    if not isinstance(axis.extent, int):
+        return _over_symbolic(plan, axis, others, machine, write)
+    run = axis.extent
+    if plan.threads is not False and product(loop.extent for loop in others) is not None:
+        found = cut_nest([loop.extent for loop in others], machine, plan.cycles, ceil_div(axis.extent, step))
+        run = min(run, found.run * step)
+    whole, left = divmod(axis.extent, run)
+
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
+        if run == axis.extent:
+            return write(index(0, dtype), run, mapping)
+        here = write(values[-1] * run, run, mapping)
+        if not left:
+            return here
+        return tirx.IfThenElse(values[-1] < whole, here, write(index(whole * run, dtype), left, mapping))
+
+    runs = [Extent(f"{axis.var.name}_run", whole + (left > 0), dtype)] if run < axis.extent else []
+    return parallel_grid([*extents_of(others), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
+
+
+def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
+    """Loops over full vectors, then single elements, of the axis or of a run of it."""
+    dtype = str(axis.var.ty)
+    lanes = index(plan.lanes, dtype)
+
+    def stretch(start: Expr, length: Expr, mapping: Mapping[Any, Expr]) -> Stmt:
+        whole = tirx.FloorDiv(length, lanes)
+        vectors = repeat("vector", whole, lambda i: write(start + i * lanes, plan.lanes, mapping), dtype=dtype)
+        left = length - whole * lanes
+        single = repeat("rest", left, lambda i: write(start + whole * lanes + i, 1, mapping), dtype=dtype)
+        return sequence([vectors, single])
+
+    def body(values: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
+        extent = substitute(axis.extent, mapping)
+        if not runs:
+            return stretch(index(0, dtype), extent, mapping)
+        start = values[-1] * run
+        return stretch(start, tirx.Min(run, extent - start), mapping)
+
+    run = index(_VECTORS_OF_A_RUN * plan.lanes, dtype)
+    runs = []
+    if _needs_runs(plan, axis, others, machine):
+        count = tirx.FloorDiv(axis.extent + (run - 1), run)
+        runs = [Extent(f"{axis.var.name}_run", count, dtype)]
+    return parallel_grid([*extents_of(others), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
+
+
+def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine) -> bool:
+    """True if the loops around an axis of unknown length are known to be too few tasks."""
+    tasks = product(loop.extent for loop in others)
+    ragged = any(uses(axis.extent, loop.var) for loop in others)
+    return plan.threads is not False and not ragged and tasks is not None and tasks < chunks_at_run_time(machine)
+
+
+def nested(inner_loops: Sequence[Loop], body: Stmt) -> Stmt:
+    """Serial loops, fresh variables: a body may be written more than once."""
+    for loop in reversed(inner_loops):
+        fresh = tirx.Var(str(loop.var.name), str(loop.var.ty))
+        dtype = str(loop.var.ty)
+        extent = index(loop.extent, dtype) if isinstance(loop.extent, int) else loop.extent
+        body = tirx.For(fresh, index(0, dtype), extent, tirx.ForKind.SERIAL, substitute(body, {loop.var: fresh}))
+    return body
+
+
+def extents_of(items: Sequence[Loop]) -> list[Extent]:
+    """Loops for `parallel.loops`."""
+    return [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in items]
+
+
+UNROLLED = tirx.ForKind.UNROLLED
+# Independent sums that hide the latency of one multiply-add.
+_ACCUMULATORS = 4
+
+
+def reduction_code(plan: NestPlan, machine: Machine) -> Stmt:
+    """Sums of a plan that has a reduction and an axis."""
+    return _Writer(plan, machine).reduction()
+
+
+class _Writer:
+    """Writes one collapsed nest."""
+
+    def __init__(self, plan: NestPlan, machine: Machine) -> None:
+        self.plan = plan
+        self.nest = plan.nest
+        self.machine = machine
+        self.lanes = plan.lanes
+
+    def reduction(self) -> Stmt:
+        plan, reduction, axis = self.plan, self.plan.reduction, self.plan.axis
+        assert reduction is not None
+        assert axis is not None
+        if any(axis is loop for loop in self.nest.spatial):
+            step = self.lanes * _ACCUMULATORS
+            return over_axis(
+                plan,
+                axis,
+                self.machine,
+                # Of a partial reduction, how long a part is depends on its number.
+                lambda at, count, rest: substitute(self._across(reduction, axis, at, count, rest), rest),
+                step,
+            )
+
+        def result(values: Sequence[Expr]) -> Stmt:
+            place = self._values(values)
+            return substitute(self._along(reduction, axis, place), place)
+
+        extents = extents_of(self.nest.spatial)
+        return parallel_grid(extents, result, self.machine, parallel=plan.threads, cycles=plan.cycles)
+
+    def _values(self, values: Sequence[Expr]) -> dict[Var, Expr]:
+        return {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
+
+    def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+        """`count` neighbouring results, each lane summing its own."""
+        dtype = str(axis.var.ty)
+        group = self.lanes * _ACCUMULATORS
+
+        def some(start: Index, size: int) -> Stmt:
+            vectors = size // self.lanes * self.lanes
+            parts = [(start, vectors), (start + vectors, size - vectors)]
+            return sequence([self._lane_sums(reduction, axis, at + first, n, rest) for first, n in parts if n])
+
+        return split_repeat("group", count, group, some, dtype)
+
+    def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+        """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""
+        dtype = str(axis.var.ty)
+        lanes = min(self.lanes, count)
+        held = tirx.decl_buffer([count], reduction.dtype, "accumulator", scope="local", layout=None)
+
+        def each(make: Callable[[Expr, Expr], Stmt]) -> Stmt:
+            """`make(position in held, position in the axis)` for all of them."""
+
+            def vector(u: Index) -> Stmt:
+                def element(lane: Expr) -> Stmt:
+                    return make(expression(u * lanes + lane, dtype), at + u * lanes + lane)
+
+                return repeat("lane", lanes, element, VECTORIZED, dtype)
+
+            return repeat("register", count // lanes, vector, UNROLLED, dtype)
+
+        def at_point(expr: Node, point: Expr) -> Node:
+            return substitute(expr, {**rest, axis.var: point})
+
+        start = each(lambda i, point: tirx.BufferStore(held, at_point(reduction.start, point), [i]))
+        apart = StridedLoads(self.nest, axis)
+
+        def update(u: int) -> Stmt:
+            """One register of results."""
+            statements, read = apart.read(at + u * lanes, lanes, rest)
+
+            def add(lane: Expr) -> Stmt:
+                place = expression(u * lanes + lane, dtype)
+                own = tirx.BufferLoad(held, [place])
+                value = at_point(apart.placed(reduction.value, read, lane), at + u * lanes + lane)
+                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [place])
+
+            return sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
+
+        updates = sequence([update(u) for u in range(count // lanes)])
+        write = each(
+            lambda i, point: at_point(
+                tirx.BufferStore(reduction.store.buffer, tirx.BufferLoad(held, [i]), list(reduction.store.indices)),
+                point,
+            )
+        )
+        return sequence([tirx.AllocBuffer(held), start, nested(self.nest.reduction, updates), write])
+
+    def _along(self, reduction: Reduction, axis: Loop, rest: Mapping[Var, Expr]) -> Stmt:
+        """One result, summed in the lanes of several accumulators that are joined at the end."""
+        dtype = str(axis.var.ty)
+        lanes = self.lanes
+        static = isinstance(axis.extent, int)
+        registers = min(_ACCUMULATORS, axis.extent // lanes) if static else _ACCUMULATORS
+        group = lanes * registers
+        held = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
+        combine = reduction.combiner.combine
+
+        def load(i: Expr) -> Expr:
+            return tirx.BufferLoad(held, [i])
+
+        def vector(count: int, make: Callable[[Expr], Stmt]) -> Stmt:
+            return repeat("lane", count, lambda lane: make(expression(lane, dtype)), VECTORIZED, dtype)
+
+        def accumulate(i: Expr, point: Expr) -> Stmt:
+            value = substitute(reduction.value, {**rest, axis.var: point})
+            return tirx.BufferStore(held, combine(load(i), value), [i])
+
+        def in_group(at: Expr) -> Stmt:
+            return repeat(
+                "register",
+                registers,
+                lambda u: vector(lanes, lambda lane: accumulate(u * lanes + lane, at + u * lanes + lane)),
+                UNROLLED,
+                dtype,
+            )
+
+        whole = axis.extent // group if static else tirx.FloorDiv(axis.extent, index(group, dtype))
+        parts = [repeat("group", whole, lambda g: in_group(g * group), dtype=dtype)]
+        done = whole * group
+        left = axis.extent - done
+        parts += self._left_over(left, done, lanes, accumulate, vector, dtype)
+        body = nested([loop for loop in self.nest.reduction if loop is not axis], sequence(parts))
+        identity = substitute(reduction.identity(), rest)
+        start = vector(group, lambda i: tirx.BufferStore(held, identity, [i]))
+        joined = join(held, group, combine, dtype)
+        result = load(index(0, dtype))
+        if reduction.joins_start():
+            result = combine(substitute(reduction.start, rest), result)
+        write = substitute(tirx.BufferStore(reduction.store.buffer, result, list(reduction.store.indices)), rest)
+        return sequence([tirx.AllocBuffer(held), start, body, *joined, write])
+
+    def _left_over(
+        self,
+        left: Index,
+        done: Index,
+        lanes: int,
+        accumulate: Callable[[Expr, Expr], Stmt],
+        vector: Callable[[int, Callable[[Expr], Stmt]], Stmt],
+        dtype: str,
+    ) -> list[Stmt]:
+        """Rest that does not fill a group: whole vectors, then a shorter one (or single elements when symbolic)."""
+        if not isinstance(left, int):
+            vectors = tirx.FloorDiv(left, index(lanes, dtype))
+            parts = [
+                repeat(
+                    "vector",
+                    vectors,
+                    lambda i: vector(lanes, lambda lane: accumulate(lane, done + i * lanes + lane)),
+                    dtype=dtype,
+                )
+            ]
+            single = left - vectors * lanes
+            first = done + vectors * lanes
+            return [*parts, repeat("rest", single, lambda i: accumulate(index(0, dtype), first + i), dtype=dtype)]
+        parts = []
+        vectors, single = divmod(left, lanes)
+        for i in range(vectors):
+            at = done + i * lanes
+            parts.append(
+                vector(lanes, lambda lane, at=at: accumulate(lane, index(at, dtype) + lane))  # type: ignore[misc]
+            )
+        if single:
+            at = done + vectors * lanes
+            parts.append(vector(single, lambda lane: accumulate(lane, index(at, dtype) + lane)))
+        return parts
+
+
+def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
+    """Statements that leave the combination of all of `held` in its first element, by halves."""
+    steps = []
+    while count > 1:
+        half = count // 2
+        keep = count - half
+
+        def join(i: Index, keep: int = keep) -> Stmt:
+            first, second = expression(i, dtype), expression(i + keep, dtype)
+            value = combine(tirx.BufferLoad(held, [first]), tirx.BufferLoad(held, [second]))
+            return tirx.BufferStore(held, value, [first])
+
+        steps.append(repeat("lane", half, join, VECTORIZED, dtype))
+        count = keep
+    return steps

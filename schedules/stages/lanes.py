@@ -11,6 +11,21 @@ Blocks whose lanes come from several places of few vectors: shuffles of channels
 
 `out[b, x, i] = a[f(16 * b + i) // 16, x, f(16 * b + i) % 16]` is written block by block. Which lanes of which blocks of
 `a` a block is made of is known then, and permutations put it together.
+
+Vectors of elements that lie apart in memory, as whole vectors and permutations: steps, interleaved values, flips.
+
+Of `a[2 * x]` for 16 neighbouring x, 31 elements are read as two vectors, which overlap rather than reach beyond the
+last element, and one permutation picks those wanted.
+
+Vectors of elements that lie where other vectors say: `a[b[i]]`.
+
+The places are computed in vectors and the elements loaded one by one, which processors do as fast as by their
+instructions for it.
+
+Interleaved stores: channels last, of few channels; pixel shuffles; what is stacked along a last axis.
+
+`out[x, c] = a[c, x]` of 3 channels reads a vector of each and stores three whole vectors, whose lanes are permutations
+of them, in place of single elements three apart.
 """
 
 from __future__ import annotations
@@ -19,12 +34,252 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from schedules.ir.access import coefficient_of
-from schedules.ir.expression import constant_int, index, substitute, uses
-from schedules.ir.stages import Axis, Stage, is_compact, product, shape_of
-from schedules.ir.tir import Buffer, Expr, Var, structural_equal, tirx, tvm
+from schedules.instructions.element_loops import VECTOR_DTYPES
+from schedules.ir.access import Access, Stride, accesses_of, coefficient_of, with_plain_indices
+from schedules.ir.expression import buffers_loaded, constant_int, index, map_loads, nodes, substitute, uses
+from schedules.ir.inline import has_branch
+from schedules.ir.stages import Axis, Stage, dtype_of, is_compact, product, shape_of
+from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx, tvm
 from schedules.machine import Machine, dtype_bits
-from schedules.stages.loop_splitting import split_axes
+from schedules.stages.collapsed_loops import Loop, LoopNest
+from schedules.stages.loop_splitting import split_axes, split_axis
+
+STRIDES = (-1, 2, 3, 4)
+"""Between neighbours of a vector; what lies farther apart is read as single elements."""
+
+
+def strided_axis(nest: LoopNest) -> Loop | None:
+    """The spatial loop in which every store moves by one element and every load by none, one or a few; None where there
+    is none, or a branch guards what is read."""
+    if nest.stage.store is None or has_branch(nest.stage.body):
+        return None
+    for loop in reversed(nest.spatial):
+        if all(_serves(nest, access, stride) for access, stride in zip(nest.accesses, loop.strides, strict=True)):
+            return loop
+    return None
+
+
+def _serves(nest: LoopNest, access: Access, stride: Index | None) -> bool:
+    if access.is_store:
+        return bool(stride == 1)
+    if stride in (0, 1):
+        return True
+    variables = [axis.var for axis in nest.stage.axes]
+    used = [var for point in access.indices for var in nodes(point, tvm.ir.Var)]
+    bound = all(any(var.same_as(each) for each in variables) for var in used)
+    return stride in STRIDES and bound and str(access.buffer.dtype) != "bool"
+
+
+class StridedLoads:
+    """The loads of a nest that lie apart along an axis; none where all are contiguous."""
+
+    def __init__(self, nest: LoopNest, axis: Loop) -> None:
+        self.axis = axis
+        apart = [
+            (access, stride)
+            for access, stride in zip(nest.accesses, axis.strides, strict=True)
+            if stride in STRIDES and not access.is_store
+        ]
+        self._loads: list[tuple[Access, int]] = []
+        for access, stride in apart:
+            if not any(_is_same(access, known) for known, _ in self._loads):
+                self._loads.append((access, stride))
+
+    def read(self, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> tuple[list[Stmt], list[Expr]]:
+        """Statements that read `lanes` elements of each load from `start` on, and the buffers that they fill;
+        none of a single element."""
+        if lanes == 1:
+            return [], []
+        statements: list[Stmt] = []
+        buffers = []
+        for access, stride in self._loads:
+            held = tirx.decl_buffer([lanes], str(access.buffer.dtype), "apart", scope="local", layout=None)
+            place = {**rest, self.axis.var: start}
+            vector = _strided(access.buffer, [substitute(point, place) for point in access.indices], stride, lanes)
+            statements.append(tirx.AllocBuffer(held))
+            statements.append(tirx.BufferStore(held, vector, [ramp(index(0), lanes)]))
+            buffers.append(held)
+        return statements, buffers
+
+    def placed(self, root: Node, buffers: list[Buffer], lane: Expr) -> Node:
+        """An expression or statement of the nest that reads a lane of the buffers instead."""
+        if not buffers:
+            return root
+
+        def replace(load: Expr) -> Expr:
+            for (access, _), held in zip(self._loads, buffers, strict=True):
+                if _is_load_of(load, access):
+                    return tirx.BufferLoad(held, [lane])
+            return None
+
+        return map_loads(root, replace)
+
+
+def _strided(buffer: Buffer, indices: list[Expr], stride: int, lanes: int) -> Expr:
+    """The elements `stride` apart of which the first is at `indices`, as one vector."""
+    *outer, last = indices
+    lowest = min(stride * (lanes - 1), 0)
+    places = {lane: stride * lane - lowest for lane in range(lanes)}
+    span = max(places.values()) + 1
+    parts = []
+    while places:
+        first = min([*places.values(), span - lanes])
+        here = {lane: at - first for lane, at in places.items() if at < first + lanes}
+        parts.append((run_of_lanes(buffer, outer, last + (lowest + first), lanes), here))
+        places = {lane: at for lane, at in places.items() if lane not in here}
+    return picked(parts, lanes)
+
+
+def _is_same(left: Access, right: Access) -> bool:
+    return bool(left.buffer.same_as(right.buffer)) and bool(structural_equal(list(left.indices), list(right.indices)))
+
+
+def _is_load_of(load: Expr, access: Access) -> bool:
+    return bool(load.source.same_as(access.buffer)) and bool(structural_equal(list(load.indices), list(access.indices)))
+
+
+def gathered_axis(nest: LoopNest) -> Loop | None:
+    """The spatial loop in which every store moves by one element, and every load by none or one, or as other loads
+    say; None where there is none, or a branch guards what is read."""
+    if nest.stage.store is None or has_branch(nest.stage.body):
+        return None
+    for loop in reversed(nest.spatial):
+        if all(_is_gathered(access, stride) for access, stride in zip(nest.accesses, loop.strides, strict=True)):
+            return loop
+    return None
+
+
+def _is_gathered(access: Access, stride: Stride) -> bool:
+    if access.is_store:
+        return bool(stride == 1)
+    if stride is not None:
+        return stride in (0, 1)
+    return dtype_of(access.buffer) in VECTOR_DTYPES and any(buffers_loaded(point) for point in access.indices)
+
+
+_TURNS = (2, 3, 4)
+_PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
+_LEAST_EXTENT = 4
+
+
+def interleaved_count(stage: Stage) -> int:
+    """Number of interleaved stores of a stage; 1 for any other stage."""
+    return len(stage.body.seq) if isinstance(stage.body, tirx.SeqStmt) else 1
+
+
+def interleaved_axis(nest: LoopNest) -> Loop | None:
+    """The loop along which stores are interleaved, and what they store lies side by side or is the same; None when the
+    nest is none of `interleave`'s."""
+    turns = interleaved_count(nest.stage)
+    if turns not in _TURNS or not _take_turns(nest.stage):
+        return None
+    return next((loop for loop in reversed(nest.spatial) if _serves_copy(nest.accesses, loop.strides, turns)), None)
+
+
+def _take_turns(stage: Stage) -> bool:
+    stores = list(stage.body.seq)
+    if any(not isinstance(store, tirx.BufferStore) or has_branch(store) for store in stores) or stage.reduction:
+        return False
+    first = stores[0]
+    same = all(store.buffer.same_as(first.buffer) for store in stores)
+    written = any(access.buffer.same_as(first.buffer) for access in accesses_of(stage.body) if not access.is_store)
+    return same and not written and is_compact(first.buffer)
+
+
+def _serves_copy(accesses: Sequence[Access], strides: Sequence[Index | None], turns: int) -> bool:
+    pairs = list(zip(accesses, strides, strict=True))
+    loads = [stride for access, stride in pairs if not access.is_store]
+    return all(stride == turns for access, stride in pairs if access.is_store) and set(loads) <= {0, 1} and 1 in loads
+
+
+def interleave(pieces: Sequence[Stage]) -> list[Stage]:
+    """The parts of a stage, those whose stores are interleaved joined into one part with all the stores."""
+    done: list[Stage] = []
+    waiting: list[Stage] = []
+    for piece in pieces:
+        if waiting and not _follows(waiting, piece):
+            done += waiting
+            waiting = []
+        turn = _shuffled(piece)
+        if turn is None or turn[0] != len(waiting):
+            done.append(_by_turns(piece) or piece)
+            continue
+        waiting.append(piece)
+        if len(waiting) == turn[1]:
+            whole = _whole(waiting[0], [each.body for each in waiting], piece.axes)
+            done += waiting if whole is None else [whole]
+            waiting = []
+    return done + waiting
+
+
+def _shuffled(stage: Stage) -> tuple[int, int] | None:
+    """(index, count): which element of a short last dimension a stage stores, and of how many."""
+    store = stage.store
+    if store is None or stage.reduction or not is_compact(store.buffer) or not store.indices:
+        return None
+    turn, turns = constant_int(store.indices[-1]), shape_of(store.buffer)[-1]
+    return (turn, turns) if isinstance(turn, int) and turns in _TURNS else None
+
+
+def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
+    """True if a stage stores the next element of that dimension, at the same places as those before."""
+    first, other = waiting[0].body, piece.store
+    if other is None or _shuffled(piece) != (len(waiting), shape_of(first.buffer)[-1]):
+        return False
+    if len(piece.axes) != len(waiting[0].axes):
+        return False
+    pairs = zip(waiting[0].axes, piece.axes, strict=True)
+    if not all(mine is its or mine.extent == its.extent == 1 for mine, its in pairs):
+        return False
+    same = structural_equal(list(first.indices)[:-1], list(other.indices)[:-1])
+    return bool(other.buffer.same_as(first.buffer)) and bool(same)
+
+
+def _by_turns(stage: Stage) -> Stage | None:
+    """A stage with an axis of a few steps along which it stores side by side, as one store for each step."""
+    store = stage.store
+    if store is None or stage.reduction or not is_compact(store.buffer):
+        return None
+    target = Access(store.buffer, tuple(store.indices), True)
+    for position, axis in enumerate(stage.axes):
+        if not isinstance(axis.extent, int) or target.stride(axis.var) != 1:
+            continue
+        if axis.extent in _TURNS:
+            return _one_store_each(stage, position)
+        for turns in _divisors(stage):
+            if axis.extent % turns == 0:
+                split = with_plain_indices(split_axis(stage, position, turns)[0])
+                return _one_store_each(split, position + 1)
+    return None
+
+
+def _divisors(stage: Stage) -> list[int]:
+    """Small divisors of an index."""
+    points = [point for access in accesses_of(stage.body) for point in access.indices]
+    factors = [constant_int(each.b) for point in points for each in nodes(point, tirx.FloorDiv, tirx.FloorMod)]
+    return sorted({factor for factor in factors if isinstance(factor, int) and factor in _PIXELS})
+
+
+def _one_store_each(stage: Stage, position: int) -> Stage | None:
+    axis = stage.axes[position]
+    steps = [
+        with_plain_indices(stage.with_axes(position, [], index(step, str(axis.var.ty)))) for step in range(axis.extent)
+    ]
+    return _whole(steps[0], [step.body for step in steps], steps[0].axes)
+
+
+def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage | None:
+    """The stores as one stage; None where they are not interleaved along any of its axes."""
+    whole = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
+    if not _take_turns(whole):
+        return None
+    accesses = accesses_of(whole.body)
+    for axis in axes:
+        long = not isinstance(axis.extent, int) or axis.extent >= _LEAST_EXTENT
+        if long and _serves_copy(accesses, [access.stride(axis.var) for access in accesses], len(bodies)):
+            return whole
+    return None
+
 
 Part = tuple[Expr, dict[int, int]]
 """A vector, and which lane of it is which lane of the block: the lane in the block, the lane in the vector."""

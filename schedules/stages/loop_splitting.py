@@ -18,9 +18,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from schedules.ir.access import accesses_of, coefficient_of
+from schedules.ir.access import accesses_of, bound_analyzer, coefficient_of, with_plain_indices
 from schedules.ir.expression import constant_int, index, nodes, substitute
-from schedules.ir.index_arithmetic import bound_analyzer, with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name, has_branch
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Analyzer, Call, Expr, Index, Stmt, Var, structural_map, structural_walk, tirx, tvm

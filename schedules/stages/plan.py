@@ -13,18 +13,26 @@ from enum import IntEnum
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.cuts import shared_cycles, start_cycles
+from schedules.ir.access import with_plain_indices
 from schedules.ir.expression import buffers_loaded, nodes, uses
-from schedules.ir.index_arithmetic import with_plain_indices
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Index, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
-from schedules.stages.interleaving import interleave, interleaved_axis, interleaved_count
-from schedules.stages.lanes import is_part_of_block, is_run, join_runs, permuted_lanes
+from schedules.stages.lanes import (
+    gathered_axis,
+    interleave,
+    interleaved_axis,
+    interleaved_count,
+    is_part_of_block,
+    is_run,
+    join_runs,
+    permuted_lanes,
+    strided_axis,
+)
 from schedules.stages.loop_splitting import split_axes, split_branches
-from schedules.stages.strided_loads import gathered_axis, strided_axis
 from schedules.stages.transpose_code import Transpose, find_transpose
 
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements

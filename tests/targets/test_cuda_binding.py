@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import compiler
-from schedules.gpu.cooperative import has_independent_iterations
+from schedules.gpu.parallel import has_independent_iterations
 from schedules.ir.tir import tirx
 from targets.cuda.image import source_of
 

@@ -18,8 +18,8 @@ from compiler.passes.context import PassOptions
 from compiler.tuning.pack.folder import candidates
 from compiler.tuning.tasks import extract_tasks
 from schedules.config import Config
-from schedules.gpu.depth_split import splits_depth
 from schedules.gpu.plain_products import GpuProducts
+from schedules.gpu.product_form import splits_depth
 from schedules.gpu.product_rule import ProductWorkload, TiledProductRule
 from schedules.gpu.tensor_cores import GpuTensorCores
 from schedules.ir.numbers import ceil_div

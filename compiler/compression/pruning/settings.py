@@ -14,8 +14,7 @@ from compiler.passes.layout.pack_sparse_weights import pack_sparse_weights
 from schedules.conv.sparse import CONV_SPARSE
 from schedules.instructions.select_lanes import choices_of
 from schedules.matmul.n_of_m import MATMUL_N_OF_M
-from schedules.matmul.sparse import MATMUL_SPARSE
-from schedules.matmul.sparse_cost import share_that_pays
+from schedules.matmul.sparse import MATMUL_SPARSE, share_that_pays
 
 Finetune = Callable[[Any], object]
 Loss = Callable[[Any], Any]

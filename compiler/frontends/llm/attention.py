@@ -16,7 +16,7 @@ from compiler.frontends.llm.rope import Rope
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
 from schedules.attention.cache.call import AttentionOptions, cached_attention
-from schedules.attention.cache.rounding import round_rows
+from schedules.attention.cache.description import round_rows
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Index

@@ -17,7 +17,7 @@ from compiler.passes.rewriting.block_weights import BlockWeight, block_product, 
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
 from compiler.support.unnamed_file import Room
-from schedules.sequence_mixers.operands import Columns
+from schedules.sequence_mixers import Columns
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr

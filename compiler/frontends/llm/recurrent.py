@@ -21,10 +21,15 @@ from compiler.frontends.llm.mixers import (
 )
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.matching import as_constant
-from schedules.sequence_mixers.convolution import Convolution, causal_convolution
-from schedules.sequence_mixers.delta_rule import DeltaRule, gated_delta_rule
-from schedules.sequence_mixers.operands import Columns
-from schedules.sequence_mixers.scan import Scan, selective_scan
+from schedules.sequence_mixers import (
+    Columns,
+    Convolution,
+    DeltaRule,
+    Scan,
+    causal_convolution,
+    gated_delta_rule,
+    selective_scan,
+)
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr

@@ -15,7 +15,7 @@ from compiler.passes.rewriting.matching import as_constant, dtype_of, rank_of, s
 from schedules.conv import compute as conv_compute
 from schedules.conv.choose import choose_integer
 from schedules.conv.dot import conv_dot
-from schedules.conv.winograd_integer import conv_winograd_integer, pack_integer_filter
+from schedules.conv.winograd import conv_winograd_integer, pack_integer_filter
 from schedules.conv.workload import DepthwiseDotWorkload, IntegerWinogradWorkload
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ from schedules.instructions.products.operation import DOT_F16, HALVES, Operation
 from schedules.instructions.products.table import halves_pay, operation_of, tile_product
 from schedules.instructions.rounding import stored_halves
 from schedules.machine import Machine
-from schedules.matmul.matrix import MATRICES, matmul_matrix
 from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
 from schedules.matmul.tiling import panel_width
-from schedules.matmul.words import matmul_words
+from schedules.matmul.words import MATRICES, matmul_matrix, matmul_words
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr

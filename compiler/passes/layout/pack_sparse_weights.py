@@ -18,8 +18,7 @@ from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, 
 from schedules.machine import Machine
 from schedules.matmul.n_of_m import matmul_n_of_m, pack_groups_of
 from schedules.matmul.pack import FUSABLE
-from schedules.matmul.sparse import in_panels, matmul_sparse, pack_blocks
-from schedules.matmul.sparse_cost import SparseForm, sparse_form
+from schedules.matmul.sparse import SparseForm, in_panels, matmul_sparse, pack_blocks, sparse_form
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr

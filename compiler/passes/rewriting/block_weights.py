@@ -1,7 +1,7 @@
 """Weights that stay in the blocks in which they are quantized, and how frontends multiply with them and look them up.
 
 A `BlockWeight` is packed while a model is imported, one tensor at a time, in the layout that every kernel reads (see
-`schedules.matmul.blocks.layout`); nothing repacks it later. The kernels compute
+`schedules.matmul.blocks.expressions`); nothing repacks it later. The kernels compute
 with exactly the numbers of the blocks, but for many rows on processors with AMX, where they are rounded to bfloat16.
 """
 
@@ -19,8 +19,16 @@ from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant, shared_constant
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.rounding import bfloat16_bits
-from schedules.matmul.blocks.expressions import block_matmul, block_take
-from schedules.matmul.blocks.layout import FLOATS, PANEL, BlockFormat, pack_floats, pack_numbers, pack_planes
+from schedules.matmul.blocks.expressions import (
+    FLOATS,
+    PANEL,
+    BlockFormat,
+    block_matmul,
+    block_take,
+    pack_floats,
+    pack_numbers,
+    pack_planes,
+)
 from schedules.matmul.blocks.rounding import block_round
 from schedules.matmul.pack import FUSABLE
 from schedules.matmul.rounded_bf16 import GATES, interleaved, matmul_gated_bf16, matmul_rounded_bf16, rounded_bf16

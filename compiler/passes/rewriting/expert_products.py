@@ -18,8 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.passes.rewriting.block_weights import BlockWeight, rounded_rows
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant
-from schedules.matmul.blocks.expressions import expert_matmul
-from schedules.matmul.blocks.layout import PANEL
+from schedules.matmul.blocks.expressions import PANEL, expert_matmul
 from schedules.matmul.pack import FUSABLE
 
 if TYPE_CHECKING:

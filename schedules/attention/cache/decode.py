@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from schedules.attention.cache.call import quotient
 from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
-from schedules.attention.cache.softmax_block import Columns, RunningSoftmax
+from schedules.attention.cache.prompt import Columns, RunningSoftmax
 from schedules.codegen.nest import (
     Extent,
     allocate,

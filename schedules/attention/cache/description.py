@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from schedules.ir.stages import dtype_of, shape_of
-from schedules.ir.tir import Expr, Index, tirx
+from schedules.ir.tir import Expr, Index, Tensor, te, tirx
 from schedules.ir.widening import number
 
 ATTRIBUTE = "tensorwright.cached_attention"
@@ -237,3 +237,33 @@ def _shared(size: Index, point: Expr) -> Expr:
     if isinstance(size, int):
         return _index(0) if size == 1 else point
     return tirx.Select(tirx.EQ(size, _index(1)), _index(0), point)
+
+
+# New rows of an int8 cache: each head of each row is rounded with a scale of its own.
+
+_MOST = 127.0
+
+
+def round_rows(given: Sequence[Tensor]) -> list[Tensor]:
+    """Keys and values (batch, n, heads, size), float32, as int8 (batch, heads, n, size) each, then their scales,
+    float32 (batch, heads, n) each."""
+    scales = [_scales(each) for each in given]
+    return [*(_rounded(*pair) for pair in zip(given, scales, strict=True)), *scales]
+
+
+def _scales(rows: Tensor) -> Tensor:
+    batch, count, heads, size = rows.shape
+    d = te.reduce_axis((tirx.const(0, "int64"), size), name="d")
+    peak = te.compute((batch, heads, count), lambda b, h, i: te.max(tirx.abs(rows[b, i, h, d]), axis=d), name="peak")
+    return te.compute((batch, heads, count), lambda *at: peak(*at) * tirx.const(1 / _MOST, "float32"), name="scale")
+
+
+def _rounded(rows: Tensor, scale: Tensor) -> Tensor:
+    batch, count, heads, size = rows.shape
+    zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
+
+    def element(b: Expr, h: Expr, i: Expr, d: Expr) -> Expr:
+        inverse = tirx.if_then_else(scale[b, h, i] > zero, one / scale[b, h, i], zero)
+        return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(rows[b, i, h, d] * inverse)))
+
+    return te.compute((batch, heads, count, size), element, name="rounded")

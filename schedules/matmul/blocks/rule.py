@@ -17,8 +17,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
-from schedules.matmul.blocks.expressions import BLOCK_MATMUL, EXPERT_MATMUL
-from schedules.matmul.blocks.layout import PANEL, QUAD, BlockFormat
+from schedules.matmul.blocks.expressions import BLOCK_MATMUL, EXPERT_MATMUL, PANEL, QUAD, BlockFormat
 from schedules.matmul.blocks.writer import FEW_ROWS, BlockTilesWriter, BlockWriter, Parts, block_tiles
 from schedules.matmul.packed_operand import MatmulOfParts, panel_form
 from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad, Tile

@@ -40,12 +40,11 @@ from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
-from schedules.matmul.blocks.expressions import number_of
-from schedules.matmul.blocks.layout import PANEL, QUAD, STEP, BlockFormat
+from schedules.matmul.blocks.expressions import PANEL, QUAD, STEP, BlockFormat, number_of
 from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import WriterOfParts
-from schedules.matmul.product_cut import ProductCut, row_chunks_at_run_time
+from schedules.matmul.tiling import ProductCut, row_chunks_at_run_time
 from schedules.matmul.writer import Batch, Block, Tile
 from schedules.stages.fused_kernel import FusedKernel
 

@@ -16,7 +16,7 @@ from tvm import te, tirx
 import targets
 from compiler.codegen.build import alias_object, build_objects, distinct_kernels
 from compiler.codegen.kernel_lowering import PIPELINE
-from schedules.ir.named_sizes import name_sizes
+from schedules.ir.size_proofs import name_sizes
 
 
 def _kernel(name: str, symbol: str, divisor: int, factor: float = 2.0) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 import compiler
-from schedules.conv.dynamic_sizes import open_register_tile
+from schedules.conv.tiling import open_register_tile
 from tests.schedules.blocked import MACHINES
 
 Array = NDArray[Any]

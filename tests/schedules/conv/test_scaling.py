@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from schedules.conv.direct import ConvDirect
-from schedules.conv.direct_cut import direct_cut
+from schedules.conv.direct import (
+    ConvDirect,
+)
+from schedules.conv.direct_nest import (
+    direct_cut,
+)
 from schedules.conv.window import Depthwise, window_cut
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import Register, winograd_cut

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
-from schedules.conv.winograd_integer import (
+from schedules.conv.winograd import (
     WinogradInteger,
     conv_winograd_integer,
     integer_winograd_pays,

@@ -15,9 +15,8 @@ import targets
 from schedules.instructions.products.operation import DOT_S8S8
 from schedules.instructions.products.table import matrix_product
 from schedules.ir.tir import tirx
-from schedules.matmul.matrix import DEPTH, matmul_matrix
 from schedules.matmul.pack import pack_words
-from schedules.matmul.words import matmul_words
+from schedules.matmul.words import DEPTH, matmul_matrix, matmul_words
 from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import inner_loops
 from tests.compiler.device.emulators import target_that_runs

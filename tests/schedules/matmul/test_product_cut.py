@@ -7,7 +7,7 @@ import pytest
 from tvm import relax
 
 from schedules.machine import Machine
-from schedules.matmul.product_cut import MatmulSizes, cut_product
+from schedules.matmul.tiling import MatmulSizes, cut_product
 from schedules.selection.apply import apply_schedules
 from tests.schedules.harness import AVX512, Array, lowered, normal, run, runnable, target_of
 

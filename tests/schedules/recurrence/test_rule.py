@@ -13,10 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 import compiler
 import targets
 from schedules.machine import Machine
-from schedules.recurrence.cells import ActivationChoice
-from schedules.recurrence.description import CellKind, Recurrence, parse
-from schedules.recurrence.lockstep import DIRECTIONS, SERIAL, UNITS
+from schedules.recurrence.description import ActivationChoice, CellKind, Recurrence, parse
 from schedules.recurrence.rule import SAMPLES, way_to_run
+from schedules.recurrence.writers import DIRECTIONS, SERIAL, UNITS
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _FEATURES = 5

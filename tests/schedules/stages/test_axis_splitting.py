@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te
 
-from schedules.ir.access import coefficient_of
-from schedules.ir.index_arithmetic import with_plain_indices
+from schedules.ir.access import coefficient_of, with_plain_indices
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
 from schedules.stages.loop_splitting import split_axes, split_branches

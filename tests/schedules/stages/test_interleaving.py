@@ -12,7 +12,7 @@ from tvm import relax, te
 
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import tirx, tvm
-from schedules.stages.interleaving import interleave, interleaved_count
+from schedules.stages.lanes import interleave, interleaved_count
 from tests.schedules.harness import AVX512, Build, evaluate, executable, lowered, normal, runnable, scheduled
 
 op = relax.op

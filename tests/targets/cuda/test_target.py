@@ -19,7 +19,7 @@ import compiler
 import targets
 from compiler.driver.conformance import check_target
 from compiler.errors import IncompatibleArtifactError, UserError
-from schedules.gpu.cooperative import cooperative
+from schedules.gpu.parallel import cooperative
 from schedules.ir.tir import tirx
 from targets.cuda import device as cuda_device
 from targets.cuda import nvcc

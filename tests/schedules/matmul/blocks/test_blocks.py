@@ -11,7 +11,7 @@ from tvm import relax
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product
 from schedules.instructions.unpack_bits import TABLES
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.blocks.layout import BlockFormat
+from schedules.matmul.blocks.expressions import BlockFormat
 from tests.schedules.harness import AVX2, AVX512, Array, executable, normal, run, runnable, scheduled, target_of
 
 TILES = "sapphire-rapids-simulated"

@@ -21,10 +21,8 @@ from compiler.reports.formatting import plural
 from schedules.instructions.finish import finish
 from schedules.ir.expression import constant_int
 from schedules.machine import Machine
-from schedules.recurrence.cells import Cell
-from schedules.recurrence.description import ATTRIBUTE, HINTS, CellKind, Recurrence
-from schedules.recurrence.lockstep import SERIAL, lockstep
-from schedules.recurrence.samples import by_samples
+from schedules.recurrence.description import ATTRIBUTE, HINTS, Cell, CellKind, Recurrence
+from schedules.recurrence.writers import SERIAL, by_samples, lockstep
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr, Stmt, Tensor

@@ -17,7 +17,7 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.values import Constant, Runtime
-from schedules.recurrence.cells import KINDS, ActivationChoice
+from schedules.recurrence.description import KINDS, ActivationChoice
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr

@@ -1,0 +1,680 @@
+"""Recurrent mixers of sequences as kernels: causal convolution, selective scan, gated delta rule.
+
+The selective scan is that of Mamba and Mamba-2 (arXiv:2312.00752, 2405.21060): a state of each channel, overwritten by
+each row. A task is a block of channels (a head of Mamba-2): its part of the state is contiguous and stays in the first
+cache while all rows pass. The gated delta rule (arXiv:2412.06464) is linear attention whose state is a matrix for each
+head, overwritten by each row; a task is some columns of the values of a head.
+
+A state is updated in place: each kernel begins with a copy of the state to its last result, and reads the result alone
+from there on. `UPDATES` names the operand, so that the copy goes away where the state is a module's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from schedules.annotations import UPDATES
+from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
+from schedules.codegen.nest import (
+    allocate,
+    allocate_tile,
+    broadcast,
+    expression,
+    lanes_of,
+    load,
+    parallel,
+    repeat,
+    sequence,
+    store,
+    when,
+)
+from schedules.ir.stages import shape_of
+from schedules.ir.tir import BlockBuilder, Buffer, Expr, Index, Stmt, relax, te, tirx
+
+_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+_LANES = 16
+_MOST_COLUMNS = 64  # of a task: its accumulators are four vectors of 16
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a matrix (n, width), float32, from `start` on."""
+
+    data: Expr
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one sequence in a run: its entry of the states (none for a single one), and where its tokens are."""
+
+    slot: tuple[Expr, ...]
+    first: Expr
+    count: Expr
+    begins: Expr | None
+
+
+def vector_width(columns: int) -> int:
+    """Vector lanes for a number of columns."""
+    return next(lanes for lanes in (_LANES, 8, 4, 2, 1) if columns % lanes == 0)
+
+
+def task_width(columns: int) -> int:
+    """Columns of a task: the largest divisor up to four vectors of 16."""
+    return next(width for width in range(min(_MOST_COLUMNS, columns), 0, -1) if columns % width == 0)
+
+
+def each_sequence(sequences: Buffer | None, rows: Index, slots: Index, body: Callable[[Rows], Stmt]) -> Stmt:
+    """The body for each sequence of a run, int64 (sequences, 5) as of attention over a cache, or for all rows."""
+    zero = expression(0)
+    if sequences is None:
+        return body(Rows((), zero, expression(rows), None))
+
+    def one(number: Expr) -> Stmt:
+        def column(at: int) -> Expr:
+            return load(sequences, number, at)
+
+        def within(value: Expr, most: Expr) -> Expr:
+            return tirx.max(tirx.min(value, most), zero)
+
+        slot = within(column(SLOT), expression(slots) - 1)
+        first = within(column(FIRST_TOKEN), expression(rows))
+        count = within(column(TOKENS), expression(rows) - first)
+        begins = tirx.EQ(column(FIRST_ROW), zero)
+        found = body(Rows((slot,), first, count, begins))
+        return tirx.IfThenElse(count > 0, found, None)
+
+    return repeat("sequence", shape_of(sequences)[0], one)
+
+
+def cleared(state: Buffer, at: Sequence[Expr | int], shape: Sequence[int], begins: Expr | None) -> Stmt | None:
+    """Zeros in the part `at` of a state, of `shape`, where a sequence begins."""
+    if begins is None:
+        return None
+    *outer, width = shape
+    lanes = vector_width(width)
+
+    def nested(point: list[Expr], extents: Sequence[int]) -> Stmt:
+        if extents:
+            return repeat("row", extents[0], lambda row: nested([*point, row], extents[1:]))
+        zeros = broadcast(tirx.const(0.0, "float32"), lanes)
+        start = at[-1]
+        return repeat(
+            "part",
+            width // lanes,
+            lambda part: store(state, zeros, *at[:-1], *point, lanes_of(expression(start) + part * lanes, lanes)),
+        )
+
+    return when(begins, nested([], outer))
+
+
+def with_state(
+    builder: BlockBuilder,
+    name: str,
+    operands: Sequence[Expr],
+    state: Expr,
+    width: int,
+    body: Callable[[Sequence[Buffer], Buffer, Buffer], Stmt],
+) -> tuple[Expr, Expr]:
+    """Emit a kernel that computes float32 (n, width) and the next value of a state.
+
+    Args:
+        builder: inside a function.
+        operands: operands of the kernel beside the state; the first has n rows.
+        state: float32.
+        width: columns of the result.
+        body: writes the loops, from the buffers of the operands, of the result and of the state.
+    """
+
+    def compute(*tensors: te.Tensor) -> list[te.Tensor]:
+        first, old = tensors[0], tensors[-1]
+        shapes = [(first.shape[0], width), tuple(old.shape)]
+        outputs = [
+            tirx.decl_buffer(shape, "float32", each, layout=None)
+            for shape, each in zip(shapes, (name, "next_state"), strict=True)
+        ]
+
+        def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
+            return sequence(_copy(ins[-1], outs[1]), body(ins[:-1], outs[0], outs[1]))
+
+        found = te.extern(shapes, list(tensors), generate, name, ["float32"] * 2, out_buffers=outputs)
+        return list(found)
+
+    found = builder.emit(
+        builder.call_te(
+            compute,
+            *operands,
+            state,
+            primfunc_name_hint=name,
+            primfunc_attrs={"op_pattern": _OPAQUE, UPDATES: len(operands)},
+        )
+    )
+    return builder.emit(relax.TupleGetItem(found, 0)), builder.emit(relax.TupleGetItem(found, 1))
+
+
+def _copy(source: Buffer, target: Buffer) -> Stmt:
+    shape = shape_of(source)
+    lanes = vector_width(int(shape[-1]))
+
+    def nested(point: list[Expr]) -> Stmt:
+        if len(point) < len(shape) - 1:
+            return repeat("row", shape[len(point)], lambda row: nested([*point, row]))
+
+        def part(number: Expr) -> Stmt:
+            at = [*point, lanes_of(expression(number) * lanes, lanes)]
+            return store(target, load(source, *at), *at)
+
+        return repeat("part", int(shape[-1]) // lanes, part)
+
+    return nested([])
+
+
+def silu(value: Expr, lanes: int) -> Expr:
+    """x * sigmoid(x)"""
+    return value * sigmoid(value, lanes)
+
+
+def sigmoid(value: Expr, lanes: int = 1) -> Expr:
+    """1 / (1 + exp(-x))"""
+    one, zero = (broadcast(tirx.const(each, "float32"), lanes) for each in (1.0, 0.0))
+    return one / (one + tirx.exp(zero - value))
+
+
+def softplus(value: Expr) -> Expr:
+    """log(1 + exp(x)), without overflow, of a scalar."""
+    one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
+    return tirx.max(value, zero) + tirx.log(one + tirx.exp(zero - tirx.abs(value)))
+
+
+# Causal convolution of each channel over the rows of a sequence; its state is a window of the last rows.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """Operands of a convolution, all float32.
+
+    Attributes:
+        x: (n, channels).
+        weight: (taps, channels), the last tap for the row itself.
+        bias: (channels,).
+        window: (taps - 1, channels), the rows before x, or (slots, ...) of several sequences.
+        factor: (n, channels), x is multiplied with it at first; None for x as it is.
+        gate: (n, channels), the result is multiplied with it; None for the result as it is.
+        activated: the result becomes silu of it.
+        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+    """
+
+    x: Columns
+    weight: Expr
+    bias: Expr
+    window: Expr
+    factor: Columns | None = None
+    gate: Columns | None = None
+    activated: bool = False
+    sequences: Expr | None = None
+
+
+def causal_convolution(builder: BlockBuilder, given: Convolution) -> tuple[Expr, Expr]:
+    """The result (n, channels) and the window that follows, emitted."""
+    columns = {"x": given.x, "factor": given.factor, "gate": given.gate}
+    starts = {role: each.start for role, each in columns.items() if each is not None}
+    operands = [each.data for each in columns.values() if each is not None]
+    operands += [given.weight, given.bias, *([] if given.sequences is None else [given.sequences])]
+    taps, channels = (int(each) for each in given.weight.ty.shape.values)
+
+    def body(ins: Sequence[Buffer], result: Buffer, window: Buffer) -> Stmt:
+        loops = ConvolutionLoops(dict(zip(starts, ins, strict=False)), starts, ins[len(starts) :], result, window)
+        return loops.code(taps, channels, activated=given.activated)
+
+    return with_state(builder, "causal_convolution", operands, given.window, channels, body)
+
+
+class ConvolutionLoops:
+    """The loops of one kernel: tasks are neighbouring channels."""
+
+    def __init__(
+        self,
+        columns: dict[str, Buffer],
+        starts: dict[str, int],
+        others: Sequence[Buffer],
+        result: Buffer,
+        window: Buffer,
+    ) -> None:
+        self._columns, self._starts = columns, starts
+        self._weight, self._bias, *sequences = others
+        self._sequences = sequences[0] if sequences else None
+        self._result, self._window = result, window
+
+    def code(self, taps: int, channels: int, *, activated: bool) -> Stmt:
+        """The statement."""
+        self._taps, self._activated = taps, activated
+        width = task_width(channels)
+        self._lanes = vector_width(width)
+        rows: Index = shape_of(self._result)[0]
+        slots = shape_of(self._window)[0] if self._sequences is not None else 1
+
+        def task(number: Expr) -> Stmt:
+            start = expression(number) * width
+            starts = [start + at for at in range(0, width, self._lanes)]
+            return each_sequence(self._sequences, rows, slots, lambda one: self._sequence(one, start, width, starts))
+
+        return parallel("channels", channels // width, task)
+
+    def _sequence(self, rows: Rows, start: Expr, width: int, starts: list[Expr]) -> Stmt:
+        before = self._taps - 1
+        head = tirx.min(rows.count, expression(before))
+
+        def early(row: Expr) -> Stmt:
+            return sequence([self._row(rows, expression(row), at, reads_window=True) for at in starts])
+
+        def late(row: Expr) -> Stmt:
+            place = expression(row) + before
+            return sequence([self._row(rows, place, at, reads_window=False) for at in starts])
+
+        return sequence(
+            cleared(self._window, [*rows.slot, start], (before, width), rows.begins) if before else None,
+            repeat("row", head, early) if before else None,
+            repeat("row", rows.count - head, late),
+            [self._follow(rows, at) for at in starts],
+        )
+
+    def _row(self, rows: Rows, row: Expr, at: Expr, *, reads_window: bool) -> Stmt:
+        """One vector of one row of the result."""
+        (total,), made = allocate_tile("total", (1, self._lanes), "float32")
+        where = lanes_of(0, self._lanes)
+        steps = [*made, store(total, load(self._bias, lanes_of(at, self._lanes)), where)]
+        for tap in range(self._taps):
+            place = row + (tap - self._taps + 1)
+            weight = load(self._weight, tap, lanes_of(at, self._lanes))
+
+            def added(value: Expr, weight: Expr = weight) -> Stmt:
+                return store(total, load(total, where) + weight * value, where)
+
+            new = added(self._value(rows.first + place, at))
+            if reads_window and tap < self._taps - 1:
+                old = added(load(self._window, *rows.slot, row + tap, lanes_of(at, self._lanes)))
+                steps.append(tirx.IfThenElse(place < 0, old, new))
+            else:
+                steps.append(new)
+        found = load(total, where)
+        found = silu(found, self._lanes) if self._activated else found
+        if "gate" in self._columns:
+            found = found * self._column("gate", rows.first + row, at)
+        return sequence(*steps, store(self._result, found, rows.first + row, lanes_of(at, self._lanes)))
+
+    def _follow(self, rows: Rows, at: Expr) -> Stmt:
+        """The last rows of the window and the sequence together."""
+        before = self._taps - 1
+        steps = []
+        for row in range(before):
+            source = rows.count + row
+            where = (*rows.slot, row, lanes_of(at, self._lanes))
+            shifted = store(self._window, load(self._window, *rows.slot, source, lanes_of(at, self._lanes)), *where)
+            new = store(self._window, self._value(rows.first + source - before, at), *where)
+            steps.append(tirx.IfThenElse(source < before, shifted, new))
+        return sequence(*steps)
+
+    def _value(self, row: Expr, at: Expr) -> Expr:
+        """The convolved value."""
+        value = self._column("x", row, at)
+        return value * self._column("factor", row, at) if "factor" in self._columns else value
+
+    def _column(self, role: str, row: Expr, at: Expr) -> Expr:
+        return load(self._columns[role], row, lanes_of(at + self._starts[role], self._lanes))
+
+
+_KEPT, _RATE, _TOTAL = range(3)
+_EPSILON = 1e-6  # of the lengths of queries and keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaRule:
+    """Operands of the rule, all float32.
+
+    Heads of values share heads of keys evenly: neighbours the same, or where `tiled` every so many.
+
+    Attributes:
+        query, key: (n, key heads * key size); their lengths become 1, and the query is divided by sqrt(key size).
+        value: (n, heads * value size).
+        step, rate: (n, heads): the state is multiplied with exp(decay * softplus(step + bias)), and the correction of
+            what it holds for a key with `rate_scale` * sigmoid(rate).
+        decay, bias: (heads,).
+        state: (heads, key size, value size), or (slots, ...) of several sequences.
+        key_heads, tiled: how many there are, and see above.
+        rate_scale: see above.
+        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+    """
+
+    query: Columns
+    key: Columns
+    value: Columns
+    step: Columns
+    rate: Columns
+    decay: Expr
+    bias: Expr
+    state: Expr
+    key_heads: int
+    tiled: bool = False
+    rate_scale: float = 1.0
+    sequences: Expr | None = None
+
+
+def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Expr]:
+    """state = kept * state; state += key (value - key state) rate; result = query state, of each head.
+
+    Returns the result (n, heads * value size) and the state that follows, emitted.
+    """
+    columns = {each: getattr(given, each) for each in ("query", "key", "value", "step", "rate")}
+    starts = {role: each.start for role, each in columns.items()}
+    roles = [*starts, "decay", "bias", *([] if given.sequences is None else ["sequences"])]
+    operands = [each.data for each in columns.values()] + [given.decay, given.bias]
+    operands += [] if given.sequences is None else [given.sequences]
+    heads, _, size = (int(each) for each in given.state.ty.shape.values[-3:])
+
+    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
+        return DeltaRuleLoops(given, dict(zip(roles, ins, strict=True)), starts, result, state).code()
+
+    return with_state(builder, "gated_delta_rule", operands, given.state, heads * size, body)
+
+
+class DeltaRuleLoops:
+    """The loops of one kernel."""
+
+    def __init__(
+        self, given: DeltaRule, named: dict[str, Buffer], starts: dict[str, int], result: Buffer, state: Buffer
+    ) -> None:
+        self._given, self._named, self._starts = given, named, starts
+        self._result, self._state = result, state
+        self._heads, self._keys, self._values = (int(each) for each in shape_of(state)[-3:])
+        self._width = task_width(self._values)
+        self._lanes = vector_width(self._width)
+        self._vectors = self._width // self._lanes
+
+    def code(self) -> Stmt:
+        """The statement."""
+        sequences = self._named.get("sequences")
+        slots = shape_of(self._state)[0] if sequences is not None else 1
+        parts = self._values // self._width
+
+        def task(number: Expr) -> Stmt:
+            head = tirx.floordiv(expression(number), expression(parts))
+            first = tirx.floormod(expression(number), expression(parts)) * self._width
+            return each_sequence(
+                sequences, shape_of(self._result)[0], slots, lambda rows: self._sequence(rows, head, first)
+            )
+
+        return parallel("part", self._heads * parts, task)
+
+    def _sequence(self, rows: Rows, head: Expr, first: Expr) -> Stmt:
+        sums, sums_made = allocate_tile("sum", (self._vectors, self._lanes), "float32")
+        parts, parts_made = allocate_tile("delta", (self._vectors, self._lanes), "float32")
+        (key, key_made), (query, query_made) = (
+            allocate(name, (self._keys,), "float32", "local") for name in ("key", "query")
+        )
+        scalars, scalars_made = allocate("scalars", (3,), "float32", "local")
+        every, vectors = lanes_of(0, self._lanes), range(self._vectors)
+        zero = broadcast(tirx.const(0.0, "float32"), self._lanes)
+
+        def state(index: Expr, at: int) -> tuple[Expr, ...]:
+            return (*rows.slot, head, index, lanes_of(first + at * self._lanes, self._lanes))
+
+        def remembered(index: Expr) -> Stmt:
+            factor = broadcast(load(key, index), self._lanes)
+            return sequence(
+                [store(sums, load(sums, at, every) + load(self._state, *state(index, at)) * factor, at, every)
+                 for at in vectors]
+            )  # fmt: skip
+
+        def updated(index: Expr) -> Stmt:
+            factor, wanted = (broadcast(load(each, index), self._lanes) for each in (key, query))
+            kept = broadcast(load(scalars, _KEPT), self._lanes)
+            steps = []
+            for at in vectors:
+                where = state(index, at)
+                new = load(self._state, *where) * kept + load(parts, at, every) * factor
+                steps.append(store(self._state, new, *where))
+                steps.append(store(sums, load(sums, at, every) + load(self._state, *where) * wanted, at, every))
+            return sequence(steps)
+
+        def row(number: Expr) -> Stmt:
+            place = rows.first + number
+            kept, rate = (broadcast(load(scalars, each), self._lanes) for each in (_KEPT, _RATE))
+            clear = [store(sums, zero, at, every) for at in vectors]
+            deltas = [
+                store(parts, (self._value(place, head, first, at) - load(sums, at, every) * kept) * rate, at, every)
+                for at in vectors
+            ]
+            results = [
+                store(self._result, load(sums, at, every), place,
+                      lanes_of(head * self._values + first + at * self._lanes, self._lanes))
+                for at in vectors
+            ]  # fmt: skip
+            return sequence(
+                self._scalars(scalars, place, head),
+                self._normalized(key, "key", scalars, place, head, 1.0),
+                self._normalized(query, "query", scalars, place, head, self._keys**-0.5),
+                clear,
+                repeat("index", self._keys, remembered),
+                deltas,
+                clear,
+                repeat("index", self._keys, updated),
+                results,
+            )
+
+        made = [sums_made, parts_made, [key_made, query_made, scalars_made]]
+        begin = cleared(self._state, [*rows.slot, head, first], (self._keys, self._width), rows.begins)
+        return sequence(*made, begin, repeat("row", rows.count, row))
+
+    def _scalars(self, scalars: Buffer, row: Expr, head: Expr) -> list[Stmt]:
+        step, rate = (load(self._named[role], row, head + self._starts[role]) for role in ("step", "rate"))
+        decay, bias = (load(self._named[role], head) for role in ("decay", "bias"))
+        scale = tirx.const(self._given.rate_scale, "float32")
+        return [
+            store(scalars, tirx.exp(decay * softplus(step + bias)), _KEPT),
+            store(scalars, scale * sigmoid(rate), _RATE),
+        ]
+
+    def _normalized(
+        self, target: Buffer, role: str, scalars: Buffer, row: Expr, head: Expr, scale: float
+    ) -> list[Stmt]:
+        """A vector of length `scale`, in a buffer."""
+        keys = self._given.key_heads
+        shared = (
+            tirx.floormod(head, expression(keys))
+            if self._given.tiled
+            else tirx.floordiv(head, expression(self._heads // keys))
+        )
+        start = shared * self._keys + self._starts[role]
+
+        def square(index: Expr) -> Stmt:
+            value = load(self._named[role], row, start + index)
+            return store(scalars, load(scalars, _TOTAL) + value * value, _TOTAL)
+
+        def copy(index: Expr) -> Stmt:
+            return store(target, load(self._named[role], row, start + index) * load(scalars, _TOTAL), index)
+
+        length = tirx.sqrt(load(scalars, _TOTAL) + tirx.const(_EPSILON, "float32"))
+        return [
+            store(scalars, tirx.const(0.0, "float32"), _TOTAL),
+            repeat("index", self._keys, square),
+            store(scalars, tirx.const(scale, "float32") / length, _TOTAL),
+            repeat("index", self._keys, copy),
+        ]
+
+    def _value(self, row: Expr, head: Expr, first: Expr, at: int) -> Expr:
+        start = head * self._values + first + (at * self._lanes + self._starts["value"])
+        return load(self._named["value"], row, lanes_of(start, self._lanes))
+
+
+_STEP, _DECAY = range(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Operands of a scan, all float32.
+
+    Channels are in blocks, and blocks share groups evenly. With `per_block`, steps and decays are one for each block.
+
+    Attributes:
+        x: (n, channels).
+        step: (n, blocks), to which `bias` is added before softplus and `limits`; or (n, channels) as they are.
+        bias: (blocks,), with `per_block` alone.
+        decay: negative: (blocks,), or (sizes, channels).
+        write, read: (n, groups * sizes), what goes into the state and comes out of it.
+        skip: (channels,), times x, added to the result.
+        state: (blocks, sizes, channels of a block), or (slots, ...) of several sequences.
+        gate: (n, channels), the result is multiplied with silu of it; None for the result as it is.
+        limits: limits of the steps.
+        per_block: see above.
+        groups: how many there are.
+        scaled: x is multiplied with the step as it is written.
+        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+    """
+
+    x: Columns
+    step: Columns
+    bias: Expr | None
+    decay: Expr
+    write: Columns
+    read: Columns
+    skip: Expr
+    state: Expr
+    gate: Columns | None = None
+    limits: tuple[float, float] = (0.0, math.inf)
+    per_block: bool = False
+    groups: int = 1
+    scaled: bool = True
+    sequences: Expr | None = None
+
+
+def selective_scan(builder: BlockBuilder, given: Scan) -> tuple[Expr, Expr]:
+    """state = exp(step * decay) * state + step * x * write; result = (sum(state * read) + skip * x) * silu(gate).
+
+    Returns the result (n, channels) and the state that follows, emitted.
+    """
+    columns = {"x": given.x, "step": given.step, "write": given.write, "read": given.read, "gate": given.gate}
+    starts = {role: each.start for role, each in columns.items() if each is not None}
+    operands = [each.data for each in columns.values() if each is not None]
+    others = {"decay": given.decay, "skip": given.skip, "bias": given.bias, "sequences": given.sequences}
+    roles = [role for role, each in others.items() if each is not None]
+    operands += [each for each in others.values() if each is not None]
+    blocks, _, width = (int(each) for each in given.state.ty.shape.values[-3:])
+
+    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
+        named = dict(zip([*starts, *roles], ins, strict=True))
+        return ScanLoops(given, named, starts, result, state).code()
+
+    return with_state(builder, "selective_scan", operands, given.state, blocks * width, body)
+
+
+class ScanLoops:
+    """The loops of one kernel."""
+
+    def __init__(
+        self, given: Scan, named: dict[str, Buffer], starts: dict[str, int], result: Buffer, state: Buffer
+    ) -> None:
+        self._given, self._named, self._starts = given, named, starts
+        self._result, self._state = result, state
+        self._blocks, self._sizes, self._width = (int(each) for each in shape_of(state)[-3:])
+        self._lanes = vector_width(self._width)
+        self._vectors = self._width // self._lanes
+
+    def code(self) -> Stmt:
+        """The statement."""
+        sequences = self._named.get("sequences")
+        slots = shape_of(self._state)[0] if sequences is not None else 1
+
+        def task(number: Expr) -> Stmt:
+            block = expression(number)
+            return each_sequence(sequences, shape_of(self._result)[0], slots, lambda rows: self._sequence(rows, block))
+
+        return parallel("block", self._blocks, task)
+
+    def _sequence(self, rows: Rows, block: Expr) -> Stmt:
+        sums, sums_made = allocate_tile("sum", (self._vectors, self._lanes), "float32")
+        inputs, inputs_made = allocate_tile("input", (self._vectors, self._lanes), "float32")
+        scalars, scalars_made = allocate("scalars", (2,), "float32", "local")
+        group = tirx.floordiv(block, expression(self._blocks // self._given.groups))
+        every = lanes_of(0, self._lanes)
+
+        def row(number: Expr) -> Stmt:
+            place = rows.first + number
+            steps: list[Stmt] = self._scalars(scalars, place, block)
+            for at in range(self._vectors):
+                value = self._vector("x", place, block, at)
+                scaled = value * self._step(scalars, place, block, at) if self._given.scaled else value
+                steps.append(store(inputs, scaled, at, every))
+                steps.append(store(sums, broadcast(tirx.const(0.0, "float32"), self._lanes), at, every))
+
+            def size(index: Expr) -> Stmt:
+                return sequence([self._update(scalars, inputs, sums, rows, place, block, group, index, at)
+                                 for at in range(self._vectors)])  # fmt: skip
+
+            steps.append(repeat("size", self._sizes, size))
+            return sequence(*steps, [self._output(sums, place, block, at) for at in range(self._vectors)])
+
+        begin = cleared(self._state, [*rows.slot, block, expression(0)], (self._sizes, self._width), rows.begins)
+        return sequence(sums_made, inputs_made, scalars_made, begin, repeat("row", rows.count, row))
+
+    def _scalars(self, scalars: Buffer, row: Expr, block: Expr) -> list[Stmt]:
+        """The step of the block and what is kept of the state, where all channels share them."""
+        if not self._given.per_block:
+            return []
+        step = load(self._named["step"], row, block + self._starts["step"])
+        if self._given.bias is not None:
+            low, high = self._given.limits
+            step = softplus(step + load(self._named["bias"], block))
+            step = tirx.max(step, tirx.const(low, "float32")) if low > 0 else step
+            step = tirx.min(step, tirx.const(high, "float32")) if math.isfinite(high) else step
+        return [
+            store(scalars, step, _STEP),
+            store(scalars, tirx.exp(load(scalars, _STEP) * load(self._named["decay"], block)), _DECAY),
+        ]
+
+    def _step(self, scalars: Buffer, row: Expr, block: Expr, at: int) -> Expr:
+        if self._given.per_block:
+            return broadcast(load(scalars, _STEP), self._lanes)
+        return self._vector("step", row, block, at)
+
+    def _update(
+        self,
+        scalars: Buffer,
+        inputs: list[Buffer],
+        sums: list[Buffer],
+        rows: Rows,
+        row: Expr,
+        block: Expr,
+        group: Expr,
+        size: Expr,
+        at: int,
+    ) -> Stmt:
+        """One vector of one size of the state, and its part of the result."""
+        every = lanes_of(0, self._lanes)
+        where = (*rows.slot, block, size, lanes_of(at * self._lanes, self._lanes))
+        shared = group * self._sizes + size
+        write, read = (
+            broadcast(load(self._named[role], row, shared + self._starts[role]), self._lanes)
+            for role in ("write", "read")
+        )
+        if self._given.per_block:
+            kept = broadcast(load(scalars, _DECAY), self._lanes)
+        else:
+            channel = lanes_of(block * self._width + at * self._lanes, self._lanes)
+            kept = tirx.exp(self._step(scalars, row, block, at) * load(self._named["decay"], size, channel))
+        changed = store(self._state, load(self._state, *where) * kept + load(inputs, at, every) * write, *where)
+        summed = store(sums, load(sums, at, every) + load(self._state, *where) * read, at, every)
+        return sequence(changed, summed)
+
+    def _output(self, sums: list[Buffer], row: Expr, block: Expr, at: int) -> Stmt:
+        channel = lanes_of(block * self._width + at * self._lanes, self._lanes)
+        value = load(sums, at, lanes_of(0, self._lanes))
+        value = value + load(self._named["skip"], channel) * self._vector("x", row, block, at)
+        if "gate" in self._named:
+            value = value * silu(self._vector("gate", row, block, at), self._lanes)
+        return store(self._result, value, row, channel)
+
+    def _vector(self, role: str, row: Expr, block: Expr, at: int) -> Expr:
+        start = block * self._width + (at * self._lanes + self._starts[role])
+        return load(self._named[role], row, lanes_of(start, self._lanes))

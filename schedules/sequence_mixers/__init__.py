@@ -1,1 +1,0 @@
-"""Recurrent mixers of language models: causal convolution, selective scan, gated delta rule, each with its state."""
