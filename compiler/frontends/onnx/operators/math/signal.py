@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
@@ -48,9 +48,13 @@ def _dft(context: NodeContext, axis: int) -> relax.Expr:
         context.invalid("the last axis holds the real and imaginary parts; it cannot be transformed")
     order = [*(k for k in range(rank - 1) if k != axis), axis]
     data = _complex(context, widened(context, context.input(0)), order)
-    stored = _known_length(context, tensor_shape(data.real)[-1])
-    default = 2 * (stored - 1) if inverse and onesided else stored
-    length = context.scalar(1, default)
+    stored = tensor_shape(data.real)[-1]
+    if inverse and onesided:
+        stored = context.arithmetic.multiply(context.arithmetic.subtract(stored, 1), 2)
+    length = context.shape_values(1)[0] if context.has_input(1) else stored
+    if not isinstance(length, int) or not isinstance(stored, int):
+        result = _transform_of_any_length(context, data, length, inverse=inverse, onesided=onesided)
+        return cast(context, _packed(context, result, order), context.dtype(0))
     if length < 1:
         context.invalid(f"the transform's length is {length}")
     if inverse and onesided:
@@ -66,12 +70,6 @@ def _dft(context: NodeContext, axis: int) -> relax.Expr:
     elif onesided:
         result = _each_part(result, lambda part: _sliced(context, part, 0, length // 2 + 1))
     return cast(context, _packed(context, result, order), context.dtype(0))
-
-
-def _known_length(context: NodeContext, size: Dim) -> int:
-    if not isinstance(size, int):
-        context.refuse("the transformed axis has a symbolic size; fix it with shapes=")
-    return size
 
 
 def _complex(context: NodeContext, data: relax.Expr, order: list[int]) -> Complex:
@@ -98,7 +96,7 @@ def _sliced(context: NodeContext, tensor: relax.Expr, begin: int, end: int) -> r
 
 def _resized(context: NodeContext, data: Complex, length: int) -> Complex:
     """Cut or padded with zeros to a length."""
-    current = _known_length(context, tensor_shape(data.real)[-1])
+    current = tensor_shape(data.real)[-1]
     if current > length:
         return _each_part(data, lambda part: _sliced(context, part, 0, length))
     if current < length:
@@ -234,6 +232,46 @@ def transform(context: NodeContext, data: Complex, length: int, *, inverse: bool
     return _each(data, lambda tensor: _join(context, _swap(context, tensor), length))
 
 
+def _transform_of_any_length(
+    context: NodeContext, data: Complex, length: Dim, *, inverse: bool = False, onesided: bool = False
+) -> Complex:
+    """The transform along the last axis, whose length is dynamic, by the whole matrix, which is computed at run time.
+
+    Data that is shorter than `length` counts as padded with zeros, and what is longer is cut. The inverse is scaled;
+    with `onesided` it takes the first half of the spectrum of a real signal, the forward transform returns it.
+    """
+    arithmetic = context.arithmetic
+    dtype = str(data.real.ty.dtype)
+    half = arithmetic.add(arithmetic.floor_divide(length, 2), 1)
+    sizes = (tensor_shape(data.real)[-1], half if onesided and not inverse else length, length)
+
+    def matrix(part: Callable[[Expr], Expr], sign: int) -> relax.Expr:
+        def compute(rows: Expr, columns: Expr, count: Expr) -> te.Tensor:
+            def element(row: Expr, column: Expr) -> Expr:
+                place = row * column % count
+                place = tirx.Select(place * 2 > count, place - count, place)
+                angle = tirx.Cast(dtype, place) / tirx.Cast(dtype, count) * tirx.const(2 * math.pi, dtype)
+                value = part(angle) * tirx.const(float(sign), dtype)
+                value = value / tirx.Cast(dtype, count) if inverse else value
+                if inverse and onesided:  # the other half is the mirror image
+                    twice = tirx.all(row > 0, row * 2 != count)
+                    value = tirx.Select(twice, value * tirx.const(2.0, dtype), value)
+                used = row * 2 <= count if inverse and onesided else row < count
+                return tirx.Select(used, value, tirx.const(0.0, dtype))
+
+            return te.compute((rows, columns), element, name="roots")
+
+        return context.emit_te(compute, *map(expression, sizes), primfunc_name_hint="roots")
+
+    cosines, sines = matrix(tirx.cos, 1), matrix(tirx.sin, 1 if inverse else -1)
+    real = context.emit(R.matmul(data.real, cosines))
+    if inverse and onesided:
+        if data.imaginary is None:
+            return Complex(real)
+        return Complex(context.emit(R.subtract(real, context.emit(R.matmul(data.imaginary, sines)))))
+    return _with_imaginary(context, data, real, cosines, sines)
+
+
 def _divisor(length: int) -> int:
     """The largest divisor that is at most the square root."""
     return next(d for d in range(math.isqrt(length), 0, -1) if length % d == 0)
@@ -256,7 +294,13 @@ def _constant(values: np.ndarray, dtype: str) -> relax.Expr:
 def _multiply(context: NodeContext, data: Complex, matrix: np.ndarray) -> Complex:
     dtype = str(data.real.ty.dtype)
     cosines, sines = _constant(matrix.real, dtype), _constant(matrix.imag, dtype)
-    real = context.emit(R.matmul(data.real, cosines))
+    return _with_imaginary(context, data, context.emit(R.matmul(data.real, cosines)), cosines, sines)
+
+
+def _with_imaginary(
+    context: NodeContext, data: Complex, real: relax.Expr, cosines: relax.Expr, sines: relax.Expr
+) -> Complex:
+    """The rest of a product with a complex matrix; `real` is that of the real parts."""
     imaginary = context.emit(R.matmul(data.real, sines))
     if data.imaginary is None:
         return Complex(real, imaginary)
