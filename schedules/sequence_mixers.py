@@ -325,7 +325,7 @@ class ConvolutionLoops:
         return load(self._columns[role], row, lanes_of(at + self._starts[role], self._lanes))
 
 
-_KEPT, _RATE, _TOTAL = range(3)
+_RATE, _TOTAL = range(2)
 _EPSILON = 1e-6  # of the lengths of queries and keys
 
 
@@ -338,9 +338,11 @@ class DeltaRule:
     Attributes:
         query, key: (n, key heads * key size); their lengths become 1, and the query is divided by sqrt(key size).
         value: (n, heads * value size).
-        step, rate: (n, heads): the state is multiplied with exp(decay * softplus(step + bias)), and the correction of
-            what it holds for a key with `rate_scale` * sigmoid(rate).
-        decay, bias: (heads,).
+        step: (n, heads): the state is multiplied with exp(decay * softplus(step + bias)); or (n, heads * key size), a
+            step for each row of the state (Kimi Delta Attention, arXiv:2510.26692).
+        rate: (n, heads): the correction of what the state holds for a key is multiplied with `rate_scale` *
+            sigmoid(rate).
+        decay, bias: (heads,), the bias as many as steps.
         state: (heads, key size, value size), or (slots, ...) of several sequences.
         key_heads, tiled: how many there are, and see above.
         rate_scale: see above.
@@ -391,6 +393,7 @@ class DeltaRuleLoops:
         self._width = task_width(self._values)
         self._lanes = vector_width(self._width)
         self._vectors = self._width // self._lanes
+        self._by_row = int(shape_of(named["bias"])[0]) != self._heads
 
     def code(self) -> Stmt:
         """The statement."""
@@ -413,7 +416,8 @@ class DeltaRuleLoops:
         (key, key_made), (query, query_made) = (
             allocate(name, (self._keys,), "float32", "local") for name in ("key", "query")
         )
-        scalars, scalars_made = allocate("scalars", (3,), "float32", "local")
+        scalars, scalars_made = allocate("scalars", (2,), "float32", "local")
+        kept_rows, kept_made = allocate("kept", (self._keys if self._by_row else 1,), "float32", "local")
         every, vectors = lanes_of(0, self._lanes), range(self._vectors)
         zero = broadcast(tirx.const(0.0, "float32"), self._lanes)
 
@@ -421,7 +425,8 @@ class DeltaRuleLoops:
             return (*rows.slot, head, index, lanes_of(first + at * self._lanes, self._lanes))
 
         def remembered(index: Expr) -> Stmt:
-            factor = broadcast(load(key, index), self._lanes)
+            found = load(key, index) * load(kept_rows, index) if self._by_row else load(key, index)
+            factor = broadcast(found, self._lanes)
             return sequence(
                 [store(sums, load(sums, at, every) + load(self._state, *state(index, at)) * factor, at, every)
                  for at in vectors]
@@ -429,7 +434,7 @@ class DeltaRuleLoops:
 
         def updated(index: Expr) -> Stmt:
             factor, wanted = (broadcast(load(each, index), self._lanes) for each in (key, query))
-            kept = broadcast(load(scalars, _KEPT), self._lanes)
+            kept = broadcast(load(kept_rows, index if self._by_row else 0), self._lanes)
             steps = []
             for at in vectors:
                 where = state(index, at)
@@ -440,10 +445,12 @@ class DeltaRuleLoops:
 
         def row(number: Expr) -> Stmt:
             place = rows.first + number
-            kept, rate = (broadcast(load(scalars, each), self._lanes) for each in (_KEPT, _RATE))
+            rate = broadcast(load(scalars, _RATE), self._lanes)
+            # Sums over rows of the state that are kept alike are multiplied once.
+            shared = broadcast(tirx.const(1.0, "float32") if self._by_row else load(kept_rows, 0), self._lanes)
             clear = [store(sums, zero, at, every) for at in vectors]
             deltas = [
-                store(parts, (self._value(place, head, first, at) - load(sums, at, every) * kept) * rate, at, every)
+                store(parts, (self._value(place, head, first, at) - load(sums, at, every) * shared) * rate, at, every)
                 for at in vectors
             ]
             results = [
@@ -452,7 +459,7 @@ class DeltaRuleLoops:
                 for at in vectors
             ]  # fmt: skip
             return sequence(
-                self._scalars(scalars, place, head),
+                self._scalars(scalars, kept_rows, place, head),
                 self._normalized(key, "key", scalars, place, head, 1.0),
                 self._normalized(query, "query", scalars, place, head, self._keys**-0.5),
                 clear,
@@ -463,18 +470,22 @@ class DeltaRuleLoops:
                 results,
             )
 
-        made = [sums_made, parts_made, [key_made, query_made, scalars_made]]
+        made = [sums_made, parts_made, [key_made, query_made, scalars_made, kept_made]]
         begin = cleared(self._state, [*rows.slot, head, first], (self._keys, self._width), rows.begins)
         return sequence(*made, begin, repeat("row", rows.count, row))
 
-    def _scalars(self, scalars: Buffer, row: Expr, head: Expr) -> list[Stmt]:
-        step, rate = (load(self._named[role], row, head + self._starts[role]) for role in ("step", "rate"))
-        decay, bias = (load(self._named[role], head) for role in ("decay", "bias"))
+    def _scalars(self, scalars: Buffer, kept: Buffer, row: Expr, head: Expr) -> list[Stmt]:
+        """The rate, and what is kept of the state, or of each of its rows."""
+        count = self._keys if self._by_row else 1
+        rate = load(self._named["rate"], row, head + self._starts["rate"])
+
+        def keep(index: Expr) -> Stmt:
+            place = head * count + index
+            step = load(self._named["step"], row, place + self._starts["step"]) + load(self._named["bias"], place)
+            return store(kept, tirx.exp(load(self._named["decay"], head) * softplus(step)), index)
+
         scale = tirx.const(self._given.rate_scale, "float32")
-        return [
-            store(scalars, tirx.exp(decay * softplus(step + bias)), _KEPT),
-            store(scalars, scale * sigmoid(rate), _RATE),
-        ]
+        return [repeat("index", count, keep), store(scalars, scale * sigmoid(rate), _RATE)]
 
     def _normalized(
         self, target: Buffer, role: str, scalars: Buffer, row: Expr, head: Expr, scale: float

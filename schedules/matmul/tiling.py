@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from schedules.codegen.nest import expression
 from schedules.config import Config
-from schedules.cuts import CutAxis, Work, cut, estimated_cycles, parts_at_run_time
+from schedules.cuts import CutAxis, Work, cut, parts_at_run_time
 from schedules.estimate import Estimate, tail
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
@@ -21,9 +21,8 @@ from schedules.rule import Workload
 CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
 _LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
 _MOST_JOINED = 1 << 16  # results of a product whose depth is cut
-_WORTH_JOINING = 0.85  # relative to the time without
+_WORTH_JOINING = 0.93  # relative to the time without
 _MORE_EVENLY = 0.97  # relative to the time with the largest register tile
-_ON_TWO = 1.03  # relative to the time without, on two threads: what the module may lose on a few of the cores
 _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (measured, Zen 4)
 
 
@@ -100,10 +99,8 @@ def cut_product(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> 
     axes, works = _axes(product, rows_first=rows_first), _works(product, results, machine)
     found, depth = cut(axes, works, machine), 0
     if may_cut_depth and machine.cores > 1:
-        deeper = [*axes, CutAxis("depth", steps)]
-        deep = cut(deeper, works, machine)
-        on_two = [estimated_cycles(deeper, works, {"depth": steps, **each.sizes}, machine, 2) for each in (deep, found)]
-        if deep.parallel and deep.cycles < _WORTH_JOINING * found.cycles and on_two[0] < _ON_TWO * on_two[1]:
+        deep = cut([*axes, CutAxis("depth", steps)], works, machine)
+        if deep.parallel and deep.weighted < _WORTH_JOINING * found.weighted:
             found, depth = deep, deep.sizes["depth"] * _LEAST_DEPTH
     return ProductCut(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
 
