@@ -66,7 +66,7 @@ class Limits:
     held_bytes: int = _limit(1 << 30, "bytes of all requests", 503)
     body_seconds: float = 30.0
     header_bytes: int = _limit(64 << 10, "bytes of target or headers", 431)
-    json_values: int = _limit(1 << 20, "values in its JSON")
+    json_values: int = _limit(1 << 19, "values in its JSON")
     tensors: int = _limit(1024, "tensors")
     prompts: int = _limit(128, "prompts")
     texts: int = _limit(2048, "texts")

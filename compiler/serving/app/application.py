@@ -68,6 +68,7 @@ class Application:
         self._asgi = Asgi(self)
         self._sandbox = Sandbox(self.limits, "compiler.serving.app.jobs")
         self._lag = Lag()
+        self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
@@ -94,7 +95,7 @@ class Application:
 
     async def answer(self, call: Call) -> Reply | StreamReply:
         """See `Handler`."""
-        call.lag, call.limits, call.sandbox = self._lag, self.limits, self._sandbox
+        call.lag, call.limits, call.sandbox, call.parsing = self._lag, self.limits, self._sandbox, self._parsing
         try:
             encoding = call.headers.get(b"content-encoding")
             if encoding is not None:

@@ -196,7 +196,7 @@ class Completions:
             return None
         check_method(call, "POST")
         call.route = kind.route
-        body = mapping(call.json(), "the request")
+        body = mapping(await call.json(), "the request")
         name = named_model(self._repository, body, call)
         request = kind.read(body, call.limits)
         with contextlib.ExitStack() as held:

@@ -38,7 +38,7 @@ class Embeddings:
             return None
         check_method(call, "POST")
         call.route = "embeddings"
-        body = mapping(call.json(), "the request")
+        body = mapping(await call.json(), "the request")
         unknown_fields(body, FIELDS, IGNORED)
         name = named_model(self._repository, body, call)
         as_text = _is_base64(body)

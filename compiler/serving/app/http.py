@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,6 +23,8 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 Number = TypeVar("Number", int, float)
 
+INLINE_BYTES = 256 << 10
+"""Bytes of JSON that are read in the event loop at any time: some 10 ms at most."""
 _NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 JSON: Header = (b"content-type", b"application/json")
 CLOSE: Header = (b"connection", b"close")
@@ -52,6 +55,7 @@ class Call:
         lag: of the process that answers.
         limits: limits of the server.
         sandbox: of the process that answers; None before it answers.
+        parsing: held while a large body is parsed; one for all requests.
         holding: counts the bytes that requests hold; None: nothing does.
         held: bytes that are counted: of its body, and of what was unpacked from it.
         computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
@@ -68,6 +72,7 @@ class Call:
     lag: Lag | None = None
     limits: Limits = DEFAULT_LIMITS
     sandbox: Sandbox | None = None
+    parsing: asyncio.Lock | None = None
     holding: HeldBytes | None = None
     held: int = 0
     computed: float = 0.0
@@ -85,8 +90,15 @@ class Call:
             self.holding.remove(self.held)
             self.held = 0
 
-    def json(self) -> Any:
+    async def json(self) -> Any:
         """The body as JSON. Raises InputError, LimitError where it has too many values."""
+        if len(self.body) <= INLINE_BYTES or self.parsing is None:
+            return self._parsed()
+        async with self.parsing:
+            await asyncio.sleep(0)  # others are answered between two large bodies
+            return self._parsed()
+
+    def _parsed(self) -> Any:
         limits, body = self.limits, self.body
         if len(body) > limits.json_values:  # each value takes a byte
             limits.check("json_values", sum(map(body.count, (b",", b"[", b"{"))))

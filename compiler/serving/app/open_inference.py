@@ -11,6 +11,7 @@ from typing import Any
 from compiler.artifact import tool_versions
 from compiler.errors import InputError
 from compiler.serving.app.http import (
+    INLINE_BYTES,
     Call,
     Reply,
     check_method,
@@ -35,7 +36,6 @@ _EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration")
 _MICROSECONDS = 1e-6
 _MAX_DIGITS = 18
 _MAX_PATH = 1024
-_INLINE_BYTES = 256 << 10  # of JSON that is read in the event loop: some 10 ms at most
 _NOTHING = memoryview(b"")
 
 
@@ -124,7 +124,7 @@ class OpenInference:
     async def _infer(self, call: Call, name: str, version: str | None) -> Reply:
         self._repository.service(name, version)  # else nothing is read
         content, binary = _split(call)
-        if len(content) <= _INLINE_BYTES:
+        if len(content) <= INLINE_BYTES:
             read = read_inference(content, binary, call.limits)
         else:
             limits = call.limits

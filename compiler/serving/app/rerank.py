@@ -38,7 +38,7 @@ class Rerank:
             return None
         check_method(call, "POST")
         call.route = "rerank"
-        body = mapping(call.json(), "the request")
+        body = mapping(await call.json(), "the request")
         unknown_fields(body, FIELDS, frozenset())
         name = named_model(self._repository, body, call)
         query, texts = _texts(body, call.limits)

@@ -144,7 +144,7 @@ class MultiplexedModels:
 
         Raises what loading a module does.
         """
-        name = _model_of(call)
+        name = await _model_of(call)
         if name in self._repository.names:
             await self._load(name)
 
@@ -159,7 +159,7 @@ class MultiplexedModels:
         return SimpleNamespace(__del__=unload)
 
 
-def _model_of(call: Call) -> str:
+async def _model_of(call: Call) -> str:
     found = _MODEL.fullmatch(call.path)
     if found is not None:
         return found.group(1)
@@ -167,7 +167,7 @@ def _model_of(call: Call) -> str:
     if given or call.method != "POST" or not call.path.startswith("/v1/"):
         return given
     try:
-        content = call.json()
+        content = await call.json()
     except InputError:  # told by the route that answers
         return ""
     name = content.get("model") if isinstance(content, Mapping) else None

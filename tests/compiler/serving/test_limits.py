@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,31 @@ def test_tensors_are_counted_before_they_are_read() -> None:
 def test_values_of_json_are_counted_before_they_are_made(body: bytes) -> None:
     call = Call("POST", "/", {}, body, 0.0, limits=Limits(json_values=8))
     with pytest.raises(LimitError, match="values in its JSON"):
-        call.json()
+        asyncio.run(call.json())
+
+
+def test_others_are_answered_between_two_large_bodies() -> None:
+    async def scenario() -> list[str]:
+        lock, order = asyncio.Lock(), []
+        body = b'{"a":"' + b"a" * (1 << 20) + b'"}'
+
+        async def parse(name: str) -> None:
+            assert len((await Call("POST", "/", {}, body, 0.0, parsing=lock).json())["a"]) == 1 << 20
+            order.append(name)
+
+        async def others() -> None:
+            for _ in range(8):
+                order.append("other")
+                await asyncio.sleep(0)
+
+        await asyncio.gather(others(), *(parse(name) for name in "abc"))
+        return order
+
+    order = asyncio.run(scenario())
+    places = [order.index(name) for name in "abc"]
+    assert places == sorted(places)
+    assert "other" in order[places[0] : places[1]]
+    assert "other" in order[places[1] : places[2]]
 
 
 @pytest.mark.parametrize(("name", "status"), [("prompts", 400), ("text_bytes", 413), ("header_bytes", 431)])
