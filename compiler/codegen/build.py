@@ -34,7 +34,7 @@ from compiler.codegen.shared_kernels import SharedCall, share_kernels
 from compiler.errors import CompilationError, StorageError
 from compiler.support.compilation import one_at_a_time
 from compiler.support.interrupts import uninterrupted
-from compiler.support.parent_death import end_with_parent
+from compiler.support.processes import end_with_parent
 from schedules.instructions.llvm_options import KERNEL_OPTIONS
 from schedules.ir.size_proofs import name_sizes
 from schedules.ir.stages import kernels_of

@@ -23,7 +23,7 @@ from compiler.device.connection import CONNECT_SECONDS, Connection
 from compiler.device.credentials import Credentials
 from compiler.device.noise import HandshakeError
 from compiler.errors import DeviceError, InternalError
-from compiler.support.sockets import receive_exactly
+from compiler.support.processes import receive_exactly
 
 _MAGIC = 0xFF271  # RPC_MAGIC of tvm/rpc/base.py
 _LONGEST_KEY = 4096

@@ -22,7 +22,7 @@ from compiler.passes.canonicalize.spell_sizes import spell_sizes
 from compiler.passes.canonicalize.widen_half import widen_half
 from compiler.passes.fuse.fuse_kernels import fuse_kernels, group_operators
 from compiler.passes.fuse.kernel_sizes import gather_sizes, separate_sizes, specialize_sizes
-from compiler.passes.fuse.legalize_operators import legalize_operators
+from compiler.passes.fuse.legalizations import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
 from compiler.passes.integers.compute_in_integers import compute_in_integers
 from compiler.passes.integers.compute_with_int16 import compute_with_int16

@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from compiler.errors import InternalError, TensorwrightError  # noqa: E402
 from compiler.runtime import Module, load  # noqa: E402
 from compiler.runtime.tvm_runtime import runtime_library  # noqa: E402
-from compiler.support.parent_death import end_with_parent  # noqa: E402
+from compiler.support.processes import end_with_parent  # noqa: E402
 
 _MINIMUM_RUNS = 3
 _WARM_UP_SHARE = 0.1

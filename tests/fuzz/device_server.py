@@ -26,7 +26,7 @@ from compiler.device.connection import Connection
 from compiler.device.credentials import Credentials, load_credentials
 from compiler.device.noise import SECOND_MESSAGE_BYTES, Initiator
 from compiler.errors import DeviceError
-from compiler.support.parent_death import end_with_parent
+from compiler.support.processes import end_with_parent
 from tests.compiler.device.servers import address_of
 from tests.fuzz.artifact_mutations import STRUCTURE_MUTATIONS, Parts, pick
 from tests.fuzz.artifacts import prepare as prepare_artifacts

@@ -1,4 +1,5 @@
-"""Operators with a lowering of our own in place of TVM's.
+"""legalize-operators: each Relax operator becomes a TensorIR function, by TVM's pass, with our lowerings in place of
+some of TVM's, and the target's in place of both. Ours:
 
 - Normalizations in float64 and bfloat16, which TVM's own lowering refuses: y = (x - mean) / sqrt(mean((x - mean)**2) +
   epsilon) * scale + bias, computed in float64 or float32.
@@ -23,12 +24,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx, topi
-from tvm.ir import GenericConst
+from tvm.ir import GenericConst, IRModule
 from tvm.relax.transform.legalize_ops import nn, statistical
 from tvm.relax.transform.legalize_ops.manipulate import _concat as tvm_concat
 from tvm.relax.transform.legalize_ops.manipulate import _reshape as tvm_reshape
 from tvm.tirx import IntImm, const
 
+from compiler.passes.canonicalize.spell_sizes import operators_without_shapes, spell_sizes
+from compiler.passes.context import PipelineContext
+from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, rank_of, same_shape, shape_of
 from schedules.ir import tvm_private
 
@@ -477,3 +481,23 @@ LEGALIZATIONS: dict[str, Legalize] = {
     "relax.min": _extremum("min"),
     **{f"relax.nn.max_pool{rank}d": _max_pool(rank) for rank in (1, 2, 3)},
 }
+
+
+@graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
+def legalize_operators(mod: IRModule, context: PipelineContext) -> IRModule:
+    """Every operator with a lowering as a call of a TensorIR function.
+
+    A kernel's result has the sizes of its expression, so an operator after it may lose its shape, and is left as it
+    is: its sizes are spelled again, and it is lowered in the next turn. Each turn lowers at least one.
+    """
+    of_target = {} if context.target is None else context.target.legalizations()
+    lower = relax.transform.LegalizeOps({**LEGALIZATIONS, **of_target})
+    with context.tvm_target():
+        mod = lower(mod)
+        lost = operators_without_shapes(mod)
+        while lost:
+            mod = lower(spell_sizes(mod, context))
+            before, lost = lost, operators_without_shapes(mod)
+            if lost >= before:
+                break
+    return mod

@@ -13,7 +13,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from compiler.support.sockets import receive_exactly
+from compiler.support.processes import receive_exactly
 
 LENGTH_BYTES = 8
 _ARRAY = 1

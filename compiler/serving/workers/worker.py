@@ -30,7 +30,7 @@ from compiler.serving.tracing import Tracer
 from compiler.serving.workers.channel import Channel, described, open_channel
 from compiler.serving.workers.http_server import HttpOptions, Server
 from compiler.serving.workers.options import WorkerOptions
-from compiler.support.sockets import receive_exactly
+from compiler.support.processes import receive_exactly
 from targets.processors import usable_cores
 
 _LENGTH_BYTES = 8

@@ -10,7 +10,7 @@ from tvm import relax, tirx
 from tvm.relax import op
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.fuse.legalize_operators import legalize_operators
+from compiler.passes.fuse.legalizations import legalize_operators
 from tests.compiler.passes.building import run_module
 
 
