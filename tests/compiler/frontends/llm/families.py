@@ -366,6 +366,19 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("Cohere2", {"pad_token_id": 0, "sliding_window": 9}),
     "exaone4": ("Exaone4", {"sliding_window": 9}),
     "nemotron": ("Nemotron", {}),
+    "gemma4_text": (
+        "Gemma4Text",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": 2 * _ALTERNATE,
+            "sliding_window": 9,
+            "global_head_dim": 24,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 12,
+            "vocab_size_per_layer_input": 160,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
 }
 
