@@ -16,6 +16,7 @@ from compiler.serving.configuration import ModelOptions, build_service
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.service import Service
 from compiler.serving.text.service import TextService
+from compiler.support.shown import shown
 
 _MODULE = "model.twm"
 _log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class Repository:
     def options(self, name: str) -> ModelOptions:
         """The options of a model. Raises ModelNotFoundError."""
         if name not in self._options:
-            raise ModelNotFoundError(f"there is no model {name!r}", f"there are {', '.join(self._options)}")
+            raise ModelNotFoundError(f"there is no model {shown(name)}", f"there are {', '.join(self._options)}")
         return self._options[name]
 
     def service(self, name: str, version: str | None = None) -> Service:
@@ -158,7 +159,7 @@ class Repository:
             raise ServiceUnavailableError(f"model {name!r} does not answer: {reason}")
         if version is not None and version != loaded.service.version:
             raise ModelNotFoundError(
-                f"model {name!r} has no version {version!r} here", f"version {loaded.service.version} answers"
+                f"model {name!r} has no version {shown(version)} here", f"version {loaded.service.version} answers"
             )
         return loaded
 

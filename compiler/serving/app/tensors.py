@@ -71,7 +71,7 @@ def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Ar
         if not isinstance(name, str):
             raise InputError(f"a tensor's name must be a string, not {shown(name)}")
         if name in inputs:
-            raise InputError(f"input {name!r} is given twice")
+            raise InputError(f"input {shown(name)} is given twice")
         dtype = _type_of(tensor.get("datatype"), name)
         sizes = _shape_of(shape, name)
         parameters = tensor.get("parameters")
@@ -80,7 +80,7 @@ def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Ar
             inputs[name] = _from_list(tensor.get("data"), dtype, sizes, name)
             continue
         if isinstance(nbytes, bool) or not isinstance(nbytes, int) or not 0 <= nbytes <= len(binary) - at:
-            raise InputError(f"input {name!r}: binary_data_size {shown(nbytes)} is not in the request's body")
+            raise InputError(f"input {shown(name)}: binary_data_size {shown(nbytes)} is not in the request's body")
         inputs[name] = _from_bytes(binary[at : at + nbytes], dtype, sizes, name)
         at += nbytes
     if at != len(binary):
@@ -91,7 +91,7 @@ def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Ar
 def _type_of(given: Any, name: str) -> np.dtype[Any]:
     dtype = _TYPES.get(given) if isinstance(given, str) else None
     if dtype is None:
-        raise InputError(f"input {name!r} has datatype {shown(given)}", f"known are {', '.join(_TYPES)}")
+        raise InputError(f"input {shown(name)} has datatype {shown(given)}", f"known are {', '.join(_TYPES)}")
     return dtype
 
 
@@ -106,17 +106,19 @@ def _shape_of(given: Any, name: str) -> tuple[int, ...]:
 
 def _from_bytes(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
     if len(data) != math.prod(shape) * dtype.itemsize:
-        raise InputError(f"input {name!r} of shape {list(shape)} is given in {len(data)} bytes, which do not fit it")
+        raise InputError(
+            f"input {shown(name)} of shape {list(shape)} is given in {len(data)} bytes, which do not fit it"
+        )
     little = np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind in "iuf" else dtype)
     array: Array = little.astype(dtype, copy=False).reshape(shape)
     if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise InputError(f"input {name!r} holds bytes that are neither 0 nor 1")
+        raise InputError(f"input {shown(name)} holds bytes that are neither 0 nor 1")
     return array
 
 
 def _from_list(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:
     if not isinstance(data, list):
-        raise InputError(f"input {name!r} has no list as its data")
+        raise InputError(f"input {shown(name)} has no list as its data")
     if data and (code := _CODES.get(type(data[0]), _NO_CODES).get(dtype)) and len(data) == math.prod(shape):
         try:
             return np.frombuffer(typed_array(code, data), dtype).reshape(shape)
@@ -125,16 +127,16 @@ def _from_list(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], name: st
     try:
         array = np.asarray(data)
     except ValueError as error:
-        raise InputError(f"the data of input {name!r} is ragged") from error
+        raise InputError(f"the data of input {shown(name)} is ragged") from error
     if array.size != math.prod(shape):
-        raise InputError(f"input {name!r} of shape {list(shape)} is given {array.size} values")
+        raise InputError(f"input {shown(name)} of shape {list(shape)} is given {array.size} values")
     kinds = _KINDS.get(dtype.kind, "iuf")
     if array.size and array.dtype.kind not in kinds:
-        raise InputError(f"the data of input {name!r} is not of datatype {_NAMES[str(dtype)]}")
+        raise InputError(f"the data of input {shown(name)} is not of datatype {_NAMES[str(dtype)]}")
     if array.size and dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise InputError(f"input {name!r} holds a value outside of {_NAMES[str(dtype)]}")
+            raise InputError(f"input {shown(name)} holds a value outside of {_NAMES[str(dtype)]}")
     with np.errstate(over="ignore"):
         return array.astype(dtype).reshape(shape)
 

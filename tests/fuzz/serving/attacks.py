@@ -190,6 +190,13 @@ ATTACKS: dict[str, Attack | list[Attack]] = {
     "nested JSON, each field of each route": [_with_nested_field(path, name) for path in _ROUTES for name in _FIELDS],
     "nested data": _infer(lambda: json.dumps(_tensor(data=5)).encode().replace(b"5}", _deep(900) + b"}")),
     "shape of zero and 2^47": _infer(lambda: _tensor(shape=[0, 1 << 47, 1 << 47, 1 << 47], data=[])),
+    "60 MB of backslashes as a name": post(
+        "/v1/completions", lambda: b'{"model":"' + b"\\\\" * (30 << 20) + b'"}'),
+    "60 MB of digits": post("/v1/completions", lambda: b'{"model":"chat","max_tokens":' + b"1" * (60 << 20) + b"}"),
+    "60 MB of escapes": post("/v1/completions", lambda: b'{"prompt":"' + b"\\u00e9" * (10 << 20) + b'"}'),
+    "900,000 keys": post("/v1/completions", lambda: b"{%b}" % b",".join(b'"%d":1' % i for i in range(900_000))),
+    "rerank 2,000 texts of 7 KB": post(
+        "/v1/rerank", lambda: {"model": "rank", "query": "a b " * 1000, "documents": ["a b " * 1000] * 2000}),
     "JSON of empty lists": _infer(lambda: b'{"inputs":[' + b"[]," * 10_000_000 + b"[]]}"),
     "JSON of empty lists to chats": post(
         "/v1/chat/completions", lambda: b'{"messages":[' + b"[]," * 10_000_000 + b"[]]}"),
