@@ -31,6 +31,20 @@ def negative(values: Tensor) -> Tensor:
     return (values < 0) | (1 / values < 0) if values.is_floating_point() else values < 0
 
 
+@decomposition_of("aten.sign.default", "aten.sgn.default")
+def _sign(values: Tensor) -> Tensor:
+    """Of NaN it is 0, unlike ONNX's."""
+    if not values.is_floating_point():
+        return NotImplemented
+    return (values > 0).to(values.dtype) - (values < 0).to(values.dtype)
+
+
+@decomposition_of("aten.heaviside.default")
+def _heaviside(values: Tensor, at_zero: Tensor) -> Tensor:
+    """Of NaN it is 0, too."""
+    return torch.where(values == 0, at_zero, (values > 0).to(values.dtype))
+
+
 @decomposition_of("aten.rrelu.default")
 def _rrelu(values: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: object) -> Tensor:
     return NotImplemented if training else torch.nn.functional.leaky_relu(values, (lower + upper) / 2)
