@@ -168,7 +168,17 @@ def _roi_pool(values: object, regions: object, scale: float, height: int, width:
     return pooled, opset18.Shape(pooled)
 
 
+def _masked_select(values: Any, mask: Any) -> Any:
+    """The values where the mask is true, both broadcast, as one axis."""
+    from onnxscript import opset18 as op
+
+    flat = op.Constant(value_ints=[-1])
+    chosen = op.Reshape(op.Expand(mask, op.Shape(values)), flat)
+    return op.Compress(op.Reshape(op.Expand(values, op.Shape(mask)), flat), chosen, axis=0)
+
+
 KNOWN: dict[str, Callable[..., Any]] = {
+    "aten.masked_select.default": _masked_select,
     "torchvision.roi_pool.default": _roi_pool,
     **dict.fromkeys(_GROUPED_MATMULS, _grouped_matmul),
     **QUANTIZED_OPERATORS,

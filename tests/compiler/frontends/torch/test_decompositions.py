@@ -87,6 +87,7 @@ FUNCTIONS: dict[str, Function] = {
     "all true": lambda x: torch.ops.aten._is_all_true(x > -9),
     "any true": lambda x: torch.ops.aten._is_any_true(x > 9),
     "signbit": lambda x: torch.signbit(x.round()),
+    "masked values": lambda x: (torch.masked_select(x, x[:1] > 0), torch.masked_select(x[0], x > 1), x[x < 0]),
     "signs of NaN": lambda x: (x.sqrt().sign(), x.sqrt().sgn(), torch.heaviside(x.sqrt(), x), (x * 2).int().sign()),
     "rrelu": lambda x: functional.rrelu(x),
     "fmax, fmin": lambda x: (torch.fmax(x.log(), x.flip(1)), torch.fmin(x, x.flip(1).log())),
