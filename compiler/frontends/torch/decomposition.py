@@ -6,7 +6,7 @@ step by step: ONNX's LSTM has none, and the exporter leaves them out silently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 Decomposition = Callable[..., Any]
 _DECOMPOSITIONS: dict[str, Decomposition] = {}
+_DTYPES: dict[str, Container[torch.dtype]] = {}
 
 
-def decomposition_of(*operators: str) -> Callable[[Decomposition], Decomposition]:
+def decomposition_of(
+    *operators: str, dtypes: Container[torch.dtype] | None = None
+) -> Callable[[Decomposition], Decomposition]:
     """Register a function that takes the arguments of these operators ("aten.cdist.default") and computes the same.
 
     `torch` traces it into the program. It returns NotImplemented for arguments that it does not cover.
+
+    Args:
+        dtypes: of results: programs without such results of these operators are not traced for it.
     """
 
     def register(function: Decomposition) -> Decomposition:
@@ -30,6 +36,8 @@ def decomposition_of(*operators: str) -> Callable[[Decomposition], Decomposition
             if operator in _DECOMPOSITIONS:
                 raise ValueError(f"{operator} is decomposed twice")
             _DECOMPOSITIONS[operator] = function
+            if dtypes is not None:
+                _DTYPES[operator] = dtypes
         return function
 
     return register
@@ -39,8 +47,14 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     """The program without the operators that have a decomposition here; the same one where it uses none."""
     known = decompositions()
     graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]  # of branches, too
-    used = {node.target for graph in graphs for node in graph.nodes if str(node.target) in known}
+    used = {node.target for graph in graphs for node in graph.nodes if str(node.target) in known and _applies(node)}
     return program.run_decompositions({each: known[str(each)] for each in used}) if used else program
+
+
+def _applies(node: torch.fx.Node) -> bool:
+    """True if the decomposition of its operator is for results of its data type."""
+    dtypes = _DTYPES.get(str(node.target))
+    return dtypes is None or getattr(node.meta.get("val"), "dtype", None) in dtypes
 
 
 def decompositions() -> dict[str, Decomposition]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -175,3 +176,33 @@ def _floor_divided(left: Any, right: Any) -> Any:
         return NotImplemented
     divided = left.to(dtype) if isinstance(left, Tensor) else torch.full((), left, dtype=dtype)
     return torch.floor_divide(divided, right.to(dtype) if isinstance(right, Tensor) else right)
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _in_float32(name: str, function: Callable[..., Tensor]) -> None:
+    """Sums and products of halves stay halves; the exporter returns the float32 that it computes with."""
+
+    def decomposition(values: Tensor, *arguments: Any, dtype: torch.dtype | None = None, **named: Any) -> Tensor:
+        if values.dtype not in _HALVES or dtype not in (None, values.dtype):
+            return NotImplemented
+        return function(values.float(), *arguments, **named).to(values.dtype)
+
+    decomposition_of(name, dtypes=_HALVES)(decomposition)
+
+
+for _name, _function in (
+    ("aten.sum.default", torch.sum),
+    ("aten.sum.dim_IntList", torch.sum),
+    ("aten.cumsum.default", torch.cumsum),
+    ("aten.prod.default", torch.prod),
+    ("aten.prod.dim_int", torch.prod),
+):
+    _in_float32(_name, _function)
+
+
+@decomposition_of("aten.any.default", "aten.any.dim", "aten.any.dims")
+def _any(values: Tensor, axes: Any = None, keepdim: bool = False) -> Tensor:
+    """Of no elements it is false, unlike the largest of them."""
+    return values.to(torch.bool).to(torch.int32).sum(axes, keepdim) != 0

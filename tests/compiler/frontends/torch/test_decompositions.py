@@ -310,6 +310,19 @@ def test_nearest_elements_at_open_sizes(mode: str) -> None:
     check(lambda x: functional.interpolate(x, scale_factor=(1.3, 0.7), mode=mode), normal(1, 1, 9, 15))
 
 
+def test_any_of_no_rows() -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    check(lambda x: ((x > 0).any(0), x.any(), x.any(1, keepdim=True)), normal(3, 4), dynamic, (torch.zeros(0, 4),))
+
+
+def test_sums_of_halves_are_halves() -> None:
+    def sums(x: Tensor) -> list[Tensor]:
+        whole = [x.sum(), x.sum(0, dtype=torch.float32)]
+        return [*whole, x.sum(1, keepdim=True), x.sum((0, 2)), x.cumsum(1), x.prod(1)]
+
+    check(sums, normal(2, 3, 4).half(), tolerance=4e-3)
+
+
 def test_attention_of_few_keys_in_three_dimensions() -> None:
     check(lambda x: functional.scaled_dot_product_attention(x, x[:2], x[:2] + 1, enable_gqa=True), normal(4, 5, 8))
 
