@@ -136,9 +136,11 @@ def test_traffic_shrinks_with_the_cache() -> None:
         small, large = sum(traffic.into(1 << 10).values()), sum(traffic.into(1 << 24).values())
         touched = traffic.touched()
         assert small >= large == sum(touched.values())
+        # Winograd's four tiles of a 14 x 14 image all reach over its border; conditions of borders are sampled.
+        near = 0.3 if task.rule.name == "conv-winograd" else 0.15
         for number, place in enumerate(accesses.parameters):
             if place is not None and not task.kernel.arguments[place].is_output:
-                assert touched[number] == pytest.approx(accesses.nbytes[number], rel=0.15)
+                assert touched[number] == pytest.approx(accesses.nbytes[number], rel=near)
 
 
 @needs_llvm
