@@ -113,8 +113,8 @@ class Quads:
                 return split_repeat("run", steps, lanes, run)
 
             i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
-            turned = tirx.BufferStore(self.words, tirx.BufferLoad(signed, [j, i]), [*outer, i, j])
-            stage = Stage("turn", (Axis(i, steps), Axis(j, columns)), turned)
+            transposed = tirx.BufferStore(self.words, tirx.BufferLoad(signed, [j, i]), [*outer, i, j])
+            stage = Stage("transpose", (Axis(i, steps), Axis(j, columns)), transposed)
             parts = [tirx.AllocBuffer(signed), repeat_symbolic("column", columns, lambda j: column(expression(j)))]
             return sequence([*parts, stage_code(stage, self.machine, parallel=False)])
 

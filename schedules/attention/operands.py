@@ -111,8 +111,8 @@ class Pairs:
                 )
 
             i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
-            turned = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
-            stage = Stage("turn", (Axis(i, depth // 2), Axis(j, columns)), turned)
+            transposed = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
+            stage = Stage("transpose", (Axis(i, depth // 2), Axis(j, columns)), transposed)
             parts = [tirx.AllocBuffer(rounded), repeat_symbolic("column", columns, column)]
             return sequence([*parts, stage_code(stage, machine, parallel=False)])
 
@@ -224,7 +224,7 @@ def with_contiguous_columns(matrix: BatchedMatrix, machine: Machine) -> tuple[li
         for variable, size in zip(matrix.variables, matrix.shape, strict=True)
     )
     points = [axis.var for axis in axes]
-    stage = Stage("turn", axes, tirx.BufferStore(copy, matrix.load(*points), points))
+    stage = Stage("transpose", axes, tirx.BufferStore(copy, matrix.load(*points), points))
     return [tirx.AllocBuffer(copy), stage_code(stage, machine)], BatchedMatrix.whole(copy)
 
 

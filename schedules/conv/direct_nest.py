@@ -128,7 +128,7 @@ class DirectNest:
 
     fill: float = 0.0  # what stands in the padding
     weight_rank: int | None = None  # where it is not that of packed filters
-    widens = False  # True if a task also converts its weights to a wider type
+    converts = False  # True if a task also converts its weights to a wider type
 
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
         stage = fused.anchors[0]
@@ -177,7 +177,7 @@ class DirectNest:
 
     def _cut_known(self, machine: Machine) -> bool | Expr:
         """Split static sizes into tasks. Returns True if they run in parallel."""
-        found = direct_cut(self.work, self.config, machine, copies=self.copies, widens=self.widens)
+        found = direct_cut(self.work, self.config, machine, copies=self.copies, converts=self.converts)
         sizes = [found.sizes[dimension(dim)] for dim in range(self.work.rank)]
         whole = found.parts[dimension(self.work.rank - 1)] == 1
         sizes[-1] = self.work.out_spatial[-1] if whole else sizes[-1] * self.pixels
@@ -481,11 +481,11 @@ class DirectNest:
         depth = depth_to_ask_at(lines_of(self.weight, elements), extents, len(output))
         if distance >= steps or len(places) != depth:
             return None
-        turn: Index = 0
+        iteration: Index = 0
         for position, size in zip(places, extents, strict=False):
-            turn = turn * size + position
+            iteration = iteration * size + position
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
-        return ask_share(self.weight, begin, elements, turn, prod(extents[:depth]))
+        return ask_share(self.weight, begin, elements, iteration, prod(extents[:depth]))
 
     @property
     def _parts_between_steps(self) -> int:
@@ -564,9 +564,9 @@ def group_steps(work: ConvWorkload, blocks: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool = False) -> Cut:
-    """Tasks of a convolution of static sizes. `copies`: each task copies its input to a scratch buffer; `widens`: each
-    also converts its weights to a wider type.
+def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: bool, converts: bool = False) -> Cut:
+    """Tasks of a convolution of static sizes. `copies`: each task copies its input to a scratch buffer; `converts`:
+    each also converts its weights to a wider type.
 
     Where channels come last in the order of the tasks, those that follow one another share their input, else their
     weights. Where a spatial dimension is halved, each of two threads finds its input in its own cache, and reads all of
@@ -575,7 +575,7 @@ def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: boo
     dims = [dimension(dim) for dim in range(work.rank)]
     orders = [[IMAGES, dim, GROUPS, CHANNELS, *dims] for dim in dims]
     orders += [[IMAGES, GROUPS, CHANNELS, *dims], [IMAGES, GROUPS, *dims, CHANNELS]]
-    return cut(_axes(work, config), _works(work, config, machine, copies, widens), machine, orders=orders)
+    return cut(_axes(work, config), _works(work, config, machine, copies, converts), machine, orders=orders)
 
 
 def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
@@ -594,7 +594,7 @@ def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
     return axes
 
 
-def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, widens: bool) -> Sequence[Work]:
+def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, converts: bool) -> Sequence[Work]:
     """Work of the multiply-adds, of the input with its halo, and of the weights."""
     halos = [
         max(0.0, ((window - 1) * dilation + 1) / stride - 1)
@@ -615,7 +615,7 @@ def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, w
         lines[dimension(work.rank - 1)] = [*((size + halos[-1]) * slower for size in range(1, tiles)), tiles]
     stored = work.group_channels * prod(work.kernel) * dtype_bits(work.source_dtype) // 8
     weights = work.out_blocks * work.block * stored
-    widened = _WIDEN_CYCLES * weights / vector if widens else 0.0
+    widened = _WIDEN_CYCLES * weights / vector if converts else 0.0
     return (
         Work(every, cycles=images * product_cycles(work, config, machine)),
         Work({IMAGES: 0.0, GROUPS: 0.0, **lines}, cycles=copied),
@@ -647,15 +647,17 @@ def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
     )
 
 
-def ask_share(buffer: Buffer, start: Sequence[Index], elements: int, turn: Expr | int, turns: int) -> Stmt | None:
-    """In iteration `turn` of `turns`, prefetch that iteration's share of the `elements` that follow `start` in memory.
+def ask_share(
+    buffer: Buffer, start: Sequence[Index], elements: int, iteration: Expr | int, iterations: int
+) -> Stmt | None:
+    """Prefetch an iteration's share of the `elements` that follow `start` in memory.
 
-    `turns` may be an estimate: iterations beyond it do nothing.
+    `iterations` may be an estimate: those beyond it do nothing.
     """
     line = _LINE_BITS // dtype_bits(str(buffer.ty.dtype))
     lines = lines_of(buffer, elements)
-    each = ceil_div(lines, turns)
-    first = turn * each
+    each = ceil_div(lines, iterations)
+    first = iteration * each
     *outer, inner = start
 
     def ask(i: Index) -> Stmt:

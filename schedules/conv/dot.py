@@ -333,7 +333,7 @@ class PairsNest(DotNest):
     """For processors that multiply pairs of 16-bit integers but not bytes: the input and the weights of a tile's
     channels are converted to 16 bits once, in scratch buffers, as the even and the odd bytes of each group of four."""
 
-    widens = True
+    converts = True
 
     def __init__(self, fused: FusedKernel, work: DotWorkload, config: Config) -> None:
         super().__init__(fused, work, config)

@@ -54,7 +54,7 @@ from schedules.cuts import Cut, other_parts, part_numbers, parts_of_two_at_run_t
 from schedules.errors import NotScheduledError
 from schedules.ir.expression import index
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Index, Stmt, tirx
+from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
@@ -208,6 +208,24 @@ class Spread:
 
     def store(self, value: Expr, *at: Index) -> Stmt:
         return store(self.buffer, value, *self.place, *at)
+
+
+@dataclass(frozen=True, eq=False)
+class FrequencyTile:
+    """A register tile of a frequency's product: Winograd tiles from `start` on by channel blocks from `block` on;
+    `points` are its places (number of the tile, number of the block)."""
+
+    spread: Spread
+    product: Expr
+    block: Index
+    frequency: Expr
+    start: Index
+    points: list[tuple[int, ...]]
+    sums: Buffer
+
+    @property
+    def size(self) -> int:
+        return self.points[-1][0] + 1
 
 
 class WinogradNest:
@@ -399,71 +417,10 @@ class WinogradNest:
     # The product of each frequency.
 
     def _multiply(self, spread: Spread, product: Expr, block: Index, frequency: Expr, live: Index) -> Stmt:
-        work, lanes = self.work, self.lanes
-        whole, rest = self._whole_and_rest()
-
         def tile(start: Index, size: int) -> Stmt:
-            sums, allocation = allocate_tile("sums", (size, self.blocks, lanes), work.dtype)
-            points = list(static_grid(size, self.blocks))
-
-            def step(source: Index, lane: Index) -> list[Stmt]:
-                row = source * self.steps + lane
-                result: list[Stmt | None] = self._weights_ahead(block, frequency, start, row)
-                for pixel, part in points:
-                    value = broadcast(spread.load(frequency, source * self.tiles + start + pixel, lane), lanes)
-                    here = (pixel, part, self.all_lanes)
-                    total = self._plus_product(load(sums, *here), value, block + part, frequency, row)
-                    result.append(store(sums, total, *here))
-                return result
-
-            def steps(source: Index, first: Index, count: int) -> list[Stmt | None]:
-                if not self.by_lane or count % lanes:
-                    return [each for lane in range(count) for each in step(source, first + lane)]
-                result: list[Stmt | None] = []
-                for begin in range(0, count, lanes):
-                    at, row = lanes_of(first + begin, lanes), source * self.steps + first + begin
-                    inputs = [spread.load(frequency, source * self.tiles + start + i, at) for i in range(size)]
-                    named, repeated = lanes_repeated(inputs, lanes)
-                    result += named
-                    for lane in range(lanes):
-                        result += self._weights_ahead(block, frequency, start, row + lane)
-                        for pixel, part in points:
-                            here, value = (pixel, part, self.all_lanes), repeated(pixel, lane, lanes)
-                            total = self._plus_product(load(sums, *here), value, block + part, frequency, row + lane)
-                            result.append(store(sums, total, *here))
-                return result
-
-            def block_loop(source: Index, channels: int) -> Stmt:
-                unroll = max(each for each in divisors(channels) if each <= self.unroll)
-                return repeat("ci", channels // unroll, lambda i: sequence(steps(source, i * unroll, unroll)))
-
-            zero = splat(0, work.dtype, lanes)
-            clear = [store(sums, zero, *at, self.all_lanes) for at in points]
-
-            def put(pixel: int, part: int, *, adds: bool) -> Stmt:
-                at = frequency, part * self.tiles + start + pixel, self.all_lanes
-                value = load(sums, pixel, part, self.all_lanes)
-                return store(product, load(product, *at) + value if adds else value, *at)
-
-            def blocks(first: Index, count: int, *, ends: bool) -> Stmt:
-                """Sums over blocks of input channels, the last one partial."""
-                loop = repeat("cb", count, lambda source: block_loop(first + source, self.steps))
-                left = block_loop(whole, rest) if ends and rest else None
-                return sequence(loop if count else None, left)
-
-            def part_of(first: Index, count: int) -> Stmt:
-                stored, added = ([put(*at, adds=adds) for at in points] for adds in (False, True))
-                is_first = first == 0 if isinstance(first, int) else tirx.EQ(first, index(0))
-                return sequence(
-                    clear, blocks(first, count, ends=False), when(is_first, sequence(stored), sequence(added))
-                )
-
-            part = steps_of_part(whole, self.steps, CHANNELS_OF_PART) if work.dtype == "float32" and whole else whole
-            if part >= whole:
-                alone = [put(*at, adds=False) for at in points]
-                return sequence(allocation, clear, blocks(0, whole, ends=True), alone)
-            over = sequence(clear, blocks(0, 0, ends=True), [put(*at, adds=True) for at in points]) if rest else None
-            return sequence(allocation, in_parts(whole, part, part_of), over)
+            sums, allocation = allocate_tile("sums", (size, self.blocks, self.lanes), self.work.dtype)
+            part = FrequencyTile(spread, product, block, frequency, start, list(static_grid(size, self.blocks)), sums)
+            return sequence(allocation, self._sum(part))
 
         def named_tile(start: Expr, size: int) -> Stmt:
             names: list[Stmt] = []
@@ -473,6 +430,75 @@ class WinogradNest:
         if self.work.is_open:
             return open_repeat("p", live, self.pixels, named_tile)
         return split_repeat("p", self.tiles, self.pixels, tile)
+
+    def _sum(self, tile: FrequencyTile) -> Stmt:
+        """A tile's sums over all input channels, in parts where there are many."""
+        whole, rest = self._whole_and_rest()
+        zero = splat(0, self.work.dtype, self.lanes)
+        clear = [store(tile.sums, zero, *at, self.all_lanes) for at in tile.points]
+
+        def part_of(first: Index, count: int) -> Stmt:
+            stored, added = (self._put(tile, adds=adds) for adds in (False, True))
+            is_first = first == 0 if isinstance(first, int) else tirx.EQ(first, index(0))
+            return sequence(clear, self._whole_blocks(tile, first, count), when(is_first, stored, added))
+
+        limited = self.work.dtype == "float32" and whole
+        part = steps_of_part(whole, self.steps, CHANNELS_OF_PART) if limited else whole
+        left = self._block(tile, whole, rest) if rest else None
+        if part >= whole:
+            return sequence(clear, self._whole_blocks(tile, 0, whole), left, self._put(tile, adds=False))
+        over = sequence(clear, left, self._put(tile, adds=True)) if rest else None
+        return sequence(in_parts(whole, part, part_of), over)
+
+    def _whole_blocks(self, tile: FrequencyTile, first: Index, count: int) -> Stmt | None:
+        """Sums over whole blocks of input channels."""
+        return repeat("cb", count, lambda source: self._block(tile, first + source, self.steps)) if count else None
+
+    def _block(self, tile: FrequencyTile, source: Index, channels: int) -> Stmt:
+        """Sums over some channels of a block."""
+        unroll = max(each for each in divisors(channels) if each <= self.unroll)
+        return repeat("ci", channels // unroll, lambda i: sequence(self._steps(tile, source, i * unroll, unroll)))
+
+    def _steps(self, tile: FrequencyTile, source: Index, first: Index, count: int) -> list[Stmt | None]:
+        """A number of steps of a sum; by lanes of vectors of channels, or each channel broadcast."""
+        lanes, row = self.lanes, source * self.steps + first
+
+        def inputs(pixel: int, at: Index) -> Expr:
+            return tile.spread.load(tile.frequency, source * self.tiles + tile.start + pixel, at)
+
+        result: list[Stmt | None] = []
+        if not self.by_lane or count % lanes:
+            for lane in range(count):
+                values = [broadcast(inputs(pixel, first + lane), lanes) for pixel in range(tile.size)]
+                result += self._step(tile, row + lane, values)
+            return result
+        for begin in range(0, count, lanes):
+            at = lanes_of(first + begin, lanes)
+            named, repeated = lanes_repeated([inputs(pixel, at) for pixel in range(tile.size)], lanes)
+            result += named
+            for lane in range(lanes):
+                values = [repeated(pixel, lane, lanes) for pixel in range(tile.size)]
+                result += self._step(tile, row + begin + lane, values)
+        return result
+
+    def _step(self, tile: FrequencyTile, row: Index, values: Sequence[Expr]) -> list[Stmt | None]:
+        """One channel: its values in the Winograd tiles times its weights."""
+        result: list[Stmt | None] = self._weights_ahead(tile.block, tile.frequency, tile.start, row)
+        for pixel, part in tile.points:
+            here = (pixel, part, self.all_lanes)
+            weighted = self._plus_product(load(tile.sums, *here), values[pixel], tile.block + part, tile.frequency, row)
+            result.append(store(tile.sums, weighted, *here))
+        return result
+
+    def _put(self, tile: FrequencyTile, *, adds: bool) -> Stmt:
+        """Store the sums, or add them to those of parts before."""
+
+        def put(pixel: int, part: int) -> Stmt:
+            at = tile.frequency, part * self.tiles + tile.start + pixel, self.all_lanes
+            value = load(tile.sums, pixel, part, self.all_lanes)
+            return store(tile.product, load(tile.product, *at) + value if adds else value, *at)
+
+        return sequence([put(*at) for at in tile.points])
 
     def _whole_and_rest(self) -> tuple[int, int]:
         """Number of full blocks of input channels, and of reduction steps in the last partial block."""

@@ -94,8 +94,8 @@ class TileWriter(ABC):
         """Allocate what else is needed, and set the sums to zero: appended to `statements`."""
 
     @abstractmethod
-    def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
-        """Store what a thread holds of a turn, `part.width` neighbours from a depth on, in shared memory."""
+    def kept(self, part: Part, number: int, row: Expr, depth: Expr) -> Stmt:
+        """Store what a thread holds of a round, `part.width` neighbours from a depth on, in shared memory."""
 
     @abstractmethod
     def multiplied(self) -> list[Stmt]:
@@ -146,13 +146,13 @@ class TileWriter(ABC):
 
     def _part(self, name: str, operand: Operand, tile: Expr, rows: int) -> Part:
         width = load_width(operand)
-        turns = ceil_div(rows * self.depth, width * self.threads)
+        rounds = ceil_div(rows * self.depth, width * self.threads)
         return Part(
             operand,
             self.bound(f"{name}_start", tile * expression(rows)),
             rows,
             width,
-            self.allocated(f"{name}_next", [turns * width], self.dtype, "local"),
+            self.allocated(f"{name}_next", [rounds * width], self.dtype, "local"),
             self.allocated(f"{name}_slabs", self.slab_shape(rows), self.dtype, SHARED),
         )
 
@@ -180,17 +180,17 @@ class TileWriter(ABC):
         return expression(step) if self.split is None else self.first + step
 
     def _pieces(self, part: Part) -> list[tuple[int, Expr, Expr, Expr | bool]]:
-        """For each turn of a thread: the turn, the row and the depth in the tile, and whether there is such a piece."""
+        """For each round of the threads: its number, the row and the depth in the tile, and whether it exists."""
         groups = self.depth // part.width
         total = part.rows * groups
         found = []
-        for turn in range(ceil_div(total, self.threads)):
-            piece = self.thread + turn * self.threads
-            exists = True if (turn + 1) * self.threads <= total else piece < total
+        for number in range(ceil_div(total, self.threads)):
+            piece = self.thread + number * self.threads
+            exists = True if (number + 1) * self.threads <= total else piece < total
             size = expression(groups if part.operand.along_depth else part.rows)
             major, minor = tirx.floordiv(piece, size), tirx.floormod(piece, size)
             row, group = (major, minor) if part.operand.along_depth else (minor, major)
-            found.append((turn, row, group * part.width, exists))
+            found.append((number, row, group * part.width, exists))
         return found
 
     def _fetched(self, part: Part, step: Expr | int, more: Expr | bool) -> list[Stmt]:
@@ -199,11 +199,11 @@ class TileWriter(ABC):
             return []
         statements: list[Stmt] = []
         guarded: list[tuple[int, GuardedLoad]] = []
-        for turn, row, depth, exists in self._pieces(part):
+        for number, row, depth, exists in self._pieces(part):
             at_row, at_depth = part.start + row, self._at(step) * self.depth + depth
             inside = both(exists, within(at_row, part.operand.rows.extent, part.rows))
             if part.operand.run >= part.width:
-                statements.append(self._fetched_run(part, turn, at_row, at_depth, inside))
+                statements.append(self._fetched_run(part, number, at_row, at_depth, inside))
                 continue
             for element in range(part.width):
                 here = at_depth + element
@@ -212,11 +212,11 @@ class TileWriter(ABC):
                 found = guarded_load(value, known) if str(value.ty) == self.dtype else None
                 if found is not None:
                     found = guarded_load(value, both(known, more)) or found
-                    guarded.append((turn * part.width + element, found))
+                    guarded.append((number * part.width + element, found))
                     continue
                 if known is not True:
                     value = tirx.if_then_else(known, value, tirx.const(0, self.dtype))
-                statements.append(store(part.registers, value, turn * part.width + element))
+                statements.append(store(part.registers, value, number * part.width + element))
         needed = when(more, sequence([each for each in statements if each is not None])) if statements else None
         return [*([] if needed is None else [needed]), *self._guarded(part, guarded)]
 
@@ -232,22 +232,22 @@ class TileWriter(ABC):
             chosen.append(store(part.registers, tirx.Select(inside, load(part.registers, place), otherwise), place))
         return [*tested, *loaded, *chosen]
 
-    def _fetched_run(self, part: Part, turn: int, row: Expr, depth: Expr, inside: Expr | bool) -> Stmt | None:
+    def _fetched_run(self, part: Part, number: int, row: Expr, depth: Expr, inside: Expr | bool) -> Stmt | None:
         """Neighbours along the depth as one vector."""
         first = part.operand.at(self.batch, row, self.form.depth.values(depth))
         *outer, last = first.indices
         value = tirx.BufferLoad(first.source, [*outer, lanes_of(last, part.width)])
-        place = lanes_of(turn * part.width, part.width)
+        place = lanes_of(number * part.width, part.width)
         # TVM writes no zero of more than four bytes side by side.
         zero = broadcast(tirx.const(0, self.dtype), 4)
-        starts = range(turn * part.width, (turn + 1) * part.width, 4)
+        starts = range(number * part.width, (number + 1) * part.width, 4)
         nothing = sequence([store(part.registers, zero, lanes_of(start, 4)) for start in starts])
         inside = both(inside, within(depth, self.form.depth.extent, self.depth))
         return when(inside, store(part.registers, value, place), nothing)
 
     def _all_kept(self, part: Part) -> list[Stmt]:
         statements = [
-            when(exists, self.kept(part, turn, row, depth)) for turn, row, depth, exists in self._pieces(part)
+            when(exists, self.kept(part, number, row, depth)) for number, row, depth, exists in self._pieces(part)
         ]
         return [each for each in statements if each is not None]
 

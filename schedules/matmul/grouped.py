@@ -69,15 +69,6 @@ def pack_words(weight: NDArray[np.int8], width: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(words.transpose(1, 0, 2)).view(np.int32)
 
 
-def pack_groups(numbers: NDArray[np.floating], width: int) -> NDArray[np.floating]:
-    """Scales or zero points (groups, columns) as (panels, groups, width)."""
-    groups, columns = numbers.shape
-    panels = -(-columns // width)
-    padded = np.zeros((groups, panels * width), numbers.dtype)
-    padded[:, :columns] = numbers
-    return np.ascontiguousarray(padded.reshape(groups, panels, width).transpose(1, 0, 2))
-
-
 MATMUL_GROUPED = "matmul-grouped"
 # How far ahead of their use words are asked for, in rows of a panel: a row takes some fifty cycles.
 _WORDS_AHEAD, _BYTES_AHEAD = 16, 64

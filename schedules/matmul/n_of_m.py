@@ -33,7 +33,7 @@ from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
-from schedules.matmul.packed_operand import PanelRule, WriterOfParts, joined, looked_up, panel_fields, turns
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts, independent_sums, joined, looked_up, panel_fields
 from schedules.matmul.tiling import MatmulWorkload, best_tile
 from schedules.matmul.writer import Batch, MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -173,7 +173,9 @@ class NOfMWriter(WriterOfParts[Parts]):
         per_word = self.parts.groups.per_word
         groups = int(self.form.depth.extent) // self.parts.groups.of
         rows = int(at.rows)
-        tiles = [RegisterTile(rows, self.lanes, self.lanes, "float32") for _ in range(turns(rows, self.machine))]
+        tiles = [
+            RegisterTile(rows, self.lanes, self.lanes, "float32") for _ in range(independent_sums(rows, self.machine))
+        ]
         panel = tirx.FloorDiv(at.column, constant(self.form.width))
 
         def word(number: Expr, count: int) -> Stmt:

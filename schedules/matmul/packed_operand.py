@@ -158,7 +158,7 @@ def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, An
     return panel_form(stage, depth, place, values), found
 
 
-def turns(vectors: int, machine: Machine) -> int:
+def independent_sums(vectors: int, machine: Machine) -> int:
     """Number of accumulators per result, for tiles of so few vectors that a single one would be bound by addition
     latency."""
     wanted = -(-machine.fma_latency * machine.fma_ports // vectors)

@@ -39,7 +39,8 @@ from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.n_of_m import Groups, most_kept
-from schedules.matmul.packed_operand import PanelRule, WriterOfParts, joined, looked_up, panel_fields, turns
+from schedules.matmul.pack import pack_panels
+from schedules.matmul.packed_operand import PanelRule, WriterOfParts, independent_sums, joined, looked_up, panel_fields
 from schedules.matmul.tiling import MatmulWorkload, best_tile, panel_width, tile_cost
 from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
@@ -52,15 +53,6 @@ class SparseWeight:
     values: NDArray[np.float32]
     index: NDArray[np.int32]
     longest: int
-
-
-def in_panels(weight: np.ndarray, width: int) -> np.ndarray:
-    """A (depth, columns) weight as (panels, depth, width), zero-padded in the last panel."""
-    depth, columns = weight.shape
-    panels = -(-columns // width)
-    padded = np.zeros((depth, panels * width), weight.dtype)
-    padded[:, :columns] = weight
-    return padded.reshape(depth, panels, width).transpose(1, 0, 2)
 
 
 def share_kept(panels: np.ndarray) -> float:
@@ -163,7 +155,7 @@ class SparseWriter(WriterOfParts[Parts]):
         rows, width = int(at.rows), at.width
         tiles = [
             RegisterTile(rows, width, self.lanes, "float32")
-            for _ in range(turns(rows * -(-width // self.lanes), self.machine))
+            for _ in range(independent_sums(rows * -(-width // self.lanes), self.machine))
         ]
         count_of_tiles, (sums, *others) = len(tiles), tiles
         panel = tirx.FloorDiv(at.column, constant(self.form.width))
@@ -232,7 +224,7 @@ def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm |
     forms: list[tuple[float, SparseForm]] = []
     for width in (lanes, 2 * lanes, 4 * lanes):
         if width <= columns and width <= _widest(machine):
-            kept = share_kept(in_panels(weight, width))
+            kept = share_kept(pack_panels(weight, width))
             forms.append((block_cycles(kept, rows, columns, width, machine), SparseForm(width)))
     for of in choices_of(machine):
         if len(weight) % of == 0 and 0 < (keep := most_kept(weight, of)) <= of // 2:

@@ -85,7 +85,7 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
     statements: list[Stmt] = []
     vectors = []
     for store in stores:
-        held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "turn", scope="local", layout=None)
+        held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "stored", scope="local", layout=None)
 
         def element(lane: Expr, store: Stmt = store, held: Expr = held) -> Stmt:
             return tirx.BufferStore(held, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
@@ -96,7 +96,7 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
     for number in range(len(stores)):
         places = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
         parts = [
-            (vector, {lane: at for lane, (at, turn) in enumerate(places) if turn == own})
+            (vector, {lane: at for lane, (at, store) in enumerate(places) if store == own})
             for own, vector in enumerate(vectors)
         ]
         value = picked([part for part in parts if part[1]], lanes)

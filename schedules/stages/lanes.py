@@ -157,7 +157,7 @@ def _is_gathered(access: Access, stride: Stride) -> bool:
     return dtype_of(access.buffer) in VECTOR_DTYPES and any(buffers_loaded(point) for point in access.indices)
 
 
-_TURNS = (2, 3, 4)
+_COUNTS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
 _LEAST_EXTENT = 4
 
@@ -170,13 +170,13 @@ def interleaved_count(stage: Stage) -> int:
 def interleaved_axis(nest: LoopNest) -> Loop | None:
     """The loop along which stores are interleaved, and what they store lies side by side or is the same; None when the
     nest is none of `interleave`'s."""
-    turns = interleaved_count(nest.stage)
-    if turns not in _TURNS or not _take_turns(nest.stage):
+    count = interleaved_count(nest.stage)
+    if count not in _COUNTS or not _stores_one_buffer(nest.stage):
         return None
-    return next((loop for loop in reversed(nest.spatial) if _serves_copy(nest.accesses, loop.strides, turns)), None)
+    return next((loop for loop in reversed(nest.spatial) if _is_interleaved(nest.accesses, loop.strides, count)), None)
 
 
-def _take_turns(stage: Stage) -> bool:
+def _stores_one_buffer(stage: Stage) -> bool:
     stores = list(stage.body.seq)
     if any(not isinstance(store, tirx.BufferStore) or has_branch(store) for store in stores) or stage.reduction:
         return False
@@ -186,10 +186,10 @@ def _take_turns(stage: Stage) -> bool:
     return same and not written and is_compact(first.buffer)
 
 
-def _serves_copy(accesses: Sequence[Access], strides: Sequence[Index | None], turns: int) -> bool:
+def _is_interleaved(accesses: Sequence[Access], strides: Sequence[Index | None], count: int) -> bool:
     pairs = list(zip(accesses, strides, strict=True))
     loads = [stride for access, stride in pairs if not access.is_store]
-    return all(stride == turns for access, stride in pairs if access.is_store) and set(loads) <= {0, 1} and 1 in loads
+    return all(stride == count for access, stride in pairs if access.is_store) and set(loads) <= {0, 1} and 1 in loads
 
 
 def interleave(pieces: Sequence[Stage]) -> list[Stage]:
@@ -200,31 +200,31 @@ def interleave(pieces: Sequence[Stage]) -> list[Stage]:
         if waiting and not _follows(waiting, piece):
             done += waiting
             waiting = []
-        turn = _shuffled(piece)
-        if turn is None or turn[0] != len(waiting):
-            done.append(_by_turns(piece) or piece)
+        element = _element_of_few(piece)
+        if element is None or element[0] != len(waiting):
+            done.append(_with_interleaved_stores(piece) or piece)
             continue
         waiting.append(piece)
-        if len(waiting) == turn[1]:
+        if len(waiting) == element[1]:
             whole = _whole(waiting[0], [each.body for each in waiting], piece.axes)
             done += waiting if whole is None else [whole]
             waiting = []
     return done + waiting
 
 
-def _shuffled(stage: Stage) -> tuple[int, int] | None:
+def _element_of_few(stage: Stage) -> tuple[int, int] | None:
     """(index, count): which element of a short last dimension a stage stores, and of how many."""
     store = stage.store
     if store is None or stage.reduction or not is_compact(store.buffer) or not store.indices:
         return None
-    turn, turns = constant_int(store.indices[-1]), shape_of(store.buffer)[-1]
-    return (turn, turns) if isinstance(turn, int) and turns in _TURNS else None
+    element, count = constant_int(store.indices[-1]), shape_of(store.buffer)[-1]
+    return (element, count) if isinstance(element, int) and count in _COUNTS else None
 
 
 def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
     """True if a stage stores the next element of that dimension, at the same places as those before."""
     first, other = waiting[0].body, piece.store
-    if other is None or _shuffled(piece) != (len(waiting), shape_of(first.buffer)[-1]):
+    if other is None or _element_of_few(piece) != (len(waiting), shape_of(first.buffer)[-1]):
         return False
     if len(piece.axes) != len(waiting[0].axes):
         return False
@@ -235,7 +235,7 @@ def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
     return bool(other.buffer.same_as(first.buffer)) and bool(same)
 
 
-def _by_turns(stage: Stage) -> Stage | None:
+def _with_interleaved_stores(stage: Stage) -> Stage | None:
     """A stage with an axis of a few steps along which it stores side by side, as one store for each step."""
     store = stage.store
     if store is None or stage.reduction or not is_compact(store.buffer):
@@ -244,11 +244,11 @@ def _by_turns(stage: Stage) -> Stage | None:
     for position, axis in enumerate(stage.axes):
         if not isinstance(axis.extent, int) or target.stride(axis.var) != 1:
             continue
-        if axis.extent in _TURNS:
+        if axis.extent in _COUNTS:
             return _one_store_each(stage, position)
-        for turns in _divisors(stage):
-            if axis.extent % turns == 0:
-                split = with_plain_indices(split_axis(stage, position, turns)[0])
+        for count in _divisors(stage):
+            if axis.extent % count == 0:
+                split = with_plain_indices(split_axis(stage, position, count)[0])
                 return _one_store_each(split, position + 1)
     return None
 
@@ -271,12 +271,12 @@ def _one_store_each(stage: Stage, position: int) -> Stage | None:
 def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage | None:
     """The stores as one stage; None where they are not interleaved along any of its axes."""
     whole = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
-    if not _take_turns(whole):
+    if not _stores_one_buffer(whole):
         return None
     accesses = accesses_of(whole.body)
     for axis in axes:
         long = not isinstance(axis.extent, int) or axis.extent >= _LEAST_EXTENT
-        if long and _serves_copy(accesses, [access.stride(axis.var) for access in accesses], len(bodies)):
+        if long and _is_interleaved(accesses, [access.stride(axis.var) for access in accesses], len(bodies)):
             return whole
     return None
 

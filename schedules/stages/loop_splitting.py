@@ -45,10 +45,10 @@ def split_axes(stage: Stage) -> list[Stage]:
 def _next_split(stage: Stage) -> list[Stage] | None:
     """The stage split along an axis that an index divides, or along which an index changes direction; None when there
     is none."""
-    found, turns = _divided_axes(stage)
+    found, bends = _divided_axes(stage)
     for position, axis in enumerate(stage.axes):
         seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]
-        seams += [place for turning, place in turns if turning == position]
+        seams += [place for bent, place in bends if bent == position]
         inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
         if inside and not axis.reduce:  # the blocks begin inside of the loop
             return _cut(stage, position, inside[0])
@@ -63,7 +63,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
     """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent, and
     (position, place) for each smaller or larger of two where the other one begins to be taken."""
     found: list[tuple[int, int, int]] = []
-    turns: list[tuple[int, int]] = []
+    bends: list[tuple[int, int]] = []
     static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
 
     def divide(node: Expr) -> None:
@@ -76,18 +76,18 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
                 if isinstance(rest, int):
                     found.append((position, factor, rest))
 
-    def turn(node: Expr) -> None:
+    def bend(node: Expr) -> None:
         difference = node.a - node.b
         for position, var in static:
             factor = coefficient_of(difference, var)
             rest = _without(difference, var) if factor else None
             if factor and isinstance(rest, int):
-                turns.append((position, (-rest if factor > 0 else rest) // abs(factor) + 1))
+                bends.append((position, (-rest if factor > 0 else rest) // abs(factor) + 1))
 
     for access in accesses_of(stage.body):
         for point in access.indices:
-            structural_walk(point, [((tirx.FloorDiv, tirx.FloorMod), divide), ((tirx.Min, tirx.Max), turn)])
-    return found, turns
+            structural_walk(point, [((tirx.FloorDiv, tirx.FloorMod), divide), ((tirx.Min, tirx.Max), bend)])
+    return found, bends
 
 
 def _without(expr: Expr, var: Var) -> Index:

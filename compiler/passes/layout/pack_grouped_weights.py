@@ -15,7 +15,7 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.rewriting.matching import Array, as_constant, dtype_of, rank_of, shape_of
 from schedules.machine import Machine
-from schedules.matmul.grouped import PER_WORD, matmul_grouped, pack_groups, pack_words, panel_width
+from schedules.matmul.grouped import PER_WORD, matmul_grouped, pack_words, panel_width
 from schedules.matmul.pack import FUSABLE, pack_panels
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class _Packer(PyExprMutator):
             width = panel_width(weight.values.shape[1], self.machine)
             arrays: list[Array] = [
                 (pack_words if weight.bits == 4 else pack_panels)(weight.values, width),
-                *(pack_groups(each, width) for each in (weight.scales, weight.zeros) if each is not None),
+                *(pack_panels(each, width) for each in (weight.scales, weight.zeros) if each is not None),
             ]
             self._packed[expr] = weight, [as_constant(each) for each in arrays]
         return self._packed[expr]

@@ -17,8 +17,8 @@ from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from schedules.machine import Machine
 from schedules.matmul.n_of_m import matmul_n_of_m, pack_groups_of
-from schedules.matmul.pack import FUSABLE
-from schedules.matmul.sparse import SparseForm, in_panels, matmul_sparse, pack_blocks, sparse_form
+from schedules.matmul.pack import FUSABLE, pack_panels
+from schedules.matmul.sparse import SparseForm, matmul_sparse, pack_blocks, sparse_form
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Call, Expr
@@ -86,7 +86,7 @@ class _Packer(PyExprMutator):
         """The kernel with its constants and numbers; each weight is packed once."""
         key = (weight, form)
         if key not in self._packed:
-            panels = in_panels(array_of(weight), form.width)
+            panels = pack_panels(array_of(weight), form.width)
             if form.groups is None:
                 packed = pack_blocks(panels)
                 arrays: tuple[Any, ...] = packed.values, packed.index

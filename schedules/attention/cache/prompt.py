@@ -324,8 +324,8 @@ class PackedRows:
             source, words_made = allocate("own_words", [self.panel, self.steps], "int32")
             parts += [words_made, repeat("j", self.panel, lambda j: self._words(copied, source, j))]
         d, j = tirx.Var("step", "int64"), tirx.Var("j", "int64")
-        turned = store(self.keys, load(source, j, d), sample, head, panel, d, j)
-        stage = Stage("turn", (Axis(d, self.steps), Axis(j, self.panel)), turned)
+        transposed = store(self.keys, load(source, j, d), sample, head, panel, d, j)
+        stage = Stage("transpose", (Axis(d, self.steps), Axis(j, self.panel)), transposed)
         return sequence(*parts, stage_code(stage, self.machine, parallel=False))
 
     def _words(self, copied: Expr, words: Expr, j: Expr) -> Stmt:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.grouped import matmul_grouped, pack_groups, pack_words, panel_width
+from schedules.matmul.grouped import matmul_grouped, pack_words, panel_width
 from schedules.matmul.pack import pack_panels
 from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
 
@@ -43,7 +43,7 @@ class Weight:
         pack = pack_words if self.bits == 4 else pack_panels
         operands = [
             pack(self.values, width),
-            *(pack_groups(each, width) for each in (self.scales, self.zeros) if each is not None),
+            *(pack_panels(each, width) for each in (self.scales, self.zeros) if each is not None),
         ]
 
         def build(builder: Any, data: Any) -> Any:

@@ -14,7 +14,8 @@ from tvm import relax
 from schedules.instructions.select_lanes import choices_of
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.n_of_m import Groups, matmul_n_of_m, most_kept, pack_groups_of
-from schedules.matmul.sparse import in_panels, matmul_sparse, pack_blocks, share_kept, share_that_pays, sparse_form
+from schedules.matmul.pack import pack_panels
+from schedules.matmul.sparse import matmul_sparse, pack_blocks, share_kept, share_that_pays, sparse_form
 from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 33, 64, 70, 132])
@@ -51,13 +52,13 @@ def product(kernel: Any, operands: tuple[Array, ...], **numbers: int) -> Callabl
 
 
 def of_blocks(weight: Array, width: int) -> Callable[[Any, Any], Any]:
-    packed = pack_blocks(in_panels(weight, width))
+    packed = pack_blocks(pack_panels(weight, width))
     return product(matmul_sparse, (packed.values, packed.index), columns=weight.shape[1], longest=packed.longest)
 
 
 def of_groups(weight: Array, groups: Groups, target: str) -> Callable[[Any, Any], Any]:
     lanes = target_of(target).machine.lanes("float32")
-    operands = pack_groups_of(in_panels(weight, lanes), groups)
+    operands = pack_groups_of(pack_panels(weight, lanes), groups)
     return product(matmul_n_of_m, operands, columns=weight.shape[1], keep=groups.keep, of=groups.of)
 
 
@@ -129,7 +130,7 @@ def test_the_form_follows_from_where_zeros_are(target: str) -> None:
     threshold = share_that_pays(machine, 64)
     assert 0.1 < threshold < 0.6
     scattered = np.where(np.random.default_rng(0).random((64, 256)) < 0.5, np.float32(0), normal((64, 256)))
-    assert share_kept(in_panels(scattered, lanes)) > 0.9
+    assert share_kept(pack_panels(scattered, lanes)) > 0.9
     assert sparse_form(scattered, 64, machine) is None
     quarter = sparse_form(n_of_m(64, 256, Groups(1, 4)), 64, machine)
     assert (quarter is not None and quarter.groups == Groups(1, 4)) == (4 in choices_of(machine))
