@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from compiler.serving.workers.known_heads import KnownHeads
 
 _BACKLOG = 2048
 _AT_ONCE = 64  # connections accepted in one iteration of the event loop
+_OTHER_DESCRIPTORS = 128  # of files, sandboxes, and connections that are being closed
 _PERIOD = 0.25  # seconds between two looks at what has to arrive
 _log = logging.getLogger(__name__)
 
@@ -32,8 +34,8 @@ class HttpOptions:
         header_seconds: time limit for the headers of a request, from the connection or its first byte.
         keep_alive_seconds: how long a connection may stay idle between requests.
         drain_seconds: how long requests have to end at shutdown.
-        max_connections: at once. For each more, the one that has waited longest for a request is closed; where none
-            waits, the new one is answered 503.
+        max_connections: at once, or fewer where the process may not have as many file descriptors. For each more, the
+            one that has waited longest for a request is closed; where none waits, the new one is answered 503.
         certificate, private_key: PEM files; with them the server speaks TLS alone.
         private_key_password_file: of an encrypted private key.
         client_ca: PEM file; clients need a certificate signed by one of these.
@@ -71,7 +73,7 @@ class Server:
         self.held = HeldBytes(handler.limits)
         self.header_seconds = options.header_seconds
         self.keep_alive_seconds = options.keep_alive_seconds
-        self.max_connections = options.max_connections
+        self.max_connections = _possible_connections(options.max_connections)
         self.date = _date()
         self._drain_seconds = options.drain_seconds
         self._tls = _tls(options)
@@ -160,6 +162,13 @@ class Server:
             connection.abort()
         while self.connections:
             await asyncio.sleep(0)
+
+
+def _possible_connections(wanted: int) -> int:
+    """As many connections as wanted, or as the process may have file descriptors for: where it has none left, new
+    connections are reset."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if most == resource.RLIM_INFINITY else max(1, min(wanted, most - _OTHER_DESCRIPTORS))
 
 
 def _date() -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -207,6 +208,13 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
             assert silent.recv(1) == b""
         used.sendall(post("/a", b"again", "Connection: close"))
         assert whole(used).endswith(b"POST /a again")
+
+
+def test_connections_are_as_many_as_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (700, 700))
+    assert [Server(Echo(), HttpOptions(max_connections=most)).max_connections for most in (10, 1000)] == [10, 572]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert Server(Echo(), HttpOptions(max_connections=1000)).max_connections == 1000
 
 
 class _Transport(asyncio.Transport):
