@@ -80,11 +80,14 @@ def _index_copy(data: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 
 @decomposition_of("aten.index_put.default")
 def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """Index_put along one axis with integer indices; the exporter handles the rest."""
+    """Index_put along one axis with integer indices; the exporter handles the rest, by indices of int64 alone."""
     used = [axis for axis, index in enumerate(indices) if index is not None]
     index = indices[used[0]] if len(used) == 1 else None
     if accumulate or index is None or index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
-        return NotImplemented
+        if all(each is None or each.dtype != torch.int32 for each in indices):
+            return NotImplemented
+        wide = [each if each is None or each.dtype != torch.int32 else each.long() for each in indices]
+        return torch.ops.aten.index_put(data, wide, values, accumulate)
     axis, size = used[0], data.shape[used[0]]
     shape = [*data.shape[:axis], index.shape[0], *data.shape[axis + 1 :]]
     places = torch.where(index < 0, index + size, index)

@@ -310,6 +310,17 @@ def test_nearest_elements_at_open_sizes(mode: str) -> None:
     check(lambda x: functional.interpolate(x, scale_factor=(1.3, 0.7), mode=mode), normal(1, 1, 9, 15))
 
 
+def test_written_at_places_of_int32() -> None:
+    places = torch.tensor([3, 1], dtype=torch.int32)
+
+    def written(x: Tensor) -> Tensor:
+        values = x.clone()
+        values[places - 1, places] = 7.0
+        return values.index_put((places[:1], places), torch.ones(2), accumulate=True)
+
+    check(written, normal(4, 5))
+
+
 def test_any_of_no_rows() -> None:
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     check(lambda x: ((x > 0).any(0), x.any(), x.any(1, keepdim=True)), normal(3, 4), dynamic, (torch.zeros(0, 4),))
