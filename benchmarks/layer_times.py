@@ -85,7 +85,7 @@ def rows_of(model: CatalogModel, target: targets.Target) -> Iterable[Row]:
 
     def times(clock: KernelClock) -> dict[str, LayerTime]:
         return LayerTimes(clock, scheme.activations).measure(
-            graph.layers, lambda layer: quantize_weight(layer.weight, layer.product.filters, per_channel=True)
+            graph.layers, lambda layer: quantize_weight(layer.weight, layer.operator.filters, per_channel=True)
         )
 
     predicted = times(PredictedClock(target))

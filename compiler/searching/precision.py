@@ -104,7 +104,7 @@ class Precisions:
         sites = {site: self.ranges.get(str(site.name), own[_first_of(site, placement.ties)]) for site in own}
         weights = {
             layer.variable: quantize_weight(
-                layer.weight, layer.product.filters, per_channel=scheme.per_channel or layer.is_look_up
+                layer.weight, layer.operator.filters, per_channel=scheme.per_channel or layer.is_look_up
             )
             for layer in placement.layers
         }
@@ -170,7 +170,7 @@ def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
         # Of what is never negative the least integer is 0, as after calibration: limits then cost nothing.
         {site: Affine("int8", _SCALE, -128 if is_positive(values.get(site)) else 0) for site in placement.sites},
         {
-            layer.variable: quantize_weight(layer.weight, layer.product.filters, per_channel=scheme.per_channel)
+            layer.variable: quantize_weight(layer.weight, layer.operator.filters, per_channel=scheme.per_channel)
             for layer in placement.layers
         },
         {},

@@ -183,7 +183,7 @@ def _unsuited(layer: Layer) -> str | None:
     """Reason why a layer has no factors."""
     if layer.weight.ndim > 2 and int(layer.call.attrs.groups) > 1:
         return "it is a grouped convolution"
-    if layer.weight.ndim > 2 and layer.product.filters:
+    if layer.weight.ndim > 2 and layer.operator.filters:
         return "a transposed convolution cannot be factorized"
     if not np.isfinite(layer.weight).all():
         return "its weights are not finite"

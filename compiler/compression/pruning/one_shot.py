@@ -143,7 +143,7 @@ def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Arr
     layers = [
         layer
         for layer in find_layers(job.model.mod).layers
-        if (weight := layer.call.args[layer.product.weight]) in known and _is_plain(layer)
+        if (weight := layer.call.args[layer.operator.weight]) in known and _is_plain(layer)
     ]
     tapped = Tapped(job.model, job.model.mod, list(dict.fromkeys(layer.data for layer in layers)), job.compile)
     sums: dict[GenericConst, Array] = {}
@@ -151,21 +151,21 @@ def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Arr
         tensors = tapped.run(sample)[1]
         for layer in layers:
             rows = _operands(layer, tensors[layer.data]).astype(np.float64)
-            weight = layer.call.args[layer.product.weight]
+            weight = layer.call.args[layer.operator.weight]
             sums[weight] = sums.get(weight, 0) + rows.T @ rows
     return sums
 
 
 def _is_plain(layer: Layer) -> bool:
     attrs = layer.call.attrs
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         return True
-    return int(attrs.groups) == 1 and layer.weight.ndim == 4 and layer.product.filters == 0
+    return int(attrs.groups) == 1 and layer.weight.ndim == 4 and layer.operator.filters == 0
 
 
 def _operands(layer: Layer, data: Array) -> Array:
     """(rows, operands): what each result of a filter is a product of."""
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         rows = data.reshape(-1, data.shape[-1])
     else:
         rows = _patches(layer.call.attrs, data, layer.weight.shape[2:])

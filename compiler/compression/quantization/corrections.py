@@ -28,9 +28,9 @@ def bias_correction(layer: Layer, weight: QuantizedWeight, means: Array) -> Arra
         means: of each channel of the layer's activations. Borders, where padding takes part, are left out of account.
     """
     change = layer.weight.astype(np.float64) - weight.dequantized()
-    if layer.product.is_matrix:  # a matrix (channels, filters)
+    if layer.operator.is_matrix:  # a matrix (channels, filters)
         return (means @ change).astype(np.float32)
-    if layer.product.filters == 1:  # (channels, filters, ...) of a transposed convolution
+    if layer.operator.filters == 1:  # (channels, filters, ...) of a transposed convolution
         return np.asarray(means @ change.reshape(*change.shape[:2], -1).sum(axis=2), np.float32)
     groups = int(layer.call.attrs.groups)
     sums = change.reshape(change.shape[0], change.shape[1], -1).sum(axis=2)
@@ -80,7 +80,7 @@ def equalize(mod: IRModule, graph: LayerGraph) -> IRModule:
 def _partner(graph: LayerGraph, second: Layer) -> tuple[Layer, Layer] | None:
     """(the convolution before, `second`), where nothing else reads between them and factors pass through."""
     first = next((each for each in graph.layers if each.variable.same_as(graph.root(second.data))), None)
-    if first is None or 1 in (first.product.filters, second.product.filters):
+    if first is None or 1 in (first.operator.filters, second.operator.filters):
         return None
     if graph.readers.get(first.variable) != [second.variable]:
         return None
@@ -135,7 +135,7 @@ def smooth(mod: IRModule, layers: Collection[Layer], statistics: Mapping[Var, St
     factors = {
         layer.variable: (layer, found)
         for layer in layers
-        if layer.product.is_matrix and (found := smoothing_factors(layer, statistics[layer.data])) is not None
+        if layer.operator.is_matrix and (found := smoothing_factors(layer, statistics[layer.data])) is not None
     }
     if not factors:
         return mod
@@ -146,7 +146,7 @@ def smooth(mod: IRModule, layers: Collection[Layer], statistics: Mapping[Var, St
         layer, factor = factors[variable]
         data = emit(relax.op.multiply(layer.data, as_constant((1 / factor).astype(np.float32))))
         weight = as_constant((layer.weight * factor[:, None]).astype(np.float32))
-        return with_operands(call, {layer.product.data: data, layer.product.weight: weight})
+        return with_operands(call, {layer.operator.data: data, layer.operator.weight: weight})
 
     return edit_main(mod, edit)
 

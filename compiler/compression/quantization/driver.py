@@ -207,7 +207,7 @@ class _Search(Protocol[Found]):
     @property
     def quantizable(self) -> list[Layer]: ...
     @property
-    def widens(self) -> bool: ...
+    def tries_int16(self) -> bool: ...
     @property
     def left_in_float(self) -> list[tuple[str, str]]: ...
     @property
@@ -239,7 +239,7 @@ def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float
     if not holds(0):
         report("rank layers")
         session.rank(_RANKING_SAMPLES)
-        wide = session.widens and holds(len(layers), True)
+        wide = session.tries_int16 and holds(len(layers), True)
         if wide:
             count = fewest(lambda tried: holds(tried, True), len(layers))
         else:

@@ -28,7 +28,7 @@ from compiler.compression.quantization.layers import (
     activations_of,
     integer_name,
     is_transparent,
-    product_of,
+    linear_operator_of,
     ties,
 )
 from compiler.passes.rewriting.graph import Call, Expr, Var, operands, operator_name
@@ -111,8 +111,8 @@ class _Inserter:
             return self._mover(call, read, block, emit)
         weight = self._numbers.weights[variable]
         replaced: dict[int, Expr] = {
-            layer.product.data: self._pair(layer.data, block, emit) if layer.data in read else layer.data,
-            layer.product.weight: emit(dequantized_weight(weight)),
+            layer.operator.data: self._pair(layer.data, block, emit) if layer.data in read else layer.data,
+            layer.operator.weight: emit(dequantized_weight(weight)),
         }
         product: Expr = with_operands(call, replaced)
         shift = self._numbers.shifts.get(variable)
@@ -141,7 +141,7 @@ class _Inserter:
         bias = array_of(call.args[1])
         shift = self._numbers.shifts.get(layer.variable)
         shape = along_channels(
-            layer, np.zeros(self._numbers.weights[layer.variable].values.shape[layer.product.filters])
+            layer, np.zeros(self._numbers.weights[layer.variable].values.shape[layer.operator.filters])
         )
         if bias.size not in (1, shape.size):
             return call
@@ -161,7 +161,7 @@ def along_channels(layer: Layer, values: Array) -> Array:
     """One number per filter, shaped to broadcast over the layer's result."""
     rank = rank_of(layer.variable)
     assert rank is not None
-    return np.asarray(values, np.float32).reshape([-1, *[1] * (rank - 1 - layer.product.channels)])
+    return np.asarray(values, np.float32).reshape([-1, *[1] * (rank - 1 - layer.operator.channels)])
 
 
 _LIMITS = frozenset(f"relax.{name}" for name in ("nn.relu", "nn.relu6", "clip"))
@@ -204,7 +204,7 @@ def _is_integer(call: Call, operators: Collection[str]) -> bool:
         return True
     # A product that is not a layer has two activations, or stays in float.
     both = name == "relax.matmul" and len(activations_of(call)) == 2
-    return integer_name(call) in operators and (both or product_of(call, operators) is None)
+    return integer_name(call) in operators and (both or linear_operator_of(call, operators) is None)
 
 
 def _in_float(graph: LayerGraph, layers: Collection[object]) -> set[Var]:

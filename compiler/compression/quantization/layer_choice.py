@@ -75,7 +75,7 @@ class LayerChoice:
 
     graph: LayerGraph
     # Whether sensitive layers may read 16 bits instead of going back to float.
-    widens: bool = False
+    tries_int16: bool = False
 
     def __init__(self) -> None:
         self.sensitivity: dict[str, float] = {}

@@ -76,7 +76,7 @@ class LayerTimes:
 
     def _in_integers(self, weights: Callable[[Layer], QuantizedWeight]) -> Callable[..., Any]:
         def make(layer: Layer, data: Expr, emit: Callable[[Any], Any]) -> Expr:
-            product = layer.product
+            product = layer.operator
             wide = emit(relax.op.dequantize(data, *self._parameters(), -1, "float32"))
             weight = emit(dequantized_weight(weights(layer)))
             return self._quantized(emit(with_operands(layer.call, {product.data: wide, product.weight: weight})))

@@ -45,20 +45,20 @@ class Layer:
     name: str
     variable: Var
     call: Call
-    product: Product
+    operator: LinearOperator
     bias: Var | None
 
     @property
     def data(self) -> Var:
-        return self.call.args[self.product.data]
+        return self.call.args[self.operator.data]
 
     @property
     def is_look_up(self) -> bool:
-        return self.product is LOOK_UP
+        return self.operator is LOOK_UP
 
     @property
     def weight(self) -> Array:
-        return array_of(self.call.args[self.product.weight])
+        return array_of(self.call.args[self.operator.weight])
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +131,11 @@ def _note_rest(graph: LayerGraph, read: Iterable[Var]) -> None:
 def _note_call(
     graph: LayerGraph, variable: Var, call: Call, biases: dict[Var, Var], operators: Collection[str]
 ) -> None:
-    found = product_of(call, operators)
+    found = linear_operator_of(call, operators)
     name = ""
-    if isinstance(found, Product | str) or is_look_up(call):
+    if isinstance(found, LinearOperator | str) or is_look_up(call):
         name = graph.names.name(variable, label_of(call, len(graph.definitions)))
-    if isinstance(found, Product):
+    if isinstance(found, LinearOperator):
         layer = Layer(name, variable, call, found, biases.get(variable))
         graph.layers.append(layer)
         graph.read(layer.data, variable)
@@ -270,9 +270,9 @@ def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, 
 
 
 @dataclass(frozen=True)
-class Product:
-    """Operand indices, which axis of the weights (and of the result) counts the filters, and whether the weights are a
-    matrix."""
+class LinearOperator:
+    """A matmul, convolution or look-up: indices of its operands, the axes of weights and result that count the filters,
+    and whether the weights are a matrix."""
 
     data: int
     weight: int
@@ -281,34 +281,34 @@ class Product:
     is_matrix: bool = False
 
 
-LOOK_UP = Product(data=1, weight=0, filters=0, channels=-1)
+LOOK_UP = LinearOperator(data=1, weight=0, filters=0, channels=-1)
 _CONSTANT = "both operands are constants"
 _TABLE_ELEMENTS = 1024  # smaller tables are not worth one scale per row
 
-# A Product; the reason why integers cannot compute it; or None if the call is not a product.
-Describe = Callable[[Call], Product | str | None]
-_PRODUCTS: dict[str, Describe] = {}
+# The operator; the reason why integers cannot compute it; or None if the call is not a matmul or convolution.
+Describe = Callable[[Call], LinearOperator | str | None]
+_LINEAR_OPERATORS: dict[str, Describe] = {}
 
 
-def product_operator(*names: str) -> Callable[[Describe], Describe]:
+def linear_operator(*names: str) -> Callable[[Describe], Describe]:
     """Register the decorated function for calls of the operators `names`."""
 
     def register(describe: Describe) -> Describe:
         for name in names:
-            _PRODUCTS[name] = describe
+            _LINEAR_OPERATORS[name] = describe
         return describe
 
     return register
 
 
-def product_of(call: Call, operators: Collection[str] = ()) -> Product | str | None:
-    """Classify a call: a product, a product that stays in float and why, or neither.
+def linear_operator_of(call: Call, operators: Collection[str] = ()) -> LinearOperator | str | None:
+    """Classify a call: a linear operator, one that stays in float and why, or neither.
 
     Args:
         operators: what the target's accelerator computes in integers, by name.
     """
     name = operator_name(call) or ""
-    describe = _PRODUCTS.get(name)
+    describe = _LINEAR_OPERATORS.get(name)
     if describe is _transposed_convolution and operators and name not in operators:
         return "no integer kernel for transposed convolutions"
     return None if describe is None else describe(call)
@@ -320,8 +320,8 @@ def integer_name(call: Call) -> str:
     return f"kernel.{call.args[0].name_hint.rstrip('0123456789')}" if name == "relax.call_tir" else name
 
 
-@product_operator(*(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)))
-def _convolution(call: Call) -> Product | str | None:
+@linear_operator(*(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)))
+def _convolution(call: Call) -> LinearOperator | str | None:
     if not isinstance(call.args[1], GenericConst):
         return "its weights are computed"
     if isinstance(call.args[0], GenericConst):
@@ -331,11 +331,11 @@ def _convolution(call: Call) -> Product | str | None:
     data, kernel = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
     if not data.startswith("NC") or not kernel.startswith("OI"):
         return f"no integer kernel for the layouts {data} and {kernel}"
-    return Product(0, 1, 0, 1)
+    return LinearOperator(0, 1, 0, 1)
 
 
-@product_operator(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
-def _transposed_convolution(call: Call) -> Product | str | None:
+@linear_operator(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
+def _transposed_convolution(call: Call) -> LinearOperator | str | None:
     if not isinstance(call.args[1], GenericConst):
         return "its weights are computed"
     if isinstance(call.args[0], GenericConst):
@@ -344,11 +344,11 @@ def _transposed_convolution(call: Call) -> Product | str | None:
         return "a transposed convolution in groups, or not of float32"
     if Interleaved.of(call) is None:
         return "no integer kernel for transposed convolutions that are dilated or of dynamic size"
-    return Product(0, 1, 1, 1)
+    return LinearOperator(0, 1, 1, 1)
 
 
-@product_operator("relax.matmul")
-def _matmul(call: Call) -> Product | str | None:
+@linear_operator("relax.matmul")
+def _matmul(call: Call) -> LinearOperator | str | None:
     left, right = call.args[:2]
     if isinstance(left, GenericConst) and isinstance(right, GenericConst):
         return _CONSTANT
@@ -360,7 +360,7 @@ def _matmul(call: Call) -> Product | str | None:
         return f"it computes in {dtype_of(call)}"
     if rank_of(right) != 2 or (rank_of(left) or 0) < 2:
         return "no integer kernel for weights that are not a matrix, or for a vector"
-    return Product(0, 1, 1, int(call.ty.ndim) - 1, is_matrix=True)
+    return LinearOperator(0, 1, 1, int(call.ty.ndim) - 1, is_matrix=True)
 
 
 def is_look_up(call: Call) -> bool:

@@ -243,7 +243,7 @@ _POSITIONS = 2048
 
 def as_columns(layer: Layer, weight: Array) -> Array:
     """A layer's weights as (groups, depth, columns), one filter per column; a matrix is one group."""
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         return weight[None]
     filters = weight.reshape(_groups(layer), -1, int(np.prod(weight.shape[1:])))
     return np.ascontiguousarray(filters.swapaxes(1, 2))
@@ -251,7 +251,7 @@ def as_columns(layer: Layer, weight: Array) -> Array:
 
 def from_columns(layer: Layer, columns: Array) -> Array:
     """The inverse of `as_columns`."""
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         matrix: Array = columns[0]
         return matrix
     return np.ascontiguousarray(columns.swapaxes(1, 2)).reshape(layer.weight.shape)
@@ -286,11 +286,11 @@ class GramMatrices:
 
 def _is_known(layer: Layer) -> bool:
     """True if it is a matrix product or a convolution that is not transposed."""
-    return layer.product.is_matrix or (layer.product.filters == 0 and not layer.is_look_up)
+    return layer.operator.is_matrix or (layer.operator.filters == 0 and not layer.is_look_up)
 
 
 def _key(layer: Layer) -> tuple[Any, ...]:
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         return (layer.data,)
     attrs = layer.call.attrs
     geometry = (attrs.strides, attrs.padding, attrs.dilation, [attrs.groups], layer.weight.shape[2:])
@@ -299,7 +299,7 @@ def _key(layer: Layer) -> tuple[Any, ...]:
 
 def _rows(layer: Layer, data: Array) -> Array:
     """Operands that the filters multiply: float32 (groups, rows, depth)."""
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         return data.reshape(1, -1, data.shape[-1]).astype(np.float32)
     attrs, kernel = layer.call.attrs, layer.weight.shape[2:]
     rank = len(kernel)

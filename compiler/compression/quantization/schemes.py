@@ -111,7 +111,7 @@ class Table:
         return self.weight.dequantized()
 
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
-        return with_operands(call, {layer.product.weight: emit(dequantized_weight(self.weight))})
+        return with_operands(call, {layer.operator.weight: emit(dequantized_weight(self.weight))})
 
 
 def rounded_table(layer: Layer) -> Table:
@@ -134,7 +134,7 @@ class NarrowLayer:
         return self.weight
 
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
-        return with_operands(call, {layer.product.weight: as_constant(self.weight)})
+        return with_operands(call, {layer.operator.weight: as_constant(self.weight)})
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class DynamicLayer:
 
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
         rank = rank_of(layer.data) or 0
-        matrix = layer.product.is_matrix
+        matrix = layer.operator.is_matrix
         data, scale = quantized_rows(layer.data, [rank - 1] if matrix else list(range(1, rank)), emit)
         total = emit(_product(layer, call, data, as_constant(self.weight.values), emit))
         shape = [-1, *[1] * (0 if matrix else rank - 2)]
@@ -203,10 +203,10 @@ def quantized_rows(data: Var, axes: list[int], emit: Emit) -> tuple[Expr, Expr]:
 
 def _product(layer: Layer, call: Call, data: Expr, weight: Expr, emit: Emit) -> Expr:
     """The layer's product of integers, its sums int32."""
-    if layer.product.is_matrix:
+    if layer.operator.is_matrix:
         return relax.op.matmul(data, weight, out_dtype="int32")
     attrs = call.attrs
-    form = Interleaved.of(call) if layer.product.filters else None
+    form = Interleaved.of(call) if layer.operator.filters else None
     if form is not None:
         kernels = as_constant(form.kernels(array_of(weight)))
         return form.interleave(emit(form.convolution(data, kernels, "int32")), emit)
@@ -228,7 +228,7 @@ class DynamicIntegers:
     def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
         if layer.is_look_up:
             return rounded_table(layer)
-        return DynamicLayer(quantize_weight(layer.weight, layer.product.filters, per_channel=True))
+        return DynamicLayer(quantize_weight(layer.weight, layer.operator.filters, per_channel=True))
 
 
 @scheme("dynamic-int8")
@@ -258,7 +258,7 @@ class GroupedLayer:
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
         weight = self.weight
         matrix = grouped_expression(weight.values, weight.scales, None, weight.group, emit)
-        return with_operands(call, {layer.product.weight: matrix})
+        return with_operands(call, {layer.operator.weight: matrix})
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class WeightIntegers:
     options: SchemeOptions
 
     def needs_gram(self, layer: Layer) -> bool:
-        return self.options.rounding == "adaround" or (self.options.rounding == "gptq" and layer.product.is_matrix)
+        return self.options.rounding == "adaround" or (self.options.rounding == "gptq" and layer.operator.is_matrix)
 
     def refuses(self, layer: Layer) -> str | None:
         return None
@@ -277,8 +277,8 @@ class WeightIntegers:
     def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
         if layer.is_look_up:
             return rounded_table(layer)
-        if not layer.product.is_matrix:
-            filters = quantize_weight(layer.weight, layer.product.filters, per_channel=True)
+        if not layer.operator.is_matrix:
+            filters = quantize_weight(layer.weight, layer.operator.filters, per_channel=True)
             return NarrowLayer((filters if gram is None else adarounded(layer, filters, gram)).dequantized())
         group, dtype = self.options.group, self.options.scales
         if gram is not None and self.options.rounding == "gptq":

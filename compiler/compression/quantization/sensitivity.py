@@ -74,7 +74,7 @@ def _switched(layer: Layer, call: Call, switch: Var, numbers: Numbers[Dequantiza
         error = emit(relax.op.subtract(pair(layer.data, numbers.activations[layer.data], emit), layer.data))
         data = emit(relax.op.add(layer.data, emit(relax.op.multiply(error, switch))))
     change = as_constant((weight.dequantized() - layer.weight).astype(np.float32))
-    product = layer.product
+    product = layer.operator
     plain = emit(with_operands(call, {product.data: data}))
     difference = emit(with_operands(call, {product.data: data, product.weight: change}))
     return relax.op.add(plain, emit(relax.op.multiply(difference, switch)))

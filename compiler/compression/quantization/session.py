@@ -75,7 +75,7 @@ class Session(LayerChoice):
         self.compile = compile_model
         self._calibrator = get_calibrator(method)
         self._wide_scheme = replace(scheme, activations="int16", symmetric_activations=True)
-        self.widens = "int16" in techniques
+        self.tries_int16 = "int16" in techniques
         self.times: dict[str, LayerTime] = {}
         self._candidates: dict[tuple[int, bool, frozenset[str]], Candidate] = {}
         self._weights: dict[Var, QuantizedWeight] = {}
@@ -101,7 +101,7 @@ class Session(LayerChoice):
             self.graph.look_ups.clear()  # an accelerator's integers are those that its operators make
         placement = self.place()
         channels = {
-            layer.data: int(layer.data.ty.ndim) - 1 if layer.product.is_matrix else 1 for layer in self.graph.layers
+            layer.data: int(layer.data.ty.ndim) - 1 if layer.operator.is_matrix else 1 for layer in self.graph.layers
         }
         results = [layer.variable for layer in self.choices]
         # One compilation serves the calibration and the noise of the report.
@@ -146,7 +146,7 @@ class Session(LayerChoice):
         return Candidate(mod, self.compile(replace(self.model, mod=mod)), placement, numbers)
 
     def _can_widen(self, layer: Layer) -> bool:
-        return not layer.is_look_up and sums_fit(self.rounded_weight(layer).values, layer.product.filters)
+        return not layer.is_look_up and sums_fit(self.rounded_weight(layer).values, layer.operator.filters)
 
     def numbers(self, placement: Placement, wide: Collection[Var] = ()) -> Numbers[QuantizedWeight]:
         """Scales of all tensors of a placement, and corrections; the sites `wide` have 16 bits."""
@@ -175,7 +175,7 @@ class Session(LayerChoice):
         """The layer's weights as integers."""
         if layer.variable not in self._weights:
             per_channel = self.scheme.per_channel or layer.is_look_up
-            rounded = quantize_weight(layer.weight, layer.product.filters, per_channel=per_channel)
+            rounded = quantize_weight(layer.weight, layer.operator.filters, per_channel=per_channel)
             gram = self._grams.of(layer)
             self._weights[layer.variable] = rounded if gram is None else adarounded(layer, rounded, gram)
         return self._weights[layer.variable]

@@ -200,7 +200,7 @@ class BlockedConv:
             lambda data, weight, sizes: conv_compute.conv_winograd(data, weight, plain, chosen.tile, sizes),
             plain,
             spread,
-            widens=True,
+            reads_half=True,
             key=("winograd", plain, chosen.tile),
         )
 
@@ -286,7 +286,7 @@ class BlockedConv:
             lambda data, weight, sizes: conv_compute.conv_depthwise(data, weight, work, sizes),
             work,
             packed,
-            widens=True,
+            reads_half=True,
         )
 
     def _direct(self, work: ConvWorkload, packed: Expr) -> Blocked:
@@ -314,23 +314,23 @@ class BlockedConv:
         work: WindowWorkload,
         weight: Expr,
         *more: object,
-        widens: bool = False,
+        reads_half: bool = False,
         key: Hashable = None,
     ) -> Blocked:
         """The call of a kernel of data, weights, output sizes and `more`.
 
-        `widens` says that it computes in floats and reads 16-bit ones as well. `key` is what the kernel follows from
+        `reads_half`: it computes in float32 and reads 16-bit floats as well. `key` is what the kernel follows from
         besides the types of its operands, as in `LayoutBuilder.emit_kernel`.
         """
         if isinstance(weight, np.ndarray):
             weight = as_constant(weight)
-        data = self._stored(work, widens)
+        data = self._stored(work, reads_half)
         name = f"conv{work.rank}d"
         operands = data, weight, self.out_sizes, *more
         result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=conv_compute.FUSABLE, key=key)
         return Blocked(result, self.out_shape, self.conv.out_order)
 
-    def _stored(self, work: WindowWorkload, widens: bool) -> Expr:
+    def _stored(self, work: WindowWorkload, reads_half: bool) -> Expr:
         """The input as the workload wants it."""
         order = self.conv.order
         if isinstance(work, DotWorkload) and work.words:
@@ -343,7 +343,7 @@ class BlockedConv:
             if list(order) != sorted(order):
                 data = self.builder.emit(relax.op.permute_dims(data, list(order)), "channels_first")
             return data
-        found = self.builder.stored(self.data, order) if widens else None
+        found = self.builder.stored(self.data, order) if reads_half else None
         if found is not None:
             return found.expr
         return self.builder.as_blocked(self.data, order).expr

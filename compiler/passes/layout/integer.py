@@ -104,7 +104,7 @@ class _IntegerConv(BlockedConv):
             lambda data, weight, sizes: conv_compute.conv_depthwise(data, weight, work, sizes),
             work,
             packed,
-            widens=True,
+            reads_half=True,
         )
         if not self.fill:
             return result

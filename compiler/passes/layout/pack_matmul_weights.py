@@ -134,8 +134,8 @@ class _Packer(PyExprMutator):
         """True if reading the weights takes longer than multiplying with them, and the machine widens float16."""
         shape = shape_of(data) or [None]
         known = all(isinstance(size, int) for size in shape)
-        widens = self.machine.has("f16c") or self.machine.architecture == "aarch64"
-        return widens and known and int(np.prod(shape[:-1])) <= _FEW_ROWS
+        loads_half = self.machine.has("f16c") or self.machine.architecture == "aarch64"
+        return loads_half and known and int(np.prod(shape[:-1])) <= _FEW_ROWS
 
     def _panels(self, weight: Expr, width: int, *, few: bool) -> Expr:
         key = (weight, width, few)

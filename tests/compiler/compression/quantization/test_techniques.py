@@ -79,7 +79,7 @@ def test_even_channels_are_left_alone() -> None:
 def test_corrected_biases_take_the_mean_error_away(kind: str) -> None:
     model = canonical(chain_net(1) if kind == "matrix" else convolution_chain(groups=2))
     layer = find_layers(model.mod).layers[0]
-    weight = quantize_weight(layer.weight, layer.product.filters, per_channel=False, bits=4)
+    weight = quantize_weight(layer.weight, layer.operator.filters, per_channel=False, bits=4)
     generator = np.random.default_rng(4)
     if kind == "matrix":
         values = generator.uniform(0, 3, (500, 16))
