@@ -16,34 +16,23 @@ _MOST_BYTES = 1 << 26
 """Size limit of a folded value: a larger one comes from an expansion rather than from a computation of constants."""
 
 
-def with_folded_constants(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram | None:
-    """A copy of the program with its constant operators evaluated; None if it has none, or sizes that its values decide
-    (of `masked_select`), with which torch does not copy it."""
-    from torch.fx.experimental.symbolic_shapes import PendingUnbackedSymbolNotFound
-
-    if not _folded(program):
-        return None
-    try:
-        copied = program.run_decompositions({})  # its graph and signature are its own; some nodes have gone
-    except PendingUnbackedSymbolNotFound:
-        return None
-    for node, value in _folded(copied).items():
-        _replace(copied, node, value)
-    copied.graph.eliminate_dead_code()
-    copied.graph_module.recompile()
-    return copied
-
-
-def _folded(program: torch.export.ExportedProgram) -> dict[Any, Any]:
-    """The values of the constant operators that others read."""
-    known = _constant_inputs(program)
-    computed: dict[Any, Any] = {}
-    for node in program.graph.nodes:
+def with_folded_constants(folded: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Evaluate the constant operators of a program in place."""
+    known = _constant_inputs(folded)
+    graph = folded.graph
+    computed: set[Any] = set()
+    for node in graph.nodes:
         if node.op == "call_function" and _is_pure(node) and all(each in known for each in node.all_input_nodes):
             value = _evaluated(node, known)
             if value is not None:
-                known[node] = computed[node] = value
-    return {node: value for node, value in computed.items() if any(user not in computed for user in node.users)}
+                known[node] = value
+                computed.add(node)
+    frontier = [node for node in graph.nodes if node in computed and any(user not in computed for user in node.users)]
+    for node in frontier:
+        _replace(folded, node, known[node])
+    graph.eliminate_dead_code()
+    folded.graph_module.recompile()
+    return folded
 
 
 def _constant_inputs(program: torch.export.ExportedProgram) -> dict[Any, Any]:

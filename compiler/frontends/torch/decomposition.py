@@ -46,9 +46,20 @@ def decomposition_of(
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without the operators that have a decomposition here; the same one where it uses none."""
     known = decompositions()
-    graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]  # of branches, too
-    used = {node.target for graph in graphs for node in graph.nodes if str(node.target) in known and _applies(node)}
+    if any(_normalizes_by_batch(node) for node in _nodes(program)):
+        program = program.run_decompositions({})
+    used = {node.target for node in _nodes(program) if str(node.target) in known and _applies(node)}
     return program.run_decompositions({each: known[str(each)] for each in used}) if used else program
+
+
+def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    """The nodes of all graphs, those of branches too."""
+    return [node for each in program.graph_module.modules() if hasattr(each, "graph") for node in each.graph.nodes]
+
+
+def _normalizes_by_batch(node: torch.fx.Node) -> bool:
+    """True for an operator that becomes, as torch makes the program functional, one with a decomposition."""
+    return str(node.target) == "aten.batch_norm.default" and node.args[3] is not None and bool(node.args[5])
 
 
 def _applies(node: torch.fx.Node) -> bool:

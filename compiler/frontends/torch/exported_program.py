@@ -179,7 +179,8 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
-    """The program as ONNX; what is constant in it is evaluated where an operator has no conversion."""
+    """The program as ONNX. Where an operator has no conversion, those that it consists of are decomposed, and what is
+    constant is evaluated."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -189,11 +190,12 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
         ) from error
     try:
         return _converted(program)
-    except UnsupportedModelError:
-        folded = with_folded_constants(program)
-        if folded is None:
-            raise
-        return _converted(folded)
+    except UnsupportedModelError as refusal:
+        try:
+            simpler = with_folded_constants(decomposed(program.run_decompositions({})))
+        except Exception as error:  # whatever tracing an operator that torch knows no shapes of raises
+            raise refusal from error
+        return _converted(simpler)
 
 
 def _converted(program: torch.export.ExportedProgram) -> Any:

@@ -57,7 +57,8 @@ def _narrow(node: Any) -> Iterator[SizeRelation]:
 
 def _unfold(node: Any) -> Iterator[SizeRelation]:
     axis, length = (_value(each) for each in node.args[1:3])
-    yield SizeRelation(_sizes(node.args[0])[axis], "at least", length)
+    if sizes := _sizes(node.args[0]):
+        yield SizeRelation(sizes[axis], "at least", length)
 
 
 def _pad(node: object) -> Iterator[SizeRelation]:

@@ -128,7 +128,14 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     resampling = {_operator(name): conversion for name, conversion in RESAMPLING.items()}
     attentions = {_operator(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {_operator("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
-    return {torch.ops.aten._int_mm.default: int_mm, **resampling, **attentions, **sums, **found}
+    views = {_operator("prims.view_of.default"): _itself}  # of the exporter's own decompositions
+    return {torch.ops.aten._int_mm.default: int_mm, **views, **resampling, **attentions, **sums, **found}
+
+
+def _itself(values: object) -> Any:
+    from onnxscript import opset18
+
+    return opset18.Identity(values)
 
 
 def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
@@ -177,8 +184,29 @@ def _masked_select(values: Any, mask: Any) -> Any:
     return op.Compress(op.Reshape(op.Expand(values, op.Shape(mask)), flat), chosen, axis=0)
 
 
+def _unique_consecutive(
+    values: object, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
+    """The first of each run of equal elements, the run of each element, and the lengths of runs."""
+    from onnxscript import opset18 as op
+
+    if dim is not None:
+        raise NotImplementedError("unique_consecutive along a dimension is not supported; flatten its input")
+    flat, last = op.Reshape(values, [-1]), [2**62]
+    size = op.Shape(flat)
+    same = op.Equal(op.Slice(flat, [1], last), op.Slice(flat, [0], [-1]))
+    starts = op.Concat(op.Greater(size, op.Constant(value_ints=[0])), op.Not(same), axis=0)
+    numbers = op.CumSum(op.Cast(starts, to=7), op.Constant(value_int=0))
+    inverse = op.Reshape(op.Sub(numbers, op.Constant(value_int=1)), op.Shape(values))
+    zero, one = (op.Constant(value_int=value) for value in (0, 1))
+    places = op.Compress(op.Range(zero, op.Squeeze(size), one), starts)
+    counts = op.Sub(op.Concat(op.Slice(places, [1], last), size, axis=0), places)
+    return op.Compress(flat, starts), inverse, counts
+
+
 KNOWN: dict[str, Callable[..., Any]] = {
     "aten.masked_select.default": _masked_select,
+    "aten.unique_consecutive.default": _unique_consecutive,
     "torchvision.roi_pool.default": _roi_pool,
     **dict.fromkeys(_GROUPED_MATMULS, _grouped_matmul),
     **QUANTIZED_OPERATORS,

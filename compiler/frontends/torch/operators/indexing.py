@@ -4,6 +4,7 @@ caches are: one operator that a session can do in place."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,6 +93,65 @@ def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accum
     shape = [*data.shape[:axis], index.shape[0], *data.shape[axis + 1 :]]
     places = torch.where(index < 0, index + size, index)
     return _written(data, places, values.expand(shape), axis)
+
+
+@decomposition_of("aten.put.default")
+def _put(data: Tensor, index: Tensor, values: Tensor, accumulate: bool = False) -> Tensor:
+    flat, places = data.reshape(-1), index.reshape(-1)
+    places = torch.where(places < 0, places + flat.shape[0], places)
+    return flat.index_put((places,), values.reshape(-1), accumulate).reshape(data.shape)
+
+
+@decomposition_of("aten.index_reduce.default")
+def _index_reduce(
+    data: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    if data.ndim == 0:
+        return NotImplemented
+    shape = [-1 if axis == dim % data.ndim else 1 for axis in range(data.ndim)]
+    places = index.reshape(shape).expand(source.shape)
+    if reduce == "mean":
+        return _scattered_mean(data, dim, places, source, include_self)
+    return data.scatter_reduce(dim, places, source, reduce, include_self=include_self)
+
+
+@decomposition_of("aten.scatter_reduce.two")
+def _scatter_reduce(
+    data: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """The mean, for which the exporter writes a plain ScatterElements."""
+    return _scattered_mean(data, dim, index, source, include_self) if reduce == "mean" else NotImplemented
+
+
+def _scattered_mean(data: Tensor, dim: int, index: Tensor, source: Tensor, include_self: bool) -> Tensor:
+    total = data.scatter_reduce(dim, index, source, "sum", include_self=include_self)
+    counts = torch.full_like(data, int(include_self)).scatter_add(dim, index, torch.ones_like(source)).clamp(min=1)
+    return torch.div(total, counts, rounding_mode=None if data.is_floating_point() else "floor")
+
+
+@decomposition_of("aten.diagonal_scatter.default")
+def _diagonal_scatter(data: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The diagonal's elements, repeated along rows or columns, where a column's number is a row's and the offset."""
+    moved = data.movedim((dim1, dim2), (-2, -1))
+    rows, columns = (torch.arange(moved.shape[axis], device=data.device) for axis in (-2, -1))
+    on_diagonal = columns - rows.unsqueeze(-1) == offset
+    if source.shape[-1] == 0:
+        return data.clone()
+    axis, places = (-1, rows) if offset >= 0 else (-2, columns)
+    repeated = source.index_select(-1, places.clamp(max=source.shape[-1] - 1)).unsqueeze(axis)
+    return torch.where(on_diagonal, repeated, moved).movedim((-2, -1), (dim1, dim2))
+
+
+@decomposition_of("aten.as_strided_scatter.default")
+def _as_strided_scatter(
+    data: Tensor, source: Tensor, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None
+) -> Tensor:
+    """Of contiguous data, as `fill_diagonal_` writes to them."""
+    places: Any = torch.full((), storage_offset or 0, dtype=torch.int64, device=data.device)
+    for length, step in zip(size, stride, strict=True):
+        places = places.unsqueeze(-1) + torch.arange(length, device=data.device) * step
+    flat = data.contiguous().reshape(-1)
+    return flat.index_put((places.reshape(-1),), source.reshape(-1)).reshape(data.shape)
 
 
 @decomposition_of("aten.slice_scatter.default")

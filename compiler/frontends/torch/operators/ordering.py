@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,38 @@ from torch import Tensor
 
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
+
+
+@decomposition_of("aten.sort.default")
+def _sort(values: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """Booleans as integers: ONNX's TopK takes numbers."""
+    if values.dtype != torch.bool:
+        return NotImplemented
+    found, places = values.to(torch.uint8).sort(dim, descending)
+    return found.to(torch.bool), places
+
+
+@decomposition_of("aten.sort.stable")
+def _stable_sort(
+    values: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """ONNX's TopK keeps the order of equal elements."""
+    return _sort(values, dim, descending) if values.dtype == torch.bool else values.sort(dim, descending)
+
+
+@decomposition_of("aten.argsort.stable")
+def _stable_argsort(values: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Tensor:
+    return _stable_sort(values, stable=stable, dim=dim, descending=descending)[1]
+
+
+@decomposition_of("aten.amax.default")
+def _amax(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    return NotImplemented if dim else values.amax(list(range(values.ndim)), keepdim)
+
+
+@decomposition_of("aten.amin.default")
+def _amin(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    return NotImplemented if dim else values.amin(list(range(values.ndim)), keepdim)
 
 
 @decomposition_of("aten.kthvalue.default")

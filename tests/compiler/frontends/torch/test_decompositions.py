@@ -66,6 +66,27 @@ def squares(x: Tensor) -> Tensor:
     return x.mT @ x + torch.eye(x.shape[-1])
 
 
+def scattered(x: Tensor, reduce: str) -> list[Tensor]:
+    """Rows written to places, some of them twice and one never."""
+    places = torch.tensor([1, 3, 1, 0])
+    index = places.unsqueeze(-1).expand(4, x.shape[-1])
+    source = x[0, :4]
+    return [
+        found
+        for own in (True, False)
+        for found in (
+            x[1].scatter_reduce(0, index, source, reduce, include_self=own),
+            x[1].index_reduce(0, places, source, reduce, include_self=own),
+        )
+    ]
+
+
+def filled_diagonal(x: Tensor) -> Tensor:
+    filled = x.clone()
+    filled.diagonal(1, 1, 2).fill_(7.0)
+    return filled
+
+
 LABELS = torch.tensor([0, 3, 5, 1, 1, 3, 2])
 FUNCTIONS: dict[str, Function] = {
     "cumprod": lambda x: (torch.cumprod(x, 1), torch.cumprod((x * 2).round().to(torch.int32), -1)),
@@ -75,6 +96,17 @@ FUNCTIONS: dict[str, Function] = {
     "isin": lambda x: torch.isin((x * 2).round(), torch.tensor([0.0, 1.0, -2.0])),
     "cdist": lambda x: torch.cdist(x, 2 * x[:, :4] + 1),
     "cdist of many rows": lambda x: torch.cdist(x.repeat(1, 8, 1), x.repeat(1, 6, 1) + 1),
+    "sort, stable": lambda x: torch.sort((x * 2).round(), dim=1, stable=True),
+    "argsort, stable": lambda x: torch.argsort((x * 2).round(), descending=True, stable=True),
+    "sort of booleans": lambda x: torch.sort(x > 0, dim=-1)[0],
+    "amax, amin of all": lambda x: (x.amax(), x.amin(keepdim=True)),
+    "put": lambda x: x.put(torch.tensor([1, -2, 1]), torch.tensor([5.0, 6.0, 7.0]), accumulate=True),
+    "diagonal, written": filled_diagonal,
+    "scattered mean": lambda x: scattered(x, "mean"),
+    "scattered maximum": lambda x: scattered(x, "amax"),
+    "fill_diagonal_": lambda x: x[0].clone().fill_diagonal_(3.0),
+    "batch_norm in training": lambda x: functional.batch_norm(x, x[0, :, 0].clone(), x[1, :, 1].abs(), training=True),
+    "no dimension to squeeze": lambda x: x.squeeze((0, 1)),
     "median": lambda x: torch.median(x),
     "median of an axis": lambda x: torch.median(x, 1),
     "kthvalue": lambda x: torch.kthvalue(x, 3, 1),

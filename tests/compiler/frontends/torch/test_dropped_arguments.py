@@ -41,7 +41,6 @@ _WITHOUT_EFFECT_IN = {
 # Whole operators that are refused: torch.export captures no Python boolean, and the conversion itself raises.
 _REFUSED = {
     "aten::allclose": {"equal_nan"},
-    "aten::unique_consecutive": {"return_inverse", "return_counts"},
 }
 
 

@@ -37,11 +37,19 @@ _LANES = 8  # numbers of float64 in the longest vectors
 _ELIMINATION = "elimination, a column after the other"
 
 
+def _order(context: NodeContext) -> Dim:
+    """Rows of the input's matrices, which must have as many columns."""
+    shape = context.shape(0)
+    if len(shape) < 2:
+        context.invalid(f"its input has shape {shape}; it needs square matrices")
+    require(context, shape[-1], "equal", shape[-2])
+    return shape[-1]
+
+
 def inverted(context: NodeContext, matrices: relax.Expr) -> relax.Expr:
     """The inverses of stacked square matrices, by Gauss-Jordan elimination with row exchanges, in float64."""
-    shape = context.shape(0)
-    if len(shape) < 2 or not context.arithmetic.equal_is_proved(shape[-1], shape[-2]):
-        context.invalid(f"its input has shape {shape}; it needs square matrices")
+    if _order(context) == 0:
+        return matrices
     results = context.emit_te(_inverse_kernel, matrices, primfunc_name_hint="inverse")
     return relax.TupleGetItem(results, 0)
 
@@ -187,9 +195,9 @@ def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> re
 @converter("Det", since=11)
 def determinant(context: NodeContext) -> relax.Expr:
     """Determinants of stacked square matrices, by elimination with row exchanges, in float64."""
-    shape, dtype = context.shape(0), context.dtype(0)
-    if len(shape) < 2 or not context.arithmetic.equal_is_proved(shape[-1], shape[-2]):
-        context.invalid(f"its input has shape {shape}; it needs square matrices")
+    dtype = context.dtype(0)
+    if _order(context) == 0:
+        return filled(context, 1.0, dtype, context.shape(0)[:-2])
     result = context.emit_te(_determinant_kernel(dtype), context.input(0), primfunc_name_hint="determinant")
     return relax.TupleGetItem(result, 0)
 

@@ -1,0 +1,45 @@
+"""Batch normalization by the statistics of the batch (`training=True`), which the exporter takes for inference where
+running statistics are given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+
+@decomposition_of("aten._native_batch_norm_legit_functional.default")
+def _batch_norm(
+    values: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The values, the batch's mean and inverse deviation, and the next running mean and variance (of count - 1)."""
+    if not training:
+        return NotImplemented
+    shape = [1, -1, *[1] * (values.ndim - 2)]
+    axes = [axis for axis in range(values.ndim) if axis != 1]
+    count = values.numel() // values.shape[1]
+    average = values.mean(axes)
+    deviations = values - average.reshape(shape)
+    squares = (deviations * deviations).mean(axes)
+    inverse = torch.rsqrt(squares + eps)
+    result = deviations * inverse.reshape(shape)
+    if weight is not None:
+        result = result * weight.reshape(shape)
+    if bias is not None:
+        result = result + bias.reshape(shape)
+    unbiased = squares * count / (count - 1)
+    return (
+        result,
+        average,
+        inverse,
+        (1 - momentum) * mean + momentum * average,
+        (1 - momentum) * variance + momentum * unbiased,
+    )
