@@ -39,7 +39,7 @@ class _Steps(Protocol):
 
 @dataclass
 class _Slot:
-    """What a slot has read, and the checkpoints of it.
+    """Tokens that a slot has read, and its checkpoints.
 
     Attributes:
         length: number of tokens that it has read.

@@ -107,7 +107,7 @@ class LayerConfig:
     Attributes:
         rope: the rotary position embedding, None where the layer has none.
         window: size of the sliding window, including the query's position; None for full causal attention.
-        chunk: a token sees those of its own chunk of so many alone; None for no chunks.
+        chunk: tokens of a chunk; a token attends to its own chunk only. None for no chunks.
         experts: the mixture of experts in place of an MLP; None for an MLP.
         attends: the layer has attention.
         recurrent: its recurrent mixer, in place of attention or beside it; None for none.

@@ -88,7 +88,7 @@ class _Mixture:
         return self._completed(x, emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape))))
 
     def _completed(self, x: Expr, found: Expr) -> Expr:
-        """What the experts of tokens give, with the MLP of all tokens."""
+        """Sum of the results of each token's experts and of the MLP that all tokens share."""
         return self._model.builder.emit(R.add(found, self._shared(x))) if self._config.shared else found
 
     def _gated(self, gate: Expr, up: Expr) -> Expr:

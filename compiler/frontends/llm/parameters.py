@@ -158,7 +158,7 @@ class Parameters:
         return whole.taken(np.concatenate([np.arange(config.rank), turned]))
 
     def latent_keys(self, layer: int, config: LatentConfig) -> Experts:
-        """What the parts of queries without positions are multiplied with, a matrix for each head."""
+        """Matrix of each head that maps the part of its query without positions to the width of a cached row."""
         count, name = self._config.heads, self._names.of(layer, "k_b")
         if name is not None and self._checkpoint.has(f"{name}.weight"):
             return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, config.rank, config.plain), count)
@@ -166,7 +166,7 @@ class Parameters:
         return Experts(tuple(_floats(each).transposed() for each in keys.weights))
 
     def latent_values(self, layer: int, config: LatentConfig) -> Experts:
-        """What sums of compressed rows are multiplied with, a matrix for each head."""
+        """Matrix of each head that maps weighted sums of cached rows to its values."""
         count, name = self._config.heads, self._names.of(layer, "v_b")
         if name is not None and self._checkpoint.has(f"{name}.weight"):
             return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, config.values, config.rank), count)

@@ -1,6 +1,6 @@
 """Converters by operator: registered with a decorator, discovered in `compiler.frontends.onnx.operators`.
 
-The domain of operators that models of our own making have, as of what the exporter's opset lacks.
+Private domains hold operators missing from the exporter's opset.
 
 User-defined converters: for operators of custom domains, and for ONNX operators without a built-in converter.
 """

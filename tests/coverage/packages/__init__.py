@@ -1,4 +1,4 @@
-"""Small networks of Python packages, of random weights, and the sweep that compares them with PyTorch.
+"""Small networks of Python packages, of random weights, and PyTorch's operators; the sweep compares them with PyTorch.
 
 Each network is a function that makes a module and example inputs, so that listing them builds nothing.
 """
@@ -12,6 +12,7 @@ from tests.coverage.packages.graph_networks import geometric_models
 from tests.coverage.packages.language import transformers_models
 from tests.coverage.packages.medical import monai_models
 from tests.coverage.packages.model import PackageModel
+from tests.coverage.packages.operators import torch_operators
 from tests.coverage.packages.vision import segmentation_models, timm_models, torchvision_models
 
 PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
@@ -19,6 +20,7 @@ PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
     "monai": monai_models,
     "segmentation_models_pytorch": segmentation_models,
     "timm": timm_models,
+    "torch": torch_operators,
     "torch_geometric": geometric_models,
     "torchvision": torchvision_models,
     "transformers": transformers_models,

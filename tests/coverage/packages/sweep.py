@@ -72,12 +72,12 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
         dynamic, tied = model.find(inputs)
         model = replace(model, dynamic=dynamic, tied=tied)
     row = SweepRow(model.name, "")
-    if dynamic_first:
+    if dynamic_first and model.dynamic:
         row = _with_dynamic(row, net, inputs, model)
     if row.dynamic_result in ("", EXPORT, REFUSED):
         fixed, worst, detail = _compared(net, inputs, replace(model, dynamic=(), tied=()))
         row = replace(row, fixed=fixed, error=worst, detail=row.detail if fixed == RIGHT else detail)
-    if row.fixed == RIGHT and not row.dynamic_result:
+    if row.fixed == RIGHT and model.dynamic and not row.dynamic_result:
         row = _with_dynamic(row, net, inputs, model)
     return replace(row, seconds=time.process_time() - start)
 

@@ -131,7 +131,7 @@ def _llama4_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def _llama4_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """Layers with a mixture are listed, or every so many."""
+    """Layers with a mixture are listed, or one in `interleave_moe_layer_step` has one."""
     listed = settings.get("moe_layers")
     if isinstance(listed, list) and layer not in listed:
         return None

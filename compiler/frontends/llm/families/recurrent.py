@@ -174,7 +174,7 @@ def _recurrent_gemma(config: DecoderConfig, settings: Settings) -> DecoderConfig
 
 
 def _recurrent_gemma_kinds(settings: Settings, count: int) -> list[str]:
-    """A few types of blocks in turns."""
+    """A short pattern of block types, repeated."""
     types = settings.get("block_types") or ["recurrent", "recurrent", "attention"]
     if not isinstance(types, list) or not set(types) <= {"recurrent", "attention"}:
         raise InvalidModelError(f"{settings.path}: 'block_types' is {str(types)[:80]!r}")

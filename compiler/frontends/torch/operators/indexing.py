@@ -131,7 +131,7 @@ def _scattered_mean(data: Tensor, dim: int, index: Tensor, source: Tensor, inclu
 
 @decomposition_of("aten.diagonal_scatter.default")
 def _diagonal_scatter(data: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The diagonal's elements, repeated along rows or columns, where a column's number is a row's and the offset."""
+    """Repeat the diagonal's elements along rows or columns, and select them where column - row is the offset."""
     moved = data.movedim((dim1, dim2), (-2, -1))
     rows, columns = (torch.arange(moved.shape[axis], device=data.device) for axis in (-2, -1))
     on_diagonal = columns - rows.unsqueeze(-1) == offset
