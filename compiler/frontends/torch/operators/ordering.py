@@ -36,12 +36,16 @@ def _stable_argsort(values: Tensor, *, stable: bool, dim: int = -1, descending: 
 
 @decomposition_of("aten.amax.default")
 def _amax(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
-    return NotImplemented if dim else values.amax(list(range(values.ndim)), keepdim)
+    if dim:
+        return NotImplemented
+    return values.amax(list(range(values.ndim)), keepdim) if values.ndim else values.clone()
 
 
 @decomposition_of("aten.amin.default")
 def _amin(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
-    return NotImplemented if dim else values.amin(list(range(values.ndim)), keepdim)
+    if dim:
+        return NotImplemented
+    return values.amin(list(range(values.ndim)), keepdim) if values.ndim else values.clone()
 
 
 @decomposition_of("aten.kthvalue.default")

@@ -99,7 +99,7 @@ FUNCTIONS: dict[str, Function] = {
     "sort, stable": lambda x: torch.sort((x * 2).round(), dim=1, stable=True),
     "argsort, stable": lambda x: torch.argsort((x * 2).round(), descending=True, stable=True),
     "sort of booleans": lambda x: torch.sort(x > 0, dim=-1)[0],
-    "amax, amin of all": lambda x: (x.amax(), x.amin(keepdim=True)),
+    "amax, amin of all": lambda x: (x.amax(), x.amin(keepdim=True), x.sum().amax(), x.mean().amin()),
     "put": lambda x: x.put(torch.tensor([1, -2, 1]), torch.tensor([5.0, 6.0, 7.0]), accumulate=True),
     "diagonal, written": filled_diagonal,
     "scattered mean": lambda x: scattered(x, "mean"),
