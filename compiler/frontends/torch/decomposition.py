@@ -68,6 +68,11 @@ def _applies(node: torch.fx.Node) -> bool:
     return dtypes is None or getattr(node.meta.get("val"), "dtype", None) in dtypes
 
 
+def along_axis(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
+    """A vector reshaped so that it broadcasts along one axis of tensors of a rank."""
+    return values.reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
 def decompositions() -> dict[str, Decomposition]:
     """The function for each operator that is decomposed here."""
     _discover()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of
 
 
 @decomposition_of("aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
@@ -108,8 +108,7 @@ def _index_reduce(
 ) -> Tensor:
     if data.ndim == 0:
         return NotImplemented
-    shape = [-1 if axis == dim % data.ndim else 1 for axis in range(data.ndim)]
-    places = index.reshape(shape).expand(source.shape)
+    places = along_axis(index, data.ndim, dim % data.ndim).expand(source.shape)
     if reduce == "mean":
         return _scattered_mean(data, dim, places, source, include_self)
     return data.scatter_reduce(dim, places, source, reduce, include_self=include_self)

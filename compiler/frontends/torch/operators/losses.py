@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of
 
 _NONE, _MEAN = 0, 1  # at::Reduction
 
@@ -27,7 +27,7 @@ def _cross_entropy(
     axis = 1 if values.ndim > 1 else 0
     logarithms = values.log_softmax(axis)
     hit = torch.ops.aten.nll_loss_nd(logarithms, target, weight, reduction, ignore_index)
-    weighted = logarithms if weight is None else logarithms * _along(weight, values.ndim, axis)
+    weighted = logarithms if weight is None else logarithms * along_axis(weight, values.ndim, axis)
     every = torch.where(target == ignore_index, 0.0, -weighted.sum(axis))
     if reduction == _MEAN:
         counted = target != ignore_index
@@ -45,14 +45,10 @@ def _of_probabilities(
     classes = values.shape[axis]
     smoothed = target * (1 - label_smoothing) + label_smoothing / classes
     products = values.log_softmax(axis) * smoothed
-    losses = -(products if weight is None else products * _along(weight, values.ndim, axis)).sum(axis)
+    losses = -(products if weight is None else products * along_axis(weight, values.ndim, axis)).sum(axis)
     if reduction == _NONE:
         return losses
     return losses.sum() / losses.numel() if reduction == _MEAN else losses.sum()
-
-
-def _along(weight: Tensor, rank: int, axis: int) -> Tensor:
-    return weight.reshape([-1 if each == axis else 1 for each in range(rank)])
 
 
 @decomposition_of("aten.cdist.default", "aten._cdist_forward.default")

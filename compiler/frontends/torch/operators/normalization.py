@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of
 
 
 @decomposition_of("aten._native_batch_norm_legit_functional.default")
@@ -23,18 +23,17 @@ def _batch_norm(
     """The values, the batch's mean and inverse deviation, and the next running mean and variance (of count - 1)."""
     if not training:
         return NotImplemented
-    shape = [1, -1, *[1] * (values.ndim - 2)]
     axes = [axis for axis in range(values.ndim) if axis != 1]
     count = values.numel() // values.shape[1]
     average = values.mean(axes)
-    deviations = values - average.reshape(shape)
+    deviations = values - along_axis(average, values.ndim, 1)
     squares = (deviations * deviations).mean(axes)
     inverse = torch.rsqrt(squares + eps)
-    result = deviations * inverse.reshape(shape)
+    result = deviations * along_axis(inverse, values.ndim, 1)
     if weight is not None:
-        result = result * weight.reshape(shape)
+        result = result * along_axis(weight, values.ndim, 1)
     if bias is not None:
-        result = result + bias.reshape(shape)
+        result = result + along_axis(bias, values.ndim, 1)
     unbiased = squares * count / (count - 1)
     return (
         result,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of
 
 
 @decomposition_of("aten.sort.default")
@@ -36,16 +36,17 @@ def _stable_argsort(values: Tensor, *, stable: bool, dim: int = -1, descending: 
 
 @decomposition_of("aten.amax.default")
 def _amax(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
-    if dim:
-        return NotImplemented
-    return values.amax(list(range(values.ndim)), keepdim) if values.ndim else values.clone()
+    return NotImplemented if dim else _over_all_axes(Tensor.amax, values, keepdim)
 
 
 @decomposition_of("aten.amin.default")
 def _amin(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
-    if dim:
-        return NotImplemented
-    return values.amin(list(range(values.ndim)), keepdim) if values.ndim else values.clone()
+    return NotImplemented if dim else _over_all_axes(Tensor.amin, values, keepdim)
+
+
+def _over_all_axes(reduction: Callable[..., Tensor], values: Tensor, keepdim: bool) -> Tensor:
+    """The exporter converts reductions that name their axes."""
+    return reduction(values, list(range(values.ndim)), keepdim) if values.ndim else values.clone()
 
 
 @decomposition_of("aten.kthvalue.default")
@@ -100,8 +101,7 @@ def _running(
     if not isinstance(size, int):
         found = _own(operator, values, dim, torch.int64)
         return found if found is NotImplemented else (values.gather(dim, found), found)
-    shape = [-1 if axis == dim % values.ndim else 1 for axis in range(values.ndim)]
-    indices = torch.arange(size).reshape(shape).expand(values.shape)
+    indices = along_axis(torch.arange(size), values.ndim, dim % values.ndim).expand(values.shape)
     step = 1
     while step < size:
         own, earlier = values.narrow(dim, step, size - step), values.narrow(dim, 0, size - step)
