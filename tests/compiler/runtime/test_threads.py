@@ -44,10 +44,10 @@ def _system_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _settled(limit: int) -> int:
-    """Number of threads of the process, once it is within the limit: those that end take a moment."""
+def _settled(wanted: int) -> int:
+    """How many threads the process has, once they are as many as wanted: those that end take a moment."""
     for _ in range(10_000):
-        if _system_threads() <= limit:
+        if _system_threads() == wanted:
             break
         time.sleep(0.001)
     return _system_threads()
@@ -78,6 +78,7 @@ for count in (1, 2, 3, 2, 1, 3):
 
 def test_many_callers_share_few_threads_which_sleep_when_nothing_runs() -> None:
     _in_process("""
+import itertools
 from pathlib import Path
 settings.usable_processors = lambda: 4
 module.threads = 2
@@ -85,6 +86,7 @@ def calls():
     for _ in range(50):
         module.run([x])
 running, most, lock = 0, 0, threading.Lock()
+started, both = itertools.count(), threading.Barrier(2)  # the first two run at once
 run = LocalExecutor._run
 def counted(*arguments):
     global running, most
@@ -92,6 +94,8 @@ def counted(*arguments):
         running += 1
         most = max(most, running)
     try:
+        if next(started) < 2:
+            both.wait()
         return run(*arguments)
     finally:
         with lock:
@@ -103,9 +107,8 @@ for _ in range(3):
         each.start()
     for each in callers:
         each.join()
-    assert most <= 2
-# A helper for each of two runs at once (a run may have its own before it is counted), and none for callers.
-assert before < _settled(before + 2) <= before + 2
+assert most == 2
+assert _settled(before + most) == before + most  # a helper for each of those that ran at once, and none for callers
 others = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
 def states():
     return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in others]
