@@ -91,7 +91,7 @@ class _Specialization:
         examples = tuple(values[index].detach() for index in arguments.tensors)
         shapes = None if dynamic is None else (dynamic,)
         self._module = compiler.compile(bound, example_inputs=examples, dynamic_shapes=shapes, state=["*"], **options)
-        self._names = [f"tensors_{place}" for place in range(len(examples))]
+        self._names = [f"tensors_{position}" for position in range(len(examples))]
         self._states = frozenset(state.input for state in self._module.manifest.states)
         self._taken = frozenset(each.name for each in self._module.inputs)
 

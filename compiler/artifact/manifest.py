@@ -391,8 +391,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         ):
             raise ValueError("an initial value is of no state of its shape and element type")
         if self.position is not None:
-            place = inputs.get(self.position.input)
-            if place is None or place.dtype != "int64" or len(place.shape) > 1 or place.name in held:
+            position = inputs.get(self.position.input)
+            if position is None or position.dtype != "int64" or len(position.shape) > 1 or position.name in held:
                 raise ValueError("the position does not name an input of integers")
             sizes = {size for each in self.inputs for size in each.shape}
             if isinstance(self.position.rows, str) and self.position.rows not in sizes:

@@ -269,22 +269,22 @@ def parse_passes(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _load_function(text: str) -> Any:
-    place, _, name = text.rpartition(":")
-    if not place:
+    module_name, _, name = text.rpartition(":")
+    if not module_name:
         return text  # the name of a registered pass
-    module = _load_module(place)
+    module = _load_module(module_name)
     try:
         return getattr(module, name)
     except AttributeError:
-        raise OptionError(f"--pass: {place} has no {name!r}") from None
+        raise OptionError(f"--pass: {module_name} has no {name!r}") from None
 
 
-def _load_module(place: str) -> ModuleType:
+def _load_module(name: str) -> ModuleType:
     try:
-        if not place.endswith(".py"):
+        if not name.endswith(".py"):
             sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
-            return importlib.import_module(place)
-        path = Path(place)
+            return importlib.import_module(name)
+        path = Path(name)
         if not path.is_file():
             raise StorageError(f"--pass: no such file: {path}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -294,7 +294,7 @@ def _load_module(place: str) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except ImportError as error:
-        raise OptionError(f"--pass: {place} cannot be imported: {error}") from error
+        raise OptionError(f"--pass: {name} cannot be imported: {error}") from error
 
 
 _DURATIONS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

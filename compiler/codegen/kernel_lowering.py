@@ -153,8 +153,8 @@ def _linked(body: Stmt) -> Stmt:
             return statement
         symbol, arguments, begin, end = list(call.args)[:4]
 
-        def argument(place: Expr) -> Expr:
-            return tvm.tirx.call_intrin("handle", "tirx.handle_add_byte_offset", arguments, place * _ARGUMENT_BYTES)
+        def argument(index: Expr) -> Expr:
+            return tvm.tirx.call_intrin("handle", "tirx.handle_add_byte_offset", arguments, index * _ARGUMENT_BYTES)
 
         module = tirx.reinterpret("handle", tirx.const(0, "uint64"))
         called = tirx.call_extern("int32", symbol.value, module, argument(begin), end - begin, argument(end))

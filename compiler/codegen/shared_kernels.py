@@ -109,11 +109,11 @@ def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, 
     parameters: dict[tuple[int, ...], Var] = {}
     replaced: dict[Node, Node] = {}
     columns = zip(*(member.values for member in members), strict=True)
-    for place, column in zip(members[0].places, columns, strict=True):
+    for constant, column in zip(members[0].places, columns, strict=True):
         if len(set(column)) == 1:
-            replaced[place] = tirx.IntImm(_TYPE, column[0])
+            replaced[constant] = tirx.IntImm(_TYPE, column[0])
         else:
-            replaced[place] = parameters.setdefault(column, tirx.Var(f"constant_{len(parameters)}", _TYPE))
+            replaced[constant] = parameters.setdefault(column, tirx.Var(f"constant_{len(parameters)}", _TYPE))
     function = members[0].function
     for each in function.params:
         if tirx.is_buffer_var(each):
@@ -220,11 +220,11 @@ class OpenedKernel:
     def _opened(self, constant: Expr) -> Expr:
         if int(constant.value) < _LEAST or str(constant.ty) != _TYPE:
             return constant
-        place = tirx.Var(f"constant_{len(self.places)}", _TYPE)
-        self._positions[place] = len(self.places)
-        self.places.append(place)
+        opened = tirx.Var(f"constant_{len(self.places)}", _TYPE)
+        self._positions[opened] = len(self.places)
+        self.places.append(opened)
         self.values.append(int(constant.value))
-        return place
+        return opened
 
     def _with_open_shape(self, buffer: Buffer) -> Expr:
         shape = [self._opened(size) if isinstance(size, tirx.IntImm) else size for size in buffer.ty.shape]

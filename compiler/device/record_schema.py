@@ -97,8 +97,8 @@ class _Writer:
 
 
 def _member(key: str | None, schema: str, required: bool = False) -> str:
-    place = schema if schema == "nullptr" else f"&{schema}"
-    return f"{{{'nullptr' if key is None else json.dumps(key)}, {place}, {'true' if required else 'false'}}}"
+    reference = schema if schema == "nullptr" else f"&{schema}"
+    return f"{{{'nullptr' if key is None else json.dumps(key)}, {reference}, {'true' if required else 'false'}}}"
 
 
 def _number(value: int) -> str:

@@ -205,7 +205,7 @@ def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
     nodes: dict[str, int] = {}
     callees: dict[str, int] = {}
 
-    def place(name: str, known: dict[str, int]) -> int:
+    def number(name: str, known: dict[str, int]) -> int:
         return known.setdefault(name, len(known))
 
     def listed(steps: Sequence[Step], depth: int) -> list[JsonValue]:
@@ -215,7 +215,7 @@ def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
                 if depth < MAX_BRANCH_DEPTH:
                     found.append([listed(step.when_true, depth + 1), listed(step.when_false, depth + 1)])
             else:
-                found.append([place(step.callee, callees), *(place(name, nodes) for name in names_of(step.nodes))])
+                found.append([number(step.callee, callees), *(number(name, nodes) for name in names_of(step.nodes))])
         return found
 
     made = {name: listed(steps, 0) for name, steps in functions.items()}

@@ -386,7 +386,7 @@ class Appends:
 
     def _append_of(self, state: StateSpec, result: Expr) -> Append:
         """The rows that the new value of a state has more than the old one."""
-        at = next(place for place, each in self.at.items() if each is state)
+        at = next(index for index, each in self.at.items() if each is state)
         call = self.value(result)
         append = self.append(call)
         if append is None or append.state != at:

@@ -214,7 +214,7 @@ class StopTexts:
         if self.found:
             return ""
         text = self._held + piece
-        places = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        places = [index for index in (text.find(stop) for stop in self._stops) if index >= 0]
         if places:
             self.found, self._held = True, ""
             return text[: min(places)]

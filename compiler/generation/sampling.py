@@ -100,5 +100,5 @@ class Sampler:
             likely = chances >= options.min_p * chances[0]
             order, chances = order[likely], chances[likely]
         ends = np.cumsum(chances)
-        place = int(np.searchsorted(ends, random.random() * ends[-1], side="right"))
-        return int(order[min(place, len(order) - 1)])
+        index = int(np.searchsorted(ends, random.random() * ends[-1], side="right"))
+        return int(order[min(index, len(order) - 1)])

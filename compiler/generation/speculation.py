@@ -35,13 +35,13 @@ class PromptLookup:
         self._index(tokens, len(tokens) - 1)
         sizes = range(min(_LONGEST, len(tokens)), _SHORTEST - 1, -1)
         places = (self._places.get(tuple(tokens[-size:])) for size in sizes)
-        place = next((each for each in places if each is not None), None)
+        start = next((each for each in places if each is not None), None)
         self._index(tokens, len(tokens))
-        if place is None:
+        if start is None:
             return []
         # What follows may reach into the guess itself: a text that repeats goes on so.
-        period = len(tokens) - place
-        return [tokens[place + i % period] for i in range(most)]
+        period = len(tokens) - start
+        return [tokens[start + i % period] for i in range(most)]
 
     def _index(self, tokens: Sequence[int], end: int) -> None:
         """Note the runs that end before place `end`."""

@@ -117,7 +117,7 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         return _kernels(run, places, latency.p50, provenance, workload.module.threads)
 
     layers = kernels([name.place for name in named])
-    positions = {place: position for position, place in enumerate(layers)}
+    positions = {index: position for position, index in enumerate(layers)}
     plan = manifest.memory_plan
     return Profile(
         model=manifest.model_name,
@@ -201,8 +201,8 @@ def _kernels(
     """The calls in groups of one place each, slowest first."""
     kinds = _kinds(run.calls)
     groups: dict[tuple[str, int], list[int]] = {}
-    for index, place in enumerate(places):
-        groups.setdefault(place, []).append(index)
+    for index, site in enumerate(places):
+        groups.setdefault(site, []).append(index)
     seconds_of = {key: median(run.times.own[:, members].sum(axis=1).tolist()) for key, members in groups.items()}
     # The two are measured in different runs: noise must not make shares of more than the whole.
     whole = max(latency, sum(seconds_of.values()), 1e-9)

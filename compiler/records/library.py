@@ -103,19 +103,19 @@ class TunedConfigs:
     def choose(self, alternatives: Sequence[Alternative]) -> int:
         """The index of the alternative to use, of several that compute the same; the first is the untuned one."""
         if self.tuned_itself is not None:
-            for place, alternative in enumerate(alternatives[1:], 1):
+            for index, alternative in enumerate(alternatives[1:], 1):
                 chosen = self._chosen.get(alternative.key)
                 if chosen is not None and chosen.task == alternatives[0].key:
-                    return place if self._checked(chosen, _rule(alternative), alternative.workload) is not None else 0
+                    return index if self._checked(chosen, _rule(alternative), alternative.workload) is not None else 0
             return 0
         groups = [
             self._inside(alternative.key, _rule(alternative), alternative.workload) for alternative in alternatives
         ]
         is_default = self._is_default(_rule(alternatives[0]), alternatives[0].workload)
-        place, record = alternative_taken_over(groups, is_default)
+        index, record = alternative_taken_over(groups, is_default)
         if record is not None:
-            self._alternatives[alternatives[place].key] = record
-        return place
+            self._alternatives[alternatives[index].key] = record
+        return index
 
     def _checked(self, chosen: ChosenKernel, rule: AnyRule, workload: Workload) -> Config | None:
         """The config, unless the rule has no such one today, or another default than the one that it beat."""

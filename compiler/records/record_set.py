@@ -179,17 +179,17 @@ def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDef
     known = [as_of_today(record, is_default) for record in deduplicated(groups[0])] if groups else []
     untuned = [record for record in known if record.is_default and record.in_model]
     found: list[tuple[float, int, Record]] = []
-    for place, group in enumerate(groups[1:], 1):
+    for index, group in enumerate(groups[1:], 1):
         inside = [record for record in deduplicated(group) if record.in_model]
         gains = _gains_in_models(inside, untuned)
         for record in inside:
             each = gains.get(record.config_key, [])
             if _won(each, MIN_GAIN_OF_ALTERNATIVES):
-                found.append((min(gain for gain, _ in each), place, record))
+                found.append((min(gain for gain, _ in each), index, record))
     if not found:
         return 0, None
-    _, place, record = max(found, key=lambda each: each[0])
-    return place, record
+    _, index, record = max(found, key=lambda each: each[0])
+    return index, record
 
 
 def _gains_in_models(records: Iterable[Record], untuned: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:

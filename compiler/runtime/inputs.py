@@ -239,10 +239,10 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
             continue
         value, source = dimensions.setdefault(wanted, (actual, spec.name))
         if actual != value:
-            place = "an earlier dimension of this input" if source == spec.name else f"input {source!r}"
+            origin = "an earlier dimension of this input" if source == spec.name else f"input {source!r}"
             raise InputError(
                 f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({wanted}) is {actual}, "
-                f"but {place} has {wanted} = {value}"
+                f"but {origin} has {wanted} = {value}"
             )
 
 

@@ -199,9 +199,9 @@ class Explorer:
 
     def _smaller(self, knob: Knob, config: Config, step: float) -> dict[str, Option] | None:
         """The knob's largest option below the present one that saves `step`; else its smallest; None without one."""
-        place = knob.options.index(config[knob.name])
+        index = knob.options.index(config[knob.name])
         options = (
-            knob.options[:place] if knob.is_ordered else [each for each in knob.options if each != config[knob.name]]
+            knob.options[:index] if knob.is_ordered else [each for each in knob.options if each != config[knob.name]]
         )
         if not options:
             return None
@@ -289,11 +289,11 @@ def _same(candidate: Candidate) -> Candidate:
 def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
     """The smallest structure with each precision, and with each form of choices, for all layers alike."""
     found = []
-    for place in range(max((len(knob.options) for knob in knobs if not knob.is_ordered), default=1)):
+    for index in range(max((len(knob.options) for knob in knobs if not knob.is_ordered), default=1)):
         config = smallest(knobs)
         for knob in knobs:
             if not knob.is_ordered:
-                config[knob.name] = knob.options[min(place, len(knob.options) - 1)]
+                config[knob.name] = knob.options[min(index, len(knob.options) - 1)]
         found.append(config)
     return found
 
@@ -415,7 +415,7 @@ def round_robin(ranked: Sequence[Candidate]) -> list[Candidate]:
     for each in ranked:
         groups.setdefault(_forms(each.config), []).append(each)
     most = max(map(len, groups.values()), default=0)
-    return [group[place] for place in range(most) for group in groups.values() if place < len(group)]
+    return [group[index] for index in range(most) for group in groups.values() if index < len(group)]
 
 
 def _forms(config: Config) -> tuple[tuple[str, Option], ...]:

@@ -74,8 +74,8 @@ class SearchGraph:
         """Let groups that `known` has, by name and size, lose their units in its order; the others are added to it."""
         for name, cell in self.cells.items():
             ascending = np.argsort(cell.units)
-            place = ascending[np.searchsorted(cell.units, self.order[name], sorter=ascending)]
-            order = known.setdefault((name, len(cell.units)), place)
+            indices = ascending[np.searchsorted(cell.units, self.order[name], sorter=ascending)]
+            order = known.setdefault((name, len(cell.units)), indices)
             self.order[name] = cell.units[order]
 
     @property

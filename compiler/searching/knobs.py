@@ -60,12 +60,12 @@ def neighbours(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]
     """All configs that differ in one knob: by one step of an ordered one, in any way of another."""
     found: list[dict[str, Option]] = []
     for knob in knobs:
-        place = knob.options.index(config[knob.name])
-        near = (place - 1, place + 1) if knob.is_ordered else range(len(knob.options))
+        position = knob.options.index(config[knob.name])
+        near = (position - 1, position + 1) if knob.is_ordered else range(len(knob.options))
         found += [
             {**config, knob.name: knob.options[index]}
             for index in near
-            if index != place and 0 <= index < len(knob.options)
+            if index != position and 0 <= index < len(knob.options)
         ]
     return found
 
@@ -76,9 +76,9 @@ def exchanges(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
     found = list(larger)
     for raised in larger:
         for knob in knobs:
-            place = knob.options.index(config[knob.name])
-            if knob.is_ordered and place and raised[knob.name] == config[knob.name]:
-                found.append({**raised, knob.name: knob.options[place - 1]})
+            index = knob.options.index(config[knob.name])
+            if knob.is_ordered and index and raised[knob.name] == config[knob.name]:
+                found.append({**raised, knob.name: knob.options[index - 1]})
     return found
 
 

@@ -102,8 +102,8 @@ class SearchResult:
         original = self.report.original.score
         front = [each for each in self.front if original - each.score <= max_drop * abs(original)] or self.front[-1:]
         family: dict[str, Candidate] = {}
-        for name, place in _FAMILY.items():  # the largest first: of a short front some are the same net
-            candidate = front[round(place * (len(front) - 1))]
+        for name, index in _FAMILY.items():  # the largest first: of a short front some are the same net
+            candidate = front[round(index * (len(front) - 1))]
             if candidate not in family.values():
                 family[name] = candidate
         return family

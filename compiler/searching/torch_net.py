@@ -173,7 +173,7 @@ class TorchNet:
         found: list[dict[str, Option]] = []
         while not self._needs_graphs or len(found) < _SHAPES:
             columns = {knob.name: _balanced(knob.options, most, random) for knob in outer}
-            drawn = [{name: column[place] for name, column in columns.items()} for place in range(most)]
+            drawn = [{name: column[index] for name, column in columns.items()} for index in range(most)]
             found += drawn if self._needs_graphs else []
             yield from drawn
         yield from cycle(found[:_SHAPES])

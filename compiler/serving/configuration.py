@@ -158,7 +158,7 @@ def read_configuration(path: Path) -> list[ModelOptions]:
     if not isinstance(models, Sequence) or isinstance(models, str) or not models:
         raise OptionError(f"{path} must hold a list of models under the key 'models'")
     return check_models(
-        [model_options(each, f"model {place} of {path}", path.parent) for place, each in enumerate(models)]
+        [model_options(each, f"model {index} of {path}", path.parent) for index, each in enumerate(models)]
     )
 
 

@@ -47,8 +47,8 @@ def options_from(
         options: Options = TypeAdapter(kind).validate_python(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise OptionError(f"{where}: {place}: {first['msg']}") from error
+        path = ".".join(map(str, first["loc"]))
+        raise OptionError(f"{where}: {path}: {first['msg']}") from error
     return options if folder is None else _with_absolute_paths(options, folder)
 
 

@@ -30,13 +30,13 @@ class Stage:
     batch: int | None = None
 
 
-def _check(stage: Stage, place: int) -> None:
+def _check(stage: Stage, index: int) -> None:
     """Raise OptionError unless a stage can run."""
     if not callable(stage.function):
-        raise OptionError(f"stage {place} is no function: {stage.function!r}")
+        raise OptionError(f"stage {index} is no function: {stage.function!r}")
     for name, count in (("workers", stage.workers), ("batch", stage.batch)):
         if count is not None and count < 1:
-            raise OptionError(f"{name} of stage {place} must be at least 1, not {count}")
+            raise OptionError(f"{name} of stage {index} must be at least 1, not {count}")
 
 
 class Pipeline:
@@ -64,8 +64,8 @@ class Pipeline:
             raise OptionError("a pipeline without stages", "give one or more functions")
         if capacity < 1:
             raise OptionError(f"capacity must be at least 1, not {capacity}")
-        for place, each in enumerate(self._stages):
-            _check(each, place)
+        for index, each in enumerate(self._stages):
+            _check(each, index)
         # The first queue is bounded by the slots, which tasks of an event loop can wait for too.
         self._slots = Slots(capacity)
         self._queues: list[queue.Queue[_Item | None]] = [queue.Queue() for _ in self._stages[:1]]
@@ -76,10 +76,10 @@ class Pipeline:
         self._items: set[_Item] = set()
         self._threads = [
             [
-                threading.Thread(target=self._work, args=(place,), name=f"pipeline-{place}", daemon=True)
+                threading.Thread(target=self._work, args=(index,), name=f"pipeline-{index}", daemon=True)
                 for _ in range(stage.workers)
             ]
-            for place, stage in enumerate(self._stages)
+            for index, stage in enumerate(self._stages)
         ]
         for threads in self._threads:
             for thread in threads:
@@ -178,12 +178,12 @@ class Pipeline:
         self._slots.release()
         raise ServiceUnavailableError("the pipeline is closed")
 
-    def _work(self, place: int) -> None:
-        stage, own = self._stages[place], self._queues[place]
-        following = self._queues[place + 1] if place + 1 < len(self._stages) else None
+    def _work(self, index: int) -> None:
+        stage, own = self._stages[index], self._queues[index]
+        following = self._queues[index + 1] if index + 1 < len(self._stages) else None
         while True:
             items, last = _taken(own, stage.batch or 1)
-            if place == 0:
+            if index == 0:
                 for _ in items:
                     self._slots.release()
             for item in self._computed(stage, items):

@@ -45,10 +45,11 @@ def estimated_costs(
     symbols = {each: size for spec in model.inputs for each in spec.shape if isinstance(each, str)}
     by_position: dict[int, float] = defaultdict(float)
     for cost in estimate_costs(model, target, roofline, symbols):
-        place = next((places[node] for node in cost.nodes if node in places), 0)
-        by_position[place] += cost.seconds
+        position = next((places[node] for node in cost.nodes if node in places), 0)
+        by_position[position] += cost.seconds
     before = {
-        cut.position: sum(seconds for place, seconds in by_position.items() if place <= cut.position) for cut in cuts
+        cut.position: sum(seconds for position, seconds in by_position.items() if position <= cut.position)
+        for cut in cuts
     }
     return SideCosts(before, sum(by_position.values()))
 

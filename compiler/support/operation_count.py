@@ -67,7 +67,7 @@ def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
     used = names_in(formula)
     if not used <= set(symbols):
         return None
-    places = {name: place for name, place in symbols.items() if name in used}
+    places = {name: index for name, index in symbols.items() if name in used}
     return OperationCount(formula, places, _direct(function))
 
 

@@ -62,7 +62,7 @@ def library_errors(kind: type[ArtifactError | InputError], what: str) -> Iterato
 def expressions_of(described: object, path: str = "") -> list[str]:
     """The fields of a tokenizer that hold regular expressions."""
     if isinstance(described, list):
-        return [each for place, item in enumerate(described) for each in expressions_of(item, f"{path}[{place}]")]
+        return [each for index, item in enumerate(described) for each in expressions_of(item, f"{path}[{index}]")]
     if not isinstance(described, dict):
         return []
     found = [f"{path}.Regex"] if isinstance(described.get("Regex"), str) else []
@@ -106,8 +106,8 @@ def _parts(described: object, path: str, inner: str) -> Iterator[tuple[str, Mapp
         return
     yield path, described
     items = described.get(inner)
-    for place, item in enumerate(items if isinstance(items, list) else ()):
-        yield from _parts(item, f"{path}.{inner}[{place}]", inner)
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        yield from _parts(item, f"{path}.{inner}[{index}]", inner)
 
 
 def _check_template(part: Mapping[str, Any], where: str) -> None:

@@ -108,32 +108,32 @@ def extract_tasks(
 
     survey = AlternativeSurvey()
     extracted = tasks(survey)
-    while alternatives and survey.next_place():
+    while alternatives and survey.advance():
         extracted.add_alternatives(tasks(survey), survey.first)
     return extracted
 
 
 @dataclass
 class AlternativeSurvey:
-    """A `Choice` that takes the alternatives at one place of the list after the other.
+    """A `Choice` that takes the alternatives at one index of the list after the other.
 
     Attributes:
         first: of each alternative's key that is not the first of its list, the first one's.
     """
 
-    place: int = 0
+    index: int = 0
     first: dict[str, str] = field(default_factory=dict)
     _most: int = 0
 
     def __call__(self, alternatives: Sequence[Alternative]) -> int:
         self.first |= {alternative.key: alternatives[0].key for alternative in alternatives[1:]}
         self._most = max(self._most, len(alternatives) - 1)
-        return min(self.place, len(alternatives) - 1)
+        return min(self.index, len(alternatives) - 1)
 
-    def next_place(self) -> bool:
-        """Go on to the next place; whether there is one."""
-        self.place += 1
-        return self.place <= self._most
+    def advance(self) -> bool:
+        """Go on to the next index. Returns False where there is none."""
+        self.index += 1
+        return self.index <= self._most
 
 
 def tasks_of(

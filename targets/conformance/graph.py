@@ -48,7 +48,7 @@ class Graph:
     def node(self, operator: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
         """The first output's name."""
         name = f"v{len(self.nodes)}_{operator}"
-        names = [name, *(f"{name}_{place}" for place in range(1, outputs))]
+        names = [name, *(f"{name}_{index}" for index in range(1, outputs))]
         self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return name
 

@@ -64,8 +64,8 @@ def replaced_source(
     result = []
     for path in objects:
         data = Path(path).read_bytes()
-        place = symbol_bytes(data, SYMBOL) if SYMBOL in data and data[:4] == b"\x7fELF" else None
-        packed = None if place is None else data[place[0] : place[0] + place[1]]
+        span = symbol_bytes(data, SYMBOL) if SYMBOL in data and data[:4] == b"\x7fELF" else None
+        packed = None if span is None else data[span[0] : span[0] + span[1]]
         if packed is None or _KIND not in packed:
             result.append(str(path))
             continue
@@ -198,8 +198,8 @@ def symbol_bytes(data: bytes, wanted: bytes) -> tuple[int, int] | None:
         if section[1] != 2:  # SHT_SYMTAB
             continue
         names = sections[section[6]][4]
-        for place in range(section[4], section[4] + section[5], _SYMBOL.size):
-            name, _, _, index, value, length = _SYMBOL.unpack_from(data, place)
+        for position in range(section[4], section[4] + section[5], _SYMBOL.size):
+            name, _, _, index, value, length = _SYMBOL.unpack_from(data, position)
             at = names + name
             if data[at : at + len(wanted) + 1] == wanted + b"\0" and 0 < index < count:
                 return sections[index][4] + value, length

@@ -158,5 +158,5 @@ def _packaged(name: str) -> str | None:
     except ValueError:
         return None
     places = spec.submodule_search_locations if spec is not None else None
-    found = [path for place in places or () for path in Path(place).glob(f"cu*/bin/{name}")]
+    found = [path for folder in places or () for path in Path(folder).glob(f"cu*/bin/{name}")]
     return str(found[0]) if found else None

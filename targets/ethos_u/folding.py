@@ -131,9 +131,9 @@ class Dense:
         starts = [each * self.window.strides[1] - self.window.padding[2] for each in range(together)]
         first, last = starts[0] // factor, (starts[-1] + columns - 1) // factor
         wide = np.zeros((together, filters, rows, (last - first + 1) * factor, channels), np.int8)
-        for place, start in enumerate(starts):
+        for index, start in enumerate(starts):
             begin = start - first * factor
-            wide[place, :, :, begin : begin + columns] = self.weight
+            wide[index, :, :, begin : begin + columns] = self.weight
         return wide.reshape(together * filters, rows, last - first + 1, factor * channels), first
 
     def _split(self) -> Iterator[tuple[str, Dense]]:

@@ -55,11 +55,11 @@ class Window:
     def single(self, places: Sequence[int], sizes: Sequence[int]) -> Window:
         """The same for an operand and a result of these sizes: a wide stride along an axis with one place is 1."""
         strides, padding = list(self.strides), list(self.padding)
-        for axis, (place, size) in enumerate(zip(_pair(places, 1), _pair(sizes, 1), strict=True)):
+        for axis, (position, size) in enumerate(zip(_pair(places, 1), _pair(sizes, 1), strict=True)):
             if size == 1 and strides[axis] > WIDEST_STRIDE:
                 strides[axis] = 1
                 # Less than nothing where the window leaves out what is at the end.
-                padding[2 * axis + 1] = self.extents[axis] - padding[2 * axis] - place
+                padding[2 * axis + 1] = self.extents[axis] - padding[2 * axis] - position
         return replace(self, strides=(strides[0], strides[1]), padding=(padding[0], padding[1], padding[2], padding[3]))
 
 

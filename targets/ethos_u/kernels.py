@@ -85,8 +85,8 @@ class Kernel:
     def _matrix(self, axis: int, size: int) -> Array:
         row = tuple(slice(None) if each == axis else 0 for each in range(len(self.shape)))
         columns = []
-        for place in range(size):
+        for index in range(size):
             data = np.zeros(self.shape, np.float32)
-            data[tuple(place if each == axis else slice(None) for each in range(len(self.shape)))] = 1
+            data[tuple(index if each == axis else slice(None) for each in range(len(self.shape)))] = 1
             columns.append(self(data)[row])
         return np.stack(columns, -1).astype(np.float64)

@@ -67,9 +67,9 @@ def _wanted(view: View, call: Call) -> _Wanted:
         for smallest in (False, True):
             for last in (False, True):
                 turned = np.flip(-numbers if smallest else numbers, axis) if last else -numbers if smallest else numbers
-                place = turned.argmax(axis)
-                place = size - 1 - place if last else place
-                if place.size == found.size and np.array_equal(place.ravel(), found.ravel()):
+                index = turned.argmax(axis)
+                index = size - 1 - index if last else index
+                if index.size == found.size and np.array_equal(index.ravel(), found.ravel()):
                     return _Wanted(operand, data, axis, smallest, last)
     raise Unsupported("it gives the place of neither the largest nor the smallest")
 

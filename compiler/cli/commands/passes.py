@@ -35,7 +35,7 @@ def _passes(as_json: options.Json = False) -> None:
     rows = []
     previous = ""
     for each in listed:
-        place = "-" if each.position is None else str(each.position)
-        rows.append((each.phase if each.phase != previous else "", place, each.name, each.summary))
+        position = "-" if each.position is None else str(each.position)
+        rows.append((each.phase if each.phase != previous else "", position, each.name, each.summary))
         previous = each.phase
     print_table(("phase", "order", "pass", "what it does"), rows, ("order",))

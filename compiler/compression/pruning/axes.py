@@ -209,9 +209,9 @@ def broadcast(trace: Trace, shapes: Sequence[Sequence[object]], values: Sequence
     """The axes of an elementwise result; an axis of size 1 that is repeated is not part of it."""
     rank = max(len(shape) for shape in shapes)
     result: Axes = []
-    for place in range(-rank, 0):
+    for index in range(-rank, 0):
         present = [
-            (shape[place], value[place]) for shape, value in zip(shapes, values, strict=True) if -place <= len(shape)
+            (shape[index], value[index]) for shape, value in zip(shapes, values, strict=True) if -index <= len(shape)
         ]
         full = [axis for size, axis in present if size != 1] or [axis for _, axis in present]
         for size, axis in present:
@@ -405,11 +405,11 @@ def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]
         fix_value(trace, axes)
         return fixed
     sizes_before, sizes_after = sizes[: len(before)], sizes[len(before) :]
-    place = live[0]
-    labels = axes[place]
+    kept_axis = live[0]
+    labels = axes[kept_axis]
     assert labels is not None
     shape = [1] * len(before)
-    shape[place] = -1
+    shape[kept_axis] = -1
     elements = np.broadcast_to(labels.reshape(shape), sizes_before).reshape(sizes_after)
     chosen = _function_of(trace, elements)
     if chosen is None:  # as heads are split off: by the axis before the last
@@ -440,11 +440,11 @@ def broadcast_to(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
         fix_value(trace, values[0])
         return [None] * int(call.ty.ndim)
     result: Axes = [None] * len(after)
-    for place in range(-len(before), 0):
-        if before[place] == after[place]:
-            result[place] = values[0][place]
+    for index in range(-len(before), 0):
+        if before[index] == after[index]:
+            result[index] = values[0][index]
         else:
-            trace.nodes.fix(values[0][place])
+            trace.nodes.fix(values[0][index])
     return result
 
 

@@ -141,14 +141,14 @@ class _Caches:
             raise self._unfit(str(old.name))
         if not same_shape(shape[:_ROWS] + shape[_ROWS + 1 :], given[:_ROWS] + given[_ROWS + 1 :]):
             raise self._unfit(str(old.name))
-        rows, place = self._read(builder, rows), self._read(builder, places[0])
+        rows, position = self._read(builder, rows), self._read(builder, places[0])
         if self._dtype == "int8":
             rounded, scales = _rounded(builder, rows)
-            self._stored[var] = write_places(builder, self._stored[old], rounded, place, _ROWS)
-            self._stored_scales[var] = write_places(builder, self._stored_scales[old], scales, place, _ROWS)
+            self._stored[var] = write_places(builder, self._stored[old], rounded, position, _ROWS)
+            self._stored_scales[var] = write_places(builder, self._stored_scales[old], scales, position, _ROWS)
         else:
             narrow = builder.emit(R.astype(rows, self._dtype))
-            self._stored[var] = write_places(builder, self._stored[old], narrow, place, _ROWS)
+            self._stored[var] = write_places(builder, self._stored[old], narrow, position, _ROWS)
 
     def _read(self, builder: BlockBuilder, leaf: Expr) -> Expr:
         """A cache in float32; other values unchanged."""

@@ -234,7 +234,7 @@ def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
     """Some rows: (1, n, width) -> (1, m, width)."""
 
     def element(b: Expr, row: Expr, k: Expr) -> Expr:
-        place = tirx.max(tirx.min(wanted[row], x.shape[1] - 1), tirx.const(0, "int64"))
-        return x[b, place, k]
+        index = tirx.max(tirx.min(wanted[row], x.shape[1] - 1), tirx.const(0, "int64"))
+        return x[b, index, k]
 
     return te.compute((1, wanted.shape[0], x.shape[2]), element, name="selected")

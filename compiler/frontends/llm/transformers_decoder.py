@@ -114,9 +114,9 @@ def model_code(folder: Path, model: Any) -> Iterator[None]:
         if any(frame.name == "import_torch" for frame in traceback.extract_tb(error.__traceback__)):
             raise  # a defect of the importer
         reason = f"it does not run with a static cache of keys and values ({type(error).__name__}: {str(error)[:300]})"
-        place = line_of_the_model(error.__traceback__)
+        location = line_of_the_model(error.__traceback__)
         raise UnsupportedModelError(
-            [Refusal("language model", f"{folder.name} of type {model.config.model_type!r}", f"{reason}{place}")],
+            [Refusal("language model", f"{folder.name} of type {model.config.model_type!r}", f"{reason}{location}")],
             f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
         ) from error
 

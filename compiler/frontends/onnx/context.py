@@ -251,7 +251,7 @@ class NodeContext:
 
     def choices(self, name: str, known: Sequence[str]) -> NDArray[np.int8]:
         """The places in `known` of a list of strings in an attribute; InvalidModelError for any other string."""
-        places = {choice.encode(): place for place, choice in enumerate(known)}
+        places = {choice.encode(): index for index, choice in enumerate(known)}
         values = self._attributes[name].strings if name in self._attributes else ()
         unknown = next((value for value in values if value not in places), None)
         if unknown is not None:

@@ -95,8 +95,8 @@ def _outermost(formula: str) -> str:
     if not formula.startswith("("):
         return formula
     depth = 0
-    for place, letter in enumerate(formula):
+    for index, letter in enumerate(formula):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            return formula[1:-1] if place == len(formula) - 1 else formula
+            return formula[1:-1] if index == len(formula) - 1 else formula
     return formula

@@ -52,16 +52,16 @@ def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tupl
     layout = _layout(spec, processing)
     size = processing.size
     shape = [1 if axis == "N" else given for axis, given in zip(layout, spec.shape, strict=True)]
-    for place, axis in enumerate(layout):
-        if axis in "HW" and isinstance(shape[place], str):
+    for index, axis in enumerate(layout):
+        if axis in "HW" and isinstance(shape[index], str):
             if size is None:
                 raise OptionError(
                     f"processing: the net reads images of any size ({spec})",
                     "give size=(height, width) of the network's input",
                 )
-            shape[place] = size["HW".index(axis)]
-        elif isinstance(shape[place], str):
-            shape[place] = 1 if processing.colors == "gray" else 3
+            shape[index] = size["HW".index(axis)]
+        elif isinstance(shape[index], str):
+            shape[index] = 1 if processing.colors == "gray" else 3
     return spec.name, tuple(int(each) for each in shape)
 
 
@@ -179,13 +179,13 @@ class _Attached:
         shape = [*(tirx.Var(name, "int64") for name in self._names), tirx.const(3, "int64")]
         image = relax.Var("image", relax.TensorType(shape, "uint8"))
         at = self._model.inputs.index(self._spec)
-        params = [image if place == at else each for place, each in enumerate(main.params)]
+        params = [image if index == at else each for index, each in enumerate(main.params)]
         builder.begin_scope(params)
         builder._begin_binding_block()
         frame = emit_frame(builder, image, self._processing, size, self._layout)
         if self._spec.dtype != "float32":
             frame = builder.emit(R.astype(frame, self._spec.dtype))
-        outputs = _inlined(builder, main, [frame if place == at else each for place, each in enumerate(params)])
+        outputs = _inlined(builder, main, [frame if index == at else each for index, each in enumerate(params)])
         by_name = dict(zip((each.name for each in self._model.outputs), outputs, strict=True))
         results = self._emit_results(builder, image, by_name)
         block = builder._end_block()
@@ -308,10 +308,10 @@ def _place(axis: Axis, count: Expr, position: Expr) -> tuple[Expr, Expr, Expr]:
     second, float32; positions outside the frame are clamped to its edge."""
     half = tirx.const(0.5, "float64")
     inside = (_real(position) + half) * _real(axis.resized) / _real(axis.image) - _real(axis.offset)
-    place = inside * _real(count) / tirx.const(float(axis.frame), "float64") - half
-    place = tirx.max(tirx.min(place, _real(count - 1)), tirx.const(0.0, "float64"))
-    low = tirx.Cast("int64", place)
-    return low, tirx.min(low + 1, count - 1), tirx.Cast("float32", place - _real(low))
+    coordinate = inside * _real(count) / tirx.const(float(axis.frame), "float64") - half
+    coordinate = tirx.max(tirx.min(coordinate, _real(count - 1)), tirx.const(0.0, "float64"))
+    low = tirx.Cast("int64", coordinate)
+    return low, tirx.min(low + 1, count - 1), tirx.Cast("float32", coordinate - _real(low))
 
 
 def _real(value: Expr) -> Expr:

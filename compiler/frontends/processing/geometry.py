@@ -127,8 +127,8 @@ def weight(processing: Processing, distance: Expr) -> Expr:
 
 def is_inside(axis: Axis, position: Expr) -> Expr:
     """True where a position of the frame lies on the image."""
-    place = position + axis.offset
-    return tirx.all(place >= 0, place < axis.resized)
+    index = position + axis.offset
+    return tirx.all(index >= 0, index < axis.resized)
 
 
 def _integer(value: int) -> Expr:

@@ -54,12 +54,12 @@ def _source(guard: Any) -> tuple[str, str]:
     """(folder of PyTorch or "", text for messages) of the code that asks; the text is "" where that is not known."""
     import torch
 
-    place: Any = getattr(guard.sloc, "framework_loc", None)
-    if not hasattr(place, "filename"):
+    location: Any = getattr(guard.sloc, "framework_loc", None)
+    if not hasattr(location, "filename"):
         return "", ""
-    path, home = Path(place.filename), Path(torch.__file__).parent
+    path, home = Path(location.filename), Path(torch.__file__).parent
     folder = path.relative_to(home).parts[0] if path.is_relative_to(home) else ""
-    return folder, f"({path.name}:{place.lineno})"
+    return folder, f"({path.name}:{location.lineno})"
 
 
 def _conditions(condition: Any, where: str, *, required: bool) -> Iterator[Condition]:

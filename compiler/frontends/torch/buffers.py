@@ -96,8 +96,8 @@ def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.E
         tensor = _buffer(program, spec.target) if spec.kind == InputKind.BUFFER else None
         if tensor is None or not tensor.numel():
             continue
-        for place, other in first.items():
-            if place[0] == tensor.untyped_storage().data_ptr() and place != _place(tensor):
+        for view, other in first.items():
+            if view[0] == tensor.untyped_storage().data_ptr() and view != _place(tensor):
                 _refuse(spec.target, other.target)
         known = first.setdefault(_place(tensor), spec)
         if known is not spec:

@@ -80,11 +80,11 @@ def _replace(program: torch.export.ExportedProgram, node: Any, value: torch.Tens
     name = f"folded_{node.name}"
     specs = program.graph_signature.input_specs
     inputs = [each for each in program.graph.nodes if each.op == "placeholder"]
-    place = next((i for i, spec in enumerate(specs) if spec.kind == InputKind.USER_INPUT), len(specs))
-    before = inputs[place] if place < len(inputs) else next(iter(program.graph.nodes))
+    index = next((i for i, spec in enumerate(specs) if spec.kind == InputKind.USER_INPUT), len(specs))
+    before = inputs[index] if index < len(inputs) else next(iter(program.graph.nodes))
     with program.graph.inserting_before(before):
         constant = program.graph.placeholder(name)
     constant.meta["val"] = node.meta["val"]
-    specs.insert(place, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name), name, None))
+    specs.insert(index, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name), name, None))
     program.constants[name] = value.contiguous()
     node.replace_all_uses_with(constant)

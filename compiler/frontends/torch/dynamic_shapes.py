@@ -32,20 +32,20 @@ def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed
 def fixed_by(report: str) -> Fixed:
     """The dimensions that a report of `torch.export` says were "specialized": by place, or by the name of a `Dim`."""
     marked = set(re.findall(r"You marked (.+?) as dynamic", report))
-    return lambda place, dim: place in marked or getattr(dim, "__name__", None) in marked
+    return lambda size, dim: size in marked or getattr(dim, "__name__", None) in marked
 
 
-def _left(value: Any, place: str, fixed: Fixed) -> str:
+def _left(value: Any, path: str, fixed: Fixed) -> str:
     if isinstance(value, Mapping) and all(isinstance(axis, int) for axis in value):
-        sizes = [axis for axis, dim in value.items() if _is_open(dim) and not fixed(f"{place}.size()[{axis}]", dim)]
+        sizes = [axis for axis, dim in value.items() if _is_open(dim) and not fixed(f"{path}.size()[{axis}]", dim)]
         return _mapping(dict.fromkeys(sizes, _DYNAMIC)) if sizes else "None"
     if isinstance(value, Mapping):
-        return _mapping({key: _left(each, f"{place}[{key!r}]", fixed) for key, each in value.items()})
+        return _mapping({key: _left(each, f"{path}[{key!r}]", fixed) for key, each in value.items()})
     if not isinstance(value, list | tuple):
         return "None"
     if any(map(_is_open, value)):  # a dimension for each axis
-        return _left(dict(enumerate(value)), place, fixed)
-    return _sequence(value, [_left(each, f"{place}[{index}]", fixed) for index, each in enumerate(value)])
+        return _left(dict(enumerate(value)), path, fixed)
+    return _sequence(value, [_left(each, f"{path}[{index}]", fixed) for index, each in enumerate(value)])
 
 
 def _is_open(dim: Any) -> bool:

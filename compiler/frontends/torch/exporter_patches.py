@@ -32,19 +32,19 @@ def exporter_caches() -> Iterator[None]:
     operators were looked up holds until the context ends: libraries that are loaded afterwards add others.
     """
     with contextlib.ExitStack() as stack:
-        for place, name, cached in (
+        for holder, name, cached in (
             ("torch.onnx._internal.exporter._registration:onnxscript_apis", "get_torchlib_ops", _kept),
             ("torch.onnx._internal.exporter._schemas", "op_signature_from_function", _kept_for_each_function),
             ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
         ):
-            stack.enter_context(_replaced(place, name, cached))
+            stack.enter_context(_replaced(holder, name, cached))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(place: str, name: str, cached: Callable[[Function], Function]) -> Iterator[None]:
+def _replaced(holder: str, name: str, cached: Callable[[Function], Function]) -> Iterator[None]:
     """`name` in a module, or in an object of one ("module:object"), is its cached form in the context."""
-    module, _, member = place.partition(":")
+    module, _, member = holder.partition(":")
     try:
         owner = importlib.import_module(module)
         owner = getattr(owner, member) if member else owner

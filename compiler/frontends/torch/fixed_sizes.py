@@ -40,8 +40,8 @@ class OpenSizes:
             for axis, size in enumerate(value.shape):
                 expr = getattr(getattr(size, "node", None), "expr", None)
                 for symbol in getattr(expr, "free_symbols", ()):  # of 32*s, too
-                    place = (f"dimension {axis} of {node.name}", f"{argument}.size()[{axis}]")
-                    self._places.setdefault(symbol, []).append(place)
+                    names = (f"dimension {axis} of {node.name}", f"{argument}.size()[{axis}]")
+                    self._places.setdefault(symbol, []).append(names)
         self._known = 0 if self._environment is None else len(self._environment.guards)
 
     def added(self) -> list[Condition]:
@@ -65,14 +65,14 @@ class OpenSizes:
         refusals = [
             Refusal(
                 "dynamic size",
-                place,
+                name,
                 f"an operator of the model is written for sizes where {equation.lhs} = {equation.rhs}",
             )
             for symbol, equation in fixed.items()
-            for place, _ in self._places[symbol]
+            for name, _ in self._places[symbol]
         ]
-        gone = {place for symbol in fixed for _, place in self._places[symbol]}
-        line = remaining_dimensions(self._shapes, list(self._parameters), lambda place, dim: place in gone)
+        gone = {name for symbol in fixed for _, name in self._places[symbol]}
+        line = remaining_dimensions(self._shapes, list(self._parameters), lambda name, dim: name in gone)
         hint = "leave these dimensions out of dynamic_shapes"
         return UnsupportedModelError(refusals, f"{hint}: {line}" if line else hint)
 
@@ -106,8 +106,8 @@ def _argument(path: tuple[Any, ...], parameters: list[inspect.Parameter]) -> str
     within = "".join(map(str, rest))
     if kind.idx == 1:
         return f"L[{first.key!r}]{within}"
-    place: int = first.idx
-    if place < len(parameters) and parameters[place].kind is not inspect.Parameter.VAR_POSITIONAL:
-        return f"L[{parameters[place].name!r}]{within}"
+    index: int = first.idx
+    if index < len(parameters) and parameters[index].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return f"L[{parameters[index].name!r}]{within}"
     name, before = (parameters[-1].name, len(parameters) - 1) if parameters else ("args", 0)
-    return f"L[{name!r}][{place - before}]{within}"
+    return f"L[{name!r}][{index - before}]{within}"

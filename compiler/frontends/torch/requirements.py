@@ -101,8 +101,8 @@ class ProgramRequirements:
         for name in names_in(text):
             if name not in self._places or self._places[name][0] not in shapes:
                 return None
-            place, axis = self._places[name]
-            dimension = shapes[place][axis]
+            index, axis = self._places[name]
+            dimension = shapes[index][axis]
             if isinstance(dimension, int):
                 text = re.sub(rf"\b{name}\b", str(dimension), text)
             else:

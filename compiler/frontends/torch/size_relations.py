@@ -74,9 +74,9 @@ def _reflection(node: object) -> Iterator[SizeRelation]:
 
 def _at_least_pads(node: Any, more: int) -> Iterator[SizeRelation]:
     pads = [_value(each) for each in node.args[1]]
-    for place in range(0, len(pads), 2):
-        size = _sizes(node.args[0])[-1 - place // 2]
-        yield from (SizeRelation(size, "at least", pad + more) for pad in pads[place : place + 2])
+    for index in range(0, len(pads), 2):
+        size = _sizes(node.args[0])[-1 - index // 2]
+        yield from (SizeRelation(size, "at least", pad + more) for pad in pads[index : index + 2])
 
 
 def _not_empty(node: Any) -> Iterator[SizeRelation]:

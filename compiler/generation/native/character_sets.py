@@ -123,7 +123,7 @@ def _cut_off(cutter: Any, categories: str) -> Ranges:
     found = np.zeros(LAST + 1, bool)
     for first in chunks():
         codes = [code for code in range(first, first + CHUNK) if unicodedata.category(chr(code))[0] in categories]
-        places = [place for _, place in cutter.pre_tokenize_str("".join(f"a{chr(code)}" for code in codes) + "a")]
+        places = [span for _, span in cutter.pre_tokenize_str("".join(f"a{chr(code)}" for code in codes) + "a")]
         # Such a one is a piece at an odd place; other characters stay with the letters.
         found[[codes[begin // 2] for begin, end in places if end - begin == 1 and begin % 2]] = True
     return _ranges(found)

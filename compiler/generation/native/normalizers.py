@@ -140,8 +140,8 @@ def charsmap_rules(encoded: str) -> dict[str, str]:
         size = int.from_bytes(content[:4], "little")
         trie, texts = np.frombuffer(content[4 : 4 + size], "<u4").tolist(), content[4 + size :]
         rules = {}
-        for key, place in _entries(trie):
-            rules[key.decode()] = texts[place : texts.index(b"\0", place)].decode()
+        for key, offset in _entries(trie):
+            rules[key.decode()] = texts[offset : texts.index(b"\0", offset)].decode()
             if len(rules) > _MOST_RULES:
                 raise ValueError("it has too many rules")
     except (ValueError, IndexError, binascii.Error) as error:
@@ -168,8 +168,8 @@ def _clustered(form: str, *, joined: bool) -> set[int]:
     bytes_but_newline = [byte for byte in range(1, 256) if byte != ord("\n")]
     trie = [256 << 10, *[0] * 767]
     for byte in bytes_but_newline:
-        place = 256 ^ byte
-        trie[place] = (place ^ 512) << 10 | 1 << 8 | byte
+        index = 256 ^ byte
+        trie[index] = (index ^ 512) << 10 | 1 << 8 | byte
     trie[512] = 1 << 31
     content = b"".join(unit.to_bytes(4, "little") for unit in [4 * len(trie), *trie]) + b"B\0"
     normalizers: Any = optional_module("tokenizers", "generate", "turns text into tokens").normalizers
@@ -194,12 +194,12 @@ def _entries(trie: list[int]) -> Iterator[tuple[bytes, int]]:
     while waiting:
         prefix, node = waiting.pop()
         for byte in range(1, 256):
-            place = node ^ byte
-            if place >= len(trie) or trie[place] & 0x800000FF != byte:
+            index = node ^ byte
+            if index >= len(trie) or trie[index] & 0x800000FF != byte:
                 continue
-            child = place ^ _offset(trie[place])
+            child = index ^ _offset(trie[index])
             key = prefix + bytes([byte])
-            if trie[place] >> 8 & 1:
+            if trie[index] >> 8 & 1:
                 yield key, trie[child] & 0x7FFFFFFF
             if len(key) < _MOST_BYTES:
                 waiting.append((key, child))

@@ -348,10 +348,10 @@ class Pattern:
 
     def _inner(self, operation: Operation, body: Node) -> None:
         """A program within the program."""
-        place = self._add(operation)
+        index = self._add(operation)
         self._compile(body)
         self._add(Operation.MATCH)
-        self._code[place] = (operation, len(self._code), 0, 0)
+        self._code[index] = (operation, len(self._code), 0, 0)
 
     def _repeat(self, node: Repeat) -> None:
         if isinstance(node.body, Characters) and node.greed != "lazy":

@@ -93,9 +93,9 @@ def _frame(tokenizer: Tokenizer, roles: Sequence[str]) -> _Frame:
             raise _changing()
         texts += [head, tail]
     strips = []
-    for place in range(len(roles)):
-        ways = {strip: [_filled(texts, marks, place, each, strip) for each in _PROBES] for strip in (False, True)}
-        shown = [rendered([*marks[:place], each, *marks[place + 1 :]]) for each in _PROBES]
+    for position in range(len(roles)):
+        ways = {strip: [_filled(texts, marks, position, each, strip) for each in _PROBES] for strip in (False, True)}
+        shown = [rendered([*marks[:position], each, *marks[position + 1 :]]) for each in _PROBES]
         strip = next((strip for strip, expected in ways.items() if expected == shown), None)
         if strip is None:
             raise _changing()
@@ -103,8 +103,8 @@ def _frame(tokenizer: Tokenizer, roles: Sequence[str]) -> _Frame:
     return texts, strips
 
 
-def _filled(texts: Sequence[str], marks: Sequence[str], place: int, content: str, strip: bool) -> str:
-    contents = [*marks[:place], content.strip() if strip else content, *marks[place + 1 :]]
+def _filled(texts: Sequence[str], marks: Sequence[str], index: int, content: str, strip: bool) -> str:
+    contents = [*marks[:index], content.strip() if strip else content, *marks[index + 1 :]]
     return texts[0] + "".join(content + text for content, text in zip(contents, texts[1:], strict=True))
 
 

@@ -80,7 +80,7 @@ class TorchSide:
     def ours(self, names: Sequence[str]) -> dict[str, Array]:
         module = compile(self._returning(names), **self._options, example_inputs=tuple(self._inputs.values()))
         arrays = dict(
-            zip((f"inputs_{place}" for place in range(len(self._inputs))), self._inputs.values(), strict=True)
+            zip((f"inputs_{index}" for index in range(len(self._inputs))), self._inputs.values(), strict=True)
         )
         taken = {each.name for each in module.inputs}
         outputs = module.run({name: array for name, array in arrays.items() if name in taken})

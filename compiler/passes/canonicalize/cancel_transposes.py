@@ -338,17 +338,17 @@ def inserted_dimensions(graph: Graph, call: Call) -> Expr | None:
     outer = graph.definition(call.args[0])
     if operator_name(outer) not in _OF_TWO or not graph.only_use(call.args[0]):
         return None
-    for place, operand in enumerate(outer.args):
+    for index, operand in enumerate(outer.args):
         inner = graph.call(operand, "relax.reshape")
         if inner is None or not same_shape(shape_of(inner.args[0]), shape_of(call)):
             continue
         inserted = _inserted(shape_of(inner.args[0]), shape_of(inner))
-        other = outer.args[1 - place]
+        other = outer.args[1 - index]
         kept = None if inserted is None else _without(shape_of(other), inserted, len(shape_of(inner) or ()))
         if kept is None or not same_shape(shape_of(outer), shape_of(inner)):
             continue
         arguments = [inner.args[0], graph.emit(relax.op.reshape(other, kept))]
-        return relax.Call(outer.op, arguments if place == 0 else arguments[::-1], outer.attrs, outer.ty_args)
+        return relax.Call(outer.op, arguments if index == 0 else arguments[::-1], outer.attrs, outer.ty_args)
     return None
 
 

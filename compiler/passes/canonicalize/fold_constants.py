@@ -285,18 +285,20 @@ def propagate_constants(mod: IRModule) -> IRModule:
 def _known(functions: dict[GlobalVar, Function], private: dict[str, Function]) -> _Values:
     """The constant of each parameter that has one."""
     places = {each: (name, index) for name, f in private.items() for index, each in enumerate(f.params)}
-    values: _Values = dict.fromkeys((place for each, place in places.items() if _has_known_shape(each)), _UNKNOWN)
+    values: _Values = dict.fromkeys(
+        (parameter for each, parameter in places.items() if _has_known_shape(each)), _UNKNOWN
+    )
     arguments = [found for f in functions.values() for found in _arguments(f.body, values)]
     changed = True
     while changed:
         changed = False
-        for place, argument in arguments:
+        for parameter, argument in arguments:
             source = places.get(argument)
             inherited = _VARIES if source is None else values.get(source, _VARIES)
-            met = _meet(values[place], argument if isinstance(argument, GenericConst) else inherited)
-            changed |= met is not values[place]
-            values[place] = met
-    return {place: value for place, value in values.items() if value is not _UNKNOWN and value is not _VARIES}
+            met = _meet(values[parameter], argument if isinstance(argument, GenericConst) else inherited)
+            changed |= met is not values[parameter]
+            values[parameter] = met
+    return {parameter: value for parameter, value in values.items() if value is not _UNKNOWN and value is not _VARIES}
 
 
 def _has_known_shape(parameter: Expr) -> bool:

@@ -54,7 +54,7 @@ def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
 def order_of_use(kernel: PrimFunc) -> Order:
     """New positions of the parameters, with scalars in the order of their use: in the sizes of tensors first, then in
     the body."""
-    places = [place for place, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
+    places = [index for index, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
     uses: dict[Var, None] = {}
 
     def note(variable: Var) -> None:
@@ -66,10 +66,10 @@ def order_of_use(kernel: PrimFunc) -> Order:
                 structural_walk(size, (tvm.ir.Var, note))
     structural_walk(kernel.body, (tvm.ir.Var, note))
     rank = {variable: number for number, variable in enumerate(uses)}
-    wanted = sorted(places, key=lambda place: rank.get(kernel.params[place], len(rank)))
+    wanted = sorted(places, key=lambda index: rank.get(kernel.params[index], len(rank)))
     order = list(range(len(kernel.params)))
-    for place, source in zip(places, wanted, strict=True):
-        order[place] = source
+    for index, source in zip(places, wanted, strict=True):
+        order[index] = source
     return order
 
 

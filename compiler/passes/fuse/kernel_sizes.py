@@ -190,11 +190,13 @@ class _Cutter(PyExprMutator):
         home = {}
         for index, group in enumerate(groups):
             for position, binding in enumerate(group):
-                place = (index, position == len(group) - 1 and index < len(groups) - 1)
-                home[binding.var] = place
-                reads = {variable for variable in _reads(binding) if home.get(variable, place) != place}
+                home_of_binding = (index, position == len(group) - 1 and index < len(groups) - 1)
+                home[binding.var] = home_of_binding
+                reads = {
+                    variable for variable in _reads(binding) if home.get(variable, home_of_binding) != home_of_binding
+                }
                 self._escaping |= reads
-                if place[1]:
+                if home_of_binding[1]:
                     self._escaping.add(binding.var)
 
 

@@ -55,9 +55,9 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
     rank = len(indices.shape)
     shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
 
-    def element(*place: Expr) -> Expr:
-        index = indices(*place[axis : axis + rank])
-        return data(*place[:axis], index, *place[axis + rank :])
+    def element(*coordinates: Expr) -> Expr:
+        index = indices(*coordinates[axis : axis + rank])
+        return data(*coordinates[:axis], index, *coordinates[axis + rank :])
 
     return te.compute(shape, element, name="take")
 
@@ -76,7 +76,7 @@ def legalize_clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _elementwise(function: Callable[[Expr], Expr]) -> Callable[[te.Tensor], te.Tensor]:
-    return lambda data: te.compute(data.shape, lambda *place: function(data(*place)), name="compute")
+    return lambda data: te.compute(data.shape, lambda *indices: function(data(*indices)), name="compute")
 
 
 def legalize_not(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -91,7 +91,7 @@ def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.E
 
     def compare(left: Expr, right: Expr) -> te.Tensor:
         equal = topi.equal(left, right)
-        return te.compute(equal.shape, lambda *place: _inverted(equal(*place)), name="not_equal")
+        return te.compute(equal.shape, lambda *indices: _inverted(equal(*indices)), name="not_equal")
 
     return tvm_private.legalize_binary(compare)(builder, call)
 
@@ -320,8 +320,8 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
         )
 
     def reshaped(data: te.Tensor) -> te.Tensor:
-        def element(*place: Expr) -> Expr:
-            wide = iter(index for index, size in zip(place, target, strict=True) if not is_one(size))
+        def element(*indices: Expr) -> Expr:
+            wide = iter(index for index, size in zip(indices, target, strict=True) if not is_one(size))
             return data(*(const(0, "int64") if is_one(size) else next(wide) for size in source))
 
         return te.compute(target, element, name="reshape")
@@ -397,15 +397,15 @@ def _extremum(name: str) -> Legalize:
 
 def _reduced(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Callable[..., Expr]) -> te.Tensor:
     if not axes:
-        return te.compute(data.shape, lambda *place: data(*place), name="reduced")
+        return te.compute(data.shape, lambda *coordinates: data(*coordinates), name="reduced")
     reduced = {axis: te.reduce_axis((0, data.shape[axis]), f"k{axis}") for axis in axes}
     kept = [axis for axis in range(len(data.shape)) if keep or axis not in reduced]
     shape = [tirx.const(1, "int64") if axis in reduced else data.shape[axis] for axis in kept]
 
     def element(*indices: Expr) -> Expr:
         position = dict(zip(kept, indices, strict=True))
-        place = [reduced[a].var if a in reduced else position[a] for a in range(len(data.shape))]
-        return reducer(data(*place), axis=list(reduced.values()))
+        coordinates = [reduced[a].var if a in reduced else position[a] for a in range(len(data.shape))]
+        return reducer(data(*coordinates), axis=list(reduced.values()))
 
     return te.compute(shape, element, name="reduced")
 
@@ -443,10 +443,10 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Attrs) -> te.Tensor:
     source = _bordered(data, spatial, before, after, attrs)
 
     def element(*indices: Expr) -> Expr:
-        place = list(indices)
+        position = list(indices)
         for i, axis in enumerate(spatial):
-            place[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i])
-        return reducer(source(*place), axis=taps)
+            position[axis] = indices[axis] * int(attrs.strides[i]) + taps[i] * int(attrs.dilation[i])
+        return reducer(source(*position), axis=taps)
 
     return te.compute(shape, element, name="max_pool")
 

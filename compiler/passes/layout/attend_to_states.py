@@ -265,8 +265,8 @@ def _shown_rows(rewriter: _Rewriter, mask: Expr) -> Expr | None:
     shown = mask if dtype_of(mask) == "bool" else builder.emit(R.greater(mask, relax.const(_HIDDEN, dtype_of(mask))))
 
     def ends(seen: te.Tensor) -> te.Tensor:
-        def end(*place: tirx.Expr) -> tirx.Expr:
-            return tirx.Select(seen[place], place[3] + 1, tirx.const(0, "int64"))
+        def end(*indices: tirx.Expr) -> tirx.Expr:
+            return tirx.Select(seen[indices], indices[3] + 1, tirx.const(0, "int64"))
 
         return te.compute(seen.shape, end, name="ends")
 

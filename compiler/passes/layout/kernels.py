@@ -97,13 +97,13 @@ def _elementwise_stage(function: PrimFunc) -> Stage | None:
     if not stage.store.buffer.same_as(output) or len(stage.writes) != 1:
         return None
     places = list(stage.store.indices)
-    if not all(_is_axis(stage, place) or constant_int(place) == 0 for place in places):
+    if not all(_is_axis(stage, index) or constant_int(index) == 0 for index in places):
         return None
     return stage if all(_at_own_place(load, places) for load in stage.loads) else None
 
 
-def _is_axis(stage: Stage, place: Expr) -> bool:
-    return any(axis.var.same_as(place) for axis in stage.axes)
+def _is_axis(stage: Stage, index: Expr) -> bool:
+    return any(axis.var.same_as(index) for axis in stage.axes)
 
 
 def _at_own_place(load: Expr, places: list[Expr]) -> bool:
@@ -113,9 +113,9 @@ def _at_own_place(load: Expr, places: list[Expr]) -> bool:
         return False
     own = places[len(places) - len(sizes) :]
     return all(
-        place.same_as(other) or constant_int(place) == constant_int(other) or (size == 1 and constant_int(place) == 0)
-        for place, other, size in zip(load.indices, own, sizes, strict=True)
-        if not (size == 1 and place.same_as(other))
+        index.same_as(other) or constant_int(index) == constant_int(other) or (size == 1 and constant_int(index) == 0)
+        for index, other, size in zip(load.indices, own, sizes, strict=True)
+        if not (size == 1 and index.same_as(other))
     )
 
 

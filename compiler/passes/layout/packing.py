@@ -84,9 +84,9 @@ def expand_winograd(weight: Tensor, matrix: Tensor) -> Tensor:
     outer, taps, channels, lanes = weight.shape
     tap = te.reduce_axis((0, taps), "tap")
 
-    def point(block: Expr, place: Expr, channel: Expr, lane: Expr) -> Expr:
+    def point(block: Expr, index: Expr, channel: Expr, lane: Expr) -> Expr:
         value = weight(block, tap, channel, lane).astype("float64")
-        return te.sum(value * matrix(tap, place), axis=tap)
+        return te.sum(value * matrix(tap, index), axis=tap)
 
     shape = (outer, matrix.shape[1], channels, lanes)
     spread = te.compute(shape, point, name="expand")
@@ -117,8 +117,8 @@ def merge_groups(weight: Array, groups: int, merged: int) -> Array:
     result = np.zeros((filters, channels * merged, *weight.shape[2:]), weight.dtype)
     each = filters // groups
     for group in range(groups):
-        place = group % merged * channels
-        result[group * each : (group + 1) * each, place : place + channels] = weight[group * each : (group + 1) * each]
+        first = group % merged * channels
+        result[group * each : (group + 1) * each, first : first + channels] = weight[group * each : (group + 1) * each]
     return result
 
 
@@ -153,8 +153,8 @@ def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
     """The inverse of `pack_tensor`."""
     lanes = int(data.shape[-1])
     shape: list[Index | None] = [None] * len(order)
-    for place, axis in enumerate(order):
-        shape[axis] = channels if place == 1 else data.shape[place]
+    for index, axis in enumerate(order):
+        shape[axis] = channels if index == 1 else data.shape[index]
 
     def point(*at: Expr) -> Expr:
         outer = [at[axis] for axis in order]
@@ -209,8 +209,8 @@ def pack_words(data: Tensor, order: Sequence[int], operation: Operation) -> Tens
             return rounded_pair(values[0], values[1] if values[1:] else tirx.const(0.0, "float32"), operation)
         shift = tirx.const(128 if str(data.dtype) == "int8" else 0, "int32")
         joined = tirx.Cast("int32", values[0]) + shift
-        for place, value in enumerate(values[1:], 1):
-            joined = joined | (tirx.Cast("int32", value) + shift) << 8 * place
+        for position, value in enumerate(values[1:], 1):
+            joined = joined | (tirx.Cast("int32", value) + shift) << 8 * position
         return joined
 
     def point(*at: Expr) -> Expr:

@@ -101,18 +101,18 @@ class PhaseConvolutions:
         """Estimated cycles of a core for one image, beside those of one convolution for all phases."""
         filters = merged.filters // len(list(self))
         calls = _CALL_SECONDS * _CYCLES_A_SECOND
-        return sum(tile_cycles(_part(merged, filters, place), machine) + calls for place in self) - calls
+        return sum(tile_cycles(_part(merged, filters, phases), machine) + calls for phases in self) - calls
 
     def emit(self, builder: LayoutBuilder, data: Expr, weight: Array) -> Blocked:
         """The calls, of the weight (i, o / groups, *kernel)."""
         order = tuple(range(len(self.out_shape)))
         strides = [len(row) for row in self.phases]
         parts = []
-        for place in self:
-            filters = _filters(weight, place, strides, self.groups)
-            shape = (self.out_shape[0], filters.shape[0], *(each.positions for each in place))
-            ones = (1,) * len(place)
-            conv = Conv(order, order, order, ones, ones, tuple(each.pad for each in place), self.groups)
+        for phases in self:
+            filters = _filters(weight, phases, strides, self.groups)
+            shape = (self.out_shape[0], filters.shape[0], *(each.positions for each in phases))
+            ones = (1,) * len(phases)
+            conv = Conv(order, order, order, ones, ones, tuple(each.pad for each in phases), self.groups)
             part = BlockedConv(builder, conv, data, as_constant(filters), shape).build()
             assert part is not None, "a convolution of known weights goes into blocks"
             blocked = part if isinstance(part, Blocked) else builder.as_blocked(part.plain, order)
@@ -130,14 +130,14 @@ def _constant(size: Index) -> int | None:
     return known if isinstance(known, int) else int(known) if isinstance(known, tirx.IntImm) else None
 
 
-def _part(merged: ConvWorkload, filters: int, place: Sequence[Phase]) -> ConvWorkload:
-    taps, pad = tuple(each.taps for each in place), tuple(each.pad for each in place)
+def _part(merged: ConvWorkload, filters: int, phases: Sequence[Phase]) -> ConvWorkload:
+    taps, pad = tuple(each.taps for each in phases), tuple(each.pad for each in phases)
     return replace(merged, filters=filters, kernel=taps, pad=pad)
 
 
-def _filters(weight: Array, place: Sequence[Phase], strides: Sequence[int], groups: int) -> Array:
+def _filters(weight: Array, phases: Sequence[Phase], strides: Sequence[int], groups: int) -> Array:
     """(i, o / groups, *kernel) -> (o, i / groups, *taps) of one phase."""
-    taps = tuple(slice(each.first, None, stride) for each, stride in zip(place, strides, strict=True))
+    taps = tuple(slice(each.first, None, stride) for each, stride in zip(phases, strides, strict=True))
     part = weight[(slice(None), slice(None), *taps)]
     part = np.flip(part, axis=tuple(range(2, part.ndim)))
     grouped = part.reshape(groups, -1, *part.shape[1:]).swapaxes(1, 2)
@@ -153,9 +153,9 @@ def _interleave(parts: Sequence[Tensor], shape: Sequence[Index], strides: Sequen
             number = number * stride + at % stride
         places = [at // stride for at, stride in zip(rest[:-1], strides, strict=True)]
         value = parts[-1](image, block, *places, rest[-1])
-        for place in reversed(range(len(parts) - 1)):
-            other = parts[place](image, block, *places, rest[-1])
-            value = tirx.if_then_else(number == place, other, value)
+        for index in reversed(range(len(parts) - 1)):
+            other = parts[index](image, block, *places, rest[-1])
+            value = tirx.if_then_else(number == index, other, value)
         return value
 
     return te.compute((*shape, lanes), point, name="interleave")

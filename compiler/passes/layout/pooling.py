@@ -178,7 +178,7 @@ def _axes_of_maximum(stage: Stage) -> list[int] | None:
     in_order = len(kept) == len(stored) and all(a.same_as(b) for a, b in zip(kept, stored, strict=True))
     if None in found or not in_order or any(axis.extent != 1 or axis.reduce for axis in rest):
         return None
-    return [place for place, axis in enumerate(found) if axis is not None and axis.reduce]
+    return [index for index, axis in enumerate(found) if axis is not None and axis.reduce]
 
 
 def _over_image(

@@ -103,11 +103,11 @@ def cut(builder: LayoutBuilder, call: Call) -> Blocked | None:
         return None
     axes, starts, stops = [], [], []
     for axis, (start, stop) in bounds.items():
-        place = data.order.index(axis)
-        scale = builder.lanes if place == 1 else 1
-        if place == 0 or start % scale or (stop % scale and stop != data.shape[axis]):
+        index = data.order.index(axis)
+        scale = builder.lanes if index == 1 else 1
+        if index == 0 or start % scale or (stop % scale and stop != data.shape[axis]):
             return None
-        axes.append(place)
+        axes.append(index)
         starts.append(start // scale)
         stops.append(-(-stop // scale))
     result = builder.emit(relax.op.strided_slice(data.expr, axes, starts, stops), "part")

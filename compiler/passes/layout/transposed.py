@@ -121,8 +121,8 @@ def phase_filters(weight: Array, phases: list[Phases]) -> Array:
     ends = [(0, extent - size) for extent, size in zip(extents, weight.shape[2:], strict=True)]
     padded = np.pad(weight, [(0, 0), (0, 0), *ends])
     parts = []
-    for place in itertools.product(*(range(phase.stride) for phase in phases)):
-        taps = tuple(slice(start, None, phase.stride) for start, phase in zip(place, phases, strict=True))
+    for starts in itertools.product(*(range(phase.stride) for phase in phases)):
+        taps = tuple(slice(start, None, phase.stride) for start, phase in zip(starts, phases, strict=True))
         part = padded[(slice(None), slice(None), *taps)]
         parts.append(np.flip(part, axis=tuple(range(2, part.ndim))).swapaxes(0, 1))
     return np.ascontiguousarray(np.concatenate(parts))

@@ -121,8 +121,8 @@ def _dynamic_bytes(allocations: Sequence[Allocation], places: Mapping[Var, _Stor
         if each.size is None and each.lifetime is not None:
             if each.formula is None:
                 return ""
-            place = places.get(each.variable)
-            sizes[each.variable if place is None else place.variable] = each.formula
+            storage = places.get(each.variable)
+            sizes[each.variable if storage is None else storage.variable] = each.formula
     total: Expr = tirx.IntImm("int64", 0)
     for size in sizes.values():
         total = total + size

@@ -105,7 +105,7 @@ class Interleaved:
         rank = len(places)
         split = emit(relax.op.reshape(phases, (batch, self.filters, *self.strides, *places)))
         order = [0, 1, *(axis for each in range(rank) for axis in (2 + rank + each, 2 + each))]
-        whole = [place * stride for place, stride in zip(places, self.strides, strict=True)]
+        whole = [index * stride for index, stride in zip(places, self.strides, strict=True)]
         joined = emit(relax.op.reshape(emit(relax.op.permute_dims(split, order)), (batch, self.filters, *whole)))
         ends = [first + size for first, size in zip(self.start, self.size, strict=True)]
         if list(self.start) == [0] * rank and ends == whole:

@@ -113,7 +113,9 @@ def updated(old: te.Tensor, others: list[te.Tensor], write: Callable[..., None],
         result = outs[0]
         with IRBuilder() as builder:
             with T.seq_scope():
-                _each_element(old.shape, old.dtype, lambda place: T.buffer_store(result, source[place], list(place)))
+                _each_element(
+                    old.shape, old.dtype, lambda indices: T.buffer_store(result, source[indices], list(indices))
+                )
                 write(result, *rest)
             return builder.get()
 
@@ -128,10 +130,10 @@ def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Ex
         first = position[(sample,) if samples else ()]
         _check(tirx.all(first >= 0, first <= last))
 
-    def write(place: Places) -> None:
-        target = [*place]
-        target[axis] = _within(position[(place[0],) if samples else ()], last) + place[axis]
-        T.buffer_store(result, rows[place], target)
+    def write(indices: Places) -> None:
+        target = [*indices]
+        target[axis] = _within(position[(indices[0],) if samples else ()], last) + indices[axis]
+        T.buffer_store(result, rows[indices], target)
 
     _each_element(new.shape, new.dtype, write)
 
@@ -140,10 +142,10 @@ def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: E
     with T.serial(0, new.shape[axis]) as row:
         _check(tirx.all(places[row] >= 0, places[row] < old.shape[axis]))
 
-    def write(place: Places) -> None:
-        target = [*place]
-        target[axis] = _within(places[place[axis]], old.shape[axis] - 1)
-        T.buffer_store(result, rows[place], target)
+    def write(indices: Places) -> None:
+        target = [*indices]
+        target[axis] = _within(places[indices[axis]], old.shape[axis] - 1)
+        T.buffer_store(result, rows[indices], target)
 
     _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
 
@@ -156,8 +158,10 @@ def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, ro
         return tirx.all(start >= 0, start <= limit, count <= limit - start)
 
     with T.serial(0, sequences.shape[0]) as one:
-        slot, place, first, count = (sequences[one, column] for column in (SLOT, FIRST_ROW, FIRST_TOKEN, TOKENS))
-        _check(tirx.all(slot >= 0, slot < slots, count >= 0, fits(place, count, capacity), fits(first, count, total)))
+        slot, position, first, count = (sequences[one, column] for column in (SLOT, FIRST_ROW, FIRST_TOKEN, TOKENS))
+        _check(
+            tirx.all(slot >= 0, slot < slots, count >= 0, fits(position, count, capacity), fits(first, count, total))
+        )
     with (
         T.serial(0, sequences.shape[0]) as each,
         T.serial(0, tirx.min(sequences[each, TOKENS], total)) as row,
@@ -171,8 +175,8 @@ def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, ro
         token = _within(sequences[each, FIRST_TOKEN] + row, total - 1)
         source = [0, token, head] if axis == 1 else [0, head, token]
 
-        def write(place: Places) -> None:
-            T.buffer_store(result, rows[(*source, *place)], [*target, *place])
+        def write(indices: Places) -> None:
+            T.buffer_store(result, rows[(*source, *indices)], [*target, *indices])
 
         _each_element(inner, new.dtype, write)
 
@@ -182,9 +186,9 @@ def _check(condition: Expr) -> None:
         pass
 
 
-def _within(place: Expr, last: Expr) -> Expr:
+def _within(index: Expr, last: Expr) -> Expr:
     """A place that was checked; graphics processors check nothing, and must not write elsewhere."""
-    return tirx.max(tirx.min(place, last), tirx.const(0, "int64"))
+    return tirx.max(tirx.min(index, last), tirx.const(0, "int64"))
 
 
 def _each_element(
@@ -225,12 +229,12 @@ def append_rows(builder: BlockBuilder, state: Expr, rows: Expr, starts: Expr, le
     """
 
     def longer(old: te.Tensor, new: te.Tensor, first: te.Tensor, size: Expr) -> te.Tensor:
-        def element(*place: Expr) -> Expr:
+        def element(*indices: Expr) -> Expr:
             def before() -> Expr:
-                is_old = tirx.all(place[axis] < first[place[0]], place[axis] < old.shape[axis])
-                return tirx.if_then_else(is_old, old[place], tirx.const(0, old.dtype))
+                is_old = tirx.all(indices[axis] < first[indices[0]], indices[axis] < old.shape[axis])
+                return tirx.if_then_else(is_old, old[indices], tirx.const(0, old.dtype))
 
-            return placed(new, first, axis, place, before)
+            return placed(new, first, axis, indices, before)
 
         return te.compute((*old.shape[:axis], size, *old.shape[axis + 1 :]), element, name="longer")
 
@@ -239,12 +243,12 @@ def append_rows(builder: BlockBuilder, state: Expr, rows: Expr, starts: Expr, le
     )
 
 
-def placed(rows: te.Tensor, starts: te.Tensor, axis: int, place: Sequence[Expr], other: Callable[[], Expr]) -> Expr:
+def placed(rows: te.Tensor, starts: te.Tensor, axis: int, indices: Sequence[Expr], other: Callable[[], Expr]) -> Expr:
     """The element at a place where `rows` start at `starts[place[0]]` along an axis; `other` outside of them."""
-    start, count = starts[place[0]], rows.shape[axis]
-    inner = tirx.max(tirx.min(place[axis] - start, count - 1), tirx.const(0, "int64"))
-    is_new = tirx.all(place[axis] >= start, place[axis] < start + count)
-    return tirx.Select(is_new, rows[(*place[:axis], inner, *place[axis + 1 :])], other())
+    start, count = starts[indices[0]], rows.shape[axis]
+    inner = tirx.max(tirx.min(indices[axis] - start, count - 1), tirx.const(0, "int64"))
+    is_new = tirx.all(indices[axis] >= start, indices[axis] < start + count)
+    return tirx.Select(is_new, rows[(*indices[:axis], inner, *indices[axis + 1 :])], other())
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class _Compiler:
         """Replace the function's body by one call of the kernel."""
         function = self._loop.function
         count = len(function.ret_ty.fields)
-        result = relax.Tuple([relax.TupleGetItem(binding.var, place) for place in range(count)])
+        result = relax.Tuple([relax.TupleGetItem(binding.var, index) for index in range(count)])
         body = relax.SeqExpr([relax.BindingBlock([binding])], result)
         return relax.Function(
             function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
@@ -191,7 +191,7 @@ class _Compiler:
         """Replace the lowest level of the function's recursion, which ran one iteration, by one that runs several."""
         function = self._loop.function
         count = len(function.ret_ty.fields)
-        items = [relax.TupleGetItem(binding.var, place) for place in range(count + 1)]
+        items = [relax.TupleGetItem(binding.var, index) for index in range(count + 1)]
         steps = relax.Var("steps", relax.TensorType([1], "int64"))
         shape = relax.Var("shape", relax.ShapeType(ndim=1))
         rows = tirx.Var("rows", "int64")
@@ -203,17 +203,17 @@ class _Compiler:
             relax.MatchCast(known, shape, relax.ShapeType([rows])),
         ]
         kept: list[Expr] = items[: count - len(form.elements)]
-        for place, view in enumerate(form.elements, start=len(kept)):
-            dtype, stack_type = view.tensor.dtype, binding.var.ty.fields[place]
+        for index, view in enumerate(form.elements, start=len(kept)):
+            dtype, stack_type = view.tensor.dtype, binding.var.ty.fields[index]
             kernel, numbers = copy_kernel(list(stack_type.shape.values), rows, dtype)
-            name = self._free_name(f"{self._variable.name_hint}_rows{place}")
+            name = self._free_name(f"{self._variable.name_hint}_rows{index}")
             set_type(name, kernel.ty)
             added[name] = kernel
             ty = relax.TensorType([rows, *view.shape], dtype)
-            stack = relax.Var(f"stack{place}", stack_type)
-            part = relax.Var(f"part{place}", ty)
+            stack = relax.Var(f"stack{index}", stack_type)
+            part = relax.Var(f"part{index}", ty)
             call = relax.Call(_CALL_TIR, [name, relax.Tuple([stack, *numbers])], None, [ty], ret_ty=ty)
-            bindings += [relax.VarBinding(stack, items[place]), relax.VarBinding(part, call)]
+            bindings += [relax.VarBinding(stack, items[index]), relax.VarBinding(part, call)]
             kept.append(part)
         once = relax.SeqExpr([relax.BindingBlock(bindings)], relax.Tuple(kept))
         body = _with_branch(function.body, self._loop.body, once)

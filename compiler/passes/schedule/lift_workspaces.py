@@ -67,11 +67,11 @@ def with_equal_workspaces(functions: Sequence[PrimFunc]) -> tuple[list[PrimFunc 
     own = [_workspaces(function) for function in functions]
     wanted: list[Buffer] = []
     for buffers in own:
-        for place, buffer in enumerate(buffers):
-            if place == len(wanted):
+        for index, buffer in enumerate(buffers):
+            if index == len(wanted):
                 wanted.append(buffer)
-            elif _holds(buffer, wanted[place]):
-                wanted[place] = buffer
+            elif _holds(buffer, wanted[index]):
+                wanted[index] = buffer
     return [_with_workspaces(function, wanted) for function in functions], len(wanted)
 
 
@@ -83,8 +83,8 @@ def _with_workspaces(function: PrimFunc, wanted: Sequence[Buffer]) -> PrimFunc |
     changed = _with_parameters(function, own)
     body = substitute(changed.body, dict(zip(own, fresh, strict=False)))
     parameters, count = list(changed.params), _scalars(function)
-    place = len(parameters) - count - len(own)
-    given = [*parameters[:place], *fresh, *parameters[len(parameters) - count :]]
+    index = len(parameters) - count - len(own)
+    given = [*parameters[:index], *fresh, *parameters[len(parameters) - count :]]
     return PrimFunc(given, body, changed.ret_type, attrs=changed.attrs)
 
 
@@ -117,7 +117,7 @@ def _scalars(function: PrimFunc) -> int:
 def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
     """The function with these buffers as its last results."""
     parameters = list(function.params)
-    place = len(parameters) - _scalars(function)
+    index = len(parameters) - _scalars(function)
     root = function.body.block
     kept = [each for each in root.alloc_buffers if not any(each.same_as(other) for other in buffers)]
     block = s_tir.SBlock(
@@ -132,7 +132,7 @@ def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
         root.annotations,
     )
     body = s_tir.SBlockRealize(function.body.iter_values, function.body.predicate, block)
-    return PrimFunc([*parameters[:place], *buffers, *parameters[place:]], body, function.ret_type, attrs=function.attrs)
+    return PrimFunc([*parameters[:index], *buffers, *parameters[index:]], body, function.ret_type, attrs=function.attrs)
 
 
 @mutator

@@ -159,8 +159,8 @@ def packed_integers(array: Array) -> Packed | None:
 
 def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
     """True if a few numbers of a filter are integers on some scale of it: of other weights none are."""
-    place = [array.shape[axis] // 2 if axis in axes else slice(None) for axis in range(array.ndim)]
-    values = np.ravel(array[tuple(place)])
+    indices = [array.shape[axis] // 2 if axis in axes else slice(None) for axis in range(array.ndim)]
+    values = np.ravel(array[tuple(indices)])
     largest, some = np.abs(values).max(), values[np.flatnonzero(values)[:_PROBED]]
     if not some.size or not np.isfinite(largest):
         return False
@@ -199,7 +199,7 @@ def _expanded(integers: te.Tensor, scales: te.Tensor) -> te.Tensor:
     sizes = [int(size) for size in scales.shape]
 
     def element(*at: Expr) -> Expr:
-        place = [0 if size == 1 else index for size, index in zip(sizes, at, strict=True)]
-        return integers(*at).astype("float32") * scales(*place)
+        indices = [0 if size == 1 else index for size, index in zip(sizes, at, strict=True)]
+        return integers(*at).astype("float32") * scales(*indices)
 
     return te.compute(integers.shape, element, name="expand_integers")

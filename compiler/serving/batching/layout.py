@@ -46,7 +46,7 @@ class BatchLayout:
     def _described(self, tensor: TensorDescription, axis: int | None) -> TensorDescription:
         if axis is None:
             return tensor
-        shape = tuple(self.name if place == axis else size for place, size in enumerate(tensor.shape))
+        shape = tuple(self.name if index == axis else size for index, size in enumerate(tensor.shape))
         return msgspec.structs.replace(tensor, shape=shape)
 
     def joined(self, parts: Sequence[Arrays]) -> dict[str, Array]:

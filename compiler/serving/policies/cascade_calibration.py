@@ -234,8 +234,8 @@ def _threshold(
     places = np.unique(np.linspace(0, len(scores), _STEPS + 1).round().astype(int))
     # The highest sends every row to the large model, where the limit holds by definition.
     chosen = (float("inf"), score_large)
-    for place in places[::-1][1:]:
-        threshold = float(scores[place])
+    for index in places[::-1][1:]:
+        threshold = float(scores[index])
         value = evaluated(evaluate, both.cascade(scorer, threshold))
         if relative_drop(score_large, value) > max_drop:
             break

@@ -194,11 +194,11 @@ class Variants:
         if degraded_by != before:
             self._observer.observe_degradation(self.name, degraded_by)
         allowed, wanted = self._choose(request, waiting, degraded_by)
-        for place, variant in enumerate(allowed):
+        for index, variant in enumerate(allowed):
             try:
                 response = await self._ask(variant, request)
             except OverloadedError:
-                if place == len(allowed) - 1:
+                if index == len(allowed) - 1:
                     raise
             else:
                 notes = {**response.notes, "variant": variant.name, "accuracy": variant.accuracy}

@@ -102,7 +102,7 @@ class ServiceEmbedder:
         if not self._padding_is_proven:
             await self._prove_padding(texts, request)
         lengths = [self._padded(len(each)) for each in texts]
-        found = await gathered(len(texts), _AT_ONCE, lambda place: self._vector(texts[place], lengths[place], request))
+        found = await gathered(len(texts), _AT_ONCE, lambda index: self._vector(texts[index], lengths[index], request))
         vectors = np.stack([vector for vector, _ in found])
         if self._options.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _LEAST_NORM)

@@ -61,7 +61,7 @@ class ServiceReranker:
 
     async def score(self, pairs: Sequence[Pair], request: Request) -> tuple[Array, list[Response]]:
         """Scores from 0 to 1, float32 (pairs,), and the answers that they come from. Raises what the service raises."""
-        responses = await gathered(len(pairs), _AT_ONCE, lambda place: self._infer(pairs[place], request))
+        responses = await gathered(len(pairs), _AT_ONCE, lambda index: self._infer(pairs[index], request))
         return sigmoid(np.array([float(each.outputs[self._output].reshape(-1)[0]) for each in responses])), responses
 
     async def _infer(self, pair: Pair, request: Request) -> Response:

@@ -262,10 +262,10 @@ def _write_backend(output: Path, target: Target, programs: Path) -> None:
     (output / "README").write_text(text, encoding="utf-8")
 
 
-def _replace(source: Path, place: Path) -> None:
+def _replace(source: Path, target: Path) -> None:
     """Copy a file to a place where a server may have the old one open: whole or not at all."""
-    if not place.exists() or place.read_bytes() != source.read_bytes():
-        write_atomically(place, [source.read_bytes()])
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        write_atomically(target, [source.read_bytes()])
 
 
 def _write_model(folder: Path, file: Path, artifact: Artifact, configuration: str) -> int:

@@ -48,7 +48,7 @@ class Estimator:
 
     def _candidate(self, request: BuildRequest) -> Candidate:
         task = self._tasks[request.key]
-        constants = frozenset(place for place, each in enumerate(task.arguments) if each.is_constant)
+        constants = frozenset(index for index, each in enumerate(task.arguments) if each.is_constant)
         return Candidate(self._builder.scheduled(request), constants, task.constant_bytes, self._builder)
 
 

@@ -205,7 +205,7 @@ class _Writer:
                 "name": f"{name} ({task.rule.name})",
                 "library": f"tasks/{library.name}",
                 "arguments": _arguments(task, found.chosen[0].function, found.workspaces),
-                "symbols": [symbol_of(place) for place in range(len(built))],
+                "symbols": [symbol_of(index) for index in range(len(built))],
             }
         )
 
@@ -267,9 +267,9 @@ def _arguments(task: Task, function: PrimFunc, workspaces: int) -> list[dict[str
 # isort: split
 
 
-def symbol_of(place: int) -> str:
+def symbol_of(index: int) -> str:
     """The function of the candidate at a place."""
-    return f"kernel_{place}"
+    return f"kernel_{index}"
 
 
 def build_library(
@@ -291,12 +291,12 @@ def build_library(
             raise _failed(error) from error
     built: list[Candidate] = []
     problems: dict[Candidate, str] = {}
-    for place, each in enumerate(chosen):
+    for index, each in enumerate(chosen):
         try:
             _link([each], target, path)
             built.append(each)
         except Exception as error:
-            if place == 0:
+            if index == 0:
                 raise _failed(error) from error
             problems[each] = _words(error)
     _link(built, target, path)
@@ -305,9 +305,9 @@ def build_library(
 
 def _link(chosen: Sequence[Candidate], target: targets.Target, path: Path) -> None:
     functions: dict[str, Any] = {}
-    for place, each in enumerate(chosen):
-        function = each.function.with_attr("global_symbol", symbol_of(place)).with_attr("tirx.is_scheduled", True)
-        functions[symbol_of(place)] = function
+    for index, each in enumerate(chosen):
+        function = each.function.with_attr("global_symbol", symbol_of(index)).with_attr("tirx.is_scheduled", True)
+        functions[symbol_of(index)] = function
     engine_target = target.tvm_target()
     with engine_target:
         library = tvm.tirx.build(tvm.IRModule(functions), engine_target, PIPELINE)

@@ -44,9 +44,9 @@ class Evolutionary:
         ranked = self._ranked(fresh, score)
         chosen = ranked[:count]
         rest = ranked[count:]
-        for place in range(1, len(chosen)):
+        for index in range(1, len(chosen)):
             if rest and self._random.random() < _CHANCE:
-                chosen[place] = rest.pop(self._random.randrange(len(rest)))
+                chosen[index] = rest.pop(self._random.randrange(len(rest)))
         return chosen
 
     def _ranked(self, configs: Iterable[Config], score: Score) -> list[Config]:
@@ -134,8 +134,8 @@ def neighbour(space: ConfigSpace, config: Config, generator: random.Random) -> C
 
 def _changed(choices: tuple[KnobValue, ...], value: KnobValue, generator: random.Random) -> KnobValue:
     if generator.random() < 0.5 and value in choices:
-        place = choices.index(value) + generator.choice((-2, -1, 1, 2))
-        return choices[min(max(place, 0), len(choices) - 1)]
+        index = choices.index(value) + generator.choice((-2, -1, 1, 2))
+        return choices[min(max(index, 0), len(choices) - 1)]
     return generator.choice(choices)
 
 

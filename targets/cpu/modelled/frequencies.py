@@ -171,8 +171,8 @@ class BlockCounts:
         else:
             found = guess
             self.guessed.append(loop.header)
-        place = list(self._flow.loops).index(loop.header)
-        self._iterations[loop.header] = np.floor(_spread(place) * np.maximum(found[0], 1.0))
+        index = list(self._flow.loops).index(loop.header)
+        self._iterations[loop.header] = np.floor(_spread(index) * np.maximum(found[0], 1.0))
         self._integers.forget()
         return found
 
@@ -244,10 +244,10 @@ def _by_weights(block: Block, outside: str) -> float:
     return sum(block.weights) / max(1, block.weights[block.successors.index(outside)])
 
 
-def _spread(place: int) -> Numbers:
+def _spread(index: int) -> Numbers:
     """Numbers between 0 and 1, evenly spread, and over several places evenly in the cube (Roberts' R sequence with
     irrational steps)."""
-    step = np.sqrt(float(_PRIMES[place % len(_PRIMES)])) % 1.0
+    step = np.sqrt(float(_PRIMES[index % len(_PRIMES)])) % 1.0
     return ((np.arange(SAMPLES) + 0.5) * step) % 1.0
 
 

@@ -113,7 +113,7 @@ class Integers:
         if found := _FREEZE.match(text):
             return self.value(found[1])
         if found := _SELECT.match(text):
-            condition, yes, no = (self.value(found[place]) for place in (1, 2, 3))
+            condition, yes, no = (self.value(found[index]) for index in (1, 2, 3))
             return np.where(np.isnan(condition), np.nan, np.where(condition > 0, yes, no))
         if found := _EXTREME.match(text):
             return _ARITHMETIC[found[1]](self.value(found[2]), self.value(found[3]))

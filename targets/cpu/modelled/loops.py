@@ -51,8 +51,8 @@ def flow_of(function: Function) -> Flow:
                 _fill(loop, name, predecessors)
     by_size = sorted(loops.values(), key=lambda loop: len(loop.blocks))
     innermost: dict[str, Loop] = {}
-    for place, loop in enumerate(by_size):
-        outer = (each for each in by_size[place + 1 :] if loop.header in each.blocks)
+    for index, loop in enumerate(by_size):
+        outer = (each for each in by_size[index + 1 :] if loop.header in each.blocks)
         loop.parent = next(outer, None)
         for block in loop.blocks:
             innermost.setdefault(block, loop)
@@ -78,7 +78,7 @@ def _reverse_postorder(function: Function) -> list[str]:
 
 def _dominators(order: list[str], predecessors: dict[str, list[str]]) -> dict[str, str]:
     """The immediate dominator of each block (Cooper, Harvey and Kennedy 2001); the entry's is itself."""
-    number = {name: place for place, name in enumerate(order)}
+    number = {name: index for index, name in enumerate(order)}
     found = {order[0]: order[0]}
     changed = True
     while changed:

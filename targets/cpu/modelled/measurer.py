@@ -108,6 +108,6 @@ class PipelineMeasurer(Measurer):
         touched, cores = traffic.touched(), self._machine.cores
         return sum(
             min(cores * touched.get(number, 0.0), accesses.nbytes[number])
-            for number, place in enumerate(accesses.parameters)
-            if place in kernel.constants
+            for number, parameter in enumerate(accesses.parameters)
+            if parameter in kernel.constants
         )

@@ -26,7 +26,7 @@ MOST_STEPS = 3_000_000
 """A block that executes more instructions is given up: kernels on a single thread do."""
 _BARRIER = 20
 _BRANCH = 2
-_PLACES = {name: place for place, name in enumerate(RESOURCES)}
+_PLACES = {name: index for index, name in enumerate(RESOURCES)}
 _MEMORY, _L2 = _PLACES["memory"], _PLACES["l2"]
 _SCATTERED = 32  # sectors of a warp's access to addresses that are not known
 
@@ -104,19 +104,19 @@ class BlockRun:
         fronts: list[tuple[int, int, Mask | None]] = [(0, 0, start)]
         counter, steps = 0, 0
         while fronts:
-            place, _, mask = heapq.heappop(fronts)
-            while fronts and fronts[0][0] == place:
+            number, _, mask = heapq.heappop(fronts)
+            while fronts and fronts[0][0] == number:
                 mask = _joined(mask, heapq.heappop(fronts)[2])
-            if place >= len(self._program.blocks):
+            if number >= len(self._program.blocks):
                 continue
             self._enter(mask)
-            steps += len(self._program.blocks[place]) + 1
+            steps += len(self._program.blocks[number]) + 1
             if steps > MOST_STEPS:
                 raise TargetError(
                     f"a block of the kernel executes more than {MOST_STEPS} instructions, so it is not modelled",
                     "time it on a device",
                 )
-            for target, way in self._basic_block(place):
+            for target, way in self._basic_block(number):
                 counter += 1
                 heapq.heappush(fronts, (target, counter, way))
         self._end_phase(self._issued)
@@ -147,37 +147,37 @@ class BlockRun:
         self._mask = mask
         self._active = self._warps if mask is None else int(mask.reshape(-1, WARP).any(axis=1).sum())
 
-    def _basic_block(self, place: int) -> list[tuple[int, Mask | None]]:
+    def _basic_block(self, number: int) -> list[tuple[int, Mask | None]]:
         """Execute it; where its threads go on."""
-        costs, count = self._program.fixed[place]
+        costs, count = self._program.fixed[number]
         for at, cost in enumerate(costs):
             if cost:
                 self._phase[at] += cost * self._active
         self._demand.instructions += count * self._active
-        for step in self._program.blocks[place]:
+        for step in self._program.blocks[number]:
             kind = step.kind
             if kind is Kind.BRANCH:
                 self._fence = max(self._fence, self._issued) + _BRANCH
-                return self._branched(step, place)
+                return self._branched(step, number)
             if kind is Kind.RETURN:
                 returned = self._predicate_mask(step)
-                return [] if returned is None else self._without(returned, place + 1)
+                return [] if returned is None else self._without(returned, number + 1)
             self._execute(step)
         self._fence = max(self._fence, self._issued)
-        return [(place + 1, self._mask)]
+        return [(number + 1, self._mask)]
 
-    def _without(self, mask: Mask, place: int) -> list[tuple[int, Mask | None]]:
+    def _without(self, mask: Mask, number: int) -> list[tuple[int, Mask | None]]:
         rest = ~mask if self._mask is None else self._mask & ~mask
-        return [(place, rest)] if rest.any() else []
+        return [(number, rest)] if rest.any() else []
 
-    def _branched(self, step: Step, place: int) -> list[tuple[int, Mask | None]]:
+    def _branched(self, step: Step, number: int) -> list[tuple[int, Mask | None]]:
         if not step.predicate:
             return [(step.target, self._mask)]
         taken = self._predicate_mask(step)
         if taken is None:
             return [(step.target, self._mask)]
         ways: list[tuple[int, Mask | None]] = [(step.target, taken)] if taken.any() else []
-        return ways + self._without(taken, place + 1)
+        return ways + self._without(taken, number + 1)
 
     def _predicate_mask(self, step: Step) -> Mask | None:
         """The active threads for which an instruction's predicate holds; None for all that are active."""

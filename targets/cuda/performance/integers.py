@@ -91,9 +91,9 @@ def _funnel(low: Number, high: Number, count: Number, left: bool) -> Number:
 
 def _lut(a: Number, b: Number, c: Number, table: int) -> Number:
     found = a * 0
-    for place in range(8):
-        if table >> place & 1:
-            terms = [each if place >> (2 - at) & 1 else ~each for at, each in enumerate((a, b, c))]
+    for index in range(8):
+        if table >> index & 1:
+            terms = [each if index >> (2 - at) & 1 else ~each for at, each in enumerate((a, b, c))]
             found = found | (terms[0] & terms[1] & terms[2])
     return found
 

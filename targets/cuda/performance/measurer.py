@@ -73,10 +73,10 @@ class CudaMeasurer(Measurer):
     def _bytes_from_memory(self, kernel: ScheduledKernel) -> int:
         """Bytes that are not in the L2 cache when the kernel is called as part of a model, or do not stay there."""
         weights, others = 0, 0
-        for place, buffer in enumerate(kernel.function.params):
+        for index, buffer in enumerate(kernel.function.params):
             nbytes = _nbytes(buffer)
-            weights += nbytes if place in kernel.constants else 0
-            others += 0 if place in kernel.constants else nbytes
+            weights += nbytes if index in kernel.constants else 0
+            others += 0 if index in kernel.constants else nbytes
         cache_bytes = self.machine.device_l2_bytes
         return weights * (kernel.constant_bytes > cache_bytes) + others * (others > cache_bytes)
 

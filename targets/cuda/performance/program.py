@@ -28,7 +28,7 @@ def with_joined_accesses(block: Sequence[Instruction]) -> list[Instruction]:
         for key in keys:
             joined.update(_joined(block, key, group.pop(key)))
 
-    for place, instruction in enumerate(block):
+    for index, instruction in enumerate(block):
         opcode = instruction.opcode
         found = _scalar_access(instruction)
         if opcode[0] in _ENDS:
@@ -39,13 +39,13 @@ def with_joined_accesses(block: Sequence[Instruction]) -> list[Instruction]:
             close([key for key in group if key[1][0] == "st"])
         if found is not None:
             base, offset = found
-            group.setdefault((base, opcode), {}).setdefault(offset, place)
+            group.setdefault((base, opcode), {}).setdefault(offset, index)
         written = (
             set(_REGISTER.findall(instruction.operands[0])) if instruction.operands and opcode[0] != "st" else set()
         )
         close([key for key in group if key[0] in written])
     close(list(group))
-    kept = (joined.get(place, instruction) for place, instruction in enumerate(block))
+    kept = (joined.get(index, instruction) for index, instruction in enumerate(block))
     return [instruction for instruction in kept if instruction is not None]
 
 
@@ -224,7 +224,7 @@ class _Reader:
         rest: dict[str, Any] = {}
         if found is not None and plain and all(each is not None for each in values):
             operation, kinds = found
-            kinds = tuple(kinds[min(place, len(kinds) - 1)] for place in range(len(values)))
+            kinds = tuple(kinds[min(index, len(kinds) - 1)] for index in range(len(values)))
             rest = {"operation": operation, "kinds": kinds, "bits": result_bits(opcode), "operands": values}
         return self._made(instruction, Kind.COMPUTE, {unit: cost}, latency, operands[:1], operands[1:], **rest)
 
@@ -273,13 +273,13 @@ class _Reader:
             rest: dict[str, Any] = {"operands": (base,)} if named else {}
             return self._made(instruction, Kind.PARAMETER, {}, _LATENCY["integer"], results, (), **rest)
         found = Kind.STORE if store else Kind.LOAD
-        place = {"operands": (base,), "offset": offset, "space": space, "nbytes": nbytes}
-        return self._made(instruction, found, {}, self.model.l1_latency, results, sources, **place)
+        access = {"operands": (base,), "offset": offset, "space": space, "nbytes": nbytes}
+        return self._made(instruction, found, {}, self.model.l1_latency, results, sources, **access)
 
     def _matrix_access(self, instruction: Instruction) -> Step:
         opcode, operands = instruction.opcode, instruction.operands
-        place = next(at for at, each in enumerate(operands) if each.startswith("["))
-        base, offset = self._address(operands[place])
+        address = next(at for at, each in enumerate(operands) if each.startswith("["))
+        base, offset = self._address(operands[address])
         store = opcode[1] == "store"
         results = () if store else operands[:1]
         space = "shared" if any(each.startswith("shared") for each in opcode) else "global"
@@ -288,9 +288,9 @@ class _Reader:
             count = next((int(each[1:]) for each in opcode if each in ("x1", "x2", "x4")), 1)
             costs = {"memory": float(count)}
             return self._made(
-                instruction, Kind.COMPUTE, costs, self.model.shared_latency + 2, results, operands[place:]
+                instruction, Kind.COMPUTE, costs, self.model.shared_latency + 2, results, operands[address:]
             )
-        last = operands[-1] if operands[-1] != operands[place] and not operands[-1].startswith("{") else "16"
+        last = operands[-1] if operands[-1] != operands[address] and not operands[-1].startswith("{") else "16"
         pitch = self._value(last)
         return self._made(
             instruction,

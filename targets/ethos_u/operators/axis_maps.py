@@ -80,12 +80,12 @@ def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) ->
         # The last product rounds to the steps of the result, those before it to the operand's.
         scaled = Result(data, -128, 127, None, result.accelerator)
         for axis in order:
-            place = inputs[0].place(axis)
+            position = inputs[0].place(axis)
             sources = _sources(maps[axis])
             if sources is not None:
-                x = _taken(emitter.graph, x, place, sources)
+                x = _taken(emitter.graph, x, position, sources)
             else:
-                x = _mixed(emitter, x, place, maps[axis], data, result if axis == products[-1] else scaled)
+                x = _mixed(emitter, x, position, maps[axis], data, result if axis == products[-1] else scaled)
         return emitter.made(x, last)
 
     return Step(name, "x".join(map(str, result.output.shape)), (data,), result.output, 0, emit)
@@ -102,7 +102,7 @@ def _sources(matrix: Array) -> list[int] | None:
 def _repetition(sources: Sequence[int], size: int) -> int | None:
     """Number of times that each element comes, if they all come in order."""
     count = len(sources) // size
-    return count if list(sources) == [place // max(count, 1) for place in range(size * count)] else None
+    return count if list(sources) == [index // max(count, 1) for index in range(size * count)] else None
 
 
 def _runs(sources: Sequence[int]) -> list[tuple[int, int]]:
@@ -116,26 +116,26 @@ def _runs(sources: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _taken(graph: TosaGraph, x: Tensor, place: int, sources: Sequence[int]) -> Tensor:
+def _taken(graph: TosaGraph, x: Tensor, position: int, sources: Sequence[int]) -> Tensor:
     """Elements of an axis as they are."""
     shape = x.shape
-    count = _repetition(sources, shape[place])
+    count = _repetition(sources, shape[position])
     if count is not None:
-        apart = graph.reshape(x, (*shape[: place + 1], 1, *shape[place + 1 :]))
-        tiled = graph.tile(apart, [count if axis == place + 1 else 1 for axis in range(len(shape) + 1)])
-        return graph.reshape(tiled, (*shape[:place], shape[place] * count, *shape[place + 1 :]))
+        apart = graph.reshape(x, (*shape[: position + 1], 1, *shape[position + 1 :]))
+        tiled = graph.tile(apart, [count if axis == position + 1 else 1 for axis in range(len(shape) + 1)])
+        return graph.reshape(tiled, (*shape[:position], shape[position] * count, *shape[position + 1 :]))
     parts = []
     for first, size in _runs(sources):
         starts, sizes = [0] * len(shape), list(shape)
-        starts[place], sizes[place] = first, size
+        starts[position], sizes[position] = first, size
         parts.append(graph.slice(x, starts, sizes))
-    return graph.concat(parts, place)
+    return graph.concat(parts, position)
 
 
-def _mixed(emitter: Emitter, x: Tensor, place: int, matrix: Array, data: Quantized, result: Result) -> Tensor:
+def _mixed(emitter: Emitter, x: Tensor, position: int, matrix: Array, data: Quantized, result: Result) -> Tensor:
     """An axis multiplied by a constant matrix (result, operand)."""
     graph, rank = emitter.graph, len(x.shape)
-    order = [*(axis for axis in range(rank) if axis != place), place]
+    order = [*(axis for axis in range(rank) if axis != position), position]
     moved = graph.transpose(x, order)
     rows = graph.reshape(moved, (1, int(np.prod(moved.shape[:-1])), 1, moved.shape[-1]))
     weight, unit = _integers(matrix)

@@ -57,14 +57,14 @@ class Executor:
 
     def _copy(self, memory: Memory, registers: Registers) -> None:
         source, target = registers[0x130], registers[0x131]
-        start, place, length = (registers.address(each) for each in (0x30, 0x31, 0x32))
+        start, offset, length = (registers.address(each) for each in (0x30, 0x31, 0x32))
         data = memory.region(source)[start : start + length]
         if len(data) < length:
             raise ValueError(f"a copy of {length} bytes from {start} leaves its region")
         to = self._scratchpad if target & _INTERNAL else memory.region(target)
-        if place + length > len(to):
-            raise ValueError(f"a copy of {length} bytes to {place} leaves a region of {len(to)}")
-        to[place : place + length] = data
+        if offset + length > len(to):
+            raise ValueError(f"a copy of {length} bytes to {offset} leaves a region of {len(to)}")
+        to[offset : offset + length] = data
 
     def _block(self, code: int, parameter: int, memory: Memory, registers: Registers) -> None:
         window = Window.of(registers)

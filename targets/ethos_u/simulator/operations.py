@@ -133,13 +133,13 @@ def _in_python(values: Array, multiplier: Array, shift: Array, rounding: int) ->
     wide = values.astype(object) * multiplier.astype(object)
     shifts = np.broadcast_to(shift, wide.shape)
     result = np.empty(wide.shape, np.int64)
-    for place in np.ndindex(wide.shape):
-        product, bits = int(wide[place]), int(shifts[place])
+    for index in np.ndindex(wide.shape):
+        product, bits = int(wide[index]), int(shifts[index])
         if rounding != TRUNCATE and bits > 0:
             product += 1 << (bits - 1)
             if rounding == TFL and bits > 31:
-                product += (1 << 30) if int(wide[place]) >= 0 else -(1 << 30)
-        result[place] = _wrapped(product >> bits)
+                product += (1 << 30) if int(wide[index]) >= 0 else -(1 << 30)
+        result[index] = _wrapped(product >> bits)
     return result
 
 
@@ -349,7 +349,7 @@ def _scales(stream: bytes, count: int) -> tuple[Array, Array, Array]:
     """Biases (40 bits), multipliers and shifts of the filters."""
     if len(stream) < count * _SCALE_BYTES:
         raise ValueError(f"scales of {count} filters take {count * _SCALE_BYTES} bytes, and there are {len(stream)}")
-    rows = [stream[place : place + _SCALE_BYTES] for place in range(0, count * _SCALE_BYTES, _SCALE_BYTES)]
+    rows = [stream[index : index + _SCALE_BYTES] for index in range(0, count * _SCALE_BYTES, _SCALE_BYTES)]
     return (
         np.array([int.from_bytes(row[:5], "little", signed=True) for row in rows], np.int64),
         np.array([int.from_bytes(row[5:9], "little") for row in rows], np.int64),

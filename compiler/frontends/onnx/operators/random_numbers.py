@@ -1,4 +1,4 @@
-"""Random numbers: hashes of each element's place and a seed, so that a run needs no state and repeats its numbers.
+"""Random numbers: hashes of each element's position and a seed, so that a run needs no state and repeats its numbers.
 
 The attribute `seed` chooses the numbers; without it, the node's name does. They are not those of another runtime, and
 every run of a module gives the same. The hash is MurmurHash3's 32-bit finalizer, applied twice with different keys.
@@ -116,14 +116,14 @@ def _uniform(sizes: Sequence[Expr], seed: int, stream: int) -> te.Tensor:
     """Uniform float32 numbers in [0, 1), with 24 bits."""
     keys = [zlib.crc32(struct.pack("<III", seed, stream, step)) for step in (0, 1)]
 
-    def place(*indices: Expr) -> Expr:
+    def hashed(*indices: Expr) -> Expr:
         flat: Expr = tirx.const(0, "int64")
         for index, size in zip(indices, sizes, strict=True):
             flat = flat * size + index
         scattered = _low(flat.astype("uint64")) * _word(0x9E3779B9)
         return _mixed(_low(_low(scattered) + _word(keys[0])))
 
-    once = te.compute(sizes, place, name="hash_of_place")
+    once = te.compute(sizes, hashed, name="hash_of_index")
     twice = te.compute(sizes, lambda *i: _mixed(_low(once(*i) + _word(keys[1]))), name="hash")
     return te.compute(
         sizes,

@@ -160,9 +160,9 @@ def _nanmedian_of_axis(values: Tensor, dim: int, keepdim: bool = False) -> tuple
     ordered, places = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
     count = (~values.isnan()).sum(dim, keepdim=True)
     middle = ((count + 1) // 2 - 1).clamp(min=0)
-    found, place = ordered.gather(dim, middle), places.gather(dim, middle)
+    found, index = ordered.gather(dim, middle), places.gather(dim, middle)
     found = torch.where(count == 0, float("nan"), found)
-    return (found, place) if keepdim else (found.squeeze(dim), place.squeeze(dim))
+    return (found, index) if keepdim else (found.squeeze(dim), index.squeeze(dim))
 
 
 @decomposition_of("aten.nanmedian.default")

@@ -23,9 +23,9 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
     found, places = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
         inside: Any = (..., *(slice(*each) for each in window))
-        largest, place = values[inside].flatten(-rank).max(-1)
+        largest, index = values[inside].flatten(-rank).max(-1)
         found.append(largest)
-        places.append(_place_in_image(place, window, sizes))
+        places.append(_place_in_image(index, window, sizes))
     shape = (*values.shape[:-rank], *output_size)
     return torch.stack(found, -1).reshape(shape), torch.stack(places, -1).reshape(shape)
 
@@ -42,17 +42,17 @@ def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor
         spread = values.movedim(axis, -1).unsqueeze(-2)
         found = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
         before = places.movedim(axis, -1).unsqueeze(-2).expand(*found.indices.shape, size)
-        place = before.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1) + found.indices * stride
-        values, places, stride = found.values.movedim(-1, axis), place.movedim(-1, axis), stride * size
+        index = before.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1) + found.indices * stride
+        values, places, stride = found.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
     return values, places
 
 
-def _place_in_image(place: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
+def _place_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
     """The flat place in an image of what has a flat place in one of its windows."""
-    whole, stride = torch.zeros_like(place), 1
+    whole, stride = torch.zeros_like(index), 1
     for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
-        whole = whole + (place % (end - start) + start) * stride
-        place, stride = place // (end - start), stride * size
+        whole = whole + (index % (end - start) + start) * stride
+        index, stride = index // (end - start), stride * size
     return whole
 
 
@@ -148,9 +148,9 @@ def _shares(size: Any, parts: int, dtype: torch.dtype) -> Tensor:
 
 def _inside(size: Any, parts: int) -> Tensor:
     """(parts, size): True at the places of each window."""
-    part, place = torch.arange(parts).unsqueeze(-1), torch.arange(size)
+    part, position = torch.arange(parts).unsqueeze(-1), torch.arange(size)
     first, behind = part * size // parts, ((part + 1) * size + parts - 1) // parts
-    return (place >= first) & (place < behind)
+    return (position >= first) & (position < behind)
 
 
 @decomposition_of("torchvision.ps_roi_align.default")

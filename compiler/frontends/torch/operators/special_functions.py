@@ -155,16 +155,16 @@ _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)
 
 @decomposition_of("aten.lgamma.default", "aten.special_gammaln.default")
 def _lgamma(values: Tensor) -> Tensor:
-    wide, reflected, place = _reflected(values)
-    product = torch.ones_like(place)
+    wide, reflected, x = _reflected(values)
+    product = torch.ones_like(x)
     for step in range(_RECURRENCE_STEPS):
-        product = product * (place + step)
-    far = place + _RECURRENCE_STEPS
+        product = product * (x + step)
+    far = x + _RECURRENCE_STEPS
     series = _series(far, [b / (2 * n * (2 * n - 1)) for n, b in enumerate(_BERNOULLI, 1)]) * far
     direct = (far - 0.5) * far.log() - far + math.log(2 * math.pi) / 2 + series
     # What is large needs no steps, which would overflow.
-    large = place > 1e6
-    alone = (place - 0.5) * place.log() - place + math.log(2 * math.pi) / 2
+    large = x > 1e6
+    alone = (x - 0.5) * x.log() - x + math.log(2 * math.pi) / 2
     direct = torch.where(large, alone, direct - torch.where(large, 1.0, product).log())
     sine = torch.sin(math.pi * (wide - wide.round())).abs()
     result = torch.where(reflected, math.log(math.pi) - sine.log() - direct, direct)
@@ -173,9 +173,9 @@ def _lgamma(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.digamma.default", "aten.special_psi.default", "aten.special_digamma.default")
 def _digamma(values: Tensor) -> Tensor:
-    wide, reflected, place = _reflected(values)
-    recurrence = sum(1 / (place + step) for step in range(_RECURRENCE_STEPS))
-    far = place + _RECURRENCE_STEPS
+    wide, reflected, x = _reflected(values)
+    recurrence = sum(1 / (x + step) for step in range(_RECURRENCE_STEPS))
+    far = x + _RECURRENCE_STEPS
     series = _series(far, [b / (2 * n) for n, b in enumerate(_BERNOULLI, 1)])
     direct = far.log() - 0.5 / far - series - recurrence
     fraction = wide - wide.round()

@@ -126,8 +126,8 @@ class _Recursion:
         return relax.utils.copy_with_new_vars(relax.Function(parameters, body, result, is_pure=True))
 
     def _holder_values(self) -> list[tvm.ir.Expr]:
-        place = -1 if self.count is None else -2
-        return list(self.template.params[place].ty.values) if self.sizes else []
+        index = -1 if self.count is None else -2
+        return list(self.template.params[index].ty.values) if self.sizes else []
 
     def emit(self, trips: relax.Expr | None) -> LoopResult:
         """Define the function and call it."""

@@ -103,8 +103,8 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
             roi, row = tirx.floordiv(task, height), tirx.floormod(task, height)
             rows = _bins(pooling, rois[roi, 1], rois[roi, 3], pooling.height, wide).stored()
             columns = _bins(pooling, rois[roi, 0], rois[roi, 2], pooling.width, wide).stored()
-            place = [roi, row, column]
-            in_vectors(channels, wide, lambda c: T.buffer_store(out, tirx.const(0, wide), [*place, c]))
+            indices = [roi, row, column]
+            in_vectors(channels, wide, lambda c: T.buffer_store(out, tirx.const(0, wide), [*indices, c]))
             with T.serial(0, rows.samples) as i, T.serial(0, columns.samples) as j, T.seq_scope():
                 y, x = rows.coordinate(row, i), columns.coordinate(column, j)
                 sample = T.bind(limited(batches[roi], 0, data.shape[0] - 1))
@@ -113,17 +113,17 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
 
                 def add(c: Expr) -> None:
                     terms = [weight * data[sample, at_y, at_x, c] for at_y, at_x, weight in taps]
-                    before = out[(*place, c)]
+                    before = out[(*indices, c)]
                     if pooling.largest:
                         highest = reduce(tirx.max, terms)
                         value = tirx.Select(is_first, highest, tirx.max(before, highest))
                     else:
                         value = before + reduce(operator.add, terms)
-                    T.buffer_store(out, value, [*place, c])
+                    T.buffer_store(out, value, [*indices, c])
 
                 def add_zero(c: Expr) -> None:
-                    before, zero = out[(*place, c)], tirx.const(0, wide)
-                    T.buffer_store(out, tirx.Select(is_first, zero, tirx.max(before, zero)), [*place, c])
+                    before, zero = out[(*indices, c)], tirx.const(0, wide)
+                    T.buffer_store(out, tirx.Select(is_first, zero, tirx.max(before, zero)), [*indices, c])
 
                 beyond = _is_beyond(data, y, x)
                 with T.If(tirx.Not(beyond)), T.Then():
@@ -133,7 +133,7 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
                         in_vectors(channels, wide, add_zero)
             if not pooling.largest:
                 count = tirx.max(rows.samples * columns.samples, int64(1)).astype(wide)
-                in_vectors(channels, wide, lambda c: T.buffer_store(out, out[(*place, c)] / count, [*place, c]))
+                in_vectors(channels, wide, lambda c: T.buffer_store(out, out[(*indices, c)] / count, [*indices, c]))
         return builder.get()
 
 

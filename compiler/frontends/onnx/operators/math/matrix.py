@@ -123,14 +123,14 @@ def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dt
 
 def _same_inner_size(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
     left, right = tensor_shape(a), tensor_shape(b)
-    place = len(right) - 2 if len(right) > 1 else 0
-    mine, other = left[-1], right[place]
+    inner = len(right) - 2 if len(right) > 1 else 0
+    mine, other = left[-1], right[inner]
     if context.arithmetic.equal_is_proved(mine, other):
         return a, b
     if isinstance(mine, int) and isinstance(other, int):
         context.invalid(f"the inner sizes {mine} and {other} of a matrix product differ")
     if isinstance(mine, int):
-        return a, context.match_shape(b, [mine if axis == place else size for axis, size in enumerate(right)])
+        return a, context.match_shape(b, [mine if axis == inner else size for axis, size in enumerate(right)])
     return context.match_shape(a, [*left[:-1], other]), b
 
 
@@ -288,9 +288,9 @@ def _groups(rows: te.Tensor, ends: te.Tensor) -> te.Tensor:
     count = int(ends.shape[0])
 
     def group(row: Expr) -> Expr:
-        place, total = tirx.Cast("int64", row), tirx.const(0, "int64")
+        position, total = tirx.Cast("int64", row), tirx.const(0, "int64")
         for each in range(count - 1):
-            total = total + tirx.Cast("int64", place >= tirx.Cast("int64", ends[each]))
+            total = total + tirx.Cast("int64", position >= tirx.Cast("int64", ends[each]))
         return total
 
     return te.compute((rows.shape[0],), group, name="groups")
@@ -368,8 +368,8 @@ def _diagonal(context: NodeContext, term: Term) -> Term:
     def pick(data: te.Tensor) -> te.Tensor:
         shape = [data.shape[term.labels.index(label)] for label in unique]
 
-        def element(*place: Expr) -> Expr:
-            return data(*(place[unique.index(label)] for label in term.labels))
+        def element(*indices: Expr) -> Expr:
+            return data(*(indices[unique.index(label)] for label in term.labels))
 
         return te.compute(shape, element, name="diagonal")
 

@@ -127,8 +127,8 @@ def reduce_with(
 
         def element(*indices: Expr) -> Expr:
             position = dict(zip(kept, indices, strict=True))
-            place = [reduced[a].var if a in reduced else position[a] for a in range(len(source.shape))]
-            return reducer(source(*place), axis=list(reduced.values()))
+            coordinates = [reduced[a].var if a in reduced else position[a] for a in range(len(source.shape))]
+            return reducer(source(*coordinates), axis=list(reduced.values()))
 
         return te.compute(shape, element, name="reduced")
 
@@ -197,7 +197,7 @@ _REDUCTIONS: dict[str, Reduction] = {
 def arg_extremum(context: NodeContext) -> relax.Expr:
     """Index of the first (or last, with select_last_index) largest or smallest element, int64; NaN wins.
 
-    The extremum is found first, and then the place of an element that equals it: both run in vectors.
+    The extremum is found first, and then the position of an element that equals it: both run in vectors.
     The Ethos-U knows it by its name and by what it computes (targets/ethos_u/places.py).
     """
     rank = context.rank(0)
@@ -234,14 +234,14 @@ def place_of_extremum(
 
         best = te.compute(shape, lambda *indices: reducer(read(indices, k), axis=k), name="best")
 
-        def place(*indices: Expr) -> Expr:
+        def position(*indices: Expr) -> Expr:
             value = read(indices, n)
             found = value == best(*indices)
             found = tirx.any(found, broadcasting.is_nan(value)) if dtypes.is_float(dtype) else found
             index = tirx.Select(found, n.var.astype(index_type), none)
             return te.max(index, axis=n) if last else te.min(index, axis=n)
 
-        index = te.compute(shape, place, name="index")
+        index = te.compute(shape, position, name="index")
         return te.compute(shape, lambda *indices: index(*indices).astype("int64"), name="wide")
 
     return context.emit_te(compute, data, primfunc_name_hint="arg_extremum")
@@ -296,10 +296,10 @@ def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     first = place_of_extremum(context, data, axis, keep=True)
 
     def mark(index: te.Tensor, like: te.Tensor) -> te.Tensor:
-        def element(*place: Expr) -> Expr:
-            hit = index(*(tirx.const(0, "int64") if a == axis else p for a, p in enumerate(place)))
+        def element(*indices: Expr) -> Expr:
+            hit = index(*(tirx.const(0, "int64") if a == axis else p for a, p in enumerate(indices)))
             one, zero = tirx.const(1, like.dtype), tirx.const(0, like.dtype)
-            return tirx.Select(hit == place[axis], one, zero)
+            return tirx.Select(hit == indices[axis], one, zero)
 
         return te.compute(like.shape, element, name="hardmax")
 
@@ -328,7 +328,7 @@ def running_product(context: NodeContext) -> relax.Expr:
 
 @converter("RunningArgMax", "RunningArgMin", domain=TORCH_DOMAIN)
 def running_extremum(context: NodeContext) -> relax.Expr:
-    """The place, int64, of the largest or smallest element so far along `axis`: of equal ones the last, NaN wins."""
+    """The position, int64, of the largest or smallest element so far along `axis`: of equal ones the last, NaN wins."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     kernel = _extremum_kernel(axis, greatest=context.operator == "RunningArgMax")
     return context.emit_te(kernel, context.input(0), primfunc_name_hint=context.operator.lower())
@@ -375,17 +375,17 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
                     along = size - 1 - step if reverse else step
                     back = along + 1 if reverse else along - 1
 
-                    def place(position: Expr, column: Expr) -> Expr:
+                    def at(position: Expr, column: Expr) -> Expr:
                         return (row * size + position) * inner + (first + column)
 
                     def start(column: Expr) -> None:
                         first = tirx.const(0 if adds else 1, dtype)
-                        result[place(along, column)] = first if exclusive else source[place(along, column)]
+                        result[at(along, column)] = first if exclusive else source[at(along, column)]
 
                     def proceed(column: Expr) -> None:
-                        value = source[place(back if exclusive else along, column)]
-                        before = result[place(back, column)]
-                        result[place(along, column)] = before + value if adds else before * value
+                        value = source[at(back if exclusive else along, column)]
+                        before = result[at(back, column)]
+                        result[at(along, column)] = before + value if adds else before * value
 
                     with T.If(step == 0):
                         with T.Then():
@@ -416,20 +416,20 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
                     T.serial(0, columns) as column,
                 ):
 
-                    def place(position: Expr) -> Expr:
+                    def at(position: Expr) -> Expr:
                         return (row * size + position) * inner + (first + column)
 
                     with T.If(step == 0):
                         with T.Then():
-                            result[place(step)] = tirx.const(0, "int64")
+                            result[at(step)] = tirx.const(0, "int64")
                         with T.Else():
-                            before = result[place(step - 1)]
-                            own, best = (_comparable(source[place(each)]) for each in (step, before))
+                            before = result[at(step - 1)]
+                            own, best = (_comparable(source[at(each)]) for each in (step, before))
                             kept = own >= best if greatest else own <= best
                             kept = (
                                 tirx.any(kept, broadcasting.is_nan(own)) if dtypes.is_float(str(data.dtype)) else kept
                             )
-                            result[place(step)] = tirx.Select(kept, step, before)
+                            result[at(step)] = tirx.Select(kept, step, before)
                 return builder.get()
 
         out = tirx.decl_buffer(data.shape, "int64", "running", layout=None)

@@ -248,9 +248,9 @@ def _transform_of_any_length(
     def matrix(part: Callable[[Expr], Expr], sign: int) -> relax.Expr:
         def compute(rows: Expr, columns: Expr, count: Expr) -> te.Tensor:
             def element(row: Expr, column: Expr) -> Expr:
-                place = row * column % count
-                place = tirx.Select(place * 2 > count, place - count, place)
-                angle = tirx.Cast(dtype, place) / tirx.Cast(dtype, count) * tirx.const(2 * math.pi, dtype)
+                phase = row * column % count
+                phase = tirx.Select(phase * 2 > count, phase - count, phase)
+                angle = tirx.Cast(dtype, phase) / tirx.Cast(dtype, count) * tirx.const(2 * math.pi, dtype)
                 value = part(angle) * tirx.const(float(sign), dtype)
                 value = value / tirx.Cast(dtype, count) if inverse else value
                 if inverse and onesided:  # the other half is the mirror image

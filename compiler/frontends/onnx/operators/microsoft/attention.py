@@ -83,10 +83,10 @@ class Heads:
             ends, starts = op.outputs(2, "Split", mask, axis=0, num_outputs=2)
         elif not arithmetic.equal_is_proved(entries, batch):
             self.context.refuse(f"a mask of {entries} entries for a batch of {batch} is not supported")
-        place = op("Cast", self.positions(self.size(key, 2)), to=6)
-        allowed = op("Less", place, op("Unsqueeze", op("Cast", ends, to=6), int64s(1)))
+        positions = op("Cast", self.positions(self.size(key, 2)), to=6)
+        allowed = op("Less", positions, op("Unsqueeze", op("Cast", ends, to=6), int64s(1)))
         if starts is not None:
-            begun = op("GreaterOrEqual", place, op("Unsqueeze", op("Cast", starts, to=6), int64s(1)))
+            begun = op("GreaterOrEqual", positions, op("Unsqueeze", op("Cast", starts, to=6), int64s(1)))
             allowed = op("And", allowed, begun)
         return [self.penalty(op("Unsqueeze", allowed, int64s(1, 2)), query.dtype, self.filter)]
 

@@ -152,8 +152,8 @@ class _Grouped:
         length, total = expression(self.length), expression(self.total)
 
         def starts(lengths: te.Tensor, new: Expr, all_of_them: Expr) -> te.Tensor:
-            def start(*place: Expr) -> Expr:
-                before = limited(limited(lengths(*place), -1, all_of_them) + 1 - new, 0, all_of_them)
+            def start(*indices: Expr) -> Expr:
+                before = limited(limited(lengths(*indices), -1, all_of_them) + 1 - new, 0, all_of_them)
                 return tirx.Select(new == all_of_them, tirx.const(0, "int64"), before)
 
             return te.compute(lengths.shape, start, name="starts")
@@ -170,14 +170,14 @@ class _Grouped:
         self._check_tables(tensor)
         places = [context.input(_POSITIONS)] if context.has_input(_POSITIONS) else [self.starts]
 
-        def rotated(x: te.Tensor, cosines: te.Tensor, sines: te.Tensor, place: te.Tensor) -> te.Tensor:
+        def rotated(x: te.Tensor, cosines: te.Tensor, sines: te.Tensor, positions: te.Tensor) -> te.Tensor:
             half = cosines.shape[1]
 
             def wide(value: Expr) -> Expr:
                 return value if x.dtype == "float32" else tirx.Cast("float32", value)
 
             def element(b: Expr, i: Expr, h: Expr, d: Expr) -> Expr:
-                at = place[b, i] if len(place.shape) == 2 else place[b] + i
+                at = positions[b, i] if len(positions.shape) == 2 else positions[b] + i
                 row = limited(at, 0, cosines.shape[0] - 1)
                 pair = tirx.min(d // 2 if interleaved else d % half, half - 1)
                 first = d % 2 < 1 if interleaved else d < half
@@ -227,7 +227,7 @@ class _Grouped:
 def _first_rows(rows: te.Tensor, starts: te.Tensor, length: Expr) -> te.Tensor:
     """A cache of that length with rows where each sample starts, and zeros around them."""
 
-    def element(*place: Expr) -> Expr:
-        return placed(rows, starts, _ROWS, place, lambda: tirx.const(0, rows.dtype))
+    def element(*indices: Expr) -> Expr:
+        return placed(rows, starts, _ROWS, indices, lambda: tirx.const(0, rows.dtype))
 
     return te.compute((*rows.shape[:_ROWS], length, *rows.shape[_ROWS + 1 :]), element, name="cache")

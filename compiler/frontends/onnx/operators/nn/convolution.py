@@ -276,8 +276,8 @@ def _columns(window: Window, group_channels: int) -> Callable[..., Tensor]:
         masks, lengths = rest[:-rank], rest[-rank:]
         wide = compute_dtype(data.dtype)
 
-        def coordinate(axis: int, place: Sequence[Expr]) -> Expr:
-            sample, group_tap, *position = place
+        def coordinate(axis: int, indices: Sequence[Expr]) -> Expr:
+            sample, group_tap, *position = indices
             moved = offsets(sample, group_tap * rank + axis, *position).astype(wide)
             start = position[axis] * window.strides[axis] - window.before[axis]
             tap = tirx.floormod(group_tap, count)
@@ -288,15 +288,15 @@ def _columns(window: Window, group_channels: int) -> Callable[..., Tensor]:
         shape = (data.shape[0], tirx.floordiv(offsets.shape[1], rank), *offsets.shape[2:])
         tables = tap_tables(shape, lengths, lambda *at: linear_taps(coordinate(*at)), zeros=True)
 
-        def element(sample: Expr, channel: Expr, tap: Expr, *place: Expr) -> Expr:
+        def element(sample: Expr, channel: Expr, tap: Expr, *indices: Expr) -> Expr:
             group_tap = tirx.floordiv(channel, group_channels) * count + tap
 
             def read(offset: Expr) -> Expr:
                 return data(sample, channel, offset).astype(wide)
 
-            value = sampled(tables, [sample, group_tap, *place], read, zeros=True)
+            value = sampled(tables, [sample, group_tap, *indices], read, zeros=True)
             if masks:
-                value = value * masks[0](sample, group_tap, *place).astype(wide)
+                value = value * masks[0](sample, group_tap, *indices).astype(wide)
             return value.astype(data.dtype)
 
         return te.compute((*data.shape[:2], count, *offsets.shape[2:]), element, name="columns")

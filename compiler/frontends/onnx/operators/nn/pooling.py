@@ -127,16 +127,16 @@ def max_index_kernel(window: Window, column_major: bool) -> Kernel:
             same = value == wanted
             if dtypes.is_float(str(data.dtype)):
                 same = tirx.any(same, broadcasting.is_nan(value))
-            place = _flatten(taps, window.kernel).astype("int32")
+            flat = _flatten(taps, window.kernel).astype("int32")
             none = _const(number, "int32")
-            return tirx.if_then_else(windows.inside(positions), tirx.Select(same, place, none), none)
+            return tirx.if_then_else(windows.inside(positions), tirx.Select(same, flat, none), none)
 
         def first(*output: Expr) -> Expr:
             if number > _MOST_UNROLLED:
                 return te.min(found(output, windows.taps), axis=windows.taps)
             taps = itertools.product(*map(range, window.kernel))
-            each = [found(output, [_const(tap, "int64") for tap in place]) for place in taps]
-            return functools.reduce(tirx.min, each)
+            candidates = [found(output, [_const(tap, "int64") for tap in each]) for each in taps]
+            return functools.reduce(tirx.min, candidates)
 
         taps = te.compute(windows.shape, first, name="tap")
 
@@ -519,10 +519,10 @@ def _add_blocks(
         high = tirx.min(tirx.floordiv(sizes[axis] - 1 - moved, tirx.const(stride, "int64")) + 1, counts[axis])
         extent = tirx.max(high - low, tirx.const(0, "int64"))
         if axis == rank - 1:
-            begin, place = first + low, to + low * stride + moved
+            begin, target = first + low, to + low * stride + moved
 
             def add(i: Expr) -> None:
-                out[place + i * stride] = out[place + i * stride] + source[begin + i].astype(dtype)
+                out[target + i * stride] = out[target + i * stride] + source[begin + i].astype(dtype)
 
             in_vectors(extent, dtype if stride == 1 else None, add)
             return

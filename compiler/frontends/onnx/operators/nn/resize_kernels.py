@@ -174,11 +174,11 @@ def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResi
             for corner in np.ndindex(*[2] * len(axes)):
                 source, weight = list(output), None
                 for number, tap in zip(inner_first, reversed(corner), strict=True):
-                    place = axes[number].axis
+                    resized = axes[number].axis
                     index, weights = arguments[2 * number], arguments[2 * number + 1]
-                    factor = weights(output[place], tap)
+                    factor = weights(output[resized], tap)
                     weight = factor if weight is None else weight * factor
-                    source[place] = index(output[place], tap).astype("int64")
+                    source[resized] = index(output[resized], tap).astype("int64")
                 term = weight * tensor(*source).astype("float32")
                 total = term if total is None else total + term
             result = total.astype(tensor.dtype)
@@ -276,8 +276,8 @@ def _resize_axis_by_dynamic_taps(
 
         def term(*output: Expr) -> Expr:
             position = output[axis.axis]
-            place = limited_place(tap(position, number)[0], bound.before)
-            value = tensor(*output[: axis.axis], place, *output[axis.axis + 1 :])
+            index = limited_place(tap(position, number)[0], bound.before)
+            value = tensor(*output[: axis.axis], index, *output[axis.axis + 1 :])
             weight = weights(position, number)
             # An element that weighs nothing may be infinite.
             return tirx.Select(weight == 0, tirx.const(0, tensor.dtype), value * weight.astype(tensor.dtype))
@@ -308,8 +308,8 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
         shape = [*tensor.shape[: axis.axis], index.shape[0], *tensor.shape[axis.axis + 1 :]]
 
         def load(output: tuple[Expr, ...], tap: Index) -> Expr:
-            place = index(output[axis.axis], tap).astype("int64")
-            return tensor(*output[: axis.axis], place, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
+            source = index(output[axis.axis], tap).astype("int64")
+            return tensor(*output[: axis.axis], source, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
 
         if count <= _MAXIMUM_UNROLLED and not masks:
             return te.compute(shape, lambda *o: sum((load(o, t) for t in range(1, count)), load(o, 0)), name="resize")
@@ -410,14 +410,14 @@ def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *,
     dtype = _offset_dtype(sizes)
     total = _product(sizes)
 
-    def offset(axis: int, tap: int, place: Sequence[Expr]) -> Expr:
-        position = taps_of(axis, place)[tap][0]
+    def offset(axis: int, tap: int, indices: Sequence[Expr]) -> Expr:
+        position = taps_of(axis, indices)[tap][0]
         index = limited_place(position, sizes[axis], dtype) * _product(sizes[axis + 1 :]).astype(dtype)
         return tirx.Select(inside(position, sizes[axis]), index, -total.astype(dtype)) if zeros else index
 
     def tables(axis: int, tap: int) -> tuple[Tensor, Tensor]:
-        offsets = te.compute(shape, lambda *place: offset(axis, tap, place), name=f"offset{axis}_{tap}")
-        weights = te.compute(shape, lambda *place: taps_of(axis, place)[tap][1], name=f"weight{axis}_{tap}")
+        offsets = te.compute(shape, lambda *indices: offset(axis, tap, indices), name=f"offset{axis}_{tap}")
+        weights = te.compute(shape, lambda *indices: taps_of(axis, indices)[tap][1], name=f"weight{axis}_{tap}")
         return offsets, weights
 
     counts = [len(taps_of(axis, [tirx.const(0, "int64")] * len(shape))) for axis in range(len(sizes))]
@@ -430,18 +430,18 @@ def _joined(shape: Sequence[Expr], tables: TapTables) -> list[tuple[Tensor, Tens
 
     def joined(pairs: Sequence[tuple[Tensor, Tensor]], number: int) -> tuple[Tensor, Tensor]:
         offsets, weights = zip(*pairs, strict=True)
-        offset = te.compute(shape, lambda *place: _total(offsets, place, operator.add), name=f"offset_{number}")
-        weight = te.compute(shape, lambda *place: _total(weights, place, operator.mul), name=f"weight_{number}")
+        offset = te.compute(shape, lambda *indices: _total(offsets, indices, operator.add), name=f"offset_{number}")
+        weight = te.compute(shape, lambda *indices: _total(weights, indices, operator.mul), name=f"weight_{number}")
         return offset, weight
 
     return [joined(pairs, number) for number, pairs in enumerate(itertools.product(*tables))]
 
 
-def _total(tensors: Sequence[Tensor], place: Sequence[Expr], join: Callable[[Expr, Expr], Expr]) -> Expr:
-    return functools.reduce(join, [tensor(*place) for tensor in tensors])
+def _total(tensors: Sequence[Tensor], indices: Sequence[Expr], join: Callable[[Expr, Expr], Expr]) -> Expr:
+    return functools.reduce(join, [tensor(*indices) for tensor in tensors])
 
 
-def sampled(tables: TapTables, place: Sequence[Expr], element: Callable[[Expr], Expr], *, zeros: bool) -> Expr:
+def sampled(tables: TapTables, indices: Sequence[Expr], element: Callable[[Expr], Expr], *, zeros: bool) -> Expr:
     """The weighted sum of the elements that the tables name at a place; `element` reads one by its offset (int64)."""
 
     def pixel(offsets: list[Expr]) -> Expr:
@@ -451,7 +451,7 @@ def sampled(tables: TapTables, place: Sequence[Expr], element: Callable[[Expr], 
         value = element(tirx.max(offset, tirx.const(0, str(offset.ty.dtype))).astype("int64"))
         return tirx.Select(offset >= tirx.const(0, str(offset.ty.dtype)), value, _const(0, value))
 
-    own = [[(offsets(*place), weights(*place)) for offsets, weights in taps] for taps in tables]
+    own = [[(offsets(*indices), weights(*indices)) for offsets, weights in taps] for taps in tables]
     return weighted_sum(own, pixel)
 
 

@@ -76,21 +76,21 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
         # put into that of its taps, grows to thousands of nodes.
         places = (data.shape[0], *grid.shape[1:-1])
 
-        def coordinate(axis: int, place: Sequence[Expr]) -> Expr:
+        def coordinate(axis: int, indices: Sequence[Expr]) -> Expr:
             size = lengths[axis]
-            value = _denormalized(grid(*place, rank - 1 - axis).astype(wide), size, align)
+            value = _denormalized(grid(*indices, rank - 1 - axis).astype(wide), size, align)
             if mode == "nearest":
                 value = tirx.nearbyint(value)
             # As in PyTorch, the cubic mode pads element by element only.
             return value if mode == "cubic" else _within(value, size, padding, align)
 
         def coordinates_of(axis: int) -> Tensor:
-            return te.compute(places, lambda *place: coordinate(axis, place), name=f"coordinate{axis}")
+            return te.compute(places, lambda *indices: coordinate(axis, indices), name=f"coordinate{axis}")
 
         coordinates = [coordinates_of(axis) for axis in range(rank)]
 
-        def taps(axis: int, place: Sequence[Expr]) -> list[Tap]:
-            own, size = coordinates[axis](*place), lengths[axis]
+        def taps(axis: int, indices: Sequence[Expr]) -> list[Tap]:
+            own, size = coordinates[axis](*indices), lengths[axis]
             if mode == "nearest":
                 return [(_padded(own, size, padding, align), tirx.const(1, wide))]
             pairs = cubic_taps(own) if mode == "cubic" else linear_taps(own)
@@ -98,11 +98,11 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
 
         tables = tap_tables(places, lengths, taps, zeros=zeros)
 
-        def element(sample: Expr, channel: Expr, *place: Expr) -> Expr:
+        def element(sample: Expr, channel: Expr, *indices: Expr) -> Expr:
             def read(offset: Expr) -> Expr:
                 return data(sample, channel, offset).astype(wide)
 
-            return sampled(tables, [sample, *place], read, zeros=zeros).astype(data.dtype)
+            return sampled(tables, [sample, *indices], read, zeros=zeros).astype(data.dtype)
 
         return te.compute((*data.shape[:2], *grid.shape[1:-1]), element, name="grid_sample")
 
@@ -155,8 +155,8 @@ def affine_grid(context: NodeContext) -> relax.Expr:
                 return two * position / tirx.max(length - one, one) - one
             return (two * position + one) / length - one
 
-        def element(sample: Expr, *place: Expr) -> Expr:
-            *indices, row = place
+        def element(sample: Expr, *coordinates: Expr) -> Expr:
+            *indices, row = coordinates
             total = theta(sample, row, rank).astype(dtype)
             for column, (index, size) in enumerate(zip(reversed(indices), reversed(spatial), strict=True)):
                 total = total + theta(sample, row, column).astype(dtype) * coordinate(index, size)

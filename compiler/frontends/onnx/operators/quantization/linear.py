@@ -167,8 +167,8 @@ def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: Se
 
 def _spread(context: NodeContext, values: relax.Expr, axis: int, block: int, shape: Sequence[Dim]) -> relax.Expr:
     """Like `_repeated`, to a dynamic size, whose last block may be a part of one."""
-    for place, (size, wanted) in enumerate(zip(tensor_shape(values), shape, strict=True)):
-        require(context, context.arithmetic.ceil_divide(wanted, block) if place == axis else wanted, "equal", size)
+    for index, (size, wanted) in enumerate(zip(tensor_shape(values), shape, strict=True)):
+        require(context, context.arithmetic.ceil_divide(wanted, block) if index == axis else wanted, "equal", size)
 
     def spread(source: te.Tensor, *sizes: Expr) -> te.Tensor:
         def element(*i: Expr) -> Expr:

@@ -165,8 +165,8 @@ def encoded(
     def encode(numbers: te.Tensor, table: te.Tensor) -> te.Tensor:
         step = te.reduce_axis((1, len(bounds)), "step")
 
-        def beyond(*place: Expr) -> Expr:
-            magnitude, bound = tirx.abs(numbers(*place)), table[step]
+        def beyond(*indices: Expr) -> Expr:
+            magnitude, bound = tirx.abs(numbers(*indices)), table[step]
             is_beyond = tirx.any(magnitude > bound, tirx.all(magnitude == bound, tirx.truncmod(step, 2) == 0))
             return te.sum(is_beyond.astype("int32"), axis=step)
 

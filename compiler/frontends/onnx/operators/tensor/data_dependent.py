@@ -97,10 +97,10 @@ def nonzero(context: NodeContext) -> relax.Expr:
     def coordinates(positions: te.Tensor, *extents: Expr) -> te.Tensor:
         def element(axis: Expr, entry: Expr) -> Expr:
             result: Expr = int64(0)
-            for place in range(len(extents)):
-                inner = product(extents[place + 1 :])
-                own = tirx.floormod(tirx.floordiv(positions[entry], inner), extents[place])
-                result = tirx.Select(axis == place, own, result)
+            for index in range(len(extents)):
+                inner = product(extents[index + 1 :])
+                own = tirx.floormod(tirx.floordiv(positions[entry], inner), extents[index])
+                result = tirx.Select(axis == index, own, result)
             return result
 
         return te.compute((rank, positions.shape[0]), element, name="coordinates")

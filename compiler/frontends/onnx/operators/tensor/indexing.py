@@ -105,9 +105,9 @@ def gather_elements(context: NodeContext) -> relax.Expr:
     require_within(context, context.shape(1), context.shape(0), axis)
 
     def pick(data: te.Tensor, indices: te.Tensor) -> te.Tensor:
-        def element(*place: Expr) -> Expr:
-            index = wrapped_index(indices(*place), data.shape[axis])
-            return data(*place[:axis], index, *place[axis + 1 :])
+        def element(*coordinates: Expr) -> Expr:
+            index = wrapped_index(indices(*coordinates), data.shape[axis])
+            return data(*coordinates[:axis], index, *coordinates[axis + 1 :])
 
         return te.compute(indices.shape, element, name="gather_elements")
 
@@ -130,12 +130,12 @@ def gather_nd(context: NodeContext) -> relax.Expr:
     sizes = [*index_shape[:-1], *data_shape[batch + depth :]]
 
     def pick(data: te.Tensor, indices: te.Tensor, *target: Expr) -> te.Tensor:
-        def element(*place: Expr) -> Expr:
+        def element(*position: Expr) -> Expr:
             coordinates = [
-                wrapped_index(indices(*place[:outer], tirx.const(i, "int64")), data.shape[batch + i])
+                wrapped_index(indices(*position[:outer], tirx.const(i, "int64")), data.shape[batch + i])
                 for i in range(depth)
             ]
-            return data(*place[:batch], *coordinates, *place[outer:])
+            return data(*position[:batch], *coordinates, *position[outer:])
 
         return te.compute(target, element, name="gather_nd")
 

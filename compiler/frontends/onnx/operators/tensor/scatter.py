@@ -89,8 +89,8 @@ def _coordinates(flat: Expr, sizes: Sequence[Expr]) -> list[Expr]:
 
 def _flat(places: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
     result: Expr = tirx.const(0, "int64")
-    for place, size in zip(places, sizes, strict=True):
-        result = result * size + place
+    for index, size in zip(places, sizes, strict=True):
+        result = result * size + index
     return result
 
 
@@ -116,9 +116,9 @@ def _write_all(
             with T.seq_scope():
                 for_each(size, data.dtype, lambda i: result.__setitem__(i, source[i]))
                 with in_sequence(count, "updates of one place, in order") as k:
-                    place, inside = target(k, index)
+                    row, inside = target(k, index)
                     with T.If(inside), T.Then():
-                        _write_row(result, update, place, k, width, combine)
+                        _write_row(result, update, row, k, width, combine)
             return builder.get()
 
     out = tirx.decl_buffer(data.shape, data.dtype, "scattered", layout=None)
@@ -127,11 +127,11 @@ def _write_all(
     )
 
 
-def _write_row(result: Buffer, update: Buffer, place: Expr, number: Expr, width: Index, combine: Combine) -> None:
+def _write_row(result: Buffer, update: Buffer, index: Expr, number: Expr, width: Index, combine: Combine) -> None:
     if isinstance(width, int):
-        result[place] = combine(result[place], update[number])
+        result[index] = combine(result[index], update[number])
         return
-    first = T.bind(place * width)
+    first = T.bind(index * width)
 
     def write(inner: Expr) -> None:
         result[first + inner] = combine(result[first + inner], update[number * width + inner])
@@ -223,13 +223,13 @@ def tensor_scatter(context: NodeContext) -> relax.Expr:
         return write_rows(builder, data, new, context.emit(R.astype(first, "int64")), axis)
 
     def kernel(cache: te.Tensor, update: te.Tensor, *start: te.Tensor) -> te.Tensor:
-        def element(*place: Expr) -> Expr:
-            first = limited(start[0](place[0]), 0, cache.shape[axis]) if start else tirx.const(0, "int64")
-            step = place[axis] - first
+        def element(*indices: Expr) -> Expr:
+            first = limited(start[0](indices[0]), 0, cache.shape[axis]) if start else tirx.const(0, "int64")
+            step = indices[axis] - first
             if mode == "circular":
                 step = tirx.floormod(step, cache.shape[axis])
             inside = tirx.all(step >= 0, step < update.shape[axis])
-            return tirx.if_then_else(inside, update(*place[:axis], step, *place[axis + 1 :]), cache(*place))
+            return tirx.if_then_else(inside, update(*indices[:axis], step, *indices[axis + 1 :]), cache(*indices))
 
         return te.compute(cache.shape, element, name="tensor_scatter")
 

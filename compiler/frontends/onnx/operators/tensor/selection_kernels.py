@@ -78,7 +78,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
                 items_of_row = count + tirx.min(k, int64(_FEW)) * int64(_ITEMS_OF_CANDIDATE)
                 with shared_tasks(wanted, rows * items_of_row, _WORTH_THREADS) as row:
                     items = _Items(source, row * count, count, str(data.dtype), descending)
-                    _select(items, k, lambda i, place: first.__setitem__(row * width + i, place))
+                    _select(items, k, lambda i, position: first.__setitem__(row * width + i, position))
             return builder.get()
 
     first = te.extern([[rows, width]], [data], generate, dtype="int64", name="first_positions")
@@ -159,9 +159,9 @@ class _Scan:
         for number in reversed(range(self._vectors)):
             # All lanes are read before the first is written, also where no vectors are: they overlap.
             with T.vectorized(0, int64(_PACKED)) as lane:
-                place = int64(number * _PACKED) + lane
-                moved = tirx.min(self._best[place], self._entry[int64(0)])
-                self._moved[lane] = tirx.max(self._best[place + 1], moved)
+                slot = int64(number * _PACKED) + lane
+                moved = tirx.min(self._best[slot], self._entry[int64(0)])
+                self._moved[lane] = tirx.max(self._best[slot + 1], moved)
             with T.vectorized(0, int64(_PACKED)) as lane:
                 self._best[int64(number * _PACKED + 1) + lane] = self._moved[lane]
 
@@ -176,8 +176,8 @@ class _Scan:
         with T.vectorized(0, int64(_LANES)) as lane:
             bits = []
             for number in range(_MASKED // _LANES):
-                place = self._begin + (start + int64(number * _LANES) + lane)
-                is_before = _key(self._source, place, descending=self._descending) > self._last_key()
+                index = self._begin + (start + int64(number * _LANES) + lane)
+                is_before = _key(self._source, index, descending=self._descending) > self._last_key()
                 bit = tirx.const(1, "int32") << tirx.Cast("int32", lane + number * _LANES)
                 bits.append(tirx.Select(is_before, bit, tirx.const(0, "int32")))
             self._found[lane] = reduce(tirx.bitwise_or, bits)
@@ -205,13 +205,13 @@ def _set_ones(count: Buffer, bits: Expr) -> None:
     count[first] = tirx.bitwise_and((count[first] * int64(0x01010101)) >> 24, int64(0xFF))
 
 
-def _key(source: Buffer, place: Expr, *, descending: bool) -> Expr:
+def _key(source: Buffer, index: Expr, *, descending: bool) -> Expr:
     """An integer in the order of the items, larger for those that come first.
 
     Positive floats are ordered as their bits are, negative ones the other way round. Both zeros are equal; NaN is the
     largest.
     """
-    item = source[place]
+    item = source[index]
     if str(source.dtype) in ("float32", "float16", "bfloat16"):
         value = item.astype("float32")
         bits = tirx.reinterpret("int32", value)
@@ -249,9 +249,9 @@ def _count_before(keys: Buffer, places: Buffer, count: int, lanes: int) -> None:
     with T.serial(0, int64(count)) as i, T.seq_scope():
         for number, sums in enumerate(every):
             with T.vectorized(0, int64(_LANES)) as lane:
-                place = int64(number * _LANES) + lane
-                is_larger, is_equal = keys[i] > keys[place], keys[i] == keys[place]
-                is_before = tirx.any(is_larger, tirx.all(is_equal, i < place))
+                other = int64(number * _LANES) + lane
+                is_larger, is_equal = keys[i] > keys[other], keys[i] == keys[other]
+                is_before = tirx.any(is_larger, tirx.all(is_equal, i < other))
                 sums[lane] = sums[lane] + tirx.Select(is_before, tirx.const(1, "int32"), tirx.const(0, "int32"))
     for number, sums in enumerate(every):
         with T.vectorized(0, int64(_LANES)) as lane:
@@ -367,12 +367,12 @@ class _Selection:
 
     def _insert(self, position: Expr) -> None:
         """Move a candidate to its place; the last of k is dropped."""
-        state, candidates, place = self.state, self.candidates, self.state[_PLACE]
+        state, candidates, slot = self.state, self.candidates, self.state[_PLACE]
         self._find_place(position)
-        moved = state[_COUNT] - state[_IS_FULL] - place
+        moved = state[_COUNT] - state[_IS_FULL] - slot
         with T.serial(0, moved) as i:
-            candidates[place + moved - i] = candidates[place + moved - i - int64(1)]
-        candidates[place] = position
+            candidates[slot + moved - i] = candidates[slot + moved - i - int64(1)]
+        candidates[slot] = position
         state[_COUNT] = tirx.min(state[_COUNT] + int64(1), state[_LIMIT])
         state[_IS_FULL] = tirx.Select(state[_COUNT] == state[_LIMIT], int64(1), int64(0))
 

@@ -144,10 +144,10 @@ def shared_tasks(tasks: Expr, items: Expr, least: int = _WORTH_THREADS) -> Itera
     chunks, each = tirx.Select(is_shared, tasks, int64(1)), tirx.Select(is_shared, int64(1), tasks)
     with (
         T.parallel(0, chunks, annotations={CHUNKED: tirx.IntImm("int32", 1)}) as chunk,
-        T.serial(0, each) as place,
+        T.serial(0, each) as offset,
         T.seq_scope(),
     ):
-        yield chunk + place
+        yield chunk + offset
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ class StateOfTask:
     every: Buffer
     first: Expr
 
-    def __getitem__(self, place: int) -> Expr:
-        return self.every[self.first + int64(place)]
+    def __getitem__(self, index: int) -> Expr:
+        return self.every[self.first + int64(index)]
 
-    def __setitem__(self, place: int, value: Expr) -> None:
-        self.every[self.first + int64(place)] = value
+    def __setitem__(self, index: int, value: Expr) -> None:
+        self.every[self.first + int64(index)] = value
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,8 @@ def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> No
                     with T.serial(begins[number], begins[number + int64(1)]) as gram:
                         _count_gram(ins, outs, skips, row, i, gram)
             else:
-                place = _place_of(token, firsts, state, different)
-                with T.If(firsts[place] == token), T.Then(), T.serial(begins[place], begins[place + int64(1)]) as gram:
+                index = _place_of(token, firsts, state, different)
+                with T.If(firsts[index] == token), T.Then(), T.serial(begins[index], begins[index + int64(1)]) as gram:
                     _count_gram(ins, outs, skips, row, i, gram)
 
 
@@ -203,5 +203,5 @@ def _count_gram(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int, row: 
                 with T.If(token != pool[starts[gram] + k]), T.Then():
                     state[_IS_SAME] = int64(0)
             with T.If(state[_IS_SAME] == int64(1)), T.Then():
-                place = row * width + columns[gram]
-                result[place] = result[place] + tirx.const(1.0, "float32")
+                index = row * width + columns[gram]
+                result[index] = result[index] + tirx.const(1.0, "float32")

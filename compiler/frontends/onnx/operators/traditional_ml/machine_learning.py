@@ -133,16 +133,16 @@ def label_encoder(context: NodeContext) -> TensorValue | list[Value]:
     table = _table_of(keys, values, default)
     if table is not None and context.dtype(0) == "int64":
         low = int(keys.min()) - 1
-        place = op("Min", op("Max", context.value(0), np.int64(low)), np.int64(low + len(table) - 1))
-        return op("Gather", table, op("Sub", place, np.int64(low)), axis=0)
+        index = op("Min", op("Max", context.value(0), np.int64(low)), np.int64(low + len(table) - 1))
+        return op("Gather", table, op("Sub", index, np.int64(low)), axis=0)
     data = op("Unsqueeze", context.value(0), int64s(-1))
     matches = op("Equal", data, keys.astype(dtypes.numpy_dtype(context.dtype(0))))
     if context.dtype(0).startswith("float") and np.isnan(keys).any():
         both = op("And", op("IsNaN", data), np.isnan(keys))
         matches = op("Or", matches, both)
-    place = op("ArgMax", op("Cast", matches, to=6), axis=-1, keepdims=0)
+    index = op("ArgMax", op("Cast", matches, to=6), axis=-1, keepdims=0)
     found = op("Greater", op("ReduceMax", op("Cast", matches, to=6), int64s(-1), keepdims=0), np.int32(0))
-    return op("Where", found, op("Gather", values, place, axis=0), default.reshape(()))
+    return op("Where", found, op("Gather", values, index, axis=0), default.reshape(()))
 
 
 def _table_of(keys: np.ndarray, values: np.ndarray, default: np.ndarray) -> np.ndarray | None:
@@ -222,8 +222,8 @@ def class_labels(context: NodeContext) -> np.ndarray:
 def _classified(context: NodeContext, op: Composer, values: TensorValue, labels: np.ndarray) -> list[TensorValue]:
     """[label, scores]; a single score decides between two classes."""
     if values.shape[-1] != 1 or len(labels) < 2:
-        place = op("ArgMax", values, axis=-1, keepdims=0)
-        return [op("Gather", labels, place, axis=0), transformed(context, op, values)]
+        index = op("ArgMax", values, axis=-1, keepdims=0)
+        return [op("Gather", labels, index, axis=0), transformed(context, op, values)]
     positive = op("Squeeze", op("Greater", values, 0.0), int64s(-1))
     label = op("Where", positive, labels[1:2], labels[0:1])
     score = transformed(context, op, values)

@@ -37,11 +37,11 @@ class _Keys:
     def index(self, trees: Array, nodes: Array) -> Array:
         """The index of each pair; InvalidModelError where there is no such node."""
         wanted = self._key(trees, nodes)
-        place = np.searchsorted(self._sorted, wanted)
-        place[place == len(self._sorted)] = 0
-        if not len(self._sorted) or bool((self._sorted[place] != wanted).any()):
+        position = np.searchsorted(self._sorted, wanted)
+        position[position == len(self._sorted)] = 0
+        if not len(self._sorted) or bool((self._sorted[position] != wanted).any()):
             self._context.invalid("it refers to a node that does not exist")
-        return self._order[place]
+        return self._order[position]
 
     def _key(self, trees: Array, nodes: Array) -> Array:
         if trees.shape != nodes.shape:

@@ -131,32 +131,32 @@ class _Code:
             rows = int64(plan.strip_rows)
         with (
             shared_tasks(tirx.ceildiv(count, rows), count * int64(sums), MIN_PARALLEL_WORK) as task,
-            T.serial(0, tirx.min(rows, count - task * rows)) as place,
+            T.serial(0, tirx.min(rows, count - task * rows)) as offset,
             T.serial(0, int64(plan.outputs)) as output,
             T.seq_scope(),
         ):
-            self._combine(first, task * rows + place, output, result, dtype)
+            self._combine(first, task * rows + offset, output, result, dtype)
 
     def _task(self, strip_first: Expr, strip_count: Expr, block: Expr, part: Expr, features: Expr) -> None:
         """Some rows of the strip through a block of trees."""
         plan, lanes = self.plan, int64(_LANES)
         start = part * int64(_TASK_ROWS)
         count = tirx.min(int64(_TASK_ROWS), strip_count - start)
-        place = block * int64(plan.strip_rows) + start
+        first_row = block * int64(plan.strip_rows) + start
         first_tree = block * int64(plan.block_trees)
         trees = tirx.min(int64(plan.block_trees), int64(plan.trees) - first_tree)
         with T.seq_scope():
             with T.serial(0, count * int64(plan.outputs)) as i, T.seq_scope():
-                self.partial[place * int64(plan.outputs) + i] = tirx.const(0, self.sums)
+                self.partial[first_row * int64(plan.outputs) + i] = tirx.const(0, self.sums)
                 if not plan.is_sum:
-                    self.touched[place * int64(plan.outputs) + i] = tirx.const(0, "int8")
+                    self.touched[first_row * int64(plan.outputs) + i] = tirx.const(0, "int8")
             groups = count // lanes
             with T.serial(0, trees) as tree, T.serial(0, groups) as group:
                 row = group * lanes
                 self._walks(
                     [first_tree + tree] * _LANES,
                     [strip_first + start + row + lane for lane in range(_LANES)],
-                    [place + row + lane for lane in range(_LANES)],
+                    [first_row + row + lane for lane in range(_LANES)],
                     features,
                 )
             # Rows that are left go through several trees at once.
@@ -165,7 +165,7 @@ class _Code:
                 self._walks(
                     [first_tree + group * lanes + lane for lane in range(_LANES)],
                     [strip_first + start + row] * _LANES,
-                    [place + row] * _LANES,
+                    [first_row + row] * _LANES,
                     features,
                     trees - group * lanes,
                 )
@@ -188,12 +188,12 @@ class _Code:
                 going[0] = tirx.const(0, word)
                 for lane, row in enumerate(rows):
                     self._step(node, lane, row * features, going, word)
-            for lane, (tree, place) in enumerate(zip(trees, places, strict=True)):
+            for lane, (tree, target) in enumerate(zip(trees, places, strict=True)):
                 if valid is None:
-                    self._add_leaf(node[lane], tree, place)
+                    self._add_leaf(node[lane], tree, target)
                 else:
                     with T.If(int64(lane) < valid), T.Then():
-                        self._add_leaf(node[lane], tree, place)
+                        self._add_leaf(node[lane], tree, target)
 
     def _step(self, node: Buffer, lane: int, row: Expr, going: Buffer, word: str) -> None:
         """From a branch to one of its children; from a leaf to itself."""
@@ -248,11 +248,11 @@ class _Code:
                 found[0] = tirx.const(1, "int32")
         return found[0] == tirx.const(1, "int32")
 
-    def _add_leaf(self, node: Expr, tree: Expr, place: Expr) -> None:
+    def _add_leaf(self, node: Expr, tree: Expr, row: Expr) -> None:
         table, outputs = self.table, int64(self.plan.outputs)
         weight, number, _ = self._node(node)
         if table.tree_targets is not None:
-            self._add(place * outputs + self.buffers["tree_targets"][tree].astype("int64"), weight.astype(self.sums))
+            self._add(row * outputs + self.buffers["tree_targets"][tree].astype("int64"), weight.astype(self.sums))
             return
         starts, weights = self.buffers["leaf_starts"], self.buffers["weights"]
         with T.seq_scope():
@@ -260,16 +260,16 @@ class _Code:
             start = T.bind(starts[leaf].astype("int64"))
             with T.serial(0, starts[leaf + int64(1)].astype("int64") - start) as k, T.seq_scope():
                 target = k if table.leaf_targets is None else self.buffers["leaf_targets"][start + k].astype("int64")
-                self._add(place * outputs + target, weights[start + k].astype(self.sums))
+                self._add(row * outputs + target, weights[start + k].astype(self.sums))
 
-    def _add(self, place: Expr, weight: Expr) -> None:
+    def _add(self, index: Expr, weight: Expr) -> None:
         if self.plan.is_sum:
-            self.partial[place] = self.partial[place] + weight
+            self.partial[index] = self.partial[index] + weight
             return
         with T.seq_scope():
-            known = self.touched[place] != tirx.const(0, "int8")
-            self.partial[place] = tirx.Select(known, self._extreme(self.partial[place], weight), weight)
-            self.touched[place] = tirx.const(1, "int8")
+            known = self.touched[index] != tirx.const(0, "int8")
+            self.partial[index] = tirx.Select(known, self._extreme(self.partial[index], weight), weight)
+            self.touched[index] = tirx.const(1, "int8")
 
     def _extreme(self, left: Expr, right: Expr) -> Expr:
         return tirx.min(left, right) if self.plan.aggregate == "MIN" else tirx.max(left, right)
@@ -282,12 +282,12 @@ class _Code:
         total[0] = tirx.const(0, self.sums)
         known[0] = tirx.const(0, "int8")
         with T.serial(0, int64(plan.blocks)) as block, T.seq_scope():
-            place = (block * int64(plan.strip_rows) + row) * int64(plan.outputs) + output
+            index = (block * int64(plan.strip_rows) + row) * int64(plan.outputs) + output
             if plan.is_sum:
-                total[0] = total[0] + self.partial[place]
+                total[0] = total[0] + self.partial[index]
             else:
-                with T.If(self.touched[place] != tirx.const(0, "int8")), T.Then(), T.seq_scope():
-                    value, seen = self.partial[place], known[0] != tirx.const(0, "int8")
+                with T.If(self.touched[index] != tirx.const(0, "int8")), T.Then(), T.seq_scope():
+                    value, seen = self.partial[index], known[0] != tirx.const(0, "int8")
                     total[0] = tirx.Select(seen, self._extreme(total[0], value), value)
                     known[0] = tirx.const(1, "int8")
         if plan.aggregate == "AVERAGE":
