@@ -292,7 +292,7 @@ def _best(
 
 
 def weighted_cycles(cycles: _Times, few: _Times) -> _Times:
-    """What cuts and algorithms are compared by: a mean of the times on all cores and on `FEW` threads."""
+    """The measure that cuts and algorithms are compared by: a mean of the times on all cores and on `FEW` threads."""
     weighted: _Times = (cycles * few**FEW_POWER) ** (1 / (1 + FEW_POWER))
     return weighted
 

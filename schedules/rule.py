@@ -101,9 +101,9 @@ class ScheduleRule(ABC, Generic[WorkloadT]):
     version: ClassVar[int] = 1
     priority: ClassVar[int] = Priority.USUAL
     reschedules: ClassVar[bool] = False
-    """Whether it also takes kernels that say they are scheduled: those were written for a processor."""
+    """True if it also takes kernels that are marked as scheduled: those were written for a processor."""
     may_decline: ClassVar[bool] = False
-    """Whether `match` takes kernels that `apply` then often leaves to the next rule, by a NotScheduledError."""
+    """True if `apply` often leaves kernels that `match` took to the next rule, by a NotScheduledError."""
 
     cut_knobs: ClassVar[frozenset[str]] = frozenset()
     """Knobs that only bound how the work is cut, which `schedules.cuts` decides for the machine's cores: records that

@@ -14,8 +14,8 @@ from pathlib import Path
 _ROOT = Path("/")
 _PROCESSORS = "sys/devices/system/cpu"
 _EFFICIENCY_CAPACITY = 0.5
-"""Of an efficiency core of x86, relative to a performance core: its two multiply-add units are half as wide (Intel's
-optimization manual on Golden Cove and Gracemont)."""
+"""Capacity of an efficiency core of x86, relative to a performance core: its two multiply-add units are half as wide
+(Intel's optimization manual on Golden Cove and Gracemont)."""
 
 
 def usable_processors(root: Path = _ROOT) -> int:

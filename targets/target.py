@@ -45,21 +45,21 @@ class Target(ABC):
     quantized_everywhere: bool = False
     integer_operators: frozenset[str] = frozenset()
     signed_integers: bool = False
-    """Whether products of 8-bit integers want both operands int8; tensors of uint8 are then held as int8."""
+    """True if products of 8-bit integers want both operands int8; tensors of uint8 are then held as int8."""
     narrows_operands: bool = False
-    """Whether a lower precision rounds the operands of products in the graph, not where a schedule packs them."""
+    """True if a lower precision rounds the operands of products in the graph, not where a schedule packs them."""
     captures_graphs: bool = False
-    """Whether its device records runs of kernels and launches each as one."""
+    """True if its device records runs of kernels and launches each as one."""
     pipeline: Literal["processor", "gpu"] = "processor"
-    """Which list of graph passes compiles for it (`compiler.passes.phases`)."""
+    """The list of graph passes that compiles for it (`compiler.passes.phases`)."""
     times_kernels: bool = True
-    """Whether the tuner can time a kernel of this target alone on this machine; on a device it always can."""
+    """True if the tuner can time a kernel of this target alone on this machine; on a device it always can."""
     memory: Literal["cpu", "cuda"] = "cpu"
-    """Where kernels find their arguments, as TVM names the device."""
+    """Memory of kernels' arguments, as TVM names the device."""
     reference_rule: str = "fallback"
     """The schedule rule that serves any kernel; the tuner compares what other rules give with its numbers."""
     lifts_workspaces: bool = False
-    """Whether buffers that a kernel's launches hand to each other are tensors of the module."""
+    """True if buffers that a kernel's launches hand to each other are tensors of the module."""
 
     @abstractmethod
     def tvm_target(self) -> tvm.target.Target:

@@ -30,7 +30,7 @@ class BlockedRule(CpuRule[W]):
     anchors: ClassVar[int] = 1
     """Number of stages of the anchor."""
     keeps_loops: ClassVar[bool] = False
-    """Whether LLVM leaves the loops of kernels of dynamic sizes as they are."""
+    """True if LLVM leaves the loops of kernels of dynamic sizes as they are."""
 
     @abstractmethod
     def nest(self, fused: FusedKernel, workload: W, config: Config, machine: Machine) -> Nest:

@@ -1,7 +1,7 @@
 """LLVM options that are required for correct code; imports nothing from TVM."""
 
 LLVM_OPTIONS = ("-vectorize-loops:bool=0",)
-"""What every target whose code LLVM generates hands to TVM as `cl-opt`.
+"""The `cl-opt` of every target whose code LLVM generates.
 
 LLVM 22's loop vectorizer reads `x[i % 8]` as `x[i]` where the loop is longer than 8 (any power of two): tiling rows of
 8 to 16 gives wrong numbers, in TVM's own unscheduled build too. Here the schedules make the vectors.

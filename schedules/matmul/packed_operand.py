@@ -123,7 +123,7 @@ class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
     """A matmul of this kind whose tile spans the columns of a panel, with rows chosen as for any other matmul."""
 
     operation: ClassVar[Operation | None] = None
-    """What sums products of words, where it does."""
+    """The operation that sums products of words; None without one."""
 
     def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> Product | None:
         """The instruction with tile accumulators, if the machine has one and the weights are packed for it."""

@@ -152,7 +152,7 @@ class TileWriter:
     """
 
     has_room: ClassVar[bool] = True
-    """Whether tiles may read beyond the last row of A."""
+    """True if tiles may read beyond the last row of A."""
 
     def __init__(
         self,
@@ -297,7 +297,7 @@ class MatmulWriter(TileWriter):
 
     rows_first: ClassVar[bool] = False
     cuts_depth: ClassVar[bool] = True
-    """Whether `_tile` sums the part of the depth that it is given."""
+    """True if `_tile` sums the part of the depth that it is given."""
 
     # The loops outside the panels.
 

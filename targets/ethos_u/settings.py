@@ -16,7 +16,7 @@ ARENA = "vela arena"
 WEIGHTS = "weights"
 STRATEGIES = ("Performance", "Size")
 PLACES = ("in place", "in SRAM")
-"""Of weights: where the accelerator's memory mode has them, or copied to SRAM once, when the device starts."""
+"""Weights: where the accelerator's memory mode has them, or copied to SRAM once, when the device starts."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from schedules.instructions.products.operation import (
 from schedules.machine import Machine
 
 ROWS, COLUMNS, ROW_BYTES, STEPS = 16, 16, 64, 16
-"""Of a tile: rows, columns of sums, bytes of a row of the left operand, and words of a column of the right one."""
+"""A tile's rows, columns of sums, bytes of a row of the left operand, and words of a column of the right one."""
 BLOCK_ROWS = 2 * ROWS
 WIDTHS = (COLUMNS, 2 * COLUMNS)
 """Columns of a panel of weights."""

@@ -200,9 +200,9 @@ DOT_F16 = Operation("dot_f16", "float16", "float16", "float32", 2, _plain_float1
 ONES = 0x3C003C00
 """A word of two ones in float16."""
 PARTIAL_STEPS = 64
-"""Of a sum in float16: its error, some 8e-4 of it, is no more than twice that of the rounded operands."""
+"""Steps of a sum in float16: its error, some 8e-4 of it, is no more than twice that of the rounded operands."""
 HALVES = {"bf16": DOT_BF16, "float16": DOT_F16}
-"""What sums products of 16-bit floats, by the option "precision"."""
+"""The operation that sums products of 16-bit floats, by the option "precision"."""
 OF_STORED = {each.stored: each for each in HALVES.values()}
 """The same by the type of the operands in memory."""
 DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8 = (

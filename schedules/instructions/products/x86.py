@@ -21,7 +21,7 @@ from schedules.instructions.products.operation import (
 )
 
 BITS = {4: 128, 8: 256, 16: 512}
-"""Of the registers, by lanes of 32 bits. The lesser widths need AVX512VL or AVX-VNNI."""
+"""Width of the registers in bits, by lanes of 32 bits. The lesser widths need AVX512VL or AVX-VNNI."""
 _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _VNNI = (features("avx512vnni", "avx512vl"), features("avxvnni"))
 

@@ -88,7 +88,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
     rows_first: ClassVar[bool] = True
     most_rows: ClassVar[int] = 64
-    """Of a task."""
+    """Rows of a task."""
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
         super().__init__(parts, fused, machine, rows=rows)

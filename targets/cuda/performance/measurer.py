@@ -180,10 +180,10 @@ def _version_of(nvcc: Nvcc) -> str:
 
 
 LAUNCH_SECONDS = 1.5e-6
-"""Of a launch by itself, as part of a CUDA graph."""
+"""Seconds of a launch by itself, as part of a CUDA graph."""
 _WORD = 4
 _SPILLED_EVERY = 1024
-"""Where registers are moved to memory is not known: taken to be a loop of this number of instructions of a warp."""
+"""Instructions of a warp between two spills: their positions are not known, so a loop of this length is assumed."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _joined(
 
 
 RESOURCES = ("issue", "float32", "integer", "float64", "special", "tensor", "memory", "l2")
-"""What instructions keep busy; costs are cycles of one multiprocessor."""
+"""Resources that instructions keep busy; costs are cycles of one multiprocessor."""
 SHARED_BY_PARTITIONS = ("memory", "l2")
 """Those that the partitions of a multiprocessor have in common."""
 _NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from targets.errors import TargetError
 
 PARTITIONS = 4
-"""Of a multiprocessor; each has its own warps and arithmetic units."""
+"""Partitions of a multiprocessor; each has its own warps and arithmetic units."""
 
 
 @dataclass(frozen=True)

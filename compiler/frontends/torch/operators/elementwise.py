@@ -34,7 +34,7 @@ def negative(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.sign.default", "aten.sgn.default")
 def _sign(values: Tensor) -> Tensor:
-    """Of NaN it is 0, unlike ONNX's."""
+    """The sign; 0 for NaN, unlike ONNX's."""
     if not values.is_floating_point():
         return NotImplemented
     return (values > 0).to(values.dtype) - (values < 0).to(values.dtype)
@@ -42,7 +42,7 @@ def _sign(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.heaviside.default")
 def _heaviside(values: Tensor, at_zero: Tensor) -> Tensor:
-    """Of NaN it is 0, too."""
+    """The step function; 0 for NaN."""
     return torch.where(values == 0, at_zero, (values > 0).to(values.dtype))
 
 
@@ -204,5 +204,5 @@ for _name, _function in (
 
 @decomposition_of("aten.any.default", "aten.any.dim", "aten.any.dims")
 def _any(values: Tensor, axes: Any = None, keepdim: bool = False) -> Tensor:
-    """Of no elements it is false, unlike the largest of them."""
+    """True if any element is nonzero; False for no elements."""
     return values.to(torch.bool).to(torch.int32).sum(axes, keepdim) != 0

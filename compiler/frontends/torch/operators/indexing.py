@@ -145,7 +145,7 @@ def _diagonal_scatter(data: Tensor, source: Tensor, offset: int = 0, dim1: int =
 def _as_strided_scatter(
     data: Tensor, source: Tensor, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None
 ) -> Tensor:
-    """Of contiguous data, as `fill_diagonal_` writes to them."""
+    """A strided view of contiguous data, as `fill_diagonal_` writes to them."""
     places: Any = torch.full((), storage_offset or 0, dtype=torch.int64, device=data.device)
     for length, step in zip(size, stride, strict=True):
         places = places.unsqueeze(-1) + torch.arange(length, device=data.device) * step
