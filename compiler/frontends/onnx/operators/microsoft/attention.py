@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue
-
-if TYPE_CHECKING:
-    pass
 
 _MASKED = -10000.0
 
@@ -81,8 +78,10 @@ class Heads:
         ends, starts = mask, None
         if arithmetic.equal_is_proved(entries, arithmetic.multiply(batch, 2)) and entries != batch:
             ends, starts = op.outputs(2, "Split", mask, axis=0, num_outputs=2)
-        elif not arithmetic.equal_is_proved(entries, batch):
+        elif isinstance(entries, int) and isinstance(batch, int) and entries != batch:
             self.context.refuse(f"a mask of {entries} entries for a batch of {batch} is not supported")
+        else:
+            require(self.context, entries, "equal", batch)
         positions = op("Cast", self.positions(self.size(key, 2)), to=6)
         allowed = op("Less", positions, op("Unsqueeze", op("Cast", ends, to=6), int64s(1)))
         if starts is not None:

@@ -5,6 +5,7 @@ Normalizations that ONNX Runtime's optimizer fuses, some of which it writes in t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -195,12 +196,22 @@ def expand_dims(context: NodeContext) -> TensorValue:
     return Composer(context)("Unsqueeze", context.value(0), int64s(*context.integers(1)))
 
 
-@converter("Trilu", "GatherND", domain=DOMAIN)
+@converter("Trilu", "GatherND", "Range", domain=DOMAIN)
 def as_in_onnx(context: NodeContext) -> TensorValue:
     """Operators that ONNX has taken over since."""
-    inputs = [given(context, index) for index in range(len(context.node.input))]
+    inputs: list[object] = [given(context, index) for index in range(len(context.node.input))]
+    if context.operator == "Range" and not context.has_input(2):
+        inputs = [*inputs[:2], 1]
     names = [attribute.name for attribute in context.node.attribute]
     return Composer(context)(context.operator, *inputs, **attributes_of(context, *names))
+
+
+@converter("GridSample", domain=DOMAIN)
+def grid_sample(context: NodeContext) -> TensorValue:
+    """GridSample with the names of modes that ONNX had up to opset 19."""
+    attributes = attributes_of(context, "align_corners", "padding_mode")
+    mode = context.attribute("mode", "bilinear").replace("bilinear", "linear").replace("bicubic", "cubic")
+    return Composer(context)("GridSample", context.value(0), context.value(1), mode=mode, **attributes)
 
 
 @converter("Pad", domain=DOMAIN)
@@ -344,23 +355,34 @@ def embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
 
     Inputs: ids, segments, word, position and segment tables, gamma, beta, mask, positions.
     """
+    tables = [context.tensor(index) if context.has_input(index) else None for index in range(2, 7)]
+    return embedded(context, tables, places=8)
+
+
+def embedded(context: NodeContext, tables: Sequence[TensorValue | None], places: int | None) -> list[TensorValue]:
+    """[result, number of tokens, sum]: input 0 holds ids, 1 segments, 7 a mask, `places` positions.
+
+    The tables are of words, positions and segments, then gamma and beta.
+    """
     op = Composer(context)
     ids = context.tensor(0)
-    for index, table in ((0, 2), (1, 4), (8, 3)):
-        if context.has_input(index):
+    given_places = places if places is not None and context.has_input(places) else None
+    for index, table in ((0, 2), (1, 4), (given_places, 3)):
+        if index is not None and context.has_input(index):
             require_values(context, index, 0, context.shape(table)[0])
-    words = op("Gather", context.value(2), ids, axis=0)
-    if context.has_input(8):
-        positions = op("Gather", context.value(3), context.value(8), axis=0)
+    words, positions, segments, gamma, beta = tables
+    total = op("Gather", words, ids, axis=0)
+    if given_places is not None:
+        rows = op("Gather", positions, context.value(given_places), axis=0)
     else:
         require(context, context.shape(3)[0], "at least", context.shape(0)[1])
         length = op("Slice", op("Shape", ids), int64s(1), int64s(2))
-        positions = op("Slice", context.value(3), int64s(0), length, int64s(0))
-    total = op("Add", words, positions)
+        rows = op("Slice", positions, int64s(0), length, int64s(0))
+    total = op("Add", total, rows)
     if context.has_input(1):
-        total = op("Add", total, op("Gather", context.value(4), context.value(1), axis=0))
+        total = op("Add", total, op("Gather", segments, context.value(1), axis=0))
     epsilon = context.attribute("epsilon", _EPSILON)
-    result = op("LayerNormalization", total, context.value(5), context.value(6), axis=-1, epsilon=epsilon)
+    result = op("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
     return [result, _tokens(context, op, ids), total]
 
 

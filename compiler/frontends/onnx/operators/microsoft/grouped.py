@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
@@ -11,6 +12,7 @@ from compiler.frontends.onnx.bounds import limited, require, require_entries, re
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import declared_size
 from compiler.frontends.onnx.symbolic import Dim, expression
@@ -21,8 +23,8 @@ from schedules.attention.cache.call import AttentionOptions, cached_attention
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-_KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COSINES, _SINES, _POSITIONS, _BIAS = range(1, 11)
-_LAST_INPUT = _BIAS
+_KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COSINES, _SINES, _POSITIONS, _BIAS, _SINK = range(1, 12)
+_LAST_INPUT = _SINK
 _ROWS = 2  # the axis of the rows of a cache
 
 
@@ -31,8 +33,9 @@ def group_query_attention(context: NodeContext) -> list[Expr]:
     """Causal attention of many query heads to few key heads, with a cache and rotary positions.
 
     Inputs: query (or query, key and value packed), key, value, past key and value (batch, heads, past, size), the last
-    position of each sample, the total length, cosines and sines, positions, a bias of the scores. The cache may be
-    longer than what is in it: new entries go where each sample ends. A cache declared with the same sizes before and
+    position of each sample, the total length, cosines and sines, positions, a bias of the scores, and scores of heads
+    that take part in each softmax without a value (`smooth_softmax` alone: 0). The cache may be longer than what is in
+    it: new entries go where each sample ends. A cache declared with the same sizes before and
     after is one buffer, of which only the new entries are written.
     """
     _refuse_variants(context)
@@ -40,7 +43,7 @@ def group_query_attention(context: NodeContext) -> list[Expr]:
 
 
 def _refuse_variants(context: NodeContext) -> None:
-    for name, usual in (("smooth_softmax", 0), ("kv_cache_bit_width", 0), ("qk_output", 0), ("causal", 1)):
+    for name, usual in (("kv_cache_bit_width", 0), ("qk_output", 0), ("causal", 1)):
         if context.attribute(name, usual) not in (usual, -1):
             context.refuse(f"{name}={context.attribute(name, usual)} is not supported")
     for index in range(_LAST_INPUT + 1, len(context.inputs)):
@@ -86,6 +89,7 @@ class _Grouped:
                 window=window if window > 0 else None,
                 softcap=float(context.attribute("softcap", 0.0)),
                 bias=context.input(_BIAS) if context.has_input(_BIAS) else None,
+                sinks=self._sinks(),
             ),
         )
         result = context.emit(call)
@@ -116,6 +120,16 @@ class _Grouped:
         if not isinstance(shape[2], int) or shape[2] % count:
             context.refuse(f"{count} heads do not divide a width of {shape[2]}")
         return context.emit(R.reshape(expr, [*map(expression, shape[:2]), count, shape[2] // count]))
+
+    def _sinks(self) -> relax.Expr | None:
+        """A score of each head that has no value, float32 (heads,)."""
+        context = self.context
+        if context.has_input(_SINK):
+            require_shape(context, context.shape(_SINK), [self.heads], "the sinks of the heads")
+            return cast(context, context.input(_SINK), "float32")
+        if context.attribute("smooth_softmax", 0) in (0, -1):
+            return None
+        return relax.const(np.zeros(self.heads, np.float32))
 
     def _is_shared(self) -> bool:
         """True if past and present are declared as one buffer: inputs and outputs of the model of equal sizes."""

@@ -18,6 +18,7 @@ from compiler.frontends.onnx.bounds import require_indices
 from compiler.frontends.onnx.broadcasting import broadcast, elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, attributes_of, embedded, given
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization.integer_products import (
     Operand,
@@ -43,15 +44,8 @@ from compiler.passes.rewriting.grouped_weights import grouped_rows
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-DOMAIN = "com.microsoft"
-
 converter("QuantizeLinear", domain=DOMAIN)(quantize_linear)
 converter("DequantizeLinear", domain=DOMAIN)(dequantize_linear)
-
-
-def given(context: NodeContext, index: int) -> Value | None:
-    """Input `index`, or None when it is missing."""
-    return context.value(index) if context.has_input(index) else None
 
 
 def dequantized_input(context: NodeContext, op: Composer, index: int) -> TensorValue:
@@ -148,11 +142,37 @@ def qlinear_pool(context: NodeContext) -> Value:
     if last:
         x = op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
     names = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
-    attributes: dict[str, Any] = {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
-    result = op(context.operator.removeprefix("QLinear"), x, **attributes)
+    result = op(context.operator.removeprefix("QLinear"), x, **attributes_of(context, *names))
     if last:
         result = op("Transpose", result, perm=[0, *range(2, rank), 1])
     return quantized_output(context, op, result, 3)
+
+
+@converter("QLinearConv", domain=DOMAIN)
+def qlinear_conv(context: NodeContext) -> Value:
+    """QLinearConv; with channels_last the channels of data and result are the last axis, and the weights as ever."""
+    op, rank = Composer(context), context.rank(0)
+    last = bool(context.attribute("channels_last", 0))
+    x = context.value(0)
+    if last:
+        x = op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
+    names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+    inputs = [given(context, index) for index in range(1, 9)]
+    result = op("QLinearConv", x, *inputs, **attributes_of(context, *names))
+    return op("Transpose", result, perm=[0, *range(2, rank), 1]) if last else result
+
+
+@converter("QEmbedLayerNormalization", domain=DOMAIN)
+def quantized_embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
+    """EmbedLayerNormalization of quantized tables, gamma and beta, with their scales and then their zero points."""
+    op = Composer(context)
+    tables = [
+        op("DequantizeLinear", context.value(2 + index), context.value(8 + index), given(context, 13 + index))
+        if context.has_input(2 + index)
+        else None
+        for index in range(5)
+    ]
+    return embedded(context, tables, places=None)
 
 
 @converter("QLinearReduceMean", domain=DOMAIN)

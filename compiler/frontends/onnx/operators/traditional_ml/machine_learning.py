@@ -12,6 +12,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.traditional_ml import tree_ensembles
+from compiler.frontends.onnx.operators.traditional_ml.pair_coupling import coupling_kernel
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import Ensemble
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue, Value
@@ -20,6 +21,7 @@ DOMAIN = "ai.onnx.ml"
 _SHOWN_KEYS = 10  # in a note
 # A table of labels may have so many entries for each key, and so many more.
 _SPARSE, _SMALL_TABLE = 4, 4096
+_LEAST = 1e-7  # probability of one class of a pair, as LIBSVM bounds it
 
 
 def floats(context: NodeContext, op: Composer) -> TensorValue:
@@ -323,9 +325,10 @@ def svm_regressor(context: NodeContext) -> TensorValue:
 
 @converter("SVMClassifier", domain=DOMAIN)
 def svm_classifier(context: NodeContext) -> list[TensorValue]:
-    """The label that wins most pairs, and the scores of the pairs; without support vectors, of the classes."""
-    if len(vector(context, "prob_a")):
-        context.refuse("probabilities are not computed; export it without them (scikit-learn: probability=False)")
+    """The label that wins most pairs, and the scores of the pairs, or where it has `prob_a` the classes' probabilities.
+
+    Without support vectors the scores are of the classes.
+    """
     op, labels = Composer(context), class_labels(context)
     counts = np.array(context.attribute("vectors_per_class", []), np.int64)
     features = _kernel(context, op, int(counts.sum()))
@@ -336,9 +339,21 @@ def svm_classifier(context: NodeContext) -> list[TensorValue]:
         scores = op("Add", op("MatMul", features, _pair_weights(context, counts)), vector(context, "rho"))
         votes = _votes(op, scores, len(counts))
     label = op("Gather", labels, op("ArgMax", votes, axis=-1, keepdims=0), axis=0)
-    if len(labels) == 2 and scores.shape[-1] == 1:
+    if counts.sum() and len(vector(context, "prob_a")):
+        scores = _probabilities(context, op, scores, len(counts))
+    elif len(labels) == 2 and scores.shape[-1] == 1:
         scores = op("Concat", op("Neg", scores), scores, axis=-1)
     return [label, transformed(context, op, scores)]
+
+
+def _probabilities(context: NodeContext, op: Composer, scores: TensorValue, classes: int) -> TensorValue:
+    """(rows, classes): probabilities of pairs by Platt's sigmoid of their scores, coupled."""
+    slopes, offsets = vector(context, "prob_a"), vector(context, "prob_b")
+    first = op("Sigmoid", op("Neg", op("Add", op("Mul", scores, slopes), offsets)))
+    pairs = op("Clip", first, np.float32(_LEAST), np.float32(1 - _LEAST))
+    expr = context.importer.builder.materialize(pairs)
+    coupled = context.emit_te(coupling_kernel(classes), expr, primfunc_name_hint="coupled_pairs")
+    return context.runtime(coupled, "float32")
 
 
 def _kernel(context: NodeContext, op: Composer, count: int) -> TensorValue:

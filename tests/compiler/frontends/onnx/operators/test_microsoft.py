@@ -74,6 +74,7 @@ _IMAGE = _q("x", _u8(1, 8, 8, 3), 0.03, 120)
             {"alpha": 0.5},
         ),
         ("QGemm", _q("a", _u8(5, 4), 0.1, 99) | _q("b", _i8(6, 5), 0.02, 3), {"transA": 1, "transB": 1}),
+        ("QLinearConv", _IMAGE | _q("w", _i8(4, 3, 3, 2), 0.01, 0) | _y(0.2), {"channels_last": 1, "strides": [2, 1]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -119,6 +120,8 @@ def test_packed_four_bit_weights(zeros: bool) -> None:
         ("SkipSimplifiedLayerNormalization", {"x": _f(2, 3, 8), "s": _f(2, 3, 8), "g": _f(8)}, {"epsilon": 1e-5}),
         ("Inverse", {"x": _f(3, 4, 4)}, {}),
         ("CDist", {"a": _f(3, 4), "b": _f(5, 4)}, {"metric": "euclidean"}),
+        ("GridSample", {"x": _f(1, 2, 5, 6), "g": _f(1, 4, 3, 2)}, {"mode": "bicubic", "padding_mode": "border"}),
+        ("Range", {"a": np.float32(0.5), "b": np.float32(3.0)}, {}),
         ("NhwcMaxPool", {"x": _u8(1, 6, 6, 3)}, {"kernel_shape": [2, 2], "strides": [2, 2]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -133,6 +136,9 @@ def test_embeddings() -> None:
     mask = {"m": np.array([[1, 1, 0], [1, 1, 1]], np.int32)}
     _check("EmbedLayerNormalization", {"i": ids, "s": segments} | tables | mask, 2)
     _check("EmbedLayerNormalization", {"i": ids, "s": None} | tables | {"t": None}, 2)
+    tables = {name: _u8(*table.shape) for name, table in tables.items()} | {"m": None}
+    tables |= {f"{name}s": np.float32(0.01) for name in "wptgb"} | {f"{name}z": np.uint8(99) for name in "wptgb"}
+    _check("QEmbedLayerNormalization", {"i": ids, "s": segments} | tables, 2, tuple(tables))
 
 
 _MASKS = {

@@ -34,6 +34,7 @@ def _inputs(batch: int, new: int, past: int, last: list[int], groups: int = 2, p
     }
 
 
+_NOT_ROTATED = {"c": None, "s": None, "p": None}
 _TABLES = {"c": _f(16, _SIZE // 2), "s": _f(16, _SIZE // 2)}
 
 
@@ -46,9 +47,11 @@ _TABLES = {"c": _f(16, _SIZE // 2), "s": _f(16, _SIZE // 2)}
         (_inputs(1, 4, 0, [3], 1, packed=True) | _TABLES, {"do_rotary": 1}),
         (_inputs(1, 1, 6, [6]), {"local_window_size": 3}),
         (_inputs(1, 3, 4, [6]), {"softcap": 5.0, "scale": 0.3}),
-        (_inputs(1, 1, 4, [4]) | {"c": None, "s": None, "p": None, "b": _f(1, _HEADS, 1, 5)}, {}),
+        (_inputs(1, 1, 4, [4]) | _NOT_ROTATED | {"b": _f(1, _HEADS, 1, 5)}, {}),
+        (_inputs(1, 1, 4, [4]), {"smooth_softmax": 1}),
+        (_inputs(1, 1, 4, [4]) | _NOT_ROTATED | {"b": None, "h": _f(_HEADS)}, {}),
     ],
-    ids=["token", "ragged", "prompt", "packed", "window", "chunk", "bias"],
+    ids=["token", "ragged", "prompt", "packed", "window", "chunk", "bias", "smooth", "sinks"],
 )
 @pytest.mark.parametrize("total", ["known", "input"])
 def test_grouped_attention(inputs: dict[str, Any], attributes: dict[str, Any], total: str) -> None:
@@ -159,8 +162,8 @@ def test_a_past_that_grows_is_a_buffer_with_a_capacity() -> None:
 
 
 def test_variants_are_refused_by_name() -> None:
-    model = node_model("GroupQueryAttention", _inputs(1, 1, 4, [4]), 3, domain="com.microsoft", smooth_softmax=1)
-    with pytest.raises(UnsupportedModelError, match=r"GroupQueryAttention.*smooth_softmax=1"):
+    model = node_model("GroupQueryAttention", _inputs(1, 1, 4, [4]), 3, domain="com.microsoft", qk_output=1)
+    with pytest.raises(UnsupportedModelError, match=r"GroupQueryAttention.*qk_output=1"):
         import_and_build(model)
 
 

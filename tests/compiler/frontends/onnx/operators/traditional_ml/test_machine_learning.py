@@ -155,7 +155,8 @@ def test_svm_regressor(kernel: str, one_class: int) -> None:
 
 @pytest.mark.parametrize("kernel", _KERNELS)
 @pytest.mark.parametrize("vectors", [[2, 3], [2, 1, 3], [1, 2, 3, 2]], ids=str)
-def test_svm_classifier(kernel: str, vectors: list[int]) -> None:
+@pytest.mark.parametrize("probabilities", [False, True], ids=["scores", "probabilities"])
+def test_svm_classifier(kernel: str, vectors: list[int], probabilities: bool) -> None:
     random = np.random.default_rng(2)
     classes, count = len(vectors), sum(vectors)
     attributes = {
@@ -167,6 +168,8 @@ def test_svm_classifier(kernel: str, vectors: list[int]) -> None:
         "rho": random.standard_normal(classes * (classes - 1) // 2).tolist(),
         "classlabels_ints": list(range(10, 10 + classes)),
     }
+    if probabilities:
+        attributes |= {name: random.standard_normal(len(attributes["rho"])).tolist() for name in ("prob_a", "prob_b")}
     assert_equal_to_onnxruntime(_model("SVMClassifier", {"x": _X}, 2, **attributes), {"x": _X})
 
 
