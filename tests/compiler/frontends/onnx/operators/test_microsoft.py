@@ -136,9 +136,9 @@ def test_embeddings() -> None:
     mask = {"m": np.array([[1, 1, 0], [1, 1, 1]], np.int32)}
     _check("EmbedLayerNormalization", {"i": ids, "s": segments} | tables | mask, 2)
     _check("EmbedLayerNormalization", {"i": ids, "s": None} | tables | {"t": None}, 2)
-    tables = {name: _u8(*table.shape) for name, table in tables.items()} | {"m": None}
-    tables |= {f"{name}s": np.float32(0.01) for name in "wptgb"} | {f"{name}z": np.uint8(99) for name in "wptgb"}
-    _check("QEmbedLayerNormalization", {"i": ids, "s": segments} | tables, 2, tuple(tables))
+    quantized: dict[str, Any] = {name: _u8(*table.shape) for name, table in tables.items()} | {"m": None}
+    quantized |= {f"{name}s": np.float32(0.01) for name in "wptgb"} | {f"{name}z": np.uint8(99) for name in "wptgb"}
+    _check("QEmbedLayerNormalization", {"i": ids, "s": segments} | quantized, 2, tuple(quantized))
 
 
 _MASKS = {
