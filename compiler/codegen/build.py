@@ -6,17 +6,21 @@ TVM does it on one thread.
 TVM's code generation cannot run in several threads: its options of LLVM (`LLVM_OPTIONS`) belong to the process, and the
 first thread to finish would take them back from the others. The processes are forked, so that they have the kernels
 already, and do nothing but generate code. They end with the parent, and the parent ends them when it is interrupted.
+
+Objects are kept in memory for a while: quantization, pruning, search and tuning compile the same kernels many times.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import tempfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -91,13 +95,16 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     """The executable, and objects of kernels to link to it."""
     engine_target = target.tvm_target()
     kernels = list(kernels_of(mod))
-    in_parts = worth_parts(kernels) or any(own_options(kernel) for _, kernel in kernels)
-    if not target.builds_in_parts or not in_parts:
+    if not target.builds_in_parts:
         with engine_target:
             return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
     # As `relax.build` does, except that the kernels are built separately.
     builder = relax.ExecBuilder()
     generate_bytecode(builder, mod)
+    if not worth_parts(kernels) and not any(own_options(kernel) for _, kernel in kernels):
+        objects = _Work([kernels], [engine_target], mod.attrs, folder).objects() if kernels else []
+        empty = _llvm_module([], engine_target, PIPELINE, folder / "empty.ll")
+        return link_bytecode(builder, engine_target, empty), objects
     distinct, aliases = distinct_kernels(kernels)
     built, calls = share_kernels(distinct)
     objects = build_objects(built, mod.attrs, engine_target, folder)
@@ -170,23 +177,37 @@ def alias_object(
     aliases: Mapping[str, str], calls: Mapping[str, SharedCall], target: tvm.target.Target, pipeline: str, path: Path
 ) -> Path:
     """Write an object in which each name jumps to its kernel, or calls it with constants, for TVM's target."""
+    shared = {**calls, **{name: calls[kernel] for name, kernel in aliases.items() if kernel in calls}}
+    functions = [_ALIAS.format(name=name, kernel=each) for name, each in aliases.items() if name not in shared]
+    functions += [_calling(name, call) for name, call in shared.items()]
+    declared: set[str] = set()
+    body = [line for function in functions for line in function.splitlines() if _is_first(line, declared)]
+    _llvm_module(body, target, pipeline, path.with_suffix(".ll")).write_to_file(str(path), "o")
+    return path
+
+
+def _llvm_module(body: Sequence[str], target: tvm.target.Target, pipeline: str, path: Path) -> RuntimeModule:
+    """The module of lines of LLVM's text for TVM's target, which are written to a file."""
+    key = tvm.ir.save_json(target)
+    if key not in _HEADS:
+        _HEADS[key] = _head_of(target, pipeline)
+    layout, flag = _HEADS[key]
+    path.write_text("\n".join([*layout, *body, "!llvm.module.flags = !{!0}", f"!0 = {flag}", ""]))
+    return tvm.runtime.load_module(str(path))
+
+
+_HEADS: dict[str, tuple[list[str], str]] = {}  # by TVM's targets
+
+
+def _head_of(target: tvm.target.Target, pipeline: str) -> tuple[list[str], str]:
+    """The lines of LLVM's text that name a target, and the flag by which TVM knows it when it loads the text."""
     x = te.placeholder((1,), name="x")
     empty = te.create_prim_func([x, te.compute((1,), lambda i: x[i])]).with_attr("global_symbol", "empty")
     with target:
         source = tvm.tirx.build(tvm.IRModule({"empty": empty}), target, pipeline).inspect_source("ll")
     lines = source.splitlines()
-    layout = [line for line in lines if line.startswith("target ")]
-    # By this flag TVM knows for what it generates code when it loads the text.
     flag = next(line.partition(" = ")[2] for line in lines if '!"tvm_target"' in line)
-    shared = {**calls, **{name: calls[kernel] for name, kernel in aliases.items() if kernel in calls}}
-    functions = [_ALIAS.format(name=name, kernel=each) for name, each in aliases.items() if name not in shared]
-    functions += [_calling(name, call) for name, call in shared.items()]
-    declared: set[str] = set()
-    text = path.with_suffix(".ll")
-    body = [line for function in functions for line in function.splitlines() if _is_first(line, declared)]
-    text.write_text("\n".join([*layout, *body, "!llvm.module.flags = !{!0}", f"!0 = {flag}", ""]))
-    tvm.runtime.load_module(str(text)).write_to_file(str(path), "o")
-    return path
+    return [line for line in lines if line.startswith("target ")], flag
 
 
 def _calling(name: str, call: SharedCall) -> str:
@@ -230,12 +251,66 @@ class _Work:
     def path(self, number: int) -> Path:
         return self.folder / f"kernels{number}.o"
 
+    def module(self, number: int) -> tvm.IRModule:
+        """The kernels of a part."""
+        return tvm.IRModule(dict(self.parts[number]), attrs=self.attributes)
+
+    def key(self, number: int) -> bytes:
+        """A digest of all that a part's object depends on, names included."""
+        digest = hashlib.sha256(tvm.ir.save_json(self.module(number)).encode())
+        digest.update(tvm.ir.save_json(self.targets[number]).encode())
+        return digest.digest()
+
     def build(self, number: int) -> None:
         """Write the object of a part."""
         target = self.targets[number]
         with target:
-            part = tvm.IRModule(dict(self.parts[number]), attrs=self.attributes)
-            tvm.tirx.build(part, target, PIPELINE).write_to_file(str(self.path(number)), "o")
+            tvm.tirx.build(self.module(number), target, PIPELINE).write_to_file(str(self.path(number)), "o")
+
+    def objects(self) -> list[Path]:
+        """Write the objects of all parts: those of an earlier compilation again, the others in processes if that pays.
+        Raises as `build_objects`."""
+        keys = [self.key(number) for number in range(len(self.parts))]
+        missing = []
+        for number, key in enumerate(keys):
+            known = _kept.get(key)
+            if known is None:
+                missing.append(number)
+            else:
+                self.path(number).write_bytes(known)
+        if worth_parts([kernel for number in missing for kernel in self.parts[number]]):
+            _build_in_processes(self, missing)
+        else:
+            for number in missing:
+                self.build(number)
+        for number in missing:
+            _kept.add(keys[number], self.path(number).read_bytes())
+        return [self.path(number) for number in range(len(self.parts))]
+
+
+class _Kept:
+    """The objects that were used last, by the digests of their kernels."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._bytes = 0
+        self._objects: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def get(self, key: bytes) -> bytes | None:
+        found = self._objects.get(key)
+        if found is not None:
+            self._objects.move_to_end(key)
+        return found
+
+    def add(self, key: bytes, content: bytes) -> None:
+        """Keep the object of a new key; those that were used longest ago make room."""
+        self._objects[key] = content
+        self._bytes += len(content)
+        while self._bytes > self._most:
+            self._bytes -= len(self._objects.popitem(last=False)[1])
+
+
+_kept = _Kept(32 << 20)  # some 300 networks of 10 kernels
 
 
 def worth_parts(kernels: Sequence[object]) -> bool:
@@ -262,22 +337,15 @@ def build_objects(
     Raises PartFailedError when code generation fails in a process or a process dies, what TVM raises where there are
     too few kernels for processes. However it returns, no process is left.
     """
-    work = _work_of(kernels, attributes, target, folder)
-    numbers = range(len(work.parts))
-    if worth_parts(kernels):
-        _build_in_processes(work)
-    else:
-        for number in numbers:
-            work.build(number)
-    return [work.path(number) for number in numbers]
+    return _work_of(kernels, attributes, target, folder).objects()
 
 
-def _build_in_processes(work: _Work) -> None:
-    waiting = _numbers(len(work.parts))
+def _build_in_processes(work: _Work, parts: Sequence[int]) -> None:
+    waiting = _numbers(parts)
     context = multiprocessing.get_context("fork")
     started: list[tuple[ForkProcess, Connection]] = []
     try:
-        for _ in range(min(processes(), len(work.parts))):
+        for _ in range(min(processes(), len(parts))):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(work, waiting, theirs, os.getpid()), daemon=True)
             started.append((process, ours))
@@ -300,17 +368,17 @@ def _end(started: Sequence[tuple[ForkProcess, Connection]], waiting: int) -> Non
         ours.close()
 
 
-def _numbers(count: int) -> int:
-    """A pipe from which each reader takes the next number below `count`, until there are no more."""
+def _numbers(numbers: Sequence[int]) -> int:
+    """A pipe from which each reader takes the next of the numbers, until there are no more."""
     reader, writer = os.pipe()
     # A pipe holds 64 KiB at least: 16,384 parts, of four kernels each.
-    data = b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in range(count))
+    data = b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in numbers)
     os.set_blocking(writer, False)
     written = os.write(writer, data)
     os.close(writer)
     if written != len(data):
         os.close(reader)
-        raise PartFailedError(f"{count * _PART} kernels are more than a module can have")
+        raise PartFailedError(f"{len(numbers) * _PART} kernels are more than a module can have")
     return reader
 
 

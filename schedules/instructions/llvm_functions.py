@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.ir.tvm_private import declare_operator
@@ -20,10 +21,17 @@ def vector(scalar: str, lanes: int) -> str:
     return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
 
 
+@cache
+def _known_operators() -> set[str]:
+    """Names of TVM's operators, listed once: there are a thousand."""
+    return {str(name) for name in tvm.ir.Op.list_op_names()}
+
+
 def register_operator(full: str, summary: str, named: Callable[[str, int], str] = symbol) -> None:
     """Register `PREFIX` + name with TVM, once: pure, elementwise, lowered to a call of `named(name, lanes)`."""
-    if full in {str(name) for name in tvm.ir.Op.list_op_names()}:
+    if full in _known_operators():
         return
+    _known_operators().add(full)
     name = full.removeprefix(PREFIX)
 
     def lower(node: Expr) -> Expr:

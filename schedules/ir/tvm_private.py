@@ -15,7 +15,7 @@ from tvm.relax.transform.legalize_ops import binary, nn, qdq
 if TYPE_CHECKING:
     from tvm.s_tir.meta_schedule import TuneContext
 
-    from schedules.ir.tvm_types import IRModule, Type
+    from schedules.ir.tvm_types import IRModule, RuntimeModule, Type
 
 Legalization = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -41,9 +41,10 @@ def generate_bytecode(builder: relax.ExecBuilder, mod: tvm.IRModule) -> None:
     vm_build._vmcodegen(builder, mod)
 
 
-def link_bytecode(builder: relax.ExecBuilder, target: tvm.target.Target) -> Any:
-    """The executable of a builder whose kernels are built apart."""
-    return vm_build._vmlink(builder, target)
+def link_bytecode(builder: relax.ExecBuilder, target: tvm.target.Target, library: RuntimeModule | None = None) -> Any:
+    """The executable of a builder whose kernels are built apart. With a library of LLVM's its bytecode is exported as
+    an object, else as C."""
+    return relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
 
 
 def declare_operator(name: str, description: str) -> None:

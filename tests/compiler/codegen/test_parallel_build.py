@@ -54,12 +54,13 @@ def test_kernels_with_options_are_an_object_of_their_own(
 ) -> None:
     built: list[tuple[list[str], list[str]]] = []
 
-    def build(part: Any, target: Any, pipeline: str) -> Any:
+    def counted(part: Any, target: Any, pipeline: str) -> Any:
         built.append(([var.name_hint for var in part.get_global_vars()], list(target.export()["cl-opt"])))
         return real(part, target, pipeline)
 
     real = tvm.tirx.build
-    monkeypatch.setattr(tvm.tirx, "build", build)
+    monkeypatch.setattr(tvm.tirx, "build", counted)
+    monkeypatch.setattr(build, "_kept", build._Kept(0))  # another test built the same kernel
     (plain, kernel), (scalar, other) = _scaled(3), _scaled(4)
     marked = other.with_attr(attribute, tvm.tirx.IntImm("bool", 1))
     objects = build_objects([(scalar, marked), (plain, kernel)], None, targets.get("host").tvm_target(), tmp_path)
@@ -90,6 +91,44 @@ def test_what_fails_in_a_process_is_an_error_of_the_build(monkeypatch: pytest.Mo
     mod = tvm.IRModule({**kernels, tvm.ir.GlobalVar("broken"): broken})
     with pytest.raises(CompilationError, match="code generation"):
         build_library(mod, targets.get("host"))
+
+
+@pytest.mark.parametrize("least", [1, 100], ids=["parts", "whole"])
+def test_kernels_of_an_earlier_compilation_are_not_generated_again(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same module comes of them; other kernels, and another target, have objects of their own."""
+    generated: list[list[str]] = []
+
+    def counted(part: Any, *arguments: Any) -> Any:
+        generated.append([var.name_hint for var in part.get_global_vars()])
+        return real(part, *arguments)
+
+    real = tvm.tirx.build
+    monkeypatch.setattr(tvm.tirx, "build", counted)
+    monkeypatch.setattr(build, "_kept", build._Kept(1 << 20))
+    monkeypatch.setattr(build, "processes", lambda: 2)
+    monkeypatch.setattr(build, "_LEAST", least)
+    monkeypatch.setattr(build, "_build_in_processes", lambda work, parts: [work.build(each) for each in parts])
+
+    def library(width: int, target: str = "x86-64-v3") -> bytes:
+        generated.clear()
+        return bytes(compiler.compile(perceptron(width=width), target, records=False, threads=1).artifact.library)
+
+    first = library(64)
+    assert any("matmul" in name for part in generated for name in part)
+    assert library(64) == first
+    assert not generated
+    for other in (library(48), library(64, "x86-64-v4")):
+        assert other != first
+        assert any("matmul" in name for part in generated for name in part)
+
+
+def test_objects_that_were_used_longest_ago_make_room() -> None:
+    kept = build._Kept(25)
+    for key in (b"a", b"b"):
+        kept.add(key, bytes(10))
+    assert kept.get(b"a") == bytes(10)
+    kept.add(b"c", bytes(10))
+    assert [kept.get(key) is None for key in (b"a", b"b", b"c")] == [False, True, False]
 
 
 def test_few_kernels_and_daemons_fork_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
