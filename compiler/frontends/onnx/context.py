@@ -183,10 +183,10 @@ class NodeContext:
         """The elements of a known integer input."""
         return [int(v) for v in self.constant(index).reshape(-1)]
 
-    def shape_values(self, index: int, *, signed: bool = False) -> list[Dim]:
+    def shape_values(self, index: int, *, signed: bool = False, length: int | None = None) -> list[Dim]:
         """The elements of an integer input as sizes: ints, expressions, or sizes that are read when the module runs.
 
-        The tensor's length must be known. Elements that are read at run time count as non-negative (a negative one is
+        The tensor's length must be known, or is given as what the operator requires. Elements that are read at run time count as non-negative (a negative one is
         taken for 0, and of an input an error) unless `signed`.
         """
         value = self.tensor(index)
@@ -207,9 +207,13 @@ class NodeContext:
         for (kind, region), sizes in value.as_shape.items():
             if kind == signed and builder.is_visible(region):
                 return list(sizes)
+        tensor = self.input(index)
         if not all(isinstance(d, int) for d in value.shape):
-            self.refuse(f"the length of its input {self.input_label(index)} is not known when compiling")
-        value.as_shape[key] = builder.shape_values(self.input(index), signed)
+            if length is None:
+                self.refuse(f"the length of its input {self.input_label(index)} is not known when compiling")
+            builder.require(value.shape[0], "equal", length)
+            tensor = self.match_shape(tensor, [length])
+        value.as_shape[key] = builder.shape_values(tensor, signed)
         return list(value.as_shape[key])
 
     def input_label(self, index: int) -> str:

@@ -11,6 +11,7 @@ from tvm import relax, tirx
 from compiler.frontends.onnx.bounds import require_entries
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.nn.resize_kernels import resize_nearest, resize_weighted
+from compiler.frontends.onnx.operators.nn.resize_regions import resize_computed_region
 from compiler.frontends.onnx.operators.nn.resize_sampling import (
     COORDINATE_MODES,
     NEAREST_MODES,
@@ -19,6 +20,7 @@ from compiler.frontends.onnx.operators.nn.resize_sampling import (
 )
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import TensorValue
 
 _POLICIES = ("stretch", "not_larger", "not_smaller")
 _OLD = {"nearest": "nearest", "linear": "linear", "bilinear": "linear"}
@@ -54,11 +56,13 @@ def _old_resize(context: NodeContext, scales: list[float]) -> relax.Expr:
 
 
 @converter("Resize", since=11)
-def resize(context: NodeContext) -> relax.Expr:
+def resize(context: NodeContext) -> relax.Expr | TensorValue:
     """Resize axes to sizes, or by scales, of which exactly one is given."""
     rank = context.rank(0)
     axes = context.axes(context.attribute("axes", list(range(rank))), rank)
     sampling = _sampling(context)
+    if _is_computed_region(context, sampling):
+        return resize_computed_region(context, axes, sampling)
     regions = _regions(context, axes) if sampling.coordinates == "tf_crop_and_resize" else {}
     if _is_given(context, 2):
         scales = [float(scale) for scale in context.constant(2).reshape(-1)]
@@ -70,6 +74,13 @@ def resize(context: NodeContext) -> relax.Expr:
     if len(sizes) != len(axes):
         context.invalid(f"{len(sizes)} sizes for {len(axes)} axes")
     return _resized(context, _from_sizes(context, axes, sizes, regions), sampling)
+
+
+def _is_computed_region(context: NodeContext, sampling: Sampling) -> bool:
+    """True for a region of interest that only a run computes, where its sampling and sizes are served."""
+    if sampling.coordinates != "tf_crop_and_resize" or context.known(1) is not None:
+        return False
+    return sampling.mode != "cubic" and not sampling.antialias and _is_given(context, 3) and not _is_given(context, 2)
 
 
 def _is_given(context: NodeContext, index: int) -> bool:

@@ -158,13 +158,19 @@ def slice_by_attributes(context: NodeContext) -> relax.Expr:
 @converter("Slice", since=10)
 def slice_by_inputs(context: NodeContext) -> relax.Expr:
     """Starts and ends may be only known at run time; axes and steps must be known."""
-    starts, ends = context.shape_values(1, signed=True), context.shape_values(2, signed=True)
+    length = next((size for index in (3, 1, 2) if (size := _known_length(context, index)) is not None), None)
+    starts, ends = (context.shape_values(index, signed=True, length=length) for index in (1, 2))
     given = context.integers(3) if context.has_input(3) else list(range(len(starts)))
     axes = context.axes(given, context.rank(0))
     steps = context.integers(4) if context.has_input(4) else [1] * len(axes)
     if not len(starts) == len(ends) == len(axes) == len(steps):
         context.invalid(f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes, {len(steps)} steps")
     return _slice(context, axes, starts, ends, steps)
+
+
+def _known_length(context: NodeContext, index: int) -> int | None:
+    size = context.shape(index)[0] if context.has_input(index) and context.rank(index) else None
+    return size if isinstance(size, int) else None
 
 
 def _slice(context: NodeContext, axes: list[int], starts: list[Dim], ends: list[Dim], steps: list[Dim]) -> relax.Expr:
