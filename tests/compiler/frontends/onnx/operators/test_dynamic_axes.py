@@ -83,3 +83,15 @@ def test_the_best_along_an_axis_beside_an_empty_one() -> None:
     text = """(float[3,4,0] x) => (float[2,4,0] v, int64[2,4,0] i) <int64[1] k = {2}> {
       v, i = TopK<axis = 0>(x, k) }"""
     run_both(text, [{"x": floats(3, 4, 0)}])
+
+
+def test_starts_of_a_slice_that_are_sliced_themselves() -> None:
+    """Their number is that of the axes (tf2onnx writes crops of batches so)."""
+    text = """(float[n,4] x, int64[n] rows, int64[1] i) => (float[k,4] y)
+      <int64[1] one = {1}, int64[1] axis = {0}> {
+      j = Add(i, one)
+      row = Slice(rows, i, j)
+      next = Add(row, one)
+      y = Slice(x, row, next, axis) }"""
+    rows = np.array([2, 0, 1])
+    run_both(text, [{"x": floats(3, 4), "rows": rows, "i": np.array([place])} for place in (0, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 from compiler.errors import InvalidModelError
@@ -21,6 +22,7 @@ from tests.compiler.frontends.onnx.operators.node_cases import (
     over_seeds,
     pick,
 )
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime
 from tests.coverage.engine import import_and_build
 
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -128,6 +130,23 @@ def test_integers_drop_fractions_as_onnx_runtime_does() -> None:
     attributes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
     inputs = [data, None, None, np.array([1, 1, 3, 4])]
     check(NodeCase("Resize", inputs, attributes, opset=13, fixed=frozenset({3})))
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_a_region_that_is_computed(mode: str) -> None:
+    """Partly outside of the image, upside down, and of one pixel, whose place is the region's middle."""
+    attributes = f'mode = "{mode}", coordinate_transformation_mode = "tf_crop_and_resize", extrapolation_value = 9.0'
+    text = f"""g (float[n,c,h,w] x, float[4] box, int64[4] sizes) => (float[n,c,a,b] y) <float[2] zeros = {{0.0, 0.0}},
+      float[2] ones = {{1.0, 1.0}}> {{
+      start, stop = Split<axis = 0, num_outputs = 2>(box)
+      region = Concat<axis = 0>(zeros, start, ones, stop)
+      y = Resize<{attributes}>(x, region, , sizes) }}"""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {text}')
+    data = normal(np.random.default_rng(0), 2, 3, 6, 5)
+    boxes = np.array([[0.1, 0.2, 0.8, 0.9], [-0.3, 0.9, 0.7, 0.1], [0.2, 0.5, 1.3, 0.6]], np.float32)
+    sizes = [np.array([2, 3, *size]) for size in ((4, 7), (3, 1), (9, 2))]
+    feeds = [{"x": data, "box": box, "sizes": size} for box, size in zip(boxes, sizes, strict=True)]
+    assert_equal_to_onnxruntime(model, *feeds)
 
 
 def test_an_unknown_mode_is_named() -> None:
