@@ -186,8 +186,8 @@ class NodeContext:
     def shape_values(self, index: int, *, signed: bool = False, length: int | None = None) -> list[Dim]:
         """The elements of an integer input as sizes: ints, expressions, or sizes that are read when the module runs.
 
-        The tensor's length must be known, or is given as what the operator requires. Elements that are read at run time count as non-negative (a negative one is
-        taken for 0, and of an input an error) unless `signed`.
+        The tensor's length must be known, or is given as what the operator requires. Elements that are read at run time
+        count as non-negative (a negative one is taken for 0, and of an input an error) unless `signed`.
         """
         value = self.tensor(index)
         known = self.known(index)

@@ -40,7 +40,9 @@ def resize_computed_region(context: NodeContext, axes: Sequence[int], sampling: 
     return result if dtype == "float32" else op("Cast", result, to=op.number(dtype))
 
 
-def _coordinates(op: Composer, count: TensorValue, last: TensorValue, start: TensorValue, end: TensorValue) -> TensorValue:
+def _coordinates(
+    op: Composer, count: TensorValue, last: TensorValue, start: TensorValue, end: TensorValue
+) -> TensorValue:
     """(count,) places from `start` to `end`, which are shares of the last place; the middle of them for one."""
     positions = op("Cast", op("Range", np.int64(0), op("Cast", count, to=7), np.int64(1)), to=1)
     steps = op("Sub", op("Cast", count, to=1), 1.0)
