@@ -33,6 +33,7 @@ from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
 from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
+from compiler.support.interrupts import interruptible
 from compiler.support.media_files import Image
 
 _ROWS = 64  # a cache's capacity is a multiple of it
@@ -79,6 +80,7 @@ class LanguageModel:
         if draft is not None:
             _check_same_tokens(self, draft)
 
+    @interruptible
     def generate(
         self,
         prompt: Prompt,
@@ -262,6 +264,7 @@ class Conversation:
         self._images: list[Image] = []
         self.messages: list[dict[str, Any]] = []
 
+    @interruptible
     def say(
         self,
         text: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def test_greedy_tokens_are_those_of_runs_without_a_cache(model: LanguageModel) -
 def test_a_model_without_an_encoder_takes_no_inputs(model: LanguageModel) -> None:
     with pytest.raises(InputError, match="no encoder"):
         model.generate("Hello", inputs={"pixel_values": np.zeros(1)})
+
+
+class _Interrupting:
+    """Python drops the exceptions of a destructor."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_in_a_destructor_ends_the_generation(model: LanguageModel) -> None:
+    for generate in (model.generate, model.conversation().say):
+        with pytest.raises(KeyboardInterrupt):
+            generate("Hi", max_new_tokens=40, stream=lambda text: [_Interrupting()].clear())
 
 
 def test_pieces_make_up_the_text(model: LanguageModel) -> None:
