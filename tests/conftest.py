@@ -45,7 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Spares garbage collections the objects of imported modules, and gives PyTorch one thread.
+    """Spares garbage collections the objects of imported modules, and gives PyTorch one thread; beside other test
+    processes, code of kernels is generated without further ones.
 
     What the test files import is there to stay. A full collection takes half a second to find that out, and captures of
     PyTorch models start several, and hundreds of small ones: Python's threshold of 700 objects is made larger. Two test
@@ -62,6 +63,10 @@ def pytest_collection() -> Generator[None, object, object]:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+    build = sys.modules.get("compiler.codegen.build")
+    if build is not None and "PYTEST_XDIST_WORKER" in os.environ:
+        # A fork of a process with all that tests import takes as long as generating the code of a small kernel.
+        vars(build)["_build_in_processes"] = build._build_here
     return result
 
 

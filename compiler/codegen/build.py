@@ -281,8 +281,7 @@ class _Work:
         if worth_parts([kernel for number in missing for kernel in self.parts[number]]):
             _build_in_processes(self, missing)
         else:
-            for number in missing:
-                self.build(number)
+            _build_here(self, missing)
         for number in missing:
             _kept.add(keys[number], self.path(number).read_bytes())
         return [self.path(number) for number in range(len(self.parts))]
@@ -338,6 +337,11 @@ def build_objects(
     too few kernels for processes. However it returns, no process is left.
     """
     return _work_of(kernels, attributes, target, folder).objects()
+
+
+def _build_here(work: _Work, parts: Sequence[int]) -> None:
+    for number in parts:
+        work.build(number)
 
 
 def _build_in_processes(work: _Work, parts: Sequence[int]) -> None:

@@ -39,9 +39,9 @@ class SanitizerReport(Exception):  # noqa: N818 (it is what they call it)
     """The process ended: what the sanitizers, or whoever ended it, said."""
 
 
-def build_driver() -> Path:
+def build_driver(*, sanitized: bool = True) -> Path:
     """The program of `cpp/driver.cc`. Raises as `_built`."""
-    return _built("driver", [*(SOURCES / name for name in _SOURCES), CPP / "driver.cc"])
+    return _built("driver", [*(SOURCES / name for name in _SOURCES), CPP / "driver.cc"], sanitized=sanitized)
 
 
 def build_server() -> Path:
@@ -57,15 +57,17 @@ def sanitizer_environment(**options: str) -> dict[str, str]:
     return {**os.environ, "ASAN_OPTIONS": joined, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
-def _built(name: str, sources: Sequence[Path]) -> Path:
-    """A program with sanitizers, compiled once.
+def _built(name: str, sources: Sequence[Path], *, sanitized: bool = True) -> Path:
+    """A program, with sanitizers unless told otherwise, compiled once.
 
     Raises:
         targets.ToolchainMissing: there is no compiler with sanitizers, for which tests skip (tests/conftest.py).
         targets.LinkError: it failed.
     """
     target = targets.get("host", cores=1)
-    _check_sanitizers(target)
+    if sanitized:
+        _check_sanitizers(target)
+    own = _SANITIZERS if sanitized else ("-O0",)
     sources = [*sources, CPP / "instrumented_json.cc"]  # of TVM, only the parser is compiled with sanitizers
     pool = [SOURCES / name for name in THREAD_POOL_SOURCES]
     headers = [*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h"))]
@@ -75,14 +77,14 @@ def _built(name: str, sources: Sequence[Path]) -> Path:
 
     def build(folder: Path) -> None:
         folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
-        options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
+        options = [*COMPILE_OPTIONS, *own, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
         made = compile_objects(target, {name: sources, "thread_pool": pool}, options, folder)
         links = [part for path in libraries for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
         sodium = sodium_object(target)
-        compiler.run([*_SANITIZERS, *made, sodium, "-o", folder / name, *(part for part in links if part != "-s")])
+        compiler.run([*own, *made, sodium, "-o", folder / name, *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
-    key = key_of([compiler.version(), *_SANITIZERS, *map(str, libraries), *contents])
+    key = key_of([compiler.version(), *own, *map(str, libraries), *contents])
     return cached(f"fuzz-{name}", key, build) / name
 
 

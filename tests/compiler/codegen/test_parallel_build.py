@@ -18,10 +18,16 @@ from tvm import te, topi
 import compiler
 import targets
 from compiler.codegen import build
-from compiler.codegen.build import build_library, build_objects, worth_parts
+from compiler.codegen.build import _build_in_processes, build_library, build_objects, worth_parts
 from compiler.errors import CompilationError
 from schedules.instructions.llvm_options import KERNEL_OPTIONS, LLVM_OPTIONS
 from tests.compiler.building import perceptron
+
+
+@pytest.fixture(autouse=True)
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of the suite (tests/conftest.py)."""
+    monkeypatch.setattr(build, "_build_in_processes", _build_in_processes)
 
 
 def _scaled(size: int) -> Any:
@@ -107,7 +113,7 @@ def test_kernels_of_an_earlier_compilation_are_not_generated_again(least: int, m
     monkeypatch.setattr(build, "_kept", build._Kept(1 << 20))
     monkeypatch.setattr(build, "processes", lambda: 2)
     monkeypatch.setattr(build, "_LEAST", least)
-    monkeypatch.setattr(build, "_build_in_processes", lambda work, parts: [work.build(each) for each in parts])
+    monkeypatch.setattr(build, "_build_in_processes", build._build_here)
 
     def library(width: int, target: str = "x86-64-v3") -> bytes:
         generated.clear()

@@ -1,4 +1,4 @@
-"""What the C++ runtime makes of inputs and files, under sanitizers."""
+"""Inputs and files that the C++ runtime checks; in the sweep under sanitizers, whose code takes long to compile."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.fuzz.artifact_samples import mixed_artifact
 from tests.fuzz.device_driver import Driver, build_driver
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    running = Driver(build_driver())
+@pytest.fixture(scope="module", params=["plain", "sanitizers"])
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    running = Driver(build_driver(sanitized=request.param == "sanitizers"))
     yield running
     running.close()
 
