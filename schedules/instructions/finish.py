@@ -245,7 +245,7 @@ def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
             return call
         name = plain + suffix
         dtype = str(call.ty)
-        if dtype == "float32":
+        if dtype.partition("x")[0] == "float32":  # or a vector of them, in kernels that state vectors themselves
             used.add(name)
             return vector_math.call(name, *call.args)
         if dtype in _NARROW and plain != "round":
