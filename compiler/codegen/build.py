@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 # with dynamic shapes are larger.
 _ROOM = 1 << 20
 _ROOM_OF_A_KERNEL = 128 << 10
+# Attributes of modules: libraries that other compilers made in a graph pass (`relax.transform.RunCodegen`), and their
+# constants.
+_OTHER_CODE = ("external_mods", "const_name_to_constant")
 
 
 @one_at_a_time
@@ -95,7 +98,7 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     """The executable, and objects of kernels to link to it."""
     engine_target = target.tvm_target()
     kernels = list(kernels_of(mod))
-    if not target.builds_in_parts:
+    if not target.builds_in_parts or any(name in (mod.attrs or {}) for name in _OTHER_CODE):
         with engine_target:
             return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
     # As `relax.build` does, except that the kernels are built separately.

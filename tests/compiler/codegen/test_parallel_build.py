@@ -13,7 +13,7 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 
 # isort: split
 import tvm
-from tvm import te, topi
+from tvm import relax, te, topi
 
 import compiler
 import targets
@@ -126,6 +126,21 @@ def test_kernels_of_an_earlier_compilation_are_not_generated_again(least: int, m
     for other in (library(48), library(64, "x86-64-v4")):
         assert other != first
         assert any("matmul" in name for part in generated for name in part)
+
+
+def test_libraries_of_other_compilers_are_linked_by_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[list[str]] = []
+
+    def counted(mod: tvm.IRModule, *arguments: Any, **options: Any) -> Any:
+        built.append([str(name) for name in dict(mod.attrs or {})])
+        return real(mod, *arguments, **options)
+
+    real = relax.build
+    monkeypatch.setattr(relax, "build", counted)
+    mod = tvm.IRModule(dict([_scaled(3)]))
+    assert build_library(mod.with_attr("external_mods", []), targets.get("host"))
+    assert build_library(mod, targets.get("host"))
+    assert built == [["external_mods"]]
 
 
 def test_objects_that_were_used_longest_ago_make_room() -> None:
