@@ -179,7 +179,8 @@ class Builder:
             return
         tensor = self.scalars_to_tensor([arithmetic.select(holds, expression(1), expression(0))], (1,), "int64")
         shape = self.block_builder.emit(R.tensor_to_shape(tensor))
-        name = self.checks.next_name(f"a relation of sizes does not hold: {relation}")
+        limit = f" {right}" if is_number(right) else ""
+        name = self.checks.next_name(f"a relation of sizes does not hold: {relation}{limit}")
         self.block_builder.match_cast(shape, relax.ShapeType([1]), name)
 
     def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:

@@ -72,7 +72,8 @@ def _signals() -> Iterator[Onnx]:
         "DFT length",
         [node("DFT", ["x", "n"], ["y"])],
         {"x": wave, "n": scalar(8)},
-        placed(scalar(8), hostile_sizes(), "n"),
+        # Not of a million: ONNX Runtime's own result is 0.4 off the largest value there, ours 3e-7 (float64).
+        placed(scalar(8), [size for size in hostile_sizes() if size != 10**6], "n"),
         hidden=["n"],
         dims={"x": ["b", 16, 1], "n": []},
         opset=20,

@@ -18,7 +18,7 @@ from tvm import relax, te, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.bounds import require_shape
+from compiler.frontends.onnx.bounds import require, require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, widened
 from compiler.frontends.onnx.registry import converter
@@ -53,6 +53,7 @@ def _dft(context: NodeContext, axis: int) -> relax.Expr:
         stored = context.arithmetic.multiply(context.arithmetic.subtract(stored, 1), 2)
     length = context.shape_values(1)[0] if context.has_input(1) else stored
     if not isinstance(length, int) or not isinstance(stored, int):
+        require(context, length, "at least", 1)
         result = _transform_of_any_length(context, data, length, inverse=inverse, onesided=onesided)
         return cast(context, _packed(context, result, order), context.dtype(0))
     if length < 1:

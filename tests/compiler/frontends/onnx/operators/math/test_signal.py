@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import compiler
-from compiler.errors import InvalidModelError
+from compiler.errors import InputError, InvalidModelError
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
 from tests.coverage.engine import import_and_build
 
@@ -74,6 +74,11 @@ def test_complex_of_dynamic_length(inverse: bool) -> None:
     for length in (None, 21, 37):
         found = dft(signal, length, "n", inverse=int(inverse))
         assert_close(found, parts(transform(values, length or 30, axis=1)))
+
+
+def test_dynamic_length_is_at_least_one() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        dft(np.zeros((1, 0, 1), np.float32), None, "n")
 
 
 @pytest.mark.parametrize(("samples", "length"), [(8, 5), (9, 13), (40, None)])
