@@ -519,6 +519,39 @@ class DeltaRuleLoops:
         return load(self._named["value"], row, lanes_of(start, self._lanes))
 
 
+def decayed_maximum(
+    builder: BlockBuilder, values: Expr, logs: Expr, state: Expr, sequences: Expr | None
+) -> tuple[Expr, Expr]:
+    """state = max(state + log, value) of each column of float32 (n, columns), a row after another.
+
+    Returns the state at each row (n, columns) and the state that follows, (columns,) or (slots, columns), emitted.
+    """
+
+    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
+        columns = int(shape_of(state)[-1])
+
+        def row(rows: Rows, number: Expr) -> Stmt:
+            place = rows.first + number
+
+            def column(at: Expr) -> Stmt:
+                where = (*rows.slot, at)
+                kept = tirx.max(load(state, *where) + load(ins[1], place, at), load(ins[0], place, at))
+                return sequence(store(state, kept, *where), store(result, load(state, *where), place, at))
+
+            return repeat("column", columns, column)
+
+        def one(rows: Rows) -> Stmt:
+            begin = cleared(state, [*rows.slot, expression(0)], (columns,), rows.begins)
+            return sequence(begin, repeat("row", rows.count, lambda number: row(rows, number)))
+
+        slots = shape_of(state)[0] if sequences is not None else 1
+        return each_sequence(ins[2] if sequences is not None else None, shape_of(result)[0], slots, one)
+
+    operands = [values, logs, *([] if sequences is None else [sequences])]
+    columns = int(values.ty.shape.values[-1])
+    return with_state(builder, "decayed_maximum", operands, state, columns, body)
+
+
 _STEP, _DECAY = range(2)
 
 

@@ -11,6 +11,7 @@ from compiler.artifact.fields import Record
 DESCRIPTION_ASSET = "language_model.json"
 TOKENIZER_ASSET = "tokenizer.json"
 ENCODER_ASSET = "encoder.twm"
+ADAPTER = "adapter"  # the input that chooses one of the adapters, 0 for none
 
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -81,6 +82,7 @@ class LanguageModelDescription(Record, frozen=True, kw_only=True):
         start: what a text begins with where the prompt is empty; of models with an encoder and cross attention.
         suppressed: tokens that are never generated.
         suppressed_first: those that are not generated first.
+        adapters: names of the adapters that the module keeps beside its weights, those of the numbers from 1 on.
         audio, images: how the encoder's inputs are made of speech and of images; None where that is the caller's.
     """
 
@@ -97,5 +99,6 @@ class LanguageModelDescription(Record, frozen=True, kw_only=True):
     start: tuple[Token, ...] = ()
     suppressed: tuple[Token, ...] = ()
     suppressed_first: tuple[Token, ...] = ()
+    adapters: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ()
     audio: AudioPreparation | None = None
     images: ImagePreparation | None = None

@@ -260,6 +260,14 @@ def _cast(array: np.ndarray, spec: Any, option: str) -> np.ndarray:
     return cast
 
 
+def parse_adapters(texts: Sequence[str]) -> list[str] | dict[str, str]:
+    """Folders of adapters to merge, or NAME=DIR of those to keep, as `compile(adapters=)` takes them."""
+    named = [text for text in texts if "=" in text and not Path(text).is_dir()]
+    if named and len(named) < len(texts):
+        raise OptionError("--adapter merges folders (DIR) or keeps them (NAME=DIR), not both at once")
+    return dict(_pairs(texts, "--adapter", "NAME=DIR")) if named else list(texts)
+
+
 def parse_passes(texts: Sequence[str]) -> dict[str, Any]:
     """`before:NAME=module:function` or `before:NAME=path.py:function` as the mapping that `compile(passes=)` takes."""
     passes = {}

@@ -51,6 +51,9 @@ Draft = Annotated[
     Path | None,
     typer.Option(metavar="MODULE", help="A smaller model with the same tokens that guesses, for --speculative."),
 ]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The adapter of the module (compile --adapter NAME=DIR) to use.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the random numbers.")]
 
 

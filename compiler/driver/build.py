@@ -65,9 +65,13 @@ def build_module(
     precision = precision_of("float32" if is_language or options.precision is None else options.precision)
     language = None
     if is_language:
-        adapters = tuple(map(Path, options.adapters))
+        named = options.adapters if isinstance(options.adapters, Mapping) else {}
         language = LanguageModelOptions(
-            options.precision, sequences=options.sequences, cache=options.cache, adapters=adapters
+            options.precision,
+            sequences=options.sequences,
+            cache=options.cache,
+            adapters=() if named else tuple(map(Path, options.adapters)),
+            kept_adapters={name: Path(folder) for name, folder in named.items()},
         )
     importing = replace(ImportOptions.of(imports), language=language)
     chosen = _target_for(target, precision, options.threads)

@@ -51,7 +51,7 @@ def compile(
     sequences: bool = False,
     cache: str | None = None,
     calibration: str | Path | None = None,
-    adapters: Sequence[str | Path] = (),
+    adapters: Sequence[str | Path] | Mapping[str, str | Path] = (),
     threads: int | None = None,
     passes: Mapping[str, PassLike | None] | None = None,
     dump: str | Path | None = None,
@@ -105,7 +105,8 @@ def compile(
         calibration: a text file; the weights of a language model with `precision="int4"` are rounded so that its
             products change least on the first 4,096 tokens of the text (GPTQ).
         adapters: folders of LoRA adapters as peft saves them, merged into the weights of a language model one after
-            another.
+            another; or {name: folder} of those that are kept beside the weights, one of which each session or request
+            chooses by its name.
         threads: number of threads that the module runs on; the target's cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
         dump: a folder that receives the module after each pass as TVMScript.

@@ -41,7 +41,7 @@ class CompileOptions:
     sequences: bool = False
     cache: str | None = None
     calibration: str | Path | None = None
-    adapters: Sequence[str | Path] = ()
+    adapters: Sequence[str | Path] | Mapping[str, str | Path] = ()
     threads: int | None = None
     passes: Mapping[str, PassLike | None] | None = None
     dump: str | Path | None = None

@@ -99,10 +99,11 @@ def key_of_call(
         settings = {each.name: getattr(options, each.name) for each in fields(options) if each.name != "progress"}
         if options.calibration is not None:
             settings["calibration"] = _digest(Path(options.calibration))
-        adapters = [_digest_of_model(each, limit) for each in options.adapters]
-        if None in adapters:
+        named = options.adapters if isinstance(options.adapters, Mapping) else dict(enumerate(options.adapters))
+        adapters = {name: _digest_of_model(each, limit) for name, each in named.items()}
+        if None in adapters.values():
             return None
-        settings["adapters"] = adapters
+        settings["adapters"] = list(adapters.items())  # their order counts
         parts = [model, target, _plain(settings), _plain(dict(imports)), _records(options.records), environment()]
     except (OSError, TypeError, ValueError):
         return None  # the compilation reports what is wrong with a file or an argument

@@ -30,6 +30,8 @@ class _Steps(Protocol):
 
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None: ...
 
+    def choose(self, slot: int, adapter: str | None) -> None: ...
+
     def snapshot(self, slot: int) -> Snapshot:
         """Copies of what is overwritten."""
 
@@ -86,6 +88,10 @@ class CheckpointedSteps:
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
         """See `Steps.attach`."""
         self._steps.attach(slot, inputs)
+
+    def choose(self, slot: int, adapter: str | None) -> None:
+        """See `Steps.choose`."""
+        self._steps.choose(slot, adapter)
 
     def back_to(self, slot: int, rows: int) -> int:
         """See `Steps.back_to`."""

@@ -194,6 +194,7 @@ class LanguageModel:
                 "speculative decoding needs a module that returns the logits of several tokens per run",
                 "compile it with sequences=True (tensorwright compile --sequences)",
             )
+        self.module.adapter_number(options.adapter)
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
         if matcher is None and options.grammar is not None:
@@ -243,6 +244,7 @@ class LanguageModel:
         self, state: SequenceState, tokens: list[int], options: GenerationOptions, cancel: threading.Event | None
     ) -> Run:
         speculation = None
+        state.choose(options.adapter)
         output = self.output(tokens, options, state.room)
         if options.speculative:
             drafts = (

@@ -19,6 +19,14 @@ class SequenceState:
     def __init__(self, steps: Steps, context: int) -> None:
         self._steps, self.context = steps, context
         self.tokens: list[int] = []
+        self._adapter: str | None = None
+
+    def choose(self, adapter: str | None) -> None:
+        """Read what follows with an adapter; None for the base. What was read with another one is forgotten."""
+        self._steps.choose(0, adapter)
+        if adapter != self._adapter:
+            self.tokens.clear()
+        self._adapter = adapter
 
     @property
     def room(self) -> int:

@@ -30,6 +30,7 @@ class GenerationOptions:
         grammar: what the text has to match: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as a text.
         speculative: guess so many tokens at most, and check them in one run; 0 for none. The result stays the same.
             Guesses come from the model's draft model, or from what followed in the prompt and the text before.
+        adapter: name of the adapter of the module that the text is generated with; None for the base.
         logprobs: for each token also log probabilities: its own, and those of this many likely ones; None: none.
     """
 
@@ -44,6 +45,7 @@ class GenerationOptions:
     logprobs: int | None = None
     speculative: int = 0
     grammar: Grammar | str | Mapping[str, Any] | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

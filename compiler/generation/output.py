@@ -66,7 +66,7 @@ class Output:
     ) -> None:
         """`room`: how many tokens the model can read in all, the prompt's included; `matcher`: of the grammar."""
         self._matcher = matcher
-        self._prompt_tokens, self._options, self._room = len(prompt), options, room
+        self._prompt_tokens, self.options, self._room = len(prompt), options, room
         self._ends = frozenset(rules.stop)
         self._sampler = Sampler(options, prompt, rules.suppressed, rules.suppressed_first)
         self._text, self._stop = TextStream(decode, prompt), StopTexts(options.stops)
@@ -87,7 +87,7 @@ class Output:
             self.reason = "stop"
             return None
         logprob = None
-        if self._options.logprobs is not None:
+        if self.options.logprobs is not None:
             logprob = self._sampler.logprob(logits, token)
             self._logprobs.append(logprob)
         self.tokens.append(token)
@@ -134,7 +134,7 @@ class Output:
     def left(self) -> int:
         """Number of tokens that may still follow."""
         used = self._prompt_tokens + len(self.tokens)
-        return max(0, min(self._options.max_new_tokens - len(self.tokens), self._room + 1 - used))
+        return max(0, min(self.options.max_new_tokens - len(self.tokens), self._room + 1 - used))
 
     def end(self) -> Piece | None:
         """The text that was held back until the end; call it once, when `reason` is set."""
@@ -160,7 +160,7 @@ class Output:
 
     def _check_length(self) -> None:
         used = self._prompt_tokens + len(self.tokens)
-        if len(self.tokens) >= self._options.max_new_tokens or used > self._room:
+        if len(self.tokens) >= self.options.max_new_tokens or used > self._room:
             self.reason = "length"
 
 

@@ -219,27 +219,30 @@ class Batch:
             except Exception as error:  # of the draft model; the others go on
                 self._fail(sequence, error)
         left = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
-        begun: list[Sequence[int]] = []
+        begun: list[RunningSequence] = []
         for sequence in [each for each in sequences if each.reads_prompt]:
             if left <= 0:
                 break
             if sequence.slot is None:
-                if self._is_being_read(sequence.prompt, begun):
+                if self._is_being_read(sequence, begun):
                     continue
-                slot, reused = self._slots.take(sequence.prompt)
+                slot, reused = self._slots.take(sequence.prompt, sequence.output.options.adapter)
                 self._steps.attach(slot, sequence.inputs)
                 sequence.started(slot, reused)
             chunk = sequence.prompt_chunk(left)
             left -= len(chunk.tokens)
-            begun.append(sequence.prompt)
+            begun.append(sequence)
             parts.append((sequence, chunk))
         return parts
 
-    def _is_being_read(self, prompt: Sequence[int], others: list[Sequence[int]]) -> bool:
+    def _is_being_read(self, sequence: RunningSequence, others: list[RunningSequence]) -> bool:
         """True if a prompt of this step begins as this one does, so that waiting saves computing that twice."""
+        prompt, adapter = sequence.prompt, sequence.output.options.adapter
+        others = [each for each in others if each.output.options.adapter == adapter]
         if not self._steps.rewinds or not self._slots.may_share(prompt) or not others:
             return False
-        return max(common_length(other, prompt) for other in others) > self._slots.common(prompt)
+        longest = max(common_length(other.prompt, prompt) for other in others)
+        return longest > self._slots.common(prompt, adapter)
 
     def _fail(self, sequence: RunningSequence, error: Exception) -> None:
         sequence.handle.finish(reported(error))

@@ -7,13 +7,14 @@ Assignment of sequences to slots, and the part of a prompt that a slot holds alr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
 import numpy as np
 
+from compiler.artifact.language_model import ADAPTER
 from compiler.errors import OptionError
 from compiler.runtime import Module
 from compiler.runtime.session import Session, Snapshot
@@ -74,6 +75,9 @@ class Steps(Protocol):
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
         """Attach inputs that a slot reads beside its tokens from now on."""
 
+    def choose(self, slot: int, adapter: str | None) -> None:
+        """Name the adapter with which a slot reads its tokens from now on; None for the base. Raises OptionError."""
+
     def back_to(self, slot: int, rows: int) -> int:
         """The last position, of at most `rows`, to which a slot that has read these can go back."""
 
@@ -133,6 +137,10 @@ class SessionSteps(_Rows):
         """See `Steps.attach`."""
         self._others[slot] = inputs
 
+    def choose(self, slot: int, adapter: str | None) -> None:
+        """See `Steps.choose`."""
+        self._session(slot).adapter = adapter
+
     def snapshot(self, slot: int) -> Snapshot:
         """See `compiler.generation.checkpoints`."""
         return self._session(slot).snapshot()
@@ -174,6 +182,7 @@ class BatchedSteps(_Rows):
         self.verifies, self.rewinds = True, can_rewind(module)
         rows = capacity if has_open_capacity(module.manifest) else None
         self._session = module.session(capacity=rows, sizes={"slots": slots})
+        self._module, self._chosen = module, [0] * slots
 
     def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
         """See `Steps.run`."""
@@ -195,6 +204,9 @@ class BatchedSteps(_Rows):
             SEQUENCES: np.array(sequences, np.int64),
             WANTED: np.array(wanted or [0], np.int64),
         }
+        if self._module.adapters:
+            sizes = [len(chunk.tokens) for chunk in chunks]
+            inputs[ADAPTER] = np.repeat(np.array([self._chosen[chunk.slot] for chunk in chunks], np.int64), sizes)
         logits: Logits = np.from_dlpack(self._session.run(inputs, outputs="dlpack")[LOGITS])[0]
         ends = np.cumsum([chunk.logits for chunk in chunks])
         return [logits[end - chunk.logits : end] for end, chunk in zip(ends, chunks, strict=True)]
@@ -215,30 +227,35 @@ class BatchedSteps(_Rows):
         """See `Steps.attach`: modules for several sequences have no encoder."""
         assert inputs is None
 
+    def choose(self, slot: int, adapter: str | None) -> None:
+        """See `Steps.choose`."""
+        self._chosen[slot] = self._module.adapter_number(adapter)
+
 
 _LEAST_COPIED = 16  # tokens: fewer are computed as fast as they are copied
 
 
 class Slots:
     """The slots of some steps, with the tokens that each has read. Slots that are free keep theirs for prompts that
-    begin alike, until they are needed: the one that was used least recently goes first."""
+    begin alike and have the same adapter, until they are needed: the one that was used least recently goes first."""
 
     def __init__(self, steps: Steps, stable: int | None = None) -> None:
         """`stable`: the length beyond which sequences share nothing, as what they hold depends on their length."""
         self._steps, self._stable = steps, stable
         self._held: list[list[int]] = [[] for _ in range(steps.slots)]
         self._shares = [True] * steps.slots
+        self._adapters: list[str | None] = [None] * steps.slots
         self._free = set(range(steps.slots))
         self._clock = count(1)
         self._used = [0] * steps.slots
 
-    def common(self, prompt: Sequence[int]) -> int:
+    def common(self, prompt: Sequence[int], adapter: str | None = None) -> int:
         """Number of tokens of a prompt that need not be computed."""
-        return self._best(prompt)[1]
+        return self._best(prompt, adapter)[1]
 
-    def take(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def take(self, prompt: Sequence[int], adapter: str | None = None) -> tuple[int, int]:
         """A slot for a prompt, and how many of its tokens that holds. There has to be a free one."""
-        source, rows = self._best(prompt)
+        source, rows = self._best(prompt, adapter)
         if source in self._free and rows == len(self._held[source]):
             target = source  # nothing is lost
         else:
@@ -247,11 +264,14 @@ class Slots:
                 rows = 0
             elif target != source:
                 self._steps.copy(source, target, rows)
-        if (branch := self._shared(prompt)) > rows:  # the next prompt that begins alike needs no more than its rest
+        branch = self._shared(prompt, adapter)
+        if branch > rows:  # the next prompt that begins alike needs no more than its rest
             self._steps.mark(target, branch)
         self._free.remove(target)
         self._held[target] = list(prompt[:rows])
         self._shares[target] = self.may_share(prompt)
+        self._adapters[target] = adapter
+        self._steps.choose(target, adapter)
         return target, rows
 
     def read(self, slot: int, tokens: Sequence[int]) -> None:
@@ -277,25 +297,28 @@ class Slots:
         """True if other sequences can begin with what a slot holds of a prompt."""
         return self._stable is None or len(prompt) <= self._stable
 
-    def _shared(self, prompt: Sequence[int]) -> int:
+    def _sharing(self, adapter: str | None) -> Iterator[tuple[int, list[int]]]:
+        """Slots whose beginnings sequences with an adapter can share, and the tokens that they hold."""
+        for slot, held in enumerate(self._held):
+            if self._shares[slot] and self._adapters[slot] == adapter:
+                yield slot, held
+
+    def _shared(self, prompt: Sequence[int], adapter: str | None) -> int:
         """Length of the longest beginning of a prompt that any slot has read; 0 if it is too short to be copied."""
         if not self.may_share(prompt):
             return 0
-        found = [self._common(held, prompt) for held, shares in zip(self._held, self._shares, strict=True) if shares]
-        longest = max(found, default=0)
+        longest = max((self._common(held, prompt) for _, held in self._sharing(adapter)), default=0)
         return longest if longest >= _LEAST_COPIED else 0
 
     def _common(self, held: Sequence[int], prompt: Sequence[int]) -> int:
         return common_length(held if self._stable is None else held[: self._stable], prompt)
 
-    def _best(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def _best(self, prompt: Sequence[int], adapter: str | None) -> tuple[int, int]:
         """The slot that holds the longest beginning of a prompt, and its length."""
         best, most = min(self._free), 0
         if not self.may_share(prompt):
             return best, most
-        for slot, held in enumerate(self._held):
-            if not self._shares[slot]:
-                continue
+        for slot, held in self._sharing(adapter):
             rows = self._steps.back_to(slot, self._common(held, prompt))
             if rows > most or (rows == most and rows and slot in self._free):
                 best, most = slot, rows

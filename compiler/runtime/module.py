@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 
 from compiler.artifact import Artifact, Key, Manifest, TensorDescription, write_artifact
-from compiler.errors import InputError, OptionError, VerificationError
+from compiler.artifact.fields import FieldError, decode
+from compiler.artifact.language_model import DESCRIPTION_ASSET, LanguageModelDescription
+from compiler.errors import ArtifactError, InputError, OptionError, VerificationError
 from compiler.reports.formatting import plural
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor
@@ -236,18 +239,50 @@ class Module:
         updated = session.states
         return {**outputs, **{state.output: updated[state.name] for state in self.manifest.states}}
 
-    def session(self, capacity: int | None = None, *, sizes: Mapping[str, int] | None = None) -> Session:
+    @cached_property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that a language model keeps beside its weights. Raises ArtifactError."""
+        content = self.artifact.assets.get(DESCRIPTION_ASSET)
+        if content is None:
+            return ()
+        try:
+            return decode(content.tobytes(), LanguageModelDescription).adapters
+        except FieldError as error:
+            raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
+
+    def adapter_number(self, name: str | None) -> int:
+        """The number of an adapter, 0 for None. Raises OptionError where there is none of that name."""
+        if name is None:
+            return 0
+        if name not in self.adapters:
+            known = f"there are {', '.join(map(repr, self.adapters))}" if self.adapters else "it keeps none"
+            raise OptionError(f"the module has no adapter {str(name)[:80]!r}", known)
+        return 1 + self.adapters.index(name)
+
+    def session(
+        self,
+        capacity: int | None = None,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        adapter: str | None = None,
+        snapshots: int = 0,
+    ) -> Session:
         """Open a session, whose runs update the module's states in place.
 
         Args:
             capacity: number of rows of the states, if that size is dynamic.
             sizes: other symbolic dimensions of the states, by name; those that inputs have as well default to the sizes
                 of the first run.
+            adapter: name of one of `adapters`, with which the runs compute; None for the base.
+            snapshots: how many of the last runs `Session.rewind` can undo where states are replaced by each run: before
+                each, these are copied.
 
         Raises:
-            OptionError: the module has no states, or a size does not fit or is missing.
+            OptionError: the module has no states or no such adapter, or a size does not fit or is missing.
         """
-        return Session(self, capacity, sizes)
+        session = Session(self, capacity, sizes, snapshots)
+        session.adapter = adapter
+        return session
 
     def run_in_place(
         self,

@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -21,6 +22,7 @@ from msgspec import Meta
 from compiler.artifact import Manifest, TensorDescription
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.fields import FieldError, Record, decode, encode
+from compiler.artifact.language_model import ADAPTER
 from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.artifact.tensors import Blob, read_blob
 from compiler.errors import ArtifactError, InputError, OptionError
@@ -148,9 +150,17 @@ class Session:
     follow each other.
     """
 
-    def __init__(self, module: Module, capacity: int | None = None, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        module: Module,
+        capacity: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        snapshots: int = 0,
+    ) -> None:
         """See `Module.session`."""
         manifest = module.manifest
+        if not isinstance(snapshots, int) or isinstance(snapshots, bool) or snapshots < 0:
+            raise OptionError(f"snapshots must be a whole number of at least 0, not {snapshots!r}")
         if not manifest.states:
             raise OptionError("the module has no states", "run it without a session: module.run(...)")
         self._module = module
@@ -160,7 +170,12 @@ class Session:
         self._room: tuple[tuple[tuple[str, int], ...], int | None] | None = None  # the capacity of these sizes
         self._kept = frozenset({*self._states, self._position or ""})
         self._counter = next((each for each in manifest.inputs if each.name == self._position), None)
-        self._described = manifest.session_inputs
+        chosen = next((each for each in manifest.session_inputs if each.name == ADAPTER and not each.shape), None)
+        self._chooses = chosen is not None and bool(module.adapters)
+        if self._chooses:
+            self._kept |= {ADAPTER}
+        self._described = tuple(each for each in manifest.session_inputs if each.name not in self._kept)
+        self._adapter = 0
         self._own = tuple(each.name for each in self._described)
         self._sizes = given_sizes(manifest, capacity, sizes)
         self._grown = [state for state in manifest.states if state.grows]
@@ -168,12 +183,26 @@ class Session:
         self._limit = capacity if self._grown else None
         self._held: dict[str, Any] | None = None
         self._length = 0
+        replaced = any(state.axis is None for state in manifest.states) and manifest.position is not None
+        self._before: deque[Snapshot] = deque(maxlen=snapshots if replaced else 0)  # of the last runs, the newest last
         self._lock = threading.Lock()
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
         """Inputs of `run`: the module's inputs but for states and the position."""
         return self._described
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the adapter with which the next runs compute; None for the base. What the states hold stays as it was
+        computed."""
+        return self._module.adapters[self._adapter - 1] if self._adapter else None
+
+    @adapter.setter
+    def adapter(self, name: str | None) -> None:
+        if name is not None and not self._chooses and self._module.adapters:
+            raise OptionError("the runs of this session choose an adapter for each token", "give the input 'adapter'")
+        self._adapter = self._module.adapter_number(name)
 
     @property
     def length(self) -> int:
@@ -220,7 +249,11 @@ class Session:
                 self._allocate(completed(self._manifest, self._sizes, named))
             length = self._length_after(named)
             self._add_position(named)
+            if self._chooses:
+                named[ADAPTER] = np.array(self._adapter)
             assert self._held is not None
+            if self._before.maxlen:
+                self._before.append(self._taken(None))
             module = self._module
             results = module._executor.step(named, self._held, module.threads, as_numpy=outputs == "numpy")
             self._length = self._grown_length() if self._grown else length
@@ -252,23 +285,45 @@ class Session:
         with self._lock:
             self._length = 0
             self._held = None
+            self._before.clear()
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` rows: the next run writes over them.
 
+        States that each run replaces go back to where one of the last runs began, of which the session keeps as many
+        snapshots as `Module.session(snapshots=...)` says.
+
         Raises:
-            OptionError: fewer rows are in use, or the module has states that are not rows, whose old values are gone.
+            OptionError: fewer rows are in use, or the module has states that are replaced and no snapshot of them is
+                kept of that moment.
         """
         with self._lock:
             whole = [state.name for state in self._states.values() if state.axis is None]
+            if self._before.maxlen and count:
+                self._back_to(count)
+                return
             if (self._manifest.position is None and not self._grown) or whole:
                 what = f"state {whole[0]!r} is replaced by each run" if whole else "the module counts no rows"
                 raise OptionError(
-                    f"the session cannot be rewound: {what}", "take a snapshot() before a run that you may want to undo"
+                    f"the session cannot be rewound: {what}",
+                    "open it with module.session(snapshots=...), or take a snapshot() before a run that you may want to"
+                    " undo",
                 )
             if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= self._length:
                 raise OptionError(f"cannot rewind by {count!r}: the session has length {self._length}")
             self._shorten(self._length - count)
+
+    def _back_to(self, count: int) -> None:
+        """`rewind` by the snapshots that are kept."""
+        kept = [self._length - each.length for each in self._before]
+        if count not in kept:
+            raise OptionError(
+                f"cannot rewind by {count!r}: the last runs can be undone by rewinding {sorted(kept)} rows",
+                "open the session with more snapshots, or rewind to where a run began",
+            )
+        while self._before[-1].length > self._length - count:
+            self._before.pop()
+        self._restore(self._before.pop(), None)
 
     def _shorten(self, length: int) -> None:
         """Only so many rows are in use."""
@@ -284,15 +339,18 @@ class Session:
         Args:
             entry: of a module whose states hold several sequences, the one to copy; its rows are the caller's.
         """
+        with self._lock:
+            self._ready()
+            return self._taken(entry)
+
+    def _taken(self, entry: int | None) -> Snapshot:
         arrays: dict[str, Array] = {}
 
         def change(name: str, array: Array) -> None:
             arrays[name] = (array if entry is None else array[entry]).copy()
 
-        with self._lock:
-            self._ready()
-            self._module._executor.changed(self._overwritten(entry), change)
-            return Snapshot(self._length, arrays)
+        self._module._executor.changed(self._overwritten(entry), change)
+        return Snapshot(self._length, arrays)
 
     def restore(self, snapshot: Snapshot, entry: int | None = None) -> None:
         """Go back to a snapshot of this session, or of the one that it is a fork of: what was read since is forgotten.
@@ -307,16 +365,19 @@ class Session:
         """
         with self._lock:
             self._ready()
-            held = self._overwritten(entry)
-            if set(held) != set(snapshot.arrays) or snapshot.length > self._length:
+            if set(self._overwritten(entry)) != set(snapshot.arrays) or snapshot.length > self._length:
                 raise OptionError("the snapshot is not one of this session, which was reset or rewound since, or new")
+            self._restore(snapshot, entry)
 
-            def change(name: str, array: Array) -> None:
-                array[() if entry is None else entry] = snapshot.arrays[name]
+    def _restore(self, snapshot: Snapshot, entry: int | None) -> None:
+        def change(name: str, array: Array) -> None:
+            array[() if entry is None else entry] = snapshot.arrays[name]
 
-            if self._held is not None:
-                self._held.update(self._module._executor.changed(held, change))
-            self._shorten(snapshot.length)
+        if self._held is not None:
+            self._held.update(self._module._executor.changed(self._overwritten(entry), change))
+        while self._before and self._before[-1].length >= snapshot.length:
+            self._before.pop()
+        self._shorten(snapshot.length)
 
     def _overwritten(self, entry: int | None) -> dict[str, Any]:
         """The states held that have no rows, or of which nobody counts them."""
@@ -351,6 +412,7 @@ class Session:
         with self._lock:
             other.__dict__.update(self.__dict__)
             other._sizes = dict(self._sizes)
+            other._before = self._before.copy()
             other._lock = threading.Lock()
             if self._held is not None:
                 executor = self._module._executor
@@ -378,6 +440,7 @@ class Session:
         """
         saved = read_states(path, self._manifest)
         with self._lock:
+            self._before.clear()
             capacity = self.capacity
             if capacity is not None and saved.length > capacity:
                 raise InputError(

@@ -124,6 +124,17 @@ class Repository:
         return any(isinstance(each.service, TextService) for each in self._loaded.values())
 
     @property
+    def adapters(self) -> dict[str, str]:
+        """Names of the adapters of the language models that answer -> name of the model, but for names of models."""
+        found: dict[str, str] = {}
+        for name, each in self._loaded.items():
+            if isinstance(each.service, TextService):
+                for adapter in each.service.model.module.adapters:
+                    if adapter not in self._options:
+                        found.setdefault(adapter, name)
+        return found
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of all models, including those that are not loaded."""
         return tuple(self._options)

@@ -113,11 +113,11 @@ class _Options:
         ),
     ] = None
     adapter: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            metavar="DIR",
-            help="Of a language model: a folder of a LoRA adapter, as peft saves it, that is merged into the weights. "
-            "Again for others.",
+            metavar="[NAME=]DIR",
+            help="Of a language model: a folder of a LoRA adapter, as peft saves it, that is merged into the weights; "
+            "with a name it is kept beside them, for requests that choose it. Again for others.",
             show_default=False,
         ),
     ] = None
@@ -151,7 +151,7 @@ class _Options:
 def _compile(given: _Options, processing: dict[str, Any]) -> None:
     import compiler
     from compiler.artifact import KeyKind
-    from compiler.cli.arguments import parse_imports, parse_passes, parse_sizes
+    from compiler.cli.arguments import parse_adapters, parse_imports, parse_passes, parse_sizes
     from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
@@ -176,7 +176,7 @@ def _compile(given: _Options, processing: dict[str, Any]) -> None:
         module = compiler.compile(
             given.model,
             processing=parse_processing(processing),
-            adapters=given.adapter or (),
+            adapters=parse_adapters(given.adapter or []),
             passes=passes or None,
             **keywords_of(compiler.compile, given, sizes=parse_sizes(given.sizes or []) or None, progress=steps),
             **imports,

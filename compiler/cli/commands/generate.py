@@ -65,6 +65,7 @@ class _Options:
     repetition_penalty: generation.RepetitionPenalty = 1.0
     stop: generation.Stop = None
     seed: generation.Seed = None
+    adapter: generation.Adapter = None
     speculative: generation.Speculative = 0
     draft: generation.Draft = None
     json_schema: generation.JsonSchema = None

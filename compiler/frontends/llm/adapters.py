@@ -1,4 +1,4 @@
-"""LoRA adapters as peft saves them, merged into the weights of a model: w + scale * b @ a.
+"""LoRA adapters as peft saves them, w + scale * b @ a: merged into the weights of a model, or kept beside them.
 
 The layout is that of https://huggingface.co/docs/peft/developer_guides/checkpoint; the formulas are those of LoRA
 (Hu et al., 2021), of rsLoRA (Kalajdzievski, 2023) and of DoRA (Liu et al., 2024).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
 from compiler.frontends.llm.settings import Settings
-from compiler.frontends.llm.weights import FLOAT_KINDS, Array, Matrix, Reader
+from compiler.frontends.llm.weights import FLOAT_KINDS, Array, LowRank, Matrix, Reader, new_name
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -104,6 +104,24 @@ class Adapter:
         result: Array = whole * (stored[None] if transposed else stored[:, None])
         return result
 
+    def check_separate(self) -> None:
+        """Raise OptionError where it changes more than what two products can add to that of a weight."""
+        whole = next(iter(sorted(self.replaced)), None)
+        other = next((name for name in self._stored if name.endswith((*_MAGNITUDE, _EMBEDDING_A))), None)
+        if whole or other:
+            raise OptionError(
+                f"{self.origin} changes {whole or other!r}, which cannot be kept beside the base: only products of two"
+                " matrices can (no DoRA, embeddings, biases or modules_to_save)",
+                "merge it at compilation: adapters=[folder], --adapter DIR",
+            )
+
+    def pair(self, module: str, rows: int, depth: int) -> tuple[Array, Array] | None:
+        """a (rank, depth) and scale * b (rows, rank) of a weight; None where it is not changed."""
+        if module not in self.targets:
+            return None
+        a, b = self._pair(module, _A, _B, depth, rows)
+        return a, self._scale(module, len(a)) * b
+
     def replacement(self, name: str, shape: tuple[int, ...]) -> Array | None:
         """The tensor that replaces another one (modules_to_save, biases); None if there is none."""
         return self._tensor(name, shape) if name in self.replaced else None
@@ -163,6 +181,66 @@ def _ends_with(module: str, pattern: str, path: Path) -> bool:
     return module == plain or (not pattern.startswith("^") and module.endswith(f".{plain}"))
 
 
+def _check_belongs(adapter: Adapter, base: Reader) -> None:
+    """Raise InvalidModelError where an adapter changes what the base does not have."""
+    for name in [*(f"{target}.weight" for target in adapter.targets), *adapter.replaced]:
+        if name not in base.names:
+            raise InvalidModelError(
+                f"{adapter.origin} changes {name!r}, which the model does not have",
+                "the adapter belongs to another model",
+            )
+
+
+class KeptAdapters:
+    """Adapters beside the weights of a base; each run chooses one of them, or none, which is number 0."""
+
+    def __init__(self, base: Reader, adapters: Sequence[Adapter], renames: Mapping[str, str]) -> None:
+        """Check that the adapters belong to the base.
+
+        Args:
+            base: reader of the base model's folder.
+            adapters: those of the numbers from 1 on.
+            renames: see `compiler.frontends.llm.weights.renamed`.
+
+        Raises:
+            InvalidModelError: an adapter changes what the base does not have.
+            OptionError: it changes what cannot be kept beside the base.
+        """
+        self._adapters = adapters
+        for adapter in adapters:
+            _check_belongs(adapter, base)
+            adapter.check_separate()
+        self._modules = {new_name(name, renames): name for adapter in adapters for name in adapter.targets}
+
+    @property
+    def count(self) -> int:
+        """Number of adapters."""
+        return len(self._adapters)
+
+    def change(self, module: str, rows: int, depth: int) -> LowRank | None:
+        """The changes of a weight by its name without ".weight", those of number 0 and of adapters without it 0."""
+        if module not in self._modules:
+            return None
+        pairs = [adapter.pair(self._modules[module], rows, depth) for adapter in self._adapters]
+        rank = max(len(pair[0]) for pair in pairs if pair is not None)
+        inner = np.zeros((1 + len(pairs), rank, depth), np.float32)
+        outer = np.zeros((1 + len(pairs), rows, rank), np.float32)
+        for number, pair in enumerate(pairs, 1):
+            if pair is not None:
+                inner[number, : len(pair[0])], outer[number, :, : len(pair[0])] = pair
+        return LowRank(inner, outer, frozenset({module}))
+
+    def check_applied(self, modules: Collection[str]) -> None:
+        """Raise OptionError where a weight is changed whose product cannot be changed by adapters."""
+        left = sorted(set(self._modules).difference(modules))
+        if left:
+            raise OptionError(
+                f"adapters that change {left[0]!r} cannot be kept beside the base: only those of the products of"
+                " attention, of recurrent mixers, of MLPs and of an untied head can",
+                "merge it at compilation: adapters=[folder], --adapter DIR",
+            )
+
+
 class AdaptedReader:
     """A `Reader` of the weights of a base with adapters merged into them, one after another."""
 
@@ -180,12 +258,7 @@ class AdaptedReader:
         """
         self._base, self._adapters, self._rounds = base, adapters, rounds
         for adapter in adapters:
-            for name in [*(f"{target}.weight" for target in adapter.targets), *adapter.replaced]:
-                if name not in base.names:
-                    raise InvalidModelError(
-                        f"{adapter.origin} changes {name!r}, which the model does not have",
-                        "the adapter belongs to another model",
-                    )
+            _check_belongs(adapter, base)
 
     @property
     def names(self) -> frozenset[str]:

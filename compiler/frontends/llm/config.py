@@ -158,6 +158,8 @@ class DecoderConfig:
         temperature: (floor, scale): queries of layers without rotations are multiplied with 1 + scale * log(1 +
             floor((position + 1) / floor)); None for no factor.
         latent: attention of all layers is latent; then there is one head of keys, of the rotated size.
+        before_mixers: in layers with attention, a block of attention and an MLP reads x beside the embeddings, and its
+            result is added to what the recurrent mixer reads (Zamba2).
     """
 
     architecture: str
@@ -188,6 +190,12 @@ class DecoderConfig:
     bare_head_norms: bool = False
     temperature: tuple[float, float] | None = None
     latent: LatentConfig | None = None
+    before_mixers: bool = False
+
+    @property
+    def attention_inputs(self) -> int:
+        """Width of the rows that attention reads."""
+        return 2 * self.hidden if self.before_mixers else self.hidden
 
     @property
     def counts(self) -> bool:

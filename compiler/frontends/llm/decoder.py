@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import tvm_ffi
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 from tvm.relax import op as R
 
+from compiler.artifact.language_model import ADAPTER
 from compiler.frontends.imported_model import TensorSpec
 from compiler.frontends.llm.attention import KeyValueCache, Positions, linear_biases, rotations, row_numbers
 from compiler.frontends.llm.config import DecoderConfig
@@ -42,6 +44,8 @@ class DecoderModule:
     vocabulary) of all. A layer with attention keeps keys and values (1, key heads, capacity, head size), or rows of
     latent attention (1, 1, capacity, width), int8 ones with scales float32 (1, key heads, capacity); one with a
     recurrent mixer what `compiler.frontends.llm.mixers` says, in float32.
+
+    With adapters, `adapter` follows the position: int64 (), the number of one, 0 for none.
 
     For several sequences, `main(tokens, positions, sequences, wanted, *states)`: `positions` and `sequences` as
     `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
@@ -78,6 +82,7 @@ class _Builder(Emitter):
         builder = self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
         position, places = self._positions()
+        places += self._adapter()
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
         rounds = self.options.rounds_attention(dtype, stored=embedding.kind)
@@ -88,6 +93,8 @@ class _Builder(Emitter):
                 results = self._body(embedding, tokens, position, states, rounds=rounds)
                 output = builder.emit_output(relax.Tuple(results))
             builder.emit_func_output(output)
+        if self.parameters.adapters is not None:
+            self.parameters.adapters.check_applied(self.products.adapted)
         operands = tuple(int(each.ty.shape[-1]) for each in self.captured)
         return DecoderModule(builder.get(), tuple(spec for each in specs for spec in each), operands)
 
@@ -132,12 +139,43 @@ class _Builder(Emitter):
         self.wanted = parameter(WANTED, tirx.Var("m", "int64"))
         return Positions(None, tokens, sequences), [tokens, sequences, self.wanted]
 
+    def _adapter(self) -> list[relax.Var]:
+        """The parameter that gives the adapter of a run, or of each token of several sequences."""
+        kept = self.parameters.adapters
+        if kept is None:
+            return []
+        several = self.options.sequences
+        chosen = relax.Var(ADAPTER, relax.TensorType([self.length] if several else [], "int64"))
+
+        def number(place: Expr, adapters: te.Tensor) -> Expr:
+            return tirx.max(tirx.min(adapters(place) if several else adapters(), kept.count), tirx.const(0, "int64"))
+
+        def of_rows(x: Expr) -> Expr:
+            rows = x.ty.shape[1]
+            if several and self.wanted is not None and not tvm_ffi.structural_equal(rows, self.length):
+                return self.builder.emit_te(
+                    lambda each, wanted: te.compute(
+                        wanted.shape, lambda row: number(_within(wanted[row], each.shape[0]), each), name="adapters"
+                    ),
+                    chosen,
+                    self.wanted,
+                    primfunc_name_hint="adapters_of_wanted",
+                )
+            return self.builder.emit_te(
+                lambda each: te.compute((rows,), lambda row: number(row, each), name="adapters"),
+                chosen,
+                primfunc_name_hint="adapters",
+            )
+
+        self.products.adapter_of_rows = of_rows
+        return [chosen]
+
     def _body(
         self, embedding: Matrix, tokens: Expr, position: Positions, states: list[list[Expr]], *, rounds: bool
     ) -> list[Expr]:
         config = self.config
         table = self.products.table(embedding)
-        x = self._embedded(table, tokens, position)
+        x = embedded = self._embedded(table, tokens, position)
         ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
         bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
         updated: list[Expr] = []
@@ -149,7 +187,10 @@ class _Builder(Emitter):
                 kept = kept[own:]
             if layer.recurrent is not None:
                 mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position))
-            x = self._block(index, x, mixers)
+            if config.before_mixers and layer.attends:
+                x = self._hybrid_block(index, x, embedded, *mixers)
+            else:
+                x = self._block(index, x, mixers)
             updated += [state for mixer in mixers for state in mixer.states]
         if self.options.captures:
             x = self._wanted_rows(x)
@@ -205,6 +246,19 @@ class _Builder(Emitter):
         update = feed_forward(self, index, self.normed(index, "mlp_norm", x))
         return self.residual(x, self.normed(index, "post_mlp_norm", update))
 
+    def _hybrid_block(self, index: int, x: Expr, embedded: Expr, attention: Mixer, mixer: Mixer) -> Expr:
+        """A layer of Zamba2 (arXiv:2411.15242): x + mixer(norm(x + block(x beside the embeddings)))."""
+        both = self.builder.emit(R.concat([x, embedded], axis=2))
+        norm = self.parameters.norm(index, "block_norm", self.config.attention_inputs)
+        found = attention.output(attention.heads(self.normalized(both, norm)))
+        found = feed_forward(self, index, self.normed(index, "mlp_norm", found))
+        hidden = self.config.hidden
+        found = self.products.product(found, self.parameters.linear(index, "block_out", hidden, hidden))
+        found = mixer.heads(self.normed(index, "attention_norm", self.residual(x, found)))
+        if index == len(self.config.layers) - 1 and not self.options.captures:
+            x, found = self._wanted_rows(x), self._wanted_rows(found)
+        return self.residual(x, mixer.output(found))
+
     def _mixed(self, x: Expr, update: Expr, weights: Sequence[float]) -> Expr:
         """The weighted sum of a normalized x and its update."""
         return self.builder.emit(R.add(self.scaled(x, weights[0]), self.scaled(update, weights[1])))
@@ -225,6 +279,11 @@ class _Builder(Emitter):
         return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
 
 
+def _within(place: Expr, rows: Index) -> Expr:
+    """The place, or the nearest one of these rows."""
+    return tirx.max(tirx.min(place, rows - 1), tirx.const(0, "int64"))
+
+
 def last_row(x: te.Tensor) -> te.Tensor:
     """The last row: (1, n, width) -> (1, 1, width)."""
     return te.compute((1, 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
@@ -234,7 +293,6 @@ def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
     """Some rows: (1, n, width) -> (1, m, width)."""
 
     def element(b: Expr, row: Expr, k: Expr) -> Expr:
-        index = tirx.max(tirx.min(wanted[row], x.shape[1] - 1), tirx.const(0, "int64"))
-        return x[b, index, k]
+        return x[b, _within(wanted[row], x.shape[1]), k]
 
     return te.compute((1, wanted.shape[0], x.shape[2]), element, name="selected")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compiler.errors import OptionError
-from compiler.frontends.llm.adapters import AdaptedReader, Adapter
+from compiler.frontends.llm.adapters import AdaptedReader, Adapter, KeptAdapters
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder_config import decoder_config
 from compiler.frontends.llm.families import FAMILIES
@@ -26,8 +26,10 @@ def model_type(folder: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def read_hugging_face(folder: Path, options: LanguageModelOptions) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
-    """The configuration, names and weights of a folder, with the adapters that the options name.
+def read_hugging_face(
+    folder: Path, options: LanguageModelOptions
+) -> tuple[DecoderConfig, Names, Storage, Checkpoint, KeptAdapters | None]:
+    """The configuration, names and weights of a folder, merged adapters included, and the adapters that are kept.
 
     Raises:
         StorageError: a file is missing.
@@ -47,13 +49,16 @@ def read_hugging_face(folder: Path, options: LanguageModelOptions) -> tuple[Deco
     settings = Settings(values, path, family.defaults, family.aliases)
     config = decoder_config(settings, str(kind), family)
     tied = True if settings.flag("tie_word_embeddings") else None
-    checkpoint = Checkpoint(renamed(_weights(folder, options), family.renames), str(folder))
+    weights = _weights(folder, options)
+    kept = [Adapter(each) for each in options.kept_adapters.values()]
+    adapters = KeptAdapters(weights, kept, family.renames) if kept else None
+    checkpoint = Checkpoint(renamed(weights, family.renames), str(folder))
     checkpoint.ignore_suffixes(family.unused)
     names = family.names(settings) if callable(family.names) else family.names
     if settings.get("num_nextn_predict_layers"):  # layers behind the last one that predict further tokens
         checkpoint.ignore_layers(names.layer, len(config.layers))
     storage = family.storage(settings) if callable(family.storage) else family.storage
-    return config, _names(names, checkpoint), replace(storage, tied=tied), checkpoint
+    return config, _names(names, checkpoint), replace(storage, tied=tied), checkpoint, adapters
 
 
 def _weights(folder: Path, options: LanguageModelOptions) -> Reader:

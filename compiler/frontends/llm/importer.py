@@ -9,6 +9,7 @@ import msgspec
 
 from compiler.artifact.fields import FieldError, checked, encode
 from compiler.artifact.language_model import (
+    ADAPTER,
     DESCRIPTION_ASSET,
     TOKENIZER_ASSET,
     ImagePreparation,
@@ -70,7 +71,8 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
 
 
 def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
-    if options.adapters and (not path.is_dir() or is_genai_folder(path) or model_type(path) not in FAMILIES):
+    named = options.adapters or options.kept_adapters
+    if named and (not path.is_dir() or is_genai_folder(path) or model_type(path) not in FAMILIES):
         raise OptionError(
             f"{path}: adapters are for folders of transformers, of the types {', '.join(sorted(FAMILIES))}",
             "merge them with peft (merge_and_unload), and give the folder that it saves",
@@ -83,19 +85,29 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
             return _pair(path, options)
         if kind not in FAMILIES and is_available():
             return _captured(path, options)
-        config, names, storage, checkpoint = read_hugging_face(path, options)
+        config, names, storage, checkpoint, adapters = read_hugging_face(path, options)
         files = read_tokenizer_files(path)
     else:
         gguf = GgufFile(path)
         config, names, storage, checkpoint = read_gguf(gguf)
+        adapters = None
         files = read_gguf_tokenizer(gguf)
     files.check_fits(config.vocabulary, str(path))
-    built = build_decoder(config, Parameters(checkpoint, names, config, storage), options)
+    built = build_decoder(config, Parameters(checkpoint, names, config, storage, adapters), options)
     checkpoint.check_complete()
     described = _description(config.architecture, config.context, config.vocabulary, files)
-    stable = {"sequences": options.sequences, "stable_context": _stable_context(config)}
-    description = msgspec.structs.replace(described, **stable)
-    inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(config, options), *built.states]
+    description = msgspec.structs.replace(
+        described,
+        sequences=options.sequences,
+        stable_context=_stable_context(config),
+        adapters=tuple(options.kept_adapters),
+    )
+    indices = [IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0")]
+    inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(config, options)]
+    if adapters is not None:
+        inputs.append(TensorSpec(ADAPTER, ("n",) if options.sequences else (), "int64"))
+        indices.append(IndexRequirement(ADAPTER, str(adapters.count + 1), {}, "the adapters", "0"))
+    inputs += built.states
     rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")
     outputs = [logits, *(TensorSpec(f"{each.name}_out", each.shape, each.dtype) for each in built.states)]
@@ -108,7 +120,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         mod=built.mod,
         inputs=inputs,
         outputs=outputs,
-        indices=(IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0"),),
+        indices=tuple(indices),
         requirements=_requirements(config),
         states=states,
         position=PositionSpec(POSITION, "n") if config.counts and not options.sequences else None,

@@ -173,7 +173,29 @@ class LightningAttention:
         return [-factor * 2 ** (-8 * (head + 1) / self.heads) for head in range(self.heads)]
 
 
-Recurrent: TypeAlias = ShortConvolution | StateSpace | GatedRecurrence | GatedDelta | LightningAttention
+@dataclass(frozen=True, kw_only=True)
+class MatrixMemory:
+    """The mixer of xLSTM (mLSTM, arXiv:2405.04517): linear attention with exponential input gates.
+
+    Attributes:
+        heads: number of heads.
+        key_size, value_size: widths of these heads.
+        cap: c of c * tanh(x / c) of the gates.
+    """
+
+    heads: int
+    key_size: int
+    value_size: int
+    cap: float
+
+    @property
+    def states(self) -> Shapes:
+        """The matrix of each head, the sum of its gated keys, and the logarithm of its largest gate."""
+        matrix = (self.heads, self.key_size, self.value_size)
+        return {"state": matrix, "key_sum": (self.heads, self.key_size, 1), "largest": (self.heads,)}
+
+
+Recurrent: TypeAlias = ShortConvolution | StateSpace | GatedRecurrence | GatedDelta | LightningAttention | MatrixMemory
 
 
 def _block(channels: int) -> int:

@@ -20,13 +20,17 @@ class Names:
     ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv (or delta_q, delta_k, delta_v),
     delta_gate and delta_step (each may have a product before it, with "_low") and delta_rate; delta_conv,
     delta_step_bias, delta_decay, delta_norm, delta_out; unit_in, unit_gate, unit_conv, unit_input, unit_rate,
-    unit_decay, unit_out. Names of sinks, decays, skips and biases are whole; ".weight" follows the others.
+    unit_decay, unit_out; memory_q, memory_k, memory_v, memory_gate (or memory_qkv_gate), memory_input and
+    memory_forget (or memory_gates), memory_norm, memory_out. Of Zamba2's blocks: block_norm, block_out. Any
+    product may have an update of low rank, whose roles are its own with "_adapter.0" and "_adapter.1". Names of sinks,
+    decays, skips and biases are whole; ".weight" follows the others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
         layer: the prefix of layer {index}.
         roles: role -> name below the prefix.
-        own: roles of single layers that differ, by number of the layer; names of None do not exist there.
+        own: roles of single layers that differ, by number of the layer; names of None do not exist there, and
+            those that begin as `layer` does are whole: tensors of another layer.
         positions, embedding_norm: as `embedding`; None where there is no such thing.
     """
 
@@ -48,12 +52,18 @@ class Names:
             layer=self.layer.removeprefix(prefix),
             positions=None if self.positions is None else self.positions.removeprefix(prefix),
             embedding_norm=None if self.embedding_norm is None else self.embedding_norm.removeprefix(prefix),
+            own={
+                index: {role: None if name is None else name.removeprefix(prefix) for role, name in each.items()}
+                for index, each in self.own.items()
+            },
         )
 
     def of(self, index: int, role: str) -> str | None:
         """The name of a role in a layer, without ".weight"; None where there is no such thing."""
         name = {**self.roles, **self.own.get(index, {})}.get(role)
-        return None if name is None else self.layer.replace("{index}", str(index)) + name
+        if name is None or name.startswith(self.layer.partition("{index}")[0]):
+            return name
+        return self.layer.replace("{index}", str(index)) + name
 
 
 _ATTENTION = {
@@ -185,6 +195,18 @@ _LIGHTNING = {
     "lightning_norm": "norm",
     "lightning_out": "out_proj",
 }
+_MEMORY = {
+    "memory_q": "q",
+    "memory_k": "k",
+    "memory_v": "v",
+    "memory_gate": "ogate_preact",
+    "memory_qkv_gate": "qkv_opreact",
+    "memory_input": "igate_preact",
+    "memory_forget": "fgate_preact",
+    "memory_gates": "ifgate_preact",
+    "memory_norm": "multihead_norm",
+    "memory_out": "out_proj",
+}
 _CONVOLUTION = {"conv_in": "in_proj", "conv": "conv", "conv_out": "out_proj"}
 _RECURRENT = {
     "ssm": _STATE_SPACE,
@@ -193,6 +215,7 @@ _RECURRENT = {
     "conv": _CONVOLUTION,
     "unit": _UNIT,
     "lightning": _LIGHTNING,
+    "memory": _MEMORY,
 }
 
 

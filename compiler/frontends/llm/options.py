@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class LanguageModelOptions:
         sequences: build the module for several sequences a run, for `compiler.generation.Scheduler` and for speculative
             decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
         adapters: folders of LoRA adapters of peft that are merged into the weights, one after another.
+        kept_adapters: name -> folder of adapters that are kept beside the weights; each run chooses one, or none.
         captures: return the operand of each product of the layers as well, for `grams`.
         grams: Gram matrix of each of these operands (the sum of x xᵀ over its rows x), used by "int4" (GPTQ).
     """
@@ -39,6 +41,7 @@ class LanguageModelOptions:
     cache: str | None = None
     sequences: bool = False
     adapters: tuple[Path, ...] = ()
+    kept_adapters: Mapping[str, Path] = field(default_factory=dict)
     captures: bool = False
     grams: tuple[Array, ...] = field(default=(), repr=False, compare=False)
 

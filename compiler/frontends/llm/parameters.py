@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.adapters import KeptAdapters
 from compiler.frontends.llm.blocks import dequantized
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, LatentConfig, XieluNumbers
 from compiler.frontends.llm.names import Names
@@ -63,8 +64,16 @@ class Storage:
 class Parameters:
     """Reads the weights of a model as it is built."""
 
-    def __init__(self, checkpoint: Checkpoint, names: Names, config: DecoderConfig, storage: Storage) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        names: Names,
+        config: DecoderConfig,
+        storage: Storage,
+        adapters: KeptAdapters | None = None,
+    ) -> None:
         self._checkpoint, self._names, self._config, self._storage = checkpoint, names, config, storage
+        self.adapters = adapters
 
     def embedding(self) -> Matrix:
         """(vocabulary, hidden)"""
@@ -119,7 +128,7 @@ class Parameters:
         """The three products, in this order."""
         config = self._config
         widths = [config.queries, config.keys, config.keys]
-        q, k, v = self._parts(layer, "qkv", ("q", "k", "v"), widths)
+        q, k, v = self.parts(layer, "qkv", ("q", "k", "v"), widths)
         if self._storage.interleaved:
             rope = config.layers[layer].rope
             rotated = config.head_size if rope is None else rope.size
@@ -236,7 +245,7 @@ class Parameters:
 
     def gate_up(self, layer: int) -> list[Linear]:
         """The two products of a gated MLP."""
-        return self._parts(layer, "gate_up", ("gate", "up"), [self._config.intermediate] * 2)
+        return self.parts(layer, "gate_up", ("gate", "up"), [self._config.intermediate] * 2)
 
     def up(self, layer: int) -> Linear:
         """The first product of an MLP without gates."""
@@ -296,7 +305,7 @@ class Parameters:
 
     def shared_gate_up(self, layer: int, config: ExpertsConfig) -> list[Linear]:
         """The two products of the MLP that all tokens go to."""
-        return self._parts(layer, "shared_gate_up", ("shared_gate", "shared_up"), [config.shared] * 2)
+        return self.parts(layer, "shared_gate_up", ("shared_gate", "shared_up"), [config.shared] * 2)
 
     def shared_down(self, layer: int, config: ExpertsConfig) -> Linear:
         """Its last product."""
@@ -329,9 +338,9 @@ class Parameters:
         bias = next((name + end for end in (".bias", "_bias") if checkpoint.has(name + end)), None)
         return found if bias is None else replace(found, biases=checkpoint.array(bias, (count, rows)))
 
-    def _parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
+    def parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
         """Products of their own, or the parts of one."""
-        depth = self._config.hidden
+        depth = self._config.attention_inputs if fused == "qkv" else self._config.hidden
         first = self._names.of(layer, roles[0])
         if first is not None and self._checkpoint.has(f"{first}.weight"):
             return [self._role(layer, role, width, depth) for role, width in zip(roles, widths, strict=True)]
@@ -341,7 +350,7 @@ class Parameters:
                 f"{self._checkpoint.origin} lacks the tensor '{first or whole}.weight'",
                 "the checkpoint is not complete",
             )
-        linear = self._linear(whole, sum(widths), depth)
+        linear = self._adapted(layer, fused, self._linear(whole, sum(widths), depth))
         if fused == "qkv" and self._storage.grouped:
             linear = linear.taken(_ungrouped(self._config))
         ends = np.cumsum(widths)
@@ -350,7 +359,19 @@ class Parameters:
     def _role(self, layer: int, role: str, rows: int, depth: int) -> Linear:
         name = self._names.of(layer, role)
         assert name is not None
-        return self._scaled(self._linear(name, rows, depth), role)
+        return self._scaled(self._adapted(layer, role, self._linear(name, rows, depth)), role)
+
+    def _adapted(self, layer: int, role: str, linear: Linear) -> Linear:
+        """With the update of low rank that a layer adds to a weight that it shares with others (Zamba2)."""
+        inner, outer = (self._names.of(layer, f"{role}_adapter.{at}") for at in range(2))
+        if inner is None:
+            return linear
+        weight, checkpoint = linear.weight, self._checkpoint
+        rank = checkpoint.shape(f"{inner}.weight")[0]
+        low = dequantized(checkpoint.matrix(f"{inner}.weight", rank, weight.depth))
+        whole = dequantized(weight) + dequantized(checkpoint.matrix(f"{outer}.weight", weight.rows, rank)) @ low
+        kind, dtype = (weight.kind, weight.data.dtype) if weight.kind in FLOAT_KINDS else ("F32", np.float32)
+        return replace(linear, weight=Matrix(kind, whole.astype(dtype), weight.depth))
 
     def _scaled(self, linear: Linear, role: str) -> Linear:
         """With the factor of its role."""
@@ -367,7 +388,9 @@ class Parameters:
         else:
             weight = self._checkpoint.matrix(f"{name}.weight", rows, depth)
         has_bias = self._checkpoint.has(f"{name}.bias")
-        return Linear(weight, self._checkpoint.vector(f"{name}.bias", rows) if has_bias else None)
+        bias = self._checkpoint.vector(f"{name}.bias", rows) if has_bias else None
+        change = None if self.adapters is None else self.adapters.change(name, rows, depth)
+        return Linear(weight, bias, change=change)
 
     def _norm(self, name: str | None, size: int) -> Norm:
         if self._storage.bare_norms:

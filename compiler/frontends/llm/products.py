@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.blocks import packed, packed_experts
 from compiler.frontends.llm.options import LanguageModelOptions
-from compiler.frontends.llm.weights import Array, Experts, Linear, Matrix, joined, stacked, stacked_experts
+from compiler.frontends.llm.weights import Array, Experts, Linear, LowRank, Matrix, joined, stacked, stacked_experts
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows, gated_product, gates
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
@@ -32,6 +32,8 @@ class Products:
         self._builder, self._options = builder, options
         self._room = Room(_MOST_IN_MEMORY)
         self.operands: list[Expr] = []  # of `product` but for the head, in order
+        self.adapter_of_rows: Callable[[Expr], Expr] | None = None  # int64 (n,), of an operand (1, n, depth)
+        self.adapted: set[str] = set()  # weights that adapters change, by name
 
     def _packed(self, weight: Matrix, precision: str | None, gram: Array | None = None) -> BlockWeight:
         return packed(weight, precision, gram, empty=self._room.empty)
@@ -45,11 +47,25 @@ class Products:
             weight = self._packed(linear.weight, self._options.precision, gram)
             self.operands.append(x)
         result = block_product(self._builder, x, weight, self._activations(weight))
+        if linear.change is not None:
+            result = self._builder.emit(R.add(result, self._change(x, linear.change)))
         if linear.scale is not None:
             result = self._builder.emit(R.multiply(result, as_constant(linear.scale.astype(np.float32))))
         if linear.bias is None:
             return result
         return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
+
+    def _change(self, x: Expr, change: LowRank) -> Expr:
+        """What the adapter of each row adds, in float32: (1, n, rows)."""
+        assert self.adapter_of_rows is not None
+        emit, (_, length, depth) = self._builder.emit, list(x.ty.shape)
+        numbers, rows = self.adapter_of_rows(x), emit(R.reshape(x, (length, depth)))
+        for stack in (change.inner, change.outer):
+            each = Experts(tuple(Matrix("F32", one, one.shape[1]) for one in stack))
+            weight = packed_experts([each], None, self._room.empty)
+            rows = expert_product(self._builder, rows, weight, each.rows, numbers, "float32")
+        self.adapted |= change.modules
+        return emit(R.reshape(rows, (1, length, each.rows)))
 
     def products(self, x: Expr, parts: Sequence[Linear]) -> list[Expr]:
         """Products of one operand: one product where their weights are stored alike, then taken apart."""
@@ -89,7 +105,7 @@ class Products:
     def gated(self, x: Expr, gate_up: Sequence[Linear], activation: str) -> Expr | None:
         """act(gate) * up of two products as one kernel, None where there is none for such weights."""
         if self._options.activations == "float32" or any(
-            part.bias is not None or part.scale is not None for part in gate_up
+            part.bias is not None or part.scale is not None or part.change is not None for part in gate_up
         ):
             return None
         kinds = {part.weight.kind for part in gate_up}

@@ -15,6 +15,7 @@ from compiler.frontends.llm.mixers import (
     GatedDelta,
     GatedRecurrence,
     LightningAttention,
+    MatrixMemory,
     Recurrent,
     ShortConvolution,
     StateSpace,
@@ -27,6 +28,7 @@ from schedules.sequence_mixers import (
     DeltaRule,
     Scan,
     causal_convolution,
+    decayed_maximum,
     gated_delta_rule,
     selective_scan,
 )
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 _RATE = -8.0  # of the decay in RecurrentGemma
-_LIGHTNING_EPSILON = 1e-6
+_LIGHTNING_EPSILON = _MEMORY_EPSILON = 1e-6
 
 
 class Mixer(Protocol):
@@ -127,6 +129,11 @@ class _Recurrent:
 
     def _array(self, role: str, shape: tuple[int, ...]) -> Expr:
         return as_constant(self._model.parameters.array(self._index, role, shape))
+
+    def _softplus(self, x: Expr) -> Expr:
+        """log(1 + exp(x)), without overflow."""
+        small = self._emit(R.exp(self._emit(R.negative(self._emit(R.abs(x))))))
+        return self._emit(R.add(self._emit(R.nn.relu(x)), self._emit(R.log(self._emit(R.add(small, number(1.0)))))))
 
     def _emit(self, value: Expr) -> Expr:
         return self._model.builder.emit(value)
@@ -224,11 +231,6 @@ class _StateSpace(_Recurrent):
             gate = self._emit(R.nn.silu(self._slice(whole, config.inner)))
             found = self._emit(R.multiply(found, gate))
         return self._batch(found)
-
-    def _softplus(self, x: Expr) -> Expr:
-        """log(1 + exp(x)), without overflow."""
-        small = self._emit(R.exp(self._emit(R.negative(self._emit(R.abs(x))))))
-        return self._emit(R.add(self._emit(R.nn.relu(x)), self._emit(R.log(self._emit(R.add(small, number(1.0)))))))
 
     def _group_norm(self, x: Expr) -> Expr:
         """Root mean square over the channels of each group."""
@@ -415,10 +417,72 @@ class _GatedDelta(_Recurrent):
         return [whole.taken(np.concatenate([query, key, value])), whole.taken(gate), rate, step]
 
 
+class _MatrixMemory(_Recurrent):
+    """States are kept without the common factor by which the paper divides them: gates are capped, so that they stay
+    in the range of float32. The factor is needed for the epsilon of the result's divisor alone."""
+
+    output_role = "memory_out"
+    _config: MatrixMemory
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        config, emit, model = self._config, self._emit, self._model
+        keys, values = config.heads * config.key_size, config.heads * config.value_size
+        roles = ("memory_q", "memory_k", "memory_v", "memory_gate")
+        parts = model.parameters.parts(self._index, "memory_qkv_gate", roles, [keys, keys, values, values])
+        parts += model.parameters.parts(
+            self._index, "memory_gates", ("memory_input", "memory_forget"), [config.heads] * 2
+        )
+        query, key, value, gate, *gates = model.products.columns(x, parts)
+        opening, forgetting = (model.capped(self._slice(each, config.heads), config.cap) for each in gates)
+        step = self._softplus(emit(R.negative(forgetting)))
+        write = emit(R.exp(opening))
+        scaled = emit(R.multiply(self._slice(query, keys), number(config.key_size**-0.5)))
+        shape = (model.length, config.heads, config.value_size)
+        columns = emit(R.expand_dims(write, 2))
+        given = emit(R.multiply(emit(R.reshape(self._slice(value, values), shape)), columns))
+        given = emit(R.reshape(given, (model.length, values)))
+        found = self._scanned(0, given, step, key, scaled)
+        total = emit(R.maximum(emit(R.abs(self._scanned(1, write, step, key, scaled))), number(1.0)))
+        logs = emit(R.negative(step))
+        largest, self._new[2] = decayed_maximum(model.builder, opening, logs, self._old[2], self._sequences)
+        total = emit(R.add(total, emit(R.multiply(emit(R.exp(largest)), number(_MEMORY_EPSILON)))))
+        heads = emit(R.divide(emit(R.reshape(found, shape)), emit(R.expand_dims(total, 2))))
+        norm = model.parameters.norm(self._index, "memory_norm", values)
+        assert norm.weight is not None
+        ones, zeros = (as_constant(make(config.value_size, np.float32)) for make in (np.ones, np.zeros))
+        normed = emit(R.nn.layer_norm(heads, ones, zeros, [-1], model.config.epsilon))
+        normed = emit(R.multiply(emit(R.reshape(normed, (model.length, values))), as_constant(norm.weight)))
+        if norm.bias is not None:
+            normed = emit(R.add(normed, as_constant(norm.bias)))
+        return self._batch(emit(R.multiply(normed, emit(R.sigmoid(self._slice(gate, values))))))
+
+    def _scanned(self, state: int, given: Expr, step: Expr, write: Columns, read: Expr) -> Expr:
+        """The scan of one of the states."""
+        heads = self._config.heads
+        scan = Scan(
+            x=Columns(given),
+            step=Columns(step),
+            bias=None,
+            decay=as_constant(np.full(heads, -1.0, np.float32)),
+            write=write,
+            read=Columns(read),
+            skip=as_constant(np.zeros(int(given.ty.shape.values[-1]), np.float32)),
+            state=self._old[state],
+            per_block=True,
+            groups=heads,
+            scaled=False,
+            sequences=self._sequences,
+        )
+        found, self._new[state] = selective_scan(self._model.builder, scan)
+        return found
+
+
 _KINDS: dict[type, Callable[..., Mixer]] = {
     ShortConvolution: _ShortConvolution,
     StateSpace: _StateSpace,
     GatedRecurrence: _GatedRecurrence,
     GatedDelta: _GatedDelta,
     LightningAttention: _LightningAttention,
+    MatrixMemory: _MatrixMemory,
 }

@@ -105,12 +105,46 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """Changes of a product by one of several adapters: x -> outer[i] @ (inner[i] @ x).
+
+    Attributes:
+        inner: float32 (adapters, rank, depth).
+        outer: float32 (adapters, rows, rank).
+        modules: names of the weights that are changed.
+    """
+
+    inner: Array
+    outer: Array
+    modules: frozenset[str]
+
+    @staticmethod
+    def joined(parts: Sequence[Linear]) -> LowRank | None:
+        """The change of a product whose outputs are those of all parts, in order; None where no part has one."""
+        changed = [part.change for part in parts if part.change is not None]
+        if not changed:
+            return None
+        rank, rows = sum(each.inner.shape[1] for each in changed), sum(part.weight.rows for part in parts)
+        outer = np.zeros((len(changed[0].outer), rows, rank), np.float32)
+        row = column = 0
+        for part in parts:
+            if part.change is not None:
+                width = part.change.inner.shape[1]
+                outer[:, row : row + part.weight.rows, column : column + width] = part.change.outer
+                column += width
+            row += part.weight.rows
+        inner = np.concatenate([each.inner for each in changed], axis=1)
+        return LowRank(inner, outer, frozenset().union(*(each.modules for each in changed)))
+
+
+@dataclass(frozen=True)
 class Linear:
-    """x -> scale * (x @ weight.T) + bias; `bias` and `scale` are float32 (rows,)."""
+    """x -> scale * (x @ weight.T + change(x)) + bias; `bias` and `scale` are float32 (rows,)."""
 
     weight: Matrix
     bias: Array | None
     scale: Array | None = None
+    change: LowRank | None = None
 
     @staticmethod
     def of_vector(values: Array) -> Linear:
@@ -120,7 +154,8 @@ class Linear:
     def taken(self, rows: Array | slice) -> Linear:
         """Only these outputs, in this order."""
         bias, scale = (None if each is None else each[rows] for each in (self.bias, self.scale))
-        return Linear(self.weight.taken(rows), bias, scale)
+        change = None if self.change is None else replace(self.change, outer=self.change.outer[:, rows])
+        return Linear(self.weight.taken(rows), bias, scale, change)
 
 
 @dataclass(frozen=True)
@@ -217,15 +252,14 @@ class _Renamed:
 
 def renamed(reader: Reader, renames: Mapping[str, str]) -> Reader:
     """A reader in whose names each text is replaced by another one."""
-    if not renames:
-        return reader
+    return _Renamed(reader, {new_name(name, renames): name for name in reader.names}) if renames else reader
 
-    def changed(name: str) -> str:
-        for old, new in renames.items():
-            name = name.replace(old, new)
-        return name
 
-    return _Renamed(reader, {changed(name): name for name in reader.names})
+def new_name(name: str, renames: Mapping[str, str]) -> str:
+    """A name in which each text is replaced by another one."""
+    for old, new in renames.items():
+        name = name.replace(old, new)
+    return name
 
 
 class Checkpoint:
@@ -322,4 +356,5 @@ def joined(run: Sequence[Linear]) -> Linear:
         Matrix.joined([part.weight for part in run]),
         np.concatenate(biases) if biases else None,
         np.concatenate(scales) if scales else None,
+        LowRank.joined(run),
     )

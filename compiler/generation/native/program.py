@@ -47,8 +47,12 @@ def text_program(artifact: Artifact, *, raw: bool = False) -> bytes:
         description = decode(assets[DESCRIPTION_ASSET].tobytes(), LanguageModelDescription)
     except FieldError as error:
         raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
-    if ENCODER_ASSET in assets or description.sequences:
-        form = "has an encoder" if ENCODER_ASSET in assets else "was compiled for several sequences (--sequences)"
+    forms = {
+        "has an encoder": ENCODER_ASSET in assets,
+        "was compiled for several sequences (--sequences)": description.sequences,
+        "keeps adapters beside its weights": bool(description.adapters),
+    }
+    if form := next((form for form, holds in forms.items() if holds), None):
         raise OptionError(
             f"a static executable generates text with one sequence of tokens, but the module {form}",
             "write a plain runner with --no-text (text=None), or a bundle without --static",

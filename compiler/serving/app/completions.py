@@ -197,8 +197,12 @@ class Completions:
         check_method(call, "POST")
         call.route = kind.route
         body = mapping(await call.json(), "the request")
-        name = named_model(self._repository, body, call)
+        asked = body.get("model")
+        base = self._repository.adapters.get(asked) if isinstance(asked, str) else None
+        name = named_model(self._repository, body if base is None else {**body, "model": base}, call)
         request = kind.read(body, call.limits)
+        if base is not None:
+            request = replace(request, options=replace(request.options, adapter=asked))
         with contextlib.ExitStack() as held:
             service = held.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):
@@ -208,10 +212,10 @@ class Completions:
             held.callback(texts.cancel)
             form = kind.format(lambda token: service.model.decode([token]))
             if request.stream:
-                envelope = Envelope(kind.part, name, kind.prefix)
+                envelope = Envelope(kind.part, str(asked), kind.prefix)
                 events = _events(texts, form, envelope, request, call)
                 return StreamReply(_Owned(events, held.pop_all()))
-            return json_reply(await _whole(texts, form, Envelope(kind.whole, name, kind.prefix)))
+            return json_reply(await _whole(texts, form, Envelope(kind.whole, str(asked), kind.prefix)))
 
     def _count(self, name: str, texts: _Texts) -> None:
         for each in texts.handles:

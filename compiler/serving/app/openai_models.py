@@ -26,15 +26,19 @@ class OpenAIModels:
         check_method(call, "GET")
         call.route = "models"
         name = call.path[len(_PREFIX) + 1 :]
+        adapters = self._repository.adapters
         if name:
-            self._repository.service(name)
-            return json_reply(_described(name))
-        ready = [each.name for each in self._repository.index() if each.state == "READY"]
-        return json_reply({"object": "list", "data": [_described(each) for each in ready]})
+            if name not in adapters:
+                self._repository.service(name)
+            return json_reply(_described(name, adapters.get(name)))
+        names = dict.fromkeys(each.name for each in self._repository.index() if each.state == "READY") | adapters
+        return json_reply({"object": "list", "data": [_described(*each) for each in names.items()]})
 
 
-def _described(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "tensorwright"}
+def _described(name: str, parent: str | None) -> dict[str, Any]:
+    """A model; `parent`: that of which it is an adapter."""
+    found = {"id": name, "object": "model", "created": 0, "owned_by": "tensorwright"}
+    return found if parent is None else {**found, "parent": parent}
 
 
 def named_model(repository: Repository, body: Mapping[str, object], call: Call) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
-from compiler.frontends.llm.families.family import Family, Gguf, mixture
+from compiler.frontends.llm.families.family import Family, Gguf, mixture, within
 from compiler.frontends.llm.families.latent import latent
 from compiler.frontends.llm.families.layer_kinds import (
     kinds_by_fours,
@@ -25,6 +25,7 @@ from compiler.frontends.llm.mixers import (
     GatedDelta,
     GatedRecurrence,
     LightningAttention,
+    MatrixMemory,
     ShortConvolution,
     StateSpace,
 )
@@ -239,6 +240,66 @@ def _kimi_linear_kinds(settings: Settings, count: int) -> list[str]:
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     return ["full_attention" if index and index % 4 == 0 else "recurrent" for index in range(count)]
+
+
+def _zamba2(settings: Settings) -> StateSpace:
+    return replace(_mamba2(settings), limits=(settings.number("time_step_min", 0.001), np.inf))
+
+
+def _zamba2_changes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Attention reads rows of twice the width, and its scores are scaled as for heads of half the size."""
+    return replace(
+        config,
+        intermediate=settings.size("intermediate_size", 4 * config.hidden),
+        score_scale=(config.head_size / 2) ** -0.5,
+        before_mixers=True,
+    )
+
+
+def _zamba2_names(settings: Settings) -> Names:
+    """Layers with attention share a few blocks in turn, beside which each has updates of its own."""
+    kinds = listed_kinds(settings, settings.size("num_hidden_layers"))
+    hybrid = [index for index, kind in enumerate(kinds) if kind == "both"]
+    parts = {role: f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")}
+    parts |= {"gate_up": "feed_forward.gate_up_proj", "down": "feed_forward.down_proj"}
+    parts |= {"mlp_norm": "pre_ff_layernorm", "block_norm": "input_layernorm"}
+    lists = {"gate_up": "feed_forward.gate_up_proj_adapter_list"}
+    if settings.flag("use_shared_attention_adapter"):
+        lists |= {role: f"self_attn.linear_{role}_adapter_list" for role in ("q", "k", "v")}
+    own: dict[int, dict[str, str | None]] = {}
+    for number, index in enumerate(hybrid):
+        block = f"model.layers.{hybrid[number % settings.size('num_mem_blocks', 1)]}.shared_transformer."
+        updates = {f"{role}_adapter.{at}": f"{name}.{number}.{at}" for role, name in lists.items() for at in range(2)}
+        own[index] = {
+            **within(block, parts | updates),
+            **recurrent_roles("ssm", "mamba_decoder.mamba."),
+            "attention_norm": "mamba_decoder.input_layernorm",
+            "block_out": "linear",
+        }
+    names = hugging_face_names(roles=recurrent_roles("ssm", "mamba."))
+    return replace(names, norm="model.final_layernorm", own=own)
+
+
+def _matrix_memory(settings: Settings) -> MatrixMemory:
+    hidden, heads = settings.size("hidden_size"), settings.size("num_heads", 8)
+    keys, values = (
+        int(hidden * settings.positive(f"{part}_dim_factor", default)) for part, default in (("qk", 0.5), ("v", 1.0))
+    )
+    if not keys or not values or keys % heads or values % heads:
+        raise InvalidModelError(f"{settings.path}: {keys} keys and {values} values are not those of {heads} heads")
+    return MatrixMemory(
+        heads=heads,
+        key_size=keys // heads,
+        value_size=values // heads,
+        cap=settings.positive("gate_soft_cap", 15.0),
+    )
+
+
+def _xlstm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """The width of the MLP is a multiple of the hidden size, rounded up."""
+    every = settings.size("ffn_round_up_to_multiple_of", 64)
+    width = settings.positive("ffn_proj_factor", 2.667) * config.hidden
+    return replace(config, intermediate=int((width + every - 1) // every) * every)
 
 
 def _gated(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -581,6 +642,44 @@ RECURRENT: dict[str, Family] = {
             "hidden_act": "mlp_hidden_act",
         },
         gguf=(Gguf(name="nemotron_h", keys=_HEADS, read=_by_key_heads),),
+    ),
+    "zamba2": Family(
+        names=_zamba2_names,
+        kinds=listed_kinds,
+        recurrent=_zamba2,
+        one_part=True,
+        experts=lambda settings, layer: None,
+        rope_if=("use_mem_rope", True),
+        changes=_zamba2_changes,
+        refused={"use_long_context": ("the long context of Zamba2", False)},
+        defaults={"hidden_act": "gelu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "mamba_d_state": 64},
+        aliases={
+            "head_dim": "attention_head_dim",
+            "mamba_n_heads": "n_mamba_heads",
+            "mamba_n_groups": "mamba_ngroups",
+        },
+    ),
+    "xlstm": Family(
+        names=Names(
+            "backbone.embeddings",
+            "backbone.out_norm",
+            "lm_head",
+            "backbone.blocks.{index}.",
+            {
+                **recurrent_roles("memory", "mlstm_layer."),
+                "attention_norm": "norm_mlstm",
+                "mlp_norm": "norm_ffn",
+                **within("ffn.", {"gate": "proj_up_gate", "up": "proj_up", "gate_up": "proj_up_gate_z"}),
+                "down": "ffn.proj_down",
+            },
+        ),
+        kinds=lambda settings, count: ["recurrent"] * count,
+        recurrent=_matrix_memory,
+        positions="none",
+        expansion=1,
+        changes=_xlstm,
+        defaults={**_PURE, "rms_norm_eps": 1e-6, "final_logit_softcapping": 30.0},
+        aliases={"rms_norm_eps": "norm_eps", "final_logit_softcapping": "output_logit_soft_cap"},
     ),
     "recurrent_gemma": Family(
         names=replace(hugging_face_names(roles=_RECURRENT_GEMMA), norm="model.final_norm"),

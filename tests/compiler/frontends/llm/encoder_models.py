@@ -101,6 +101,21 @@ def _t5(positions: int) -> dict[str, Any]:
     }
 
 
+def _t5gemma(positions: int) -> dict[str, Any]:
+    """Layers with and without a window in both parts."""
+    part = {
+        **{key: value for key, value in _TEXT.items() if key != "model_type"},
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+        "sliding_window": 9,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+        "max_position_embeddings": positions,
+        **_TOKENS,
+    }
+    return {"encoder": part, "decoder": dict(part), "vocab_size": _VOCABULARY, "tie_word_embeddings": False, **_TOKENS}
+
+
 def _idefics(positions: int) -> dict[str, Any]:
     return {
         "vision_config": {**_VISION, "image_size": 16, "patch_size": 4},
@@ -129,6 +144,7 @@ ENCODER_MODELS = {
     "whisper-tiny": EncoderModel("Whisper", _whisper_tiny, "input_features"),
     "bart": EncoderModel("Bart", _bart, "input_ids", _POSITIONS, seed=1),
     "t5": EncoderModel("T5", _t5, "input_ids", _ATTENTION, seed=2),
+    "t5gemma": EncoderModel("T5Gemma", _t5gemma, "input_ids", seed=3),
     "llava": EncoderModel("Llava", _llava, "pixel_values"),
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values"),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values"),

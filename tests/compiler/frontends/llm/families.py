@@ -301,6 +301,37 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 56,
         },
     ),
+    "zamba2": (
+        "Zamba2",
+        {
+            **_BARE,
+            "intermediate_size": 80,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["mamba", "hybrid", "hybrid", "hybrid"],
+            "num_mem_blocks": 2,
+            "use_shared_attention_adapter": True,
+            "adapter_rank": 5,
+            "use_mem_rope": True,
+            "n_mamba_heads": 6,
+            "mamba_ngroups": 2,
+            "mamba_d_state": 8,
+            "pad_token_id": None,
+        },
+    ),
+    "xlstm": (
+        "xLSTM",
+        {
+            "hidden_size": 128,
+            "num_heads": 4,
+            "ffn_round_up_to_multiple_of": 8,
+            "num_attention_heads": None,
+            "head_dim": None,
+            "num_key_value_heads": None,
+            "intermediate_size": None,
+            "max_position_embeddings": None,
+            "autocast_kernel_dtype": "float32",
+        },
+    ),
     "recurrent_gemma": (
         "RecurrentGemma",
         {"head_dim": None, "num_hidden_layers": 3, "attention_window_size": 9, "max_position_embeddings": None},
@@ -408,7 +439,7 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
 
 _CACHES = ("cache", "past_key_values", "cache_params")
 # Whose tokens with a cache differ from those without one, or which return none, in transformers 5.24.
-_UNCACHED = ("bamba", "recurrent_gemma")
+_UNCACHED = ("bamba", "recurrent_gemma", "zamba2")
 
 
 def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.ndarray[Any, Any], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,14 +15,19 @@ from compiler.errors import InvalidModelError, OptionError, StorageError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.adapters import AdaptedReader, Adapter
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder
+from compiler.generation import LanguageModel, Scheduler
+from compiler.serving.configuration import model_options
 from tests.compiler.frontends.llm.families import greedy, save_model
 from tests.compiler.frontends.llm.quantized_folders import kinds, write_quantized
+from tests.compiler.generation.models import byte_tokenizer
+from tests.compiler.serving.server import serving
 
 pytest.importorskip("transformers")
 
 Array = np.ndarray[Any, Any]
 _LAYER = "model.layers.0."
 _ALPHA, _RANK = 6, 4
+_STRONG = 60  # alpha of adapters that change the tokens
 _SCALE = np.float32(_ALPHA / _RANK)
 
 
@@ -76,6 +81,100 @@ def test_logits_are_those_of_the_merged_model(base: tuple[Path, Any], tmp_path: 
     wanted, _ = greedy(reference, prompt, 1)
     found = compiler.compile(folder, adapters=adapters, threads=1).session(capacity=16).run([prompt[None]])["logits"]
     np.testing.assert_allclose(found[0, 0], wanted[0], rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+class _Kept(NamedTuple):
+    """A folder, its adapters by name, and the torch models of the base (None) and with each adapter merged."""
+
+    folder: Path
+    adapters: dict[str, Path]
+    models: dict[str | None, Any]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> _Kept:
+    """Two adapters of other ranks and modules of one base, which has a tokenizer."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("kept")
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "tie_word_embeddings": False,
+        "vocab_size": 280,
+        "eos_token_id": 279,
+    }
+    models: dict[str | None, Any] = {None: save_model("llama", folder / "base", **sizes)}
+    (folder / "base" / "tokenizer.json").write_text(json.dumps(byte_tokenizer([])))
+    changed = {
+        "first": ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj", "lm_head"),
+        "second": ("self_attn.v_proj",),
+    }
+    adapters = {}
+    for rank, (name, modules) in enumerate(changed.items(), 3):
+        models[name] = save_model("llama", folder / "copy", **sizes)
+        tensors: dict[str, Array] = {}
+        for module in modules:
+            whole = module if module == "lm_head" else _LAYER + module
+            weight = models[name].get_parameter(f"{whole}.weight")
+            own, product = _pair(whole, weight.shape[0], weight.shape[1], rank)
+            tensors |= own
+            with torch.no_grad():
+                weight.add_(torch.from_numpy(np.float32(_STRONG / rank) * product))
+        adapters[name] = _write(folder / name, tensors, r=rank, lora_alpha=_STRONG)
+    return _Kept(folder / "base", adapters, models)
+
+
+def test_sessions_choose_the_adapter(kept: _Kept) -> None:
+    module = compiler.compile(kept.folder, adapters=kept.adapters, threads=1)
+    assert module.adapters == ("first", "second")
+    prompt = np.random.default_rng(1).integers(1, 256, 9)
+    for name, model in kept.models.items():
+        wanted, _ = greedy(model, prompt, 1)
+        found = module.session(capacity=16, adapter=name).run([prompt[None]])["logits"][0, 0]
+        np.testing.assert_allclose(found, wanted[0], rtol=0, atol=1e-5 * abs(wanted).max())
+    with pytest.raises(OptionError, match="no adapter 'third'"):
+        module.session(capacity=16, adapter="third")
+
+
+def test_requests_choose_the_adapter(kept: _Kept, tmp_path: Path) -> None:
+    """Beside each other in one run, and none reads the keys and values of another one's prompt."""
+    module = compiler.compile(kept.folder, adapters=kept.adapters, threads=1, sequences=True)
+    model = LanguageModel(module)
+    prompt = np.random.default_rng(3).integers(1, 256, 40)
+    wanted = {name: greedy(each, prompt, 6)[1] for name, each in kept.models.items()}
+    assert len({*map(tuple, wanted.values())}) == len(wanted)
+    with Scheduler(model, max_sequences=2, context=64) as scheduler:
+        for _ in range(2):
+            handles = {
+                name: scheduler.submit(prompt.tolist(), adapter=name, max_new_tokens=6, speculative=2)
+                for name in wanted
+            }
+            assert {name: list(each.result().tokens) for name, each in handles.items()} == wanted
+    module.export(tmp_path / "base.twm")
+    with serving([model_options({"path": str(tmp_path / "base.twm")}, "a model")]) as running:
+        asked = {"prompt": prompt.tolist(), "max_tokens": 6, "temperature": 0}
+        for name in ("base", "first", "second"):
+            reply = running.ask("POST", "/v1/completions", {**asked, "model": name}).json
+            tokens = wanted[None if name == "base" else name]
+            assert (reply["model"], reply["choices"][0]["text"]) == (name, model.decode(tokens))
+
+
+def test_adapters_that_cannot_be_kept_are_named(kept: _Kept, tmp_path: Path) -> None:
+    name = f"{_LAYER}self_attn.q_proj"
+    pair, _ = _pair(name, 64, 48)
+    table = {
+        "model.embed_tokens.lora_embedding_A": np.zeros((4, 280)),
+        "model.embed_tokens.lora_embedding_B": np.zeros((48, 4)),
+    }
+    cases = [
+        ({**pair, f"{name}.lora_magnitude_vector": np.ones(64)}, "lora_magnitude_vector"),
+        ({**pair, "lm_head.weight": np.zeros((280, 48))}, "lm_head.weight"),
+        (table, "lora_embedding"),
+    ]
+    for tensors, message in cases:
+        adapter = _write(tmp_path, {key: np.asarray(each, np.float32) for key, each in tensors.items()})
+        with pytest.raises(OptionError, match=message):
+            import_language_model(kept.folder, LanguageModelOptions(kept_adapters={"a": adapter}))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ KINDS = {
 def test_a_file_holds_what_the_folder_does(family: str, tmp_path: Path) -> None:
     save_model(family, tmp_path, num_hidden_layers=1)
     path = write_gpt_gguf(tmp_path / "model.gguf", tmp_path, KINDS[family], sizes_of(tmp_path))
-    config, names, storage, checkpoint = read_hugging_face(tmp_path, LanguageModelOptions())
+    config, names, storage, checkpoint, _ = read_hugging_face(tmp_path, LanguageModelOptions())
     written, names_in_file, storage_in_file, file = read_gguf(GgufFile(path))
     kept = replace(
         config,

@@ -112,7 +112,7 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
 def test_a_file_of_apertus_holds_what_the_folder_does(tmp_path: Path) -> None:
     """Numbers of xIELU are metadata, where the folder has tensors."""
     model = save_model("apertus", tmp_path)
-    config, folder_names, storage, checkpoint = read_hugging_face(tmp_path, LanguageModelOptions())
+    config, folder_names, storage, checkpoint, _ = read_hugging_face(tmp_path, LanguageModelOptions())
     tensors = Parameters(checkpoint, folder_names, config, storage)
     wanted = [tensors.xielu(index) for index in range(2)]
     state = {name: values.float().reshape(-1).tolist() for name, values in model.state_dict().items()}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import compiler
+from compiler.errors import OptionError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.generation import LanguageModel, Scheduler
 from compiler.generation.loop import SequenceState
@@ -97,3 +98,22 @@ def test_slots_go_back_to_where_prompts_parted(tmp_path: Path, *, sequences: boo
         with Scheduler(model, max_sequences=2, context=64) as scheduler:
             handles = [scheduler.submit(prompt, speculative=4, max_new_tokens=20) for _ in range(2)]
             assert [handle.result().tokens for handle in handles] == [wanted, wanted]
+
+
+def test_the_last_runs_of_overwritten_states_are_undone(tmp_path: Path) -> None:
+    reference = save_model("qwen3_next", tmp_path)
+    module = compiler.compile(import_language_model(tmp_path), threads=1)
+    prompt = np.random.default_rng(5).integers(1, reference.config.vocab_size, 9)
+    session = module.session(capacity=40, snapshots=2)
+    wanted = [session.run([part[None]])["logits"] for part in (prompt[:4], prompt[4:5], prompt[5:])]
+    with pytest.raises(OptionError, match=r"rewinding \[4, 5\] rows"):
+        session.rewind(9)
+    other = session.fork()
+    session.rewind(5)
+    assert session.length == 4
+    for part, logits in zip((prompt[4:5], prompt[5:]), wanted[1:], strict=True):
+        np.testing.assert_array_equal(session.run([part[None]])["logits"], logits)
+    other.rewind(4)
+    np.testing.assert_array_equal(other.run([prompt[None, 5:]])["logits"], wanted[2])
+    with pytest.raises(OptionError, match=r"session\(snapshots="):
+        module.session(capacity=40).rewind(0)
