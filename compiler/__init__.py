@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from compiler.profiling.bench import bench
     from compiler.profiling.profile import profile
     from compiler.runtime import Module, load
+    from compiler.runtime.prediction import Classes, Detections, Ranking, Segmentation, Speech, Text, Vector
+    from compiler.runtime.session import Session
     from compiler.searching.choice import choice
     from compiler.searching.result import SearchResult
     from compiler.searching.search import search
@@ -45,6 +47,10 @@ _HOME: dict[str, str | None] = {
     "compile": "compiler.driver.compile",
     "load": "compiler.runtime",
     "Module": "compiler.runtime",
+    "Session": "compiler.runtime.session",
+    **dict.fromkeys(
+        ("Classes", "Detections", "Ranking", "Segmentation", "Speech", "Text", "Vector"), "compiler.runtime.prediction"
+    ),
     "CompressedModel": "compiler.compression.model",
     "QuantizedModel": "compiler.compression.quantization",
     "Processing": "compiler.support.processing",
@@ -76,13 +82,21 @@ _HOME: dict[str, str | None] = {
 }
 
 __all__ = [
+    "Classes",
     "CompressedModel",
+    "Detections",
     "Module",
     "Processing",
     "QuantizedModel",
+    "Ranking",
     "SearchResult",
+    "Segmentation",
+    "Session",
+    "Speech",
     "Target",
     "TensorwrightError",
+    "Text",
+    "Vector",
     "__version__",
     "bench",
     "choice",

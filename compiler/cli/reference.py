@@ -72,7 +72,7 @@ def _row(parameter: Any) -> str:
     if isinstance(default, str | int | float) and not isinstance(default, bool):
         text += f" Default: `{default}`."
     names, text = (each.replace("|", "\\|").replace("<", "&lt;") for each in (names, text))
-    return f"| {names} | {text} |"
+    return f"| {names} | {text.replace('*', '&#42;')} |"
 
 
 def _metavar(parameter: Any) -> str:

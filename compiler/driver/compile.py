@@ -84,7 +84,7 @@ def compile(
         outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
             What nothing else needs is not compiled.
         state: what a session keeps (`Module.session`): of an ONNX model, the output that is the next value of an input,
-            where "*" stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs of the usual
+            where `*` stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs of the usual
             names; {}: none. Of a PyTorch model, inputs that it writes to (["*"]: all of them); buffers that it writes
             to always are states. Of both, pairs whose output is the input with rows appended to it grow from run to
             run.

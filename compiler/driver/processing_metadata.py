@@ -95,10 +95,10 @@ def _of_ultralytics(metadata: Mapping[str, str]) -> Processing:
     task = metadata["task"]
     names = _literal(metadata["names"], "names")
     size = _literal(metadata["imgsz"], "imgsz") if "imgsz" in metadata else None
-    if task not in ("detect", "classify"):
+    if task not in ("detect", "segment", "classify"):
         raise OptionError(
             f"processing: the model's task is {task!r}",
-            "detect and classify are supported of ultralytics' models; process its outputs yourself",
+            "detect, segment and classify are supported of ultralytics' models; process its outputs yourself",
         )
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
         raise InvalidModelError(f"the model's metadata name no classes: {str(names)[:100]}")

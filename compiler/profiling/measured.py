@@ -55,6 +55,24 @@ class CallTime:
 
 
 @dataclass(frozen=True)
+class ThreadTime:
+    """What one thread did in a parallel loop of a kernel, in one run.
+
+    Attributes:
+        thread: 0 for the thread that runs the module.
+        call: the kernel's place among the calls.
+        start, duration: in seconds from the beginning of the run.
+        parts: of the loop, that it ran.
+    """
+
+    thread: int
+    call: int
+    start: float
+    duration: float
+    parts: int
+
+
+@dataclass(frozen=True)
 class KernelTime:
     """All calls of one kernel in a run, or those from one place in the code.
 
@@ -124,6 +142,7 @@ class Profile:
         calls: the calls of one typical run, in order.
         roofline: limits of the processor with these threads; None for other devices.
         planned_bytes: that the memory plan holds for tensors between kernels; None where it depends on sizes.
+        thread_times: what each thread did in the parallel loops of that run.
     """
 
     model: str
@@ -140,6 +159,7 @@ class Profile:
     layers: tuple[KernelTime, ...] = ()
     roofline: Roofline | None = None
     planned_bytes: int | None = None
+    thread_times: tuple[ThreadTime, ...] = ()
 
     def __repr__(self) -> str:
         slowest = ", ".join(f"{each.label} {format_seconds(each.seconds)}" for each in self.layers[:3])

@@ -19,9 +19,10 @@ from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
 from compiler.profiling.call_names import NamedCall, named_calls
 from compiler.profiling.dataflow import dataflow
 from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
-from compiler.profiling.measured import CallTime, KernelTime, Profile
+from compiler.profiling.measured import CallTime, KernelTime, Profile, ThreadTime
 from compiler.profiling.timing import Latency, median
 from compiler.profiling.workload import Workload, prepare
+from compiler.runtime.thread_pool import Work, WorkTrace
 from compiler.support.balance import balance, elements_read, task_counts
 from compiler.support.formula import evaluate
 from compiler.support.interrupts import interruptible
@@ -62,21 +63,42 @@ def profile(
     if runs is not None and runs < 1:
         raise OptionError(f"runs={runs}: at least one run is needed")
     workload = prepare(source, inputs, threads=threads, sizes=sizes)
-    samples, watched, recording = workload.on_its_threads(lambda: _measure(workload, runs, seconds))
-    return _summarize(workload, samples, watched, recording)
+    return _summarize(workload, workload.on_its_threads(lambda: _measure(workload, runs, seconds)))
 
 
-def _measure(workload: Workload, runs: int | None, seconds: float) -> tuple[list[float], list[float], Recording]:
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds of runs without the instrument (`samples`) and with it, and what was recorded in the latter.
+
+    Attributes:
+        works: of each run with the instrument, what its threads did.
+    """
+
+    samples: list[float]
+    watched: list[float]
+    recording: Recording
+    works: list[list[Work]]
+
+    @property
+    def typical(self) -> int:
+        """The run with the instrument whose time is the nearest to the median."""
+        order: NDArray[np.int64] = np.argsort(self.watched, kind="stable")
+        return int(order[len(order) // 2])
+
+
+def _measure(workload: Workload, runs: int | None, seconds: float) -> _Measured:
     deadline = time.perf_counter() + _WARM_UP_SECONDS
     workload.run()
     while time.perf_counter() < deadline:
         workload.run()
     samples: list[float] = []
     watched: list[float] = []
+    works: list[list[Work]] = []
+    trace = WorkTrace()
     deadline = time.perf_counter() + seconds
 
     def watched_run() -> None:
-        watched.append(_timed(workload.run))
+        works.append(trace.during(lambda: watched.append(_timed(workload.run))))
 
     def plain_run() -> None:
         samples.append(_timed(workload.run))
@@ -93,7 +115,7 @@ def _measure(workload: Workload, runs: int | None, seconds: float) -> tuple[list
     finally:
         if collecting:
             gc.enable()
-    return samples, watched[1:], recording
+    return _Measured(samples, watched[1:], recording, works[1:])
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -102,8 +124,8 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _summarize(workload: Workload, samples: list[float], watched: list[float], recording: Recording) -> Profile:
-    latency = Latency.of(samples)
+def _summarize(workload: Workload, measured: _Measured) -> Profile:
+    recording, latency = measured.recording, Latency.of(measured.samples)
     times = call_times(recording, latency.p50)
     manifest = workload.module.manifest
     provenance = {entry.kernel: entry for entry in manifest.kernels}
@@ -126,12 +148,13 @@ def _summarize(workload: Workload, samples: list[float], watched: list[float], r
         threads=workload.module.threads,
         inputs=workload.shapes(),
         latency=latency,
-        samples=tuple(samples),
-        watched=Latency.of(watched),
+        samples=tuple(measured.samples),
+        watched=Latency.of(measured.watched),
         crossing=times.crossing,
         kernels=tuple(kernels([(call.name, -1) for call in calls]).values()),
         layers=tuple(layers.values()),
-        calls=_calls(recording, times, operations, watched, named, provenance, positions),
+        calls=_calls(recording, times, operations, measured.typical, named, provenance, positions),
+        thread_times=_thread_times(measured, times),
         roofline=_limits(manifest, workload.module.threads),
         planned_bytes=plan.peak_bytes if plan is not None and plan.dynamic_bytes == "0" else None,
     )
@@ -258,14 +281,12 @@ def _calls(
     recording: Recording,
     times: CallTimes,
     operations: Sequence[int | None],
-    watched: Sequence[float],
+    typical: int,
     named: Sequence[NamedCall],
     provenance: Mapping[str, KernelProvenance],
     positions: Mapping[tuple[str, int], int],
 ) -> tuple[CallTime, ...]:
-    """The calls of the run whose time is the nearest to the median."""
-    order: NDArray[np.int64] = np.argsort(watched, kind="stable")
-    typical = int(order[len(order) // 2])
+    """The calls of the typical run."""
     kinds = _kinds(recording.calls)
     flow = dataflow(recording.calls, _outputs(recording.calls, kinds, provenance))
     return tuple(
@@ -285,3 +306,19 @@ def _calls(
         )
         for index, call in enumerate(recording.calls)
     )
+
+
+def _thread_times(measured: _Measured, times: CallTimes) -> tuple[ThreadTime, ...]:
+    """What each thread did in the typical run, at the times of its calls without the cost of the instrument."""
+    recording, run = measured.recording, measured.typical
+    left, found = recording.left[run], []
+    for work in measured.works[run]:
+        event = int(np.searchsorted(left, work.begin)) - 1  # the last mark before it: the start of the kernel's call
+        if event < 0 or not recording.is_start[event]:
+            continue
+        call = int(recording.order[event])
+        start, end = (min((each - left[event]) * 1e-9, times.duration[run, call]) for each in (work.begin, work.end))
+        found.append(
+            ThreadTime(work.place, call, float(times.start[run, call] + start), float(end - start), work.parts)
+        )
+    return tuple(found)

@@ -88,8 +88,9 @@ def _sections(profile: Profile) -> list[Section]:
         Section("Time by layer", BarChart(_bars(profile.layers), "s"), _instrument_note(profile)),
         Section(
             "One run",
-            Timeline([_span(call) for call in profile.calls]),
-            "The run nearest to the median. Scroll to zoom, drag to move, double-click to see all of it.",
+            Timeline([*(_span(call) for call in profile.calls), *_thread_spans(profile)]),
+            "The run nearest to the median: calls, and below them a row for each thread in parallel loops of kernels. "
+            "Scroll to zoom, drag to move, double-click to see all of it.",
         ),
         *_memory(profile),
         Section("Cumulative share", _cumulative(profile.layers), _cumulative_note(profile.layers), narrow=True),
@@ -145,6 +146,21 @@ def _span(call: CallTime) -> Span:
     if call.nodes:
         details += [f"kernel: {call.name}", f"computes: {', '.join(call.nodes)}"]
     return Span(call.label, call.kind, call.start, call.duration, call.depth, tuple(filter(None, details)))
+
+
+def _thread_spans(profile: Profile) -> list[Span]:
+    """A row below the calls for each thread, with what it did in parallel loops."""
+    below = max((call.depth for call in profile.calls), default=0) + 1
+    spans = []
+    for each in profile.thread_times:
+        call = profile.calls[each.call]
+        details = (
+            format_seconds(each.duration),
+            f"thread {each.thread + 1} of {profile.threads}",
+            plural(each.parts, "part"),
+        )
+        spans.append(Span(call.label, call.kind, each.start, each.duration, below + each.thread, details))
+    return spans
 
 
 def _cumulative(kernels: Sequence[KernelTime]) -> LineChart:

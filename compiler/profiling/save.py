@@ -19,7 +19,7 @@ from compiler.profiling.profile_page import profile_page
 from compiler.reports.formatting import plural
 
 if TYPE_CHECKING:
-    from compiler.profiling.measured import CallTime, Profile
+    from compiler.profiling.measured import CallTime, Profile, ThreadTime
 
 
 def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
@@ -48,15 +48,22 @@ def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, 
 
 _PROCESS = 1
 _THREAD = 1
+_FIRST_TRACK = 2  # of the threads in parallel loops
 
 
 def chrome_trace(profile: Profile) -> dict[str, Any]:
-    """The calls of one typical run; nested calls lie inside the ones they were made from."""
+    """The calls of one typical run; nested calls lie inside the ones they were made from. A track for each thread has
+    what it did in parallel loops of kernels."""
     return {
         "traceEvents": [
             _metadata("process_name", f"{profile.model} on {profile.target}"),
             _metadata("thread_name", f"one run, {plural(profile.threads, 'thread')} in each kernel"),
+            *(
+                _metadata("thread_name", f"thread {thread + 1} in parallel loops", _FIRST_TRACK + thread)
+                for thread in sorted({each.thread for each in profile.thread_times})
+            ),
             *(_event(call) for call in profile.calls),
+            *(_work(each, profile.calls[each.call]) for each in profile.thread_times),
         ],
         "displayTimeUnit": "ns",
         "otherData": {
@@ -68,8 +75,8 @@ def chrome_trace(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _metadata(name: str, value: str) -> dict[str, Any]:
-    return {"name": name, "ph": "M", "pid": _PROCESS, "tid": _THREAD, "args": {"name": value}}
+def _metadata(name: str, value: str, track: int = _THREAD) -> dict[str, Any]:
+    return {"name": name, "ph": "M", "pid": _PROCESS, "tid": track, "args": {"name": value}}
 
 
 def _event(call: CallTime) -> dict[str, Any]:
@@ -80,13 +87,21 @@ def _event(call: CallTime) -> dict[str, Any]:
         arguments["operations"] = call.operations
         if call.duration > 0:
             arguments["GFLOP/s"] = round(call.operations / call.duration / 1e9, 3)
+    return _complete(call, call.start, call.duration, _THREAD, arguments)
+
+
+def _work(work: ThreadTime, call: CallTime) -> dict[str, Any]:
+    return _complete(call, work.start, work.duration, _FIRST_TRACK + work.thread, {"parts": work.parts})
+
+
+def _complete(call: CallTime, start: float, duration: float, track: int, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": call.label,
         "cat": call.kind,
         "ph": "X",
-        "ts": round(call.start * 1e6, 4),
-        "dur": round(call.duration * 1e6, 4),
+        "ts": round(start * 1e6, 4),
+        "dur": round(duration * 1e6, 4),
         "pid": _PROCESS,
-        "tid": _THREAD,
+        "tid": track,
         "args": arguments,
     }

@@ -520,3 +520,6 @@ class Session:
     def __repr__(self) -> str:
         rows = "" if self._manifest.position is None else f", {self._length} of {self.capacity} rows in use"
         return f"<Session of {self._manifest.model_name!r}, {len(self._states)} states{rows}>"
+
+
+Session.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles

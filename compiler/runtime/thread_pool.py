@@ -61,14 +61,59 @@ def set_threads() -> Callable[[int], int]:
     from compiler.runtime.tvm_runtime import global_function, runtime_library
 
     runtime_library()  # provides the TVM functions that the pool calls
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall tensorwright") from error
-    if library.tensorwright_pool_register() != 0:
+    if _library().tensorwright_pool_register() != 0:
         raise InternalError("TVM did not take the thread pool")
     return global_function("tensorwright.set_threads")  # may come from another library of this process
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = library_path()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MissingDependencyError(f"{path} could not be loaded: {error}", "reinstall tensorwright") from error
+
+
+class Work(ctypes.Structure):
+    """Work of one thread in a parallel region.
+
+    Attributes:
+        begin, end: nanoseconds of `time.perf_counter_ns`.
+        place: 0 for the thread that launched the region.
+        parts: of the region, that it ran.
+    """
+
+    begin: int
+    end: int
+    place: int
+    parts: int
+    _fields_ = (
+        ("begin", ctypes.c_int64),
+        ("end", ctypes.c_int64),
+        ("place", ctypes.c_int32),
+        ("parts", ctypes.c_int32),
+    )
+
+
+_MOST_WORKS = 1 << 16
+
+
+class WorkTrace:
+    """Notes what threads do in parallel regions of the calling thread, which has its threads by `set_threads`."""
+
+    def __init__(self) -> None:
+        self._works = (Work * _MOST_WORKS)()
+
+    def during(self, run: Callable[[], object]) -> list[Work]:
+        """What they do in the regions of `run`: the first 65,536 works."""
+        trace = _library().tensorwright_pool_trace
+        trace(self._works, _MOST_WORKS)
+        try:
+            run()
+        finally:
+            noted = trace(None, 0)
+        return [Work.from_buffer_copy(each) for each in self._works[:noted]]
 
 
 def library_path() -> Path:

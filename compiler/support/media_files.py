@@ -44,6 +44,8 @@ def read_image(image: Image) -> Any:
         raise StorageError(f"no such file: {image!s}") from error
     except (InputError, MemoryError):
         raise
+    except pillow.UnidentifiedImageError as error:
+        raise InputError("the image cannot be read: unknown format", f"give one of {', '.join(FORMATS)}") from error
     except Exception as error:  # its formats raise what they like on damaged files
         raise InputError(f"the image cannot be read: {error}", f"give one of {', '.join(FORMATS)}") from error
 

@@ -30,10 +30,10 @@ class Processing:
     """Processing that is part of a module, before and behind the net.
 
     The input of a module that detects, classifies, segments or reads is an image of any size: uint8 (height, width, 3),
-    in RGB. It returns `scores` and `classes`, of detectors `boxes` too, in pixels of that image, and of segmentation a
-    `mask` of the image's size. Modules that embed or rerank texts or find speech keep their inputs; `Module.predict`
-    makes them of texts or a recording. A field that is None is found in the model's metadata, or has the task's
-    default.
+    in RGB. It returns `scores` and `classes`, of detectors `boxes` too, in pixels of that image, and `masks` where the
+    net has prototypes of masks, uint8 (boxes, height, width) of what it reads; of segmentation a `mask` of the image's
+    size. Modules that embed or rerank texts or find speech keep their inputs; `Module.predict` makes them of texts or a
+    recording. A field that is None is found in the model's metadata, or has the task's default.
 
     Attributes:
         task: "detect" (boxes), "classify", "segment" (a class for each pixel), "read" (the text of a line in an image,
@@ -59,7 +59,8 @@ class Processing:
             and scores (YOLOv8 and later). "yolo-objectness": (1, boxes, 5 + classes), a score of the box before those
             of classes, which are multiplied (YOLOv5 to v7). "end-to-end": (1, boxes, 6), corners, score and class
             (YOLOv10, YOLO26). "detr", "rt-detr": logits (1, boxes, classes), and centers and sizes from 0 to 1 in
-            (1, boxes, 4); the last class of "detr" is no object.
+            (1, boxes, 4); the last class of "detr" is no object. Behind the scores of the first three may stand
+            coefficients of masks, with their prototypes, (1, coefficients, rows, columns), as the second output.
         score: least score of a box; of segmentation with one class, of a pixel that belongs to it.
         overlap: boxes of one class whose intersection over union with a better one is above it are dropped.
         names: names of the classes, in their order; for "read", the characters, with a name for the blank.

@@ -120,7 +120,7 @@ class Session:
     def run(self, limits: Limits) -> None:
         """Measure the defaults, search until a limit is reached or nothing is left to win, compare the leaders."""
         self._began = time.monotonic()
-        self.progress.limit_seconds, self.progress.limit_trials = limits.seconds, limits.trials
+        self.progress.limit_trials = limits.trials
         self._measure_defaults()
         self.progress.before = self._model_seconds(default=True)
         if not self.measure.deterministic:  # a model says nothing of what the machine could do
@@ -151,6 +151,8 @@ class Session:
     def _search_all(self, limits: Limits) -> None:
         trials, processor = self.progress.trials, self._processor_seconds()
         self.search_began = began = time.monotonic()
+        if limits.seconds is not None:
+            self.progress.limit_seconds = began - self._began + limits.seconds
         try:
             while not self._reached(limits):
                 state = next_task([each for each in self.states if each.task.tunable])

@@ -138,7 +138,7 @@ class Progress:
     """The progress of a tuning run; passed to the caller after every trial.
 
     Attributes:
-        seconds: since the start; `limit_seconds` and `limit_trials` are what was allowed.
+        seconds: since the start; `limit_seconds` (known when the search begins) and `limit_trials` are what is allowed.
         before, now: of a run of the model in kernels, untuned and as tuned so far, in `unit`: "s" or "cycles".
         phase: what is being done.
         resumed: trials found in the records.

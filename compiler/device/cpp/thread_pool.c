@@ -100,6 +100,8 @@ struct Seat {
   int threads; /* that its regions use; 0: TVM's pool */
   int inside;  /* a region: those that its parts launch run here */
   int32_t extent; /* of the next region's loop; 0: not known */
+  TensorwrightWork* works; /* where a trace notes them; NULL: there is none */
+  int works_room, works_noted;
 } __attribute__((aligned(64)));
 
 static struct {
@@ -118,6 +120,12 @@ static uint32_t now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return (uint32_t)((uint64_t)time.tv_sec * 1000000u + (uint64_t)time.tv_nsec / 1000u);
+}
+
+static int64_t nanoseconds(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
 static void relax(void) {
@@ -262,12 +270,17 @@ static void run_part(Region* region, int number) {
    first, as each of them does. */
 static void run_parts(Seat* owner, int place, int number) {
   Region* region = &owner->region;
+  TensorwrightWork work = {owner->works ? nanoseconds() : 0, 0, place, 0};
   for (int i = 2 * place + 1; i <= 2 * place + 2 && i < region->seats; ++i) wake(owner->team[i]);
-  for (; number >= 0; number = take_own(owner->team[place])) run_part(region, number);
+  for (; number >= 0; number = take_own(owner->team[place]), ++work.parts) run_part(region, number);
   for (int i = place + 1; i < place + region->seats; ++i) {
     Seat* other = owner->team[i % region->seats];
-    while ((number = take_last(other)) >= 0) run_part(region, number);
+    for (; (number = take_last(other)) >= 0; ++work.parts) run_part(region, number);
   }
+  if (!owner->works || !work.parts) return;
+  work.end = nanoseconds();
+  int noted = __atomic_fetch_add(&owner->works_noted, 1, __ATOMIC_RELAXED);
+  if (noted < owner->works_room) owner->works[noted] = work;
 }
 
 static void* help(void* argument) {
@@ -343,6 +356,7 @@ static void leave(void* argument) {
   pthread_mutex_lock(&pool.lock);
   hold_helpers(seat, 0);
   seat->threads = 0;
+  seat->works = NULL;
   push(&pool.vacant, seat);
   pthread_mutex_unlock(&pool.lock);
 }
@@ -384,6 +398,14 @@ int tensorwright_pool_set_threads(int threads) {
   pthread_mutex_unlock(&pool.lock);
   seat->threads = threads;
   return threads ? seat->helpers + 1 : 0;
+}
+
+int tensorwright_pool_trace(TensorwrightWork* works, int room) {
+  Seat* seat = seat_of_caller();
+  if (!seat) return 0;
+  int noted = seat->works_noted < seat->works_room ? seat->works_noted : seat->works_room;
+  seat->works = works, seat->works_room = works ? room : 0, seat->works_noted = 0;
+  return noted;
 }
 
 static int run_here(TensorwrightPart part, void* data) {

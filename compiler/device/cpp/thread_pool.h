@@ -26,6 +26,17 @@ int tensorwright_pool_launch(TensorwrightPart part, void* data, int count);
    starts no more. */
 int tensorwright_pool_set_threads(int threads);
 
+/* Work of one thread in a region: nanoseconds of CLOCK_MONOTONIC, the thread (0: the one that launched the region) and how many
+   parts it ran. */
+typedef struct {
+  int64_t begin, end;
+  int32_t place, parts;
+} TensorwrightWork;
+
+/* Notes the work in later regions of the calling thread, up to `room` times, until the next call; NULL: no longer. Returns how
+   many have been noted since the last call. */
+int tensorwright_pool_trace(TensorwrightWork* works, int room);
+
 /* Makes the pool known to TVM, for modules that are loaded from now on, and `tensorwright.set_threads` a function of TVM's
    registry, unless another library did. Returns 0, or -1 with an error of TVM's. */
 int tensorwright_pool_register(void);

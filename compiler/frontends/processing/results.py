@@ -1,7 +1,8 @@
 """Boxes and classes from a network's outputs, as ONNX graphs in ONNX's textual syntax.
 
 Each form of a detector's results becomes `corners` (boxes, 4) in pixels of the frame, and `best`, `label` (boxes,) in
-falling order or not; then overlapping boxes are dropped, or, where the net did that, those of low scores.
+falling order or not; then overlapping boxes are dropped, or, where the net did that, those of low scores. A detector
+with prototypes of masks as its second output returns a mask of each box, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _CONSTANTS = """
   three = Constant <value_ints = [3]> ()
   four = Constant <value_ints = [4]> ()
   five = Constant <value_ints = [5]> ()
+  six = Constant <value_ints = [6]> ()
   end = Constant <value_ints = [1073741824]> ()
   half = Constant <value_float = 0.5> ()
 """
@@ -71,12 +73,16 @@ _READ = """
 _YOLO = """
   turned = Transpose <perm = [0, 2, 1]> (raw)
   entries = Squeeze (turned, zero)
-  values = Slice (entries, four, end, one)
+  class_end = Constant <value_ints = [{class_end}]> ()
+  values = Slice (entries, four, class_end, one)
+  coefficients = Slice (entries, class_end, end, one)
   {activation}
 """
 _OBJECTNESS = """
   entries = Squeeze (raw, zero)
-  values = Slice (entries, five, end, one)
+  class_end = Constant <value_ints = [{class_end}]> ()
+  values = Slice (entries, five, class_end, one)
+  coefficients = Slice (entries, class_end, end, one)
   objectness = Slice (entries, four, five, one)
   joint = Mul (values, objectness)
   probabilities = Identity (joint)
@@ -86,9 +92,10 @@ _END_TO_END = """
   corners = Slice (entries, zero, four, one)
   best_column = Slice (entries, four, five, one)
   best = Squeeze (best_column, one)
-  label_column = Slice (entries, five, end, one)
+  label_column = Slice (entries, five, six, one)
   label_values = Squeeze (label_column, one)
   label = Cast <to = 7> (label_values)
+  coefficients = Slice (entries, six, end, one)
 """
 _RELATIVE = """
   relative = Squeeze (boxes_raw, zero)
@@ -132,10 +139,54 @@ _ABOVE = """
   enough = Greater (most_scores, least)
   kept = Compress <axis = 0> (order, enough)
 """
+# As ultralytics' process_mask: products with the prototypes, interpolated to the frame, and cut at their boxes; boxes
+# without a pixel are dropped.
+_MASKED = """
+  of_boxes = Gather <axis = 0> (coefficients, kept)
+  frames = Gather <axis = 0> (corners, kept)
+  flat_shape = Constant <value_ints = [{count}, {pixels}]> ()
+  flat = Reshape (prototypes, flat_shape)
+  products = MatMul (of_boxes, flat)
+  small_shape = Constant <value_ints = [-1, 1, {rows}, {columns}]> ()
+  small = Reshape (products, small_shape)
+  factors = Constant <value_floats = [1.0, 1.0, {down}, {over}]> ()
+  logits_of_masks = Resize <mode = "linear"> (small, , factors)
+  nothing = Constant <value_float = 0.0> ()
+  is_positive = Greater (logits_of_masks, nothing)
+  lefts = Slice (frames, zero, one, one)
+  tops = Slice (frames, one, two, one)
+  rights = Slice (frames, two, three, one)
+  bottoms = Slice (frames, three, four, one)
+  first_pixel = Constant <value_float = 0.0> ()
+  next_pixel = Constant <value_float = 1.0> ()
+  past_row = Constant <value_float = {height}> ()
+  past_column = Constant <value_float = {width}> ()
+  row = Range (first_pixel, past_row, next_pixel)
+  column = Range (first_pixel, past_column, next_pixel)
+  is_below = GreaterOrEqual (row, tops)
+  is_above = Less (row, bottoms)
+  is_right = GreaterOrEqual (column, lefts)
+  is_left = Less (column, rights)
+  has_row = And (is_below, is_above)
+  has_column = And (is_right, is_left)
+  row_axes = Constant <value_ints = [1, 3]> ()
+  column_axes = Constant <value_ints = [1, 2]> ()
+  rows = Unsqueeze (has_row, row_axes)
+  columns = Unsqueeze (has_column, column_axes)
+  is_in_box = And (rows, columns)
+  is_on = And (is_positive, is_in_box)
+  masks_of_all = Cast <to = 2> (is_on)
+  pixel_axes = Constant <value_ints = [1, 2, 3]> ()
+  is_seen = ReduceMax <keepdims = 0> (masks_of_all, pixel_axes)
+  has_mask = Cast <to = 9> (is_seen)
+  masks_with_axis = Compress <axis = 0> (masks_of_all, has_mask)
+  masks = Squeeze (masks_with_axis, one)
+  seen = Compress <axis = 0> (kept, has_mask)
+"""
 _PLACED = """
-  scores = Gather <axis = 0> (best, kept)
-  classes = Gather <axis = 0> (label, kept)
-  chosen = Gather <axis = 0> (corners, kept)
+  scores = Gather <axis = 0> (best, {kept})
+  classes = Gather <axis = 0> (label, {kept})
+  chosen = Gather <axis = 0> (corners, {kept})
   start = Slice (placement, zero, one, zero)
   factor = Slice (placement, one, two, zero)
   most = Slice (placement, two, three, zero)
@@ -169,10 +220,38 @@ def results_of(model: ImportedModel, processing: Processing, size: tuple[int, in
     raw, boxes = _detector_outputs(model, processing)
     read = [("raw", raw)] if boxes is None else [("raw", raw), ("boxes_raw", boxes)]
     results = "float[n, 4] boxes, float[n] scores, int64[n] classes"
-    body = _detector_body(processing, raw)
+    prototypes = prototypes_of(model, processing)
+    if prototypes is not None:
+        if processing.resize == "crop":
+            raise OptionError("processing: what a crop cuts off has no mask", "use resize=stretch, letterbox or fit")
+        read.append(("prototypes", prototypes))
+        results += f", uint8[n, {size[0]}, {size[1]}] masks"
+    body = _detector_body(processing, raw, prototypes, size)
     count = min(processing.top or 300, _candidates(processing, raw))
     graph = _graph(body, read, results, count, placed=True, size=size)
     return graph, [each.name for _, each in read]
+
+
+def prototypes_of(model: ImportedModel, processing: Processing) -> TensorSpec | None:
+    """The output of a detector with prototypes of masks, (1, coefficients, rows, columns); None where it has none.
+
+    The boxes of such a net have as many columns more, behind their scores.
+    """
+    count = _prototypes(model)
+    if not count or processing.boxes in ("detr", "rt-detr"):
+        return None
+    raw, prototypes = model.outputs
+    axis, first = {"yolo": (1, 4), "yolo-objectness": (2, 5), "end-to-end": (2, 6)}[processing.boxes or "yolo"]
+    columns = _numbers(raw)[axis] - first - count
+    classes = 0 if processing.boxes == "end-to-end" else len(processing.names or range(max(columns, 1)))
+    return prototypes if columns == classes else None
+
+
+def _prototypes(model: ImportedModel) -> int:
+    """How many prototypes of masks the second of two outputs may be, (1, count, rows, columns); else 0."""
+    shape = model.outputs[-1].shape
+    is_fixed = len(shape) == 4 and all(isinstance(each, int) for each in shape)
+    return int(shape[1]) if len(model.outputs) == 2 and is_fixed and shape[0] == 1 else 0
 
 
 def _check_frames(raw: TensorSpec, processing: Processing) -> None:
@@ -186,13 +265,17 @@ def _check_frames(raw: TensorSpec, processing: Processing) -> None:
         raise OptionError(f"processing: blank={processing.blank} is not one of {numbers[2]} classes")
 
 
-def _detector_body(processing: Processing, raw: TensorSpec) -> str:
+def _detector_body(
+    processing: Processing, raw: TensorSpec, prototypes: TensorSpec | None, size: tuple[int, int]
+) -> str:
     """Nodes of a detector's results, from the raw ones on."""
     limits = {"score": processing.score, "overlap": processing.overlap, "far": _FAR}
     activation = _ACTIVATIONS[processing.activation or "none"].format("values")
+    coefficients = 0 if prototypes is None else int(prototypes.shape[1])
+    yolo_end, objectness_end = (int(raw.shape[axis]) - coefficients for axis in (1, 2))
     parts = {
-        "yolo": (_YOLO.format(activation=activation), _CORNERS, _BEST, _SUPPRESSED),
-        "yolo-objectness": (_OBJECTNESS, _CORNERS, _BEST, _SUPPRESSED),
+        "yolo": (_YOLO.format(activation=activation, class_end=yolo_end), _CORNERS, _BEST, _SUPPRESSED),
+        "yolo-objectness": (_OBJECTNESS.format(class_end=objectness_end), _CORNERS, _BEST, _SUPPRESSED),
         "end-to-end": (_END_TO_END, _ABOVE),
         "detr": (_RELATIVE, _CORNERS, _DETR, _BEST, _ABOVE),
         "rt-detr": (
@@ -202,7 +285,25 @@ def _detector_body(processing: Processing, raw: TensorSpec) -> str:
             _ABOVE,
         ),
     }[processing.boxes or "yolo"]
-    return "".join([*parts[:-1], parts[-1].format(**limits), _PLACED])
+    masked = "" if prototypes is None else _masked(prototypes, size)
+    placed = _PLACED.format(kept="seen" if masked else "kept")
+    return "".join([*parts[:-1], parts[-1].format(**limits), masked, placed])
+
+
+def _masked(prototypes: TensorSpec, size: tuple[int, int]) -> str:
+    """Nodes of the masks of the chosen boxes."""
+    _, count, rows, columns = _numbers(prototypes)
+    height, width = map(float, size)
+    return _MASKED.format(
+        count=count,
+        pixels=rows * columns,
+        rows=rows,
+        columns=columns,
+        down=height / rows,
+        over=width / columns,
+        height=height,
+        width=width,
+    )
 
 
 def recognized(model: ImportedModel, processing: Processing) -> Processing:
@@ -219,12 +320,13 @@ def recognized(model: ImportedModel, processing: Processing) -> Processing:
     if len(shape) == 3 and shape[0] == 1 and all(isinstance(each, int) for each in shape):
         _, first, last = map(int, shape)
         classes = len(processing.names) if processing.names else None
-        if last == 6 and classes != 1 and first <= 1000:
-            return Processing(boxes="end-to-end").over(processing)
-        if first == (4 + classes if classes else first) and 4 < first < last:
-            return Processing(boxes="yolo").over(processing)
-        if last == (5 + classes if classes else last) and 5 < last < first:
-            return Processing(boxes="yolo-objectness").over(processing)
+        for masks in (_prototypes(model), 0):
+            if last == 6 + masks and classes != 1 and first <= 1000:
+                return Processing(boxes="end-to-end").over(processing)
+            if first == (4 + classes + masks if classes else first) and 4 + masks < first < last:
+                return Processing(boxes="yolo").over(processing)
+            if last == (5 + classes + masks if classes else last) and 5 + masks < last < first:
+                return Processing(boxes="yolo-objectness").over(processing)
     raise OptionError(
         f"processing: the form of the boxes cannot be told from the outputs {'; '.join(map(str, model.outputs))}",
         "give boxes= of `tensorwright.Processing`, or process the outputs yourself",

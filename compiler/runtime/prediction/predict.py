@@ -30,7 +30,8 @@ def processing_of(module: Module) -> Processing:
     if asset is None:
         raise OptionError(
             "the module was compiled without processing",
-            'compile it with processing="auto", or tensorwright.Processing(task=...); or run it on tensors: run(...)',
+            'compile it with processing="auto" (--processing) or tensorwright.Processing(task=...) (--task), or give '
+            "tensors: run(...), --input",
         )
     return decoded(asset.tobytes())
 
@@ -75,7 +76,7 @@ def _of_image(module: Module, given: Given, processing: Processing) -> Predictio
             "run it: run({...}), or make these inputs constants when compiling",
         )
     image = pixels_of(given)
-    return of_image(processing.task, module.run({"image": image}), image, processing.names)
+    return of_image(processing, module.run({"image": image}), image)
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 
 from compiler.errors import OptionError, StorageError
 from compiler.support.optional import optional_module
+from compiler.support.processing import Processing
 
 Array = np.ndarray
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#e6007e")
@@ -66,6 +67,8 @@ class Detections:
         classes: int64 (boxes,).
         image: uint8 (height, width, 3).
         names: names of all classes; None if the module has none.
+        masks: 1 where the object of a box is, uint8 (boxes, rows, columns): of the whole image, in the net's
+            resolution; None if the net returns none. `mask` makes one as large as the image.
     """
 
     boxes: Array
@@ -73,9 +76,21 @@ class Detections:
     classes: Array
     image: Array = field(repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
+    masks: Array | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Detections({_listed(self)})"
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def mask(self, index: int) -> Array:
+        """The pixels of the object of one box: bool (height, width). Raises OptionError where there are no masks."""
+        if self.masks is None:
+            raise OptionError("the net returns no masks")
+        mask, sizes = self.masks[index], self.image.shape[:2]
+        rows, columns = (np.arange(size) * count // size for size, count in zip(sizes, mask.shape, strict=True))
+        return mask[np.ix_(rows, columns)] > 0
 
     def __iter__(self) -> Iterator[Detection]:
         for box, score, number in zip(self.boxes, self.scores, self.classes, strict=True):
@@ -83,11 +98,11 @@ class Detections:
             yield Detection(name_of(self.names, int(number)), float(score), (left, top, right, bottom))
 
     def picture(self) -> Any:
-        """The image with its boxes, as an image of Pillow. Raises MissingDependencyError."""
+        """The image with its boxes and masks, as an image of Pillow. Raises MissingDependencyError."""
         pillow = optional_module("PIL.Image", "images", "draws boxes")
         draw_module = optional_module("PIL.ImageDraw", "images", "draws boxes")
         fonts = optional_module("PIL.ImageFont", "images", "draws boxes")
-        picture = pillow.fromarray(self.image)
+        picture = pillow.fromarray(self._masked())
         draw = draw_module.Draw(picture)
         width = max(2, round(max(picture.size) / _LINE_SHARE))
         font = fonts.load_default(max(10, 6 * width))
@@ -102,6 +117,14 @@ class Detections:
             draw.text((x + width - left, y + width - top), text, fill="white", font=font)
         return picture
 
+    def _masked(self) -> Array:
+        """The image with a color over each mask."""
+        image = self.image.copy()
+        for index in reversed(range(0 if self.masks is None else len(self))):
+            mask, color = self.mask(index), _rgb(int(self.classes[index]))
+            image[mask] = (image[mask].astype(np.int64) + color) // 2
+        return image
+
     def save(self, path: str | Path) -> None:
         """Write the image with its boxes; the file's name says its format. Raises StorageError, OptionError."""
         _save(self.picture(), path)
@@ -110,6 +133,8 @@ class Detections:
         """Plain data for JSON."""
         height, width = self.image.shape[:2]
         found = [{**each._asdict(), "class": int(number)} for each, number in zip(self, self.classes, strict=True)]
+        for each, mask in zip(found, () if self.masks is None else self.masks, strict=False):
+            each["mask"] = _encoded(mask * np.uint8(255))
         return {"width": width, "height": height, "detections": found}
 
     def _repr_png_(self) -> bytes:
@@ -146,7 +171,7 @@ class Segmentation:
         """The image with a color over each class but the first, as an image of Pillow. Raises
         MissingDependencyError."""
         pillow = optional_module("PIL.Image", "images", "draws masks")
-        palette = np.array([[int(each[at : at + 2], 16) for at in (1, 3, 5)] for each in _COLORS])
+        palette = np.array([_rgb(number) for number in range(len(_COLORS))])
         colors = palette[(self.mask.astype(np.int64) - 1) % len(palette)]
         mixed = (self.image.astype(np.int64) + colors) // 2
         return pillow.fromarray(np.where(self.mask[:, :, None] > 0, mixed, self.image).astype(np.uint8))
@@ -164,10 +189,9 @@ class Segmentation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the mask as a PNG file of bytes in base64."""
-        pillow = optional_module("PIL.Image", "images", "writes masks")
         height, width = self.mask.shape
-        mask = base64.b64encode(_png(pillow.fromarray(self.mask))).decode()
-        return {"width": width, "height": height, "classes": [each._asdict() for each in self], "mask": mask}
+        classes = [each._asdict() for each in self]
+        return {"width": width, "height": height, "classes": classes, "mask": _encoded(self.mask)}
 
     def _repr_png_(self) -> bytes:
         """The picture in notebooks."""
@@ -237,6 +261,9 @@ class Classes:
     classes: Array
     names: tuple[str, ...] | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Classes({_listed(self)})"
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -287,6 +314,13 @@ class Speech:
 
 
 Prediction = Detections | Segmentation | Classes | Text | Vector | Speech
+for _public in (Detections, Segmentation, Classes, Text, Ranking, Vector, Speech):
+    _public.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+
+
+def _listed(found: Iterable[Detection] | Iterable[Class]) -> str:
+    """Names and scores, for `repr`."""
+    return ", ".join(f"{each.name} {each.score:.2f}" for each in found) or "nothing found"
 
 
 def name_of(names: tuple[str, ...] | None, number: int) -> str:
@@ -295,21 +329,41 @@ def name_of(names: tuple[str, ...] | None, number: int) -> str:
 
 
 def of_image(
-    task: str | None, outputs: Mapping[str, Array], image: Array, names: tuple[str, ...] | None
+    processing: Processing, outputs: Mapping[str, Array], image: Array
 ) -> Detections | Segmentation | Classes | Text:
     """Convert the outputs of a module with image processing to predictions.
 
     Args:
+        processing: the module's.
         image: that it was run on, uint8 (height, width, 3).
     """
-    if task == "classify":
+    names = processing.names
+    if processing.task == "classify":
         return Classes(outputs["scores"], outputs["classes"], names)
-    if task == "segment":
+    if processing.task == "segment":
         return Segmentation(outputs["mask"], image, outputs.get("scores"), names)
-    if task == "read":
+    if processing.task == "read":
         text = "".join(name_of(names, int(each)) for each in outputs["classes"])
         return Text(text, outputs["scores"])
-    return Detections(outputs["boxes"], outputs["scores"], outputs["classes"], image, names)
+    masks = outputs.get("masks")
+    if masks is not None:
+        rows, columns = _image_in_frame(processing, image)
+        masks = masks[:, rows, columns]
+    return Detections(outputs["boxes"], outputs["scores"], outputs["classes"], image, names, masks)
+
+
+def _image_in_frame(processing: Processing, image: Array) -> tuple[slice, slice]:
+    """Rows and columns of the image in the frame that the net reads, as `compiler.frontends.processing.geometry`
+    places them."""
+    assert processing.size is not None
+    if processing.resize == "stretch":
+        return slice(None), slice(None)
+    gain = min(frame / size for frame, size in zip(processing.size, image.shape[:2], strict=False))
+    lengths = [max(round(size * gain), 1) for size in image.shape[:2]]
+    margins = [(frame - length) // 2 for frame, length in zip(processing.size, lengths, strict=True)]
+    starts = margins if processing.resize == "letterbox" else [0, 0]
+    rows, columns = (slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+    return rows, columns
 
 
 def _save(picture: Any, path: str | Path) -> None:
@@ -319,6 +373,18 @@ def _save(picture: Any, path: str | Path) -> None:
         raise StorageError(f"{path} cannot be written: {error}") from error
     except (ValueError, KeyError) as error:
         raise OptionError(f"{path}: {error}", "end the name in .jpg or .png") from error
+
+
+def _rgb(number: int) -> Array:
+    """The color of a class."""
+    color = _COLORS[number % len(_COLORS)]
+    return np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
+
+
+def _encoded(mask: Array) -> str:
+    """A mask uint8 (rows, columns) as a PNG file in base64."""
+    pillow = optional_module("PIL.Image", "images", "writes masks")
+    return base64.b64encode(_png(pillow.fromarray(mask))).decode()
 
 
 def _png(picture: Any) -> bytes:

@@ -48,9 +48,8 @@ class Predictions:
             latency = self._repository.options(name).latency_ms
             response = await service.infer(call.request({_IMAGE: pixels}, latency))
         call.observe([response], self._metrics)
-        found = response.outputs
-        prediction = of_image(processing.task, found, pixels, processing.names)
-        if processing.task == "segment":  # whose mask is compressed
+        prediction = of_image(processing, response.outputs, pixels)
+        if processing.task == "segment" or "masks" in response.outputs:  # masks are compressed
             return json_reply(await asyncio.to_thread(prediction.to_dict))
         return json_reply(prediction.to_dict())
 

@@ -49,6 +49,16 @@ def test_tasks_of_static_sizes_are_numbers() -> None:
     module = compiler.compile(perceptron(batch=64, width=256), target="host:8", threads=2)
     profile = compiler.profile(module, runs=2)
     assert all(kernel.tasks for kernel in profile.kernels if kernel.kind == "matmul")
+    for index, call in enumerate(profile.calls):
+        works = [each for each in profile.thread_times if each.call == index]
+        if call.kind == "matmul":  # one thread may have taken both parts of the loop
+            assert sum(each.parts for each in works) == 2
+            assert all(
+                call.start <= each.start <= each.start + each.duration <= call.start + call.duration + 1e-9
+                for each in works
+            )
+    tracks = {event["tid"] for event in chrome_trace(profile)["traceEvents"] if event["ph"] == "X"}
+    assert tracks == {1, *(2 + each.thread for each in profile.thread_times)}
     assert all(kernel.tasks is None for kernel in profile.kernels if kernel.rule is None)
 
 
@@ -111,7 +121,7 @@ def test_trace_follows_the_trace_event_format(profile: Profile) -> None:
     trace = json.loads(json.dumps(chrome_trace(profile), allow_nan=False))
     complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     metadata = [event for event in trace["traceEvents"] if event["ph"] == "M"]
-    assert len(complete) == len(profile.calls)
+    assert len(complete) == len(profile.calls) + len(profile.thread_times)
     assert {event["name"] for event in metadata} == {"process_name", "thread_name"}
     for event in complete:
         assert isinstance(event["name"], str)
@@ -120,7 +130,7 @@ def test_trace_follows_the_trace_event_format(profile: Profile) -> None:
         assert event["dur"] >= 0
         assert {"pid", "tid", "args"} <= set(event)
     # Calls of one thread at one depth follow one another; times are rounded to 0.1 ns.
-    for earlier, later in itertools.pairwise(complete):
+    for earlier, later in itertools.pairwise(complete[: len(profile.calls)]):
         assert later["ts"] >= earlier["ts"] + earlier["dur"] - 2e-4
     # What is traced is a run: it ends about when a run ends.
     assert complete[-1]["ts"] + complete[-1]["dur"] <= 3 * profile.watched.maximum * 1e6

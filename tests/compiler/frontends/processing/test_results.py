@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import tensorwright
 from compiler.runtime.prediction import Classes, Detections
@@ -92,6 +93,44 @@ def test_end_to_end_boxes_are_kept_by_score() -> None:
     _check(module.run([IMAGE]), (_on_image(corners[order].astype(np.float64)), best[order], label[order]))
 
 
+def _masks(boxes: Array, coefficients: Array, prototypes: Array) -> Array:
+    """Masks of boxes (corners in the frame) in the frame's size, as ultralytics computes them; in float64."""
+    products = torch.from_numpy(np.einsum("nk,kyx->nyx", coefficients.astype(np.float64), prototypes))
+    large = torch.nn.functional.interpolate(products[None], (SIDE, SIDE), mode="bilinear")[0].numpy()
+    at = np.arange(SIDE)
+    left, top, right, bottom = (each[:, None] for each in boxes.T)
+    rows, columns = (at >= top) & (at < bottom), (at >= left) & (at < right)
+    return (large > 0) & rows[:, :, None] & columns[:, None, :]
+
+
+@pytest.mark.parametrize("form", ["yolo", "yolo-objectness", "end-to-end"])
+def test_masks_of_boxes_are_those_of_ultralytics(form: str) -> None:
+    boxes, scores = centers()
+    generator = np.random.default_rng(4)
+    coefficients = generator.normal(size=(len(boxes), 8)).astype(np.float32)
+    prototypes = generator.normal(size=(8, SIDE // 4, SIDE // 4)).astype(np.float32)
+    coefficients[2] = 0  # has no pixel, and is dropped
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    best, label = scores.max(1, keepdims=True), scores.argmax(1)
+    columns = {
+        "yolo": [boxes, scores],
+        "yolo-objectness": [boxes, np.ones_like(best), scores],
+        "end-to-end": [corners, best, label[:, None].astype(np.float32)],
+    }[form]
+    raw = np.concatenate([*columns, coefficients], 1)[None]
+    net = net_with({"output0": raw.transpose(0, 2, 1) if form == "yolo" else raw, "output1": prototypes[None]})
+    module = _compiled(net, task="detect", names=NAMES, score=0.6, overlap=1.0)
+    found = _predicted(module, Detections)
+    kept = [at for at in np.argsort(-best[:, 0], kind="stable") if best[at, 0] > 0.6 and at != 2]
+    assert best[2, 0] > 0.6
+    assert len(kept) > 10
+    _check(module.run([IMAGE]), (_on_image(corners[kept].astype(np.float64)), best[kept, 0], label[kept]))
+    assert found.masks is not None
+    masks = _masks(corners[kept], coefficients[kept], prototypes)
+    np.testing.assert_array_equal(found.masks, masks[:, 16:48])  # the image lies between margins of 16 rows
+    assert found.mask(0).shape == IMAGE.shape[:2]
+
+
 @pytest.mark.parametrize("form", ["detr", "rt-detr"])
 def test_boxes_of_transformers_are_relative(form: Any) -> None:
     boxes, _ = centers()
@@ -133,8 +172,8 @@ def test_metadata_of_ultralytics_are_found_and_overridden(tmp_path: Path) -> Non
     detections = _predicted(surer, Detections)
     assert {each.name for each in detections} <= set(NAMES)
     assert 0 < len(detections) < len(_predicted(module, Detections))
-    net.metadata_props[0].value = "segment"
-    with pytest.raises(errors.OptionError, match="'segment'"):
+    net.metadata_props[0].value = "pose"
+    with pytest.raises(errors.OptionError, match="'pose'"):
         tensorwright.compile(net, processing="auto")
 
 
