@@ -10,7 +10,9 @@ import schedules.ir.load_tvm  # noqa: F401
 import tvm
 from tvm import relax, s_tir, te, tirx
 from tvm.ir import Expr
-from tvm_ffi import StructuralKey, structural_equal, structural_hash, structural_map, structural_walk
+from tvm_ffi import StructuralKey, structural_equal, structural_hash
+
+from schedules.ir.structural import structural_map, structural_walk
 
 Analyzer: TypeAlias = tvm.sym.Analyzer
 Attrs: TypeAlias = tvm.ir.Attrs

@@ -142,7 +142,7 @@ def _extents(statement: Stmt) -> dict[str, int]:
         if str(each.attr_key) == "thread_extent":
             note(str(each.node.thread_tag), each.value)
 
-    structural_walk(statement, (tirx.For, loop), (tirx.AttrStmt, attribute))
+    structural_walk(statement, [(tirx.For, loop), (tirx.AttrStmt, attribute)])
     return found
 
 
