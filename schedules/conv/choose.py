@@ -20,8 +20,7 @@ from schedules.conv.folded import FoldedWorkload, folded_workload, tile_cycles
 from schedules.conv.sparse import conv_pays
 from schedules.conv.tiles import tiles_workload
 from schedules.conv.winograd import Winograd, integer_winograd_pays, winograd_workload
-from schedules.conv.winograd_tiling import relative_cycles, serves, winograd_tile
-from schedules.conv.winograd_transforms import bounds
+from schedules.conv.winograd_tiling import relative_cycles, winograd_form, winograd_forms
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
 from schedules.instructions.products.operation import DOT_U8S8, OF_STORED, Operation
 from schedules.instructions.products.table import dot_products, matrix_product, tile_product
@@ -71,18 +70,11 @@ def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | No
     folded = None if work.is_open else _folded(case, machine)
     if folded is not None:
         return folded
-    tile = _winograd_tile(case, machine, measured)
+    winograd = _winograd(case, machine, measured)
     dense = narrow is None and work.groups == 1 and work.in_block > 1
-    if dense and conv_pays(case.kept(), work, tile, machine):
+    if dense and conv_pays(case.kept(), work, winograd, machine):
         return SparseChoice(work)
-    return _dense(work, narrow, tile)
-
-
-def _dense(work: ConvWorkload, narrow: DotWorkload | None, tile: int | None) -> FloatChoice:
-    """The Winograd convolution with that tile size, or the direct convolution."""
-    if tile is not None:
-        return WinogradWorkload(**vars(work), tile=tile)
-    return work if narrow is None else narrow
+    return winograd or narrow or work
 
 
 def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
@@ -91,27 +83,26 @@ def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
     folded = folded_workload(work, machine, case.out_order)
     if folded is None:
         return None
-    tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow)
-    if tile is not None:
-        rival = tile_cycles(work, machine) * relative_cycles(work, work, tile, machine)
+    winograd = winograd_form(work, machine, WINOGRAD_ERROR_BOUND, narrow)
+    if winograd is not None:
+        rival = tile_cycles(work, machine) * relative_cycles(winograd, work, machine)
     else:
         rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
     return folded if tile_cycles(folded, machine) < _FOLDED_GAIN * rival else None
 
 
-def _winograd_tile(case: FloatConvolution, machine: Machine, measured: Choice | None) -> int | None:
-    """Winograd's tile size, estimated or measured; None for the direct convolution."""
+def _winograd(case: FloatConvolution, machine: Machine, measured: Choice | None) -> WinogradWorkload | None:
+    """The form of Winograd's method, estimated or measured; None for the direct convolution."""
     work, narrow = case.work, case.narrow
-    tile = winograd_tile(work, machine, WINOGRAD_ERROR_BOUND, narrow, case.images)
-    if measured is None or work.is_open or not serves(work):
-        return tile
-    known = [each for each, error in bounds(work.strides[0]).items() if error <= WINOGRAD_ERROR_BOUND]
-    tiles = [tile, *(each for each in (None, *known) if each != tile)]
-    return tiles[measured([_alternative(_dense(work, narrow, each)) for each in tiles])]
+    best = winograd_form(work, machine, WINOGRAD_ERROR_BOUND, narrow, case.images)
+    known = winograd_forms(work, WINOGRAD_ERROR_BOUND)
+    if measured is None or work.is_open or not known:
+        return best
+    forms = [best, *(each for each in (None, *known) if each != best)]
+    return forms[measured([_alternative(each or narrow or work) for each in forms])]
 
 
-def _alternative(choice: FloatChoice) -> Alternative:
-    assert isinstance(choice, ConvWorkload)
+def _alternative(choice: ConvWorkload) -> Alternative:
     if isinstance(choice, WinogradWorkload):
         return Alternative(Winograd.name, choice)
     return Alternative(CONV_DOT if isinstance(choice, DotWorkload) else ConvDirect.name, choice)

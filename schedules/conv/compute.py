@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from schedules.annotations import TRANSFORM
 from schedules.conv.tiling import padding_before, parts_of
-from schedules.conv.winograd_transforms import edge_of, transforms
+from schedules.conv.winograd_transforms import KERNEL, edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, te, tirx
@@ -198,8 +198,7 @@ def share_of_image(sizes: Sequence[Index], dtype: str) -> Expr:
 def conv_winograd(
     data: Tensor,
     weight: Tensor,
-    work: ConvWorkload,
-    tile: int,
+    work: WinogradWorkload,
     sizes: Sequence[Index] = (),
     *,
     attrs: Mapping[str, str] | None = None,
@@ -207,19 +206,25 @@ def conv_winograd(
 ) -> Tensor:
     """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
 
-    `weight` is transformed: (ceil(filters / block), edge^2, channels, block), see `winograd_transforms`.
     `attrs` are the block attributes of another rule's kernel, `fill` stands in the padding.
     """
-    stride = work.strides[0]
+    tile, stride = work.tile, work.strides[0]
     matrices, edge = transforms(tile, stride), edge_of(tile, stride)
     out = output_sizes(work, sizes)
     rows, columns = (parts_of(size, tile) for size in out)
     batch = data.shape[0]
     block = work.block
-    attrs = attrs if attrs is not None else WinogradWorkload(**vars(work), tile=tile).annotation(WINOGRAD)
+    attrs = attrs if attrs is not None else work.annotation(WINOGRAD)
+    if work.transforms_filters:
+        weight = te.compute(
+            (work.out_blocks, edge * edge, work.channels, block),
+            _transformed_filter(weight, work),
+            name="winograd_filter",
+            attrs={**attrs, TRANSFORM: "filter"},
+        )
     transformed = te.compute(
         (batch, ceil_div(work.channels, block), rows * columns, edge * edge, block),
-        _transformed_input(data, work, tile, sizes, fill),
+        _transformed_input(data, work, sizes, fill),
         name="winograd_input",
         attrs={**attrs, TRANSFORM: "input"},
     )
@@ -250,11 +255,9 @@ def conv_winograd(
     )
 
 
-def _transformed_input(
-    data: Tensor, work: ConvWorkload, tile: int, sizes: Sequence[Index], fill: int
-) -> Callable[..., Expr]:
+def _transformed_input(data: Tensor, work: WinogradWorkload, sizes: Sequence[Index], fill: int) -> Callable[..., Expr]:
     """An element of the transformed input: (n, channel block, tile, element of the tile, lane)."""
-    stride = work.strides[0]
+    tile, stride = work.tile, work.strides[0]
     matrix, edge, step = transforms(tile, stride).input, edge_of(tile, stride), tile * stride
     columns = parts_of(output_sizes(work, sizes)[1], tile)
     height, width = spatial_sizes(work, data)
@@ -272,6 +275,19 @@ def _transformed_input(
     def element(n: Expr, c: Expr, t: Expr, f: Expr, lane: Expr) -> Expr:
         value = padded(n, c, t // columns * step + a - top, t % columns * step + b - left, lane)
         return te.sum(value * into(f // edge, a) * into(f % edge, b), axis=[a, b])
+
+    return element
+
+
+def _transformed_filter(weight: Tensor, work: WinogradWorkload) -> Callable[..., Expr]:
+    """An element of the transformed filters: (output block, element of the tile, channel, lane)."""
+    matrix, edge = transforms(work.tile, work.strides[0]).weight, edge_of(work.tile, work.strides[0])
+    a, b = te.reduce_axis((0, KERNEL), name="a"), te.reduce_axis((0, KERNEL), name="b")
+
+    def element(co: Expr, f: Expr, channel: Expr, lane: Expr) -> Expr:
+        value = weight(co, channel, a * KERNEL + b, lane)
+        factors = _entry(matrix, f // edge, a, work.dtype), _entry(matrix, f % edge, b, work.dtype)
+        return te.sum(value * factors[0] * factors[1], axis=[a, b])
 
     return element
 

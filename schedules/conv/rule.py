@@ -27,8 +27,8 @@ class BlockedRule(CpuRule[W]):
     """Serves the kernels whose anchor stages are annotated with the rule's name and the workload."""
 
     priority: ClassVar[int] = Priority.BLOCKED
-    anchors: ClassVar[int] = 1
-    """Number of stages of the anchor."""
+    anchors: ClassVar[frozenset[int]] = frozenset({1})
+    """Numbers of stages that the anchor may have."""
     keeps_loops: ClassVar[bool] = False
     """True if LLVM leaves the loops of kernels of dynamic sizes as they are."""
 
@@ -42,7 +42,7 @@ class BlockedRule(CpuRule[W]):
 
     def match(self, kernel: Kernel, machine: Machine) -> W | None:
         stages = anchor_stages(kernel, self.name)
-        if len(stages) != self.anchors:
+        if len(stages) not in self.anchors:
             return None
         workload: W = WindowWorkload.from_annotation(stages[0].annotations)  # type: ignore[assignment]
         return workload if self.serves(workload, machine) else None

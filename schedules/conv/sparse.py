@@ -32,7 +32,7 @@ from schedules.conv.direct import (
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Place, open_register_tile, register_tile, tile_for
 from schedules.conv.winograd_tiling import relative_cycles
-from schedules.conv.workload import ConvWorkload
+from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.sparse import SparseWeight, entry, pack_blocks
@@ -48,14 +48,14 @@ _LONG_TILE, _IN_LONG_TILES, _IN_SHORT_TILES = 20, 1.15, 1.42
 _WINOGRAD = 0.7
 
 
-def conv_pays(kept: float, work: ConvWorkload, tile: int | None, machine: Machine) -> bool:
-    """True if a convolution that keeps this fraction of its blocks is faster than the dense one, which uses Winograd
-    tiles of size `tile`, or none."""
+def conv_pays(kept: float, work: ConvWorkload, winograd: WinogradWorkload | None, machine: Machine) -> bool:
+    """True if a convolution that keeps this fraction of its blocks is faster than the dense one, which is `winograd` or
+    direct."""
     pixels, _ = tile_for(work, machine)
     name = _IN_LONG_TILES if pixels >= _LONG_TILE else _IN_SHORT_TILES
-    if tile is None or work.is_open:
+    if winograd is None or work.is_open:
         return kept * name < 1
-    return kept * name < _WINOGRAD * relative_cycles(work, work, tile, machine)
+    return kept * name < _WINOGRAD * relative_cycles(winograd, work, machine)
 
 
 CONV_SPARSE = "conv-sparse"

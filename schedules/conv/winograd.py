@@ -32,7 +32,7 @@ from schedules.conv.tiling import (
     divisors,
     row_cost,
 )
-from schedules.conv.winograd_nest import WinogradNest
+from schedules.conv.winograd_nest import FrequencyTile, WinogradNest
 from schedules.conv.winograd_tiling import (
     has_window,
     most_tiles,
@@ -47,7 +47,7 @@ from schedules.estimate import Estimate, tail
 from schedules.instructions.products.operation import DOT_WORDS
 from schedules.instructions.products.table import widens_bytes
 from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import Expr, Index, Tensor, te, tirx
+from schedules.ir.tir import Expr, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -58,11 +58,11 @@ class Winograd(BlockedRule[WinogradWorkload]):
 
     name: ClassVar[str] = WINOGRAD
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})
-    anchors: ClassVar[int] = 3
+    anchors: ClassVar[frozenset[int]] = frozenset({3, 4})  # four with filters that it transforms
     keeps_loops: ClassVar[bool] = True
 
     def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
-        most = most_tiles(workload, workload.tile)
+        most = most_tiles(workload)
         limit = accumulators(machine)
         return ConfigSpace(
             {
@@ -79,7 +79,7 @@ class Winograd(BlockedRule[WinogradWorkload]):
         )
 
     def default(self, workload: WinogradWorkload, machine: Machine) -> Config:
-        plan = winograd_plan(workload, workload.tile, machine)
+        plan = winograd_plan(workload, machine)
         unroll = channel_unroll(workload, machine, plan.pixels, plan.blocks)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=1, unroll=unroll)
 
@@ -88,7 +88,7 @@ class Winograd(BlockedRule[WinogradWorkload]):
 
     def least_operations(self, workload: WinogradWorkload) -> int:
         """Operations of the matmuls only; those of the transforms depend on their implementation."""
-        down, across = tile_counts(workload, workload.tile)
+        down, across = tile_counts(workload)
         edge = edge_of(workload.tile, workload.strides[0])
         return 2 * max(workload.batch, 1) * edge**2 * down * across * workload.channels * workload.filters
 
@@ -100,7 +100,7 @@ def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) 
     """Estimated cost of a Winograd convolution."""
     tiles, blocks, chunks = (config.integer(name) for name in ("tiles", "blocks", "chunks"))
     pixels = min(config.integer("pixels"), tiles)
-    down, across = tile_counts(work, work.tile)
+    down, across = tile_counts(work)
     images, total = max(work.batch, 1), down * across
     cuts = ceil_div(total, tiles)
     edge = edge_of(work.tile, work.strides[0])
@@ -138,7 +138,7 @@ def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Te
     def factor(block: Expr, frequency: Expr, channel: Expr, lane: Expr) -> Expr:
         return tirx.Cast("int32", weight(block, frequency, channel // 2, 2 * lane + channel % 2))
 
-    sums = conv_winograd(data, factor, work, TILE, attrs=attrs, fill=work.fill)
+    sums = conv_winograd(data, factor, _as_floats(whole), attrs=attrs, fill=work.fill)
     shift = tirx.const(2 * _doublings(work.strides[0]), "int32")
     return te.compute(sums.shape, lambda *at: sums(*at) >> shift, name="scaled", attrs=attrs)
 
@@ -167,7 +167,7 @@ def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine:
     if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
         return False
     halved = _in_pairs(work)
-    return relative_cycles(halved, halved, TILE, machine) < _GAIN
+    return relative_cycles(halved, halved, machine) < _GAIN
 
 
 def winograd_workload(work: DotWorkload) -> IntegerWinogradWorkload:
@@ -175,9 +175,10 @@ def winograd_workload(work: DotWorkload) -> IntegerWinogradWorkload:
     return IntegerWinogradWorkload(**vars(work), tile=TILE)
 
 
-def _in_pairs(work: ConvWorkload) -> ConvWorkload:
+def _in_pairs(work: ConvWorkload) -> WinogradWorkload:
     """A float32 convolution whose matmuls take the same number of instructions."""
-    return ConvWorkload(**{**_fields(work), "channels": ceil_div(work.channels, 2), "dtype": "float32"})
+    fields = {**_fields(work), "channels": ceil_div(work.channels, 2), "dtype": "float32"}
+    return WinogradWorkload(**fields, tile=TILE)
 
 
 def _fields(work: ConvWorkload) -> dict[str, Any]:
@@ -190,7 +191,7 @@ class WinogradInteger(BlockedRule[IntegerWinogradWorkload]):
 
     name: ClassVar[str] = WINOGRAD_INTEGER
     cut_knobs: ClassVar[frozenset[str]] = Winograd.cut_knobs
-    anchors: ClassVar[int] = 4
+    anchors: ClassVar[frozenset[int]] = frozenset({4})
 
     def serves(self, workload: IntegerWinogradWorkload, machine: Machine) -> bool:
         return widens_bytes(machine)
@@ -199,7 +200,7 @@ class WinogradInteger(BlockedRule[IntegerWinogradWorkload]):
         return Winograd().space(_as_floats(workload), machine)
 
     def default(self, workload: IntegerWinogradWorkload, machine: Machine) -> Config:
-        plan = winograd_plan(_in_pairs(workload), TILE, machine)
+        plan = winograd_plan(_in_pairs(workload), machine)
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=1, unroll=1)
 
     def least_operations(self, workload: IntegerWinogradWorkload) -> int:
@@ -230,8 +231,8 @@ class IntegerWinogradNest(WinogradNest):
     def _whole_and_rest(self) -> tuple[int, int]:
         return self.work.in_blocks, 0  # weights are zero behind the last channel
 
-    def _plus_product(self, total: Expr, value: Expr, block: Index, frequency: Expr, row: Expr) -> Expr:
-        pair = load(self.weight, block, frequency, row, lanes_of(0, 2 * self.lanes))
+    def _plus_product(self, total: Expr, value: Expr, tile: FrequencyTile, part: int, row: Expr) -> Expr:
+        pair = load(tile.weights.buffer, tile.weights.block + part, tile.frequency, row, lanes_of(0, 2 * self.lanes))
         return DOT_WORDS(total, value, tirx.reinterpret(f"int32x{self.lanes}", pair))
 
     def _scaled(self, value: Expr) -> Expr:

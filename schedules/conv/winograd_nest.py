@@ -48,7 +48,7 @@ from schedules.conv.winograd_tiling import (
     transform_cycles,
     winograd_cut,
 )
-from schedules.conv.winograd_transforms import Matrix, edge_of, transforms
+from schedules.conv.winograd_transforms import KERNEL, Matrix, edge_of, transforms
 from schedules.conv.workload import WinogradWorkload
 from schedules.cuts import Cut, other_parts, part_numbers, parts_of_two_at_run_time, pays_at_run_time
 from schedules.errors import NotScheduledError
@@ -95,7 +95,7 @@ def cut_tiles(
     if work.is_open:
         return _cut_open(work, rows, columns, config, batch, machine)
     register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-    whole = winograd_cut(work, work.tile, register, machine)
+    whole = winograd_cut(work, register, machine)
     found = whole.products
     tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
     parallel = found.shared(batch, machine)
@@ -210,6 +210,17 @@ class Spread:
         return store(self.buffer, value, *self.place, *at)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Transformed weights of output blocks from `block` on and of input channels from `channel` on. `then` are the
+    filters (output block, channel) to be transformed next, if this buffer holds only a part."""
+
+    buffer: Expr
+    block: Index
+    channel: Index = 0
+    then: tuple[Index, Index] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class FrequencyTile:
     """A register tile of a frequency's product: Winograd tiles from `start` on by channel blocks from `block` on;
@@ -217,7 +228,7 @@ class FrequencyTile:
 
     spread: Spread
     product: Expr
-    block: Index
+    weights: Weights
     frequency: Expr
     start: Index
     points: list[tuple[int, ...]]
@@ -316,11 +327,17 @@ class WinogradNest:
         else:
             spread = Spread(self.shared, (image * cut.parts + part,))
         product, allocate_product = allocate("product", self._scratch_shape(self.blocks, self.lanes), work.dtype)
+        if work.transforms_filters:
+            rows = self._part_blocks(work.in_blocks) * self.lanes + 1  # one more: see `_scratch_shape`
+            self.filters, allocation = allocate(
+                "filters", (self.blocks, self.frequencies, rows, self.lanes), work.dtype
+            )
+            allocations.append(allocation)
 
         def channels(step: Expr | int) -> Stmt:
             block = (begin + step) * self.blocks
             return sequence(
-                repeat("f", self.frequencies, lambda f: self._multiply(spread, product, block, f, live)),
+                self._multiply_all(spread, product, block, live),
                 repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
             )
 
@@ -416,11 +433,61 @@ class WinogradNest:
 
     # The product of each frequency.
 
-    def _multiply(self, spread: Spread, product: Expr, block: Index, frequency: Expr, live: Index) -> Stmt:
+    def _multiply_all(self, spread: Spread, product: Expr, block: Index, live: Index) -> Stmt:
+        """The products of all frequencies; filters that are stored as they are are transformed for one part of the
+        input channels at a time."""
+
+        def products(weights: Weights, sums_of: Callable[[FrequencyTile], Stmt]) -> Stmt:
+            return repeat("f", self.frequencies, lambda f: self._multiply(spread, product, weights, f, live, sums_of))
+
+        if not self.work.transforms_filters:
+            return products(Weights(self.weight, block), self._sum)
+
+        def part_of(first: Index, count: int) -> Stmt:
+            channel, channels = first * self.lanes, count * self.lanes
+            weights = Weights(self.filters, 0, channel, (block, channel + channels))
+            return sequence(
+                self._transform_filters(block, channel, channels),
+                products(weights, lambda tile: self._sum_part(tile, first, count)),
+            )
+
+        return in_parts(self.work.in_blocks, self._part_blocks(self.work.in_blocks), part_of)
+
+    def _transform_filters(self, block: Index, first: Index, count: int) -> Stmt:
+        """Transform the filters of some input channels."""
+        edge, matrix, dtype = self.edge, self.matrices.weight, self.work.dtype
+
+        def channel(part: Expr, row: Expr) -> Stmt:
+            half, allocation = allocate("half", (edge, KERNEL, self.lanes), dtype, "local")
+            statements: list[Stmt | None] = [allocation]
+            for j in range(KERNEL):
+                taps = (i * KERNEL + j for i in range(KERNEL))
+                values = [load(self.weight, block + part, first + row, tap, self.all_lanes) for tap in taps]
+                keep = partial(_stored, half, lambda i, j=j: (i, j, self.all_lanes))
+                statements += self.transform.apply(matrix, values, keep, dtype)
+            for i in range(edge):
+                values = [load(half, i, j, self.all_lanes) for j in range(KERNEL)]
+                give = partial(_stored, self.filters, lambda j, i=i: (part, i * edge + j, row, self.all_lanes))
+                statements += self.transform.apply(matrix, values, give, dtype)
+            return sequence(statements)
+
+        return repeat("b", self.blocks, lambda part: repeat("ci", count, lambda row: channel(part, row)))
+
+    def _multiply(
+        self,
+        spread: Spread,
+        product: Expr,
+        weights: Weights,
+        frequency: Expr,
+        live: Index,
+        sums_of: Callable[[FrequencyTile], Stmt],
+    ) -> Stmt:
         def tile(start: Index, size: int) -> Stmt:
             sums, allocation = allocate_tile("sums", (size, self.blocks, self.lanes), self.work.dtype)
-            part = FrequencyTile(spread, product, block, frequency, start, list(static_grid(size, self.blocks)), sums)
-            return sequence(allocation, self._sum(part))
+            points = list(static_grid(size, self.blocks))
+            return sequence(
+                allocation, sums_of(FrequencyTile(spread, product, weights, frequency, start, points, sums))
+            )
 
         def named_tile(start: Expr, size: int) -> Stmt:
             names: list[Stmt] = []
@@ -434,21 +501,27 @@ class WinogradNest:
     def _sum(self, tile: FrequencyTile) -> Stmt:
         """A tile's sums over all input channels, in parts where there are many."""
         whole, rest = self._whole_and_rest()
-        zero = splat(0, self.work.dtype, self.lanes)
-        clear = [store(tile.sums, zero, *at, self.all_lanes) for at in tile.points]
-
-        def part_of(first: Index, count: int) -> Stmt:
-            stored, added = (self._put(tile, adds=adds) for adds in (False, True))
-            is_first = first == 0 if isinstance(first, int) else tirx.EQ(first, index(0))
-            return sequence(clear, self._whole_blocks(tile, first, count), when(is_first, stored, added))
-
-        limited = self.work.dtype == "float32" and whole
-        part = steps_of_part(whole, self.steps, CHANNELS_OF_PART) if limited else whole
+        part = self._part_blocks(whole)
         left = self._block(tile, whole, rest) if rest else None
         if part >= whole:
-            return sequence(clear, self._whole_blocks(tile, 0, whole), left, self._put(tile, adds=False))
-        over = sequence(clear, left, self._put(tile, adds=True)) if rest else None
-        return sequence(in_parts(whole, part, part_of), over)
+            return sequence(self._clear(tile), self._whole_blocks(tile, 0, whole), left, self._put(tile, adds=False))
+        over = sequence(self._clear(tile), left, self._put(tile, adds=True)) if rest else None
+        return sequence(in_parts(whole, part, partial(self._sum_part, tile)), over)
+
+    def _sum_part(self, tile: FrequencyTile, first: Index, count: int) -> Stmt:
+        """A tile's sums over some blocks of input channels, added to those of the blocks before."""
+        stored, added = (self._put(tile, adds=adds) for adds in (False, True))
+        is_first = first == 0 if isinstance(first, int) else tirx.EQ(first, index(0))
+        return sequence(self._clear(tile), self._whole_blocks(tile, first, count), when(is_first, stored, added))
+
+    def _part_blocks(self, whole: int) -> int:
+        """Blocks of input channels that are summed at a time, of so many."""
+        limited = self.work.dtype == "float32" and whole
+        return steps_of_part(whole, self.steps, CHANNELS_OF_PART) if limited else whole
+
+    def _clear(self, tile: FrequencyTile) -> list[Stmt]:
+        zero = splat(0, self.work.dtype, self.lanes)
+        return [store(tile.sums, zero, *at, self.all_lanes) for at in tile.points]
 
     def _whole_blocks(self, tile: FrequencyTile, first: Index, count: int) -> Stmt | None:
         """Sums over whole blocks of input channels."""
@@ -483,10 +556,11 @@ class WinogradNest:
 
     def _step(self, tile: FrequencyTile, row: Index, values: Sequence[Expr]) -> list[Stmt | None]:
         """One channel: its values in the Winograd tiles times its weights."""
-        result: list[Stmt | None] = self._weights_ahead(tile.block, tile.frequency, tile.start, row)
+        result: list[Stmt | None] = self._weights_ahead(tile, row)
+        row = row - tile.weights.channel
         for pixel, part in tile.points:
             here = (pixel, part, self.all_lanes)
-            weighted = self._plus_product(load(tile.sums, *here), values[pixel], tile.block + part, tile.frequency, row)
+            weighted = self._plus_product(load(tile.sums, *here), values[pixel], tile, part, row)
             result.append(store(tile.sums, weighted, *here))
         return result
 
@@ -504,13 +578,21 @@ class WinogradNest:
         """Number of full blocks of input channels, and of reduction steps in the last partial block."""
         return divmod(self.work.channels, self.lanes)
 
-    def _plus_product(self, total: Expr, value: Expr, block: Expr, frequency: Expr, row: Expr) -> Expr:
+    def _plus_product(self, total: Expr, value: Expr, tile: FrequencyTile, part: int, row: Index) -> Expr:
         """`total` plus `value` times the weights of a block of output channels, for one reduction step."""
-        return total + value * load(self.weight, block, frequency, row, self.all_lanes)
+        weights = tile.weights
+        return total + value * load(weights.buffer, weights.block + part, tile.frequency, row, self.all_lanes)
 
-    def _weights_ahead(self, block: Index, frequency: Expr, start: Index, channel: Index) -> list[Stmt | None]:
-        """Prefetch, from the tile at `start` before it reads a channel's weights, that channel's weights for a later
-        frequency, or a share of them if several tiles use the same."""
+    def _weights_ahead(self, tile: FrequencyTile, channel: Index) -> list[Stmt | None]:
+        """Prefetch, from a tile before it reads a channel's weights, that channel's weights for a later frequency, or a
+        share of them if several tiles use the same. Of filters that are transformed here, the first frequencies
+        prefetch a tap each, for the next part of the channels."""
+        block, frequency, start = tile.weights.block, tile.frequency, tile.start
+        if tile.weights.then is not None:
+            block, then = tile.weights.then
+            row = then + channel - tile.weights.channel
+            chosen = both(frequency < KERNEL**2, start + 0 == 0)
+            return [when(chosen, prefetch(self.weight, block + part, row, frequency, 0)) for part in range(self.blocks)]
         tiles = ceil_div(self.tiles, self.pixels)
         if self.work.is_open:  # there may be one alone
             then = frequency + ahead(self.pixels * self.blocks * self.work.channels)

@@ -24,7 +24,7 @@ from schedules.conv.tiling import (
     tile_for,
 )
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
-from schedules.conv.workload import ConvWorkload, DotWorkload
+from schedules.conv.workload import ConvWorkload, DotWorkload, WinogradWorkload
 from schedules.cuts import CORE_MEMORY_RATE, EXPOSED, FEW, FREE, Cut, CutAxis, Work, cut, weighted_cycles
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Index
@@ -39,6 +39,10 @@ _ORDERS = ((IMAGES, TILES, CHANNELS, TILES), (IMAGES, CHANNELS, TILES), (IMAGES,
 # Of the time of transforms in each task. The tiles come out of other cores' caches then: on two threads 512 channels at
 # 7 x 7, estimated to take 0.985 of the time, took 1.05 (Zen 4).
 _APART = 0.97
+# Cycles for each byte of transformed weights from memory: besides what the bytes take, a core waits for them. Of 256
+# channels at 14 x 14 (F(4,3), two threads, Zen 4) a layer takes 0.53 ms, with filters that it transforms itself 0.45;
+# of 512 at 7 x 7 (F(2,3)) 0.85 and 0.80.
+_STALLS = 0.07
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
@@ -69,10 +73,10 @@ class WinogradPlan:
         return weighted_cycles(self.cycles, self.few_cycles)
 
 
-def tile_counts(work: ConvWorkload, tile: int) -> tuple[int, int]:
+def tile_counts(work: WinogradWorkload) -> tuple[int, int]:
     """Number of tiles in an image, vertically and horizontally."""
     height, width = work.out_spatial
-    return ceil_div(height, tile), ceil_div(width, tile)
+    return ceil_div(height, work.tile), ceil_div(width, work.tile)
 
 
 def transform_cycles(edge: int, others: int) -> float:
@@ -82,21 +86,27 @@ def transform_cycles(edge: int, others: int) -> float:
     return arithmetic + edge * edge + others * others + 2 * edge * others
 
 
-def most_tiles(work: ConvWorkload, tile: int) -> int:
+def filter_cycles(edge: int) -> float:
+    """Cycles of the two transform passes over the taps of one input channel and a block of filters, as measured (Zen 4:
+    some 65 for tiles of 2, 160 for tiles of 4)."""
+    return 1.5 * (edge + KERNEL) * edge + 2.0 * edge * edge
+
+
+def most_tiles(work: WinogradWorkload) -> int:
     """Maximum number of tiles per task."""
-    rows, columns = tile_counts(work, tile)
+    rows, columns = tile_counts(work)
     return WINOGRAD_MAX_TASK_TILES if work.is_open else min(rows * columns, WINOGRAD_MAX_TASK_TILES)
 
 
 @lru_cache(maxsize=1024)
-def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
+def winograd_plan(work: WinogradWorkload, machine: Machine) -> WinogradPlan:
     """The cheapest plan for all cores and for a few; cycles are unknown for dynamic sizes."""
     if work.is_open:
-        return _open_plan(work, tile, machine)
+        return _open_plan(work, machine)
     by_lane = multiplies_by_lane(work, machine)
     plans = []
     for blocks in block_choices(work.out_blocks, machine):
-        found = winograd_cut(work, tile, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
+        found = winograd_cut(work, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
         tiles = found.products.sizes[TILES]
         _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
         images = max(work.batch, 1)
@@ -104,9 +114,9 @@ def winograd_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPl
     return min(plans, key=lambda each: each.weighted)
 
 
-def _open_plan(work: ConvWorkload, tile: int, machine: Machine) -> WinogradPlan:
+def _open_plan(work: WinogradWorkload, machine: Machine) -> WinogradPlan:
     """Plan for dynamic sizes: as many tiles per task as for a large image, in register tiles that also suit fewer."""
-    tiles = winograd_plan(replace(work, spatial=(_LARGE, _LARGE)), tile, machine).tiles
+    tiles = winograd_plan(replace(work, spatial=(_LARGE, _LARGE)), machine).tiles
 
     def cost(pixels: int, blocks: int) -> float:
         return sum(open_row_cost(machine, count, pixels, blocks) / count for count in (*_FEW_TILES, tiles))
@@ -162,11 +172,9 @@ class WinogradCut:
 
 
 @lru_cache(maxsize=4096)
-def winograd_cut(
-    work: ConvWorkload, tile: int, register: Register, machine: Machine, free: float = FREE
-) -> WinogradCut:
+def winograd_cut(work: WinogradWorkload, register: Register, machine: Machine, free: float = FREE) -> WinogradCut:
     """Tasks of a convolution of static sizes."""
-    rows, columns = tile_counts(work, tile)
+    rows, columns = tile_counts(work)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
     most = min(total, register.tiles)
     axes = [
@@ -176,7 +184,7 @@ def winograd_cut(
     ]
 
     def found(apart: bool) -> Cut:
-        return cut(axes, _works(work, tile, register, most, images * total, machine, apart), machine, free, _ORDERS)
+        return cut(axes, _works(work, register, most, images * total, machine, apart), machine, free, _ORDERS)
 
     together = WinogradCut(found(apart=False))
     if together.products.parts[CHANNELS] == 1 or work.batch == 0:
@@ -184,28 +192,28 @@ def winograd_cut(
     products = found(apart=True)
     places = CutAxis(PLACES, images * products.parts[TILES], most=1)
     inputs = [places, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
-    written = images * total * edge_of(tile, work.strides[0]) ** 2 * work.channels * 4
+    written = images * total * edge_of(work.tile, work.strides[0]) ** 2 * work.channels * 4
     spread = Work(
         {each.name: 0.0 for each in inputs},
-        cycles=float(images * total * _spread_cycles(work, tile)),
+        cycles=float(images * total * _spread_cycles(work)),
         bytes=2.0 * written,  # a line is read before it is written
     )
     apart = WinogradCut(products, cut(inputs, [spread], machine))
     return apart if apart.weighted < _APART * together.weighted else together
 
 
-def _spread_cycles(work: ConvWorkload, tile: int) -> float:
+def _spread_cycles(work: WinogradWorkload) -> float:
     """Cycles to transform the input of one tile."""
-    edge = edge_of(tile, work.strides[0])
+    edge = edge_of(work.tile, work.strides[0])
     return work.in_blocks * transform_cycles(edge, edge)
 
 
 def _works(
-    work: ConvWorkload, tile: int, register: Register, most: int, total: int, machine: Machine, apart: bool
+    work: WinogradWorkload, register: Register, most: int, total: int, machine: Machine, apart: bool
 ) -> list[Work]:
-    """Work of the matmuls of `total` tiles, of their transforms, and of the transformed weights; a task has at most
-    `most` tiles. If the input is transformed in a separate pass (`apart`), it is read from the shared cache."""
-    edge, pixels = edge_of(tile, work.strides[0]), register.pixels
+    """Work of the matmuls of `total` tiles, of their transforms, and of the weights; a task has at most `most` tiles.
+    If the input is transformed in a separate pass (`apart`), it is read from the shared cache."""
+    tile, edge, pixels = work.tile, edge_of(work.tile, work.strides[0]), register.pixels
     frequencies, by_lane = edge * edge, multiplies_by_lane(work, machine)
     sizes = range(1, most + 1)
     products = [
@@ -222,17 +230,20 @@ def _works(
     read = total * frequencies * work.channels * 4
     # Transformed before, or as it came: tiles overlap, and a core has the rest by then.
     passed = read if apart else total * (tile * work.strides[0]) ** 2 * work.channels * 4
-    spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work, tile))]
-    weights = frequencies * work.channels * work.out_blocks * work.block * 4
+    spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work))]
+    rows = work.channels * work.out_blocks
+    weights = (KERNEL**2 if work.transforms_filters else frequencies) * rows * work.block * 4
+    filters = rows * filter_cycles(edge) if work.transforms_filters else 0.0
+    streamed = not work.transforms_filters and machine.l3_bytes > 0 and weights > machine.l2_bytes
     every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
     return [
-        Work({**every, TILES: products}, cycles=float(total * frequencies * work.channels * work.out_blocks)),
-        Work(every, cycles=total * work.out_blocks * transform_cycles(edge, tile)),
+        Work({**every, TILES: products}, cycles=float(total * frequencies * rows)),
+        Work(every, cycles=total * work.out_blocks * transform_cycles(edge, tile) + _STALLS * weights * streamed),
         *spread,
         Work({IMAGES: 0.0, TILES: far}, bytes=float(total * scratch)),
         Work({**every, TILES: far}, bytes=float(total * scratch * reads)),
         Work({IMAGES: 0.0, TILES: 0.0}, bytes=float(read), passed=float(passed)),
-        Work({CHANNELS: 0.0}, bytes=weights / (1 if machine.l3_bytes else _IN_STEP), from_memory=True),
+        Work({CHANNELS: 0.0}, filters, bytes=weights / (1 if machine.l3_bytes else _IN_STEP), from_memory=True),
     ]
 
 
@@ -262,36 +273,47 @@ def _direct_cycles(work: ConvWorkload, machine: Machine) -> float:
     return found.weighted / images
 
 
-def relative_cycles(work: ConvWorkload, direct: ConvWorkload, tile: int, machine: Machine) -> float:
+def relative_cycles(work: WinogradWorkload, direct: ConvWorkload, machine: Machine) -> float:
     """Ratio of Winograd to direct cycles.
 
     With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
     few of the cores the arithmetic does, of which it has less.
     """
-    return winograd_plan(work, tile, machine).weighted / _direct_cycles(direct, machine)
+    return winograd_plan(work, machine).weighted / _direct_cycles(direct, machine)
 
 
-def winograd_tile(
+def winograd_forms(work: ConvWorkload, error_bound: float) -> list[WinogradWorkload]:
+    """Winograd convolutions whose error is within the bound; [] if the rule does not support the convolution. Tasks of
+    static sizes may transform the filters."""
+    if not serves(work):
+        return []
+    known = not work.is_open and work.batch > 0 and work.channels % work.block == 0
+    return [
+        WinogradWorkload(**vars(work), tile=tile, transforms_filters=own)
+        for tile, error in bounds(work.strides[0]).items()
+        for own in ((False, True) if known else (False,))
+        if error <= error_bound
+    ]
+
+
+def winograd_form(
     work: ConvWorkload,
     machine: Machine,
     error_bound: float,
     direct: ConvWorkload | None = None,
     images: Sequence[tuple[int, ...]] = (),
-) -> int | None:
-    """The tile that is cheaper than the direct convolution (that of `direct` if given, perhaps of narrow operands), or
-    None. Only tiles whose error is within the bound. `images` are spatial sizes to judge by, each as much as the
-    others, where those of the convolution are open."""
-    if not serves(work):
-        return None
-    cases = [(replace(work, spatial=size), replace(direct or work, spatial=size)) for size in images or [work.spatial]]
-    cases = [case for case in cases if serves(case[0]) and not case[0].is_open]
-    best, best_share = None, 0.97 * len(cases)
-    for tile, error in bounds(work.strides[0]).items():
-        if error > error_bound:
-            continue
-        share = sum(relative_cycles(each, rival, tile, machine) for each, rival in cases)
+) -> WinogradWorkload | None:
+    """The form that is cheaper than the direct convolution (that of `direct` if given, perhaps of narrow operands), or
+    None. `images` are spatial sizes to judge by, each as much as the others, where those of the convolution are
+    open."""
+    sizes = [size for size in images or [work.spatial] if 0 not in size and serves(replace(work, spatial=size))]
+    rivals = [replace(direct or work, spatial=size) for size in sizes]
+    best, best_share = None, 0.97 * len(sizes)
+    for form in winograd_forms(work, error_bound):
+        cases = [replace(form, spatial=size) for size in sizes]
+        share = sum(relative_cycles(each, rival, machine) for each, rival in zip(cases, rivals, strict=True))
         if share < best_share:
-            best, best_share = tile, share
+            best, best_share = form, share
     return best
 
 

@@ -181,9 +181,18 @@ class ConvWorkload(WindowWorkload):
 
 @dataclasses.dataclass(frozen=True)
 class WinogradWorkload(ConvWorkload):
-    """A convolution, and the output tile size (`tile` x `tile`) of the Winograd algorithm."""
+    """A convolution, and the output tile size (`tile` x `tile`) of the Winograd algorithm.
+
+    Weights: transformed, (ceil(filters / block), edge^2, channels, block); or the filters themselves, which each task
+    transforms (`transforms_filters`): (ceil(filters / block), channels, 9, block).
+    """
 
     tile: int = 4
+    transforms_filters: bool = False
+
+    def key(self) -> str:
+        """Without `transforms_filters` where they are transformed before."""
+        return super().key().replace(',"transforms_filters":false', "")
 
 
 @dataclasses.dataclass(frozen=True)

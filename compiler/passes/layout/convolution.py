@@ -194,14 +194,12 @@ class BlockedConv:
         return self._direct(chosen, packed)
 
     def _emit_winograd(self, chosen: WinogradWorkload, values: np.ndarray) -> Blocked:
-        plain = ConvWorkload(**{name: getattr(chosen, name) for name in ConvWorkload.__dataclass_fields__})
-        spread = self._winograd_weight(values, plain, chosen.tile)
         return self._emit(
-            lambda data, weight, sizes: conv_compute.conv_winograd(data, weight, plain, chosen.tile, sizes),
-            plain,
-            spread,
+            lambda data, weight, sizes: conv_compute.conv_winograd(data, weight, chosen, sizes),
+            chosen,
+            self._winograd_weight(values, chosen),
             reads_half=True,
-            key=("winograd", plain, chosen.tile),
+            key=("winograd", chosen),
         )
 
     def _emit_folded(self, work: FoldedWorkload, values: np.ndarray) -> Value:
@@ -222,10 +220,12 @@ class BlockedConv:
             lambda data, kept, sizes, index: conv_sparse(data, kept, index, sparse, sizes), sparse, weight.values, index
         )
 
-    def _winograd_weight(self, values: np.ndarray, work: ConvWorkload, tile: int) -> Expr:
-        """The transformed filter, which the module need not store: it takes up to 36 numbers for 9."""
-        lanes, stride = work.block, work.strides[0]
-        stored = pack_winograd(values, lanes), weight_matrix(tile, stride)
+    def _winograd_weight(self, values: np.ndarray, work: WinogradWorkload) -> Expr:
+        """The filter, or the transformed one, which the module need not store: it takes up to 36 numbers for 9."""
+        packed = pack_winograd(values, work.block)
+        if work.transforms_filters:
+            return as_constant(np.ascontiguousarray(packed.swapaxes(1, 2)))
+        stored = packed, weight_matrix(work.tile, work.strides[0])
         constant = as_constant(transform_winograd(*stored))
         self.builder.expansions.known[constant] = Expansion(stored, expand_winograd, "expand_filter", ((0, 2), ()))
         self.builder.expansions.filters[self._filter_key()] = constant, stored[0]

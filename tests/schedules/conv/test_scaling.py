@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from functools import cache
 
+import pytest
+import torch
+import torchvision
+
+from benchmarks.catalog import TORCHVISION_NETS
 from schedules.conv.direct import (
     ConvDirect,
 )
@@ -12,7 +18,7 @@ from schedules.conv.direct_nest import (
 )
 from schedules.conv.window import Depthwise, window_cut
 from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import Register, winograd_cut
+from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form
 from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
 from schedules.cuts import Cut
 from schedules.machine import Machine
@@ -85,10 +91,10 @@ def test_winograd_convolutions_scale(cores: int, share: float) -> None:
         work = workload(channels, channels, side, 3, 1, 1)
         whole = WinogradWorkload(**vars(work), tile=2)
 
-        def time(cores: int, work: ConvWorkload = work, whole: WinogradWorkload = whole) -> float:
+        def time(cores: int, whole: WinogradWorkload = whole) -> float:
             config = Winograd().default(whole, machine(cores))
             register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-            return winograd_cut(work, 2, register, machine(cores)).cycles
+            return winograd_cut(whole, register, machine(cores)).cycles
 
         assert time(1) / time(cores) > share * cores, (channels, side)
 
@@ -104,3 +110,50 @@ def test_depthwise_convolutions_do_not_stay_on_one_core(cores: int) -> None:
         )
         assert found.parallel or found.serial_cycles < BOUND, work
         assert speedup(found) > 0.6 * cores or found.serial_cycles < SMALL, (work, found)
+
+
+@cache
+def catalog_convolutions() -> list[ConvWorkload]:
+    """The distinct convolutions of the catalog's nets of torchvision with `BOUND` of arithmetic."""
+    found: dict[ConvWorkload, None] = {}
+
+    def note(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        assert isinstance(layer, torch.nn.Conv2d)
+        pad = tuple((int(each), int(each)) for each in layer.padding)
+        block, spatial = 16 if layer.in_channels >= 16 else 1, tuple(inputs[0].shape[2:])
+        window = layer.kernel_size, layer.stride, layer.dilation, pad, "float32"
+        work = ConvWorkload(
+            1, layer.in_channels, 16, spatial, *window, layer.out_channels, layer.groups, block
+        )  # fmt: skip
+        if work.flops > 32 * BOUND:
+            found[work] = None
+
+    for name in TORCHVISION_NETS:
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):  # regnet's sizes are tensors' values
+            net = torchvision.models.get_model(name, weights=None).eval().to("meta")
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(note)
+        net(torch.empty(1, 3, 224, 224, device="meta"))
+    return list(found)
+
+
+def test_no_convolution_of_the_catalog_is_serial_on_32_cores() -> None:
+    works = catalog_convolutions()
+    assert len(works) > 50
+    for work in works:
+        many = machine(32)
+        form = winograd_form(work, many, 1e-6)
+        if work.groups == work.channels == work.filters:
+            window = WindowWorkload(**{name: getattr(work, name) for name in WindowWorkload.__dataclass_fields__})
+            config = Depthwise().default(window, many)
+            knobs = config.integer("pixels"), config.integer("splits")
+            found = window_cut(window, window.out_spatial[0], *knobs, many)
+        elif form is not None:
+            config = Winograd().default(form, many)
+            register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
+            found = winograd_cut(form, register, many).products
+        else:
+            direct = replace(work, block=16)
+            found = direct_cut(direct, ConvDirect().default(direct, many), many, copies=direct.reaches_outside)
+        assert found.parallel or found.serial_cycles < BOUND, work

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedules.conv.sparse import conv_pays, conv_sparse, pack_sparse_filter
-from schedules.conv.workload import ConvWorkload
+from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.machine import Machine
 from tests.schedules.blocked import (
     AVX512,
@@ -93,5 +93,6 @@ def test_sparse_pays_from_a_share_on() -> None:
     assert not conv_pays(0.95, narrow, None, AVX512)
     wide = _workload(AVX512, {**case, "kernel": (3, 3), "pad": ((1, 1), (1, 1))})
     # Winograd's method multiplies a quarter as often, so there must be fewer blocks than that.
-    assert not conv_pays(0.25, wide, 4, AVX512)
-    assert conv_pays(0.05, wide, 4, AVX512)
+    winograd = WinogradWorkload(**vars(wide), tile=4)
+    assert not conv_pays(0.25, wide, winograd, AVX512)
+    assert conv_pays(0.05, wide, winograd, AVX512)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
 from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_tile
-from schedules.conv.winograd_transforms import TILES, bounds, edge_of, spread_weight, transforms
+from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form
+from schedules.conv.winograd_transforms import bounds, edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.machine import Machine
 from tests.schedules.blocked import (
@@ -33,6 +33,7 @@ from tvm import te  # isort: skip
 STEP = (1, 1)
 KNOBS = ("blocks", "pixels", "tiles", "chunks")  # of `Register`
 FORMS = [(tile, stride) for stride in (1, 2) for tile in bounds(stride)]
+FILTERS = pytest.mark.parametrize("transforms_filters", [False, True], ids=["stored", "transformed"])
 
 
 def _work(
@@ -48,6 +49,15 @@ def _work(
     return ConvWorkload(batch, channels, lanes, spatial, (3, 3), strides, STEP, pad, "float32", filters, 1, lanes)
 
 
+def _winograd(work: ConvWorkload, tile: int, transforms_filters: bool = False) -> WinogradWorkload:
+    return WinogradWorkload(**vars(work), tile=tile, transforms_filters=transforms_filters)
+
+
+def _tile(work: ConvWorkload, machine: Machine, error_bound: float) -> int | None:
+    form = winograd_form(work, machine, error_bound)
+    return None if form is None else form.tile
+
+
 def _pack_spread(spread: Array, lanes: int) -> Array:
     filters, channels = spread.shape[:2]
     outer = blocks(filters, lanes)
@@ -55,14 +65,17 @@ def _pack_spread(spread: Array, lanes: int) -> Array:
     return np.ascontiguousarray(padded.reshape(outer, lanes, channels, -1).transpose(0, 3, 2, 1))
 
 
-def _run(work: ConvWorkload, tile: int, values: Array, filters: Array, machine: Any) -> Array:
+def _run(work: WinogradWorkload, values: Array, filters: Array, machine: Any) -> Array:
     lanes = work.block
     data = te.placeholder((work.batch, blocks(work.channels, lanes), *work.spatial, lanes), name="data")
-    stride = work.strides[0]
-    weight = te.placeholder((work.out_blocks, edge_of(tile, stride) ** 2, work.channels, lanes), name="weight")
-    conv = conv_compute.conv_winograd(data, weight, work, tile)
-    spread = spread_weight(filters, np.array(transforms(tile, stride).weight)).astype(np.float32)
-    arrays = [pack(values, lanes), _pack_spread(spread, lanes)]
+    if work.transforms_filters:
+        packed = np.ascontiguousarray(_pack_spread(filters, lanes).swapaxes(1, 2))
+    else:
+        matrix = np.array(transforms(work.tile, work.strides[0]).weight)
+        packed = _pack_spread(spread_weight(filters, matrix).astype(np.float32), lanes)
+    weight = te.placeholder(packed.shape, name="weight")
+    conv = conv_compute.conv_winograd(data, weight, work)
+    arrays = [pack(values, lanes), packed]
     shape = (work.batch, work.out_blocks, *work.out_spatial, lanes)
     return unpack(run_scheduled([data, weight, relu(conv)], arrays, machine, "conv-winograd", shape), work.filters)
 
@@ -94,13 +107,14 @@ def test_input_and_output_matrices_are_exact_in_binary(tile: int, stride: int) -
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("channels", [16, 128, 512])
-def test_error_bound(tile: int, stride: int, channels: int) -> None:
+@FILTERS
+def test_error_bound(tile: int, stride: int, channels: int, transforms_filters: bool) -> None:
     rng = np.random.default_rng(channels)
-    work = _work(channels, 16, (18, 18), stride=stride)
+    work = _winograd(_work(channels, 16, (18, 18), stride=stride), tile, transforms_filters)
     values = np.abs(rng.standard_normal((1, channels, 18, 18), dtype=np.float32))
     filters = rng.standard_normal((16, channels, 3, 3), dtype=np.float32)
     expected = np.maximum(reference_conv(values, filters, work.strides, STEP, work.pad, 1), 0)
-    error = _run(work, tile, values, filters, AVX512) - expected
+    error = _run(work, values, filters, AVX512) - expected
     assert np.sqrt((error**2).mean() / (expected**2).mean()) < bounds(stride)[tile]
 
 
@@ -124,9 +138,19 @@ def test_random_shapes(machine: str, case: dict[str, Any], form: tuple[int, int]
     check(MACHINES[machine], case, form)
 
 
-def check(description: Machine, case: dict[str, Any], form: tuple[int, int]) -> None:
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("form", [(4, 1), (2, 2)])
+def test_filters_transformed_by_each_task(machine: str, form: tuple[int, int]) -> None:
+    """The input channels in whole parts and one that is shorter; more filters than fill the last block."""
+    for channels, side in ((224, 9), (16, 23)):
+        case = {"channels": channels, "filters": 40, "spatial": (side, side + 3), "batch": 2}
+        check(MACHINES[machine], case, form, transforms_filters=True)
+
+
+def check(description: Machine, case: dict[str, Any], form: tuple[int, int], transforms_filters: bool = False) -> None:
     tile, stride = form
-    work = _work(lanes=description.lanes("float32"), stride=stride, **case)
+    plain = _work(lanes=description.lanes("float32"), stride=stride, **case)
+    work = _winograd(plain, tile, transforms_filters and plain.channels % plain.block == 0)
     rng = np.random.default_rng(0)
     values = rng.standard_normal((work.batch, work.channels, *work.spatial), dtype=np.float32)
     filters = rng.standard_normal((work.filters, work.channels, 3, 3), dtype=np.float32)
@@ -134,17 +158,17 @@ def check(description: Machine, case: dict[str, Any], form: tuple[int, int]) -> 
     # The bound is on the mean; the largest of some thousand errors is a few tens of times that, at outputs of ~17, as
     # 33 channels have them: outputs and errors grow with the root of their number.
     atol = 3e-4 * max(1.0, (work.channels / 33) ** 0.5)
-    np.testing.assert_allclose(_run(work, tile, values, filters, description), expected, rtol=1e-4, atol=atol)
+    np.testing.assert_allclose(_run(work, values, filters, description), expected, rtol=1e-4, atol=atol)
 
 
 def test_it_is_chosen_where_it_saves_time() -> None:
-    assert winograd_tile(_work(64, 64, (56, 56)), AVX512, 1e-6) == 4
-    assert winograd_tile(_work(64, 64, (56, 56)), AVX512, 4e-7) == 2
-    assert winograd_tile(_work(64, 64, (56, 56)), AVX512, 1e-8) is None
-    assert winograd_tile(_work(512, 512, (2, 2)), AVX512, 1e-6) is None
-    assert winograd_tile(_work(64, 128, (56, 56), stride=2), AVX512, 1e-6) == 4
-    assert winograd_tile(_work(128, 256, (28, 28), stride=2), AVX512, 1e-6) == 2
-    assert winograd_tile(_work(512, 512, (14, 14), stride=2), AVX512, 1e-6) is None  # weights outweigh what is saved
+    assert _tile(_work(64, 64, (56, 56)), AVX512, 1e-6) == 4
+    assert _tile(_work(64, 64, (56, 56)), AVX512, 4e-7) == 2
+    assert _tile(_work(64, 64, (56, 56)), AVX512, 1e-8) is None
+    assert _tile(_work(512, 512, (2, 2)), AVX512, 1e-6) is None
+    assert _tile(_work(64, 128, (56, 56), stride=2), AVX512, 1e-6) == 4
+    assert _tile(_work(128, 256, (28, 28), stride=2), AVX512, 1e-6) == 2
+    assert _tile(_work(512, 512, (14, 14), stride=2), AVX512, 1e-6) is None  # weights outweigh what is saved
 
 
 @pytest.mark.parametrize("case", [(256, 256, 14, 1), (512, 512, 7, 1)])
@@ -152,19 +176,24 @@ def test_the_input_is_transformed_once_where_many_tasks_share_it(case: tuple[int
     channels, filters, side, stride = case
     machine = AVX512.model_copy(update={"cores": 32, "memory_rate": 56.0})
     work = _work(channels, filters, (side, side), stride=stride)
-    tile = winograd_tile(work, machine, 1e-6)
-    assert tile is not None, "on two threads of such a machine it takes 0.6 of the time of a direct convolution"
-    config = Winograd().default(WinogradWorkload(**vars(work), tile=tile), machine)
-    found = winograd_cut(work, tile, Register(*(config.integer(name) for name in KNOBS)), machine)
+    form = winograd_form(work, machine, 1e-6)
+    assert form is not None, "on two threads of such a machine it takes 0.6 of the time of a direct convolution"
+    config = Winograd().default(form, machine)
+    found = winograd_cut(form, Register(*(config.integer(name) for name in KNOBS)), machine)
     assert found.transforms is not None
-    check(machine, {"channels": channels, "filters": filters, "spatial": (side, side)}, (tile, stride))
+    check(machine, {"channels": channels, "filters": filters, "spatial": (side, side)}, (form.tile, stride))
 
 
-def test_its_larger_filters_must_come_from_memory_in_time() -> None:
-    work = _work(512, 512, (7, 7))
-    slow, fast = (AVX512.model_copy(update={"memory_rate": rate}) for rate in (4.0, 40.0))
-    assert winograd_tile(work, slow, 1e-6) is None
-    assert winograd_tile(work, fast, 1e-6) in TILES
+def test_tasks_transform_filters_that_would_come_late_from_memory() -> None:
+    def transforms_filters(work: ConvWorkload, memory_rate: float) -> bool:
+        form = winograd_form(work, AVX512.model_copy(update={"memory_rate": memory_rate}), 1e-6)
+        assert form is not None
+        return form.transforms_filters
+
+    assert transforms_filters(_work(512, 512, (7, 7)), 4.0)
+    assert transforms_filters(_work(256, 256, (14, 14)), 10.0)
+    assert not transforms_filters(_work(64, 64, (56, 56)), 4.0), "they stay in the second cache"
+    assert not transforms_filters(_work(512, 512, (7, 7), batch=16), 10.0), "each image would transform them again"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +210,7 @@ def test_its_larger_filters_must_come_from_memory_in_time() -> None:
 )
 def test_it_is_not_chosen_for_what_it_can_not_do(change: dict[str, Any]) -> None:
     work = ConvWorkload(**{**vars(_work(64, 64, (56, 56))), **change})
-    assert winograd_tile(work, AVX512, 1.0) is None
+    assert _tile(work, AVX512, 1.0) is None
 
 
 def test_defaults_lie_in_their_space() -> None:
