@@ -95,7 +95,7 @@ def _winograd(case: FloatConvolution, machine: Machine, measured: Choice | None)
     """The form of Winograd's method, estimated or measured; None for the direct convolution."""
     work, narrow = case.work, case.narrow
     best = winograd_form(work, machine, WINOGRAD_ERROR_BOUND, narrow, case.images)
-    known = winograd_forms(work, WINOGRAD_ERROR_BOUND)
+    known = winograd_forms(work, machine, WINOGRAD_ERROR_BOUND)
     if measured is None or work.is_open or not known:
         return best
     forms = [best, *(each for each in (None, *known) if each != best)]

@@ -459,17 +459,20 @@ class WinogradNest:
 
         def channel(part: Expr, row: Expr) -> Stmt:
             half, allocation = allocate("half", (edge, KERNEL, self.lanes), dtype, "local")
-            statements: list[Stmt | None] = [allocation]
-            for j in range(KERNEL):
+
+            def down(j: int) -> list[Stmt]:
                 taps = (i * KERNEL + j for i in range(KERNEL))
                 values = [load(self.weight, block + part, first + row, tap, self.all_lanes) for tap in taps]
-                keep = partial(_stored, half, lambda i, j=j: (i, j, self.all_lanes))
-                statements += self.transform.apply(matrix, values, keep, dtype)
-            for i in range(edge):
+                return self.transform.apply(
+                    matrix, values, partial(_stored, half, lambda i: (i, j, self.all_lanes)), dtype
+                )
+
+            def across(i: int) -> list[Stmt]:
                 values = [load(half, i, j, self.all_lanes) for j in range(KERNEL)]
-                give = partial(_stored, self.filters, lambda j, i=i: (part, i * edge + j, row, self.all_lanes))
-                statements += self.transform.apply(matrix, values, give, dtype)
-            return sequence(statements)
+                put = partial(_stored, self.filters, lambda j: (part, i * edge + j, row, self.all_lanes))
+                return self.transform.apply(matrix, values, put, dtype)
+
+            return sequence(allocation, *(down(j) for j in range(KERNEL)), *(across(i) for i in range(edge)))
 
         return repeat("b", self.blocks, lambda part: repeat("ci", count, lambda row: channel(part, row)))
 

@@ -232,7 +232,7 @@ def _works(
     passed = read if apart else total * (tile * work.strides[0]) ** 2 * work.channels * 4
     spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work))]
     rows = work.channels * work.out_blocks
-    weights = (KERNEL**2 if work.transforms_filters else frequencies) * rows * work.block * 4
+    weights = _weight_bytes(work)
     filters = rows * filter_cycles(edge) if work.transforms_filters else 0.0
     streamed = not work.transforms_filters and machine.l3_bytes > 0 and weights > machine.l2_bytes
     every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
@@ -282,18 +282,26 @@ def relative_cycles(work: WinogradWorkload, direct: ConvWorkload, machine: Machi
     return winograd_plan(work, machine).weighted / _direct_cycles(direct, machine)
 
 
-def winograd_forms(work: ConvWorkload, error_bound: float) -> list[WinogradWorkload]:
+def winograd_forms(work: ConvWorkload, machine: Machine, error_bound: float) -> list[WinogradWorkload]:
     """Winograd convolutions whose error is within the bound; [] if the rule does not support the convolution. Tasks of
-    static sizes may transform the filters."""
+    static sizes may transform filters that the second cache does not hold transformed."""
     if not serves(work):
         return []
-    known = not work.is_open and work.batch > 0 and work.channels % work.block == 0
-    return [
-        WinogradWorkload(**vars(work), tile=tile, transforms_filters=own)
+    forms = [
+        WinogradWorkload(**vars(work), tile=tile)
         for tile, error in bounds(work.strides[0]).items()
-        for own in ((False, True) if known else (False,))
         if error <= error_bound
     ]
+    if work.is_open or work.batch == 0 or work.channels % work.block:
+        return forms
+    large = [form for form in forms if _weight_bytes(form) > machine.l2_bytes]
+    return [*forms, *(replace(form, transforms_filters=True) for form in large)]
+
+
+def _weight_bytes(work: WinogradWorkload) -> int:
+    """Bytes of the weights as they are stored."""
+    numbers = KERNEL**2 if work.transforms_filters else edge_of(work.tile, work.strides[0]) ** 2
+    return numbers * work.channels * work.out_blocks * work.block * 4
 
 
 def winograd_form(
@@ -309,7 +317,7 @@ def winograd_form(
     sizes = [size for size in images or [work.spatial] if 0 not in size and serves(replace(work, spatial=size))]
     rivals = [replace(direct or work, spatial=size) for size in sizes]
     best, best_share = None, 0.97 * len(sizes)
-    for form in winograd_forms(work, error_bound):
+    for form in winograd_forms(work, machine, error_bound):
         cases = [replace(form, spatial=size) for size in sizes]
         share = sum(relative_cycles(each, rival, machine) for each, rival in zip(cases, rivals, strict=True))
         if share < best_share:
