@@ -25,6 +25,7 @@ from compiler.frontends.onnx.values import (
     OptionalValue,
     Runtime,
     SequenceValue,
+    StackedSequence,
     Symbolic,
     Value,
     is_poisoned,
@@ -109,7 +110,7 @@ class NodeContext:
         while isinstance(value, OptionalValue) and value.value is not None:
             value = value.value
         if not isinstance(value, (Constant, Symbolic, Runtime)):
-            kind = "a sequence" if isinstance(value, SequenceValue) else "an empty optional"
+            kind = "a sequence" if isinstance(value, SequenceValue | StackedSequence) else "an empty optional"
             raise InvalidModelError(f"{describe(self.node)}: input {index} is {kind}, not a tensor")
         return value
 

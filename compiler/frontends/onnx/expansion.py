@@ -10,7 +10,15 @@ import onnx.helper
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.structure import normalized_domain, schema_of, subgraphs
-from compiler.frontends.onnx.values import Constant, OptionalValue, Runtime, SequenceValue, Symbolic, Value
+from compiler.frontends.onnx.values import (
+    Constant,
+    OptionalValue,
+    Runtime,
+    SequenceValue,
+    StackedSequence,
+    Symbolic,
+    Value,
+)
 
 
 def resolve_references(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -97,6 +105,10 @@ def type_of(value: Value | None) -> onnx.TypeProto:
         return onnx.helper.make_sequence_type_proto(
             onnx.helper.make_tensor_type_proto(dtypes.NUMBERS[value.dtype or "float32"], None)
         )
+    if isinstance(value, StackedSequence):
+        shape = [d if isinstance(d, int) else str(d) for d in value.tensor.shape[1:]]
+        element = onnx.helper.make_tensor_type_proto(dtypes.NUMBERS[value.tensor.dtype], shape)
+        return onnx.helper.make_sequence_type_proto(element)
     if isinstance(value, OptionalValue) and value.value is not None:
         return onnx.helper.make_optional_type_proto(type_of(value.value))
     return onnx.TypeProto()

@@ -54,6 +54,7 @@ from compiler.frontends.onnx.values import (
     Producer,
     Runtime,
     SequenceValue,
+    StackedSequence,
     Symbolic,
     Value,
     is_poisoned,
@@ -239,7 +240,7 @@ class Importer:
         return [self._as_value(item, context, index) for index, item in enumerate(items)]
 
     def _as_value(self, item: object, context: NodeContext, index: int) -> Value:
-        if isinstance(item, (Constant, Symbolic, Runtime, SequenceValue, OptionalValue, Poisoned)):
+        if isinstance(item, (Constant, Symbolic, Runtime, SequenceValue, StackedSequence, OptionalValue, Poisoned)):
             value: Value = item
         elif isinstance(item, (np.ndarray, np.generic)):
             value = Constant(np.asarray(item))
@@ -280,7 +281,7 @@ def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
         if isinstance(value, Runtime):
             return value
         return Runtime(importer.builder.materialize(value), value.dtype)
-    kind = "a sequence" if isinstance(value, SequenceValue) else "an optional"
+    kind = "a sequence" if isinstance(value, SequenceValue | StackedSequence) else "an optional"
     raise RefusedError(Refusal("model output", name, f"{kind} cannot be a model output; only tensors can"))
 
 

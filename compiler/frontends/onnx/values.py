@@ -3,7 +3,7 @@
 - `Constant`: a known array.
 - `Symbolic`: an array whose elements are known up to symbolic sizes (the result of Shape and arithmetic on it).
 - `Runtime`: a tensor that exists when the module runs.
-- `SequenceValue`, `OptionalValue`: resolved at import.
+- `SequenceValue`, `OptionalValue`: resolved at import. `StackedSequence`: a sequence whose length a run decides.
 - `Poisoned`: the result of a node that was refused; nodes that use it are skipped.
 """
 
@@ -119,6 +119,13 @@ class SequenceValue:
 
 
 @dataclass(eq=False)
+class StackedSequence:
+    """A sequence of tensors of one shape along the first axis of a tensor, so that a run may decide its length."""
+
+    tensor: TensorValue
+
+
+@dataclass(eq=False)
 class OptionalValue:
     """An optional: a value, or None when it is empty."""
 
@@ -131,7 +138,7 @@ class Poisoned:
 
 
 TensorValue = Constant | Symbolic | Runtime
-Value = TensorValue | SequenceValue | OptionalValue | Poisoned
+Value = TensorValue | SequenceValue | StackedSequence | OptionalValue | Poisoned
 
 
 def tensor_shape(expr: relax.Expr) -> tuple[Dim, ...]:
@@ -145,6 +152,8 @@ def sources_of(value: Value | None) -> frozenset[str]:
         return value.sources
     if isinstance(value, SequenceValue):
         return frozenset().union(*(sources_of(item) for item in value.values))
+    if isinstance(value, StackedSequence):
+        return sources_of(value.tensor)
     if isinstance(value, OptionalValue):
         return sources_of(value.value)
     return NO_SOURCES

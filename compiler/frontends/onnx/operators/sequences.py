@@ -1,4 +1,8 @@
-"""Sequences and optionals: they exist while importing only, so positions and lengths must be known."""
+"""Sequences and optionals.
+
+Most exist while importing only. Those whose length a run decides are tensors of all elements, which have one shape:
+parts of length 1 of an axis of dynamic size, and what a loop adds to an empty sequence.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,20 @@ from tvm import relax
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.tensor.indexing import concatenated, strided_slice
 from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import Constant, OptionalValue, SequenceValue, Value, tensor_shape
+from compiler.frontends.onnx.values import (
+    Constant,
+    OptionalValue,
+    Runtime,
+    SequenceValue,
+    StackedSequence,
+    Symbolic,
+    Value,
+    tensor_shape,
+)
 
 
 def sequence_input(context: NodeContext, index: int) -> SequenceValue:
@@ -18,6 +32,8 @@ def sequence_input(context: NodeContext, index: int) -> SequenceValue:
     value = context.value(index)
     while isinstance(value, OptionalValue) and value.value is not None:
         value = value.value
+    if isinstance(value, StackedSequence):
+        context.refuse(f"the length of the sequence that is its input {index} is known only when running")
     if not isinstance(value, SequenceValue):
         context.invalid(f"its input {index} is not a sequence")
     return value
@@ -46,9 +62,30 @@ def _position(context: NodeContext, index: int, length: int, default: int, last:
 
 @converter("SequenceAt", since=11)
 def at(context: NodeContext) -> Value:
-    """The element at a position."""
+    """The element at a position, which may be computed if all elements have one shape."""
+    stack = _stack(context) if context.known(1) is None else context.value(0)
+    if isinstance(stack, StackedSequence):
+        return Composer(context)("Gather", stack.tensor, context.value(1), axis=0)
     values = sequence_input(context, 0).values
     return values[_position(context, 1, len(values), 0, len(values) - 1)]
+
+
+def _stack(context: NodeContext) -> Value:
+    """Input 0 as a stacked sequence where its elements have one shape and type; else as it is."""
+    sequence = context.value(0)
+    if not isinstance(sequence, SequenceValue) or not sequence.values:
+        return sequence
+    first, *others = sequence.values
+    if not isinstance(first, (Constant, Symbolic, Runtime)):
+        return sequence
+    for other in others:
+        if not isinstance(other, (Constant, Symbolic, Runtime)) or other.dtype != first.dtype:
+            return sequence
+        proved = context.arithmetic.equal_is_proved
+        if len(other.shape) != len(first.shape) or not all(map(proved, first.shape, other.shape)):
+            return sequence
+    op = Composer(context)
+    return StackedSequence(op("Concat", *(op("Unsqueeze", each, int64s(0)) for each in sequence.values), axis=0))
 
 
 @converter("SequenceInsert", since=11)
@@ -69,8 +106,12 @@ def erase(context: NodeContext) -> Value:
 
 
 @converter("SequenceLength", since=11)
-def length(context: NodeContext) -> np.ndarray:
+def length(context: NodeContext) -> np.ndarray | Value:
     """The number of elements."""
+    sequence = context.value(0)
+    if isinstance(sequence, StackedSequence):
+        op = Composer(context)
+        return op("Squeeze", op("Shape", sequence.tensor, start=0, end=1), int64s(0))
     return np.array(len(sequence_input(context, 0).values), np.int64)
 
 
@@ -80,9 +121,11 @@ def split_to_sequence(context: NodeContext) -> Value:
     data, shape = context.input(0), context.shape(0)
     axis = context.axis(context.attribute("axis", 0), len(shape))
     size = shape[axis]
-    if not isinstance(size, int):
-        context.refuse(f"the size of axis {axis}, and so the number of parts, is not known when compiling")
     drop = not context.has_input(1) and not context.attribute("keepdims", 1)
+    if not isinstance(size, int):
+        if not context.has_input(1) or ((chunk := context.known(1)) is not None and chunk.shape == () and chunk == 1):
+            return _single_parts(context, axis, len(shape), drop)
+        context.refuse(f"the size of axis {axis}, and so the number of parts, is not known when compiling")
     starts, lengths, position = [], _lengths(context, size), 0
     for part in lengths:
         starts.append(position)
@@ -96,6 +139,12 @@ def split_to_sequence(context: NodeContext) -> Value:
             piece = reshaped(context, piece, [s for a, s in enumerate(shape) if a != axis])
         values.append(context.runtime(piece, context.dtype(0)))
     return SequenceValue(values, context.dtype(0))
+
+
+def _single_parts(context: NodeContext, axis: int, rank: int, drop: bool) -> StackedSequence:
+    op = Composer(context)
+    stack = op("Transpose", context.value(0), perm=[axis, *(each for each in range(rank) if each != axis)])
+    return StackedSequence(stack if drop else op("Unsqueeze", stack, int64s(axis + 1)))
 
 
 def _lengths(context: NodeContext, size: int) -> list[int]:
@@ -113,6 +162,8 @@ def _lengths(context: NodeContext, size: int) -> list[int]:
 @converter("ConcatFromSequence", since=11)
 def concat_from_sequence(context: NodeContext) -> relax.Expr:
     """The elements one after another along an axis, or along a new one."""
+    if isinstance(stack := context.value(0), StackedSequence):
+        return _joined(context, context.importer.builder.materialize(stack.tensor))
     sequence = sequence_input(context, 0)
     if not sequence.values:
         context.invalid("it concatenates an empty sequence")
@@ -127,13 +178,30 @@ def concat_from_sequence(context: NodeContext) -> relax.Expr:
     return concatenated(context, tensors, axis)
 
 
+def _joined(context: NodeContext, stack: relax.Expr) -> relax.Expr:
+    """The elements of a stack one after another along an axis, or along a new one."""
+    new = bool(context.attribute("new_axis", 0))
+    rank = stack.ty.ndim - (not new)
+    axis = context.axis(context.required_attribute("axis"), rank)
+    moved = context.emit(relax.op.permute_dims(stack, [*range(1, axis + 1), 0, *range(axis + 1, stack.ty.ndim)]))
+    if new:
+        return moved
+    shape = list(tensor_shape(moved))
+    merged = context.arithmetic.multiply(shape[axis], shape[axis + 1])
+    return reshaped(context, moved, [*shape[:axis], merged, *shape[axis + 2 :]])
+
+
 @converter("SequenceMap", since=17)
 def sequence_map(context: NodeContext) -> list[Value]:
     """The body applied to each element; further inputs are sequences of the same length, or tensors for all."""
     body, elements = context.required_attribute("body"), sequence_input(context, 0).values
     columns: list[list[Value]] = []
     for index in range(len(context.inputs)):
-        value = context.value(index)
+        value = (
+            sequence_input(context, index)
+            if isinstance(context.value(index), StackedSequence)
+            else context.value(index)
+        )
         column: list[Value] = value.values if isinstance(value, SequenceValue) else [value] * len(elements)
         if len(column) != len(elements):
             context.invalid(f"sequences of lengths {len(elements)} and {len(column)}")

@@ -27,8 +27,18 @@ from compiler.frontends.onnx.operators.control_flow.loop_body import (
 from compiler.frontends.onnx.operators.control_flow.loop_functions import recursive_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, require_known, sources_with_captures
 from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.structure import captured_names, subgraphs
 from compiler.frontends.onnx.symbolic import Dim, is_number
-from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, is_poisoned, tensor_shape
+from compiler.frontends.onnx.values import (
+    Constant,
+    Runtime,
+    SequenceValue,
+    StackedSequence,
+    Symbolic,
+    Value,
+    is_poisoned,
+    tensor_shape,
+)
 
 _TRUE = Constant(np.array(True))
 
@@ -38,6 +48,8 @@ def loop(context: NodeContext) -> list[Value]:
     """A loop with a number of iterations, a condition, or both; see `loops` for how it becomes code."""
     body: onnx.GraphProto = context.required_attribute("body")
     state = [context.value(index) for index in range(2, len(context.node.input))]
+    trips = _scalar(context, 0)
+    appended = _appended(body, state) if known_scalar(trips) is None else []
     if len(body.input) != len(state) + 2 or len(body.output) < len(state) + 1:
         context.invalid(
             f"its body has {len(body.input)} inputs and {len(body.output)} outputs, which does not fit a state of "
@@ -46,22 +58,57 @@ def loop(context: NodeContext) -> list[Value]:
 
     def step(iteration: Value, values: list[Value]) -> Step:
         # In an iteration that runs, the condition it was given is true.
-        results = context.import_subgraph(body, [iteration, _TRUE, *values])
-        return Step(_folded(context, results[0]), results[1 : len(state) + 1], results[len(state) + 1 :])
+        rest = iter(values)
+        given = [state[index] if index in appended else next(rest) for index in range(len(state))]
+        go, *results = context.import_subgraph(body, [iteration, _TRUE, *given])
+        kept = [result for index, result in enumerate(results[: len(state)]) if index not in appended]
+        elements = [_inserted(results[index]) for index in appended]
+        return Step(_folded(context, go), kept, [*results[len(state) :], *elements])
 
     result = run_loop(
         context,
         Loop(
             step,
-            _scalar(context, 0),
+            trips,
             _scalar(context, 1),
-            state,
+            [value for index, value in enumerate(state) if index not in appended],
             len(all_nodes(body.node)) + 1,
             sources_with_captures(context),
             control=(0, 1),
         ),
     )
-    return [*result.state, *result.stacks]
+    outputs = len(result.stacks) - len(appended)
+    final: list[Value] = list(result.state)
+    for index, stack in zip(appended, result.stacks[outputs:], strict=True):
+        assert isinstance(stack, (Constant, Symbolic, Runtime))
+        final.insert(index, StackedSequence(stack))
+    return [*final, *result.stacks[:outputs]]
+
+
+def _appended(body: onnx.GraphProto, state: Sequence[Value]) -> list[int]:
+    """The places of empty sequences in the state to whose end each iteration adds an element and does nothing else."""
+    inner = {name for graph in (g for node in body.node for g in subgraphs(node)) for name in captured_names(graph)}
+    found = []
+    for index, value in enumerate(state[: len(body.output) - 1]):
+        name, result = body.input[index + 2].name, body.output[index + 1].name
+        users = [node for node in body.node if name in node.input]
+        is_empty = isinstance(value, SequenceValue) and not value.values
+        if not is_empty or len(users) != 1 or {name, result} & inner:
+            continue
+        (user,) = users
+        given = [each for each in user.input if each]
+        adds = user.op_type == "SequenceInsert" and len(given) == 2 and given[0] == name and given[1] != name
+        if adds and user.output[0] == result and not any(result in node.input for node in body.node):
+            found.append(index)
+    return found
+
+
+def _inserted(sequence: Value) -> Value:
+    if is_poisoned(sequence):
+        raise PoisonedInputError
+    assert isinstance(sequence, SequenceValue)
+    (element,) = sequence.values
+    return element
 
 
 def _scalar(context: NodeContext, index: int) -> Value | None:

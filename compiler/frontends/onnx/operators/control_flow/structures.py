@@ -15,6 +15,7 @@ from compiler.frontends.onnx.values import (
     OptionalValue,
     Runtime,
     SequenceValue,
+    StackedSequence,
     Symbolic,
     Value,
     is_poisoned,
@@ -38,6 +39,8 @@ class Structure:
             return f"a {self.dtype} tensor"
         if self.kind == "sequence":
             return f"a sequence of {len(self.parts)}"
+        if self.kind == "stack":
+            return "a sequence whose length a run decides"
         return "a filled optional" if self.parts else "an empty optional"
 
 
@@ -47,6 +50,8 @@ def structure_of(value: Value) -> Structure:
         raise PoisonedInputError
     if isinstance(value, SequenceValue):
         return Structure("sequence", value.dtype, tuple(structure_of(item) for item in value.values))
+    if isinstance(value, StackedSequence):
+        return Structure("stack", None, (structure_of(value.tensor),))
     if isinstance(value, OptionalValue):
         return Structure("optional", None, () if value.value is None else (structure_of(value.value),))
     assert isinstance(value, (Constant, Symbolic, Runtime))
@@ -58,6 +63,8 @@ def tensors_in(value: Value) -> Iterator[Tensor]:
     if isinstance(value, SequenceValue):
         for item in value.values:
             yield from tensors_in(item)
+    elif isinstance(value, StackedSequence):
+        yield value.tensor
     elif isinstance(value, OptionalValue):
         if value.value is not None:
             yield from tensors_in(value.value)
@@ -71,6 +78,8 @@ def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Value:
     """The value of that structure made of the next tensors."""
     if structure.kind == "sequence":
         return SequenceValue([rebuild(part, tensors) for part in structure.parts], structure.dtype)
+    if structure.kind == "stack":
+        return StackedSequence(next(tensors))
     if structure.kind == "optional":
         return OptionalValue(rebuild(structure.parts[0], tensors) if structure.parts else None)
     return next(tensors)
