@@ -197,12 +197,9 @@ def sequence_map(context: NodeContext) -> list[Value]:
     body, elements = context.required_attribute("body"), sequence_input(context, 0).values
     columns: list[list[Value]] = []
     for index in range(len(context.inputs)):
-        value = (
-            sequence_input(context, index)
-            if isinstance(context.value(index), StackedSequence)
-            else context.value(index)
-        )
-        column: list[Value] = value.values if isinstance(value, SequenceValue) else [value] * len(elements)
+        value = context.value(index)
+        is_sequence = isinstance(value, SequenceValue | StackedSequence)
+        column = sequence_input(context, index).values if is_sequence else [value] * len(elements)
         if len(column) != len(elements):
             context.invalid(f"sequences of lengths {len(elements)} and {len(column)}")
         columns.append(column)
