@@ -153,14 +153,14 @@ def test_a_known_condition_takes_its_branch() -> None:
     assert imported.outputs[0].shape == (2,)
 
 
-def test_a_growing_sequence_needs_the_number_of_iterations() -> None:
+def test_a_sequence_that_grows_at_its_front_needs_the_number_of_iterations() -> None:
     import onnx.parser
 
     model = """<ir_version: 8, opset_import: ["" : 17]>
-    agraph (float[2] x, int64 M) => (float[K] y) <bool t = {1}> {
+    agraph (float[2] x, int64 M) => (float[K] y) <bool t = {1}, int64 front = {0}> {
       none = SequenceEmpty ()
       s = Loop (M, t, none) <body = b (int64 i, bool c, seq(float[2]) a) => (bool c2, seq(float[2]) a2) {
-        a2 = SequenceInsert (a, x)
+        a2 = SequenceInsert (a, x, front)
         c2 = Identity (c)
       }>
       y = ConcatFromSequence <axis=0> (s)
