@@ -21,6 +21,7 @@ from compiler.errors import OptionError, ServiceUnavailableError, StorageError, 
 from compiler.serving.workers.channel import Channel, as_error, open_channel
 from compiler.serving.workers.distributor import Distributor, handing_pair
 from compiler.serving.workers.options import WorkerOptions
+from compiler.support.optional import optional_module
 
 _log = logging.getLogger(__name__)
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -28,6 +29,7 @@ _MEMORY = "/dev/shm"  # a file system in memory
 _KILL_AFTER = 5.0  # seconds beyond those that requests have to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that died while starting is started again
 _BACKLOG = 2048
+_NEEDED = {"httptools": "parses HTTP", "orjson": "reads and writes JSON"}
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -282,10 +284,13 @@ def serve(
 
     Raises:
         StorageError: the address is taken.
+        MissingDependencyError: a package is missing that workers need.
         OptionError, ...: what keeps the server from starting.
     """
     if options.workers < 1:
         raise OptionError(f"there must be 1 worker at least, not {options.workers}")
+    for package, purpose in _NEEDED.items():
+        optional_module(package, "serve", purpose)
     with listen(host, port) as sock:
         asyncio.run(_serve(options, sock, drain_seconds, started))
 

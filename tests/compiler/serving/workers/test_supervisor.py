@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from compiler.errors import StorageError, UserError
+from compiler.errors import MissingDependencyError, StorageError, UserError
 from compiler.serving.workers.options import WorkerOptions
-from compiler.serving.workers.supervisor import Supervisor, listen
+from compiler.serving.workers.supervisor import Supervisor, listen, serve
 from tests.compiler.serving.server import dense_file
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}
@@ -217,3 +217,9 @@ print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_missing_packages_are_named_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    with pytest.raises(MissingDependencyError, match="'orjson'"):
+        serve(WorkerOptions(), "127.0.0.1", 0, drain_seconds=0, started=print)
